@@ -1,0 +1,72 @@
+"""What every probe asks of its input, and the warnings it may give.
+
+A user's fault is a `ValueError` that reads "what: got; want". What can be computed but should not be trusted blindly
+is a warning of a class below, so that a caller can filter by class. Messages also travel in the `warnings` field of
+the result objects.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+
+class ProbeWarning(UserWarning):
+    """Parent of every warning of this package."""
+
+
+class ConstantInputWarning(ProbeWarning):
+    """The input has no spread, so the statistic is undefined and `nan` comes back."""
+
+
+class DuplicatePointsWarning(ProbeWarning):
+    """Identical points were found and merged or dropped."""
+
+
+class LowPrecisionWarning(ProbeWarning):
+    """The values hold no more digits than bfloat16 or float16: nearest-neighbour distances are not to be trusted."""
+
+
+class SmallSampleWarning(ProbeWarning):
+    """The sample is too small for the interval or p-value to mean much."""
+
+
+def warn(category: type[ProbeWarning], message: str, *, stacklevel: int = 3) -> str:
+    """The message, after it has been issued as a warning at the caller's caller."""
+    warnings.warn(message, category, stacklevel=stacklevel)
+    return message
+
+
+def as_real(who: str, name: str, values: object) -> np.ndarray:
+    """A float64 array of `values`; `ValueError` where they are not real numbers, are empty, or hold NaN or inf."""
+    array = np.asarray(values)
+    if array.dtype.name == "bfloat16":  # ml_dtypes registers it with kind "V"
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{who}: {name} has dtype {array.dtype}; want real numbers")
+    if array.size == 0:
+        raise ValueError(f"{who}: {name} has shape {array.shape}; want at least one value")
+    array = array.astype(np.float64, copy=False)
+    if not np.isfinite(array).all():
+        n_bad = int(np.size(array) - np.isfinite(array).sum())
+        raise ValueError(f"{who}: {name} has {n_bad} values that are NaN or inf; want finite numbers")
+    return array
+
+
+def as_matrix(who: str, name: str, values: object, *, min_rows: int = 1, wanted: str = "[rows, cols]") -> np.ndarray:
+    """A finite float64 matrix of at least `min_rows` rows, else `ValueError`."""
+    matrix = as_real(who, name, values)
+    if matrix.ndim != 2 or matrix.shape[0] < min_rows:
+        raise ValueError(f"{who}: {name} has shape {matrix.shape}; want {wanted}, rows ≥ {min_rows}")
+    return matrix
+
+
+def centered(X: np.ndarray) -> np.ndarray:
+    """X less its column means, float64; exactly 0 where a column is constant.
+
+    The first row goes first: equal rows then leave exact zeros, where subtracting a rounded mean would leave noise
+    that a scale-free statistic takes for signal.
+    """
+    shifted = np.subtract(X, X[..., :1, :], dtype=np.float64)
+    return shifted - shifted.mean(axis=-2, keepdims=True)
