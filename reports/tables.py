@@ -1,0 +1,202 @@
+"""The column contract of every CSV that a study writes, and the two functions that write and read one.
+
+A table is a UTF-8 CSV with a header, one row a measurement, missing numbers as empty cells. Its leading columns are
+fixed here by name and order; further columns may follow them. Tables of all models and seeds of a study are merged: the
+columns `model` and `seed` tell the rows apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import pandas as pd
+
+# name of the table (the file is `<name>.csv`) -> its leading columns, in order
+COLUMNS = MappingProxyType(
+    {
+        # head redundancy and rank, one row a (model, seed, layer, basis); basis is z, pattern or residual; ranks are of
+        # the concatenated z
+        "topology_stats": (
+            "model", "seed", "layer", "basis", "max_cos", "mean_cos", "nuclear_rank", "effective_rank", "stable_rank",
+            "participation_ratio", "rank_utilization", "n_tokens",
+        ),
+        # cosine of every ordered pair of heads of a layer
+        "head_cosines": ("model", "seed", "layer", "basis", "head_i", "head_j", "cos"),
+        # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together
+        "sae_training_results": (
+            "model", "seed", "layer", "head", "d_in", "d_sae", "l1", "l0", "mse", "fvu", "dead_fraction", "ce_base",
+            "ce_spliced", "ce_zero", "ce_recovered", "n_train_tokens", "n_eval_tokens",
+        ),
+        # histogram of feature densities; the bin is the lower edge in log10, or the word "dead" for features that
+        # never fire
+        "sae_density": ("model", "seed", "layer", "head", "log10_density_bin", "n_features"),
+        # one ablated head a row; losses in nats, impact_pct, stderr and the 95 % interval in per cent of the base loss
+        "ablation_results": (
+            "model", "seed", "layer", "head", "kind", "base_loss", "ablated_loss", "impact_pct", "stderr", "ci_low",
+            "ci_high", "kl", "n_tokens",
+        ),
+        # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
+        # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
+        # neighbours [[feature, cosine]] in the same head, match [model, feature, cosine] in the same layer and head
+        "feature_atlas": (
+            "model", "layer", "head", "feature", "density", "max_act", "mean_act", "top_token", "top_contexts",
+            "logit_promoted", "logit_suppressed",
+        ),
+        # Mantel correlation of a concept set's geometry with its topology, by layer (layer -1 is the embedding)
+        "concept_mantel": (
+            "model", "seed", "set", "n", "topology", "layer", "r", "p", "q", "partial_r", "r2", "n_permutations",
+        ),
+        # participation ratio of a concept set's mean states (ceiling n - 1)
+        "concept_geometry": ("model", "seed", "set", "n", "layer", "effective_dim"),
+        # measure is trajectory_consistency (lag 1) or lag_decay (lag k), beside its nulls: independent states, a random
+        # walk
+        "trajectories": ("model", "seed", "set", "measure", "lag", "value", "null_independent", "null_random_walk"),
+        # head entropy in nats and as a share of the uniform-causal ceiling; mean attention to position 0 (queries >= 1)
+        "attention_stats": (
+            "model", "seed", "layer", "head", "entropy", "entropy_share", "bos_mass", "n_ctx", "n_tokens",
+        ),
+        # the four ranks of a weight matrix (W_Q W_K W_V W_O W_gate W_in W_out)
+        "weight_spectra": (
+            "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
+        ),
+        # |cos| of the k-th principal components of two models, k from 1, beside the isotropic baseline
+        "pc_cosine": ("model_a", "model_b", "layer", "pc", "cosine", "baseline", "n"),
+        "intrinsic_dimension": ("model", "seed", "layer", "dimension", "stderr", "n_used", "n_duplicates"),
+        "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
+        # wide: one row a logged step; losses in nats a token, sigma_* means over layers; per-layer columns follow:
+        # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...
+        "train_log": (
+            "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
+            "grad_norm", "tokens_per_s", "sigma_z", "sigma_pattern", "sigma_residual",
+        ),
+        # entropy baselines of the held-out tokens (unigram, bigram), nats a token
+        "baselines": ("name", "nats", "n_tokens"),
+        # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
+        "claims": (
+            "claim", "published", "measured", "ci_low", "ci_high", "n", "verdict", "measure", "source_table", "control",
+        ),
+    }
+)  # fmt: skip
+
+# columns that hold text whatever they look like: a token "NA", "007" or "" must come back as it was
+TEXT_COLUMNS = frozenset(
+    (
+        "model", "model_a", "model_b", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix", "measure",
+        "name", "log10_density_bin", "top_token", "top_contexts", "logit_promoted", "logit_suppressed", "neighbours",
+        "match", "claim", "published", "measured", "verdict", "source_table", "control",
+    )
+)  # fmt: skip
+
+# what stands for a missing number; nothing stands for a missing text
+MISSING_NUMBERS = ("", "nan", "NaN", "NA")
+
+
+def missing_columns(present: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of `wanted` that are not in `present`, in the order of `wanted`."""
+    have = set(present)
+    return tuple(column for column in wanted if column not in have)
+
+
+def write_table(df: pd.DataFrame, directory: str | Path, name: str) -> Path:
+    """Return the path of `<directory>/<name>.csv`, written whole or not at all.
+
+    The leading columns of `COLUMNS[name]` come first, then the others in the order they have. Floats keep every digit
+    that tells them apart; the index is not written; lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+
+    Raises:
+        ValueError: for an unknown name or missing leading columns.
+    """
+    _check_name(name)
+    missing = missing_columns(df.columns, COLUMNS[name])
+    if missing:
+        raise ValueError(f"{name}: the table lacks {', '.join(missing)}; want {', '.join(COLUMNS[name])} first")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    trailing = [column for column in df.columns if column not in COLUMNS[name]]
+    ordered = df[[*COLUMNS[name], *trailing]]
+    text = ordered.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # a carriage return is quoted only where it ends lines; unquoted it would split its row
+        text = ordered.to_csv(index=False, lineterminator="\r\n")
+    path = directory / f"{name}.csv"
+    write_atomically(path, replace_surrogates(text).encode("utf-8"))
+    return path
+
+
+def read_table(directory: str | Path, name: str) -> pd.DataFrame:
+    """Return the table `<directory>/<name>.csv`, floats exactly as written, text columns as text.
+
+    Raises:
+        ValueError: for an unknown name, a file that is not there or is empty, or missing leading columns.
+    """
+    _check_name(name)
+    path = Path(directory) / f"{name}.csv"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; want the table {name}")
+    df = read_csv(path)
+    missing = missing_columns(df.columns, COLUMNS[name])
+    if missing:
+        raise ValueError(f"{path}: the columns {', '.join(missing)} are missing; got {', '.join(df.columns)}")
+    return df
+
+
+def find_tables(directory: str | Path) -> dict[str, Path]:
+    """Return the known tables that lie at the top level of `directory`, name -> path, in the order of `COLUMNS`.
+
+    Raises:
+        ValueError: if `directory` is not a directory.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: not a directory; want one that holds a study's CSV files")
+    paths = {name: directory / f"{name}.csv" for name in COLUMNS}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Return the CSV at `path` whatever columns it has: the page says itself what is missing.
+
+    Raises:
+        ValueError: if the file has no header.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty; want a CSV with a header")
+    header = list(pd.read_csv(path, nrows=0, encoding="utf-8").columns)
+    return pd.read_csv(
+        path,
+        encoding="utf-8",
+        dtype={column: "str" for column in header if column in TEXT_COLUMNS},
+        keep_default_na=False,
+        na_values={column: list(MISSING_NUMBERS) for column in header if column not in TEXT_COLUMNS},
+        low_memory=False,
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp gives 0600; a table is as readable as any other file
+        os.replace(temporary, path)  # noqa: PTH105 - the atomic call, named as such
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def replace_surrogates(text: str) -> str:
+    """Return `text` with surrogate pairs joined and lone surrogates as U+FFFD, so that UTF-8 can hold it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _check_name(name: str) -> None:
+    if name not in COLUMNS:
+        nearest: Sequence[str] = difflib.get_close_matches(name, COLUMNS, n=3) or sorted(COLUMNS)
+        raise ValueError(f"table: got {name!r}; want one of {', '.join(nearest)}")
