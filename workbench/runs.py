@@ -1,0 +1,449 @@
+"""Run directories: one job writes one directory, as `<out>.partial`, and it is renamed to `<out>` when it is whole.
+
+    with runs.open_run("runs/control", config, resume=False, seed=0) as run:
+        if not run.is_complete:
+            ...                                   # write under run.path
+
+A whole directory holds `config.toml`, `env.json`, `manifest.json` (sha256 and bytes of every other file) and the job's
+own files. A killed or failed job leaves `<out>.partial` as it was; nothing else ever carries the name `<out>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import tomli_w
+
+CONFIG, ENV, MANIFEST = "config.toml", "env.json", "manifest.json"
+MANIFEST_FORMAT = "workbench-manifest/1"
+MAX_SETTINGS_BYTES = 64 << 20  # a larger config or manifest is not one of ours: refuse before reading it into memory
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")  # what atomic_write makes, and a kill may leave behind
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_PACKAGES = (
+    "torch", "numpy", "scipy", "transformer-lens", "tokenizers", "safetensors", "pandas", "pydantic", "plotly",
+    "sae-lens", "datasets", "transformers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: where to write, and what was found there."""
+
+    path: Path
+    """directory to write in: `<out>.partial`, or `<out>` itself if is_complete"""
+    out: Path
+    """the name that the directory gets when it is whole"""
+    is_complete: bool
+    """True only with resume: `<out>` was whole already, with this config and an intact manifest; write nothing"""
+    is_resumed: bool
+    """True if `<out>.partial` was there before"""
+
+
+@contextlib.contextmanager
+def open_run(
+    out: str | os.PathLike[str],
+    config: Mapping[str, Any] | Any,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Iterator[Run]:
+    """A `Run` to write in, renamed to `out` on normal exit; on an exception the partial directory stays as it is.
+
+    config: a mapping (nested; None is dropped, paths become strings) or a pydantic model, written as config.toml.
+    device, seed: only recorded, in env.json.
+
+    Raises ValueError if `out` exists (unless resume), if a partial directory exists (unless resume), if resume finds
+    another config (the first key that differs is named) or an altered whole directory, and if another process has it.
+    """
+    out = _absolute(out)
+    partial = out.with_name(out.name + ".partial")
+    resolved = _as_toml(config)
+    with _locked(out):
+        if out.exists() or out.is_symlink():
+            if not resume:
+                raise ValueError(f"out: {out} already exists; want a new directory, or --resume")
+            _check_same_config(out, resolved)
+            verify_manifest(out)
+            yield Run(path=out, out=out, is_complete=True, is_resumed=False)
+            return
+        is_resumed = _prepare(partial, resolved, resume)
+        clock, started = time.monotonic(), datetime.now(UTC)
+        yield Run(path=partial, out=out, is_complete=False, is_resumed=is_resumed)
+        env = _environment(device) | {
+            "seed": seed,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 3),
+            "resumed": is_resumed,
+        }
+        atomic_write(partial / ENV, json.dumps(env, indent=2) + "\n")
+        write_manifest(partial)
+        _sync_directories(partial)
+        # rename(2) would silently take the place of an empty directory made meanwhile
+        if out.exists():
+            raise ValueError(f"out: {out} was made by someone else meanwhile; the finished run is in {partial}")
+        partial.rename(out)
+        _sync_directory(out.parent)
+
+
+def write_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of every file below `directory` except itself, written as manifest.json; each file is fsynced.
+
+    Form: {"format": "workbench-manifest/1", "files": {relative posix path: {"sha256": hex, "bytes": n}}}.
+    Raises ValueError on a symbolic link, a device or a name that is not UTF-8.
+    """
+    files = {}
+    for name, path in _walk(directory):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            files[name] = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
+    manifest = {"format": MANIFEST_FORMAT, "files": files}
+    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def verify_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a whole run directory, after every file has been read and compared with it.
+
+    Raises ValueError naming the first file that is missing, altered or not in the manifest, a symbolic link, a manifest
+    path that leaves the directory, and a manifest that cannot be read.
+    """
+    directory = Path(path)
+    manifest = _read_manifest(directory)
+    found = dict(_walk(directory))
+    for name, entry in manifest["files"].items():
+        if name not in found:
+            raise ValueError(f"manifest: {directory / name} is missing; want {entry['bytes']} bytes")
+        n_bytes = found[name].stat().st_size
+        if n_bytes != entry["bytes"]:
+            raise ValueError(f"manifest: {directory / name} is altered, {n_bytes} bytes; want {entry['bytes']}")
+    for name in found:
+        if name not in manifest["files"]:
+            raise ValueError(f"manifest: {directory / name} is not in the manifest; want only the run's own files")
+    for name, entry in manifest["files"].items():
+        if (sha256 := sha256_file(found[name])) != entry["sha256"]:
+            raise ValueError(f"manifest: {directory / name} is altered, sha256 {sha256}; want {entry['sha256']}")
+    return manifest
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in a run directory's config.toml (or in the TOML file given).
+
+    Raises ValueError if the file is missing, too large, not UTF-8 or not TOML.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / CONFIG
+    text = _read_settings(file, "config")
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"config: {file} is not TOML ({error}); want key = value lines") from None
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Nothing comes back: `path` holds `data` (str as UTF-8), or, after any failure, what it held before.
+
+    Written beside, fsynced, renamed over, and the directory fsynced.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+# --- entering
+
+
+def _absolute(out: str | os.PathLike[str]) -> Path:
+    text = os.fspath(out)
+    path = Path(os.path.abspath(text))  # noqa: PTH100  (normalises "..", and unlike resolve() keeps links)
+    if not text or "\0" in text or not path.name:
+        raise ValueError(f"out: {text!r} names no directory; want a path to a new directory")
+    if path.suffix in {".partial", ".lock"}:
+        raise ValueError(f"out: {text} ends in {path.suffix}; want the run's own name, without it")
+    for parent in path.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"out: {parent} is a file; want a directory there")
+            break
+    return path
+
+
+def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
+    """Whether the partial directory was there; made, with its config.toml, if not."""
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise ValueError(f"out: {partial} is not a directory; want none there, or an unfinished run's")
+    if partial.is_dir():
+        if not resume:
+            raise ValueError(f"out: {partial} is an unfinished run; want --resume, or remove it")
+        for name, path in list(_walk(partial, with_manifest=True)):
+            # a manifest here is of an earlier attempt to finish; temporary files are what a kill left of a write
+            if name == MANIFEST or _TEMPORARY.match(path.name):
+                path.unlink()
+        if (partial / CONFIG).exists():
+            _check_same_config(partial, resolved)
+            return True
+        if any(partial.iterdir()):
+            raise ValueError(f"out: {partial} has no {CONFIG}; want an unfinished run's directory")
+    partial.mkdir(exist_ok=True)
+    atomic_write(partial / CONFIG, tomli_w.dumps(resolved))
+    _sync_directory(partial.parent)
+    return False
+
+
+def _as_toml(config: Mapping[str, Any] | Any) -> dict[str, Any]:
+    """The config as it reads back from TOML: None dropped, tuples as lists, paths as posix strings."""
+    dump = getattr(config, "model_dump", None)
+    if callable(dump):
+        config = dump(mode="json")
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config: a {type(config).__name__}; want a mapping or a pydantic model")
+    return tomllib.loads(tomli_w.dumps(_plain(config, "")))
+
+
+def _plain(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise ValueError(f"config: key {name!r} in [{key}] is a {type(name).__name__}; want a string")
+        return {k: _plain(v, f"{key}.{k}".lstrip(".")) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return Path(value).as_posix()
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"config: {key} is a {type(value).__name__}; want a string, number, bool, list or table")
+
+
+def _check_same_config(directory: Path, resolved: dict[str, Any]) -> None:
+    if not directory.is_dir() or directory.is_symlink():
+        raise ValueError(f"out: {directory} is not a directory; want a run directory to resume")
+    if difference := _first_difference(read_config(directory), resolved, ""):
+        key, old, new = difference
+        raise ValueError(f"resume: {key} is {old} in {directory / CONFIG}, got {new}; want the same settings")
+
+
+def _first_difference(old: Any, new: Any, key: str) -> tuple[str, str, str] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(k for k in new if k not in old)]:
+            inner = f"{key}.{name}".lstrip(".")
+            if name not in old or name not in new:
+                return inner, repr(old.get(name, "absent")), repr(new.get(name, "absent"))
+            if difference := _first_difference(old[name], new[name], inner):
+                return difference
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return next((d for i, (a, b) in pairs if (d := _first_difference(a, b, f"{key}[{i}]"))), None)
+    both_nan = isinstance(old, float) and isinstance(new, float) and math.isnan(old) and math.isnan(new)
+    same = old == new and isinstance(old, bool) == isinstance(new, bool)
+    return None if same or both_nan else (key, repr(old), repr(new))
+
+
+# --- the lock
+
+# Open lock files, so that a forked worker closes its copy: a lock must end with the process that took it, and flock's
+# lasts until the last copy of the descriptor is closed.
+_HELD: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for file in _HELD:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Holds `<out>.lock` for this process alone.
+
+    flock: the kernel lets it go when the process ends, however it ends, so a file left by a kill is no lock and no
+    clock, process number or boot has to be compared. What is written inside is for the reader of the error message.
+    """
+    import fcntl
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(out.name + ".lock")
+    while True:
+        file = _open_lock(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
+            file.close()
+            raise ValueError(f"out: {out} is being written by {holder}; want one process in a directory") from None
+        # the holder before us may have removed the file after we opened it: then this is a lock on nothing
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    _HELD.add(file)
+    try:
+        file.truncate(0)
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    if path.is_symlink() or path.is_dir():
+        raise ValueError(f"out: {path} is not a plain file; want none there, or a lock file")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
+
+
+# --- leaving
+
+
+def _environment(device: str) -> dict[str, Any]:
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    env = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "git_revision": _git_revision(),
+        "device": device,
+        "n_cpus": os.cpu_count(),
+        "peak_memory_bytes": _peak_memory_bytes(),  # of the process so far, not of this job alone
+    }
+    torch = sys.modules.get("torch")  # asked only if the job used it: this module must not load it
+    if torch is not None:
+        env["n_threads"] = torch.get_num_threads()
+        if device.startswith("cuda") and torch.cuda.is_available():
+            env["device_name"] = torch.cuda.get_device_name(device)
+            env["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return env
+
+
+def _peak_memory_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
+
+
+def _git_revision() -> str | None:
+    """The revision of the checkout that this code runs from, "-dirty" if altered; None where it is installed."""
+    root = Path(__file__).resolve().parent.parent
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    command = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _walk(directory: Path, *, with_manifest: bool = False) -> Iterator[tuple[str, Path]]:
+    """(relative posix path, path) of every plain file, sorted by path; the top manifest.json only if asked for."""
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise ValueError(f"manifest: {path} is a symbolic link; want plain files in a run directory")
+        if stat.S_ISDIR(mode) or (name == MANIFEST and not with_manifest):
+            continue
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"manifest: {path} is a device, pipe or socket; want plain files in a run directory")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"manifest: {name!r} in {directory} is not UTF-8; want UTF-8 file names") from None
+        yield name, path
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise ValueError(f"manifest: {directory} is not a directory; want a run directory")
+    file = directory / MANIFEST
+    text = _read_settings(file, "manifest")
+    try:
+        manifest = json.loads(text, object_pairs_hook=_refuse_repeated)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"manifest: {file} is not JSON ({error}); want the file that the run wrote") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise ValueError(f'manifest: {file} has another format; want "format": "{MANIFEST_FORMAT}"')
+    if not isinstance(manifest.get("files"), dict):
+        raise ValueError(f'manifest: {file} has no "files"; want an object of paths')
+    for name, entry in manifest["files"].items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != name or re.search(r"[\\\0:]", name) or name == ".":
+            raise ValueError(f"manifest: path {name!r} in {file}; want a relative path that stays in the directory")
+        n_bytes, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        is_size = isinstance(n_bytes, int) and not isinstance(n_bytes, bool) and n_bytes >= 0
+        if not (is_size and isinstance(sha256, str) and _SHA256.match(sha256)):
+            raise ValueError(f'manifest: entry {name!r} in {file}; want {{"sha256": 64 hex digits, "bytes": n ≥ 0}}')
+    return manifest
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(result := dict(pairs)) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+def _read_settings(file: Path, what: str) -> str:
+    if file.is_symlink() or not file.is_file():
+        raise ValueError(f"{what}: {file} is missing; want a whole run directory")
+    if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
+        raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{what}: {file} is not UTF-8; want UTF-8 text") from None
+
+
+def _sync_directories(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            _sync_directory(path)
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
