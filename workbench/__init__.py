@@ -1,0 +1,1 @@
+"""A workbench for prescriptive interpretability."""

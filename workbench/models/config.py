@@ -1,0 +1,199 @@
+"""The one description of a model: a flat record in TransformerLens's field names.
+
+The fields are grouped by subject in small base classes and joined in `ModelConfig`. Every field outside `Extensions` has the
+name, the meaning and the default-meaning of the same field of `transformer_lens.HookedTransformerConfig`, so that the JSON
+form, less its `extensions` object, is what that class takes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def parse_dtype(name: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype called `name` (float64, float32, bfloat16, float16; a `torch.` prefix is allowed).
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    short = str(name).removeprefix("torch.")
+    if short not in _DTYPES:
+        raise ValueError(f"dtype: got {name!r}; want one of {', '.join(_DTYPES)}")
+    return _DTYPES[short]
+
+
+Dtype = Annotated[
+    torch.dtype, BeforeValidator(parse_dtype), PlainSerializer(lambda d: str(d).removeprefix("torch."), return_type=str)
+]
+
+
+class Frozen(BaseModel):
+    """A record that cannot change and accepts no unknown key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Shape(Frozen):
+    """Sizes of the whole, and where the weights live."""
+
+    model_name: str = Field("custom", description="name shown in tables")
+    n_layers: int = Field(description="number of blocks, effective layers in a recurrent model", ge=1)
+    d_model: int = Field(description="width of the residual stream", ge=1)
+    n_ctx: int = Field(description="longest sequence, tokens", ge=1)
+    d_vocab: int = Field(description="number of token ids", ge=2)
+    tie_word_embeddings: bool = Field(False, description="unembedding is the transposed embedding")
+    output_logits_soft_cap: float = Field(-1.0, description="c in c·tanh(logit/c); ≤ 0 is none")
+    initializer_range: float = Field(0.02, description="standard deviation of initial weights", gt=0)
+    device: str = Field("cpu", description="torch device of the weights; kept current by the model")
+    dtype: Dtype = Field(torch.float32, description="dtype of the weights; kept current by the model")
+    default_prepend_bos: bool = Field(True, description="whether to_tokens puts BOS first when not told")
+    tokenizer_name: str | None = Field(None, description="where the tokenizer came from, for the record")
+
+
+class AttentionFields(Frozen):
+    """Heads and their scores."""
+
+    n_heads: int = Field(description="query heads", ge=1)
+    n_key_value_heads: int | None = Field(None, description="key/value heads; none means n_heads", ge=1)
+    d_head: int = Field(description="width of one head", ge=1)
+    use_qk_norm: bool = Field(False, description="RMSNorm of each head's q and k, before rotation")
+    attn_scale: float = Field(-1.0, description="scores are divided by this; ≤ 0 means √d_head")
+    attn_scores_soft_cap: float = Field(-1.0, description="c in c·tanh(score/c); ≤ 0 is none")
+
+
+class PositionFields(Frozen):
+    """Where a token stands."""
+
+    positional_embedding_type: Literal["standard", "rotary"] = Field("rotary", description="learned table, or RoPE")
+    rotary_base: float = Field(10000.0, description="θ of RoPE", gt=0)
+    rotary_dim: int | None = Field(None, description="rotated dimensions of a head; none means d_head", ge=2)
+    rotary_adjacent_pairs: bool = Field(False, description="True: pairs (0,1),(2,3)…; False: halves (0,d/2)…")
+    rotary_scaling_factor: float = Field(1.0, description="linear stretching of positions", gt=0)
+    use_NTK_by_parts_rope: bool = Field(False, description="Llama 3.1's frequency-dependent stretching")
+    NTK_by_parts_low_freq_factor: float = Field(1.0, description="see Peng et al. 2023, §3.2", gt=0)
+    NTK_by_parts_high_freq_factor: float = Field(4.0, description="see Peng et al. 2023, §3.2", gt=0)
+    NTK_by_parts_factor: float = Field(8.0, description="stretch of the lowest frequencies", gt=0)
+    NTK_original_ctx_len: int = Field(8192, description="context of the unstretched model, tokens", ge=1)
+
+
+class MlpFields(Frozen):
+    """Feed-forward sub-layer and norms."""
+
+    d_mlp: int = Field(description="hidden width", ge=1)
+    act_fn: Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2"] = Field(
+        "silu", description="nonlinearity; gelu_new is GPT-2's tanh form"
+    )
+    gated_mlp: bool = Field(True, description="act(x W_gate) * (x W_in), else act(x W_in)")
+    normalization_type: Literal["LN", "RMS"] = Field("RMS", description="LayerNorm with bias, or RMSNorm")
+    eps: float = Field(1e-5, description="added under the root of a norm", gt=0)
+    attn_only: Literal[False] = Field(False, description="TransformerLens's word; blocks here always have an MLP")
+    attention_dir: Literal["causal"] = Field("causal", description="TransformerLens's word; always causal here")
+    parallel_attn_mlp: Literal[False] = Field(False, description="TransformerLens's word; always sequential here")
+
+
+class AttnRes(Frozen):
+    """Block attention residuals: routing over committed block sums instead of one running sum."""
+
+    boundaries: tuple[int, ...] = Field(description="layers at which the partial sum is committed; starts with 0")
+
+
+class Extensions(Frozen):
+    """What HookedTransformerConfig has no word for."""
+
+    qkv_bias: bool = Field(False, description="b_Q, b_K, b_V exist")
+    out_bias: bool = Field(False, description="b_O exists")
+    mlp_bias: bool = Field(False, description="b_in, b_out exist")
+    residual_init_scale: float = Field(
+        -1.0, description="W_O and W_out start with this times initializer_range; ≤ 0 means 1/√(2·n_layers)"
+    )
+    attn_res: AttnRes | None = Field(None, description="attention residuals; none is the plain stream")
+
+
+class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
+    """A model's architecture; `extensions` holds what TransformerLens cannot say.
+
+    Raises:
+        ValueError: (pydantic's ValidationError) when a field is unknown or fields contradict each other.
+    """
+
+    extensions: Extensions = Field(default_factory=Extensions, description="beyond TransformerLens")
+
+    @model_validator(mode="after")
+    def _agree(self) -> ModelConfig:
+        kv_heads = self.kv_heads
+        if self.n_heads % kv_heads:
+            raise ValueError(f"n_key_value_heads: {kv_heads} does not divide n_heads = {self.n_heads}")
+        if self.positional_embedding_type == "rotary":
+            rotary_dim = self.rotary_dim or self.d_head
+            if rotary_dim % 2 or rotary_dim > self.d_head:
+                raise ValueError(f"rotary_dim: got {rotary_dim}; want an even number ≤ d_head = {self.d_head}")
+        if self.extensions.attn_res is not None:
+            check_boundaries(self.extensions.attn_res.boundaries, self.n_layers)
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads (n_heads where none is named)."""
+        return self.n_key_value_heads or self.n_heads
+
+    @property
+    def d_vocab_out(self) -> int:
+        """Width of the logits: always d_vocab."""
+        return self.d_vocab
+
+    @property
+    def scale(self) -> float:
+        """What attention scores are divided by."""
+        return self.attn_scale if self.attn_scale > 0 else self.d_head**0.5
+
+    def to_json(self) -> str:
+        """The `hooked_config.json` of a checkpoint: every field, `device` left out (it belongs to the machine)."""
+        return json.dumps(self.model_dump(mode="json", exclude={"device"}), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "hooked_config.json") -> ModelConfig:
+        """Read `to_json`'s form.
+
+        Raises:
+            ValueError: naming `source` and every field that is unknown, missing or out of range.
+        """
+        try:
+            return cls.model_validate(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}: not JSON ({error}); want a model configuration") from error
+        except ValidationError as error:
+            raise ValueError(f"{source}: {describe_errors(error)}") from error
+
+
+def check_boundaries(boundaries: tuple[int, ...], n_layers: int) -> None:
+    """Raise ValueError unless boundaries rise strictly from 0 and stay below n_layers."""
+    rising = all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))
+    if not boundaries or boundaries[0] != 0 or not rising or boundaries[-1] >= n_layers:
+        raise ValueError(
+            f"attn_res.boundaries: got {list(boundaries)}; want layers that rise from 0 and stay below {n_layers}"
+        )
+
+
+def describe_errors(error: ValidationError) -> str:
+    """One line for all of a ValidationError: `field: what is wrong` joined by semicolons."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(p) for p in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        got: Any = item.get("input")
+        shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+        parts.append(f"{where}: {message}{shown}" if where else message)
+    return "; ".join(parts)

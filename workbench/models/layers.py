@@ -1,0 +1,302 @@
+"""The parts of a block: norms, rotary positions, attention, feed-forward; TransformerLens's names, shapes and hook points.
+
+Whatever only a watcher needs (attention scores, patterns, per-head results, per-head inputs, a norm's scale) is computed
+only while a hook stands on it; unwatched, attention is one fused kernel and a norm one fused call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from workbench.models.config import ModelConfig
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+def is_watched(*points: HookPoint) -> bool:
+    """Whether any hook, forward or backward, stands on any of these points."""
+    return any(p._forward_hooks or p._backward_hooks or p._backward_pre_hooks for p in points)
+
+
+def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, dtype=dtype))
+
+
+def _head_parameter(n_heads: int, d_model: int, d_head: int, dtype: torch.dtype) -> nn.Parameter:
+    """A [n_heads d_model d_head] weight laid out in memory as [d_model, n_heads·d_head], so that one plain matrix product
+    projects all heads without copying the weight."""
+    return nn.Parameter(torch.empty(d_model, n_heads, d_head, dtype=dtype).permute(1, 0, 2))
+
+
+class Norm(nn.Module):
+    """LayerNorm (`w`, `b`) or RMSNorm (`w`) over the last axis, of any length."""
+
+    def __init__(self, cfg: ModelConfig, length: int | None = None, kind: str | None = None) -> None:
+        super().__init__()
+        self.length, self.eps, self.kind = length or cfg.d_model, cfg.eps, kind or cfg.normalization_type
+        self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
+        if self.kind == "LN":
+            self.b = nn.Parameter(torch.zeros(self.length, dtype=cfg.dtype))
+        self.hook_scale = HookPoint()  # [batch pos 1]
+        self.hook_normalized = HookPoint()  # [batch pos length]
+
+    def forward(self, x: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch length"]:
+        if is_watched(self.hook_scale, self.hook_normalized):
+            return self._explicit(x)
+        if self.kind == "LN":
+            return F.layer_norm(x, (self.length,), self.w, self.b, self.eps)
+        return F.rms_norm(x, (self.length,), self.w, self.eps)
+
+    def _explicit(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        if self.kind == "LN":
+            wide = wide - wide.mean(-1, keepdim=True)
+        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        normalized = self.hook_normalized(wide / scale).to(x.dtype)
+        return normalized * self.w + self.b if self.kind == "LN" else normalized * self.w
+
+
+class Rotary(nn.Module):
+    """Rotation of queries and keys by position (Su et al. 2021), tables in float32, grown on demand up to n_ctx.
+
+    Pairs are (i, i + d/2) or, with `rotary_adjacent_pairs`, (2i, 2i + 1). Supports linear and NTK-by-parts stretching.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.dim, self.adjacent = cfg.rotary_dim or cfg.d_head, cfg.rotary_adjacent_pairs
+        self.register_buffer("inverse_frequency", _inverse_frequency(cfg, self.dim), persistent=False)
+        self.tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def cos_sin(self, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin of position × frequency, [n, dim/2] each, in `dtype`."""
+        size = 1 << max(0, n - 1).bit_length()
+        key = (size, device, dtype)
+        if key not in self.tables:
+            positions = torch.arange(size, dtype=torch.float64)
+            angles = torch.outer(positions, self.inverse_frequency.double().cpu())
+            self.tables = {k: v for k, v in self.tables.items() if k[1:] != key[1:]}
+            self.tables[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+        cos, sin = self.tables[key]
+        return cos[:n], sin[:n]
+
+    def forward(
+        self, x: Float[Tensor, "batch pos head d_head"], offset: int = 0
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        n = x.shape[1]
+        wide = x.dtype if x.dtype == torch.float64 else torch.float32
+        cos, sin = (t[offset : offset + n, None, :] for t in self.cos_sin(offset + n, x.device, wide))
+        turned, rest = x[..., : self.dim], x[..., self.dim :]
+        if self.adjacent:
+            a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, dim=-1)
+            turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        turned = turned.to(x.dtype)
+        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def _inverse_frequency(cfg: ModelConfig, dim: int) -> Float[Tensor, "half"]:
+    """Radians per position of each pair; NTK-by-parts as published for Llama 3.1 (Peng et al. 2023, §3.2)."""
+    inverse = 1.0 / cfg.rotary_base ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if cfg.use_NTK_by_parts_rope:
+        wavelength = 2 * math.pi / inverse
+        low = cfg.NTK_original_ctx_len / cfg.NTK_by_parts_low_freq_factor
+        high = cfg.NTK_original_ctx_len / cfg.NTK_by_parts_high_freq_factor
+        kept = ((cfg.NTK_original_ctx_len / wavelength) - cfg.NTK_by_parts_low_freq_factor) / (
+            cfg.NTK_by_parts_high_freq_factor - cfg.NTK_by_parts_low_freq_factor
+        )
+        mixed = (1 - kept) * inverse / cfg.NTK_by_parts_factor + kept * inverse
+        inverse = torch.where(
+            wavelength > low, inverse / cfg.NTK_by_parts_factor, torch.where(wavelength < high, inverse, mixed)
+        )
+    return inverse / cfg.rotary_scaling_factor
+
+
+class KeyValueCache:
+    """Keys (rotated) and values of the tokens seen so far, a pair of [batch pos kv_head d_head] per layer.
+
+    Room is allocated once for `capacity` positions; `length` counts those filled.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v behind what layer already holds; return all of both."""
+        if layer not in self.pairs:
+            room = (k.shape[0], self.capacity, *k.shape[2:])
+            self.pairs[layer] = (k.new_empty(room), v.new_empty(room))
+        end = self.length + k.shape[1]
+        for store, new in zip(self.pairs[layer], (k, v), strict=True):
+            store[:, self.length : end] = new
+        return self.pairs[layer][0][:, :end], self.pairs[layer][1][:, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with grouped keys and values, QK-norm and rotary positions where the config says so."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.cfg, self.layer = cfg, layer
+        h, kv, d, e = cfg.n_heads, cfg.kv_heads, cfg.d_model, cfg.d_head
+        self.is_grouped = cfg.n_key_value_heads is not None
+        self.W_Q = _head_parameter(h, d, e, cfg.dtype)
+        # TransformerLens stores grouped weights as _W_K, _W_V and shows them repeated to all heads as W_K, W_V
+        prefix = "_" if self.is_grouped else ""
+        self.register_parameter(prefix + "W_K", _head_parameter(kv, d, e, cfg.dtype))
+        self.register_parameter(prefix + "W_V", _head_parameter(kv, d, e, cfg.dtype))
+        self.W_O = _parameter(h, e, d, dtype=cfg.dtype)
+        if cfg.extensions.qkv_bias:
+            self.b_Q = _parameter(h, e, dtype=cfg.dtype)
+            self.register_parameter(prefix + "b_K", _parameter(kv, e, dtype=cfg.dtype))
+            self.register_parameter(prefix + "b_V", _parameter(kv, e, dtype=cfg.dtype))
+        if cfg.extensions.out_bias:
+            self.b_O = _parameter(d, dtype=cfg.dtype)
+        if cfg.use_qk_norm:
+            self.q_norm, self.k_norm = Norm(cfg, e, "RMS"), Norm(cfg, e, "RMS")
+        self.hook_q, self.hook_k, self.hook_v, self.hook_z = HookPoint(), HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()  # [batch head query key], when watched
+        self.hook_result = HookPoint()  # [batch pos head d_model], when watched
+        if cfg.positional_embedding_type == "rotary":
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+            self.rotary = Rotary(cfg)
+
+    def __getattr__(self, name: str):  # W_K, W_V, b_K, b_V of grouped attention, repeated to all heads
+        if name in ("W_K", "W_V", "b_K", "b_V") and f"_{name}" in self.__dict__.get("_parameters", {}):
+            stored = self._parameters[f"_{name}"]
+            assert stored is not None
+            return stored.repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=0)
+        return super().__getattr__(name)
+
+    def stored(self, name: str) -> nn.Parameter:
+        """The parameter called W_K, W_V, b_K or b_V as stored: one entry a key/value head."""
+        parameter = self._parameters[f"_{name}" if self.is_grouped else name]
+        assert parameter is not None
+        return parameter
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"] | tuple[Tensor, Tensor, Tensor],
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Attention of normalised input x; a triple gives q, k, v their own inputs, [batch pos head d_model] each."""
+        inputs = x if isinstance(x, tuple) else (x, x, x)
+        has_bias = self.cfg.extensions.qkv_bias
+        q = self.hook_q(_project(inputs[0], self.W_Q, self.b_Q if has_bias else None))
+        k = self.hook_k(_project(inputs[1], self.stored("W_K"), self.stored("b_K") if has_bias else None))
+        v = self.hook_v(_project(inputs[2], self.stored("W_V"), self.stored("b_V") if has_bias else None))
+        if self.cfg.use_qk_norm:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        offset = cache.length if cache is not None else 0
+        if self.cfg.positional_embedding_type == "rotary":
+            q, k = self.hook_rot_q(self.rotary(q, offset)), self.hook_rot_k(self.rotary(k, offset))
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        return self._output(self.hook_z(self._mix(q, k, v)))
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        """Σ over keys of pattern · v: fused unless someone watches the scores or the pattern."""
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [batch head pos d_head]
+        groups = self.cfg.n_heads // self.cfg.kv_heads
+        if groups > 1:
+            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        cap = self.cfg.attn_scores_soft_cap
+        if cap <= 0 and not is_watched(self.hook_attn_scores, self.hook_pattern):
+            n_queries, n_keys = q.shape[2], k.shape[2]
+            is_square = n_queries == n_keys
+            mask = None if is_square or n_queries == 1 else _causal(n_queries, n_keys, q.device)
+            z = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=is_square and n_queries > 1, scale=1 / self.cfg.scale
+            )
+            return z.transpose(1, 2)
+        scores = (q @ k.transpose(2, 3)) / self.cfg.scale
+        if cap > 0:
+            scores = cap * torch.tanh(scores / cap)
+        scores = scores.masked_fill(~_causal(q.shape[2], k.shape[2], q.device), -torch.inf)
+        scores = self.hook_attn_scores(scores)
+        pattern = self.hook_pattern(torch.softmax(scores, dim=-1))
+        return (pattern.to(v.dtype) @ v).transpose(1, 2)
+
+    def _output(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        if is_watched(self.hook_result):
+            product = einsum(z, self.W_O.to(z.dtype), "batch pos head e, head e d -> batch pos head d")
+            out = self.hook_result(product).sum(2)
+        else:
+            out = z.flatten(2) @ self.W_O.flatten(0, 1).to(_product_dtype(z))
+        return out + self.b_O if self.cfg.extensions.out_bias else out
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype a product with x will run in: autocast's where it is on, else x's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _project(x: Tensor, W: Float[Tensor, "head d_model d_head"], b: Tensor | None) -> Tensor:
+    """x W + b for all heads, [batch pos head d_head]; x may carry its own head axis."""
+    if x.ndim == 4:
+        out = einsum(x, W.to(x.dtype), "batch pos head d, head d e -> batch pos head e")
+        return out if b is None else out + b
+    flat = rearrange(W, "head d e -> d (head e)")  # a view: the weight lies in memory this way
+    out = x @ flat
+    if b is not None:
+        out = out + b.flatten().to(out.dtype)
+    return out.unflatten(-1, (W.shape[0], W.shape[2]))
+
+
+def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
+    """[n_queries n_keys], True where a key is not after its query; the queries are the last positions."""
+    queries = torch.arange(n_keys - n_queries, n_keys, device=device)
+    return torch.arange(n_keys, device=device)[None, :] <= queries[:, None]
+
+
+class MLP(nn.Module):
+    """Feed-forward: act(x W_in) W_out, or gated: (act(x W_gate) * (x W_in)) W_out; biases where the config says so."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg, self.act = cfg, ACTIVATIONS[cfg.act_fn]
+        if cfg.gated_mlp:
+            self.W_gate = _parameter(cfg.d_model, cfg.d_mlp, dtype=cfg.dtype)
+            self.hook_pre_linear = HookPoint()  # [batch pos d_mlp]
+        self.W_in = _parameter(cfg.d_model, cfg.d_mlp, dtype=cfg.dtype)
+        self.W_out = _parameter(cfg.d_mlp, cfg.d_model, dtype=cfg.dtype)
+        if cfg.extensions.mlp_bias:
+            self.b_in = _parameter(cfg.d_mlp, dtype=cfg.dtype)
+            self.b_out = _parameter(cfg.d_model, dtype=cfg.dtype)
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()  # [batch pos d_mlp]
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        biased = self.cfg.extensions.mlp_bias
+        if self.cfg.gated_mlp:
+            pre = self.hook_pre(x @ self.W_gate)
+            post = self.act(pre) * self.hook_pre_linear(x @ self.W_in)
+            # TransformerLens adds a gated MLP's b_in after the product
+            post = post + self.b_in if biased else post
+        else:
+            pre = x @ self.W_in
+            post = self.act(self.hook_pre(pre + self.b_in if biased else pre))
+        out = self.hook_post(post) @ self.W_out
+        return out + self.b_out if biased else out
+
+
+def per_head_copies(x: Tensor, n_heads: int) -> Float[Tensor, "batch pos head d_model"]:
+    """x once for each head, as a view."""
+    return repeat(x, "batch pos d -> batch pos head d", head=n_heads)

@@ -1,0 +1,193 @@
+"""What `--ckpt` means: our checkpoints, Hugging Face folders and hub names, GGUF files; and how a model is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from workbench.models.config import ModelConfig, parse_dtype
+from workbench.models.transformer import HookedLM
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "hooked_config.json", "tokenizer.json"
+_BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+
+
+def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None) -> HookedLM:
+    """Return the model that `source` names, in evaluation mode, with its tokenizer where there is one.
+
+    Args:
+        source: a run or checkpoint directory of ours (`latest` is followed), a Hugging Face folder or hub name of a
+            supported family (llama, mistral, qwen2, qwen3, gpt2), or a .gguf file of the Llama family.
+        device: "auto" (CUDA where there is one), or a torch device.
+        dtype: of the weights; None keeps what is stored (float32 for GGUF).
+
+    Raises:
+        ValueError: nothing there, a damaged file, missing, extra or misshapen tensors (each named), a model that
+            `ModelConfig` cannot express, or a tokenizer larger than the vocabulary.
+    """
+    path = Path(source)
+    wanted = None if dtype is None else parse_dtype(dtype)
+    if path.is_file() and path.suffix == ".gguf":
+        from workbench.models.gguf import load_gguf
+
+        model = load_gguf(path)
+    elif (directory := find_checkpoint(path)) is not None:
+        model = _load_ours(directory)
+    else:
+        from workbench.models.huggingface import find_folder, load_folder
+
+        model = load_folder(find_folder(str(source)))
+    _check_tokenizer(model, source)
+    return model.to(device=resolve_device(device), dtype=wanted or model.cfg.dtype).eval()
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" made definite: cuda where there is one, else cpu.
+
+    Raises:
+        ValueError: a device torch does not know or does not see.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: got {device!r} ({str(error).splitlines()[0]}); want auto, cpu or cuda[:n]") from error
+    return device
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The directory with hooked_config.json that `path` means (itself, or its newest step), or None.
+
+    Raises:
+        ValueError: `latest` names a directory that is not there.
+    """
+    if (path / CONFIG).is_file():
+        return path
+    pointer = path / "latest"
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text(encoding="utf-8").strip()
+    directory = path / name
+    if Path(name).name != name or not (directory / CONFIG).is_file():
+        raise ValueError(f"{pointer}: names {name!r}; want a step directory beside it that holds {CONFIG}")
+    return directory
+
+
+def _load_ours(directory: Path) -> HookedLM:
+    config_file = directory / CONFIG
+    cfg = ModelConfig.from_json(config_file.read_text(encoding="utf-8"), str(config_file))
+    model = HookedLM(cfg, seed=None)
+    fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
+    if (directory / TOKENIZER).is_file():
+        model.tokenizer = load_fast_tokenizer(directory)
+    return model
+
+
+def open_tensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, memory-mapped.
+
+    Raises:
+        ValueError: the file is missing, truncated or not safetensors.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: not there; want a safetensors file")
+    try:
+        with safe_open(file, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{file}: damaged or not safetensors ({error})") from error
+
+
+@torch.no_grad()
+def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into the model's parameters; all names and shapes are checked before the first is copied.
+
+    Raises:
+        ValueError: naming `source` and up to five missing, unknown or misshapen tensors.
+    """
+    parameters = dict(model.named_parameters())
+    wrong = [f"{n} is missing" for n in parameters if n not in tensors]
+    wrong += [f"{n} is unknown" for n in tensors if n not in parameters]
+    wrong += [
+        f"{n} has shape {list(t.shape)}, want {list(parameters[n].shape)}"
+        for n, t in tensors.items()
+        if n in parameters and t.shape != parameters[n].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{source}: {'; '.join(wrong[:5])}{more}")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def save(model: HookedLM, directory: str | Path) -> None:
+    """Write model.safetensors, hooked_config.json and the tokenizer's files into an existing directory."""
+    directory = Path(directory)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / CONFIG).write_text(model.cfg.to_json(), encoding="utf-8")
+    if model.tokenizer is not None:
+        model.tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
+        special = {"bos_token": model.tokenizer.bos_token, "eos_token": model.tokenizer.eos_token}
+        text = json.dumps(special, indent=2, ensure_ascii=False) + "\n"
+        (directory / "special_tokens.json").write_text(text, encoding="utf-8")
+
+
+def wrap_tokenizer(tokenizer: Any, bos: str | None = None, eos: str | None = None) -> Any:
+    """A Hugging Face fast tokenizer around a `tokenizers.Tokenizer`; BOS and EOS default to the name it knows of
+    <|endoftext|>, <|begin_of_text|>, <s>, <bos>."""
+    from transformers import PreTrainedTokenizerFast
+
+    known = [n for n in _BOS_NAMES if tokenizer.token_to_id(n) is not None]
+    first = known[0] if known else None
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    # set afterwards and only when known: an unknown special token would be added to the vocabulary
+    for attribute, token in (("bos_token", bos or first), ("eos_token", eos or first)):
+        if token is not None and tokenizer.token_to_id(token) is not None:
+            setattr(wrapped, attribute, token)
+    return wrapped
+
+
+def load_fast_tokenizer(directory: Path) -> Any:
+    """The tokenizer of one of our checkpoint directories.
+
+    Raises:
+        ValueError: tokenizer.json cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    file = directory / TOKENIZER
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"{file}: not a tokenizers file ({error})") from error
+    special_file = directory / "special_tokens.json"
+    special = json.loads(special_file.read_text(encoding="utf-8")) if special_file.is_file() else {}
+    return wrap_tokenizer(tokenizer, special.get("bos_token"), special.get("eos_token"))
+
+
+def _check_tokenizer(model: HookedLM, source: str | Path) -> None:
+    if model.tokenizer is None:
+        return
+    size = len(model.tokenizer)
+    if size > model.cfg.d_vocab:
+        raise ValueError(f"{source}: the tokenizer has {size} entries; want at most d_vocab = {model.cfg.d_vocab}")
+
+
+def weights_sha256(model: Any) -> str:
+    """Hex sha256 over name, shape, dtype and bytes of every parameter in name order: what an SAE remembers of its model."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,357 @@
+"""`HookedLM`: embed → blocks → unembed as a fold over a residual state, hooked in TransformerLens's language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from workbench.models.attn_residuals import RoutedStream, Routing
+from workbench.models.config import ModelConfig
+from workbench.models.cross_entropy import linear_cross_entropy, softcap
+from workbench.models.hooking import CheckedHooks
+from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, is_watched, per_head_copies
+
+# What flows between blocks: the plain residual stream [batch pos d_model], or the sums that routing chooses from.
+State = Tensor | RoutedStream
+ReturnType = Literal["logits", "loss", "both"] | None
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each reading from the state and adding to it."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.cfg, self.layer = cfg, layer
+        self.ln1, self.attn = Norm(cfg), Attention(cfg, layer)
+        self.ln2, self.mlp = Norm(cfg), MLP(cfg)
+        self.hook_attn_in, self.hook_q_input = HookPoint(), HookPoint()  # [batch pos head d_model], when watched
+        self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint()  # likewise; kv heads
+        self.hook_mlp_in = HookPoint()  # [batch pos d_model]
+        self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()  # [batch pos d_model]
+        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
+        if cfg.extensions.attn_res is not None:
+            self.is_boundary = layer in cfg.extensions.attn_res.boundaries
+            self.route_attn, self.route_mlp = Routing(cfg), Routing(cfg)
+            self.hook_route_attn, self.hook_route_mlp = HookPoint(), HookPoint()  # [batch pos source]
+
+    def forward(self, state: State, cache: KeyValueCache | None = None, read_out: Callable | None = None) -> State:
+        """The state after this layer. `read_out` turns a routed state into the stream hook_resid_post shows."""
+        return self.feed_forward(self.attend(state, cache), read_out)
+
+    def attend(self, state: State, cache: KeyValueCache | None = None) -> State:
+        """The state after the attention sub-layer: what `feed_forward` continues from."""
+        if isinstance(state, RoutedStream):
+            resid_pre = self.hook_resid_pre(self.route_attn(state, self.hook_route_attn))
+            state = state.commit() if self.is_boundary else state
+            return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
+        resid_pre = self.hook_resid_pre(state)
+        attn_out = self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
+        return resid_pre + attn_out
+
+    def feed_forward(self, state: State, read_out: Callable | None = None) -> State:
+        """The state after the feed-forward sub-layer, from the one `attend` returns."""
+        if isinstance(state, RoutedStream):
+            resid_mid = self.hook_resid_mid(self.route_mlp(state, self.hook_route_mlp))
+            state = state + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+            if read_out is not None and is_watched(self.hook_resid_post):
+                self.hook_resid_post(read_out(state))
+            return state
+        resid_mid = self.hook_resid_mid(state)
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+        return self.hook_resid_post(resid_mid + mlp_out)
+
+    def _attn_input(self, resid_pre: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not is_watched(self.hook_attn_in, *points):
+            return self.ln1(resid_pre)
+        shared = resid_pre
+        if is_watched(self.hook_attn_in):
+            shared = self.hook_attn_in(per_head_copies(resid_pre, self.cfg.n_heads))
+        inputs = []
+        for point, n_heads in zip(points, (self.cfg.n_heads, self.cfg.kv_heads, self.cfg.kv_heads), strict=True):
+            x = shared if shared.ndim == 3 else shared[:, :, :: self.cfg.n_heads // n_heads]
+            if is_watched(point):
+                x = point(x if x.ndim == 4 else per_head_copies(x, n_heads))
+            inputs.append(self.ln1(x))
+        return inputs[0], inputs[1], inputs[2]
+
+
+class Embed(nn.Module):
+    """Token table W_E [d_vocab d_model]."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model, dtype=cfg.dtype))
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return F.embedding(tokens, self.W_E)
+
+
+class PosEmbed(nn.Module):
+    """Learned position table W_pos [n_ctx d_model]."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model, dtype=cfg.dtype))
+
+    def forward(self, tokens: Int[Tensor, "batch pos"], offset: int = 0) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_pos[offset : offset + tokens.shape[1]].expand(len(tokens), -1, -1)
+
+
+class Unembed(nn.Module):
+    """W_U [d_model d_vocab] of an untied model; a tied one reads the embedding."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        if not cfg.tie_word_embeddings:
+            # laid out as [d_vocab d_model], the form every checkpoint outside TransformerLens has
+            self.W_U = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model, dtype=cfg.dtype).T)
+
+
+class HookedLM(CheckedHooks):
+    """A causal language model of any architecture of the workbench, as a TransformerLens `HookedRootModule`.
+
+    Hook names, shapes, parameter names and config fields are TransformerLens's; attention is fused unless its scores or
+    pattern are watched. Building one does not touch the global random state.
+
+    Args:
+        cfg: the architecture.
+        seed: initial weights, drawn on the CPU by a generator of their own, so equal on every device; None leaves the
+            weights unset, for a caller about to fill every one.
+        tokenizer: a Hugging Face tokenizer for `to_tokens` and `generate`, or none.
+    """
+
+    def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
+        super().__init__()
+        self.cfg, self.tokenizer = cfg, tokenizer
+        self.embed, self.hook_embed = Embed(cfg), HookPoint()
+        if cfg.positional_embedding_type == "standard":
+            self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        if cfg.extensions.attn_res is not None:
+            self.route_final, self.hook_route_final = Routing(cfg), HookPoint()
+        self.ln_final, self.unembed = Norm(cfg), Unembed(cfg)
+        self.setup()
+        if seed is not None:
+            initialize(self, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
+        self.to(cfg.device)
+
+    def forward(
+        self,
+        input: Int[Tensor, "batch pos"] | str | list[str] | State,
+        return_type: ReturnType = "logits",
+        loss_per_token: bool = False,
+        *,
+        prepend_bos: bool | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        loss_mask: Tensor | None = None,
+        z_loss: float = 0.0,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+    ) -> Any:
+        """Return logits [batch pos d_vocab], the loss, both (loss as TransformerLens's `both`: logits, loss), or a state.
+
+        Args:
+            input: token ids, text, or, with `start_at_layer`, the state entering that layer.
+            return_type: "logits", "loss" (mean nats over pos − 1 predictions), "both" (logits, loss) or None.
+            loss_per_token: losses [batch, pos − 1] instead of their mean.
+            tokens: the ids to score when `start_at_layer` is given and a loss is wanted.
+            loss_mask: [batch, pos − 1], which predictions the mean counts.
+            z_loss: weight of logsumexp² added to the loss.
+            start_at_layer: layer to begin at (negative from the end); 0 needs the embedded state.
+            stop_at_layer: return the state entering this layer, before any norm.
+            past_kv_cache: `KeyValueCache` to read and extend; `input` then holds only the new tokens.
+
+        Raises:
+            ValueError: ids outside the vocabulary, more tokens than n_ctx, a layer out of range, text without a tokenizer.
+        """
+        start, stop = self._layer(start_at_layer, 0), self._layer(stop_at_layer, self.cfg.n_layers)
+        if start_at_layer is None:
+            if not isinstance(input, Tensor):
+                input = self.to_tokens(input, prepend_bos=prepend_bos)  # type: ignore[arg-type]
+            tokens = self._checked(input, past_kv_cache)
+            state: State = self.embed_state(tokens, past_kv_cache.length if past_kv_cache is not None else 0)
+        else:
+            state = input  # type: ignore[assignment]
+        for layer in range(start, stop):
+            state = self.blocks[layer](state, past_kv_cache, self.read_out)
+        if past_kv_cache is not None and tokens is not None:
+            past_kv_cache.length += tokens.shape[1]
+        if stop_at_layer is not None or return_type is None:
+            return state
+        return self._finish(state, tokens, return_type, loss_per_token, loss_mask, z_loss)
+
+    def embed_state(self, tokens: Int[Tensor, "batch pos"], offset: int = 0) -> State:
+        """The state entering layer 0."""
+        x = self.hook_embed(self.embed(tokens))
+        if self.cfg.positional_embedding_type == "standard":
+            x = x + self.hook_pos_embed(self.pos_embed(tokens, offset))
+        return x if self.cfg.extensions.attn_res is None else RoutedStream((), x)
+
+    def read_out(self, state: State) -> Float[Tensor, "batch pos d_model"]:
+        """The stream that the unembedding would read if the model stopped at this state, before the final norm."""
+        return self.route_final(state, self.hook_route_final) if isinstance(state, RoutedStream) else state
+
+    def to_logits(self, state: State) -> Float[Tensor, "batch pos d_vocab"]:
+        """Final norm and unembedding of a state."""
+        logits = self.ln_final(self.read_out(state)) @ self.W_U
+        b_U = getattr(self.unembed, "b_U", None)
+        return softcap(logits if b_U is None else logits + b_U, self.cfg.output_logits_soft_cap)
+
+    def state_loss(
+        self,
+        state: State,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        per_token: bool = False,
+        loss_mask: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> Tensor:
+        """Next-token loss of a state after the last layer, by chunked cross-entropy: scalar, or [batch, pos − 1]."""
+        x = self.ln_final(self.read_out(state))[:, :-1]
+        weights = None
+        if loss_mask is not None:
+            weights = loss_mask.flatten().float() / loss_mask.float().sum().clamp_min(1)
+        loss = linear_cross_entropy(
+            x.flatten(0, 1),
+            self.W_U,
+            tokens[:, 1:].flatten(),
+            b_U=getattr(self.unembed, "b_U", None),
+            weights=weights,
+            soft_cap=self.cfg.output_logits_soft_cap,
+            z_loss=z_loss,
+            per_row=per_token,
+        )
+        return loss.unflatten(0, x.shape[:2]) if per_token else loss
+
+    def _finish(self, state, tokens, return_type, loss_per_token, loss_mask, z_loss) -> Any:
+        if return_type == "logits":
+            return self.to_logits(state)
+        if return_type not in ("loss", "both"):
+            raise ValueError(f"return_type: got {return_type!r}; want 'logits', 'loss', 'both' or None")
+        if tokens is None:
+            raise ValueError("return_type='loss' with start_at_layer: no tokens given; want tokens=[batch pos]")
+        if tokens.shape[1] < 2:
+            raise ValueError(f"loss: got {tokens.shape[1]} token a sequence; want at least 2")
+        loss = self.state_loss(state, tokens, per_token=loss_per_token, loss_mask=loss_mask, z_loss=z_loss)
+        return loss if return_type == "loss" else (self.to_logits(state), loss)
+
+    def _layer(self, layer: int | None, default: int) -> int:
+        if layer is None:
+            return default
+        n = self.cfg.n_layers
+        if not -n <= layer <= n:
+            raise ValueError(f"layer: got {layer}; want −{n}…{n} in a model of {n} layers")
+        return layer + n if layer < 0 else layer
+
+    def _checked(self, tokens: Tensor, cache: KeyValueCache | None) -> Tensor:
+        tokens = tokens.to(self.W_E.device)
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ValueError(f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; want integers [batch pos]")
+        past = cache.length if cache is not None else 0
+        limit = self.cfg.n_ctx if cache is None else min(self.cfg.n_ctx, cache.capacity)
+        if past + tokens.shape[1] > limit:
+            raise ValueError(f"tokens: got {past + tokens.shape[1]} positions; want at most n_ctx = {limit}")
+        # on a GPU this look would stop the queue; there the embedding's own device assertion speaks
+        if tokens.device.type == "cpu" and tokens.numel():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.cfg.d_vocab:
+                wrong = low if low < 0 else high
+                raise ValueError(f"tokens: got id {wrong}; want 0 ≤ id < d_vocab = {self.cfg.d_vocab}")
+        return tokens.long()
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Token embedding."""
+        return self.embed.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding; the transposed embedding where they are tied."""
+        return self.embed.W_E.T if self.cfg.tie_word_embeddings else self.unembed.W_U
+
+    def stacked(self, name: str) -> Tensor:
+        """`name` ("attn.W_Q", "mlp.W_out", …) of all blocks, [layer …]."""
+        return torch.stack([block.get_parameter(name) if "W_K" not in name and "W_V" not in name
+                            else getattr(block.attn, name.split(".")[-1]) for block in self.blocks])  # fmt: skip
+
+    @property
+    def W_Q(self) -> Tensor:
+        """[layer head d_model d_head]"""
+        return self.stacked("attn.W_Q")
+
+    @property
+    def W_K(self) -> Tensor:
+        """[layer head d_model d_head], repeated to all heads where keys are grouped"""
+        return self.stacked("attn.W_K")
+
+    @property
+    def W_V(self) -> Tensor:
+        """[layer head d_model d_head], repeated to all heads where values are grouped"""
+        return self.stacked("attn.W_V")
+
+    @property
+    def W_O(self) -> Tensor:
+        """[layer head d_head d_model]"""
+        return self.stacked("attn.W_O")
+
+    def n_parameters(self, embeddings: bool = True) -> int:
+        """Number of parameters, with or without token and position tables and unembedding."""
+        skipped = () if embeddings else ("embed.", "pos_embed.", "unembed.")
+        return sum(p.numel() for n, p in self.named_parameters() if not n.startswith(skipped or "\0"))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        """Every `.to`, `.cuda`, `.double` passes here: `cfg.device` and `cfg.dtype` follow the weights."""
+        result = super()._apply(fn, recurse)
+        weight = self.embed.W_E
+        self.cfg = self.cfg.model_copy(update={"device": str(weight.device), "dtype": weight.dtype})
+        return result
+
+    def to_tokens(
+        self, text: str | list[str], prepend_bos: bool | None = None, truncate: bool = True, **_: Any
+    ) -> Int[Tensor, "batch pos"]:
+        """Token ids of text, BOS first unless told otherwise; several texts must come out equally long, as nothing pads.
+
+        Raises:
+            ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or texts of unequal length.
+        """
+        if self.tokenizer is None:
+            raise ValueError("to_tokens: this model has no tokenizer; want one given at load, or token ids")
+        texts = [text] if isinstance(text, str) else text
+        bos = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        with_bos = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        if with_bos and bos is None:
+            raise ValueError("to_tokens: the tokenizer has no BOS token; want prepend_bos=False")
+        rows = [([bos] if with_bos else []) + self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
+        rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
+        if len({len(r) for r in rows}) > 1:
+            raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; want equal lengths")
+        return torch.tensor(rows, dtype=torch.long, device=self.cfg.device)
+
+
+@torch.no_grad()
+def initialize(model: HookedLM, generator: torch.Generator) -> None:
+    """Draw all weights: N(0, initializer_range), the residual writers W_O and W_out scaled down, norms one, the rest zero.
+
+    Routing queries start at zero, so a fresh attention-residual model averages its sources.
+    """
+    cfg = model.cfg
+    scale = cfg.extensions.residual_init_scale
+    scale = scale if scale > 0 else (2 * cfg.n_layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "w":
+            parameter.fill_(1.0)
+        elif leaf.lstrip("_").startswith("W_"):
+            deviation = cfg.initializer_range * (scale if leaf in ("W_O", "W_out") else 1.0)
+            draw = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
+            parameter.copy_(draw)
+        else:
+            parameter.zero_()
