@@ -161,19 +161,22 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Return the CSV at `path` whatever columns it has: the page says itself what is missing.
 
     Raises:
-        ValueError: if the file has no header.
+        ValueError: if the file has no header, or a row more cells than it.
     """
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty; want a CSV with a header")
     header = list(pd.read_csv(path, nrows=0, encoding="utf-8").columns)
-    return pd.read_csv(
-        path,
-        encoding="utf-8",
-        dtype={column: "str" for column in header if column in TEXT_COLUMNS},
-        keep_default_na=False,
-        na_values={column: list(MISSING_NUMBERS) for column in header if column not in TEXT_COLUMNS},
-        low_memory=False,
-    )
+    try:
+        return pd.read_csv(
+            path,
+            encoding="utf-8",
+            dtype={column: "str" for column in header if column in TEXT_COLUMNS},
+            keep_default_na=False,
+            na_values={column: list(MISSING_NUMBERS) for column in header if column not in TEXT_COLUMNS},
+            low_memory=False,
+        )
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path}: not a whole CSV ({error}); want {len(header)} cells a row") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,0 +1,75 @@
+"""The page's tables: typed rows of text, and how a number is written in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, an optional smaller text behind it (an interval), and whether it is a difference."""
+
+    text: str
+    note: str = ""
+    is_difference: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table: column groups over columns, and rows whose first cells are row headers."""
+
+    title: str
+    groups: tuple[tuple[str, int], ...]  # (name, columns spanned); spans the columns after the row headers
+    headers: tuple[str, ...]  # names of the row-header columns
+    columns: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]  # (row headers, cells)
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """Return a number with `digits` decimals and a true minus; a dash for nan or None."""
+    if value is None or math.isnan(value):
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) != 0 else text.lstrip("-")
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits, never in exponent form between 1e-4 and 1e6."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return fixed(value, decimals) if 1e-4 <= abs(value) < 1e6 else f"{value:.{digits - 1}e}".replace("-", "−")
+
+
+def percent_change(value: float | None, reference: float | None) -> str:
+    """Return how far `value` lies from `reference`, in per cent of it, signed; a dash where that is undefined."""
+    if value is None or reference is None or math.isnan(value) or math.isnan(reference) or reference == 0:
+        return MISSING
+    change = 100 * (value - reference) / abs(reference)
+    text = fixed(change, 1 if abs(change) < 1000 else 0)
+    return f"{text if change < 0 else '+' + text} %"
+
+
+def thousands(value: float) -> str:
+    """Return a whole number with separators."""
+    return f"{int(value):,}"
+
+
+def count_range(values: Iterable[float], unit: str) -> str:
+    """Return the n of a figure: one number where all agree, else the range."""
+    known = sorted({int(value) for value in values if not math.isnan(value)})
+    if not known:
+        return f"n not given ({unit})"
+    numbers = thousands(known[0]) if len(known) == 1 else f"{thousands(known[0])} to {thousands(known[-1])}"
+    return f"n = {numbers} {unit}"
+
+
+def name_seeds(seeds: Sequence[object]) -> str:
+    """Return the seeds of a figure in words."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(str(seed) for seed in seeds)}"

@@ -1,0 +1,38 @@
+"""Plotly figures of a study: each function takes tables and returns a Figure; nothing is computed beyond reshaping."""
+
+from reports.figures.ablation import ablation_profile
+from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, text_measures, weight_ranks
+from reports.figures.concepts import (
+    crystallisation,
+    effective_dimension,
+    intrinsic_dimension,
+    pc_alignment,
+    trajectory_bars,
+)
+from reports.figures.saes import feature_density, fvu_by_layer, l0_by_layer, pareto
+from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
+from reports.figures.training import loss_curves, monitor_names, monitor_over_steps, pressure_and_redundancy
+
+__all__ = [
+    "ablation_profile",
+    "bos_mass_by_layer",
+    "cosine_heatmaps",
+    "crystallisation",
+    "effective_dimension",
+    "feature_density",
+    "fvu_by_layer",
+    "head_entropy_gallery",
+    "intrinsic_dimension",
+    "l0_by_layer",
+    "loss_curves",
+    "monitor_names",
+    "monitor_over_steps",
+    "pareto",
+    "pc_alignment",
+    "pressure_and_redundancy",
+    "rank_by_layer",
+    "redundancy_by_layer",
+    "text_measures",
+    "trajectory_bars",
+    "weight_ranks",
+]

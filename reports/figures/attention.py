@@ -1,0 +1,100 @@
+"""Figures of attention and weights: head entropies, mass on position 0, ranks of the weight matrices, text measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports.figures.style import (
+    SEQUENTIAL,
+    add_run,
+    facets,
+    label,
+    layer_axis,
+    models_of,
+    runs_of,
+    single,
+    sorted_layers,
+)
+
+
+def head_entropy_gallery(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return every head's entropy as a share of its ceiling, a layer × head heatmap a model, one scale from 0 to 1."""
+    names, layers = models_of(attention_stats, models), sorted_layers(attention_stats)
+    fig, cells = facets([label(name) for name in names], columns=2, height=50 + 26 * len(layers), shared_y=True)
+    for name, where in zip(names, cells, strict=True):
+        df = attention_stats[attention_stats["model"] == name]
+        df = df[df["seed"] == df["seed"].iloc[0]]
+        table = df.pivot_table(index="layer", columns="head", values="entropy_share")
+        hover = f"{label(name)}<br>layer %{{y}}, head %{{x}}: %{{z:.3f}}<extra></extra>"
+        trace = go.Heatmap(
+            z=table.to_numpy(dtype=float).tolist(), x=[int(head) for head in table.columns],
+            y=[int(layer) for layer in table.index], coloraxis="coloraxis", xgap=1, ygap=1, hovertemplate=hover,
+        )  # fmt: skip
+        fig.add_trace(trace, **where)
+        ticks = [int(head) for head in table.columns]
+        fig.update_xaxes(title_text="head", tickvals=ticks[:: max(1, len(ticks) // 8)], **where)
+        fig.update_yaxes(title_text="layer" if where["col"] == 1 else None, autorange="reversed", **where)
+        fig.update_yaxes(showgrid=False, tickvals=layers, **where)
+    bar = {"title": {"text": "entropy share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
+    scale = [list(stop) for stop in SEQUENTIAL]
+    fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
+    return fig
+
+
+def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the attention to position 0 by layer: a small mark a head, a line through their mean."""
+    fig = single()
+    for run in runs_of(attention_stats, models):
+        rows = run.rows.dropna(subset=["bos_mass"])
+        dots = go.Scatter(
+            x=rows["layer"].tolist(), y=rows["bos_mass"].tolist(), mode="markers",
+            legendgroup=run.model, showlegend=False,
+            marker={"color": run.colour, "symbol": run.symbol, "size": 4, "opacity": 0.4},
+            text=[f"layer {layer}, head {head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)],
+            hovertemplate=f"{label(run.model)}<br>%{{text}}: %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+        fig.add_trace(dots)
+        mean = rows.groupby("layer")["bos_mass"].mean()
+        add_run(fig, run, mean.index, mean, where={})
+    layer_axis(fig, sorted_layers(attention_stats))
+    fig.update_yaxes(title_text="attention to position 0", rangemode="tozero")
+    return fig
+
+
+def weight_ranks(
+    weight_spectra: pd.DataFrame, models: Sequence[str] | None = None, measure: str = "nuclear_rank"
+) -> go.Figure:
+    """Return one of the four ranks of the weights by layer, a panel a matrix, attention before MLP."""
+    matrices = list(dict.fromkeys(weight_spectra["matrix"]))
+    fig, cells = facets([label(matrix) for matrix in matrices], columns=4, height=160)
+    for index, (matrix, where) in enumerate(zip(matrices, cells, strict=True)):
+        df = weight_spectra[weight_spectra["matrix"] == matrix]
+        for run in runs_of(df, models):
+            rows = run.rows.sort_values("layer")
+            add_run(fig, run, rows["layer"], rows[measure], where=where, show=index == 0)
+        layer_axis(fig, sorted_layers(df), **where)
+        fig.update_xaxes(title_text="layer" if index + 4 >= len(matrices) else None, **where)
+        fig.update_yaxes(
+            rangemode="tozero", title_text=measure.replace("_", " ") if where["col"] == 1 else None, **where
+        )
+    return fig
+
+
+def text_measures(text_quality: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return every measure of sampled text with its 95 % interval, a panel a measure, a mark a model."""
+    measures = list(dict.fromkeys(text_quality["measure"]))
+    names = models_of(text_quality, models)
+    fig, cells = facets([label(measure.replace("_", " ")) for measure in measures], columns=4, height=130)
+    for index, (measure, where) in enumerate(zip(measures, cells, strict=True)):
+        df = text_quality[text_quality["measure"] == measure]
+        for run in runs_of(df, models):
+            above, below = run.rows["ci_high"] - run.rows["value"], run.rows["value"] - run.rows["ci_low"]
+            error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
+            error |= {"thickness": 1.2, "width": 0, "color": run.colour}
+            x = [names.index(run.model)] * len(run.rows)
+            add_run(fig, run, x, run.rows["value"], where=where, show=index == 0, mode="markers", error_y=error)
+        fig.update_xaxes(tickvals=[], range=[-0.7, len(names) - 0.3], **where)
+    return fig

@@ -1,0 +1,148 @@
+"""Figures of the sparse autoencoders: l0 and fvu by layer, feature densities, l0 against fvu over a sweep of l1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports.figures.style import (
+    MUTED,
+    Cell,
+    Run,
+    add_run,
+    facets,
+    label,
+    layer_axis,
+    models_of,
+    runs_of,
+    single,
+    sorted_layers,
+)
+
+CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
+CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
+
+
+def of_dictionary(sae_results: pd.DataFrame, dictionary: str) -> pd.DataFrame:
+    """Return the rows of one dictionary; a table without that column holds trained ones only."""
+    if "dictionary" not in sae_results:
+        return sae_results if dictionary == "trained" else sae_results.iloc[:0]
+    return sae_results[sae_results["dictionary"] == dictionary]
+
+
+def l0_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
+    """Return the l0 of the trained SAEs by layer: a small mark a head, a line through their mean."""
+    fig = single()
+    df = of_dictionary(at_l1(sae_results, l1), "trained")
+    _add_layers(fig, df, "l0", models)
+    layer_axis(fig, sorted_layers(df))
+    fig.update_yaxes(title_text="l0 (features a token)", rangemode="tozero")
+    return fig
+
+
+def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
+    """Return the fraction of variance unexplained by layer, beside the control dictionaries (grey, mean over heads)."""
+    fig = single()
+    df = at_l1(sae_results, l1)
+    _add_layers(fig, of_dictionary(df, "trained"), "fvu", models)
+    for dictionary, name in CONTROLS.items():
+        shown = False
+        for run in runs_of(of_dictionary(df, dictionary), models):
+            mean = run.rows.groupby("layer")["fvu"].mean()
+            hover = f"{name}, {label(run.model)}<br>layer %{{x}}: %{{y:.4g}}<extra></extra>"
+            line = {"color": MUTED, "width": 1.4, "dash": CONTROL_DASHES[dictionary]}
+            marker = {"color": MUTED, "symbol": run.symbol, "size": 5}
+            trace = go.Scatter(
+                x=mean.index.tolist(), y=mean.tolist(), name=name, legendgroup=dictionary, showlegend=not shown,
+                mode="lines+markers", line=line, marker=marker, hovertemplate=hover,
+            )  # fmt: skip
+            fig.add_trace(trace)
+            shown = True
+    layer_axis(fig, sorted_layers(df))
+    fig.update_yaxes(title_text="fvu", rangemode="tozero")
+    return fig
+
+
+def at_l1(sae_results: pd.DataFrame, l1: float | None) -> pd.DataFrame:
+    """Return the rows of one l1 coefficient; all rows where none is named."""
+    return sae_results if l1 is None else sae_results[sae_results["l1"] == l1]
+
+
+def _add_layers(fig: go.Figure, df: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
+    order = models_of(df, models)
+    for run in runs_of(df, models):
+        rows = run.rows.dropna(subset=[measure])
+        offset = 0.08 * (order.index(run.model) - (len(order) - 1) / 2)
+        hover = [
+            f"{label(run.model)}<br>layer {layer}, head {head}"
+            for layer, head in zip(rows["layer"], rows["head"], strict=True)
+        ]
+        dots = go.Scatter(
+            x=(rows["layer"] + offset).tolist(), y=rows[measure].tolist(), text=hover, mode="markers",
+            marker={"color": run.colour, "symbol": run.symbol, "size": 4, "opacity": 0.4}, showlegend=False,
+            legendgroup=run.model, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+        fig.add_trace(dots)
+        mean = rows.groupby("layer")[measure].mean()
+        add_run(fig, run, mean.index + offset, mean, where={})
+
+
+def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the histogram of feature densities on log-log axes, a panel a layer, heads summed; dead features apart."""
+    layers = sorted_layers(sae_density)
+    bins = pd.to_numeric(sae_density["log10_density_bin"].where(sae_density["log10_density_bin"] != "dead"))
+    edges = np.unique(bins.dropna())
+    width = float(np.diff(edges).min()) if len(edges) > 1 else 0.25
+    lowest = (float(edges.min()) if len(edges) else -5.0) - 3 * width
+    df = sae_density.assign(edge=bins.fillna(lowest))
+    fig, cells = facets([f"layer {layer}" for layer in layers], columns=4, height=190, shared_y=True)
+    for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
+        for run in runs_of(df[df["layer"] == layer], models):
+            _add_density(fig, run, lowest, width, where, show=index == 0)
+        fig.update_xaxes(**_decades(edges, lowest), **where)
+        fig.update_yaxes(type="log", dtick=1, exponentformat="power", **where)
+        if where["col"] == 1:
+            fig.update_yaxes(title_text="features", **where)
+        if index + 4 >= len(layers):
+            fig.update_xaxes(title_text="density", **where)
+    return fig
+
+
+def _add_density(fig: go.Figure, run: Run, dead: float, width: float, where: Cell, *, show: bool) -> None:
+    counts = run.rows.groupby("edge")["n_features"].sum().sort_index()
+    alive = counts[(counts.index != dead) & (counts > 0)]
+    name = label(run.model)
+    hover = f"{name}, seed {run.seed}<br>density 10<sup>%{{x:.2f}}</sup>: %{{y}} features<extra></extra>"
+    add_run(fig, run, alive.index + width / 2, alive, where=where, show=show, hovertemplate=hover,
+            marker={"color": run.colour, "symbol": run.symbol, "size": 4})  # fmt: skip
+    if counts.get(dead, 0) > 0:
+        marker = {"color": run.colour, "symbol": f"{run.symbol}-open", "size": 9, "line": {"width": 1.6}}
+        trace = go.Scatter(
+            x=[dead], y=[int(counts[dead])], mode="markers", marker=marker, legendgroup=run.model, showlegend=False,
+            hovertemplate=f"{name}, seed {run.seed}<br>%{{y}} features never fire<extra></extra>",
+        )  # fmt: skip
+        fig.add_trace(trace, **where)
+
+
+def _decades(edges: np.ndarray, dead: float) -> dict:
+    decades = list(range(int(np.floor(edges.min())), 1)) if len(edges) else []
+    decades = [decade for decade in decades if decade > dead + 0.5]
+    text = ["dead", *(f"10<sup>{decade}</sup>".replace("-", "−") for decade in decades)]
+    return {"tickvals": [dead, *decades], "ticktext": text, "range": [dead - 0.4, 0.25]}
+
+
+def pareto(sae_results: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return fvu against l0 over the sweep of l1, a panel a layer, mean over heads: models compare at matched l0."""
+    df = of_dictionary(sae_results, "trained")
+    layers = sorted_layers(df)
+    fig, cells = facets([f"layer {layer}" for layer in layers], columns=4, height=190, shared_y=True)
+    for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
+        for run in runs_of(df[df["layer"] == layer], models):
+            curve = run.rows.groupby("l1")[["l0", "fvu"]].mean().sort_values("l0")
+            add_run(fig, run, curve["l0"], curve["fvu"], where=where, show=index == 0)
+        fig.update_xaxes(title_text="l0" if index + 4 >= len(layers) else None, **where)
+        fig.update_yaxes(title_text="fvu" if where["col"] == 1 else None, **where)
+    return fig

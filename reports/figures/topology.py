@@ -1,0 +1,106 @@
+"""Figures of head redundancy and rank: cosines between heads, their means by layer, nuclear rank by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports.figures.style import (
+    AXIS,
+    DIVERGING,
+    INK,
+    Cell,
+    add_run,
+    facets,
+    label,
+    layer_axis,
+    models_of,
+    runs_of,
+    sorted_layers,
+)
+
+BASES = {"z": "z", "pattern": "attention pattern", "residual": "residual contribution"}
+
+
+def cosine_heatmaps(
+    head_cosines: pd.DataFrame, basis: str, models: Sequence[str] | None = None, seed: int | None = None
+) -> go.Figure:
+    """Return the head-by-head cosines of one basis: a row of panels a model, a column a layer, one colour scale.
+
+    The diagonal, 1 by definition, is left blank, so that the scale spans the cosines between different heads.
+    `seed` picks one seed; by default the first that each model has.
+    """
+    df = head_cosines[head_cosines["basis"] == basis]
+    names, layers = models_of(df, models), sorted_layers(df)
+    columns = min(len(layers), 6)
+    groups = [layers[start : start + columns] for start in range(0, len(layers), columns)]
+    places = [
+        (model, layer) for group in groups for model in names for layer in (*group, *[None] * (columns - len(group)))
+    ]
+    titles = ["" if layer is None else f"layer {layer}" for _, layer in places]
+    fig, cells = facets(titles, columns=columns, height=132, vertical_spacing=34)
+    apart = df[df["head_i"] != df["head_j"]]["cos"].abs()
+    span = float(apart.max()) if apart.notna().any() else 1.0
+    for (model, layer), where in zip(places, cells, strict=True):
+        if layer is None:
+            fig.update_xaxes(visible=False, **where)
+            fig.update_yaxes(visible=False, **where)
+            continue
+        rows = df[(df["model"] == model) & (df["layer"] == layer)]
+        rows = rows[rows["seed"] == (rows["seed"].iloc[0] if seed is None and len(rows) else seed)]
+        _add_heatmap(fig, rows, model, where, is_leftmost=where["col"] == 1)
+    scale = [list(stop) for stop in DIVERGING]
+    bar = {"title": {"text": "cos"}, "thickness": 10, "len": 0.8, "outlinewidth": 0, "tickfont": {"size": 11}}
+    fig.update_layout(coloraxis={"colorscale": scale, "cmin": -span, "cmax": span, "colorbar": bar})
+    return fig
+
+
+def _add_heatmap(fig: go.Figure, rows: pd.DataFrame, model: str, where: Cell, *, is_leftmost: bool) -> None:
+    square = rows.pivot_table(index="head_i", columns="head_j", values="cos", dropna=False)
+    z = square.to_numpy(dtype=float, copy=True)
+    z[square.index.to_numpy()[:, None] == square.columns.to_numpy()[None, :]] = np.nan
+    heads = [int(head) for head in square.columns]
+    hover = f"{label(model)}<br>heads %{{y}}, %{{x}}: %{{z:.4f}}<extra></extra>"
+    fig.add_trace(
+        go.Heatmap(z=z.tolist(), x=heads, y=heads, coloraxis="coloraxis", hovertemplate=hover, xgap=0.5, ygap=0.5),
+        **where,
+    )
+    ticks = {"tickvals": heads[:: max(1, (len(heads) + 3) // 4)], "ticks": "", "showgrid": False, "showline": False}
+    fig.update_xaxes(**ticks, constrain="domain", **where)
+    fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", **where)
+    axes = list(fig.select_xaxes(**where))
+    fig.update_yaxes(scaleanchor=axes[0].plotly_name.replace("axis", ""), **where)
+    if is_leftmost:
+        fig.update_yaxes(title={"text": label(model), "font": {"size": 11, "color": INK}, "standoff": 4}, **where)
+
+
+def redundancy_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return mean |cos| between heads by layer, one panel a basis, each with its own scale from 0."""
+    bases = [basis for basis in BASES if (topology_stats["basis"] == basis).any()]
+    fig, cells = facets([BASES[basis] for basis in bases], columns=3, height=230)
+    layers = sorted_layers(topology_stats)
+    for index, (basis, where) in enumerate(zip(bases, cells, strict=True)):
+        for run in runs_of(topology_stats[topology_stats["basis"] == basis], models):
+            rows = run.rows.sort_values("layer")
+            add_run(fig, run, rows["layer"], rows["mean_cos"], where=where, show=index == 0)
+        layer_axis(fig, layers, **where)
+        fig.update_yaxes(rangemode="tozero", title_text="mean |cos| between heads" if index == 0 else None, **where)
+    return fig
+
+
+def rank_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the nuclear rank of the concatenated z by layer, beside its share of the width."""
+    df = topology_stats[(topology_stats["basis"] == "z") & topology_stats["nuclear_rank"].notna()]
+    measures = {"nuclear_rank": "nuclear rank of z", "rank_utilization": "share of the width"}
+    measures = {column: title for column, title in measures.items() if column in df}
+    fig, cells = facets(list(measures.values()), columns=2, height=230)
+    for index, (measure, where) in enumerate(zip(measures, cells, strict=True)):
+        for run in runs_of(df, models):
+            rows = run.rows.sort_values("layer")
+            add_run(fig, run, rows["layer"], rows[measure], where=where, show=index == 0)
+        layer_axis(fig, sorted_layers(df), **where)
+        fig.update_yaxes(rangemode="tozero", linecolor=AXIS, **where)
+    return fig

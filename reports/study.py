@@ -1,0 +1,146 @@
+"""A study directory as the pages see it: its tables, whatever they lack, and the record that the workbench left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from reports.tables import TEXT_COLUMNS, find_tables, missing_columns, read_csv
+
+# keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
+RECORD_TYPES = MappingProxyType(
+    {
+        "title": str,
+        "command": str,
+        "models": list,
+        "corpus": (str, dict),
+        "device": str,
+        "created": str,
+        "versions": dict,
+        "notes": list,
+        "findings": list,
+    }
+)
+
+MODEL_COLUMNS = ("model", "model_a", "model_b")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The tables of a study under the short names of its models."""
+
+    directory: Path
+    record: Mapping[str, Any]  # study.json, or nothing
+    tables: Mapping[str, pd.DataFrame]  # without the feature atlas, which has a page of its own
+    empty: frozenset[str]  # tables whose file has not even a header
+    names: Mapping[str, str]  # model as the tables name it -> short name; the reference model first
+    paths: Mapping[str, Path]
+
+    @property
+    def models(self) -> list[str]:
+        """Short names in the study's order; the first is what the others are compared with."""
+        return list(self.names.values())
+
+
+def read_study(directory: str | Path) -> Study:
+    """Return what lies in a study directory. Tables may lack columns and rows: `problems` says so when one is drawn.
+
+    Raises:
+        ValueError: if the directory or a readable study.json is not there, or holds no known table.
+    """
+    paths = find_tables(directory)
+    record = read_record(Path(directory) / "study.json")
+    if not paths:
+        raise ValueError(f"{directory}: holds no known table; want CSV files such as topology_stats.csv")
+    empty = frozenset(name for name, path in paths.items() if path.stat().st_size == 0)
+    tables = {name: read_csv(path) for name, path in paths.items() if name not in empty and name != "feature_atlas"}
+    names = short_names(order_models(record, tables))
+    for name, df in tables.items():
+        renamed = {column: df[column].map(names) for column in MODEL_COLUMNS if column in df}
+        tables[name] = df.assign(**renamed)
+    return Study(Path(directory), record, tables, empty, names, paths)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return study.json, an empty dict if there is none.
+
+    Raises:
+        ValueError: if it is not JSON, or a key holds another type than `RECORD_TYPES` says.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, findings, …") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: got a {type(record).__name__}; want an object")
+    for key, kind in RECORD_TYPES.items():
+        value = record.get(key)
+        if value is not None and not isinstance(value, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            wanted = " or ".join(a_kind.__name__ for a_kind in kinds)
+            raise ValueError(f"{path}: {key} is a {type(value).__name__}; want a {wanted}")
+    for key in ("models", "findings"):
+        if not all(isinstance(entry, dict) for entry in record.get(key) or ()):
+            raise ValueError(f"{path}: {key} holds something that is not an object; want a list of objects")
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def order_models(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return the models as the record orders them, then as the tables do; without a record, one named control first."""
+    named = [str(model["name"]) for model in record.get("models", ()) if "name" in model]
+    columns = [df[column] for df in tables.values() for column in MODEL_COLUMNS if column in df]
+    present = list(dict.fromkeys(model for column in columns for model in column if model))
+    if not named:
+        present.sort(key=lambda model: "control" not in model.lower())  # stable: the others keep their order
+    return list(dict.fromkeys([*(model for model in named if model in present), *present]))
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Return each model's name without the dash-separated words that all of them begin or end with.
+
+    `janus-v3-control-nano`, `janus-v3-adaptive-nano` become `control`, `adaptive`; a single model keeps its name.
+    """
+    words = [model.split("-") for model in models]
+    if len(models) < 2:
+        return {model: model for model in models}
+    shortest = min(len(parts) for parts in words)
+    start = 0
+    while start < shortest - 1 and len({parts[start] for parts in words}) == 1:
+        start += 1
+    end = 0
+    while end < shortest - start - 1 and len({parts[-1 - end] for parts in words}) == 1:
+        end += 1
+    return {model: "-".join(parts[start : len(parts) - end]) for model, parts in zip(models, words, strict=True)}
+
+
+def problems(study: Study, needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return, in sentences, why something that needs these tables and columns cannot be drawn; nothing if it can."""
+    found = []
+    for name, columns in needs.items():
+        if name in study.empty:
+            found.append(f"{name}.csv is empty: it has not even a header.")
+        elif name not in study.tables:
+            found.append(f"{name}.csv is not in this study.")
+        else:
+            found += _table_problems(name, study.tables[name], columns)
+    return found
+
+
+def _table_problems(name: str, df: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    missing = missing_columns(df.columns, columns)
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        return [f"{name}.csv lacks the column{plural} {', '.join(missing)}."]
+    if df.empty:
+        return [f"{name}.csv has no rows."]
+    numbers = [column for column in columns if column not in TEXT_COLUMNS]
+    text = [column for column in numbers if not pd.api.types.is_numeric_dtype(df[column])]
+    return [f"{name}.csv holds text in the column {column}, where numbers are wanted." for column in text]

@@ -1,0 +1,410 @@
+"""A made-up study with the sizes, the spread and the nastiness of a real one: what the pages are drawn from in tests.
+
+No number here was measured. Everything follows from one seed, so a test that fails, fails again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from reports.tables import COLUMNS, write_table
+
+BASES = ("z", "pattern", "residual")
+MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out")
+
+# every token that has ever broken a page, and some that may
+HOSTILE = (
+    "</script>",
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "<svg/onload=window.pwned=1>",
+    "<!--",
+    "--><script>window.pwned=1</script>",
+    "<![CDATA[",
+    "]]>",
+    "'\"><b>",
+    "&lt;b&gt;&amp;",
+    "\"'`",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "${window.pwned=1}",
+    "javascript:window.pwned=1",
+    "\x00",
+    "\x1b[31m",
+    "\u202eevil\u202c",
+    "\u200f",
+    "\u2028",
+    "\u2029",
+    "\ufeff",
+    "\ufffd",
+    "\ud83d",
+    "🦊",
+    "👩‍👩‍👧",
+    "e\u0301",
+    "العربية",
+    "עברית",
+    "\n",
+    "\r\n",
+    "\t",
+    " ",
+    "",
+    "\\",
+    "\\u003c/script\\u003e",
+    "NaN",
+    "null",
+    "__proto__",
+    "constructor",
+    "a" * 300,
+    "</style>",
+    "</title>",
+    "</textarea>",
+    "<math><mtext></form>",
+    "=cmd|' /C calc'!A0",
+)
+
+COMMON_WORDS = """
+the of and a to in he was that it his her with had as for she not at but on be you is by said my from all
+which so him would have one no were been they this there when or an who out we what if me up could into then
+old little man time before down house hand again door eyes night day great long good never upon way over own
+after made came went looked thought face like more only very must may father mother ship sea king horse river
+morning window table letter friend money garden winter summer silver captain doctor island forest silence
+shadow country village question answer
+"""
+WORDS = tuple(COMMON_WORDS.split())
+
+
+def vocabulary(rng: np.random.Generator, size: int = 4096) -> list[str]:
+    """Return `size` token strings as a byte-level BPE decodes them: words with a leading space, pieces, punctuation."""
+    pieces = ["ing", "ed", "er", "ly", "tion", "ment", "s", "'s", "est", "ness", "un", "re", "th", "st", ",", ".", ";"]
+    tokens = [f" {word}" for word in WORDS] + pieces + [f" {word.capitalize()}" for word in WORDS]
+    while len(tokens) < size:
+        letters = rng.choice(list("etaoinshrdlu"), rng.integers(2, 7))
+        tokens.append((" " if rng.random() < 0.6 else "") + "".join(letters))
+    return tokens[:size]
+
+
+def write_fake_study(
+    directory: Path,
+    *,
+    seed: int = 0,
+    models: Sequence[str] = ("janus-v3-control-nano", "janus-v3-adaptive-nano"),
+    seeds: Sequence[int] = (0,),
+    n_layers: int = 4,
+    n_heads: int = 8,
+    d_sae: int = 128,
+    n_contexts: int = 5,
+    context_length: int = 16,
+    hostile: bool = True,
+    empty_sae: bool = False,
+    later: bool = False,
+    atlas: bool = True,
+) -> Path:
+    """Return `directory`, filled with the CSVs and the study.json of a made-up study."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    runs = [(model, run_seed) for model in models for run_seed in seeds]
+    write_topology(directory, rng, runs, n_layers, n_heads)
+    write_saes(directory, rng, runs, n_layers, n_heads, d_sae, empty_sae)
+    write_ablation(directory, rng, runs, n_layers, n_heads)
+    write_training(directory, rng, runs, n_layers)
+    if atlas:
+        table = feature_atlas(rng, models, n_layers, n_heads, d_sae, n_contexts, context_length, hostile, empty_sae)
+        write_table(table, directory, "feature_atlas")
+    if later:
+        write_concepts(directory, rng, runs, n_layers)
+        write_attention_and_spectra(directory, rng, runs, n_layers, n_heads)
+        write_text_and_claims(directory, rng, runs)
+    (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
+    return directory
+
+
+def write_rows(rows: Sequence[tuple], directory: Path, name: str, *trailing: str) -> None:
+    write_table(pd.DataFrame(rows, columns=[*COLUMNS[name], *trailing]), directory, name)
+
+
+def is_adaptive(model: str) -> bool:
+    return "adaptive" in model
+
+
+def write_topology(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
+    cosines, stats = [], []
+    for model, seed in runs:
+        for layer in range(n_layers):
+            depth = (layer + 1) / n_layers
+            for basis, scale in zip(BASES, (0.03, 0.35, 0.05), strict=True):
+                pressed = is_adaptive(model) and basis == "z"
+                size = scale * (1 - 0.9 * depth**3 if pressed else 0.7 + 0.5 * depth)
+                noise = rng.normal(size * (basis == "pattern"), size, (n_heads, n_heads))
+                cos = np.clip((noise + noise.T) / 2, -0.99, 0.99)
+                np.fill_diagonal(cos, 1.0)
+                off = np.abs(cos[~np.eye(n_heads, dtype=bool)])
+                pairs = [(i, j) for i in range(n_heads) for j in range(n_heads)]
+                cosines += [(model, seed, layer, basis, i, j, cos[i, j]) for i, j in pairs]
+                rank = 59.0 - 34 * depth * is_adaptive(model) + rng.normal() if basis == "z" else np.nan
+                ranks = (rank, rank * 1.3, rank / 9, rank / 2, rank / 128)
+                stats.append((model, seed, layer, basis, off.max(), off.mean(), *ranks, 16384))
+    write_rows(stats, directory, "topology_stats")
+    write_rows(cosines, directory, "head_cosines")
+
+
+def write_saes(directory: Path, rng: np.random.Generator, runs, n_layers, n_heads, d_sae, empty: bool) -> None:
+    rows, densities = [], []
+    for model, seed in runs:
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                for dictionary in ("trained", "random", "shuffled"):
+                    l0 = 6 + 3 * layer * (1.2 if is_adaptive(model) else 0.9) + rng.normal()
+                    fvu = {"trained": 0.12, "random": 0.74, "shuffled": 0.55}[dictionary] * rng.uniform(0.8, 1.2)
+                    dead = {"trained": 0.1, "random": 0.0, "shuffled": 0.3}[dictionary] * rng.uniform(0.5, 1.5)
+                    if empty and dictionary == "trained":
+                        l0, fvu, dead = 0.0, np.nan, 1.0
+                    base, zero = 4.13, 4.13 + abs(rng.normal(0, 0.02))
+                    losses = (base, base + (zero - base) * fvu, zero, 1 - fvu)
+                    sae = (model, seed, layer, head, 16, d_sae, 0.03, l0, fvu / 16, fvu, dead)
+                    rows.append((*sae, *losses, 1_000_000, 131_072, dictionary))
+                alive = 0 if empty else d_sae - rng.binomial(d_sae, 0.1)
+                bins = np.floor(rng.normal(-2.3 + 0.1 * layer, 0.7, alive).clip(-5, -0.01) * 4) / 4
+                values, counts = np.unique(bins, return_counts=True)
+                labels = [*(f"{value:g}" for value in values), "dead"]
+                for label, count in zip(labels, [*counts, d_sae - alive], strict=True):
+                    densities.append((model, seed, layer, head, label, int(count)))
+    write_rows(rows, directory, "sae_training_results", "dictionary")
+    write_rows(densities, directory, "sae_density")
+
+
+def write_ablation(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
+    rows = []
+    for model, seed in runs:
+        base = 4.13 + 0.013 * is_adaptive(model)
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                scale = (1.4 if layer == 0 else 0.8) * (0.6 if is_adaptive(model) else 1.0)
+                impact = scale * rng.gamma(0.7, 0.35) - 0.02
+                error = 0.02 + 0.05 * impact**0.5 if impact > 0 else 0.02
+                row = (impact, error, impact - 1.96 * error, impact + 1.96 * error, abs(impact) * 0.03, 65536)
+                rows.append((model, seed, layer, head, "zero", base, base * (1 + impact / 100), *row))
+    write_rows(rows, directory, "ablation_results")
+
+
+def write_training(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_steps: int = 200) -> None:
+    rows = []
+    for model, seed in runs:
+        for index in range(n_steps):
+            step = index * 4
+            loss = 4.1 + 0.013 * is_adaptive(model) + 4.2 * np.exp(-index / 25) + rng.normal(0, 0.05)
+            lam = 0.05 * min(1, index / 75) * is_adaptive(model)
+            sigma = np.array([0.031 * np.exp(-index / 60 * is_adaptive(model)) + 0.0015, 0.4, 0.05])
+            sigma *= rng.uniform(0.95, 1.05, 3)
+            row = {
+                "model": model, "seed": seed, "phase": "language", "step": step, "n_tokens": step * 4096, "loss": loss,
+                "held_out_loss": loss + 0.03 if index % 20 == 19 else np.nan, "vsm_loss": 3 * sigma[0], "lambda": lam,
+                "lr": 2e-3 * min(1, index / 10), "grad_norm": 1 / (1 + index / 40),
+                "tokens_per_s": 11000 + rng.normal(0, 300),
+                "sigma_z": sigma[0], "sigma_pattern": sigma[1], "sigma_residual": sigma[2],
+            }  # fmt: skip
+            for layer in range(n_layers):
+                for basis, value in zip(BASES, sigma, strict=True):
+                    row[f"sigma_{basis}.{layer}"] = value * (0.6 + 0.2 * layer)
+                row[f"nuclear_rank.W_O.{layer}"] = 100 - 30 * (1 - np.exp(-index / 50)) + layer
+                row[f"stable_rank.W_O.{layer}"] = 30 - 20 * (1 - np.exp(-index / 50)) + layer
+            rows.append(row)
+    write_table(pd.DataFrame(rows), directory, "train_log")
+    baselines = [("unigram", 6.6349, 131072), ("bigram", 4.6501, 131072)]
+    write_table(pd.DataFrame(baselines, columns=["name", "nats", "n_tokens"]), directory, "baselines")
+
+
+def feature_atlas(
+    rng: np.random.Generator,
+    models: Sequence[str],
+    n_layers: int,
+    n_heads: int,
+    d_sae: int,
+    n_contexts: int,
+    context_length: int,
+    hostile: bool,
+    empty: bool,
+) -> pd.DataFrame:
+    """Return a feature_atlas table; features of one model fire on one made-up held-out stream, as real ones do."""
+    tokens = vocabulary(rng)
+    weights = 1 / np.arange(1, len(tokens) + 1)
+    stream = rng.choice(len(tokens), 131_072, p=weights / weights.sum())
+    if hostile:
+        places = rng.choice(len(stream), len(stream) // 60, replace=False)
+        stream[places] = len(tokens) + rng.integers(0, len(HOSTILE), len(places))
+        tokens = [*tokens, *HOSTILE]
+    ends = np.cumsum(np.bincount(stream, minlength=len(tokens)))
+    occurrences = np.split(np.argsort(stream, kind="stable"), ends[:-1])
+    present = np.unique(stream)
+    rows = []
+    for model in models:
+        other = models[1 - models.index(model)] if len(models) == 2 else None
+        for layer, head, feature in np.ndindex(n_layers, n_heads, d_sae):
+            dead = empty or rng.random() < 0.1
+            top = int(present[rng.integers(len(present))])
+            found = [] if dead else make_contexts(rng, stream, tokens, occurrences[top], n_contexts, context_length)
+            values = [context["value"] for context in found]
+            neighbours = [[int(rng.integers(d_sae)), round(cos, 4)] for cos in sorted(rng.uniform(0.2, 0.9, 5))[::-1]]
+            match = [other, int(rng.integers(d_sae)), round(float(rng.uniform(0, 1)), 4)] if other else None
+            rows.append(
+                {
+                    "model": model,
+                    "layer": layer,
+                    "head": head,
+                    "feature": feature,
+                    "density": 0.0 if dead else float(10 ** np.clip(rng.normal(-2.3, 0.7), -5, -0.01)),
+                    "max_act": max(values, default=0.0),
+                    "mean_act": float(np.mean(values)) / 2 if values else 0.0,
+                    "top_token": "" if dead else clean(tokens[top]),
+                    "top_contexts": json.dumps(found),  # lone surrogates travel as JSON escapes
+                    "logit_promoted": make_logits(rng, tokens, 1),
+                    "logit_suppressed": make_logits(rng, tokens, -1),
+                    "seed": 0,
+                    "dead": dead,
+                    "neighbours": json.dumps(neighbours),
+                    "match": json.dumps(match),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def clean(token: str) -> str:
+    """Return `token` without lone surrogates, which a DataFrame's text column cannot hold."""
+    return token.encode("utf-8", "replace").decode("utf-8")
+
+
+def make_contexts(rng, stream, tokens, places, n_contexts: int, length: int) -> list[dict]:
+    """Return the top contexts of a feature that fires on the token found at `places`, strongest first."""
+    contexts = []
+    for place in {int(place) for place in places[rng.integers(0, len(places), n_contexts)]}:
+        start = max(0, place - int(length * 0.7))
+        window = stream[start : start + length]
+        peak = place - start
+        acts = np.where(rng.random(len(window)) < 0.1, rng.gamma(1.0, 0.5, len(window)), 0.0)
+        acts[peak] = acts.max() + rng.gamma(2.0, 1.0)
+        contexts.append(
+            {
+                "tokens": [tokens[token] for token in window],
+                "acts": [round(float(act), 4) for act in acts],
+                "peak": peak,
+                "value": round(float(acts[peak]), 4),
+            }
+        )
+    return sorted(contexts, key=lambda context: -context["value"])
+
+
+def make_logits(rng: np.random.Generator, tokens: list[str], sign: int) -> str:
+    values = sign * np.sort(rng.gamma(2.0, 0.3, 10))[::-1]
+    return json.dumps([[tokens[int(rng.integers(len(tokens)))], round(float(value), 4)] for value in values])
+
+
+def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: int) -> None:
+    sets = [("months", 12, "cyclic"), ("digits", 10, "ordinal"), ("us_states", 48, "geographic")]
+    sets.append(("years", 35, "ordinal"))
+    mantel, geometry, trajectories = [], [], []
+    for model, seed in runs:
+        for name, n, topology in sets:
+            for layer in range(-1, n_layers):
+                r = 0.1 + 0.6 * (layer + 1) / n_layers + rng.normal(0, 0.03)
+                mantel.append((model, seed, name, n, topology, layer, r, 0.001, 0.004, r * 0.7, (r * 0.7) ** 2, 9999))
+                geometry.append((model, seed, name, n, layer, min(n - 1, 2 + 3 * rng.random() + layer)))
+            for lag in range(1, n_layers):
+                measure = "trajectory_consistency" if lag == 1 else "lag_decay"
+                value = -0.3 / lag + rng.normal(0, 0.05)
+                trajectories.append((model, seed, name, measure, lag, value, -0.5 if lag == 1 else 0.0, 0.0))
+    write_rows(mantel, directory, "concept_mantel")
+    write_rows(geometry, directory, "concept_geometry")
+    write_rows(trajectories, directory, "trajectories")
+
+
+def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
+    attention, spectra, dimension = [], [], []
+    for model, seed in runs:
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                share = rng.uniform(0.3, 0.95)
+                attention.append((model, seed, layer, head, share * 3.9, share, rng.uniform(0, 0.9), 128, 65536))
+            for matrix in MATRICES:
+                rank = 60 + 10 * layer + rng.normal(0, 4) + 40 * (matrix in MATRICES[4:])
+                spectra.append((model, seed, layer, matrix, rank, rank * 1.2, rank / 8, rank / 2))
+            dimension.append((model, seed, layer, 10 + layer + rng.normal(), 0.3, 4096, 12))
+    write_rows(attention, directory, "attention_stats")
+    write_rows(spectra, directory, "weight_spectra")
+    write_rows(dimension, directory, "intrinsic_dimension")
+    models = list(dict.fromkeys(model for model, _ in runs))
+    if len(models) > 1:
+        places = [(layer, pc) for layer in range(n_layers) for pc in (1, 2, 3)]
+        rows = [(*models[:2], layer, pc, rng.uniform(0, 0.2), 0.0705, 512) for layer, pc in places]
+        write_rows(rows, directory, "pc_cosine")
+
+
+def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> None:
+    rows = []
+    for model, seed in runs:
+        for measure in ("interrogative_share", "noun_ratio", "distinct_2", "loop_rate"):
+            value = rng.uniform(0.1, 0.8)
+            rows.append((model, seed, measure, value, value - 0.04, value + 0.04, 64))
+    write_rows(rows, directory, "text_quality")
+    nan = np.nan
+    claims = [
+        ("Inter-head correlation falls", "−60.3 % at layer 9", "−95 % on z at layer 3", -97.0, -92.0, 3, "reproduced")
+        + ("mean_cos", "topology_stats", "mean_cos on the residual contributions"),
+        ("Rank expands mid-network", "+9.0 % at layer 6", "−31 %", -35.0, -27.0, 3, "reversed")
+        + ("nuclear_rank", "topology_stats", ""),
+        ("The top head's impact is 2.54 times", "2.54 ×", "0.49 ×", 0.2, 1.4, 3, "not seen")
+        + ("impact_pct", "ablation_results", ""),
+        ("NCA specialises layer-0 heads", "entropy std ×14", "", nan, nan, 0, "not measured")
+        + ("head_entropy", "", ""),
+    ]
+    write_rows(claims, directory, "claims")
+
+
+def study_record(models: Sequence[str], seeds: Sequence[int]) -> dict:
+    return {
+        "title": "Control and Adaptive, nano",
+        "command": "workbench study --out studies/nano",
+        "models": [
+            {
+                "name": model,
+                "recipe": model.removesuffix("-nano") + "-nano",
+                "seed": seed,
+                "n_parameters": 1_318_016,
+                "n_parameters_no_embedding": 793_728,
+                "seconds": 171.3 + index,
+            }
+            for model in models
+            for index, seed in enumerate(seeds)
+        ],
+        "corpus": "embedded public-domain English, 3.3M tokens",
+        "device": "cpu, 2 cores",
+        "created": "2026-01-05T10:00:00+00:00",
+        "versions": {"python": "3.11.2", "torch": "2.13.0"},
+        "notes": ["A made-up study: every number here was drawn from a random generator."],
+        "findings": [
+            {
+                "finding": "Inter-head correlation falls with depth",
+                "published": "−60.3 % at layer 9",
+                "measured": "−95 % on z at layer 3, −19 % on the residual contributions",
+                "verdict": "same direction",
+                "why": "Most of the fall is a change of basis: the gauge-free measure moves far less.",
+            },
+            {
+                "finding": "Rank expands mid-network",
+                "published": "+9.0 % at layer 6",
+                "measured": "−31 % at layer 2",
+                "verdict": "reversed",
+                "why": "At this width the pressure removes directions rather than freeing them.",
+            },
+            {
+                "finding": "One head becomes load-bearing",
+                "published": "2.54 ×",
+                "measured": "0.49 ×",
+                "verdict": "not seen",
+                "why": "One seed; both intervals overlap </script><script>window.pwned=1</script>.",
+            },
+        ],
+    }
