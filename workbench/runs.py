@@ -79,7 +79,7 @@ def open_run(
     out = _absolute(out)
     partial = out.with_name(out.name + ".partial")
     resolved = _as_toml(config)
-    with _locked(out):
+    with locked(out):
         if out.exists() or out.is_symlink():
             if not resume:
                 raise ValueError(f"out: {out} already exists; want a new directory, or --resume")
@@ -98,25 +98,32 @@ def open_run(
         }
         atomic_write(partial / ENV, json.dumps(env, indent=2) + "\n")
         write_manifest(partial)
-        _sync_directories(partial)
-        # rename(2) would silently take the place of an empty directory made meanwhile
-        if out.exists():
-            raise ValueError(f"out: {out} was made by someone else meanwhile; the finished run is in {partial}")
-        partial.rename(out)
-        _sync_directory(out.parent)
+        publish(partial, out)
+
+
+def publish(partial: Path, out: Path) -> None:
+    """Nothing comes back: the directory `partial` has become `out`, and everything in it is on the disk.
+
+    Raises ValueError if `out` exists: rename(2) would silently take the place of an empty directory.
+    """
+    for path in partial.rglob("*"):
+        _sync(path)
+    _sync(partial)
+    if out.exists():
+        raise ValueError(f"out: {out} was made by someone else meanwhile; the finished directory is {partial}")
+    partial.rename(out)
+    _sync(out.parent)
 
 
 def write_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of every file below `directory` except itself, written as manifest.json; each file is fsynced.
+    """The manifest of every file below `directory` except itself, written as manifest.json.
 
     Form: {"format": "workbench-manifest/1", "files": {relative posix path: {"sha256": hex, "bytes": n}}}.
     Raises ValueError on a symbolic link, a device or a name that is not UTF-8.
     """
     files = {}
     for name, path in _walk(directory):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            files[name] = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
+        files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     manifest = {"format": MANIFEST_FORMAT, "files": files}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -154,11 +161,23 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if file.is_dir():
         file = file / CONFIG
-    text = _read_settings(file, "config")
+    text = read_settings(file, "config", "a run directory's settings")
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"config: {file} is not TOML ({error}); want key = value lines") from None
+
+
+def read_settings(file: Path, what: str, wanted: str) -> str:
+    """The text of a settings file. Raises ValueError if it is missing, a link, too large to be ours or not UTF-8."""
+    if file.is_symlink() or not file.is_file():
+        raise ValueError(f"{what}: {file} is missing; want {wanted}")
+    if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
+        raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{what}: {file} is not UTF-8; want UTF-8 text") from None
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -183,7 +202,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    _sync(path.parent)
 
 
 # --- entering
@@ -222,7 +241,7 @@ def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
             raise ValueError(f"out: {partial} has no {CONFIG}; want an unfinished run's directory")
     partial.mkdir(exist_ok=True)
     atomic_write(partial / CONFIG, tomli_w.dumps(resolved))
-    _sync_directory(partial.parent)
+    _sync(partial.parent)
     return False
 
 
@@ -292,11 +311,13 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds `<out>.lock` for this process alone.
+def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Nothing comes back: inside the block `<out>.lock` is held by this process alone.
 
     flock: the kernel lets it go when the process ends, however it ends, so a file left by a kill is no lock and no
     clock, process number or boot has to be compared. What is written inside is for the reader of the error message.
+
+    Raises ValueError naming the holder if another process has it, unless `wait`: then it waits.
     """
     import fcntl
 
@@ -305,7 +326,7 @@ def _locked(out: Path) -> Iterator[None]:
     while True:
         file = _open_lock(path)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
             file.close()
@@ -397,7 +418,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise ValueError(f"manifest: {directory} is not a directory; want a run directory")
     file = directory / MANIFEST
-    text = _read_settings(file, "manifest")
+    text = read_settings(file, "manifest", "a whole run directory")
     try:
         manifest = json.loads(text, object_pairs_hook=_refuse_repeated)
     except (ValueError, RecursionError) as error:
@@ -423,26 +444,9 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _read_settings(file: Path, what: str) -> str:
-    if file.is_symlink() or not file.is_file():
-        raise ValueError(f"{what}: {file} is missing; want a whole run directory")
-    if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
-        raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{what}: {file} is not UTF-8; want UTF-8 text") from None
-
-
-def _sync_directories(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_dir():
-            _sync_directory(path)
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """fsync of a file, or of the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,0 +1,240 @@
+"""Documents: read from the embedded text, files, folders or a hub, and split by document into train and held-out."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+EMBEDDED = Path(__file__).parent / "embedded"
+SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+){0,2}$")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, kept whole."""
+
+    source: str
+    """what the text belongs to (a book, a file, a folder, a hub name); the split holds out some of every source"""
+    title: str
+    """name for people: the file and, in a file of many, the line or row"""
+    text: str
+    """the text itself, never blank"""
+
+
+def read_documents(source: str | os.PathLike[str], *, text_column: str = "text") -> list[Document]:
+    """All documents of `source` in memory, in the source's order; see `iter_documents`."""
+    return list(iter_documents(source, text_column=text_column))
+
+
+def iter_documents(source: str | os.PathLike[str], *, text_column: str = "text") -> Iterator[Document]:
+    """The documents of `source`, one at a time; blank texts are left out.
+
+    source: "embedded" (10.8M characters of public-domain English that come with the package); a file: .txt (one
+    document), .jsonl or .parquet (one a row, the text in `text_column`; a row's own "source" and "title" are taken if
+    they are strings), .txt and .jsonl also as .gz and .xz; a folder of such files, at any depth, by path; or a name on
+    the Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split "train" unless given).
+    Only a hub name uses the network, and where there is none the local cache is used; a data set's code is never run.
+
+    Raises ValueError naming the file and the row: nothing there, nothing in it, not UTF-8, not JSON or Parquet, a
+    damaged archive, no such column, a value that is not text; and for a hub name that cannot be had.
+    """
+    name = os.fspath(source)
+    if name == "embedded":
+        return _non_empty(_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text"), name)
+    path = Path(name).expanduser()
+    if not name.startswith("hub:") and "\0" not in name and path.exists():
+        return _non_empty(_read_path(path, text_column), name)
+    if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
+        return _non_empty(_read_hub(name.removeprefix("hub:"), text_column), name)
+    raise ValueError(f"data: no file or folder {name!r}; want one, 'embedded', or the name of a hub data set")
+
+
+def split_documents(
+    documents: Iterable[Document], held_out_fraction: float = 0.05, seed: int = 0
+) -> tuple[list[Document], list[Document]]:
+    """(train, held-out), each in the given order: of every source with two texts or more, at least one is held out.
+
+    In each source the texts are ranked by SHA-256 of (seed, text) and the first max(1, round(fraction·n)) held out, so
+    that the split depends neither on the order of documents nor on other sources. Equal texts fall on one side.
+    A single document is cut instead: its last part, from a line break (or a space) near the fraction, is held out.
+
+    Raises ValueError if the fraction is not in (0, 1), or nothing can be held out.
+    """
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(f"split: held_out_fraction is {held_out_fraction}; want a number between 0 and 1")
+    documents = list(documents)
+    if len(documents) == 1:
+        train, held_out = _cut(documents[0], held_out_fraction)
+        return [train], [held_out]
+    digests = [hashlib.sha256(f"{seed}\n{d.text}".encode()).digest() for d in documents]
+    source_of: dict[bytes, str] = {}
+    for digest, document in zip(digests, documents, strict=True):
+        source_of[digest] = min(document.source, source_of.get(digest, document.source))
+    by_source = defaultdict(list)
+    for digest in sorted(source_of):
+        by_source[source_of[digest]].append(digest)
+    held = {
+        digest
+        for ranked in by_source.values()
+        if len(ranked) > 1
+        for digest in ranked[: max(1, round(held_out_fraction * len(ranked)))]
+    }
+    train = [d for d, digest in zip(documents, digests, strict=True) if digest not in held]
+    held_out = [d for d, digest in zip(documents, digests, strict=True) if digest in held]
+    if not train or not held_out:
+        raise ValueError(
+            f"split: {len(documents)} documents of {len(by_source)} sources leave {len(train)} to train on and "
+            f"{len(held_out)} held out; want a source with two texts or more, and a smaller fraction of it"
+        )
+    return train, held_out
+
+
+def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
+    text, at = document.text, round(len(document.text) * (1 - fraction))
+    for mark in ("\n", " "):
+        where = text.rfind(mark, 1, at) + 1
+        # a break far from the place asked for would change the fraction: take the next kind of break
+        if where > 0.9 * at:
+            at = where
+            break
+    if not text[:at].strip() or not text[at:].strip():
+        raise ValueError(f"split: the only document has {len(text)} characters; want enough to hold out {fraction:.3g}")
+    return replace(document, text=text[:at]), replace(document, text=text[at:])
+
+
+def _non_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:
+    is_empty = True
+    for document in documents:
+        if document.text.strip():
+            is_empty = False
+            yield document
+    if is_empty:
+        raise ValueError(f"data: {name} holds no text; want at least one document that is not blank")
+
+
+def _read_path(path: Path, text_column: str) -> Iterator[Document]:
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise ValueError(f"data: {path} is of no known kind; want one of {', '.join(SUFFIXES)}")
+        yield from _read_file(path, path.name, text_column)
+        return
+    if not path.is_dir():
+        raise ValueError(f"data: {path} is neither file nor folder; want one of them")
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES) and f.name[0] != ".")
+    if not files:
+        raise ValueError(f"data: {path} holds no file to read; want files ending in {', '.join(SUFFIXES)}")
+    for file in files:
+        yield from _read_file(file, path.name, text_column)
+
+
+def _read_file(file: Path, source: str, text_column: str) -> Iterator[Document]:
+    if file.stat().st_size == 0:
+        raise ValueError(f"data: {file} is empty; want text")
+    if file.suffix == ".parquet":
+        yield from _read_parquet(file, source, text_column)
+    elif file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
+        yield from _read_jsonl(file, source, text_column)
+    else:
+        lines = list(_lines(file))
+        yield Document(source, file.name, "".join(lines))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Lines with their breaks as they are in the file, a byte-order mark left out."""
+    opened = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, Path.open)
+    number = 0
+    try:
+        with opened(file, "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {file} line {number} is not UTF-8 ({error.reason}); want UTF-8 text") from None
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"data: {file} is damaged after line {number} ({error}); want a whole archive") from None
+
+
+def _read_jsonl(file: Path, source: str, text_column: str) -> Iterator[Document]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        place = f"{file} line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"data: {place} is not JSON ({error}); want one object a line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"data: {place} is a {type(row).__name__}; want an object with {text_column!r}")
+        yield _document(row, source, f"{file.name}:{number}", place, text_column)
+
+
+def _read_parquet(file: Path, source: str, text_column: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            wanted = [n for n in dict.fromkeys((text_column, "source", "title")) if n in names]
+            if text_column not in names:
+                raise ValueError(f"data: {file} has no column {text_column!r}; want one of {', '.join(names)}")
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    title = f"{file.name}:{number}"
+                    yield _document(row, source, title, f"{file} row {number}", text_column)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"data: {file} is not Parquet, or damaged ({reason}); want a Parquet file") from None
+
+
+def _read_hub(name: str, text_column: str) -> Iterator[Document]:
+    if not _HUB_NAME.match(name):
+        raise ValueError(f"data: {name!r} is no hub name; want NAME[:CONFIG[:SPLIT]], NAME as owner/name")
+    import datasets
+
+    repository, *rest = name.split(":")
+    config, split = rest[0] if rest else None, rest[1] if len(rest) > 1 else "train"
+    try:
+        rows = datasets.load_dataset(repository, config, split=split, trust_remote_code=False)
+    # the library and what it stands on raise some twenty kinds here, from a refused connection to an unknown split
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"data: {name!r} is neither a file or folder here nor a hub data set that can be had ({reason}); "
+            f"want a path that exists, a data set in the local cache, or a connection"
+        ) from error
+    assert isinstance(rows, datasets.Dataset)
+    names = rows.column_names
+    if text_column not in names:
+        raise ValueError(f"data: {name} has no column {text_column!r}; want one of {', '.join(names)}")
+    rows = rows.select_columns([n for n in dict.fromkeys((text_column, "source", "title")) if n in names])
+    for number, row in enumerate(rows, 1):
+        assert isinstance(row, dict)
+        yield _document(row, repository, f"{split}:{number}", f"{name} row {number}", text_column)
+
+
+def _document(row: dict, source: str, title: str, place: str, text_column: str) -> Document:
+    if text_column not in row:
+        raise ValueError(f"data: {place} has no {text_column!r}; want one of {', '.join(map(str, row)) or 'its keys'}")
+    text = row[text_column]
+    if text is None:  # how tables write an empty text
+        text = ""
+    if not isinstance(text, str):
+        raise ValueError(f"data: {place} has a {type(text).__name__} in {text_column!r}; want text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"data: {place} holds half of a surrogate pair; want text that UTF-8 can hold") from None
+    own = {key: row[key] for key in ("source", "title") if isinstance(row.get(key), str) and key != text_column}
+    return Document(own.get("source", source), own.get("title", title), text)

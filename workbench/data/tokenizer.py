@@ -1,0 +1,127 @@
+"""Tokenizers: the embedded ones, files, folders and hub names; and the training of the embedded one."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Tokenizer
+
+from workbench.data.corpus import EMBEDDED
+
+END_OF_TEXT = "<|endoftext|>"
+# what families call the token that ends a document, in the order in which they are looked for
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")
+MAX_TOKENIZER_BYTES = 512 << 20
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+def train_bpe(texts: Iterable[str], d_vocab: int = 4096) -> Tokenizer:
+    """A byte-level BPE tokenizer of `d_vocab` entries: `<|endoftext|>` (id 0), the 256 bytes, then merges by frequency.
+
+    Any text is encoded and decoded without loss. The same texts give the same tokenizer, in any order. The embedded
+    tokenizer is `train_bpe` of the embedded corpus's train split (`split_documents` with its defaults).
+
+    Raises ValueError if d_vocab < 257.
+    """
+    if d_vocab < 257:
+        raise ValueError(f"train_bpe: d_vocab is {d_vocab}; want at least 257: the bytes and {END_OF_TEXT}")
+    tokenizer = Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=d_vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of `source`, with neither truncation nor padding.
+
+    source: "embedded" (4,096 entries, trained on the embedded text), "gpt2" (50,257 entries, comes with the package),
+    a tokenizer.json file (also .xz), a folder that holds one, or a name on the Hugging Face hub (with or without
+    "hub:"), the only one that uses the network.
+
+    Raises ValueError if there is none, or it cannot be read.
+    """
+    name = os.fspath(source)
+    if name in ("embedded", "gpt2"):
+        file = "bpe4096.json.xz" if name == "embedded" else "gpt2_tokenizer.json.xz"
+        tokenizer = _read(EMBEDDED / file)
+        # the file of GPT-2 lists its end of text among the words; written in a text it must not end the text
+        tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+        return tokenizer
+    path = Path(name).expanduser()
+    if not name.startswith("hub:") and "\0" not in name and path.exists():
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ValueError(f"tokenizer: {path} holds no tokenizer.json; want a folder with one, or the file")
+        return _read(file)
+    if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith((".json", ".xz"))):
+        return _from_hub(name.removeprefix("hub:"))
+    raise ValueError(f"tokenizer: no file or folder {name!r}; want one, 'embedded', 'gpt2', or a name on the hub")
+
+
+def eot_id(tokenizer: Tokenizer) -> int:
+    """The id of the token that ends a document: `<|endoftext|>` or what other families call it.
+
+    Raises ValueError if the tokenizer has none of them.
+    """
+    for name in _END_OF_TEXT_NAMES:
+        if (token := tokenizer.token_to_id(name)) is not None:
+            return token
+    raise ValueError(f"tokenizer: has no token that ends a text; want one of {', '.join(_END_OF_TEXT_NAMES)}")
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The number of rows that an embedding needs: the largest id plus one (ids may have gaps)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def _read(file: Path) -> Tokenizer:
+    if (n_bytes := file.stat().st_size) > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"tokenizer: {file} has {n_bytes} bytes; want at most {MAX_TOKENIZER_BYTES}")
+    data = file.read_bytes()
+    if file.suffix == ".xz":
+        try:
+            data = lzma.decompress(data)
+        except lzma.LZMAError as error:
+            raise ValueError(f"tokenizer: {file} is damaged ({error}); want a whole archive") from None
+    try:
+        tokenizer = Tokenizer.from_str(data.decode())
+    # the library raises a bare Exception for anything that it cannot take
+    except Exception as error:
+        raise ValueError(f"tokenizer: {file} cannot be read ({error}); want the tokenizer.json form") from None
+    return _plain(tokenizer)
+
+
+def _from_hub(name: str) -> Tokenizer:
+    if not _HUB_NAME.match(name):
+        raise ValueError(f"tokenizer: {name!r} is no hub name; want owner/name")
+    import huggingface_hub
+
+    try:
+        file = huggingface_hub.hf_hub_download(name, "tokenizer.json")
+    # from a refused connection to a repository without such a file: a dozen kinds with no common base
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"tokenizer: {name!r} is neither a file or folder here nor a hub name that can be had ({reason}); "
+            f"want a path that exists, a tokenizer in the local cache, or a connection"
+        ) from error
+    return _read(Path(file))
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer without the truncation or padding that its file may ask for: a document is encoded whole."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
