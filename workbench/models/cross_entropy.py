@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 23  # logits held at once, in elements: 32 MiB in float32, and near the best size for CPU caches
+CHUNK_ELEMENTS = 1 << 25  # logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
@@ -14,17 +14,57 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
-def _chunks(n_rows: int, n_columns: int) -> int:
-    return max(1, min(n_rows, CHUNK_ELEMENTS // n_columns))
+def _slices(n_rows: int, n_columns: int) -> list[slice]:
+    """Equal runs of rows, each of at most CHUNK_ELEMENTS logits."""
+    n = -(-n_rows * n_columns // CHUNK_ELEMENTS)
+    step = max(1, -(-n_rows // max(1, n)))
+    return [slice(i, min(i + step, n_rows)) for i in range(0, n_rows, step)]
 
 
-def _weighted_loss(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float):
-    """Losses [rows] in float32, the capped logits' softmax pieces, and d cap / d raw where capped."""
-    raw = (x @ W if b is None else torch.addmm(b.to(x.dtype), x, W)).float()
-    logits = softcap(raw, cap)
-    lse = torch.logsumexp(logits, dim=-1)
-    loss = lse - logits.gather(1, targets[:, None]).squeeze(1)
-    return logits, lse, loss + z * lse.square() if z else loss
+def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float):
+    """(losses [rows], e, total, lse, slope): e = exp(logits − max), total = Σ e, slope = d capped / d raw or None."""
+    logits = (x @ W if b is None else torch.addmm(b, x, W)).float()
+    slope = None
+    if cap > 0:
+        logits = logits.div_(cap).tanh_()
+        slope = 1 - logits.square()
+        logits *= cap
+    picked = logits.gather(1, targets[:, None]).squeeze(1)
+    top = logits.amax(-1)
+    e = logits.sub_(top[:, None]).exp_()
+    total = e.sum(-1)
+    lse = total.log() + top
+    loss = lse - picked
+    return (loss + z * lse.square() if z else loss), e, total, lse, slope
+
+
+def _logit_gradient(e, total, lse, slope, targets: Tensor, weights: Tensor, z: float) -> Tensor:
+    """weights · d loss / d raw logits, [rows vocab], written over e."""
+    factor = weights * (1 + 2 * z * lse) if z else weights
+    e *= (factor / total)[:, None]
+    e.scatter_add_(1, targets[:, None], -weights[:, None])
+    return e if slope is None else e.mul_(slope)
+
+
+def _gradients(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights: Tensor, cap: float, z: float):
+    """(Σ weights·loss, grad x, grad W, grad b), one chunk of logits at a time."""
+    loss_sum = torch.zeros((), dtype=torch.float32, device=x.device)
+    grad_x = torch.empty_like(x)
+    grad_W: Tensor | None = None
+    grad_b = None if b is None else torch.zeros_like(b, dtype=torch.float32)
+    for rows in _slices(len(x), W.shape[1]):
+        loss, e, total, lse, slope = _row_losses(x[rows], W, b, targets[rows], cap, z)
+        loss_sum += loss @ weights[rows]
+        d = _logit_gradient(e, total, lse, slope, targets[rows], weights[rows], z)
+        if grad_b is not None:
+            grad_b += d.sum(0)
+        d = d.to(x.dtype)
+        grad_x[rows] = d @ W.T
+        # [vocab d_model]: the order in which a tied or transposed W lies in memory
+        part = d.T @ x[rows]
+        grad_W = part if grad_W is None else grad_W.add_(part) if grad_W.dtype == torch.float32 else grad_W.float() + part
+    assert grad_W is not None
+    return loss_sum, grad_x, grad_W.T.to(W.dtype), None if grad_b is None or b is None else grad_b.to(b.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -32,78 +72,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W, b, targets, cap, z):  # type: ignore[override]
-        step = _chunks(len(x), W.shape[1])
-        losses = [
-            _weighted_loss(x[i : i + step], W, b, targets[i : i + step], cap, z)[2] for i in range(0, len(x), step)
-        ]
         ctx.save_for_backward(x, W, b, targets)
-        ctx.settings = (cap, z, step)
-        return torch.cat(losses)
+        ctx.settings = (cap, z)
+        slices = _slices(len(x), W.shape[1])
+        return torch.cat([_row_losses(x[rows], W, b, targets[rows], cap, z)[0] for rows in slices])
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         x, W, b, targets = ctx.saved_tensors
-        cap, z, step = ctx.settings
-        grad_x = torch.empty_like(x)
-        grad_W = torch.zeros_like(W, dtype=torch.float32)
-        grad_b = None if b is None else torch.zeros_like(b, dtype=torch.float32)
-        for i in range(0, len(x), step):
-            rows, g = slice(i, i + step), grad[i : i + step, None]
-            logits, lse, _ = _weighted_loss(x[rows], W, b, targets[rows], cap, z)
-            d = _logit_gradient(logits, lse, targets[rows], g, cap, z).to(x.dtype)
-            grad_x[rows] = d @ W.T
-            _add_product(grad_W, x[rows], d)
-            if grad_b is not None:
-                grad_b += d.float().sum(0)
-        return grad_x, grad_W.to(W.dtype), None if grad_b is None else grad_b.to(b.dtype), None, None, None
+        _, *gradients = _gradients(x, W, b, targets, grad.float(), *ctx.settings)
+        return *gradients, None, None, None
 
 
-class _MeanLinearCrossEntropy(torch.autograd.Function):
+class _WeightedLinearCrossEntropy(torch.autograd.Function):
     """Weighted sum of row losses; gradients are made in the forward pass, where the logits already exist."""
 
     @staticmethod
     def forward(ctx, x, W, b, targets, weights, cap, z):  # type: ignore[override]
-        step = _chunks(len(x), W.shape[1])
-        total = torch.zeros((), dtype=torch.float32, device=x.device)
-        grad_x = torch.empty_like(x)
-        grad_W = torch.zeros_like(W, dtype=torch.float32)
-        grad_b = None if b is None else torch.zeros_like(b, dtype=torch.float32)
-        for i in range(0, len(x), step):
-            rows = slice(i, i + step)
-            logits, lse, loss = _weighted_loss(x[rows], W, b, targets[rows], cap, z)
-            total += loss @ weights[rows]
-            d = _logit_gradient(logits, lse, targets[rows], weights[rows, None], cap, z).to(x.dtype)
-            grad_x[rows] = d @ W.T
-            _add_product(grad_W, x[rows], d)
-            if grad_b is not None:
-                grad_b += d.float().sum(0)
-        ctx.save_for_backward(grad_x, grad_W.to(W.dtype), None if grad_b is None else grad_b.to(b.dtype))
-        return total
+        loss_sum, *gradients = _gradients(x, W, b, targets, weights, cap, z)
+        ctx.save_for_backward(*gradients)
+        return loss_sum
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        grad_x, grad_W, grad_b = ctx.saved_tensors
-        scaled = [None if g is None else g * grad for g in (grad_x, grad_W, grad_b)]
-        return *scaled, None, None, None, None
-
-
-def _logit_gradient(logits: Tensor, lse: Tensor, targets: Tensor, weights: Tensor, cap: float, z: float) -> Tensor:
-    """weights · d loss / d raw logits, [rows vocab], written over a fresh softmax."""
-    slope = (1 - (logits / cap).square()) if cap > 0 else None
-    d = torch.exp_(logits - lse[:, None])
-    if z:
-        d *= 1 + 2 * z * lse[:, None]
-    d.scatter_add_(1, targets[:, None], torch.full_like(lse[:, None], -1.0))
-    d *= weights
-    return d if slope is None else d * slope
-
-
-def _add_product(total: Tensor, x: Tensor, d: Tensor) -> None:
-    """total += xᵀ d, summed over chunks in float32 also where x and d are bfloat16."""
-    if x.dtype == torch.float32:
-        total.addmm_(x.T, d)
-    else:
-        total += x.T @ d
+        return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None
 
 
 def linear_cross_entropy(
@@ -149,10 +141,7 @@ def linear_cross_entropy(
         if weights is None:
             weights = torch.full((len(x),), 1 / max(1, len(x)), dtype=torch.float32, device=x.device)
         if not torch.is_grad_enabled():
-            step = _chunks(len(x), W.shape[1])
-            parts = [
-                _weighted_loss(x[i : i + step], W, b, targets[i : i + step], soft_cap, z_loss)[2] @ weights[i : i + step]
-                for i in range(0, len(x), step)
-            ]
-            return torch.stack(parts).sum()
-        return _MeanLinearCrossEntropy.apply(x, W, b, targets, weights.float(), soft_cap, z_loss)  # type: ignore[no-any-return]
+            slices = _slices(len(x), W.shape[1])
+            losses = [_row_losses(x[rows], W, b, targets[rows], soft_cap, z_loss)[0] @ weights[rows] for rows in slices]
+            return torch.stack(losses).sum()
+        return _WeightedLinearCrossEntropy.apply(x, W, b, targets, weights.float(), soft_cap, z_loss)  # type: ignore[no-any-return]

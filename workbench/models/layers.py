@@ -79,7 +79,8 @@ class Rotary(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.dim, self.adjacent = cfg.rotary_dim or cfg.d_head, cfg.rotary_adjacent_pairs
-        self.register_buffer("inverse_frequency", _inverse_frequency(cfg, self.dim), persistent=False)
+        # no buffer: `.to(dtype)` would round it
+        self.inverse_frequency = _inverse_frequency(cfg, self.dim)
         self.tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def cos_sin(self, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ class Rotary(nn.Module):
         key = (size, device, dtype)
         if key not in self.tables:
             positions = torch.arange(size, dtype=torch.float64)
-            angles = torch.outer(positions, self.inverse_frequency.double().cpu())
+            angles = torch.outer(positions, self.inverse_frequency)
             self.tables = {k: v for k, v in self.tables.items() if k[1:] != key[1:]}
             self.tables[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
         cos, sin = self.tables[key]
@@ -222,10 +223,7 @@ class Attention(nn.Module):
             n_queries, n_keys = q.shape[2], k.shape[2]
             is_square = n_queries == n_keys
             mask = None if is_square or n_queries == 1 else _causal(n_queries, n_keys, q.device)
-            z = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=is_square and n_queries > 1, scale=1 / self.cfg.scale
-            )
-            return z.transpose(1, 2)
+            return _fused(q, k, v, mask, is_square and n_queries > 1, 1 / self.cfg.scale).transpose(1, 2)
         scores = (q @ k.transpose(2, 3)) / self.cfg.scale
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
@@ -241,6 +239,18 @@ class Attention(nn.Module):
         else:
             out = z.flatten(2) @ self.W_O.flatten(0, 1).to(_product_dtype(z))
         return out + self.b_O if self.cfg.extensions.out_bias else out
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
+    # torch's CPU kernel is about five times slower backward in bfloat16 than in float32 for heads narrower than 32
+    is_slow = q.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[-1] < 32 and torch.is_grad_enabled()
+    if not is_slow:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+    with torch.autocast("cpu", enabled=False):
+        z = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal, scale=scale
+        )
+    return z.to(v.dtype)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
