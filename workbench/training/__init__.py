@@ -1,0 +1,17 @@
+"""Training: recipes, the loop over their phases, head-orthogonality pressure, checkpoints and exact resume."""
+
+from workbench.training.interrupts import Interrupted
+from workbench.training.loop import NonFiniteLoss, build, train
+from workbench.training.recipe import Recipe, apply_overrides, load_recipe, parse_override, recipe_names
+
+__all__ = [
+    "Interrupted",
+    "NonFiniteLoss",
+    "Recipe",
+    "apply_overrides",
+    "build",
+    "load_recipe",
+    "parse_override",
+    "recipe_names",
+    "train",
+]

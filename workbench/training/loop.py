@@ -1,0 +1,376 @@
+"""Training: the phases of a recipe one after another, logged, saved, stopped and resumed without a trace."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.data.tokens import WindowSampler
+from workbench.models import HookedLM, ModelConfig
+from workbench.models.load import resolve_device, wrap_tokenizer
+from workbench.runs import open_run
+from workbench.training.feed import Feed, check_feed, evaluation_windows, open_feed, probe_windows
+from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
+from workbench.training.log import TrainLog
+from workbench.training.monitor import measure, monitor_columns
+from workbench.training.objective import autocast_dtype, held_out_loss, objective
+from workbench.training.optimizers import Optimizer
+from workbench.training.progress import Meter, progress_meter
+from workbench.training.recipe import Phase, Recipe, apply_overrides, load_recipe, phase_model
+from workbench.training.schedules import multiplier
+from workbench.training.state import (
+    Checkpoint,
+    Position,
+    last_good,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from workbench.training.vsm import Pressure
+
+SEEDS_APART = 1_000_003  # between the streams of two phases: a prime, so that small seeds do not meet
+OWN_COLUMNS = ("sigma_train",)  # σ of the training batches, as the controller sees it
+
+
+class NonFiniteLoss(ValueError):
+    """The loss or its gradient became infinite or nan; training stopped, the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step leaves for the log; tensors on a device until they are read."""
+
+    loss: Float[Tensor, ""] | float
+    grad_norm: Float[Tensor, ""] | float
+    vsm: Float[Tensor, ""] | float = math.nan
+    sigma: Float[Tensor, ""] | float = math.nan
+
+
+def train(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    resume: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    stop_after: int | None = None,
+    cache: str | Path | None = None,
+) -> Path:
+    """The run directory `out`, once every phase of the recipe has been trained.
+
+    It holds config.toml, train_log.csv and checkpoints `step_{n}`, the newest named in `latest`. An interrupted or
+    killed run leaves `<out>.partial`, from which `resume=True` goes on; on one CPU the weights come out bit for bit as
+    if it had never stopped.
+
+    Args:
+        recipe: a recipe, a name from `recipe_names()`, or a TOML file.
+        out: directory that must not exist yet (unless resume).
+        seed: of the initial weights and the order of data, ≥ 0.
+        device: "auto" (CUDA where there is one), or a torch device.
+        dtype: "auto", "float32", "bfloat16" (autocast; the weights stay float32) or "float64".
+        resume: go on from `<out>.partial`; of a finished run, return at once.
+        overrides: settings to replace, as `apply_overrides` takes them.
+        progress: a bar on stderr with rate and time left.
+        stop_after: stop as an interrupt would after this many steps of this call.
+        cache: where packed tokens are kept; the user's cache unless given.
+
+    Raises:
+        ValueError: a wrong recipe, override, device or dtype; data that do not fit; a directory in the way; a
+            checkpoint that is altered or of something else; a disk that is full.
+        NonFiniteLoss: naming the step and the last good checkpoint.
+        Interrupted: after SIGINT, SIGTERM or stop_after, with the state saved.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    recipe = apply_overrides(recipe, overrides or {})
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}; want 0 or more")
+    device = resolve_device(device)
+    autocast = autocast_dtype(device, dtype)
+    settings = recipe.model_dump(mode="json", exclude={"model": {"device"}})
+    config = {"verb": "train", "seed": seed, "dtype": dtype, "recipe": settings}
+    with open_run(out, config, resume=resume, device=device, seed=seed) as run:
+        if run.is_complete:
+            return run.out
+        feed = open_feed(recipe.data, cache)
+        check_feed(feed, recipe)
+        weights_dtype = torch.float64 if dtype == "float64" else torch.float32
+        trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype, autocast)
+        with stop_requests() as request, progress_meter(recipe, enabled=progress) as meter:
+            trainer.run(request, meter, stop_after)
+    return run.out
+
+
+def build(recipe: Recipe | str | Path, seed: int = 0) -> HookedLM:
+    """The untrained model of a recipe, as its last phase would start it from nothing."""
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return HookedLM(phase_model(recipe, len(recipe.phases) - 1), seed)
+
+
+class Trainer:
+    """One run in one directory: holds everything that a checkpoint holds, and moves it on step by step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        feed: Feed,
+        directory: Path,
+        seed: int,
+        device: str,
+        weights_dtype: torch.dtype = torch.float32,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.recipe, self.feed, self.directory, self.seed = recipe, feed, directory, seed
+        self.device, self.autocast = device, autocast
+        self._weights_dtype = weights_dtype
+        self._held_out = evaluation_windows(feed, recipe).to(device)
+        self._probe = probe_windows(feed, recipe).to(device)
+        self._window: list[StepRecord] = []  # steps since the last row of the log
+        extra = (*OWN_COLUMNS, *monitor_columns(recipe.model, recipe.monitor))
+        checkpoint = load_checkpoint(directory, device)
+        if checkpoint is None:
+            self.position = Position()
+            self._enter(0, None)
+            self._log = TrainLog(directory, extra)
+        else:
+            self._resume(checkpoint)
+            self._log = TrainLog(directory, extra, n_bytes=checkpoint.info["log_bytes"])
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that is being trained."""
+        return self.recipe.phases[self.position.phase]
+
+    def run(self, request: StopRequest, meter: Meter, stop_after: int | None = None) -> None:
+        """Train all phases to their end, or raise as `train` says."""
+        last_step = None if stop_after is None else self.position.step + stop_after
+        try:
+            if self.position.step == 0:
+                self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
+            self._reset_clock()
+            while True:
+                while self.position.phase_step < self.phase.n_steps:
+                    self._step()
+                    meter.advance(self.position, self._rate())
+                    if self.position.step == last_step:
+                        request.reason = f"stop_after = {stop_after}"
+                    self._after_step(request, meter)
+                if self.position.phase + 1 == len(self.recipe.phases):
+                    return
+                self._enter(self.position.phase + 1, self.model)
+        finally:
+            self._log.close()
+
+    # --- one step
+
+    def _step(self) -> None:
+        phase, step = self.phase, self.position.phase_step
+        self._lr = self.optimizer.start(step, multiplier(phase.schedule, step, phase.n_steps))
+        weight = self._pressure.start(step) if self._pressure else 0.0
+        parts = []
+        for _ in range(phase.n_accumulation):
+            tokens = self._sampler.next_batch().to(self.device, non_blocking=True)
+            part = objective(self.model, tokens, phase, weight, self.autocast)
+            (part.total / phase.n_accumulation).backward()
+            parts.append(part)
+        limit = phase.clip_norm or math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        record = StepRecord(
+            loss=torch.stack([p.loss.detach() for p in parts]).mean(),
+            grad_norm=grad_norm,
+            vsm=_mean([p.vsm for p in parts]),
+            sigma=_mean([p.sigma for p in parts]),
+        )
+        if self._pressure and isinstance(record.sigma, Tensor):
+            self._pressure.observe(record.sigma)
+        self._window.append(record)
+        n_sequences = phase.batch_size * phase.n_accumulation
+        self.position = replace(
+            self.position,
+            phase_step=step + 1,
+            step=self.position.step + 1,
+            n_tokens=self.position.n_tokens + n_sequences * self.recipe.model.n_ctx,
+        )
+
+    def _after_step(self, request: StopRequest, meter: Meter) -> None:
+        phase, step, overall = self.phase, self.position.phase_step, self.position.step
+        every = self.recipe.monitor.every
+        is_end = step == phase.n_steps
+        evaluates = is_end or step % phase.eval_every == 0
+        monitors = bool(every) and (is_end or step % every == 0)
+        logs = evaluates or monitors or step % phase.log_every == 0
+        saves = is_end or overall % self.recipe.checkpoint.every == 0 or bool(request)
+        if logs or saves:
+            self._read_window()
+        if logs:
+            loss = self._write_row(self._lr, with_held_out=evaluates, with_monitor=monitors)
+            meter.show(loss)
+        path = self._save() if saves else None
+        if logs or saves:
+            self._reset_clock()
+        if request and not (is_end and self.position.phase + 1 == len(self.recipe.phases)):
+            raise Interrupted(
+                f"stopped after step {overall} ({request.reason}); state saved in {path}; go on with --resume"
+            )
+
+    def _read_window(self) -> None:
+        """Bring the window's numbers to the host, and stop at the first that is not finite."""
+        fields = ("loss", "grad_norm", "vsm", "sigma")
+        fresh = [r for r in self._window if isinstance(r.loss, Tensor)]
+        if fresh:
+            values = torch.stack(
+                [torch.as_tensor(getattr(r, f), dtype=torch.float64, device=self.device) for r in fresh for f in fields]
+            ).reshape(len(fresh), -1)
+            n_read = len(self._window) - len(fresh)
+            self._window = self._window[:n_read] + [StepRecord(*row) for row in values.tolist()]
+        first = self.position.step - len(self._window) + 1
+        for step, record in enumerate(self._window, start=first):
+            for what, value in (("loss", record.loss), ("gradient norm", record.grad_norm)):
+                if not math.isfinite(value):
+                    raise NonFiniteLoss(f"train: the {what} is {value} at step {step}; {last_good(self.directory)}")
+
+    # --- what is written
+
+    def _write_row(self, lr: float, *, with_held_out: bool, with_monitor: bool) -> float:
+        position, window = self.position, self._window
+        row: dict[str, Any] = {
+            "model": self.recipe.name,
+            "seed": self.seed,
+            "phase": self.phase.name,
+            "step": position.step,
+            "n_tokens": position.n_tokens,
+            "lambda": self._pressure.weight if self._pressure else math.nan,
+            "lr": lr,
+            "tokens_per_s": self._rate() if window else math.nan,
+        }
+        if window:
+            names = {"loss": "loss", "grad_norm": "grad_norm", "vsm": "vsm_loss", "sigma": "sigma_train"}
+            for field, column in names.items():
+                row[column] = math.fsum(getattr(r, field) for r in window) / len(window)
+        if with_held_out:
+            row["held_out_loss"] = held_out_loss(self.model, self._held_out, self.phase.batch_size)
+        if with_monitor:
+            row |= measure(self.model, self._probe, self.recipe.monitor)
+        self._log.write(row)
+        self._window = []
+        return row.get("loss", math.nan)
+
+    def _save(self) -> Path:
+        tensors = {f"optimizer/{name}": t for name, t in self.optimizer.state_dict().items()} | random_state()
+        info = {
+            "recipe": self.recipe.name,
+            "seed": self.seed,
+            "sampler": self._sampler.state_dict(),
+            "controller": self._pressure.state_dict() if self._pressure else None,
+            "window": [[r.loss, r.grad_norm, _or_none(r.vsm), _or_none(r.sigma)] for r in self._window],
+            "log_bytes": self._log.sync(),
+        }
+        keep = self.recipe.checkpoint.keep
+        return save_checkpoint(self.directory, self.position, self.model, tensors, info, keep)
+
+    # --- phases and resuming
+
+    def _enter(self, index: int, previous: HookedLM | None) -> None:
+        """Set up phase `index`: its model (taking over the previous phase's weights), a fresh optimizer, its data."""
+        seed = self.seed + index * SEEDS_APART
+        model = HookedLM(self._model_config(index), seed, wrap_tokenizer(self.feed.tokenizer))
+        if previous is not None:
+            take_over(model, previous, reset_routing=self.recipe.phases[index].attn_res == "reset")
+        self.position = replace(self.position, phase=index, phase_step=0)
+        self._set_up(model.to(self.device, self._weights_dtype))
+
+    def _set_up(self, model: HookedLM) -> None:
+        phase = self.phase
+        self.model = model.train()
+        self.optimizer = Optimizer(model, phase.optimizer)
+        self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None
+        self._sampler = WindowSampler(
+            self.feed.train,
+            self.recipe.model.n_ctx,
+            phase.batch_size,
+            self.seed + self.position.phase * SEEDS_APART,
+            pin_memory=self.device.startswith("cuda"),
+        )
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        file = checkpoint.path / "train_state.json"
+        position, info = checkpoint.position, checkpoint.info
+        if info.get("recipe") != self.recipe.name or info.get("seed") != self.seed:
+            raise ValueError(
+                f"checkpoint: {file} is of recipe {info.get('recipe')!r}, seed {info.get('seed')}; "
+                f"want {self.recipe.name!r}, seed {self.seed}"
+            )
+        if position.phase >= len(self.recipe.phases):
+            raise ValueError(
+                f"checkpoint: {file} is in phase {position.phase}; want 0 to {len(self.recipe.phases) - 1}"
+            )
+        wanted = self._model_config(position.phase)
+        ignored = {"device", "dtype", "tokenizer_name"}
+        if checkpoint.model.cfg.model_dump(exclude=ignored) != wanted.model_dump(exclude=ignored):
+            raise ValueError(f"checkpoint: {checkpoint.path} holds another architecture; want the recipe's")
+        self.position = position
+        checkpoint.model.tokenizer = wrap_tokenizer(self.feed.tokenizer)
+        self._set_up(checkpoint.model)
+        tensors = checkpoint.tensors
+        prefix = "optimizer/"
+        self.optimizer.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        self._sampler.load_state_dict(info["sampler"])
+        if self._pressure:
+            self._pressure.load_state_dict(info["controller"])
+        self._window = [StepRecord(*_with_nan(row)) for row in info["window"]]
+        restore_random_state(tensors)
+
+    def _model_config(self, index: int) -> ModelConfig:
+        return phase_model(self.recipe, index)
+
+    # --- time
+
+    def _reset_clock(self) -> None:
+        self._clock, self._clock_tokens = time.perf_counter(), self.position.n_tokens
+
+    def _rate(self) -> float:
+        """Tokens a second since the clock was reset; evaluation, monitoring and saving are not counted."""
+        return (self.position.n_tokens - self._clock_tokens) / max(1e-9, time.perf_counter() - self._clock)
+
+
+@torch.no_grad()
+def take_over(model: HookedLM, previous: HookedLM, *, reset_routing: bool) -> None:
+    """Nothing; every weight of `previous` that `model` has in the same shape is copied into it.
+
+    Token embedding and unembedding stay as drawn where the vocabulary is another one; routing weights stay at their
+    initial values with `reset_routing`, or where `previous` has none.
+    """
+    old = dict(previous.named_parameters())
+    changes_vocabulary = model.cfg.d_vocab != previous.cfg.d_vocab
+    for name, parameter in model.named_parameters():
+        is_table = name.startswith(("embed.", "unembed."))
+        is_routing = ".route_" in f".{name}"
+        if name not in old or (is_table and changes_vocabulary) or (is_routing and reset_routing):
+            continue
+        parameter.copy_(old[name])
+
+
+def _mean(values: list[Tensor | None]) -> Tensor | float:
+    present = [v for v in values if v is not None]
+    return torch.stack(present).mean() if present else math.nan
+
+
+def _or_none(value: Tensor | float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _with_nan(row: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in row]

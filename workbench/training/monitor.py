@@ -1,0 +1,120 @@
+"""Geometry during training: redundancy of the heads, attention statistics, ranks of the weights, on one fixed batch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from probes.ranks import ranks_of_spectrum
+from workbench.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
+from workbench.models import HookedLM, ModelConfig
+from workbench.training.optimizers import MATRIX_LAYOUT, is_hidden_matrix, to_matrix
+from workbench.training.recipe import MonitorConfig
+
+RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
+MAP_ELEMENTS = 1 << 24  # attention weights held at once, per layer: 128 MiB in float64
+GRAM_LIMIT = 1e-10  # smallest/largest eigenvalue above which σ through the Gram matrix is good to 1e-9 of Σσ
+
+
+def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]:
+    """Names of all numbers of `measure` that are not among train_log.csv's leading columns, per layer."""
+    if not monitor.every:
+        return ()
+    names = ["sigma_z", "sigma_pattern", "sigma_residual"]
+    if monitor.use_attention:
+        names += ["head_entropy", "head_entropy_std", "bos_mass"]
+    if monitor.use_ranks:
+        matrices = [m for m in MATRIX_LAYOUT if m != "W_gate" or cfg.gated_mlp]
+        names += [f"{rank}.{matrix}" for matrix in matrices for rank in RANKS]
+    return tuple(f"{name}.{layer}" for name in names for layer in range(cfg.n_layers))
+
+
+def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorConfig) -> dict[str, float]:
+    """Every number of the monitor by its column name; `sigma_{z,pattern,residual}` alone are means over layers.
+
+    tokens: the fixed batch. Runs without gradient, in the weights' own precision, a few sequences at a time so that the
+    attention maps held stay small; sums are float64, so the split does not show.
+    """
+    found = _redundancy(model, tokens, monitor.use_attention)
+    if monitor.use_ranks:
+        found |= weight_ranks(model)
+    return found
+
+
+def weight_ranks(model: HookedLM) -> dict[str, float]:
+    """`{rank}.{matrix}.{layer}` for the ranks of every hidden matrix (all heads as one), e.g. `nuclear_rank.W_O.3`.
+
+    Singular values in float64, through the Gram matrix where its condition allows, else by SVD.
+    """
+    found: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if is_hidden_matrix(name):
+            _, layer, *_, leaf = name.split(".")
+            found[leaf.lstrip("_")].append((int(layer), to_matrix(name, exact(parameter))))
+    ranks = {}
+    for matrix, of_layers in found.items():
+        spectra = _singular_values(torch.stack([weight for _, weight in of_layers]))
+        for (layer, _), spectrum in zip(of_layers, spectra, strict=True):
+            ranks_of = ranks_of_spectrum(spectrum.cpu().numpy())
+            ranks |= {f"{rank}.{matrix}.{layer}": getattr(ranks_of, rank) for rank in RANKS}
+    return ranks
+
+
+@torch.no_grad()
+def _redundancy(model: HookedLM, tokens: Int[Tensor, "batch pos"], use_attention: bool) -> dict[str, float]:
+    cfg = model.cfg
+    heads = [HeadRedundancy() for _ in range(cfg.n_layers)]
+    entropy = [torch.zeros(cfg.n_heads, dtype=torch.float64) for _ in heads]
+    bos = [torch.zeros(cfg.n_heads, dtype=torch.float64) for _ in heads]
+    hooks: list = []
+    for layer in range(cfg.n_layers):
+        patterns: list[Tensor] = []
+
+        def keep_pattern(pattern: Tensor, hook: object, layer: int = layer, patterns: list[Tensor] = patterns) -> None:
+            patterns.append(pattern)
+            entropy[layer] += len(pattern) * head_entropy(pattern).cpu()
+            bos[layer] += len(pattern) * bos_mass(pattern).cpu()
+
+        def count(z: Tensor, hook: object, layer: int = layer, patterns: list[Tensor] = patterns) -> None:
+            heads[layer].add(z, patterns.pop() if patterns else None)
+
+        if use_attention:
+            hooks.append((f"blocks.{layer}.attn.hook_pattern", keep_pattern))
+        hooks.append((f"blocks.{layer}.attn.hook_z", count))
+    size = max(1, MAP_ELEMENTS // (cfg.n_heads * tokens.shape[1] ** 2)) if use_attention else len(tokens)
+    for part in tokens.split(size):
+        # the last layer's heads are all that is needed: no unembedding
+        model.run_with_hooks(part, return_type=None, fwd_hooks=hooks)
+    found = _sigmas(model, heads, use_attention)
+    if use_attention:
+        for layer in range(cfg.n_layers):
+            per_head = entropy[layer] / len(tokens)
+            found[f"head_entropy.{layer}"] = float(per_head.mean())
+            found[f"head_entropy_std.{layer}"] = float(per_head.std(correction=0))
+            found[f"bos_mass.{layer}"] = float(bos[layer].mean() / len(tokens))
+    return found
+
+
+def _sigmas(model: HookedLM, heads: Sequence[HeadRedundancy], use_attention: bool) -> dict[str, float]:
+    found = {}
+    for basis in ("z", "pattern", "residual") if use_attention else ("z", "residual"):
+        writers = [model.get_parameter(f"blocks.{layer}.attn.W_O") for layer in range(len(heads))]
+        values = [mean_abs_cos(h.cosines(basis, W_O)) for h, W_O in zip(heads, writers, strict=True)]
+        found |= {f"sigma_{basis}.{layer}": value for layer, value in enumerate(values)}
+        found[f"sigma_{basis}"] = math.fsum(values) / len(values)
+    return found
+
+
+def _singular_values(weights: Float64[Tensor, "layer rows cols"]) -> Float64[Tensor, "layer k"]:
+    wide = weights if weights.shape[1] <= weights.shape[2] else weights.mT
+    eigenvalues = torch.linalg.eigvalsh(wide @ wide.mT)
+    spectra = eigenvalues.clamp_min(0).sqrt()
+    for i, values in enumerate(eigenvalues):
+        if values[0] <= GRAM_LIMIT * values[-1]:
+            spectra[i] = torch.linalg.svdvals(weights[i]).flip(0)
+    return spectra

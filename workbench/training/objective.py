@@ -1,0 +1,102 @@
+"""What one micro-batch is trained on: the next-token loss, with VSM on the heads of the same forward pass."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.models import HookedLM
+from workbench.training.recipe import Phase
+from workbench.training.vsm import attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The parts of a micro-batch's loss, scalars; None where the phase or the step does not have them."""
+
+    total: Float[Tensor, ""]
+    """what is differentiated"""
+    loss: Float[Tensor, ""]
+    """next-token loss, nats (with the z-loss, where there is one)"""
+    vsm: Float[Tensor, ""] | None = None
+    """Σ_ℓ λ_ℓ ‖G_ℓ − I‖_F"""
+    sigma: Float[Tensor, ""] | None = None
+    """mean |cos| between heads, mean over layers"""
+
+
+def objective(
+    model: HookedLM, tokens: Int[Tensor, "batch pos"], phase: Phase, weight: float, autocast: torch.dtype | None = None
+) -> Objective:
+    """The loss of one micro-batch with VSM at λ = `weight`.
+
+    Attention maps are formed only while they weigh something: with `on = "pattern"` and both λ and the coherence 0,
+    attention stays fused and there is no σ.
+    """
+    vsm = phase.vsm
+    grams: list[Tensor] = []
+    entropies: list[Tensor] = []
+    hooks: list = []
+    if vsm is not None and vsm.on == "z":
+        hooks = [("attn.hook_z", lambda z, hook: grams.append(head_gram(z, vsm.group_size)))]
+    elif vsm is not None and (weight or vsm.coherence):
+
+        def note_pattern(pattern: Tensor, hook: object) -> None:
+            grams.append(pattern_gram(pattern, vsm.group_size))
+            if vsm.coherence:
+                entropies.append(attention_entropy(pattern))
+
+        hooks = [("attn.hook_pattern", note_pattern)]
+    named: list = [(f"blocks.{layer}.{name}", note) for layer in range(model.cfg.n_layers) for name, note in hooks]
+    with precision(tokens.device.type, autocast), model.hooks(fwd_hooks=named):
+        loss = model(tokens, return_type="loss", z_loss=phase.z_loss)
+    if not grams:
+        return Objective(total=loss, loss=loss)
+    assert vsm is not None
+    pressure = weight * vsm_loss(grams, vsm.steering)
+    total = loss + pressure
+    if entropies:
+        total = total + vsm.coherence * torch.stack(entropies).mean()
+    with torch.no_grad():
+        mean_sigma = torch.stack([sigma(gram) for gram in grams]).mean()
+    return Objective(total, loss.detach(), pressure.detach(), mean_sigma)
+
+
+@torch.no_grad()
+def held_out_loss(model: HookedLM, windows: Int[Tensor, "n n_ctx"], batch_size: int) -> float:
+    """Mean next-token loss in nats over all windows, in the weights' own precision: bfloat16 logits would bias it."""
+    total = 0.0
+    for batch in windows.split(batch_size):
+        total += float(model(batch, return_type="loss")) * len(batch)
+    return total / len(windows)
+
+
+def precision(device_type: str, autocast: torch.dtype | None) -> AbstractContextManager:
+    """The autocast context of a forward pass, or none."""
+    return nullcontext() if autocast is None else torch.autocast(device_type, autocast)
+
+
+def autocast_dtype(device: str, dtype: str) -> torch.dtype | None:
+    """What a training forward computes in beside its float32 weights: torch.bfloat16, or None for the weights' dtype.
+
+    "auto" takes bfloat16 where the device multiplies it in hardware: CUDA from Ampere on, CPUs with AMX or AVX512-BF16.
+
+    Raises:
+        ValueError: for anything but "auto", "float32", "float64" and "bfloat16".
+    """
+    if dtype not in ("auto", "float32", "float64", "bfloat16"):
+        raise ValueError(f"dtype: got {dtype!r}; want auto, float32, float64 or bfloat16")
+    if dtype in ("float32", "float64"):
+        return None
+    if dtype == "bfloat16":
+        return torch.bfloat16
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if kind == "cpu":
+        has = torch.cpu.get_capabilities()
+        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
+    return None

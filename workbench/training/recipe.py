@@ -1,0 +1,247 @@
+"""A recipe: everything that makes a model, as one frozen record read from TOML."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors
+from workbench.training.optimizers import OptimizerConfig
+from workbench.training.schedules import Schedule, check_schedule
+from workbench.training.vsm import Vsm
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+MAX_RECIPE_BYTES = 1 << 20  # a recipe is a page of text
+
+
+class DataConfig(Frozen):
+    """The text a model reads, and the part of it that is kept to judge it by."""
+
+    source: str = Field(
+        default="embedded", description="'embedded', a file, a folder, or a hub name NAME[:CONFIG[:SPLIT]]"
+    )
+    tokenizer: str = Field(
+        default="embedded", description="'embedded' (4,096-entry BPE), 'gpt2', a file, a folder or a hub name"
+    )
+    text_column: str = Field(default="text", description="column of the text where documents are rows")
+    held_out_fraction: float = Field(default=0.05, description="share of documents never trained on", gt=0, lt=1)
+    n_held_out_windows: int = Field(
+        default=64, description="fixed windows of n_ctx tokens that the held-out loss is taken on", ge=1
+    )
+
+
+class Phase(Frozen):
+    """One stretch of training with one optimizer; a phase starts with fresh optimizer state."""
+
+    name: str = Field(default="language", description="name in train_log.csv", min_length=1)
+    kind: Literal["language"] = Field(default="language", description="what the tokens are")
+    n_steps: int = Field(description="optimizer steps", ge=1)
+    batch_size: int = Field(description="sequences per micro-batch", ge=1)
+    n_accumulation: int = Field(default=1, description="micro-batches per optimizer step", ge=1)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="what updates which weights")
+    schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the phase")
+    clip_norm: float | None = Field(
+        default=1.0, description="largest norm of the whole gradient; none: not clipped", gt=0
+    )
+    z_loss: float = Field(default=0.0, description="weight of logsumexp² in the loss", ge=0)
+    vsm: Vsm | None = Field(default=None, description="head-orthogonality pressure; none: no pressure")
+    attn_res: Literal["off", "carry", "reset"] = Field(
+        default="carry",
+        description="routing of an AttnRes model: not used, kept from the phase before, or re-initialised",
+    )
+    eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)
+    log_every: int = Field(default=10, description="steps between rows of train_log.csv", ge=1)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Phase:
+        check_schedule(self.schedule, self.n_steps, "schedule")
+        return self
+
+
+class MonitorConfig(Frozen):
+    """Geometry measured during training on one fixed batch of held-out windows."""
+
+    every: int = Field(default=100, description="steps between measurements; 0: never", ge=0)
+    n_sequences: int = Field(default=8, description="windows of n_ctx tokens in the batch", ge=1)
+    use_attention: bool = Field(default=True, description="attention maps too: sigma_pattern, head entropy, BOS mass")
+    use_ranks: bool = Field(default=True, description="nuclear, stable and effective rank of every weight matrix")
+
+
+class CheckpointConfig(Frozen):
+    """When the state is saved, besides at the end and on an interrupt."""
+
+    every: int = Field(default=500, description="steps between checkpoints", ge=1)
+    keep: int | None = Field(default=2, description="newest checkpoints kept; none: all", ge=1)
+
+
+class Recipe(Frozen):
+    """Model, data and phases of one training run.
+
+    Raises:
+        ValueError: (pydantic's ValidationError) for unknown keys, values out of range, parts that do not fit together.
+    """
+
+    name: str = Field(description="the recipe's own name", min_length=1)
+    description: str = Field(default="", description="one line for `workbench recipes`")
+    model: ModelConfig = Field(description="the architecture, in TransformerLens's field names")
+    data: DataConfig = Field(default_factory=DataConfig, description="text and tokenizer")
+    phases: tuple[Phase, ...] = Field(description="stretches of training, in order", min_length=1)
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig, description="geometry during training")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="what is saved when")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phases: their names are {names}; want each name once")
+        for i, phase in enumerate(self.phases):
+            size = phase.vsm.group_size if phase.vsm else None
+            if size and self.model.n_heads % size:
+                raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
+        if self.model.n_ctx < 2:
+            raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least 2, as each token predicts the next")
+        return self
+
+
+def phase_model(recipe: Recipe, index: int) -> ModelConfig:
+    """The architecture during phase `index`: the recipe's, without AttnRes where the phase turns it off."""
+    cfg, phase = recipe.model, recipe.phases[index]
+    attn_res: AttnRes | None = None if phase.attn_res == "off" else cfg.extensions.attn_res
+    return cfg.model_copy(update={"extensions": cfg.extensions.model_copy(update={"attn_res": attn_res})})
+
+
+def n_tokens_per_step(recipe: Recipe, index: int) -> int:
+    """Tokens that one optimizer step of phase `index` reads."""
+    phase = recipe.phases[index]
+    return phase.batch_size * phase.n_accumulation * recipe.model.n_ctx
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted; nano forms end in "-nano"."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """The recipe of that name, in that TOML file, or in the config.toml of a run (its `recipe` table).
+
+    Raises:
+        ValueError: for a name or file that does not exist, that is not TOML, and for every unknown or unfit key.
+    """
+    names = recipe_names()
+    path = RECIPES / f"{name}.toml" if str(name) in names else Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+        raise ValueError(f"recipe: no recipe or file {str(name)!r}; nearest: {', '.join(near or names)}")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise ValueError(f"recipe: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
+    try:
+        data = tomllib.loads(path.read_bytes().decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"recipe: {path} is not TOML ({error})") from None
+    if isinstance(data.get("recipe"), dict):
+        data = data["recipe"]
+    return parse_recipe(data, source=str(path))
+
+
+def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """The recipe that nested settings describe. Raises ValueError naming `source` and every wrong key."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+        if unknown:
+            raise ValueError(f"{source}: {'; '.join(_unknown_key(loc) for loc in unknown)}") from None
+        raise ValueError(f"{source}: {describe_errors(error)}") from None
+
+
+def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with settings replaced, keys as paths: {"phases.0.n_steps": 10, "model.n_layers": 2}.
+
+    A path may enter a part that is absent (`phases.0.vsm.on`): the part is made, with its defaults. Naming another
+    `controller.kind` starts that controller from its defaults.
+
+    Raises:
+        ValueError: naming an unknown key and the nearest one, or what no longer fits together.
+    """
+    data = recipe.model_dump(mode="json")
+    for key, value in overrides.items():
+        _set(data, key.split("."), value, key)
+    return parse_recipe(data, source="set")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """(key, value) of "key=value": the value as TOML reads it (10, 1e-3, true, [0, 2]), "none", or the bare word.
+
+    Raises:
+        ValueError: where there is no key or no "=".
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not key:
+        raise ValueError(f"set: got {text!r}; want key=value")
+    if value.lower() == "none":
+        return key, None
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
+    records: list[type[BaseModel]] = [Recipe]
+    for depth, part in enumerate(parts):
+        is_last = depth == len(parts) - 1
+        if isinstance(data, list):
+            if not part.isdigit() or int(part) >= len(data):
+                at = ".".join(parts[:depth])
+                raise ValueError(f"set {key}: got {part!r} after {at!r}; want an index from 0 to {len(data) - 1}")
+            index: Any = int(part)
+        elif isinstance(data, dict):
+            index = part
+            known = set(data).union(*(record.model_fields for record in records))
+            if part not in known:
+                raise ValueError(f"set {key}: unknown key {part!r}{_nearest(part, known)}")
+            if is_last and part == "kind" and depth and parts[-2] == "controller" and data.get(part) != value:
+                data.clear()  # each controller has its own fields
+            if not is_last and data.get(part) is None:
+                data[part] = {}
+        else:
+            raise ValueError(f"set {key}: {'.'.join(parts[:depth])!r} is a single value; want a key that exists")
+        if is_last:
+            data[index] = value
+            return
+        records, data = _within(records, part), data[index]
+
+
+def _within(records: list[type[BaseModel]], part: str | int) -> list[type[BaseModel]]:
+    """The records that may stand at `part` of `records`: a field's, those of that `kind`, the same for an index."""
+    fields = [r.model_fields[part] for r in records if isinstance(part, str) and part in r.model_fields]
+    if fields:
+        return [record for field in fields for record in _records(field.annotation)]
+    tagged = [r for r in records if "kind" in r.model_fields and r.model_fields["kind"].default == part]
+    return tagged or records
+
+
+def _records(annotation: Any) -> list[type[BaseModel]]:
+    """Every record class within a field's annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for argument in get_args(annotation) for record in _records(argument)]
+
+
+def _unknown_key(location: tuple[int | str, ...]) -> str:
+    records: list[type[BaseModel]] = [Recipe]
+    for part in location[:-1]:
+        records = _within(records, part)
+    known = set().union(*(record.model_fields for record in records))
+    return f"unknown key {'.'.join(map(str, location))!r}{_nearest(str(location[-1]), known)}"
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+    return f"; nearest: {', '.join(near)}" if near else ""

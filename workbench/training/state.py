@@ -1,0 +1,213 @@
+"""Checkpoints: everything that a killed run needs to go on as if it had never stopped, in safetensors and JSON.
+
+    <run>/step_00000500/  model.safetensors  hooked_config.json  tokenizer.json
+                          train_state.safetensors  train_state.json
+    <run>/latest          the name of the newest whole one, written last
+
+A checkpoint is written beside under a temporary name, flushed to disk and renamed, so that no moment has half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workbench.models import HookedLM
+from workbench.models.load import load, save
+from workbench.runs import atomic_write, sha256_file
+
+LATEST, TENSORS, INFO = "latest", "train_state.safetensors", "train_state.json"
+FORMAT = "workbench-train-state/1"
+HASHED = ("model.safetensors", "hooked_config.json", TENSORS)
+_STEP = re.compile(r"^step_(\d{8,})$")
+_TEMPORARY = re.compile(r"^\.step_\d+\.[0-9a-f]{8}\.tmp$")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training has come."""
+
+    phase: int = 0
+    """index of the phase"""
+    phase_step: int = 0
+    """optimizer steps done in this phase"""
+    step: int = 0
+    """optimizer steps done in all phases"""
+    n_tokens: int = 0
+    """tokens read in all phases"""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    path: Path
+    position: Position
+    model: HookedLM
+    tensors: dict[str, Tensor]
+    """optimizer moments `optimizer/…` and random states `rng/…`"""
+    info: dict[str, Any]
+    """the rest of train_state.json: controller, bytes of train_log.csv, …"""
+
+
+def step_name(step: int) -> str:
+    """Directory name of a step's checkpoint; names sort as steps do."""
+    return f"step_{step:08d}"
+
+
+def save_checkpoint(
+    directory: Path,
+    position: Position,
+    model: HookedLM,
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    keep: int | None,
+) -> Path:
+    """The new checkpoint's path, once it is whole on disk and `latest` names it; older ones beyond `keep` are removed.
+
+    Raises:
+        ValueError: where the disk is full or the checkpoint cannot be written; what was there before is intact.
+    """
+    target = directory / step_name(position.step)
+    temporary = directory / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        _require_space(directory, model, tensors)
+        temporary.mkdir()
+        save(model, temporary)
+        # safetensors wants the numbers in C order; a moment takes its weight's strides again when it is loaded
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+        hashes = {name: sha256_file(temporary / name) for name in HASHED}
+        text = json.dumps({"format": FORMAT, "position": asdict(position), "sha256": hashes, **info}, indent=2)
+        (temporary / INFO).write_text(text + "\n", encoding="utf-8")
+        for path in (*sorted(temporary.iterdir()), temporary):
+            _sync(path)
+        if target.exists():  # of a run that was killed before `latest` named it
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(directory)
+        atomic_write(directory / LATEST, target.name + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(
+            f"checkpoint: {target} could not be written ({error}); want room and write permission there; "
+            f"{last_good(directory)}"
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _remove_old(directory, target, keep)
+    return target
+
+
+def last_good(directory: Path) -> str:
+    """A phrase that names the newest whole checkpoint of a run directory, or says that there is none."""
+    latest = directory / LATEST
+    if not latest.is_file():
+        return "no checkpoint was saved before"
+    return f"the last good checkpoint is {directory / latest.read_text(encoding='utf-8').strip()}"
+
+
+def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
+    """The checkpoint that `latest` names, or None in a run directory that has none yet.
+
+    Args:
+        directory: the run directory.
+        device: where the model goes; the other tensors stay on the CPU.
+
+    Raises:
+        ValueError: naming the file that is missing, altered, or not of this program.
+    """
+    for leftover in directory.iterdir():
+        if _TEMPORARY.match(leftover.name):
+            shutil.rmtree(leftover)
+    if not (directory / LATEST).is_file():
+        return None
+    name = (directory / LATEST).read_bytes().decode("utf-8", "replace").strip()
+    if not _STEP.match(name):
+        raise ValueError(f"checkpoint: {directory / LATEST} holds {name[:80]!r}; want the name of a step directory")
+    path = directory / name
+    info = _read_info(path)
+    for file, want in info.pop("sha256").items():
+        if not (path / file).is_file():
+            raise ValueError(f"checkpoint: {path / file} is missing; want a whole checkpoint")
+        if sha256_file(path / file) != want:
+            raise ValueError(f"checkpoint: {path / file} is altered; want the file that training wrote")
+    try:
+        tensors = load_file(path / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint: {path / TENSORS} is no safetensors file ({error})") from None
+    return Checkpoint(path, Position(**info.pop("position")), load(path, device), tensors, info)
+
+
+def random_state() -> dict[str, Tensor]:
+    """The global generators of torch on the CPU and, where there are any, the CUDA devices."""
+    state = {"rng/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"rng/cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def restore_random_state(tensors: dict[str, Tensor]) -> None:
+    """Set the global generators back to `random_state()`; devices that are no longer there are passed over."""
+    torch.set_rng_state(tensors["rng/cpu"])
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"rng/cuda.{i}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"rng/cuda.{i}"], i)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    file = path / INFO
+    if not file.is_file():
+        raise ValueError(f"checkpoint: {file} is missing; want a whole checkpoint")
+    try:
+        info = json.loads(file.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint: {file} is not JSON ({error}); want the file that training wrote") from None
+    if not isinstance(info, dict) or info.pop("format", None) != FORMAT:
+        raise ValueError(f"checkpoint: {file} is of another program; want format {FORMAT!r}")
+    position, hashes = info.get("position"), info.get("sha256")
+    fields = Position.__dataclass_fields__
+    if not isinstance(position, dict) or set(position) != set(fields) or not all(map(_is_count, position.values())):
+        raise ValueError(f"checkpoint: {file} has no whole position; want {', '.join(fields)}, each a count")
+    if not isinstance(hashes, dict) or set(hashes) != set(HASHED):
+        raise ValueError(f"checkpoint: {file} lacks the sha256 of {', '.join(HASHED)}")
+    return info
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require_space(directory: Path, model: HookedLM, tensors: dict[str, Tensor]) -> None:
+    held = (*model.state_dict().values(), *tensors.values())
+    n_bytes = sum(t.numel() * t.element_size() for t in held) + (16 << 20)  # tokenizer, headers, file system
+    free = shutil.disk_usage(directory).free
+    if free < n_bytes:
+        raise OSError(errno.ENOSPC, f"{n_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+
+
+def _remove_old(directory: Path, newest: Path, keep: int | None) -> None:
+    steps = sorted(path for path in directory.iterdir() if _STEP.match(path.name) and path != newest)
+    for path in steps[: max(0, len(steps) - keep + 1)] if keep is not None else ():
+        shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
