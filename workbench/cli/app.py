@@ -1,0 +1,56 @@
+"""`workbench VERB`: the verbs, registered. A verb's module has a function of the module's own name."""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import Annotated
+
+import typer
+
+from workbench.cli.allocator import keep_large_blocks
+from workbench.cli.errors import guarded
+
+# verb -> its module under workbench.cli, in the order of the help page
+VERBS = MappingProxyType(
+    {
+        "recipes": "recipes",
+    }
+)
+
+app = typer.Typer(
+    name="workbench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(version("prescriptive-workbench"))
+        raise typer.Exit
+
+
+@app.callback()
+def workbench(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Train small language models under interventions on their geometry, then open them up."""
+
+
+for _verb, _module in VERBS.items():
+    _function = getattr(importlib.import_module(f"workbench.cli.{_module}"), _module)
+    app.command(_verb)(guarded(_function))
+
+
+def main() -> None:
+    """The console script: exits with 0 done, 1 failed, 2 usage, 130 interrupted."""
+    keep_large_blocks()
+    app()

@@ -1,0 +1,57 @@
+"""How a verb ends: exit codes, and one line on stderr in place of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(ValueError):
+    """A fault of the command line itself: exit code 2."""
+
+
+def guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, its exceptions turned into `error: …` on stderr and an exit code; with --debug they pass through."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise  # the command-line library's own
+        except (Exception, KeyboardInterrupt) as error:
+            if kwargs.get("debug"):
+                raise
+            typer.echo(describe(error), err=True)
+            raise typer.Exit(exit_code(error)) from None
+
+    return run
+
+
+def exit_code(error: BaseException) -> int:
+    """130 for an interrupt, 2 for a fault of the command line, else 1."""
+    if is_interrupt(error):
+        return INTERRUPTED
+    return USAGE if isinstance(error, UsageError) else FAILED
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether someone asked to stop. The class of training's own interrupt is looked up only where it is loaded."""
+    module = sys.modules.get("workbench.training.interrupts")
+    return isinstance(error, KeyboardInterrupt) or (module is not None and isinstance(error, module.Interrupted))
+
+
+def describe(error: BaseException) -> str:
+    """One line for a person."""
+    text = " ".join(str(error).split("\n")).strip()
+    if is_interrupt(error):
+        return f"interrupted: {text or 'stopped before the end; --resume goes on where the verb can'}"
+    if isinstance(error, ValueError | OSError):
+        return f"error: {text or type(error).__name__}"
+    return f"error: {type(error).__name__}: {text or 'no message'} (--debug shows where)"

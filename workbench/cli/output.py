@@ -1,0 +1,71 @@
+"""What a verb says: its table and, last, its output path on stdout; progress on stderr; one JSON object with --json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_ROWS = 60  # of a table on a screen; the file has all
+
+
+def report(
+    *, as_json: bool, out: Path | None = None, table: pd.DataFrame | None = None, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Print facts (`key: value` lines), a table and, last, the output path; with as_json all of it as one object."""
+    if as_json:
+        answer: dict[str, Any] = dict(facts or {})
+        if table is not None:
+            answer["rows"] = table.to_dict(orient="records")
+        if out is not None:
+            answer["out"] = str(out)
+        typer.echo(json.dumps(_finite(answer), ensure_ascii=False, default=str))
+        return
+    for key, value in (facts or {}).items():
+        typer.echo(f"{key}: {_plain(value)}")
+    if table is not None and len(table):
+        typer.echo(table.head(MAX_ROWS).to_string(index=False, float_format=lambda x: f"{x:.5g}", na_rep="nan"))
+        if len(table) > MAX_ROWS:
+            typer.echo(f"… {len(table) - MAX_ROWS} more rows in the file")
+    if out is not None:
+        typer.echo(str(out))
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[float], None]]:
+    """A function that takes the share done, 0 to 1, and draws it as a bar on stderr while the context lasts."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TaskProgressColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """The value with every nan and infinity as null: JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
