@@ -1,7 +1,8 @@
-"""What both pages are put together with: templates, packed data, plotly.js, and a policy that lets only our scripts run.
+"""What both pages are put together with: templates, packed data, plotly.js, a policy that lets only our scripts run.
 
-A page is one file that opens from disk with the network off. Its data travel as gzip in base64, whose alphabet cannot end
-a script element; its scripts run because their hashes stand in the page's Content-Security-Policy, and nothing else does.
+A page is one file that opens from disk with the network off. Its data travel as gzip in base64, whose alphabet cannot
+end a script element; its scripts run because their hashes stand in the page's Content-Security-Policy, and nothing else
+does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def pack(data: bytes) -> str:
 
 
 def pack_json(value: Any) -> str:
-    """Return a JSON value packed; lone surrogates become U+FFFD, nan is refused by assertion (JSON has no word for it)."""
+    """Return a JSON value packed; lone surrogates become U+FFFD. A nan is our own fault: JSON has no word for it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return pack(replace_surrogates(text).encode("utf-8"))
 

@@ -20,7 +20,7 @@ INK, MUTED, AXIS, GRID, PAPER = "#1c2127", "#5f6b78", "#9aa5b1", "#e3e7ec", "#ff
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#3C9BD0"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
-DASHES = ("solid", "solid", "dash", "dot", "dashdot", "longdash")
+DASHES = ("solid", "8px,2px", "dash", "dot", "dashdot", "longdash")
 
 # diverging around 0 and sequential from 0; their ends stay apart for every kind of colour blindness
 COOL, MIDDLE, WARM, PALE = "#2166AC", "#F7F7F6", "#B2182B", "#F1F4F7"
@@ -107,7 +107,7 @@ def facets(
     )
     fig.update_annotations(font={"size": 12, "color": INK}, yshift=2)
     cells: list[Cell] = [{"row": index // columns + 1, "col": index % columns + 1} for index in range(len(titles))]
-    return dress(fig, height=total + 96), cells
+    return dress(fig, height=total + 108).update_layout(margin_t=60), cells
 
 
 def single(*, height: int = 340) -> go.Figure:
@@ -149,7 +149,7 @@ def dress(fig: go.Figure, *, height: int) -> go.Figure:
             }
         ),
         height=height,
-        margin={"l": 60, "r": 16, "t": 56, "b": 48},
+        margin={"l": 60, "r": 16, "t": 44, "b": 48},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"},
         hovermode="closest",
         autosize=True,

@@ -40,8 +40,8 @@ def cosine_heatmaps(
     places = [
         (model, layer) for group in groups for model in names for layer in (*group, *[None] * (columns - len(group)))
     ]
-    titles = ["" if layer is None else f"layer {layer}" for _, layer in places]
-    fig, cells = facets(titles, columns=columns, height=132, vertical_spacing=34)
+    titles = ["" if layer is None or model != names[0] else f"layer {layer}" for model, layer in places]
+    fig, cells = facets(titles, columns=columns, height=max(118, 700 // columns), vertical_spacing=30)
     apart = df[df["head_i"] != df["head_j"]]["cos"].abs()
     span = float(apart.max()) if apart.notna().any() else 1.0
     for (model, layer), where in zip(places, cells, strict=True):

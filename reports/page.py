@@ -1,0 +1,236 @@
+"""The study's page: `report.html`, drawn from the CSVs of a study directory and from nothing else."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports.bundle import pack_json, render_page
+from reports.cells import Grid, count_range, name_seeds, thousands
+from reports.panels import SECTIONS, Drawing, Panel, Section
+from reports.paper_tables import measure_text
+from reports.study import Study, problems, read_study
+
+# a table whose gzip is larger is named on the page and not carried by it
+MAX_EMBEDDED_BYTES = 600_000
+
+SCRIPTS = ("unpack.js", "theme.js", "plots.js", "report.js")
+STYLES = ("base.css", "report.css")
+
+# verdict -> (mark, class): the mark says in black and white what the class says in colour
+VERDICTS = {
+    "reproduced": ("✓", "good"),
+    "same direction": ("↗", "fair"),
+    "not seen": ("○", "none"),
+    "reversed": ("↺", "bad"),
+    "not measured": ("–", "none"),
+    "not enough seeds": ("…", "none"),
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A panel as the page shows it: numbered, with its grids, or its figure's variants, or what it lacks."""
+
+    panel: Panel
+    number: str  # "Table 1", "Figure 2"
+    grids: tuple[Grid, ...]
+    variants: tuple[str, ...]
+    problems: tuple[str, ...]
+    facts: str  # n, seeds
+    sources: tuple[str, ...]
+
+
+def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
+    """Return the path of the study's page, `<directory>/report.html` by default, drawn from the directory's CSVs alone.
+
+    A table or a column that is not there costs the figures that need it, which then say so; the page is drawn anyway.
+
+    Raises:
+        ValueError: if the directory holds no known table, a CSV is ragged, or study.json is malformed.
+    """
+    study = read_study(directory)
+    out = Path(directory) / "report.html" if out is None else Path(out)
+    counts = {"Table": 0, "Figure": 0}
+    payload: dict[str, list[Any]] = {}
+    sections = [(section, show_section(study, section, counts, payload)) for section in SECTIONS]
+    has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
+    return render_page(
+        "report.html.j2",
+        out,
+        scripts=SCRIPTS,
+        styles=STYLES,
+        title=study.record.get("title") or Path(directory).resolve().name,
+        record=study.record,
+        facts=describe(study.record),
+        models=model_rows(study),
+        findings=[with_verdict(finding) for finding in study.record.get("findings", ())],
+        ledger=ledger_rows(study),
+        sections=[(section, shown) for section, shown in sections if shown],
+        absent=absent_panels(study),
+        sources=source_rows(study),
+        atlas="atlas.html" if has_atlas else "",
+        page_data=pack_json({"figures": payload, "names": {short: name for name, short in study.names.items()}}),
+    )
+
+
+def show_section(study: Study, section: Section, counts: dict[str, int], payload: dict[str, list[Any]]) -> list[Shown]:
+    """Return the panels of a section, numbering them on in `counts` and adding their figures to `payload`."""
+    shown = []
+    for panel in section.panels:
+        faults = problems(study, panel.needs)
+        drawings = [] if faults else list(panel.draw(study))
+        if not drawings and not panel.is_core:
+            continue
+        word = "Table" if panel.is_table else "Figure"
+        counts[word] += 1
+        plots: list[Drawing] = [drawing for drawing in drawings if isinstance(drawing, tuple)]
+        if plots:
+            payload[panel.key] = [figure_json(figure) for _, figure in plots]
+        shown.append(
+            Shown(
+                panel,
+                f"{word} {counts[word]}",
+                tuple(drawing for drawing in drawings if isinstance(drawing, Grid)),
+                tuple(name for name, _ in plots),
+                tuple(faults) or (() if drawings else ("Its tables hold no row that it could show.",)),
+                panel_facts(study, panel),
+                tuple(name for name in (*panel.needs, *panel.uses) if name in study.tables),
+            )
+        )
+    return shown
+
+
+def panel_facts(study: Study, panel: Panel) -> str:
+    """Return n and seeds of a panel's first table, in words; nothing where the table has no such columns."""
+    table = study.tables.get(next(iter(panel.needs)))
+    if table is None or table.empty:
+        return ""
+    column, unit = panel.n
+    facts = [count_range(table[column], unit)] if column in table and is_numeric(table[column]) else []
+    if "seed" in table:
+        facts.append(name_seeds(list(dict.fromkeys(table["seed"]))))
+    text = "; ".join(facts)
+    return text if text.startswith("n ") else text.capitalize()
+
+
+def is_numeric(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def figure_json(figure: go.Figure) -> Any:
+    """Return a figure as plain JSON with floats at six significant digits: more than a screen can show."""
+    return round_floats(json.loads(figure.to_json() or "{}"))
+
+
+def round_floats(value: Any) -> Any:
+    """Return a JSON value with its floats at six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [round_floats(item) for item in value]
+    if isinstance(value, dict):
+        return {key: round_floats(item) for key, item in value.items()}
+    return value
+
+
+def describe(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the record says of how the study was made, as (term, text) pairs."""
+    pairs = [(key, record[key]) for key in ("command", "corpus", "device", "created", "versions") if key in record]
+    return [(key, as_text(value)) for key, value in pairs]
+
+
+def as_text(value: Any) -> str:
+    """Return a record's value in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {as_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(as_text(item) for item in value)
+    return str(value)
+
+
+def model_rows(study: Study) -> list[dict[str, str]]:
+    """Return a row a model and seed: the record's where there is one, else the names that the tables hold."""
+    listed = study.record.get("models") or [{"name": name} for name in study.names]
+    return [
+        {
+            "short": study.names.get(str(model.get("name")), ""),
+            "name": str(model.get("name", "")),
+            "recipe": str(model.get("recipe", "")),
+            "seed": str(model.get("seed", "")),
+            "parameters": millions(model.get("n_parameters")),
+            "without": millions(model.get("n_parameters_no_embedding")),
+            "time": duration(model.get("seconds")),
+        }
+        for model in listed
+    ]
+
+
+def millions(count: Any) -> str:
+    """Return a count of parameters in millions; nothing for nothing."""
+    return f"{count / 1e6:.2f} M" if isinstance(count, int | float) else ""
+
+
+def duration(seconds: Any) -> str:
+    """Return seconds as hours, minutes and seconds; nothing for nothing."""
+    if not isinstance(seconds, int | float):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def with_verdict(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a finding or a claim as text, with the mark and the class of its verdict."""
+    verdict = str(row.get("verdict", ""))
+    mark, kind = VERDICTS.get(verdict.strip().lower(), ("", "none"))
+    return {
+        **{str(key): measure_text(value) for key, value in row.items()},
+        "mark": mark,
+        "kind": kind,
+        "verdict": verdict,
+    }
+
+
+def ledger_rows(study: Study) -> list[dict[str, str]]:
+    """Return the claims ledger, if the study has one with its claims, figures and verdicts."""
+    if problems(study, {"claims": ("claim", "published", "measured", "verdict")}):
+        return []
+    optional = ("ci_low", "ci_high", "n", "measure", "source_table", "control")
+    claims = study.tables["claims"]
+    rows = claims.assign(**{column: "" for column in optional if column not in claims}).to_dict("records")
+    return [with_verdict({str(key): value for key, value in row.items()}) for row in rows]
+
+
+def absent_panels(study: Study) -> list[str]:
+    """Return the titles of the panels that are left out because their tables are not in the study."""
+    panels = [panel for section in SECTIONS for panel in section.panels if not panel.is_core]
+    return [panel.title for panel in panels if any(name not in study.tables for name in panel.needs)]
+
+
+def source_rows(study: Study) -> list[dict[str, Any]]:
+    """Return every table of the study with its size, and its bytes as they lie on disk where they are few."""
+    rows = []
+    for name, path in study.paths.items():
+        raw = path.read_bytes() if path.stat().st_size <= 60 * MAX_EMBEDDED_BYTES and name != "feature_atlas" else b""
+        packed = gzip.compress(raw, compresslevel=9, mtime=0) if raw else b""
+        is_carried = 0 < len(packed) <= MAX_EMBEDDED_BYTES
+        table = study.tables.get(name)
+        rows.append(
+            {
+                "name": name,
+                "rows": thousands(len(table)) if table is not None else "",
+                "size": f"{path.stat().st_size / 1000:,.1f} kB",
+                "columns": list(table.columns) if table is not None else [],
+                "data": base64.b64encode(packed).decode("ascii") if is_carried else "",
+            }
+        )
+    return rows

@@ -1,0 +1,180 @@
+"""The first paper's Tables 1 to 3 and the baselines, as grids: topology, SAEs, top heads; Control beside the others.
+
+Every figure is a cell of a CSV, or a mean of cells over heads where a table has one row a layer; differences are given
+in per cent of the reference model, which is the study's first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import pandas as pd
+
+from reports.cells import MISSING, Cell, Grid, fixed, percent_change, significant
+from reports.figures.saes import of_dictionary
+from reports.figures.style import models_of
+from reports.study import Study
+
+BASIS_TITLES = {
+    "z": "(a) Cosine between heads, on z",
+    "pattern": "(b) Cosine between heads, on the attention pattern",
+    "residual": "(c) Cosine between heads, on the residual contribution",
+}
+SAE_MEASURES = {
+    "l0": ("(a) l0", 2, 1.0),
+    "fvu": ("(b) fvu", 3, 1.0),
+    "dead_fraction": ("(c) dead features (%)", 1, 100.0),
+    "ce_recovered": ("(d) cross-entropy recovered", 3, 1.0),
+}
+DICTIONARIES = ("trained", "random", "shuffled")
+N_TOP_HEADS = 8
+
+
+def topology_grids(study: Study) -> list[Grid]:
+    """Return Table 1: max and mean |cos| of each basis by layer, and rank and utilization."""
+    df = study.tables["topology_stats"]
+    cosines = {"max |cos|": ("max_cos", 4), "mean |cos|": ("mean_cos", 4)}
+    grids = [
+        by_layer(study, df[df["basis"] == basis], title, cosines)
+        for basis, title in BASIS_TITLES.items()
+        if (df["basis"] == basis).any()
+    ]
+    ranked = df[df["nuclear_rank"].notna() & (df["basis"] == "z")]
+    if not ranked.empty:
+        ranks = {"nuclear rank": ("nuclear_rank", 1), "utilization": ("rank_utilization", 3)}
+        grids.append(by_layer(study, ranked, "(d) Rank of the concatenated z", ranks))
+    return grids
+
+
+def by_layer(study: Study, df: pd.DataFrame, title: str, measures: dict[str, tuple[str, int]]) -> Grid:
+    """Return one row a layer (and seed): each measure of each model, and its difference from the reference."""
+    models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
+    values = {column: means(df, column) for column, _ in measures.values()}
+    rows = []
+    for layer in sorted(set(df["layer"])):
+        for seed in seeds:
+            cells = []
+            for column, digits in measures.values():
+                of_models = [values[column].get((model, seed, layer)) for model in models]
+                cells += compared(of_models, digits)
+            rows.append((row_headers(layer, seed, seeds), tuple(cells)))
+    columns = [name for _ in measures for name in compared_columns(models)]
+    span = len(compared_columns(models))
+    groups = tuple((name, span) for name in measures)
+    return Grid(title, groups, header_names(seeds), tuple(columns), tuple(rows))
+
+
+def means(df: pd.DataFrame, column: str) -> dict[Hashable, float]:
+    """Return (model, seed, layer) -> the cell, or the mean of the cells where a layer has several rows (its heads)."""
+    return df.groupby(["model", "seed", "layer"])[column].mean().to_dict()
+
+
+def compared(values: list[float | None], digits: int) -> list[Cell]:
+    """Return a cell a model, and behind every model but the first its difference from the first."""
+    cells = [Cell(fixed(values[0], digits))]
+    for value in values[1:]:
+        cells += [Cell(fixed(value, digits)), Cell(percent_change(value, values[0]), is_difference=True)]
+    return cells
+
+
+def compared_columns(models: list[str]) -> list[str]:
+    """Return the column names that go with `compared`."""
+    return [models[0], *(name for model in models[1:] for name in (model, "Δ"))]
+
+
+def header_names(seeds: list) -> tuple[str, ...]:
+    """Return the names of the row-header columns: the seed has one where there are several."""
+    return ("layer", "seed") if len(seeds) > 1 else ("layer",)
+
+
+def row_headers(layer: float, seed: object, seeds: list) -> tuple[str, ...]:
+    """Return a row's headers, as `header_names` orders them."""
+    return (str(int(layer)), str(seed)) if len(seeds) > 1 else (str(int(layer)),)
+
+
+def sae_grids(study: Study) -> list[Grid]:
+    """Return Table 2: l0, fvu, dead share and recovered loss by layer (head means), trained beside the controls."""
+    df = study.tables["sae_training_results"]
+    if df["l1"].nunique() > 1:
+        df = df[df["l1"] == min(df["l1"].dropna(), key=lambda l1: abs(l1 - df["l1"].median()))]
+    present = [name for name in DICTIONARIES if not of_dictionary(df, name).empty]
+    return [
+        _sae_grid(study, df, measure, title, digits, scale, present)
+        for measure, (title, digits, scale) in SAE_MEASURES.items()
+        if measure in df
+    ]
+
+
+def _sae_grid(
+    study: Study, df: pd.DataFrame, measure: str, title: str, digits: int, scale: float, present: list[str]
+) -> Grid:
+    models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
+    values = {name: means(of_dictionary(df, name).assign(shown=df[measure] * scale), "shown") for name in present}
+    rows = []
+    for layer in sorted(set(df["layer"])):
+        for seed in seeds:
+            cells = []
+            for name in present:
+                of_models = [values[name].get((model, seed, layer)) for model in models]
+                plain = [Cell(fixed(value, digits)) for value in of_models]
+                cells += compared(of_models, digits) if name == "trained" else plain
+            rows.append((row_headers(layer, seed, seeds), tuple(cells)))
+    columns = [compared_columns(models) if name == "trained" else models for name in present]
+    groups = tuple((name, len(names)) for name, names in zip(present, columns, strict=True))
+    return Grid(title, groups, header_names(seeds), tuple(name for names in columns for name in names), tuple(rows))
+
+
+def ablation_grids(study: Study) -> list[Grid]:
+    """Return Table 3: the heads whose ablation costs most, ranked within each model, with 95 % intervals."""
+    df = study.tables["ablation_results"]
+    kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
+    df = df[df["kind"] == kind]
+    seeds = list(dict.fromkeys(df["seed"]))
+    return [_top_heads(study, df[df["seed"] == seed], f"seed {seed}" if len(seeds) > 1 else "") for seed in seeds]
+
+
+def _top_heads(study: Study, df: pd.DataFrame, title: str) -> Grid:
+    models = models_of(df, study.models)
+    ranked = {model: df[df["model"] == model].nlargest(N_TOP_HEADS, "impact_pct") for model in models}
+    rows = []
+    for place in range(min(N_TOP_HEADS, max(len(table) for table in ranked.values()))):
+        cells = []
+        for model in models:
+            cells += _head_cells(ranked[model].iloc[place]) if place < len(ranked[model]) else [Cell(MISSING)] * 2
+        rows.append(((str(place + 1),), tuple(cells)))
+    groups = tuple((model, 2) for model in models)
+    return Grid(title, groups, ("rank",), ("head", "impact (%)") * len(models), tuple(rows))
+
+
+def _head_cells(row: pd.Series) -> list[Cell]:
+    interval = ""
+    if {"ci_low", "ci_high"} <= set(row.index) and pd.notna(row["ci_low"]) and pd.notna(row["ci_high"]):
+        interval = f"[{fixed(row['ci_low'], 2)}, {fixed(row['ci_high'], 2)}]"
+    return [Cell(f"L{int(row['layer'])} H{int(row['head'])}"), Cell(fixed(row["impact_pct"], 2), interval)]
+
+
+def loss_grids(study: Study) -> list[Grid]:
+    """Return the last held-out loss of each model and seed beside the baselines of the same tokens, in nats a token."""
+    baselines = study.tables["baselines"]
+    named = dict(zip(baselines["name"], baselines["nats"], strict=True))
+    rows = [((name,), (Cell(fixed(nats, 3)), *(Cell(MISSING) for _ in named))) for name, nats in named.items()]
+    log = study.tables["train_log"].dropna(subset=["held_out_loss"]).sort_values("step", kind="stable")
+    for model in models_of(log, study.models):
+        for seed, steps in log[log["model"] == model].groupby("seed", sort=False):
+            last = steps.iloc[-1]
+            gaps = [Cell(_signed(last["held_out_loss"] - nats), is_difference=True) for nats in named.values()]
+            rows.append(((f"{model}, seed {seed}",), (Cell(fixed(last["held_out_loss"], 3)), *gaps)))
+    columns = ("loss", *(f"− {name}" for name in named))
+    return [Grid("", (), ("text or model",), columns, tuple(rows))]
+
+
+def _signed(value: float) -> str:
+    text = fixed(value, 3)
+    return f"+{text}" if value > 0 else text
+
+
+def measure_text(value: object) -> str:
+    """Return a cell of a table that mixes numbers and words, such as the ledger's measured effect."""
+    if isinstance(value, float):
+        return significant(value)
+    return str(value) if str(value) else MISSING

@@ -1,0 +1,53 @@
+// Draws figures with the plotly.js that the page carries, in the colours of the theme.
+
+const PLOT_CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+};
+
+let plotlyPromise;
+let darkColours;
+const drawnFigures = new Map(); // element -> its figure in light colours
+
+// The text runs because its hash stands in the page's Content-Security-Policy.
+function loadPlotly() {
+  plotlyPromise ??= Promise.all([unpackText("plotly-source"), unpackJson("dark-colours")]).then(([source, colours]) => {
+    darkColours = colours;
+    const script = document.createElement("script");
+    script.textContent = source;
+    document.head.append(script);
+    script.remove();
+    return globalThis.Plotly;
+  });
+  return plotlyPromise;
+}
+
+async function drawFigure(element, figure) {
+  const Plotly = await loadPlotly();
+  const { data, layout } = inTheme(figure, isDark());
+  drawnFigures.set(element, figure);
+  await Plotly.react(element, data, layout, PLOT_CONFIG);
+  element.dataset.drawn = "yes";
+}
+
+// Figures carry light colours; on a dark page each is exchanged for the one with the same role.
+function inTheme(figure, dark) {
+  const text = JSON.stringify(figure);
+  return JSON.parse(dark ? text.replace(/#[0-9a-fA-F]{6}/g, (colour) => darkColours[colour] ?? colour) : text);
+}
+
+function redrawFigures(dark = isDark(), width = undefined) {
+  for (const [element, figure] of drawnFigures) {
+    const { data, layout } = inTheme(figure, dark);
+    globalThis.Plotly.react(element, data, { ...layout, width }, PLOT_CONFIG);
+  }
+}
+
+const PRINT_WIDTH = 680; // pixels of an A4 or Letter page between its margins
+
+function startPlots() {
+  onTheme(() => redrawFigures());
+  addEventListener("beforeprint", () => redrawFigures(false, PRINT_WIDTH));
+  addEventListener("afterprint", () => redrawFigures());
+}

@@ -1,0 +1,71 @@
+// The study's page: draws figures as they come near, switches variants, hands out the tables, leads to the atlas.
+
+async function start() {
+  startTheme();
+  startPlots();
+  startVariants();
+  startSources();
+  const { figures, names } = await unpackJson("page-data");
+  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+  await drawAll(figures, names);
+  document.documentElement.dataset.ready = "yes";
+}
+
+// First what is in view, then everything else, so that printing finds all figures drawn.
+async function drawAll(figures, names) {
+  const places = [...document.querySelectorAll(".plot")];
+  const near = (place) => {
+    const box = place.getBoundingClientRect();
+    return box.width > 0 && box.bottom > 0 && box.top < 2 * innerHeight;
+  };
+  for (const place of [...places.filter(near), ...places.filter((place) => !near(place))]) {
+    await drawFigure(place, figures[place.dataset.figure][Number(place.dataset.variant)]);
+    if (place.dataset.figure === "ablation") linkToAtlas(place, names);
+    await new Promise((resolve) => setTimeout(resolve));
+  }
+}
+
+function linkToAtlas(place, names) {
+  const address = document.getElementById("atlas-address")?.textContent;
+  if (!address) return;
+  place.on("plotly_click", ({ points }) => {
+    const [model, layer, head] = points[0].customdata;
+    const hash = new URLSearchParams({ model: names[model] ?? model, layer, head });
+    location.href = `${address}#${hash}`;
+  });
+}
+
+function startVariants() {
+  for (const set of document.querySelectorAll(".variants")) {
+    set.addEventListener("change", ({ target }) => {
+      for (const place of set.parentElement.querySelectorAll(".plot-scroll")) {
+        place.hidden = place.dataset.variant !== target.value;
+        if (!place.hidden) globalThis.Plotly?.Plots.resize(place.querySelector(".plot"));
+      }
+    });
+  }
+}
+
+function startSources() {
+  for (const button of document.querySelectorAll(".source")) {
+    const name = button.dataset.table;
+    if (!document.getElementById(`csv-${name}`)) {
+      button.disabled = true;
+      button.title = "Too large to be carried by this page; it lies beside it in the study’s directory.";
+      continue;
+    }
+    button.title = `Download ${name}.csv`;
+    button.addEventListener("click", () => download(name));
+  }
+}
+
+async function download(name) {
+  const address = URL.createObjectURL(new Blob([await unpackBytes(`csv-${name}`)], { type: "text/csv" }));
+  const link = document.createElement("a");
+  link.href = address;
+  link.download = `${name}.csv`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
+start();
