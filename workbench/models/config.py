@@ -116,6 +116,7 @@ class Extensions(Frozen):
     qkv_bias: bool = Field(False, description="b_Q, b_K, b_V exist")
     out_bias: bool = Field(False, description="b_O exists")
     mlp_bias: bool = Field(False, description="b_in, b_out exist")
+    unembed_bias: bool = Field(False, description="b_U exists")
     residual_init_scale: float = Field(
         -1.0, description="W_O and W_out start with this times initializer_range; ≤ 0 means 1/√(2·n_layers)"
     )

@@ -112,6 +112,8 @@ class Unembed(nn.Module):
         if not cfg.tie_word_embeddings:
             # laid out as [d_vocab d_model], the form every checkpoint outside TransformerLens has
             self.W_U = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model, dtype=cfg.dtype).T)
+        if cfg.extensions.unembed_bias:
+            self.b_U = nn.Parameter(torch.empty(cfg.d_vocab, dtype=cfg.dtype))
 
 
 class HookedLM(CheckedHooks):
@@ -202,8 +204,7 @@ class HookedLM(CheckedHooks):
     def to_logits(self, state: State) -> Float[Tensor, "batch pos d_vocab"]:
         """Final norm and unembedding of a state."""
         logits = self.ln_final(self.read_out(state)) @ self.W_U
-        b_U = getattr(self.unembed, "b_U", None)
-        return softcap(logits if b_U is None else logits + b_U, self.cfg.output_logits_soft_cap)
+        return softcap(logits if self.b_U is None else logits + self.b_U, self.cfg.output_logits_soft_cap)
 
     def state_loss(
         self,
@@ -223,7 +224,7 @@ class HookedLM(CheckedHooks):
             x.flatten(0, 1),
             self.W_U,
             tokens[:, 1:].flatten(),
-            b_U=getattr(self.unembed, "b_U", None),
+            b_U=self.b_U,
             weights=weights,
             soft_cap=self.cfg.output_logits_soft_cap,
             z_loss=z_loss,
@@ -281,6 +282,11 @@ class HookedLM(CheckedHooks):
         """`name` ("attn.W_Q", "mlp.W_out", …) of all blocks, [layer …]."""
         return torch.stack([block.get_parameter(name) if "W_K" not in name and "W_V" not in name
                             else getattr(block.attn, name.split(".")[-1]) for block in self.blocks])  # fmt: skip
+
+    @property
+    def b_U(self) -> Float[Tensor, "d_vocab"] | None:
+        """Unembedding bias, where there is one."""
+        return self.unembed.b_U if self.cfg.extensions.unembed_bias else None
 
     @property
     def W_Q(self) -> Tensor:

@@ -1,0 +1,149 @@
+"""GGUF files of the Llama family: one tensor at a time is dequantised straight into the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from workbench.models.config import Extensions, ModelConfig
+from workbench.models.transformer import HookedLM
+
+# architectures whose llama.cpp converter stores q and k with adjacent rotary pairs
+_PERMUTED = ("llama",)
+_SUPPORTED = ("llama", "qwen2", "qwen3")
+
+
+def load_gguf(file: Path) -> HookedLM:
+    """The float32 model of a GGUF file with its tokenizer; peak memory is the model and one tensor.
+
+    Raises:
+        ValueError: a damaged file, another architecture, a setting `ModelConfig` cannot express, missing or extra tensors.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ValueError(f"{file}: reading GGUF needs the gguf package; want pip install 'prescriptive-workbench[gguf]'") from error
+    try:
+        reader = gguf.GGUFReader(str(file))
+    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: damaged or not GGUF ({error})") from error
+    fields = {name: f for name, f in reader.fields.items()}
+    tensors = {t.name: t for t in reader.tensors}
+    cfg, kind = _read_config(fields, tensors, file)
+    model = HookedLM(cfg, seed=None)
+    _fill(model, tensors, kind, file)
+    model.tokenizer = _load_tokenizer(file)
+    return model
+
+
+def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) -> tuple[ModelConfig, str]:
+    def get(key: str, default: Any = None, required: bool = True) -> Any:
+        if key in fields:
+            return fields[key].contents()
+        if required and default is None:
+            raise ValueError(f"{file}: {key} is missing")
+        return default
+
+    kind = get("general.architecture")
+    if kind not in _SUPPORTED:
+        raise ValueError(f"{file}: architecture {kind!r}; want one of {', '.join(_SUPPORTED)}")
+    if "rope_freqs.weight" in tensors or get(f"{kind}.rope.scaling.type", "none") not in ("none", "linear"):
+        raise ValueError(f"{file}: stretched rotary frequencies; want a file without rope scaling, or linear scaling")
+    if get(f"{kind}.expert_count", 0, required=False):
+        raise ValueError(f"{file}: a mixture of experts; want a dense model")
+    heads, width = get(f"{kind}.attention.head_count"), get(f"{kind}.embedding_length")
+    kv_heads = get(f"{kind}.attention.head_count_kv", heads)
+    d_head = get(f"{kind}.attention.key_length", width // heads)
+    scaled = get(f"{kind}.rope.scaling.type", "none") == "linear"
+    cfg = ModelConfig(
+        model_name=file.stem,
+        n_layers=get(f"{kind}.block_count"),
+        d_model=width,
+        n_ctx=get(f"{kind}.context_length"),
+        d_vocab=int(tensors["token_embd.weight"].shape[1]),
+        tie_word_embeddings="output.weight" not in tensors,
+        n_heads=heads,
+        n_key_value_heads=None if kv_heads == heads else kv_heads,
+        d_head=d_head,
+        use_qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        d_mlp=get(f"{kind}.feed_forward_length"),
+        # stored as float32: 1e-5 comes back as 9.9999997e-06
+        eps=float(np.format_float_positional(np.float32(get(f"{kind}.attention.layer_norm_rms_epsilon")), trim="-")),
+        rotary_base=get(f"{kind}.rope.freq_base", 10000.0),
+        rotary_scaling_factor=get(f"{kind}.rope.scaling.factor") if scaled else 1.0,
+        extensions=Extensions(
+            qkv_bias="blk.0.attn_q.bias" in tensors, out_bias="blk.0.attn_output.bias" in tensors
+        ),
+    )
+    return cfg, kind
+
+
+def _names(cfg: ModelConfig) -> dict[str, str]:
+    """GGUF tensor name of every parameter of the model."""
+    grouped = "_" if cfg.n_key_value_heads is not None else ""
+    names = {"embed.W_E": "token_embd.weight", "ln_final.w": "output_norm.weight"}
+    if not cfg.tie_word_embeddings:
+        names["unembed.W_U"] = "output.weight"
+    parts = {"ln1.w": "attn_norm.weight", "ln2.w": "ffn_norm.weight", "attn.W_O": "attn_output.weight"}
+    parts |= {"mlp.W_gate": "ffn_gate.weight", "mlp.W_in": "ffn_up.weight", "mlp.W_out": "ffn_down.weight"}
+    for letter, prefix in (("Q", ""), ("K", grouped), ("V", grouped)):
+        parts[f"attn.{prefix}W_{letter}"] = f"attn_{letter.lower()}.weight"
+        if cfg.extensions.qkv_bias:
+            parts[f"attn.{prefix}b_{letter}"] = f"attn_{letter.lower()}.bias"
+    if cfg.extensions.out_bias:
+        parts["attn.b_O"] = "attn_output.bias"
+    if cfg.use_qk_norm:
+        parts |= {"attn.q_norm.w": "attn_q_norm.weight", "attn.k_norm.w": "attn_k_norm.weight"}
+    for layer in range(cfg.n_layers):
+        names |= {f"blocks.{layer}.{ours}": f"blk.{layer}.{theirs}" for ours, theirs in parts.items()}
+    return names
+
+
+@torch.no_grad()
+def _fill(model: HookedLM, tensors: dict[str, Any], kind: str, file: Path) -> None:
+    import gguf
+
+    names, parameters = _names(model.cfg), dict(model.named_parameters())
+    wrong = [f"{n} is missing" for n in names.values() if n not in tensors]
+    wrong += [f"{n} is unknown" for n in tensors if n not in names.values()]
+    if wrong:
+        raise ValueError(f"{file}: {'; '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
+    for ours, theirs in names.items():
+        try:
+            stored = torch.from_numpy(np.array(gguf.quants.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)))
+        except (NotImplementedError, ValueError) as error:
+            raise ValueError(f"{file}: {theirs} cannot be dequantised ({error})") from error
+        value = _arrange(stored, ours, model.cfg, kind)
+        if value.shape != parameters[ours].shape:
+            raise ValueError(f"{file}: {theirs} has shape {list(stored.shape)}; does not fit {ours} {list(parameters[ours].shape)}")
+        parameters[ours].copy_(value)
+
+
+def _arrange(stored: Tensor, name: str, cfg: ModelConfig, kind: str) -> Tensor:
+    """A GGUF tensor (Hugging Face's [out in] order) in our parameter's shape."""
+    leaf = name.rsplit(".", 1)[-1].lstrip("_")
+    heads = cfg.n_heads if leaf.endswith(("_Q", "_O")) else cfg.kv_heads
+    if leaf in ("W_Q", "W_K", "W_V"):
+        W = rearrange(stored, "(h e) d -> h d e", h=heads)
+        # adjacent pairs back to halves, the pairing that the family's rotation has here
+        return rearrange(W, "h d (pair two) -> h d (two pair)", two=2) if kind in _PERMUTED and leaf != "W_V" else W
+    if leaf in ("b_Q", "b_K", "b_V"):
+        b = stored.unflatten(0, (heads, -1))
+        return rearrange(b, "h (pair two) -> h (two pair)", two=2) if kind in _PERMUTED and leaf != "b_V" else b
+    if leaf == "W_O":
+        return rearrange(stored, "d (h e) -> h e d", h=heads)
+    return stored.T if leaf in ("W_U", "W_gate", "W_in", "W_out") else stored
+
+
+def _load_tokenizer(file: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds, bare Exception among them
+        raise ValueError(f"{file}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error

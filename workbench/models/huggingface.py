@@ -1,0 +1,483 @@
+"""Hugging Face folders of the Llama and GPT-2 families: read without running any of their code, and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from workbench.models.config import Extensions, ModelConfig
+from workbench.models.load import fill
+from workbench.models.transformer import HookedLM
+
+LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+# written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
+MARK = "workbench_rotary_adjacent_pairs"
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu", "gelu_fast": "gelu_new"}
+
+
+def find_folder(name: str) -> Path:
+    """The local folder that `name` means: itself, or a hub repository's files (safetensors, JSON, tokenizer only).
+
+    Raises:
+        ValueError: no such folder, and no such repository within reach.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{name}: holds neither latest, hooked_config.json nor config.json; want a checkpoint")
+        return path
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: not there; want a run directory, a Hugging Face folder or hub name, or a .gguf file")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"{name}: no such folder, and the hub did not give it ({type(error).__name__})") from error
+
+
+def load_folder(folder: Path) -> HookedLM:
+    """The model of a Hugging Face folder, with its tokenizer where one is there.
+
+    Raises:
+        ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
+    """
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_file}: not JSON ({error})") from error
+    cfg = read_config(config, str(config_file))
+    tensors = _open_all(folder)
+    _check_names(tensors, cfg, config["model_type"], str(folder))
+    model = HookedLM(cfg, seed=None)
+    convert = _from_gpt2 if config["model_type"] == "gpt2" else _from_llama
+    fill(model, convert(tensors, cfg, config.get(MARK, False)), str(folder))
+    model.tokenizer = _load_tokenizer(folder)
+    return model
+
+
+def read_config(config: dict[str, Any], source: str) -> ModelConfig:
+    """Our configuration from the contents of a config.json.
+
+    Raises:
+        ValueError: naming the key and value that cannot be expressed.
+    """
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        return _gpt2_config(config, source)
+    if kind not in LLAMA_FAMILY:
+        raise ValueError(f"{source}: model_type = {kind!r}; want one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}")
+    heads, width = _need(config, "num_attention_heads", source), _need(config, "hidden_size", source)
+    kv_heads = config.get("num_key_value_heads") or heads
+    d_head = config.get("head_dim") or width // heads
+    if config.get("mlp_bias"):
+        raise ValueError(f"{source}: mlp_bias = true; a gated MLP's inner biases cannot be expressed")
+    n_ctx = _need(config, "max_position_embeddings", source)
+    window = config.get("sliding_window")
+    if window and config.get("use_sliding_window", kind == "mistral"):
+        n_ctx = min(n_ctx, window)  # within one window, sliding attention is plain causal attention
+    bias = bool(config.get("attention_bias", kind == "qwen2"))
+    return ModelConfig(
+        model_name=config.get("_name_or_path") or kind,
+        n_layers=_need(config, "num_hidden_layers", source),
+        d_model=width,
+        n_ctx=n_ctx,
+        d_vocab=_need(config, "vocab_size", source),
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        initializer_range=config.get("initializer_range", 0.02),
+        n_heads=heads,
+        n_key_value_heads=None if kv_heads == heads else kv_heads,
+        d_head=d_head,
+        use_qk_norm=kind == "qwen3",
+        d_mlp=_need(config, "intermediate_size", source),
+        act_fn=_activation(config.get("hidden_act", "silu"), source),
+        gated_mlp=True,
+        normalization_type="RMS",
+        eps=config.get("rms_norm_eps", 1e-6),
+        positional_embedding_type="rotary",
+        rotary_adjacent_pairs=bool(config.get(MARK, False)),
+        extensions=Extensions(qkv_bias=bias, out_bias=bias and kind != "qwen2"),
+        **_rotary_fields(config, d_head, source),
+    )
+
+
+def _rotary_fields(config: dict[str, Any], d_head: int, source: str) -> dict[str, Any]:
+    """RoPE's settings, in the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`)."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    fields: dict[str, Any] = {"rotary_base": base}
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0
+    if partial != 1.0:
+        fields["rotary_dim"] = int(d_head * partial)
+    if kind == "linear":
+        fields["rotary_scaling_factor"] = rope["factor"]
+    elif kind == "llama3":
+        fields |= {
+            "use_NTK_by_parts_rope": True,
+            "NTK_by_parts_factor": rope["factor"],
+            "NTK_by_parts_low_freq_factor": rope["low_freq_factor"],
+            "NTK_by_parts_high_freq_factor": rope["high_freq_factor"],
+            "NTK_original_ctx_len": rope["original_max_position_embeddings"],
+        }
+    elif kind != "default":
+        raise ValueError(f"{source}: rope_type = {kind!r}; want default, linear or llama3")
+    return fields
+
+
+def _gpt2_config(config: dict[str, Any], source: str) -> ModelConfig:
+    for key, wanted in {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}.items():
+        if config.get(key, wanted) != wanted:
+            raise ValueError(f"{source}: {key} = {config[key]!r}; want {wanted!r}")
+    width, heads = _need(config, "n_embd", source), _need(config, "n_head", source)
+    return ModelConfig(
+        model_name=config.get("_name_or_path") or "gpt2",
+        n_layers=_need(config, "n_layer", source),
+        d_model=width,
+        n_ctx=_need(config, "n_positions", source),
+        d_vocab=_need(config, "vocab_size", source),
+        tie_word_embeddings=config.get("tie_word_embeddings", True),
+        initializer_range=config.get("initializer_range", 0.02),
+        n_heads=heads,
+        d_head=width // heads,
+        attn_scale=-1.0 if config.get("scale_attn_weights", True) else 1.0,
+        d_mlp=config.get("n_inner") or 4 * width,
+        act_fn=_activation(config.get("activation_function", "gelu_new"), source),
+        gated_mlp=False,
+        normalization_type="LN",
+        eps=config.get("layer_norm_epsilon", 1e-5),
+        positional_embedding_type="standard",
+        extensions=Extensions(qkv_bias=True, out_bias=True, mlp_bias=True),
+    )
+
+
+def _need(config: dict[str, Any], key: str, source: str) -> Any:
+    if config.get(key) is None:
+        raise ValueError(f"{source}: {key} is missing")
+    return config[key]
+
+
+def _activation(name: str, source: str) -> Any:
+    name = _ACTIVATIONS.get(name, name)
+    if name not in ("silu", "gelu", "gelu_new", "relu", "relu2"):
+        raise ValueError(f"{source}: activation {name!r}; want silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2")
+    return name
+
+
+def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
+    """Readers of every tensor in the folder's safetensors files, by name without a leading `transformer.`."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no .safetensors file; want weights in that form (pickled weights are never opened)")
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as f:
+                names = list(f.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{file}: damaged or not safetensors ({error})") from error
+        for name in names:
+            readers[name.removeprefix("transformer.")] = lambda file=file, name=name: _read(file, name)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        absent = [n for n in listed if n.removeprefix("transformer.") not in readers]
+        if absent:
+            raise ValueError(f"{index}: lists {absent[0]!r} in {listed[absent[0]]}, which is not there")
+    return readers
+
+
+def _read(file: Path, name: str) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as f:
+            return f.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{file}: tensor {name} cannot be read ({error})") from error
+
+
+def _expected(cfg: ModelConfig, kind: str) -> Iterator[str]:
+    if kind == "gpt2":
+        yield from ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")
+        parts = ["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+        for layer in range(cfg.n_layers):
+            yield from (f"h.{layer}.{p}.{leaf}" for p in parts for leaf in ("weight", "bias"))
+    else:
+        yield from ("model.embed_tokens.weight", "model.norm.weight")
+        parts = ["input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+        parts += [f"self_attn.{n}_proj" for n in "qkvo"]
+        parts += ["self_attn.q_norm", "self_attn.k_norm"] if cfg.use_qk_norm else []
+        biased = ["q", "k", "v"] if cfg.extensions.qkv_bias else []
+        biased += ["o"] if cfg.extensions.out_bias else []
+        for layer in range(cfg.n_layers):
+            yield from (f"model.layers.{layer}.{p}.weight" for p in parts)
+            yield from (f"model.layers.{layer}.self_attn.{n}_proj.bias" for n in biased)
+    if not cfg.tie_word_embeddings:
+        yield "lm_head.weight"
+
+
+def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: str) -> None:
+    """Raise ValueError naming missing and unknown tensors; buffers that old exports carry are passed over."""
+    expected = set(_expected(cfg, kind))
+    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    extra = {n for n in tensors if n not in expected and not n.endswith(buffers)}
+    if cfg.tie_word_embeddings:
+        extra -= {"lm_head.weight"}
+    wrong = [f"{n} is missing" for n in sorted(expected - set(tensors))] + [f"{n} is unknown" for n in sorted(extra)]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{source}: {'; '.join(wrong[:5])}{more}")
+
+
+def swap_pairing(W: Tensor, to_halves: bool) -> Tensor:
+    """W with its last axis reordered from adjacent rotary pairs to halves, or back: the same function under the other
+    convention."""
+    if to_halves:
+        return rearrange(W, "... (pair two) -> ... (two pair)", two=2)
+    return rearrange(W, "... (two pair) -> ... (pair two)", two=2)
+
+
+def _from_llama(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, adjacent: bool) -> dict[str, Tensor]:
+    out = {"embed.W_E": tensors["model.embed_tokens.weight"](), "ln_final.w": tensors["model.norm.weight"]()}
+    if not cfg.tie_word_embeddings:
+        out["unembed.W_U"] = tensors["lm_head.weight"]().T
+    grouped = "_" if cfg.n_key_value_heads is not None else ""
+    turn = (lambda W: swap_pairing(W, to_halves=False)) if adjacent else (lambda W: W)
+    for layer in range(cfg.n_layers):
+        src, dst = f"model.layers.{layer}.", f"blocks.{layer}."
+        out[dst + "ln1.w"] = tensors[src + "input_layernorm.weight"]()
+        out[dst + "ln2.w"] = tensors[src + "post_attention_layernorm.weight"]()
+        for letter, prefix in (("Q", ""), ("K", grouped), ("V", grouped)):
+            heads = cfg.n_heads if letter == "Q" else cfg.kv_heads
+            name = f"{src}self_attn.{letter.lower()}_proj."
+            fix = (lambda W: W) if letter == "V" else turn
+            W = rearrange(_shaped(tensors, name + "weight", (heads * cfg.d_head, cfg.d_model)), "(h e) d -> h d e", h=heads)
+            out[f"{dst}attn.{prefix}W_{letter}"] = fix(W)
+            if cfg.extensions.qkv_bias:
+                out[f"{dst}attn.{prefix}b_{letter}"] = fix(tensors[name + "bias"]().unflatten(0, (heads, -1)))
+            if cfg.use_qk_norm and letter != "V":
+                out[f"{dst}attn.{letter.lower()}_norm.w"] = fix(tensors[f"{src}self_attn.{letter.lower()}_norm.weight"]())
+        W = _shaped(tensors, src + "self_attn.o_proj.weight", (cfg.d_model, cfg.n_heads * cfg.d_head))
+        out[dst + "attn.W_O"] = rearrange(W, "d (h e) -> h e d", h=cfg.n_heads)
+        if cfg.extensions.out_bias:
+            out[dst + "attn.b_O"] = tensors[src + "self_attn.o_proj.bias"]()
+        for theirs, ours in (("gate", "W_gate"), ("up", "W_in"), ("down", "W_out")):
+            out[f"{dst}mlp.{ours}"] = tensors[f"{src}mlp.{theirs}_proj.weight"]().T
+    return out
+
+
+def _shaped(tensors: dict[str, Callable[[], Tensor]], name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = tensors[name]()
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; want {list(shape)}")
+    return tensor
+
+
+def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, _: bool) -> dict[str, Tensor]:
+    out = {"embed.W_E": tensors["wte.weight"](), "pos_embed.W_pos": tensors["wpe.weight"]()}
+    out |= {"ln_final.w": tensors["ln_f.weight"](), "ln_final.b": tensors["ln_f.bias"]()}
+    if not cfg.tie_word_embeddings:
+        out["unembed.W_U"] = tensors["lm_head.weight"]().T
+    width = cfg.n_heads * cfg.d_head
+    for layer in range(cfg.n_layers):
+        src, dst = f"h.{layer}.", f"blocks.{layer}."
+        for norm, ours in (("ln_1", "ln1"), ("ln_2", "ln2")):
+            out[f"{dst}{ours}.w"], out[f"{dst}{ours}.b"] = tensors[f"{src}{norm}.weight"](), tensors[f"{src}{norm}.bias"]()
+        joint = _shaped(tensors, src + "attn.c_attn.weight", (cfg.d_model, 3 * width)).split(width, dim=1)
+        biases = tensors[src + "attn.c_attn.bias"]().split(width)
+        for letter, W, b in zip("QKV", joint, biases, strict=True):
+            out[f"{dst}attn.W_{letter}"] = rearrange(W, "d (h e) -> h d e", h=cfg.n_heads)
+            out[f"{dst}attn.b_{letter}"] = b.unflatten(0, (cfg.n_heads, -1))
+        out[dst + "attn.W_O"] = rearrange(tensors[src + "attn.c_proj.weight"](), "(h e) d -> h e d", h=cfg.n_heads)
+        out[dst + "attn.b_O"] = tensors[src + "attn.c_proj.bias"]()
+        for theirs, ours in (("c_fc", "in"), ("c_proj", "out")):
+            out[f"{dst}mlp.W_{ours}"] = tensors[f"{src}mlp.{theirs}.weight"]()
+            out[f"{dst}mlp.b_{ours}"] = tensors[f"{src}mlp.{theirs}.bias"]()
+    return out
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def write_folder(model: HookedLM, directory: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files into an existing directory.
+
+    Raises:
+        ValueError: naming what the Llama, Qwen and GPT-2 classes cannot express.
+    """
+    cfg = model.cfg
+    is_gpt2 = cfg.normalization_type == "LN"
+    config = _to_gpt2_config(cfg) if is_gpt2 else _to_llama_config(cfg)
+    tensors = dict(_to_gpt2(model) if is_gpt2 else _to_llama(model))
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(str(directory))
+        config |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
+    config["dtype"] = str(cfg.dtype).removeprefix("torch.")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(
+        {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def _refuse(cfg: ModelConfig, pairs: dict[str, bool]) -> None:
+    ext = cfg.extensions
+    common = {
+        "attention residuals": ext.attn_res is not None,
+        "a softcap on logits": cfg.output_logits_soft_cap > 0,
+        "a softcap on scores": cfg.attn_scores_soft_cap > 0,
+        "an attn_scale other than √d_head": abs(cfg.scale - cfg.d_head**0.5) > 1e-9,
+        "an unembedding bias": ext.unembed_bias,
+    }
+    for what, present in (common | pairs).items():
+        if present:
+            raise ValueError(f"export to Hugging Face: the model has {what}; its Llama, Qwen and GPT-2 classes do not")
+
+
+def _to_llama_config(cfg: ModelConfig) -> dict[str, Any]:
+    ext = cfg.extensions
+    _refuse(
+        cfg,
+        {
+            "an ungated MLP with RMSNorm": not cfg.gated_mlp,
+            "MLP biases": ext.mlp_bias,
+            "learned positions with RMSNorm": cfg.positional_embedding_type != "rotary",
+            "a rotary_dim below d_head": (cfg.rotary_dim or cfg.d_head) != cfg.d_head,
+            "QK-norm with biases": cfg.use_qk_norm and (ext.qkv_bias or ext.out_bias),
+            "an output bias without q, k, v biases": ext.out_bias and not ext.qkv_bias,
+        },
+    )
+    kind = "qwen3" if cfg.use_qk_norm else "qwen2" if ext.qkv_bias and not ext.out_bias else "llama"
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": cfg.rotary_base}
+    if cfg.use_NTK_by_parts_rope:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": cfg.NTK_by_parts_factor,
+            "low_freq_factor": cfg.NTK_by_parts_low_freq_factor,
+            "high_freq_factor": cfg.NTK_by_parts_high_freq_factor,
+            "original_max_position_embeddings": cfg.NTK_original_ctx_len,
+        }
+    elif cfg.rotary_scaling_factor != 1.0:
+        rope |= {"rope_type": "linear", "factor": cfg.rotary_scaling_factor}
+    config = {
+        "model_type": kind,
+        "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind] + "ForCausalLM"],
+        "hidden_size": cfg.d_model,
+        "intermediate_size": cfg.d_mlp,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.d_head,
+        "hidden_act": cfg.act_fn,
+        "max_position_embeddings": cfg.n_ctx,
+        "rms_norm_eps": cfg.eps,
+        "rope_parameters": rope,
+        "tie_word_embeddings": cfg.tie_word_embeddings,
+        "vocab_size": cfg.d_vocab,
+        "attention_bias": ext.qkv_bias,
+        "initializer_range": cfg.initializer_range,
+        MARK: cfg.rotary_adjacent_pairs,
+    }
+    if kind == "qwen2" and cfg.d_head * cfg.n_heads != cfg.d_model:
+        _refuse(cfg, {"q, k, v biases and n_heads·d_head ≠ d_model": True})
+    return config
+
+
+def _to_llama(model: HookedLM) -> Iterator[tuple[str, Tensor]]:
+    cfg = model.cfg
+    turn = (lambda W: swap_pairing(W, to_halves=True)) if cfg.rotary_adjacent_pairs else (lambda W: W)
+    yield "model.embed_tokens.weight", model.W_E
+    yield "model.norm.weight", model.ln_final.w
+    if not cfg.tie_word_embeddings:
+        yield "lm_head.weight", model.W_U.T
+    for layer, block in enumerate(model.blocks):
+        dst, attn = f"model.layers.{layer}.", block.attn
+        yield dst + "input_layernorm.weight", block.ln1.w
+        yield dst + "post_attention_layernorm.weight", block.ln2.w
+        weights = {"q": attn.W_Q, "k": attn.stored("W_K"), "v": attn.stored("W_V")}
+        for letter, W in weights.items():
+            fix = (lambda W: W) if letter == "v" else turn
+            yield f"{dst}self_attn.{letter}_proj.weight", rearrange(fix(W), "h d e -> (h e) d")
+            if cfg.extensions.qkv_bias:
+                b = attn.b_Q if letter == "q" else attn.stored(f"b_{letter.upper()}")
+                yield f"{dst}self_attn.{letter}_proj.bias", fix(b).flatten()
+            if cfg.use_qk_norm and letter != "v":
+                yield f"{dst}self_attn.{letter}_norm.weight", fix(getattr(attn, f"{letter}_norm").w)
+        yield dst + "self_attn.o_proj.weight", rearrange(attn.W_O, "h e d -> d (h e)")
+        if cfg.extensions.out_bias:
+            yield dst + "self_attn.o_proj.bias", attn.b_O
+        for theirs, ours in (("gate", "W_gate"), ("up", "W_in"), ("down", "W_out")):
+            yield f"{dst}mlp.{theirs}_proj.weight", getattr(block.mlp, ours).T
+
+
+def _to_gpt2_config(cfg: ModelConfig) -> dict[str, Any]:
+    ext = cfg.extensions
+    _refuse(
+        cfg,
+        {
+            "rotary positions with LayerNorm": cfg.positional_embedding_type != "standard",
+            "a gated MLP with LayerNorm": cfg.gated_mlp,
+            "grouped keys with LayerNorm": cfg.n_key_value_heads is not None,
+            "QK-norm with LayerNorm": cfg.use_qk_norm,
+            "n_heads·d_head ≠ d_model with LayerNorm": cfg.n_heads * cfg.d_head != cfg.d_model,
+            "LayerNorm and no biases": not (ext.qkv_bias and ext.out_bias and ext.mlp_bias),
+        },
+    )
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": cfg.d_model,
+        "n_head": cfg.n_heads,
+        "n_layer": cfg.n_layers,
+        "n_positions": cfg.n_ctx,
+        "n_inner": cfg.d_mlp,
+        "vocab_size": cfg.d_vocab,
+        "activation_function": cfg.act_fn,
+        "layer_norm_epsilon": cfg.eps,
+        "tie_word_embeddings": cfg.tie_word_embeddings,
+        "initializer_range": cfg.initializer_range,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+def _to_gpt2(model: HookedLM) -> Iterator[tuple[str, Tensor]]:
+    yield "transformer.wte.weight", model.W_E
+    yield "transformer.wpe.weight", model.pos_embed.W_pos
+    yield "transformer.ln_f.weight", model.ln_final.w
+    yield "transformer.ln_f.bias", model.ln_final.b
+    if not model.cfg.tie_word_embeddings:
+        yield "lm_head.weight", model.W_U.T
+    for layer, block in enumerate(model.blocks):
+        dst, attn = f"transformer.h.{layer}.", block.attn
+        for theirs, norm in (("ln_1", block.ln1), ("ln_2", block.ln2)):
+            yield f"{dst}{theirs}.weight", norm.w
+            yield f"{dst}{theirs}.bias", norm.b
+        joint = [rearrange(W, "h d e -> d (h e)") for W in (attn.W_Q, attn.W_K, attn.W_V)]
+        yield dst + "attn.c_attn.weight", torch.cat(joint, dim=1)
+        yield dst + "attn.c_attn.bias", torch.cat([b.flatten() for b in (attn.b_Q, attn.b_K, attn.b_V)])
+        yield dst + "attn.c_proj.weight", attn.W_O.flatten(0, 1)
+        yield dst + "attn.c_proj.bias", attn.b_O
+        for theirs, ours in (("c_fc", "in"), ("c_proj", "out")):
+            yield f"{dst}mlp.{theirs}.weight", getattr(block.mlp, f"W_{ours}")
+            yield f"{dst}mlp.{theirs}.bias", getattr(block.mlp, f"b_{ours}")

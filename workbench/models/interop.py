@@ -1,0 +1,70 @@
+"""Into other libraries' forms and back, each verified by logits before anything is in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from workbench import runs
+from workbench.models import huggingface, transformer_lens
+from workbench.models.load import load, save, weights_sha256
+from workbench.models.transformer import HookedLM
+
+TOLERANCE = 1e-4  # largest |Δ logit| allowed in float32, relative to the largest |logit| where that exceeds 1
+
+
+def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Path) -> Path:
+    """Write the model in another library's form and return the directory; the written files are opened again by that
+    library and must give the same logits before the directory gets its name.
+
+    "transformer-lens": hooked_transformer_config.json and model.safetensors for `HookedTransformer`.
+    "hf": a folder for `AutoModelForCausalLM` and `AutoTokenizer` (Llama, Qwen2, Qwen3 or GPT-2 class).
+
+    Raises:
+        ValueError: what the other form cannot express, an existing `out`, or logits that differ.
+    """
+    if to not in ("transformer-lens", "hf"):
+        raise ValueError(f"export: to = {to!r}; want 'transformer-lens' or 'hf'")
+    with runs.open_run(out, {"verb": "export", "to": to, "model": weights_sha256(model)}, device=model.cfg.device) as run:
+        if to == "transformer-lens":
+            transformer_lens.write_folder(model, run.path)
+            other = transformer_lens.read_folder(run.path)
+            _verify(model, lambda tokens: other(tokens), to)
+        else:
+            from transformers import AutoModelForCausalLM
+
+            huggingface.write_folder(model, run.path)
+            other = AutoModelForCausalLM.from_pretrained(str(run.path), local_files_only=True, attn_implementation="eager")
+            _verify(model, lambda tokens: other.eval()(tokens).logits, to)
+    return Path(out)
+
+
+def import_model(source: str | Path, out: str | Path) -> Path:
+    """Write any model that `load` takes as a checkpoint directory of ours, and return it.
+
+    Raises:
+        ValueError: as `load`; an existing `out`; or weights that do not come back bit for bit.
+    """
+    model = load(source, device="cpu")
+    digest = weights_sha256(model)
+    with runs.open_run(out, {"verb": "import", "source": str(source), "model": digest}) as run:
+        save(model, run.path)
+        if weights_sha256(load(run.path, device="cpu")) != digest:
+            raise ValueError(f"import: {out} does not give back the weights of {source}")
+    return Path(out)
+
+
+@torch.no_grad()
+def _verify(model: HookedLM, other: Any, to: str) -> None:
+    """Raise ValueError unless `other` gives our logits on 2 random sequences of up to 64 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.cfg.d_vocab, (2, min(64, model.cfg.n_ctx)), generator=generator)
+    ours = model(tokens).float().cpu()
+    theirs = other(tokens).float().cpu()
+    wide = model.cfg.dtype in (torch.float32, torch.float64)
+    allowed = (TOLERANCE if wide else 0.05) * max(1.0, float(ours.abs().max()))
+    difference = float((ours - theirs).abs().max())
+    if not difference <= allowed:
+        raise ValueError(f"export to {to}: logits differ by {difference:.3g}; want at most {allowed:.3g}")
