@@ -70,7 +70,10 @@ class Optimizer:
         hidden = {name: p for name, p in parameters.items() if cfg.muon and is_hidden_matrix(name)}
         self._adamw = _build_adamw({name: p for name, p in parameters.items() if name not in hidden}, cfg.adamw)
         self._hidden = hidden
-        self._copies = {name: nn.Parameter(to_matrix(name, p.detach()).clone()) for name, p in hidden.items()}
+        self._copies = {
+            name: nn.Parameter(to_matrix(name, p.detach()).clone(memory_format=torch.contiguous_format))
+            for name, p in hidden.items()
+        }
         self._muon: torch.optim.Muon | None = None
         if cfg.muon and hidden:
             self._muon = torch.optim.Muon(
@@ -206,5 +209,10 @@ def _load(
                     f"optimizer state: {kind}/{name}/{moment} has shape {tuple(value.shape)}; "
                     f"want {tuple(wanted[name].shape)}"
                 )
-    state = {i: found[names[id(p)]] for i, p in enumerate(members) if names[id(p)] in found}
+    # A moment must lie in memory as its weight does: the fused kernel runs through both in memory order.
+    state = {
+        i: {m: torch.empty_like(p).copy_(v) if v.ndim else v for m, v in found[names[id(p)]].items()}
+        for i, p in enumerate(members)
+        if names[id(p)] in found
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
