@@ -1,5 +1,6 @@
 """Statistics of representations: arrays in, frozen results out; NumPy and SciPy only, no files, no models."""
 
+from probes.bootstrap import ConfidenceInterval
 from probes.checks import (
     ConstantInputWarning,
     DuplicatePointsWarning,
@@ -7,6 +8,24 @@ from probes.checks import (
     ProbeWarning,
     SmallSampleWarning,
 )
+from probes.concentration import gini
+from probes.distances import (
+    cosine_distances,
+    cyclic_distances,
+    euclidean_distances,
+    great_circle_km,
+    levenshtein_distances,
+    ordinal_distances,
+)
+from probes.mantel import (
+    MantelManyResult,
+    MantelResult,
+    PartialMantelResult,
+    mantel,
+    mantel_many,
+    partial_mantel,
+)
+from probes.multiplicity import benjamini_hochberg, pool_permutations, westfall_young
 from probes.ranks import (
     MatrixRanks,
     effective_rank,
@@ -20,18 +39,35 @@ from probes.ranks import (
 )
 
 __all__ = [
+    "ConfidenceInterval",
     "ConstantInputWarning",
     "DuplicatePointsWarning",
     "LowPrecisionWarning",
+    "MantelManyResult",
+    "MantelResult",
     "MatrixRanks",
+    "PartialMantelResult",
     "ProbeWarning",
     "SmallSampleWarning",
+    "benjamini_hochberg",
+    "cosine_distances",
+    "cyclic_distances",
     "effective_rank",
+    "euclidean_distances",
+    "gini",
+    "great_circle_km",
+    "levenshtein_distances",
+    "mantel",
+    "mantel_many",
     "matrix_ranks",
     "nuclear_rank",
+    "ordinal_distances",
+    "partial_mantel",
     "participation_ratio",
+    "pool_permutations",
     "rank_utilization",
     "ranks_of_spectrum",
     "singular_values",
     "stable_rank",
+    "westfall_young",
 ]

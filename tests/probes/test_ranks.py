@@ -77,9 +77,7 @@ def test_exactly_low_rank_matrix():
     np.testing.assert_allclose([r(W, center=False) for r in RANKS], naive_ranks(W, False), rtol=1e-12)
 
 
-@given(
-    st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 12), st.floats(-150, 150), st.booleans()
-)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 12), st.floats(-150, 150), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_order_bounds_and_invariances(seed, n_rows, n_cols, log_scale, center):
     rng = np.random.default_rng(seed)

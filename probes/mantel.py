@@ -1,0 +1,371 @@
+"""Mantel tests: do two sets of distances between the same items agree more than relabelled items would?
+
+`mantel` takes one pair, `mantel_many` one target against many layers and models, `partial_mantel` one pair given a
+third. All permute rows and columns jointly, count ties within 1e-9 as extreme, and give (b + 1)/(m + 1), or the exact
+b/n! where every permutation is enumerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import factorial
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Integer, Real
+from scipy.spatial.distance import squareform
+from scipy.stats import rankdata
+
+from probes.bootstrap import ConfidenceInterval, ItemBootstrap, partial_correlation
+from probes.checks import ConstantInputWarning, as_real, warn
+from probes.multiplicity import ALTERNATIVES, TIE_TOLERANCE, Alternative, extremeness, westfall_young
+from probes.permutations import PermutationPlan, permuted_sums, plan_permutations
+
+# Relative to the largest distance: float64 products of either order differ by less, float32 distances by more.
+ASYMMETRY_TOLERANCE = 1e-9
+CONSTANT_TOLERANCE = 1e-12
+
+Distances = Real[np.ndarray, "*_square_or_condensed"]
+Method = Literal["spearman", "pearson"]
+METHODS = ("spearman", "pearson")
+
+
+@dataclass(frozen=True)
+class MantelResult:
+    """A Mantel correlation with its permutation p-value.
+
+    `min_pvalue` is the smallest p this design can give: for an exact test the share of permutations that reach the
+    extreme of the permutation distribution (2n of n! for a cyclic target), else max(1/(m + 1), 1/n!). `n_ties` counts
+    permutations that tie with the observed statistic (an exact test counts the identity too), `n_extreme` those at
+    least as extreme, ties among them. `confidence_interval` is drawn on first use, from a seed fixed with the result.
+    """
+
+    statistic: float
+    pvalue: float
+    n: int
+    n_resamples: int
+    alternative: Alternative
+    method: Method
+    exact: bool
+    min_pvalue: float
+    n_ties: int
+    n_extreme: int
+    warnings: tuple[str, ...]
+    bootstrap: ItemBootstrap | None = field(repr=False, compare=False)
+
+    @cached_property
+    def confidence_interval(self) -> ConfidenceInterval:
+        """95 % percentile interval over items, self-pairs dropped (see `ItemBootstrap` for its coverage).
+
+        nan below five items or for an undefined statistic.
+        """
+        if self.bootstrap is None:
+            return ConfidenceInterval(np.nan, np.nan)
+        low, high = self.bootstrap.interval()
+        return ConfidenceInterval(float(low[0]), float(high[0]))
+
+
+@dataclass(frozen=True)
+class PartialMantelResult(MantelResult):
+    """A partial Mantel correlation; `r2` is its square, and the three plain correlations stand beside it."""
+
+    r2: float
+    r_xy: float
+    r_xz: float
+    r_yz: float
+
+
+@dataclass(frozen=True)
+class MantelManyResult:
+    """Mantel correlations [k] of k matrices with one target, over the same permutations.
+
+    `pvalue` is each one's own; `pvalue_westfall_young` is adjusted for the k tests (step-down max-T). The rest as in
+    `MantelResult`, one entry a matrix.
+    """
+
+    statistic: Float[np.ndarray, " k"]
+    pvalue: Float[np.ndarray, " k"]
+    pvalue_westfall_young: Float[np.ndarray, " k"]
+    n: int
+    n_resamples: int
+    alternative: Alternative
+    method: Method
+    exact: bool
+    min_pvalue: Float[np.ndarray, " k"]
+    n_ties: Integer[np.ndarray, " k"]
+    n_extreme: Integer[np.ndarray, " k"]
+    warnings: tuple[str, ...]
+    bootstrap: ItemBootstrap = field(repr=False, compare=False)
+
+    @cached_property
+    def confidence_interval(self) -> Float[np.ndarray, "k 2"]:
+        """95 % percentile intervals [k, (low, high)] over items, all from the same resamples; nan where undefined."""
+        limits = np.stack(self.bootstrap.interval(), axis=1)
+        limits[np.isnan(self.statistic)] = np.nan
+        return limits
+
+
+def mantel(
+    x: Distances,
+    y: Distances,
+    *,
+    method: Method = "spearman",
+    alternative: Alternative = "greater",
+    n_resamples: int = 9999,
+    exact: Literal["auto"] | bool = "auto",
+    rng: np.random.Generator | int | None = None,
+    permutations: Integer[np.ndarray, "m n"] | None = None,
+) -> MantelResult:
+    """The correlation of two sets of distances between the same n items, and its permutation p-value.
+
+    r = corr(x_ij, y_ij) over i < j; Spearman ranks once, with average ranks for ties. Under the null the items of x are
+    exchangeable: its rows and columns are permuted jointly, p = (b + 1)/(m + 1), b the number of permutations at
+    least as extreme (greater: r* ≥ r; less: r* ≤ r; two-sided: |r*| ≥ |r|), to a tolerance of 1e-9 so that
+    symmetries of the target count as ties.
+
+    Args:
+        x, y: distances, square [n, n] or condensed [n(n − 1)/2], n ≥ 3; any unit. Slight asymmetry (1e-9 of the
+            largest) is averaged away.
+        n_resamples: random permutations m; 0 gives the statistic with p = nan.
+        exact: "auto" enumerates all n! permutations for n ≤ 8 (p = b/n!); True asks for it (n ≤ 10), False forbids it.
+        rng: generator or seed of permutations and interval.
+        permutations: [m, n] integers, fixes the permutations (no enumeration then).
+
+    A constant x or y gives nan and a `ConstantInputWarning`. Raises ValueError for matrices that are not square,
+    asymmetric, with a diagonal, of fewer than 3 items, of unequal size, or with NaN or inf.
+
+    Source: Mantel 1967; Legendre & Legendre 2012, §10.5. scikit-bio defaults to Pearson, two-sided, and never
+    enumerates; with float32 distances its ties depend on summation order.
+
+    >>> day = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    >>> result = mantel(day, day**2)
+    >>> result.statistic, result.pvalue, result.n_resamples, result.exact
+    (1.0, 0.016666666666666666, 120, True)
+    """
+    _check_choices("mantel", method, alternative)
+    x_pairs, n = _condensed("mantel", "x", x)
+    y_pairs, n_y = _condensed("mantel", "y", y)
+    if n != n_y:
+        raise ValueError(f"mantel: x has {n} items and y {n_y}; want the same items in both")
+    rng = np.random.default_rng(rng)
+    plan = plan_permutations("mantel", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
+    notes = _constant_notes("mantel", x=x_pairs, y=y_pairs)
+    if notes:
+        return MantelResult(
+            np.nan, np.nan, n, plan.n_resamples, alternative, method, plan.exact, np.nan, 0, 0, notes, bootstrap=None
+        )
+    x_scores, y_scores = _standardized(x_pairs, method), _standardized(y_pairs, method)
+    observed = float(np.clip(x_scores @ y_scores, -1, 1))
+    null = permuted_sums(squareform(x_scores), y_scores[:, None], plan)[:, 0]
+    counts = _count(observed, null, alternative, plan)
+    bootstrap = ItemBootstrap(x_pairs[None], y_pairs, None, n, method == "spearman", _seed(rng))
+    return MantelResult(
+        observed, counts.pvalue, n, plan.n_resamples, alternative, method, plan.exact,
+        counts.min_pvalue, counts.n_ties, counts.n_extreme, (), bootstrap,
+    )  # fmt: skip
+
+
+def mantel_many(
+    xs: Real[np.ndarray, "k ..."] | Sequence[Distances],
+    y: Distances,
+    *,
+    method: Method = "spearman",
+    alternative: Alternative = "greater",
+    n_resamples: int = 9999,
+    exact: Literal["auto"] | bool = "auto",
+    rng: np.random.Generator | int | None = None,
+    permutations: Integer[np.ndarray, "m n"] | None = None,
+) -> MantelManyResult:
+    """Mantel correlations of k sets of distances with one target, with raw and Westfall–Young p-values.
+
+    What `mantel(x, y)` gives for each x with the same permutations, at the price of one gather of the target a
+    permutation and one matrix product for all k: layers and models of one concept set.
+
+    Args:
+        xs: k sets of distances, [k, n, n], condensed [k, n(n − 1)/2], or a sequence of either.
+        y: the target. It is permuted by the inverse permutations, which is the same as permuting every x.
+        the rest as in `mantel`.
+
+    Constant xs are nan, named in `warnings`, left out of the family, and warned about once; a constant y makes all nan.
+    Raises ValueError as `mantel` does, naming the entry. Source of the adjusted p: Westfall & Young 1993.
+    """
+    _check_choices("mantel_many", method, alternative)
+    if len(xs) == 0:
+        raise ValueError("mantel_many: xs is empty; want at least one set of distances")
+    y_pairs, n = _condensed("mantel_many", "y", y)
+    pairs = [_condensed("mantel_many", f"xs[{k}]", x) for k, x in enumerate(xs)]
+    for k, (_, n_x) in enumerate(pairs):
+        if n_x != n:
+            raise ValueError(f"mantel_many: xs[{k}] has {n_x} items and y {n}; want the same items in all")
+    x_pairs = np.stack([values for values, _ in pairs])
+    rng = np.random.default_rng(rng)
+    plan = plan_permutations("mantel_many", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
+    notes = _constant_notes("mantel_many", y=y_pairs, **{f"xs[{k}]": x for k, x in enumerate(x_pairs)})
+    scores = [np.full(y_pairs.size, np.nan) if _is_constant(x) else _standardized(x, method) for x in x_pairs]
+    x_scores = np.stack(scores, axis=1)
+    y_scores = np.full(y_pairs.size, np.nan) if _is_constant(y_pairs) else _standardized(y_pairs, method)
+    observed = np.clip(y_scores @ x_scores, -1, 1)
+    is_defined = ~np.isnan(observed)
+    null = np.full((plan.n_resamples, len(x_pairs)), np.nan)
+    if is_defined.any():
+        null[:, is_defined] = permuted_sums(squareform(y_scores), x_scores[:, is_defined], plan, inverse=True)
+    counts = [_count(float(r), column, alternative, plan) for r, column in zip(observed, null.T, strict=True)]
+    adjusted = np.full(len(x_pairs), np.nan)
+    if plan.n_resamples:
+        adjusted = westfall_young(observed, null, alternative=alternative, exact=plan.exact)
+    return MantelManyResult(
+        statistic=observed,
+        pvalue=np.array([count.pvalue for count in counts]),
+        pvalue_westfall_young=adjusted,
+        n=n,
+        n_resamples=plan.n_resamples,
+        alternative=alternative,
+        method=method,
+        exact=plan.exact,
+        min_pvalue=np.array([count.min_pvalue for count in counts]),
+        n_ties=np.array([count.n_ties for count in counts]),
+        n_extreme=np.array([count.n_extreme for count in counts]),
+        warnings=notes,
+        bootstrap=ItemBootstrap(x_pairs, y_pairs, None, n, method == "spearman", _seed(rng)),
+    )
+
+
+def partial_mantel(
+    x: Distances,
+    y: Distances,
+    z: Distances,
+    *,
+    method: Method = "spearman",
+    alternative: Alternative = "greater",
+    n_resamples: int = 9999,
+    exact: Literal["auto"] | bool = "auto",
+    rng: np.random.Generator | int | None = None,
+    permutations: Integer[np.ndarray, "m n"] | None = None,
+) -> PartialMantelResult:
+    """The correlation of x and y given z, r2 its square, and a descriptive permutation p-value.
+
+    r = (r_xy − r_xz r_yz)/√((1 − r_xz²)(1 − r_yz²)). Rows and columns of the raw x are permuted (r_yz stays). A
+    permutation under which x mirrors z (|r_xz*| = 1) leaves r* undefined and counts as extreme, which is cautious.
+
+    **Read the p-value as descriptive.** Permuting breaks the dependence of x on z that the null hypothesis keeps. Where
+    x and y are both autocorrelated along what z measures, the test at a nominal .05 rejects true nulls in up to .4 of
+    cases (Guillot & Rousset 2013; this package's own simulation: PLACEHOLDER), and permuting residuals instead does
+    not repair it. The correlation and r2 describe the sample either way.
+
+    Arguments, ties, enumeration and errors as in `mantel`. nan and a `ConstantInputWarning` where a matrix is constant
+    or z equals x or y up to scale (|r_xz| or |r_yz| = 1). Source: Smouse, Long & Sokal 1986; vegan's `mantel.partial`
+    permutes alike but drops undefined permutations.
+    """
+    _check_choices("partial_mantel", method, alternative)
+    named = {name: _condensed("partial_mantel", name, d) for name, d in (("x", x), ("y", y), ("z", z))}
+    sizes = {name: n for name, (_, n) in named.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"partial_mantel: items {sizes}; want the same items in all three")
+    n = sizes["x"]
+    pairs = {name: values for name, (values, _) in named.items()}
+    rng = np.random.default_rng(rng)
+    plan = plan_permutations(
+        "partial_mantel", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng
+    )
+    notes = _constant_notes("partial_mantel", **pairs)
+    correlations = np.full(3, np.nan)
+    if not notes:
+        scores = {name: _standardized(values, method) for name, values in pairs.items()}
+        a, b, c = scores["x"], scores["y"], scores["z"]
+        correlations = np.clip([a @ b, a @ c, b @ c], -1, 1)
+    observed = float(partial_correlation(*correlations))
+    if not notes and np.isnan(observed):
+        message = "partial_mantel: z mirrors x or y; the partial correlation is undefined (nan)"
+        notes = (warn(ConstantInputWarning, message),)
+    r_xy, r_xz, r_yz = (float(r) for r in correlations)
+    partials = {"r2": observed**2, "r_xy": r_xy, "r_xz": r_xz, "r_yz": r_yz}
+    if notes:
+        return PartialMantelResult(
+            np.nan, np.nan, n, plan.n_resamples, alternative, method, plan.exact, np.nan, 0, 0, notes, None, **partials
+        )
+    sums = permuted_sums(squareform(a), np.stack([b, c], axis=1), plan)
+    null = partial_correlation(sums[:, 0], sums[:, 1], correlations[2])
+    null = np.where(np.isnan(null), -np.inf if alternative == "less" else np.inf, null)
+    counts = _count(observed, null, alternative, plan)
+    bootstrap = ItemBootstrap(pairs["x"][None], pairs["y"], pairs["z"], n, method == "spearman", _seed(rng))
+    return PartialMantelResult(
+        observed, counts.pvalue, n, plan.n_resamples, alternative, method, plan.exact,
+        counts.min_pvalue, counts.n_ties, counts.n_extreme, (), bootstrap, **partials,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Counts:
+    pvalue: float
+    min_pvalue: float
+    n_ties: int
+    n_extreme: int
+
+
+def _count(observed: float, null: np.ndarray, alternative: Alternative, plan: PermutationPlan) -> _Counts:
+    """Extreme and tied permutations, and the p-values they make."""
+    if plan.n_resamples == 0 or np.isnan(observed):
+        return _Counts(np.nan, np.nan, 0, 0)
+    r, r_null = extremeness(np.array([observed]), alternative)[0], extremeness(null, alternative)
+    n_extreme = int(np.sum(r_null >= r - TIE_TOLERANCE))
+    n_ties = n_extreme - int(np.sum(r_null > r + TIE_TOLERANCE))
+    if plan.exact:
+        n_smallest = int(np.sum(r_null >= r_null.max() - TIE_TOLERANCE))
+        return _Counts(n_extreme / plan.n_resamples, n_smallest / plan.n_resamples, n_ties, n_extreme)
+    # n! as a float passes any m long before it overflows
+    smallest = max(1 / (plan.n_resamples + 1), 1 / factorial(min(plan.n, 20)))
+    return _Counts((n_extreme + 1) / (plan.n_resamples + 1), smallest, n_ties, n_extreme)
+
+
+def _check_choices(who: str, method: str, alternative: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"{who}: method is {method!r}; want one of {METHODS}")
+    if alternative not in ALTERNATIVES:
+        raise ValueError(f"{who}: alternative is {alternative!r}; want one of {ALTERNATIVES}")
+
+
+def _condensed(who: str, name: str, distances: object) -> tuple[np.ndarray, int]:
+    """The upper triangle [n(n − 1)/2] and n, from square or condensed distances."""
+    d = as_real(who, name, distances)
+    if d.ndim == 1:
+        n = (1 + int(np.sqrt(1 + 8 * d.size))) // 2
+        if n * (n - 1) // 2 != d.size or n < 3:
+            raise ValueError(f"{who}: {name} has {d.size} condensed distances; want n(n − 1)/2 of them, n ≥ 3")
+        return d, n
+    if d.ndim != 2 or d.shape[0] != d.shape[1] or d.shape[0] < 3:
+        raise ValueError(f"{who}: {name} has shape {d.shape}; want a square matrix, n ≥ 3")
+    allowed = ASYMMETRY_TOLERANCE * np.abs(d).max()
+    asymmetry = np.abs(d - d.T).max()
+    if asymmetry > allowed:
+        raise ValueError(f"{who}: {name} is asymmetric by {asymmetry:.3g}; want at most {allowed:.3g}")
+    if np.abs(np.diagonal(d)).max() > allowed:
+        largest = np.abs(np.diagonal(d)).max()
+        raise ValueError(f"{who}: {name} has {largest:.3g} on its diagonal; want distances, 0 there (similarities?)")
+    upper = np.triu_indices(len(d), 1)
+    return (d[upper] + d.T[upper]) / 2, len(d)
+
+
+def _is_constant(pairs: np.ndarray) -> bool:
+    return bool(np.ptp(pairs) <= CONSTANT_TOLERANCE * np.abs(pairs).max())
+
+
+def _constant_notes(who: str, **named: np.ndarray) -> tuple[str, ...]:
+    """A warning, issued and returned, if any of the matrices is constant."""
+    constant = [name for name, pairs in named.items() if _is_constant(pairs)]
+    if not constant:
+        return ()
+    message = f"{who}: {', '.join(constant)} constant; the correlation is undefined (nan)"
+    return (warn(ConstantInputWarning, message, stacklevel=4),)
+
+
+def _standardized(pairs: np.ndarray, method: Method) -> np.ndarray:
+    """Ranks or values with mean 0 and sum of squares 1, so that a product is a correlation."""
+    scores = rankdata(pairs) if method == "spearman" else pairs / np.abs(pairs).max()
+    scores = scores - scores.mean()
+    return scores / np.linalg.norm(scores)
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))

@@ -1,0 +1,103 @@
+"""Many tests at once: false discovery rate, family-wise error by permutation, and pooling of permutation seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+# Correlations closer than this count as tied: an automorphism of a target gives the same sum in another order.
+TIE_TOLERANCE = 1e-9
+
+Alternative = Literal["greater", "less", "two-sided"]
+ALTERNATIVES = ("greater", "less", "two-sided")
+
+
+@runtime_checkable
+class PermutationTest(Protocol):
+    """What `pool_permutations` needs of a result."""
+
+    @property
+    def n_extreme(self) -> int: ...
+    @property
+    def n_resamples(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
+
+
+def extremeness(statistics: np.ndarray, alternative: Alternative) -> np.ndarray:
+    """The statistics turned so that larger is more extreme under `alternative`."""
+    if alternative == "greater":
+        return statistics
+    return -statistics if alternative == "less" else np.abs(statistics)
+
+
+def benjamini_hochberg(pvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Benjamini–Hochberg q-values, in the shape of `pvalues`: q₍ᵢ₎ = min over j ≥ i of m·p₍ⱼ₎/j, at most 1.
+
+    Rejecting q ≤ α keeps the false discovery rate at α for independent or positively dependent tests. nan p-values stay
+    nan and do not count in m. Raises ValueError for p outside [0, 1]. Source: Benjamini & Hochberg 1995.
+
+    >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03])).round(3).tolist()
+    [0.03, 0.04, 0.04]
+    """
+    p = np.asarray(pvalues, dtype=np.float64)
+    known = p[~np.isnan(p)]
+    if known.size and (known.min() < 0 or known.max() > 1):
+        raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; want values in [0, 1]")
+    order = np.argsort(known)[::-1]
+    scaled = known[order] * known.size / np.arange(known.size, 0, -1)
+    q = np.empty_like(known)
+    q[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
+    result = np.full(p.shape, np.nan)
+    result[~np.isnan(p)] = q
+    return result
+
+
+def westfall_young(
+    observed: Float[np.ndarray, " k"],
+    null: Float[np.ndarray, "m k"],
+    *,
+    alternative: Alternative = "greater",
+    exact: bool = False,
+) -> Float[np.ndarray, " k"]:
+    """Step-down max-T p-values [k], adjusted for the family of k tests that share their m permutations.
+
+    Hypotheses go from the most extreme statistic down; the i-th is compared with the permutation distribution of the
+    maximum over itself and all less extreme ones; adjusted p are made monotone. p = (b + 1)/(m + 1), or b/m where
+    `null` enumerates every permutation (`exact`). Ties within 1e-9 count. Strong control of the family-wise error
+    under subset pivotality, which one target against k exchangeable sets has. nan statistics stay nan and are left out
+    of the maxima. Raises ValueError where the shapes do not fit. Source: Westfall & Young 1993, algorithm 4.1.
+    """
+    observed = np.asarray(observed, dtype=np.float64)
+    null = np.asarray(null, dtype=np.float64)
+    if alternative not in ALTERNATIVES:
+        raise ValueError(f"westfall_young: alternative is {alternative!r}; want one of {ALTERNATIVES}")
+    if observed.ndim != 1 or null.ndim != 2 or null.shape[1] != observed.size or null.shape[0] == 0:
+        raise ValueError(f"westfall_young: observed {observed.shape}, null {null.shape}; want [k] and [m ≥ 1, k]")
+    adjusted = np.full(observed.size, np.nan)
+    extreme = extremeness(observed, alternative)
+    kept = np.flatnonzero(~np.isnan(observed))
+    ascending = kept[np.argsort(extreme[kept], kind="stable")]
+    maxima = np.maximum.accumulate(extremeness(null[:, ascending], alternative), axis=1)
+    counts = np.sum(maxima >= extreme[ascending] - TIE_TOLERANCE, axis=0)
+    p = counts / null.shape[0] if exact else (counts + 1) / (null.shape[0] + 1)
+    adjusted[ascending] = np.maximum.accumulate(p[::-1])[::-1]  # from the most extreme down, never falling
+    return adjusted
+
+
+def pool_permutations(results: Iterable[PermutationTest]) -> float:
+    """One p-value (Σb + 1)/(Σm + 1) from runs of one test with independent permutation seeds.
+
+    Seeds are more permutations, not replicates: their p-values must not be averaged or counted as n. An exact result
+    needs no pooling: its p is returned as it is. Raises ValueError for no results or results without permutations.
+    """
+    runs = list(results)
+    if not runs or sum(run.n_resamples for run in runs) == 0:
+        raise ValueError(f"pool_permutations: {len(runs)} results without permutations; want at least one with them")
+    for run in runs:
+        if run.exact:
+            return run.n_extreme / run.n_resamples
+    return (sum(run.n_extreme for run in runs) + 1) / (sum(run.n_resamples for run in runs) + 1)
