@@ -1,0 +1,57 @@
+"""Sparse autoencoders in stacks: tensors in, tensors out."""
+
+from sae.checkpoint import check_model, load_stack, save_stack
+from sae.config import SAEConfig, SAESource, StackInfo, TrainConfig
+from sae.controls import random_dictionary, shuffle_coordinates
+from sae.gradients import LossAndGradients, loss_and_gradients
+from sae.metrics import (
+    MatchedL0,
+    MetricSums,
+    SAEMetrics,
+    Stability,
+    density_histogram,
+    interpolate_at_l0,
+    match_l0,
+    max_cosine,
+    nearest_features,
+    stability,
+)
+from sae.model import StackedSAE, geometric_median, spawn_generators
+from sae.sae_lens_format import load_sae_lens, save_sae_lens
+from sae.top_activations import TopActivations
+from sae.train import StepStats, Trainer, l1_share_at, lr_at, train_stack
+
+__all__ = [
+    "LossAndGradients",
+    "MatchedL0",
+    "MetricSums",
+    "SAEConfig",
+    "SAEMetrics",
+    "SAESource",
+    "Stability",
+    "StackInfo",
+    "StackedSAE",
+    "StepStats",
+    "TopActivations",
+    "TrainConfig",
+    "Trainer",
+    "check_model",
+    "density_histogram",
+    "geometric_median",
+    "interpolate_at_l0",
+    "l1_share_at",
+    "load_sae_lens",
+    "load_stack",
+    "loss_and_gradients",
+    "lr_at",
+    "match_l0",
+    "max_cosine",
+    "nearest_features",
+    "random_dictionary",
+    "save_sae_lens",
+    "save_stack",
+    "shuffle_coordinates",
+    "spawn_generators",
+    "stability",
+    "train_stack",
+]

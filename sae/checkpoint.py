@@ -1,0 +1,188 @@
+"""A stack on disk: sae.safetensors, and sae.json that says what it is and what every tensor's bytes hash to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae.config import SAEConfig, StackInfo
+from sae.model import StackedSAE, tensor_shapes
+
+WEIGHTS_FILE = "sae.safetensors"
+CONFIG_FILE = "sae.json"
+
+
+class _StackFile(BaseModel):
+    """sae.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["stacked-sae"] = "stacked-sae"
+    version: Literal[1] = 1
+    config: SAEConfig
+    info: StackInfo
+    sha256: dict[str, str]
+    """sha256 of every tensor's bytes, by name."""
+
+
+def save_stack(sae: StackedSAE, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Path of the directory, which holds sae.safetensors and sae.json; it appears whole or not at all.
+
+    The files are written beside it, flushed to the disk and renamed. With `overwrite` an older stack of that name is
+    moved aside first and removed last. Raises ValueError if the directory exists and is not to be overwritten, or if
+    a parameter is not finite.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"save_stack: tensor {name} has nan or inf; want a trained or initialised stack")
+    record = _StackFile(
+        config=sae.config, info=sae.info, sha256={name: hash_tensor(tensor) for name, tensor in tensors.items()}
+    )
+    with new_directory(directory, overwrite=overwrite) as partial:
+        save_file(tensors, partial / WEIGHTS_FILE)
+        (partial / CONFIG_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Path(directory)
+
+
+def load_stack(directory: str | Path) -> StackedSAE:
+    """The stack saved in a directory, on the CPU, in the dtype it was saved in.
+
+    Raises ValueError naming the file, and the tensor where it is one, if a file is missing, truncated or altered: a
+    flipped bit of a tensor is found by its hash.
+    """
+    directory = Path(directory)
+    config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    try:
+        record = _StackFile.model_validate(read_json(config_path))
+    except ValidationError as error:
+        raise ValueError(f"{config_path}: {describe_validation(error)}") from error
+    n_saes = record.config.n_saes
+    if record.info.sources and len(record.info.sources) != n_saes:
+        raise ValueError(f"{config_path}: info.sources has {len(record.info.sources)} entries; want {n_saes}")
+    tensors = read_tensors(weights_path, tensor_shapes(record.config))
+    for name, tensor in tensors.items():
+        digest = hash_tensor(tensor)
+        if record.sha256.get(name) != digest:
+            raise ValueError(
+                f"{weights_path}: tensor {name} has sha256 {digest}; want {record.sha256.get(name)} ({CONFIG_FILE}); "
+                "one of the two files was altered"
+            )
+    try:
+        return StackedSAE.from_tensors(record.config, tensors, record.info)
+    except ValueError as error:
+        raise ValueError(f"{weights_path}: {error}") from error
+
+
+def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = None) -> None:
+    """Nothing if the SAEs belong to the model whose weights have this sha256.
+
+    Raises ValueError naming both models if they differ, or if the stack does not say whose it is.
+    """
+    own = sae.info.model_sha256
+    given = f"{model_name or 'model'} with sha256 {model_sha256}"
+    if own is None:
+        raise ValueError(f"check_model: the SAEs do not say which model they belong to; want {given}")
+    if own != model_sha256:
+        raise ValueError(
+            f"check_model: the SAEs belong to {sae.info.model_name or 'a model'} with sha256 {own}; want {given}"
+        )
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """sha256, hexadecimal, of a tensor's bytes in row order, its dtype and shape before them."""
+    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    # a bfloat16 tensor has no NumPy form, its bytes have
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(head + data.tobytes()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError naming the file if it is missing or holds no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); want a JSON object") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {type(content).__name__}; want a JSON object")
+    return content
+
+
+def read_tensors(
+    path: Path, shapes: dict[str, tuple[int, ...]], optional: frozenset[str] = frozenset()
+) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, which must be these, in these shapes; `optional` names may be there too.
+
+    Shapes are compared before anything is read. Raises ValueError naming the file and the tensor.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if not set(shapes) <= names <= set(shapes) | optional:
+                raise ValueError(f"{path}: holds tensors {sorted(names)}; want {sorted(shapes)}")
+            for name, shape in shapes.items():
+                got = tuple(file.get_slice(name).get_shape())
+                if got != shape:
+                    raise ValueError(f"{path}: tensor {name} has shape {got}; want {shape}")
+            return {name: file.get_tensor(name) for name in sorted(names)}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); want a safetensors file") from error
+
+
+def describe_validation(error: ValidationError) -> str:
+    """The first fault of a pydantic error in one line: field, what is wrong, what was given."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "content"
+    return f"{field}: got {str(first['input'])[:80]!r}; {first['msg']}"
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty directory beside the wanted one that takes its name when the block ends well, and goes when it fails.
+
+    Files and directories are flushed to the disk before the rename. Raises ValueError if the wanted one exists and is
+    not to be overwritten.
+    """
+    directory = Path(directory)
+    if directory.exists() and not overwrite:
+        raise ValueError(f"{directory}: exists; want a new directory, or overwrite=True")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+    try:
+        # mkdtemp gives 0700; what is saved is meant to be shared as any other file
+        partial.chmod(0o755)
+        yield partial
+        for path in sorted(partial.rglob("*")) + [partial]:
+            _flush(path)
+        if directory.exists():
+            old = partial.with_suffix(".old")
+            directory.rename(old)
+            partial.rename(directory)
+            shutil.rmtree(old)
+        else:
+            partial.rename(directory)
+        _flush(directory.parent)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

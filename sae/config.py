@@ -1,0 +1,142 @@
+"""Settings of a stack of SAEs and of their training: frozen, validated, no side effects."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Architecture = Literal["relu", "topk", "batchtopk", "jumprelu"]
+
+
+class SAEConfig(BaseModel):
+    """What a `StackedSAE` is: its sizes, its activation function and its start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    n_saes: int = Field(ge=1)
+    """SAEs in the stack; the leading axis of every parameter."""
+    d_in: int = Field(ge=1)
+    """Width of the activations that are read and reconstructed (d_head for one head's z)."""
+    d_sae: int = Field(ge=1)
+    """Features of one SAE."""
+    architecture: Architecture = "relu"
+    """Activation function: relu (L1), topk (Gao 2024), batchtopk (Bussmann 2024), jumprelu (Rajamanoharan 2024)."""
+    k: float | None = None
+    """Features kept a token: an integer for topk, the batch mean for batchtopk; else None. 0 < k ≤ d_sae."""
+    apply_b_dec_to_input: bool = True
+    """Whether the encoder reads x − b_dec (metrics' definition) or x."""
+    use_unit_norm_decoder: bool = False
+    """Hold every decoder row at norm 1 in training; the gradient is made orthogonal to the row."""
+    decoder_init_norm: float = Field(default=0.1, gt=0)
+    """Norm of every decoder row at the start; 1 with use_unit_norm_decoder. W_enc starts as W_dec transposed."""
+    b_dec_init: Literal["zero", "mean", "geometric_median"] = "zero"
+    """Where b_dec starts; the two others need data."""
+    threshold_init: float = Field(default=0.01, ge=0)
+    """jumprelu: threshold of every feature at the start, in units of the pre-activation."""
+    bandwidth: float = Field(default=0.05, gt=0)
+    """jumprelu: width of the rectangle kernel of the straight-through gradient, in units of the pre-activation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        uses_k = self.architecture in ("topk", "batchtopk")
+        if uses_k and (self.k is None or not 0 < self.k <= self.d_sae):
+            raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; want 0 < k ≤ d_sae = {self.d_sae}")
+        if self.architecture == "topk" and self.k != int(self.k or 0):
+            raise ValueError(f"SAEConfig.k: got {self.k} for topk; want an integer")
+        if not uses_k and self.k is not None:
+            raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; want None")
+        if self.use_unit_norm_decoder and self.decoder_init_norm != 1:
+            raise ValueError(
+                f"SAEConfig.decoder_init_norm: got {self.decoder_init_norm}; want 1 with use_unit_norm_decoder"
+            )
+        return self
+
+
+class TrainConfig(BaseModel):
+    """How a stack is trained. Steps are optimizer steps; step t is counted from 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    n_steps: int = Field(ge=1)
+    """Steps of the whole training; the schedules are laid over them."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_warm_up_steps: int = Field(default=0, ge=0)
+    """Steps w of linear warm-up: lr·(t+1)/w."""
+    lr_decay_steps: int = Field(default=0, ge=0)
+    """Last steps d of linear decay: lr·(n_steps−t)/d."""
+    l1_warm_up_steps: int = Field(default=0, ge=0)
+    """Steps w of linear warm-up of the sparsity coefficient: l1·t/w, so the first step has none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's first and second moment, each in [0, 1)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay; 0 makes AdamW Adam."""
+    grad_clip: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm of ONE SAE over all its parameters; None: no clip."""
+    dead_window: int = Field(default=1000, ge=1)
+    """A feature that fired on no token of this many last steps is dead."""
+    resample_steps: tuple[int, ...] = ()
+    """Numbers of completed steps after which dead features are resampled, increasing, in [1, n_steps)."""
+    resample_scale: float = Field(default=0.2, gt=0)
+    """Norm of a resampled feature's encoder column, as a share of the living columns' mean norm."""
+    batchtopk_decay: float = Field(default=0.01, gt=0, le=1)
+    """batchtopk: weight of the newest batch in the running threshold that inference uses."""
+    use_bf16: bool = False
+    """Multiply in bfloat16; the weights, their gradients' sums and the optimizer stay in the parameters' dtype."""
+    use_compile: bool = False
+    """Run the step's arithmetic through torch.compile; falls back with a warning; every StepStats says which ran."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"TrainConfig.betas: got {self.betas}; want each in [0, 1)")
+        if self.lr_warm_up_steps + self.lr_decay_steps > self.n_steps:
+            raise ValueError(
+                f"TrainConfig.lr_warm_up_steps, lr_decay_steps: got {self.lr_warm_up_steps} and {self.lr_decay_steps}; "
+                f"want a sum ≤ n_steps = {self.n_steps}"
+            )
+        steps = self.resample_steps
+        if list(steps) != sorted(set(steps)) or any(not 1 <= step < self.n_steps for step in steps):
+            raise ValueError(
+                f"TrainConfig.resample_steps: got {steps}; want increasing steps in [1, n_steps) = [1, {self.n_steps})"
+            )
+        return self
+
+
+class SAESource(BaseModel):
+    """Where one SAE of a stack comes from; what is not known is None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    hook_name: str | None = None
+    """TransformerLens name of the hook whose activations it reads, e.g. blocks.9.attn.hook_z."""
+    layer: int | None = Field(default=None, ge=0)
+    """Layer of the hook, from 0."""
+    head: int | None = Field(default=None, ge=0)
+    """Head of the hook, from 0; None for all heads concatenated or a hook without heads."""
+    l1: float | None = Field(default=None, ge=0)
+    """Sparsity coefficient of its training."""
+    seed: int | None = None
+    """Seed of its training."""
+    dictionary: Literal["trained", "random", "shuffled"] = "trained"
+    """trained, or which control it is."""
+
+
+class StackInfo(BaseModel):
+    """What a saved stack says of itself beside its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sources: tuple[SAESource, ...] = ()
+    """One a SAE, in the stack's order; empty if not known."""
+    model_name: str | None = None
+    """Name of the language model."""
+    model_sha256: str | None = None
+    """sha256 of the language model's weights, hexadecimal; `check_model` compares it."""
+    context_size: int | None = Field(default=None, ge=1)
+    """Tokens of one sequence at training."""
+    prepend_bos: bool | None = None
+    """Whether the sequences began with BOS."""
+    n_train_tokens: int | None = Field(default=None, ge=0)
+    """Tokens that each SAE was trained on."""

@@ -1,0 +1,353 @@
+"""Sparse autoencoders that share one leading axis: encode, decode, start.
+
+The layout is [n_saes, tokens, d_in] everywhere: one batched product serves the stack. A stack of one also takes and
+returns tensors without that axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.config import SAEConfig, StackInfo
+
+Acts = Float[Tensor, "n_saes tokens d_sae"] | Float[Tensor, "tokens d_sae"]
+Inputs = Float[Tensor, "n_saes tokens d_in"] | Float[Tensor, "tokens d_in"]
+
+
+def spawn_generators(
+    generator: torch.Generator, n: int, keys: Sequence[Sequence[int]] | None = None
+) -> list[torch.Generator]:
+    """`n` CPU generators: the k-th depends on `generator`'s state and on `keys[k]` (default (k,)), never on the others.
+
+    One number is drawn from `generator`, whatever n is. With keys such as (layer, head, seed) a SAE gets the same
+    stream in whatever company it is trained. Raises ValueError for keys that are not n distinct tuples of
+    non-negative integers.
+    """
+    keys = [(k,) for k in range(n)] if keys is None else [tuple(key) for key in keys]
+    if len(keys) != n or len(set(keys)) != n or any(part < 0 for key in keys for part in key):
+        raise ValueError(f"spawn_generators: keys are {keys}; want {n} distinct tuples of integers ≥ 0")
+    base = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    spawned = []
+    for key in keys:
+        seed = np.random.SeedSequence(base, spawn_key=key).generate_state(1, np.uint64)[0]
+        # torch seeds are signed in state files
+        spawned.append(torch.Generator().manual_seed(int(seed) & (2**63 - 1)))
+    return spawned
+
+
+def geometric_median(
+    x: Float[Tensor, "... tokens d_in"], n_iterations: int = 200, tolerance: float = 1e-10
+) -> Float[Tensor, "... d_in"]:
+    """Point with the least summed Euclidean distance to the tokens, float64, for every leading index at once.
+
+    Weiszfeld's iteration from the mean, a token's weight being 1/max(distance, 1e-12); stops when no point moves by
+    more than `tolerance` of the mean distance. Source: Weiszfeld 1937.
+    """
+    x = x.double()
+    median = x.mean(dim=-2)
+    for _ in range(n_iterations):
+        distance = (x - median.unsqueeze(-2)).norm(dim=-1).clamp_min(1e-12)
+        weight = distance.reciprocal()
+        weight = weight / weight.sum(dim=-1, keepdim=True)
+        moved = torch.einsum("...td,...t->...d", x, weight)
+        step = (moved - median).norm(dim=-1)
+        median = moved
+        if bool((step <= tolerance * distance.mean(dim=-1)).all()):
+            break
+    return median
+
+
+def check_input_index(
+    input_index: Int[Tensor, " n_saes"] | Sequence[int] | None, n_saes: int, n_inputs: int
+) -> list[int]:
+    """Input slot of every SAE as a list; None stands for one slot a SAE.
+
+    Raises ValueError for a wrong length or a slot that does not exist.
+    """
+    if input_index is None:
+        if n_inputs != n_saes:
+            raise ValueError(f"input_index: got None with {n_inputs} inputs; want one for each of {n_saes} SAEs")
+        return list(range(n_saes))
+    slots = [int(slot) for slot in input_index]
+    if len(slots) != n_saes or any(not 0 <= slot < n_inputs for slot in slots):
+        raise ValueError(f"input_index: got {slots}; want {n_saes} slots in [0, {n_inputs})")
+    return slots
+
+
+class StackedSAE(nn.Module):
+    """A stack of SAEs of one size and architecture. Parameters, with n_saes leading:
+
+    W_enc [n_saes, d_in, d_sae], b_enc [n_saes, d_sae], W_dec [n_saes, d_sae, d_in], b_dec [n_saes, d_in]; jumprelu:
+    threshold [n_saes, d_sae] ≥ 0; batchtopk: buffer threshold [n_saes, 1], which training keeps.
+
+        acts = A((x − b_dec) W_enc + b_enc),  recon = acts W_dec + b_dec
+
+    (without `− b_dec` if config.apply_b_dec_to_input is False). A is relu; topk: relu of the k largest of a token;
+    jumprelu and batchtopk: z·[z > max(threshold, 0)]. Gradients for training come from `loss_and_gradients`, which
+    alone knows the straight-through gradient of the threshold; autograd through encode gives it none.
+    """
+
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    threshold: Tensor
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        *,
+        data: Float[Tensor, "n_inputs tokens d_in"] | None = None,
+        input_index: Int[Tensor, " n_saes"] | Sequence[int] | None = None,
+        info: StackInfo | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """A stack at its start.
+
+        Rows of W_dec are uniform directions times decoder_init_norm, W_enc = W_decᵀ, b_enc = 0; b_dec is 0 or the
+        mean or geometric median of `data` (`input_index[k]` names SAE k's slot in it). One generator is spawned into
+        one stream a SAE (`spawn_generators`); a sequence gives each SAE its own, so that its start does not depend on
+        the rest of the stack. Draws are made in float64 and rounded to `dtype`. Without a generator the parameters
+        are nan until they are loaded.
+
+        Raises ValueError for data or generators that do not fit the config.
+        """
+        super().__init__()
+        self.config = config
+        self.info = info if info is not None else StackInfo()
+        if self.info.sources and len(self.info.sources) != config.n_saes:
+            raise ValueError(f"StackedSAE: {len(self.info.sources)} sources; want {config.n_saes}, one a SAE")
+        n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
+        start = torch.full((n, d_sae, d_in), torch.nan, dtype=torch.float64)
+        if generator is not None:
+            start = _draw_directions(config, generator) * config.decoder_init_norm
+        b_dec = _start_b_dec(config, data, input_index) if generator is not None else start[:, 0]
+        fill = 0.0 if generator is not None else torch.nan
+
+        def place(values: Tensor) -> nn.Parameter:
+            return nn.Parameter(values.to(device=device, dtype=dtype).contiguous().clone())
+
+        self.W_dec = place(start)
+        self.W_enc = place(rearrange(start, "n f d -> n d f"))
+        self.b_enc = place(torch.full((n, d_sae), fill))
+        self.b_dec = place(b_dec)
+        if config.architecture == "jumprelu":
+            self.threshold = place(torch.full((n, d_sae), config.threshold_init + fill))
+        elif config.architecture == "batchtopk":
+            self.register_buffer("threshold", torch.full((n, 1), fill, dtype=dtype, device=device))
+
+    @classmethod
+    def from_tensors(cls, config: SAEConfig, tensors: dict[str, Tensor], info: StackInfo | None = None) -> StackedSAE:
+        """A stack with these parameters (`tensor_shapes(config)`), in their dtype and on their device.
+
+        Raises ValueError naming the tensor that is missing, unknown, of another shape, mixed in dtype, or not finite.
+        """
+        check_tensors(config, tensors)
+        first = tensors["W_dec"]
+        sae = cls(config, info=info, dtype=first.dtype, device=first.device)
+        with torch.no_grad():
+            for name, own in sae.state_dict().items():
+                own.copy_(tensors[name])
+        return sae
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the parameters."""
+        return self.W_dec.dtype
+
+    def encode(self, x: Inputs) -> Acts:
+        """Activations of every feature, [n_saes, tokens, d_sae]; [tokens, d_sae] for [tokens, d_in] and one SAE.
+
+        x is cast to the parameters' dtype. Raises ValueError for another shape or an integer tensor.
+        """
+        stacked = self._with_axis(x, self.config.d_in, "encode: x")
+        inputs = stacked - self.b_dec.unsqueeze(1) if self.config.apply_b_dec_to_input else stacked
+        acts = activate(self.config, stacked_matmul(inputs, self.W_enc, self.b_enc), self._threshold())
+        return acts if x.ndim == 3 else acts[0]
+
+    def decode(self, acts: Acts) -> Inputs:
+        """Reconstruction acts W_dec + b_dec, [n_saes, tokens, d_in]; [tokens, d_in] for [tokens, d_sae] and one SAE.
+
+        Raises ValueError for another shape or an integer tensor.
+        """
+        stacked = self._with_axis(acts, self.config.d_sae, "decode: acts")
+        recon = stacked_matmul(stacked, self.W_dec, self.b_dec)
+        return recon if acts.ndim == 3 else recon[0]
+
+    def forward(self, x: Inputs) -> tuple[Acts, Inputs]:
+        """(acts, recon) of x: `encode`, then `decode`."""
+        acts = self.encode(x)
+        return acts, self.decode(acts)
+
+    def select(self, indices: Sequence[int]) -> StackedSAE:
+        """A new stack with copies of these SAEs, in this order. Raises ValueError for an index that does not exist."""
+        indices = [int(index) for index in indices]
+        n = self.config.n_saes
+        if not indices or any(not 0 <= index < n for index in indices):
+            raise ValueError(f"StackedSAE.select: got {indices}; want at least one index in [0, {n})")
+        sources = tuple(self.info.sources[index] for index in indices) if self.info.sources else ()
+        config = self.config.model_copy(update={"n_saes": len(indices)})
+        info = self.info.model_copy(update={"sources": sources})
+        return StackedSAE.from_tensors(config, {name: t[indices] for name, t in self.state_dict().items()}, info)
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the stack into a new directory, see `sae.checkpoint.save_stack`; returns its path."""
+        from sae.checkpoint import save_stack
+
+        return save_stack(self, directory, overwrite=overwrite)
+
+    @staticmethod
+    def load(directory: str | Path) -> StackedSAE:
+        """The stack that `save` wrote, see `sae.checkpoint.load_stack`."""
+        from sae.checkpoint import load_stack
+
+        return load_stack(directory)
+
+    def to_sae_lens(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write one SAELens folder a SAE, see `sae.sae_lens_format.save_sae_lens`; returns their paths."""
+        from sae.sae_lens_format import save_sae_lens
+
+        return save_sae_lens(self, directory, overwrite=overwrite)
+
+    @staticmethod
+    def from_sae_lens(directory: str | Path) -> StackedSAE:
+        """The stack of one SAELens folder or of a folder of them, see `sae.sae_lens_format.load_sae_lens`."""
+        from sae.sae_lens_format import load_sae_lens
+
+        return load_sae_lens(directory)
+
+    def _threshold(self) -> Tensor | None:
+        return self.threshold if self.config.architecture in ("jumprelu", "batchtopk") else None
+
+    def _with_axis(self, x: Tensor, width: int, what: str) -> Tensor:
+        n = self.config.n_saes
+        fits = x.ndim == 3 and x.shape[0] == n or x.ndim == 2 and n == 1
+        if not fits or x.shape[-1] != width:
+            alone = f" or (tokens, {width})" if n == 1 else ""
+            raise ValueError(f"{what} has shape {tuple(x.shape)}; want ({n}, tokens, {width}){alone}")
+        if not x.is_floating_point():
+            raise ValueError(f"{what} is {x.dtype}; want a floating-point tensor")
+        return (x if x.ndim == 3 else x.unsqueeze(0)).to(self.dtype)
+
+
+def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a stack, by name."""
+    n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (n, d_in, d_sae),
+        "b_enc": (n, d_sae),
+        "W_dec": (n, d_sae, d_in),
+        "b_dec": (n, d_in),
+    }
+    if config.architecture == "jumprelu":
+        shapes["threshold"] = (n, d_sae)
+    elif config.architecture == "batchtopk":
+        shapes["threshold"] = (n, 1)
+    return shapes
+
+
+def check_tensors(config: SAEConfig, tensors: dict[str, Tensor]) -> None:
+    """Nothing; raises ValueError naming the first tensor that does not fit the config, is not finite or is negative
+    where a threshold stands."""
+    shapes = tensor_shapes(config)
+    if set(tensors) != set(shapes):
+        raise ValueError(f"tensors: got {sorted(tensors)}; want {sorted(shapes)}")
+    dtype = tensors["W_dec"].dtype
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}; want {shape}")
+        if not tensor.is_floating_point() or tensor.dtype != dtype:
+            raise ValueError(f"tensor {name} is {tensor.dtype}; want one floating-point dtype for all")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; want finite numbers")
+    if "threshold" in shapes and bool((tensors["threshold"] < 0).any()):
+        raise ValueError(f"tensor threshold has a minimum of {float(tensors['threshold'].min())}; want ≥ 0")
+
+
+def stacked_matmul(
+    x: Float[Tensor, "n_saes tokens i"], W: Float[Tensor, "n_saes i o"], b: Float[Tensor, "n_saes o"]
+) -> Float[Tensor, "n_saes tokens o"]:
+    """x[k] @ W[k] + b[k] for every k.
+
+    On a CPU each SAE is a product of its own: as fast there as a batched one, and the same bits as the SAE alone has
+    (the batched kernel sums in another order for some shapes).
+    """
+    if x.device.type != "cpu":
+        return torch.bmm(x, W) + b.unsqueeze(1)
+    if torch.is_grad_enabled():
+        return torch.stack([x[k] @ W[k] for k in range(len(x))]) + b.unsqueeze(1)
+    product = torch.empty(x.shape[0], x.shape[1], W.shape[2], dtype=x.dtype)
+    for k in range(len(x)):
+        torch.mm(x[k], W[k], out=product[k])
+    return product.add_(b.unsqueeze(1))
+
+
+def activate(
+    config: SAEConfig, pre: Float[Tensor, "n_saes tokens d_sae"], threshold: Tensor | None
+) -> Float[Tensor, "n_saes tokens d_sae"]:
+    """Activations of pre-activations at inference; `pre` may be overwritten."""
+    if config.architecture == "topk":
+        return keep_top(pre, int(config.k or 0))
+    if threshold is not None:
+        return torch.where(pre > threshold.unsqueeze(1), pre, 0).relu()
+    return pre.relu() if torch.is_grad_enabled() else pre.relu_()
+
+
+def keep_top(pre: Float[Tensor, "... n"], k: int) -> Float[Tensor, "... n"]:
+    """relu of the k largest entries along the last axis, 0 elsewhere."""
+    values, index = pre.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(pre).scatter(-1, index, values.relu())
+
+
+def decoder_norms(W_dec: Float[Tensor, "n_saes d_sae d_in"]) -> Float[Tensor, "n_saes d_sae"]:
+    """Euclidean norm of every decoder row."""
+    return W_dec.norm(dim=-1)
+
+
+def _draw_directions(
+    config: SAEConfig, generator: torch.Generator | Sequence[torch.Generator]
+) -> Float[Tensor, "n_saes d_sae d_in"]:
+    if isinstance(generator, torch.Generator):
+        generator = spawn_generators(generator, config.n_saes)
+    if len(generator) != config.n_saes:
+        raise ValueError(
+            f"StackedSAE: got {len(generator)} generators; want one, or one for each of {config.n_saes} SAEs"
+        )
+    rows = torch.stack(
+        [
+            torch.randn(config.d_sae, config.d_in, generator=own, device=own.device, dtype=torch.float64).cpu()
+            for own in generator
+        ]
+    )
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+def _start_b_dec(
+    config: SAEConfig,
+    data: Tensor | None,
+    input_index: Int[Tensor, " n_saes"] | Sequence[int] | None,
+) -> Float[Tensor, "n_saes d_in"]:
+    if config.b_dec_init == "zero":
+        return torch.zeros(config.n_saes, config.d_in, dtype=torch.float64)
+    if data is None or data.ndim != 3 or data.shape[1] == 0 or data.shape[2] != config.d_in:
+        got = None if data is None else tuple(data.shape)
+        raise ValueError(
+            f"StackedSAE: data has shape {got}; "
+            f"want (n_inputs, tokens ≥ 1, {config.d_in}) for b_dec_init {config.b_dec_init!r}"
+        )
+    slots = check_input_index(input_index, config.n_saes, data.shape[0])
+    if not bool(data.isfinite().all()):
+        raise ValueError("StackedSAE: data has nan or inf; want finite activations")
+    is_mean = config.b_dec_init == "mean"
+    centre = reduce(data.double(), "i t d -> i d", "mean") if is_mean else geometric_median(data)
+    return centre.cpu()[slots]

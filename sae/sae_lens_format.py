@@ -1,0 +1,219 @@
+"""SAELens's folder form, written and read without SAELens: one folder a SAE, cfg.json and sae_weights.safetensors.
+
+Fields as of SAELens 6.54 (`SAE.load_from_disk`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae.checkpoint import describe_validation, new_directory, read_json, read_tensors
+from sae.config import SAEConfig, SAESource, StackInfo
+from sae.model import StackedSAE
+
+WEIGHTS_FILE = "sae_weights.safetensors"
+CONFIG_FILE = "cfg.json"
+# the release whose form this is; SAELens rewrites the fields of anything it takes to be older than 6.0
+FORMAT_VERSION = "6.54.12"
+
+_DTYPES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+_TO_SAE_LENS = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
+_FROM_SAE_LENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
+
+
+def save_sae_lens(sae: StackedSAE, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+    """Paths of the folders written, `directory`/sae_000 …, one a SAE, in the stack's order.
+
+    `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU.
+    relu is SAELens's standard; batchtopk becomes jumprelu with one threshold for all features, as SAELens's own
+    training does. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
+
+    Raises ValueError if the directory exists and is not to be overwritten, or if a parameter is not finite.
+    """
+    for name, tensor in sae.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"save_sae_lens: tensor {name} has nan or inf; want a trained or initialised stack")
+    names = [f"sae_{k:03d}" for k in range(sae.config.n_saes)]
+    with new_directory(directory, overwrite=overwrite) as partial:
+        for k, name in enumerate(names):
+            folder = partial / name
+            folder.mkdir()
+            tensors = {key: tensor[k].detach().cpu().contiguous().clone() for key, tensor in sae.state_dict().items()}
+            if "threshold" in tensors:
+                tensors["threshold"] = tensors["threshold"].expand(sae.config.d_sae).contiguous()
+            save_file(tensors, folder / WEIGHTS_FILE)
+            text = json.dumps(_describe(sae, k), indent=1)
+            (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    return [Path(directory) / name for name in names]
+
+
+def load_sae_lens(directory: str | Path) -> StackedSAE:
+    """The stack of a SAELens folder, or of all SAELens folders directly in a directory, by name.
+
+    standard, topk and jumprelu SAEs are taken, in their dtype (all of one); a folder written before SAELens 6 too. A
+    topk SAE with rescale_acts_by_decoder_norm has its decoder norms folded into the encoder, which changes its
+    activations by rounding only; all others keep their bits.
+
+    Raises ValueError naming the file, and the tensor or field, for what is missing, altered, of another architecture,
+    normalised (normalize_activations) or not alike within one directory.
+    """
+    directory = Path(directory)
+    if (directory / CONFIG_FILE).is_file():
+        folders = [directory]
+    else:
+        inside = sorted(directory.iterdir()) if directory.is_dir() else []
+        folders = [path for path in inside if (path / CONFIG_FILE).is_file()]
+    if not folders:
+        raise ValueError(f"{directory}: holds no {CONFIG_FILE}, nor does a folder in it; want SAELens folders")
+    loaded = [_load_one(folder) for folder in folders]
+    first = loaded[0]
+    for folder, one in zip(folders, loaded, strict=True):
+        if one.config != first.config or one.dtype != first.dtype:
+            raise ValueError(
+                f"{folder}: is {one.config} in {one.dtype}; "
+                f"want the like of {folders[0]}, {first.config} in {first.dtype}"
+            )
+        if (one.info.model_sha256, one.info.model_name) != (first.info.model_sha256, first.info.model_name):
+            raise ValueError(
+                f"{folder}: belongs to {one.info.model_name} {one.info.model_sha256}; "
+                f"want {first.info.model_name} {first.info.model_sha256} as {folders[0]}"
+            )
+    config = first.config.model_copy(update={"n_saes": len(loaded)})
+    tensors = {key: torch.cat([one.state_dict()[key] for one in loaded]) for key in first.state_dict()}
+    info = first.info.model_copy(update={"sources": tuple(one.info.sources[0] for one in loaded)})
+    return StackedSAE.from_tensors(config, tensors, info)
+
+
+def _describe(sae: StackedSAE, k: int) -> dict[str, Any]:
+    """cfg.json of SAE k."""
+    config, info = sae.config, sae.info
+    source = info.sources[k] if info.sources else SAESource()
+    metadata: dict[str, Any] = {
+        "sae_lens_version": FORMAT_VERSION,
+        "sae_lens_training_version": None,
+        "model_name": info.model_name,
+        "hook_name": source.hook_name,
+        "hook_head_index": source.head,
+        "context_size": info.context_size,
+        "prepend_bos": info.prepend_bos,
+        "model_from_pretrained_kwargs": {},
+        "model_sha256": info.model_sha256,
+        "layer": source.layer,
+        "l1": source.l1,
+        "seed": source.seed,
+        "dictionary": source.dictionary,
+        "n_train_tokens": info.n_train_tokens,
+    }
+    description: dict[str, Any] = {
+        "architecture": _TO_SAE_LENS[config.architecture],
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": _DTYPES[sae.dtype],
+        "device": "cpu",
+        "apply_b_dec_to_input": config.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    if config.architecture == "topk":
+        description |= {"k": int(config.k or 0), "rescale_acts_by_decoder_norm": False}
+    return description
+
+
+def _load_one(folder: Path) -> StackedSAE:
+    path = folder / CONFIG_FILE
+    fields = read_json(path)
+    metadata = fields.get("metadata")
+    # before SAELens 6 the metadata's fields stood beside the others
+    metadata = metadata if isinstance(metadata, dict) else fields
+    config = _read_config(path, fields)
+    shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,)}
+    shapes |= {"W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)}
+    if config.architecture == "jumprelu":
+        shapes["threshold"] = (config.d_sae,)
+    tensors = read_tensors(folder / WEIGHTS_FILE, shapes, optional=frozenset({"scaling_factor"}))
+    scaling = tensors.pop("scaling_factor", torch.ones(()))
+    if not bool((scaling == 1).all()):
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE}: tensor scaling_factor is not all 1; want it folded into the weights"
+        )
+    if fields.get("rescale_acts_by_decoder_norm") and config.architecture == "topk":
+        tensors = _fold_decoder_norm(tensors)
+    try:
+        info = StackInfo(
+            sources=(_read_source(metadata),),
+            model_name=metadata.get("model_name"),
+            model_sha256=metadata.get("model_sha256"),
+            context_size=metadata.get("context_size"),
+            prepend_bos=metadata.get("prepend_bos"),
+            n_train_tokens=metadata.get("n_train_tokens"),
+        )
+    except ValidationError as error:
+        raise ValueError(f"{path}: metadata {describe_validation(error)}") from error
+    try:
+        return StackedSAE.from_tensors(config, {name: t.unsqueeze(0) for name, t in tensors.items()}, info)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE}: {error}") from error
+
+
+def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
+    architecture = fields.get("architecture", "standard")
+    activation = fields.get("activation_fn", fields.get("activation_fn_str", "relu"))
+    old_kwargs = fields.get("activation_fn_kwargs")
+    k = fields.get("k", old_kwargs.get("k") if isinstance(old_kwargs, dict) else None)
+    if architecture == "standard" and activation == "topk":
+        architecture = "topk"
+    elif architecture == "standard" and activation != "relu":
+        raise ValueError(f"{path}: activation_fn: got {activation!r}; want 'relu' or 'topk'")
+    if not isinstance(architecture, str) or architecture not in _FROM_SAE_LENS:
+        raise ValueError(f"{path}: architecture: got {architecture!r}; want one of {sorted(_FROM_SAE_LENS)}")
+    normalisation = fields.get("normalize_activations", "none")
+    if normalisation not in ("none", None, False):
+        raise ValueError(
+            f"{path}: normalize_activations: got {normalisation!r}; want 'none' (fold it in SAELens first)"
+        )
+    try:
+        return SAEConfig(
+            n_saes=1,
+            d_in=fields.get("d_in"),  # pyright: ignore[reportArgumentType]
+            d_sae=fields.get("d_sae"),  # pyright: ignore[reportArgumentType]
+            architecture=_FROM_SAE_LENS[architecture],  # pyright: ignore[reportArgumentType]
+            k=k if architecture == "topk" else None,
+            apply_b_dec_to_input=fields.get("apply_b_dec_to_input", True),
+        )
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe_validation(error)}") from error
+
+
+def _read_source(metadata: dict[str, Any]) -> SAESource:
+    return SAESource(
+        hook_name=metadata.get("hook_name", metadata.get("hook_point")),
+        layer=metadata.get("layer", metadata.get("hook_layer", metadata.get("hook_point_layer"))),
+        head=metadata.get("hook_head_index", metadata.get("hook_point_head_index")),
+        l1=metadata.get("l1"),
+        seed=metadata.get("seed"),
+        dictionary=metadata.get("dictionary") or "trained",
+    )
+
+
+def _fold_decoder_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that give the same reconstruction with decoder rows of norm 1."""
+    norms = tensors["W_dec"].norm(dim=-1).clamp_min(1e-8)
+    return {
+        "W_enc": tensors["W_enc"] * norms,
+        "b_enc": tensors["b_enc"] * norms,
+        "W_dec": tensors["W_dec"] / norms.unsqueeze(-1),
+        "b_dec": tensors["b_dec"],
+    }

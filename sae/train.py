@@ -1,0 +1,326 @@
+"""Training of a stack: one `Trainer` holds the optimizer, the counters and the random streams; `step` takes a batch."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.config import TrainConfig
+from sae.gradients import LossAndGradients, loss_and_gradients, sum_block
+from sae.model import StackedSAE, check_input_index, spawn_generators
+from sae.resample import resample_dead
+
+_ADAM_EPS = 1e-8
+
+
+class StepStats(NamedTuple):
+    """What one step did; tensors have one entry a SAE and are of the batch, before the update."""
+
+    step: int
+    """Completed steps."""
+    loss: Float[Tensor, " n_saes"]
+    """squared_error + l1 · sparsity."""
+    squared_error: Float[Tensor, " n_saes"]
+    """Squared error summed over d_in, mean over tokens."""
+    sparsity: Float[Tensor, " n_saes"]
+    """Σ acts·‖W_dec row‖, mean over tokens; jumprelu: l0."""
+    l0: Float[Tensor, " n_saes"]
+    """Active features a token."""
+    grad_norm: Float[Tensor, " n_saes"]
+    """Norm of the gradient over all parameters of the SAE, before the clip."""
+    n_dead: Int[Tensor, " n_saes"]
+    """Features that fired on no token of the last dead_window steps, before resampling."""
+    n_resampled: Int[Tensor, " n_saes"]
+    """Features resampled after this step."""
+    l1: Float[Tensor, " n_saes"]
+    """Sparsity coefficient of this step."""
+    lr: float
+    """Learning rate of this step."""
+    is_compiled: bool
+    """Whether the arithmetic ran compiled; False after a fallback, of which a warning tells the reason."""
+
+
+def lr_at(config: TrainConfig, step: int) -> float:
+    """Learning rate of step `step` (from 0): lr · min(1, (step+1)/warm-up) · min(1, (n_steps−step)/decay)."""
+    rise = (step + 1) / config.lr_warm_up_steps if config.lr_warm_up_steps else 1.0
+    fall = (config.n_steps - step) / config.lr_decay_steps if config.lr_decay_steps else 1.0
+    return config.lr * min(1.0, rise) * min(1.0, fall)
+
+
+def l1_share_at(config: TrainConfig, step: int) -> float:
+    """Share of the sparsity coefficient in force at step `step` (from 0): min(1, step/warm-up)."""
+    return min(1.0, step / config.l1_warm_up_steps) if config.l1_warm_up_steps else 1.0
+
+
+class Trainer:
+    """Trains a `StackedSAE` in place, one batch a `step`.
+
+    Every SAE is trained as if alone: its own loss, sparsity coefficient, gradient clip, dead features and random
+    stream. A step is: gradients; with a unit-norm decoder their part along each decoder row removed; clip per SAE;
+    AdamW; rows back to norm 1, thresholds back to ≥ 0; after the steps of `resample_steps`, dead features resampled.
+    """
+
+    def __init__(
+        self,
+        sae: StackedSAE,
+        config: TrainConfig,
+        l1: Float[Tensor, " n_saes"] | Sequence[float] | float,
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        input_index: Int[Tensor, " n_saes"] | Sequence[int] | None = None,
+    ) -> None:
+        """A trainer at step 0.
+
+        l1: sparsity coefficient of every SAE (jumprelu: of the number of active features), ≥ 0. generator: one, spawned
+        into a stream a SAE, or one a SAE; only resampling draws. input_index: slot of every SAE in a batch.
+
+        Raises ValueError for an l1 or generators that do not fit the stack.
+        """
+        n_saes = sae.config.n_saes
+        coefficients = torch.as_tensor(l1, dtype=torch.float64).expand(n_saes) if _is_number(l1) else _to_float64(l1)
+        if coefficients.shape != (n_saes,) or not bool((coefficients.isfinite() & (coefficients >= 0)).all()):
+            raise ValueError(f"Trainer: l1 is {coefficients.tolist()}; want {n_saes} finite numbers ≥ 0")
+        if isinstance(generator, torch.Generator):
+            generator = spawn_generators(generator, n_saes)
+        if len(generator) != n_saes:
+            raise ValueError(f"Trainer: got {len(generator)} generators; want one, or one for each of {n_saes} SAEs")
+        self.sae = sae
+        self.config = config
+        self.n_steps_done = 0
+        self._l1 = coefficients.to(device=sae.W_dec.device, dtype=sae.dtype)
+        self._input_index = None if input_index is None else [int(slot) for slot in input_index]
+        self._generators = list(generator)
+        self._parameters = dict(sae.named_parameters())
+        self._optimizer = torch.optim.AdamW(
+            list(self._parameters.values()),
+            lr=config.lr,
+            betas=config.betas,
+            eps=_ADAM_EPS,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._steps_since_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
+        self._has_warned_dead = torch.zeros(n_saes, dtype=torch.bool)
+        self._block = _Block(config.use_compile)
+
+    def step(self, x: Float[Tensor, "n_inputs tokens d_in"]) -> StepStats:
+        """Update every SAE on one batch; returns the batch's losses and counts.
+
+        Raises ValueError after the last step of the config, for an x that does not fit, and, before anything is
+        changed, for a loss that is not finite: the SAE, the step and the count of bad values in its input are named.
+        """
+        step = self.n_steps_done
+        if step >= self.config.n_steps:
+            raise ValueError(f"Trainer.step: {step} steps are done; want < n_steps = {self.config.n_steps}")
+        l1 = self._l1 * l1_share_at(self.config, step)
+        lr = lr_at(self.config, step)
+        result = loss_and_gradients(
+            self.sae, x, l1, self._input_index, use_bf16=self.config.use_bf16, block_sums=self._block
+        )
+        loss = result.squared_error + l1 * result.sparsity
+        if not bool(loss.isfinite().all()):
+            raise ValueError(self._describe_bad_loss(loss, x))
+        grad_norm = self._update(result.gradients, lr)
+        self._keep_batchtopk_threshold(result)
+        self.n_steps_done += 1
+        dead = self._count_dead(result.n_active)
+        self._warn_all_dead(dead)
+        n_resampled = torch.zeros_like(dead.sum(dim=-1))
+        if self.n_steps_done in self.config.resample_steps:
+            n_resampled = self._resample(dead, x)
+        return StepStats(
+            step=self.n_steps_done,
+            loss=loss,
+            squared_error=result.squared_error,
+            sparsity=result.sparsity,
+            l0=result.n_active.sum(dim=-1) / x.shape[1],
+            grad_norm=grad_norm,
+            n_dead=dead.sum(dim=-1),
+            n_resampled=n_resampled,
+            l1=l1,
+            lr=lr,
+            is_compiled=self._block.is_compiled,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that a resumed run needs beside the configs and the data's position, as a flat dict of tensors.
+
+        The SAEs' tensors, Adam's moments, counters and the states of the random streams; copies, fit for safetensors.
+        A trainer built alike that loads it goes on bit for bit (on one device, with one number of threads).
+        """
+        return {name: tensor.detach().clone() for name, tensor in self._state().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state_dict` stopped. Raises ValueError naming a tensor that is missing, unknown or of another
+        shape or dtype, and for an l1 that is not this trainer's."""
+        own = self._state()
+        if set(state) != set(own):
+            odd = sorted(set(state) ^ set(own))
+            raise ValueError(f"Trainer.load_state_dict: tensors {odd} are missing or unknown; want {sorted(own)}")
+        for name, tensor in own.items():
+            got = state[name]
+            if got.shape != tensor.shape or got.dtype != tensor.dtype:
+                raise ValueError(
+                    f"Trainer.load_state_dict: {name} is {got.dtype} {tuple(got.shape)}; "
+                    f"want {tensor.dtype} {tuple(tensor.shape)}"
+                )
+        if not torch.equal(state["l1"].to(self._l1.device), self._l1):
+            raise ValueError(f"Trainer.load_state_dict: l1 is {state['l1'].tolist()}; want {self._l1.tolist()}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if not name.startswith("generator.") and name != "n_steps_done":
+                    tensor.copy_(state[name])
+        for k, generator in enumerate(self._generators):
+            generator.set_state(state[f"generator.{k}"].cpu())
+        self.n_steps_done = int(state["n_steps_done"])
+        for parameter in self._parameters.values():
+            self._moments(parameter)["step"].fill_(self.n_steps_done)
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            moments = self._moments(parameter)
+            state[f"adam.exp_avg.{name}"] = moments["exp_avg"]
+            state[f"adam.exp_avg_sq.{name}"] = moments["exp_avg_sq"]
+        state["steps_since_fired"] = self._steps_since_fired
+        state["has_warned_dead"] = self._has_warned_dead
+        state["l1"] = self._l1
+        state["n_steps_done"] = torch.tensor(self.n_steps_done)
+        for k, generator in enumerate(self._generators):
+            state[f"generator.{k}"] = generator.get_state()
+        return state
+
+    def _moments(self, parameter: Tensor) -> dict[str, Any]:
+        """Adam's state of a parameter, made before the first step as the optimizer itself would make it."""
+        state = self._optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    @torch.no_grad()
+    def _update(self, gradients: dict[str, Tensor], lr: float) -> Tensor:
+        W_dec = self.sae.W_dec
+        if self.sae.config.use_unit_norm_decoder:
+            along = (gradients["W_dec"] * W_dec).sum(dim=-1, keepdim=True)
+            gradients["W_dec"] = gradients["W_dec"] - along * W_dec
+        squares = [gradient.flatten(start_dim=1).square().sum(dim=1) for gradient in gradients.values()]
+        grad_norm = torch.stack(squares).sum(dim=0).sqrt()
+        if self.config.grad_clip is not None:
+            share = (self.config.grad_clip / (grad_norm + 1e-6)).clamp_max(1.0)
+            for gradient in gradients.values():
+                gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1)))
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradients[name]
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.sae.config.use_unit_norm_decoder:
+            W_dec.div_(W_dec.norm(dim=-1, keepdim=True))
+        if self.sae.config.architecture == "jumprelu":
+            self.sae.threshold.clamp_(min=0)
+        return grad_norm
+
+    @torch.no_grad()
+    def _keep_batchtopk_threshold(self, result: LossAndGradients) -> None:
+        """Running mean of the batches' least kept activation (Bussmann et al. 2024 take the mean over the training
+        set); a batch without an active feature leaves it."""
+        if self.sae.config.architecture != "batchtopk":
+            return
+        weight = 1.0 if self.n_steps_done == 0 else self.config.batchtopk_decay
+        threshold, least = self.sae.threshold, result.least_active.unsqueeze(-1)
+        threshold.copy_(torch.where(least.isfinite(), threshold.lerp(least, weight), threshold))
+
+    def _count_dead(self, n_active: Float[Tensor, "n_saes d_sae"]) -> Tensor:
+        self._steps_since_fired += 1
+        self._steps_since_fired.masked_fill_(n_active > 0, 0)
+        return self._steps_since_fired >= self.config.dead_window
+
+    def _warn_all_dead(self, dead: Tensor) -> None:
+        is_new = dead.all(dim=-1).cpu() & ~self._has_warned_dead
+        if bool(is_new.any()):
+            self._has_warned_dead |= is_new
+            which = is_new.nonzero().flatten().tolist()
+            warnings.warn(
+                f"Trainer.step: all features of SAE {which} are dead at step {self.n_steps_done}, "
+                f"l1 {self._l1[which].tolist()}; want a smaller l1 or resample_steps",
+                stacklevel=3,
+            )
+
+    @torch.no_grad()
+    def _resample(self, dead: Tensor, x: Tensor) -> Tensor:
+        slots = check_input_index(self._input_index, self.sae.config.n_saes, x.shape[0])
+        resampled = resample_dead(self.sae, dead, x, slots, self._generators, self.config.resample_scale)
+        self._steps_since_fired.masked_fill_(resampled, 0)
+        by_row = {"W_dec": resampled.unsqueeze(-1), "W_enc": resampled.unsqueeze(1)}
+        for name, parameter in self._parameters.items():
+            if name != "b_dec":
+                mask = by_row.get(name, resampled)
+                for key in ("exp_avg", "exp_avg_sq"):
+                    self._moments(parameter)[key].masked_fill_(mask, 0)
+        return resampled.sum(dim=-1)
+
+    def _describe_bad_loss(self, loss: Tensor, x: Tensor) -> str:
+        k = int((~loss.isfinite()).nonzero()[0])
+        slot = check_input_index(self._input_index, self.sae.config.n_saes, x.shape[0])[k]
+        n_bad = int((~x[slot].isfinite()).sum())
+        remedy = "want finite activations" if n_bad else "the training diverged: want a smaller lr"
+        return (
+            f"Trainer.step: loss of SAE {k} is {float(loss[k])} at step {self.n_steps_done}; "
+            f"its input, slot {slot}, has {n_bad} nan or inf; {remedy}"
+        )
+
+
+def train_stack(trainer: Trainer, batches: Iterable[Float[Tensor, "n_inputs tokens d_in"]]) -> list[StepStats]:
+    """Stats of every step until the config's last one. Raises ValueError if the batches end before it."""
+    stats: list[StepStats] = []
+    if trainer.n_steps_done >= trainer.config.n_steps:
+        return stats
+    for x in batches:
+        stats.append(trainer.step(x))
+        if trainer.n_steps_done == trainer.config.n_steps:
+            return stats
+    raise ValueError(f"train_stack: batches ended after step {trainer.n_steps_done}; want {trainer.config.n_steps}")
+
+
+class _Block:
+    """The block's arithmetic, compiled if it can be; after a failure plain, having warned of it."""
+
+    def __init__(self, use_compile: bool) -> None:
+        self.is_compiled = use_compile
+        if use_compile:
+            # a copy of the code object: recompilations are counted by code object, and one trainer's shapes
+            # must not use up another's
+            copy = types.FunctionType(sum_block.__code__.replace(), sum_block.__globals__, sum_block.__name__)
+            self._compiled = torch.compile(copy, dynamic=False, fullgraph=True)
+
+    def __call__(self, *args: Any) -> Any:
+        if self.is_compiled:
+            try:
+                return self._compiled(*args)
+            # the compiler, its C++ tool chain and the disk it caches on each fail in types of their own; whatever is
+            # wrong with the tensors themselves is raised again by the plain form below
+            except Exception as error:
+                self.is_compiled = False
+                reason = str(error).strip().split("\n")[0]
+                warnings.warn(
+                    f"torch.compile failed ({type(error).__name__}: {reason}); training goes on uncompiled",
+                    stacklevel=2,
+                )
+        return sum_block(*args)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _to_float64(values: Tensor | Sequence[float] | float) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
