@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Int64
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from workbench.data.corpus import read_documents, split_documents
+from workbench.data.nca import NCASampler
 from workbench.data.tokenizer import load_tokenizer
-from workbench.data.tokens import TokenFile, held_out_windows, pack_cached
-from workbench.training.recipe import DataConfig, Recipe
+from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack_cached
+from workbench.training.objective import Batch
+from workbench.training.recipe import DataConfig, Recipe, automata
+
+SEEDS_APART = 1_000_003  # between the streams of two phases: a prime, so that small seeds do not meet
+HELD_OUT_SEED = (1 << 61) - 1  # of the automata that judge: far from any seed that a person gives
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,51 @@ def check_feed(feed: Feed, recipe: Recipe) -> None:
     for what, tokens in (("train", feed.train), ("held-out", feed.held_out)):
         if tokens.n_tokens < n_ctx:
             raise ValueError(f"data: the {what} text has {tokens.n_tokens} tokens; want at least n_ctx = {n_ctx}")
+
+
+class Source:
+    """The batches of one phase: windows of the text, or automata; where it stands fits into JSON."""
+
+    def __init__(self, recipe: Recipe, index: int, feed: Feed, seed: int, device: str) -> None:
+        phase, n_ctx = recipe.phases[index], recipe.model.n_ctx
+        self._device = device
+        seed += index * SEEDS_APART
+        is_cuda = device.startswith("cuda")
+        self._sampler: WindowSampler | NCASampler
+        if phase.kind == "nca":
+            self._sampler = NCASampler(automata(phase), n_ctx, phase.batch_size, seed, device=device)
+        else:
+            self._sampler = WindowSampler(feed.train, n_ctx, phase.batch_size, seed, pin_memory=is_cuda)
+
+    def next_batch(self) -> Batch:
+        """The next micro-batch, on the device."""
+        drawn = self._sampler.next_batch()
+        if isinstance(drawn, tuple):
+            return Batch(drawn[0], drawn[1][:, 1:])
+        return Batch(drawn.to(self._device, non_blocking=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's."""
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing; the next batch is the one that would have followed `state`. Raises ValueError for another source."""
+        self._sampler.load_state_dict(state)
+
+
+def judging_batches(recipe: Recipe, index: int, feed: Feed, device: str) -> tuple[Batch, Batch]:
+    """(held-out, probe): the fixed sequences of phase `index` for the held-out loss and for the monitor.
+
+    Of the text, evenly spaced windows of its held-out part; of automata, sequences of a seed kept for this.
+    """
+    phase, n_probe = recipe.phases[index], recipe.monitor.n_sequences
+    if phase.kind == "language":
+        windows = (evaluation_windows(feed, recipe), probe_windows(feed, recipe))
+        return Batch(windows[0].to(device)), Batch(windows[1].to(device))
+    n = max(recipe.data.n_held_out_windows, n_probe)
+    tokens, mask = NCASampler(automata(phase), recipe.model.n_ctx, n, HELD_OUT_SEED, device=device).next_batch()
+    n_held_out = recipe.data.n_held_out_windows
+    return Batch(tokens[:n_held_out], mask[:n_held_out, 1:]), Batch(tokens[:n_probe], mask[:n_probe, 1:])
 
 
 def evaluation_windows(feed: Feed, recipe: Recipe) -> Int64[Tensor, "n n_ctx"]:

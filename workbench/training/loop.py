@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.data.tokens import WindowSampler
-from workbench.models import HookedLM, ModelConfig
+from workbench.models import HookedLM
 from workbench.models.load import resolve_device, wrap_tokenizer
 from workbench.runs import open_run
-from workbench.training.feed import Feed, check_feed, evaluation_windows, open_feed, probe_windows
+from workbench.training.feed import SEEDS_APART, Feed, Source, check_feed, judging_batches, open_feed
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log import TrainLog
 from workbench.training.monitor import measure, monitor_columns
@@ -37,7 +36,6 @@ from workbench.training.state import (
 )
 from workbench.training.vsm import Pressure
 
-SEEDS_APART = 1_000_003  # between the streams of two phases: a prime, so that small seeds do not meet
 OWN_COLUMNS = ("sigma_train",)  # σ of the training batches, as the controller sees it
 
 
@@ -134,8 +132,6 @@ class Trainer:
         self.recipe, self.feed, self.directory, self.seed = recipe, feed, directory, seed
         self.device, self.autocast = device, autocast
         self._weights_dtype = weights_dtype
-        self._held_out = evaluation_windows(feed, recipe).to(device)
-        self._probe = probe_windows(feed, recipe).to(device)
         self._window: list[StepRecord] = []  # steps since the last row of the log
         extra = (*OWN_COLUMNS, *monitor_columns(recipe.model, recipe.monitor))
         checkpoint = load_checkpoint(directory, device)
@@ -180,8 +176,7 @@ class Trainer:
         weight = self._pressure.start(step) if self._pressure else 0.0
         parts = []
         for _ in range(phase.n_accumulation):
-            tokens = self._sampler.next_batch().to(self.device, non_blocking=True)
-            part = objective(self.model, tokens, phase, weight, self.autocast)
+            part = objective(self.model, self._source.next_batch(), phase, weight, self.autocast)
             (part.total / phase.n_accumulation).backward()
             parts.append(part)
         limit = phase.clip_norm or math.inf
@@ -263,7 +258,7 @@ class Trainer:
         if with_held_out:
             row["held_out_loss"] = held_out_loss(self.model, self._held_out, self.phase.batch_size)
         if with_monitor:
-            row |= measure(self.model, self._probe, self.recipe.monitor)
+            row |= measure(self.model, self._probe.tokens, self.recipe.monitor)
         self._log.write(row)
         self._window = []
         return row.get("loss", math.nan)
@@ -273,7 +268,7 @@ class Trainer:
         info = {
             "recipe": self.recipe.name,
             "seed": self.seed,
-            "sampler": self._sampler.state_dict(),
+            "data": self._source.state_dict(),
             "controller": self._pressure.state_dict() if self._pressure else None,
             "window": [[r.loss, r.grad_norm, _or_none(r.vsm), _or_none(r.sigma)] for r in self._window],
             "log_bytes": self._log.sync(),
@@ -285,25 +280,27 @@ class Trainer:
 
     def _enter(self, index: int, previous: HookedLM | None) -> None:
         """Set up phase `index`: its model (taking over the previous phase's weights), a fresh optimizer, its data."""
-        seed = self.seed + index * SEEDS_APART
-        model = HookedLM(self._model_config(index), seed, wrap_tokenizer(self.feed.tokenizer))
+        phases = self.recipe.phases
+        model = HookedLM(phase_model(self.recipe, index), self.seed + index * SEEDS_APART)
         if previous is not None:
-            take_over(model, previous, reset_routing=self.recipe.phases[index].attn_res == "reset")
+            take_over(
+                model,
+                previous,
+                redraw_tables=phases[index].kind != phases[index - 1].kind,
+                reset_routing=phases[index].attn_res == "reset",
+            )
         self.position = replace(self.position, phase=index, phase_step=0)
         self._set_up(model.to(self.device, self._weights_dtype))
 
     def _set_up(self, model: HookedLM) -> None:
         phase = self.phase
         self.model = model.train()
+        model.tokenizer = wrap_tokenizer(self.feed.tokenizer) if phase.kind == "language" else None
         self.optimizer = Optimizer(model, phase.optimizer)
         self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None
-        self._sampler = WindowSampler(
-            self.feed.train,
-            self.recipe.model.n_ctx,
-            phase.batch_size,
-            self.seed + self.position.phase * SEEDS_APART,
-            pin_memory=self.device.startswith("cuda"),
-        )
+        index = self.position.phase
+        self._source = Source(self.recipe, index, self.feed, self.seed, self.device)
+        self._held_out, self._probe = judging_batches(self.recipe, index, self.feed, self.device)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         file = checkpoint.path / "train_state.json"
@@ -317,24 +314,20 @@ class Trainer:
             raise ValueError(
                 f"checkpoint: {file} is in phase {position.phase}; want 0 to {len(self.recipe.phases) - 1}"
             )
-        wanted = self._model_config(position.phase)
+        wanted = phase_model(self.recipe, position.phase)
         ignored = {"device", "dtype", "tokenizer_name"}
         if checkpoint.model.cfg.model_dump(exclude=ignored) != wanted.model_dump(exclude=ignored):
             raise ValueError(f"checkpoint: {checkpoint.path} holds another architecture; want the recipe's")
         self.position = position
-        checkpoint.model.tokenizer = wrap_tokenizer(self.feed.tokenizer)
         self._set_up(checkpoint.model)
         tensors = checkpoint.tensors
         prefix = "optimizer/"
         self.optimizer.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-        self._sampler.load_state_dict(info["sampler"])
+        self._source.load_state_dict(info["data"])
         if self._pressure:
             self._pressure.load_state_dict(info["controller"])
         self._window = [StepRecord(*_with_nan(row)) for row in info["window"]]
         restore_random_state(tensors)
-
-    def _model_config(self, index: int) -> ModelConfig:
-        return phase_model(self.recipe, index)
 
     # --- time
 
@@ -347,18 +340,17 @@ class Trainer:
 
 
 @torch.no_grad()
-def take_over(model: HookedLM, previous: HookedLM, *, reset_routing: bool) -> None:
-    """Nothing; every weight of `previous` that `model` has in the same shape is copied into it.
+def take_over(model: HookedLM, previous: HookedLM, *, redraw_tables: bool, reset_routing: bool) -> None:
+    """Nothing; every weight of `previous` that `model` has too is copied into it.
 
-    Token embedding and unembedding stay as drawn where the vocabulary is another one; routing weights stay at their
-    initial values with `reset_routing`, or where `previous` has none.
+    With `redraw_tables` token embedding and unembedding stay as drawn, with `reset_routing` the routing weights; these
+    do so too where `previous` has none.
     """
     old = dict(previous.named_parameters())
-    changes_vocabulary = model.cfg.d_vocab != previous.cfg.d_vocab
     for name, parameter in model.named_parameters():
         is_table = name.startswith(("embed.", "unembed."))
-        is_routing = ".route_" in f".{name}"
-        if name not in old or (is_table and changes_vocabulary) or (is_routing and reset_routing):
+        is_routing = "route_" in name
+        if name not in old or (is_table and redraw_tables) or (is_routing and reset_routing):
             continue
         parameter.copy_(old[name])
 

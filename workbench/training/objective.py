@@ -6,12 +6,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.models import HookedLM
 from workbench.training.recipe import Phase
 from workbench.training.vsm import attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences, and which of their predictions count."""
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch predictions"] | None = None
+    """[batch, pos − 1]; None: all"""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,11 @@ class Objective:
 
 
 def objective(
-    model: HookedLM, tokens: Int[Tensor, "batch pos"], phase: Phase, weight: float, autocast: torch.dtype | None = None
+    model: HookedLM,
+    batch: Batch,
+    phase: Phase,
+    weight: float,
+    autocast: torch.dtype | None = None,
 ) -> Objective:
     """The loss of one micro-batch with VSM at λ = `weight`.
 
@@ -51,8 +64,8 @@ def objective(
 
         hooks = [("attn.hook_pattern", note_pattern)]
     named: list = [(f"blocks.{layer}.{name}", note) for layer in range(model.cfg.n_layers) for name, note in hooks]
-    with precision(tokens.device.type, autocast), model.hooks(fwd_hooks=named):
-        loss = model(tokens, return_type="loss", z_loss=phase.z_loss)
+    with precision(batch.tokens.device.type, autocast), model.hooks(fwd_hooks=named):
+        loss = model(batch.tokens, return_type="loss", loss_mask=batch.mask, z_loss=phase.z_loss)
     if not grams:
         return Objective(total=loss, loss=loss)
     assert vsm is not None
@@ -66,11 +79,14 @@ def objective(
 
 
 @torch.no_grad()
-def held_out_loss(model: HookedLM, windows: Int[Tensor, "n n_ctx"], batch_size: int) -> float:
+def held_out_loss(model: HookedLM, held_out: Batch, batch_size: int) -> float:
     """Mean next-token loss in nats over all windows, in the weights' own precision: bfloat16 logits would bias it."""
-    total = 0.0
-    for batch in windows.split(batch_size):
-        total += float(model(batch, return_type="loss")) * len(batch)
+    total, windows = 0.0, held_out.tokens
+    for start in range(0, len(windows), batch_size):
+        rows = slice(start, start + batch_size)
+        # every window has as many scored tokens as the others, so the mean of windows is the mean of tokens
+        mask = None if held_out.mask is None else held_out.mask[rows]
+        total += float(model(windows[rows], return_type="loss", loss_mask=mask)) * len(windows[rows])
     return total / len(windows)
 
 

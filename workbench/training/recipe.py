@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from workbench.data.nca import NCAConfig
 from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule
@@ -39,7 +40,7 @@ class Phase(Frozen):
     """One stretch of training with one optimizer; a phase starts with fresh optimizer state."""
 
     name: str = Field(default="language", description="name in train_log.csv", min_length=1)
-    kind: Literal["language"] = Field(default="language", description="what the tokens are")
+    kind: Literal["language", "nca"] = Field(default="language", description="tokens of the text, or of automata")
     n_steps: int = Field(description="optimizer steps", ge=1)
     batch_size: int = Field(description="sequences per micro-batch", ge=1)
     n_accumulation: int = Field(default=1, description="micro-batches per optimizer step", ge=1)
@@ -54,12 +55,17 @@ class Phase(Frozen):
         default="carry",
         description="routing of an AttnRes model: not used, kept from the phase before, or re-initialised",
     )
+    nca: NCAConfig | None = Field(
+        default=None, description="which automata; only with kind = nca, its defaults if none"
+    )
     eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)
     log_every: int = Field(default=10, description="steps between rows of train_log.csv", ge=1)
 
     @model_validator(mode="after")
-    def _schedule_fits(self) -> Phase:
+    def _fits_together(self) -> Phase:
         check_schedule(self.schedule, self.n_steps, "schedule")
+        if self.nca is not None and self.kind != "nca":
+            raise ValueError(f'nca: got settings with kind = "{self.kind}"; want kind = "nca"')
         return self
 
 
@@ -100,19 +106,29 @@ class Recipe(Frozen):
         if len(set(names)) < len(names):
             raise ValueError(f"phases: their names are {names}; want each name once")
         for i, phase in enumerate(self.phases):
+            n_least = automata(phase).frame_tokens + 2 if phase.kind == "nca" else 2
+            if self.model.n_ctx < n_least:
+                raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least {n_least} for phases.{i}")
             size = phase.vsm.group_size if phase.vsm else None
             if size and self.model.n_heads % size:
                 raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
-        if self.model.n_ctx < 2:
-            raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least 2, as each token predicts the next")
         return self
 
 
+def automata(phase: Phase) -> NCAConfig:
+    """The automata of a phase, the defaults where it names none."""
+    return phase.nca or NCAConfig()
+
+
 def phase_model(recipe: Recipe, index: int) -> ModelConfig:
-    """The architecture during phase `index`: the recipe's, without AttnRes where the phase turns it off."""
+    """The architecture during phase `index`: the recipe's, with the automata's vocabulary, and without AttnRes where
+    the phase turns it off."""
     cfg, phase = recipe.model, recipe.phases[index]
     attn_res: AttnRes | None = None if phase.attn_res == "off" else cfg.extensions.attn_res
-    return cfg.model_copy(update={"extensions": cfg.extensions.model_copy(update={"attn_res": attn_res})})
+    changes: dict[str, Any] = {"extensions": cfg.extensions.model_copy(update={"attn_res": attn_res})}
+    if phase.kind == "nca":
+        changes |= {"d_vocab": automata(phase).d_vocab, "tokenizer_name": None}
+    return cfg.model_copy(update=changes)
 
 
 def n_tokens_per_step(recipe: Recipe, index: int) -> int:

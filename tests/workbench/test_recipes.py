@@ -1,0 +1,250 @@
+"""Every recipe loads and says what the specification says; overrides and faulty recipes."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+import tomli_w
+
+from workbench.models import HookedLM
+from workbench.training import Recipe, apply_overrides, build, load_recipe, parse_override, recipe_names
+from workbench.training.recipe import n_tokens_per_step, parse_recipe, phase_model
+from workbench.training.vsm import Proportional, Sigmoid, Trapezoid
+
+LINEAGE = ("p1-adamw", "p3-muon", "nca-002", "p3-attnres", "nca-attnres", "lang-baseline", "lang-ddv1", "ddv1-reset")
+JANUS = ("janus-v3-control", "janus-v3-adaptive", "janus-small")
+TINY = {
+    "name": "tiny",
+    "model": {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4, "d_mlp": 16, "n_ctx": 8, "d_vocab": 4096},
+    "phases": [{"n_steps": 4, "batch_size": 2}],
+}
+
+
+def test_the_papers_systems_are_there_in_both_sizes():
+    names = recipe_names()
+    for name in (*JANUS, *LINEAGE, "nca-shuffled"):
+        assert name in names
+        assert f"{name}-nano" in names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_under_its_own_name_and_reads_back(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    settings = recipe.model_dump(mode="json", exclude_none=True)
+    assert parse_recipe(tomllib.loads(tomli_w.dumps(settings))) == recipe
+    if name.endswith("-nano"):
+        assert recipe.data.source == recipe.data.tokenizer == "embedded"
+        assert recipe.model.n_layers in range(4, 7)
+        assert (recipe.model.d_model, recipe.model.d_vocab) == (128, 4096)
+        assert recipe.model.n_ctx in (128, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "with_tables", "without"),
+    [
+        ("janus-v3-control", 63.5, 37.76),
+        ("janus-v3-adaptive", 63.5, 37.76),
+        ("p1-adamw", 107.78, 107.78 - 49152 * 512 / 1e6),
+    ],
+)
+def test_parameter_counts(name, with_tables, without):
+    model = (
+        build(name, seed=0) if name == "janus-v3-control" else HookedLM(phase_model(load_recipe(name), -1), seed=None)
+    )
+    assert model.n_parameters() / 1e6 == pytest.approx(with_tables, abs=0.02)
+    assert model.n_parameters(embeddings=False) / 1e6 == pytest.approx(without, abs=0.005)
+
+
+def test_routing_adds_its_parameters():
+    plain, routed = (HookedLM(phase_model(load_recipe(n), -1), seed=None) for n in ("p3-muon", "p3-attnres"))
+    assert routed.n_parameters() - plain.n_parameters() == (4 * 28 + 2) * 512
+
+
+def test_numbers_of_the_first_paper():
+    control, adaptive, small = (load_recipe(name) for name in JANUS)
+    for recipe in (control, adaptive):
+        phase = recipe.phases[0]
+        assert (phase.n_steps, phase.batch_size, phase.n_accumulation) == (4005, 16, 4)
+        assert n_tokens_per_step(recipe, 0) == 16 * 4 * 512
+        assert (phase.optimizer.adamw.lr, phase.optimizer.adamw.weight_decay) == (6.29e-4, 1.34e-4)
+        assert phase.schedule.kind == "constant"
+        assert phase.clip_norm == 1.0
+        assert recipe.model.d_mlp == 1365
+    assert control.phases[0].vsm is None
+    vsm = adaptive.phases[0].vsm
+    assert vsm is not None
+    assert (vsm.on, vsm.steering) == ("z", 3.0)
+    assert vsm.controller == Proportional(
+        n_warmup_steps=1500, warmup_weight=0.05, every=50, gain=0.5, target=0.0035, maximum=0.25
+    )
+    phase = small.phases[0]
+    assert phase.n_steps * n_tokens_per_step(small, 0) == 20000 * 256 * 512
+    assert phase.vsm is not None
+    assert (phase.vsm.on, phase.vsm.coherence, phase.vsm.controller) == ("pattern", 0.05, Trapezoid())
+    assert phase.schedule.floor * phase.optimizer.adamw.lr == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize("name", LINEAGE)
+def test_numbers_of_the_second_paper(name):
+    recipe = load_recipe(name)
+    language = recipe.phases[-1]
+    assert (language.n_steps, n_tokens_per_step(recipe, -1)) == (45776, 131072)
+    assert (language.z_loss, language.schedule.kind, language.schedule.n_warmup_steps) == (1e-5, "wsd", 2000)
+    assert (language.optimizer.muon is None) == (name == "p1-adamw")
+    n_automata = {"nca-002": 300, "nca-attnres": 300, "lang-baseline": 721, "lang-ddv1": 852, "ddv1-reset": 852}
+    if name in n_automata:
+        assert recipe.phases[0].n_steps * n_tokens_per_step(recipe, 0) / 1e6 == pytest.approx(
+            n_automata[name], rel=1e-3
+        )
+        assert phase_model(recipe, 0).d_vocab == 10_002
+    else:
+        assert len(recipe.phases) == 1
+    blocks = {
+        "p3-attnres": (0, 4, 8, 12, 16, 20, 24),
+        "nca-attnres": (0, 4, 8, 12, 16, 20, 24),
+        "lang-baseline": (0, 7, 14, 21),
+        "lang-ddv1": (0, 3, 7, 12, 21, 25),
+        "ddv1-reset": (0, 3, 7, 12, 21, 25),
+    }
+    routed = phase_model(recipe, -1).extensions.attn_res
+    assert (routed.boundaries if routed else None) == blocks.get(name)
+    in_first = phase_model(recipe, 0).extensions.attn_res is not None
+    assert in_first == (name in ("p3-attnres", "lang-ddv1", "ddv1-reset"))
+    assert (language.attn_res == "reset") == (name == "ddv1-reset")
+
+
+def test_overrides_reach_every_part():
+    recipe = load_recipe("janus-v3-control-nano")
+    changed = apply_overrides(
+        recipe,
+        {
+            "phases.0.n_steps": 60,
+            "model.n_layers": 2,
+            "phases.0.optimizer.adamw.lr": "1e-3",
+            "phases.0.vsm.controller.kind": "sigmoid",
+            "phases.0.vsm.controller.peak": 0.3,
+            "checkpoint.keep": None,
+        },
+    )
+    assert changed.phases[0].n_steps == 60
+    assert changed.model.n_layers == 2
+    assert changed.phases[0].optimizer.adamw.lr == 1e-3
+    assert changed.phases[0].vsm is not None
+    assert changed.phases[0].vsm.controller == Sigmoid(peak=0.3)
+    assert changed.checkpoint.keep is None
+    assert recipe.phases[0].n_steps != 60
+
+
+def test_another_controller_starts_from_its_defaults():
+    changed = apply_overrides(load_recipe("janus-v3-adaptive"), {"phases.0.vsm.controller.kind": "trapezoid"})
+    assert changed.phases[0].vsm is not None
+    assert changed.phases[0].vsm.controller == Trapezoid()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"phases.0.n_step": 3}, "set phases.0.n_step: unknown key 'n_step'; nearest: n_steps"),
+        ({"model.n_layer": 3}, "unknown key 'n_layer'; nearest: n_layers"),
+        ({"modle.n_layers": 3}, "unknown key 'modle'; nearest: model"),
+        ({"phases.1.n_steps": 3}, "got '1' after 'phases'; want an index from 0 to 0"),
+        ({"phases.first.n_steps": 3}, "got 'first' after 'phases'"),
+        ({"name.x": 3}, "'name' is a single value"),
+        ({"phases.0.vsm.onn": "z"}, "unknown key 'onn'; nearest: on"),
+        ({"phases.0.n_steps": 0}, "phases.0.n_steps: .*greater than or equal to 1"),
+        ({"phases.0.n_steps": "many"}, "phases.0.n_steps: .*valid integer"),
+        ({"phases.0.schedule.n_warmup_steps": 5}, "got 5; want at most 4 steps"),
+        ({"phases.0.schedule.kind": "cosine", "phases.0.schedule.n_steps": 9}, "got 9; want at most the phase's 4"),
+        ({"phases.0.vsm.group_size": 3}, "phases.0.vsm.group_size: got 3; want a divisor of 2"),
+        ({"phases.0.vsm.controller.peak": 1}, "controller"),
+        ({"phases.0.nca.size": 12}, 'got settings with kind = "language"'),
+        ({"phases.0.kind": "nca"}, "model.n_ctx: got 8; want at least 40 for phases.0"),
+        ({"model.n_ctx": 1}, "model.n_ctx: got 1; want at least 2"),
+        ({"model.extensions.attn_res.boundaries": [0, 3]}, "boundaries: got .0, 3.; want layers that rise"),
+        ({"model.extensions.attn_res.boundaries": [1, 0]}, "boundaries: got .1, 0.; want layers that rise"),
+        ({"model.d_mlp": None}, "model.d_mlp"),
+    ],
+)
+def test_faulty_overrides_name_the_key(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(parse_recipe(TINY), overrides)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phase": []}, "unknown key 'phase'; nearest: phases"),
+        ({"phases": []}, "phases: .*at least 1"),
+        ({"phases": [TINY["phases"][0], TINY["phases"][0]]}, "want each name once"),
+        ({"phases": [{"n_steps": 4, "batch_size": 2, "clip": 1}]}, "unknown key 'phases.0.clip'; nearest: clip_norm"),
+        (
+            {"phases": [TINY["phases"][0] | {"vsm": {"controller": {"kind": "trapezoid", "peek": 1}}}]},
+            "unknown key 'phases.0.vsm.controller.trapezoid.peek'; nearest: peak",
+        ),
+        ({"model": TINY["model"] | {"heads": 3}}, "unknown key 'model.heads'; nearest: n_heads"),
+        ({"model": {"n_layers": 2}}, "model.d_model: Field required"),
+        ({"name": ""}, "name: "),
+        ({"data": {"held_out_fraction": 1.5}}, "data.held_out_fraction: .*less than 1"),
+    ],
+)
+def test_faulty_recipes_name_the_key(change, message, tmp_path):
+    path = tmp_path / "faulty.toml"
+    path.write_text(tomli_w.dumps(TINY | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name = ", "is not TOML"),
+        (b"\xff\xfe", "is not TOML"),
+        (b"#" * (1 << 20) + b"#", "want at most"),
+        (b"", "name: "),
+    ],
+)
+def test_files_that_are_no_recipe(content, message, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="nearest: janus-v3-adaptive"):
+        load_recipe("janus-v3-adaptiv")
+    with pytest.raises(ValueError, match="no recipe or file"):
+        load_recipe("no/such/file.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.b=3", ("a.b", 3)),
+        ("a=1e-3", ("a", 1e-3)),
+        ("a = true", ("a", True)),
+        ("a=[0, 2]", ("a", [0, 2])),
+        ("a=none", ("a", None)),
+        ("a=cosine", ("a", "cosine")),
+        ("a=x=y", ("a", "x=y")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_override_texts(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "=3", ""])
+def test_faulty_override_texts(text):
+    with pytest.raises(ValueError, match="want key=value"):
+        parse_override(text)
+
+
+def test_a_recipe_cannot_change():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_recipe(TINY).name = "other"  # type: ignore[misc]
+    assert isinstance(parse_recipe(TINY), Recipe)
