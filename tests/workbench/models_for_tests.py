@@ -1,0 +1,49 @@
+"""Small models of every architecture, shared by the tests of the model and of what reads it."""
+
+from __future__ import annotations
+
+import torch
+from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig
+
+JANUS_SMALL = {
+    "normalization_type": "LN",
+    "positional_embedding_type": "standard",
+    "act_fn": "gelu",
+    "gated_mlp": False,
+    "d_mlp": 128,
+    "tie_word_embeddings": True,
+    "extensions": Extensions(qkv_bias=True, out_bias=True, mlp_bias=True),
+}
+JANUS_V3 = {"rotary_adjacent_pairs": True, "tie_word_embeddings": True, "d_mlp": 86}
+KOTODAMA = {"n_key_value_heads": 2, "use_qk_norm": True, "rotary_base": 5e5, "tie_word_embeddings": True, "d_mlp": 88}
+UNTIED = {"d_mlp": 88, "output_logits_soft_cap": 30.0}
+ATTN_RES = KOTODAMA | {"extensions": Extensions(attn_res=AttnRes(boundaries=(0, 2)))}
+ARCHITECTURES = {
+    "janus-small": JANUS_SMALL,
+    "janus-v3": JANUS_V3,
+    "kotodama": KOTODAMA,
+    "untied-softcap": UNTIED,
+    "attn-res": ATTN_RES,
+}
+
+
+def small_config(kind: str, **changes) -> ModelConfig:
+    """A 3-layer, 32-wide configuration of the named architecture."""
+    base = {"n_layers": 3, "d_model": 32, "n_ctx": 24, "d_vocab": 61, "n_heads": 4, "d_head": 8}
+    return ModelConfig(**base | ARCHITECTURES[kind] | changes)
+
+
+def small_model(kind: str, seed: int = 0, **changes) -> HookedLM:
+    """A model whose weights are all random and large enough to matter: norms, biases and routing queries too."""
+    model = HookedLM(small_config(kind, **changes), seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.empty(parameter.shape, dtype=parameter.dtype).normal_(0, 0.2, generator=generator)
+            parameter.copy_(noise + 1 if name.endswith(".w") else noise)
+    return model
+
+
+def tokens_for(model: HookedLM, batch: int = 2, pos: int = 16, seed: int = 0) -> torch.Tensor:
+    """Random ids [batch pos] the model takes."""
+    return torch.randint(0, model.cfg.d_vocab, (batch, pos), generator=torch.Generator().manual_seed(seed))

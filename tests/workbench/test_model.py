@@ -1,0 +1,293 @@
+"""The hooked model against itself: causality, hooks, start/stop, loss, cache, random state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models_for_tests import ARCHITECTURES, small_config, small_model, tokens_for
+from workbench.models import HookedLM, KeyValueCache, ModelConfig
+from workbench.models.attn_residuals import RoutedStream
+
+KINDS = sorted(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_later_token_changes_no_earlier_logit(kind, watched):
+    model = small_model(kind).double()
+    tokens = tokens_for(model)
+    changed = tokens.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % model.cfg.d_vocab
+    hooks = [("blocks.0.attn.hook_pattern", lambda x, hook: x)] if watched else []
+    before, after = (model.run_with_hooks(t, fwd_hooks=hooks) for t in (tokens, changed))
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_watching_everything_leaves_the_logits(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    plain = model(tokens)
+    assert torch.equal(plain, model.run_with_hooks(tokens, fwd_hooks=[]))
+    seen, cache = model.run_with_cache(tokens, names_filter=lambda name: True)
+    # fused and explicit kernels add up in another order; logits here are of size 10
+    torch.testing.assert_close(seen, plain, atol=1e-5 * float(plain.detach().abs().max()), rtol=0)
+    assert set(cache) == set(model.hook_dict)
+    torch.testing.assert_close(cache["blocks.1.attn.hook_pattern"].sum(-1), torch.ones(2, 4, 16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_and_stop_at_every_layer(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    logits, losses = model(tokens), model(tokens, return_type="loss", loss_per_token=True)
+    for layer in range(model.cfg.n_layers + 1):
+        state = model(tokens, stop_at_layer=layer)
+        assert torch.equal(model(state, start_at_layer=layer), logits)
+        again = model(state, start_at_layer=layer, tokens=tokens, return_type="loss", loss_per_token=True)
+        assert torch.equal(again, losses)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_half_block_is_where_ablation_enters(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    state = model(tokens, stop_at_layer=1)
+    middle = model.blocks[1].attend(state)
+    after = model.blocks[1].feed_forward(middle)
+    assert torch.equal(model(after, start_at_layer=2), model(tokens))
+    delta = torch.randn(2, 16, 32)
+    shifted = model(model.blocks[1].feed_forward(middle + delta), start_at_layer=2)
+    hooked = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_attn_out", lambda x, hook: x + delta)])
+    torch.testing.assert_close(shifted, hooked, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_cross_entropy_of_the_next_token(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    logits, loss = model(tokens, return_type="both")
+    by_hand = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(loss, by_hand.mean())
+    per_token = model(tokens, return_type="loss", loss_per_token=True)
+    torch.testing.assert_close(per_token.flatten(), by_hand)
+    mask = torch.zeros(2, 15)
+    mask[0, 3:7] = 1
+    masked = model(tokens, return_type="loss", loss_mask=mask)
+    torch.testing.assert_close(masked, by_hand.view(2, 15)[0, 3:7].mean())
+    with_z = model(tokens, return_type="loss", z_loss=0.1)
+    torch.testing.assert_close(with_z, loss + 0.1 * torch.logsumexp(logits[:, :-1], -1).square().mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_key_value_cache_gives_the_same_logits(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    cache = KeyValueCache(capacity=model.cfg.n_ctx)
+    parts = [model(tokens[:, a:b], past_kv_cache=cache) for a, b in ((0, 5), (5, 6), (6, 11), (11, 16))]
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="n_ctx = 24"):
+        model(tokens[:, :9], past_kv_cache=cache)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_gets_the_gradient_finite_differences_give(kind):
+    model = small_model(kind).double()
+    tokens = tokens_for(model, batch=1, pos=6)
+    model(tokens, return_type="loss").backward()
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        direction = torch.empty(parameter.shape, dtype=torch.float64).normal_(generator=generator)
+        step = 1e-5
+        with torch.no_grad():
+            losses = []
+            for sign in (1, -1):
+                parameter.add_(direction, alpha=sign * step)
+                losses.append(float(model(tokens, return_type="loss")))
+                parameter.add_(direction, alpha=-sign * step)
+        assert parameter.grad is not None, name
+        expected = (losses[0] - losses[1]) / (2 * step)
+        assert float((parameter.grad * direction).sum()) == pytest.approx(expected, abs=1e-8, rel=1e-5), name
+
+
+def test_building_leaves_the_global_random_state_and_seeds_decide():
+    state = torch.get_rng_state()
+    a, b, c = (HookedLM(small_config("janus-v3"), seed=s) for s in (0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(a.W_E, b.W_E)
+    assert not torch.equal(a.W_E, c.W_E)
+
+
+def test_initial_deviation_and_residual_writers():
+    model = HookedLM(small_config("janus-v3", d_model=256, d_vocab=2000, n_layers=2))
+    assert float(model.W_E.detach().std()) == pytest.approx(0.02, rel=0.01)
+    assert float(model.W_O.detach().std()) == pytest.approx(0.02 / 2, rel=0.02)  # ÷ √(2·2)
+
+
+@pytest.mark.parametrize("kind", ["janus-v3", "attn-res"])
+def test_hooks_are_gone_after_an_exception(kind):
+    model = small_model(kind)
+
+    def fail(x, hook):
+        raise RuntimeError("from a hook")
+
+    with pytest.raises(RuntimeError, match="from a hook"):
+        model.run_with_hooks(tokens_for(model), fwd_hooks=[("blocks.1.attn.hook_z", fail)])
+    assert not any(p.has_hooks() for p in model.hook_points())
+    assert not any(p._forward_hooks for p in model.hook_points())
+
+
+def test_hook_shapes_with_grouped_keys():
+    model = small_model("kotodama")
+    _, cache = model.run_with_cache(tokens_for(model), names_filter=lambda n: n.startswith("blocks.0"))
+    shapes = {n.split(".", 2)[2]: tuple(t.shape) for n, t in cache.items()}
+    assert shapes["attn.hook_q"] == shapes["attn.hook_z"] == (2, 16, 4, 8)
+    assert shapes["attn.hook_k"] == shapes["attn.hook_v"] == (2, 16, 2, 8)
+    assert shapes["hook_q_input"] == (2, 16, 4, 32)
+    assert shapes["hook_k_input"] == (2, 16, 2, 32)
+    assert shapes["attn.hook_result"] == (2, 16, 4, 32)
+    assert shapes["attn.hook_pattern"] == (2, 4, 16, 16)
+    torch.testing.assert_close(cache["blocks.0.attn.hook_result"].sum(2), cache["blocks.0.hook_attn_out"])
+
+
+def test_caching_everything_leaves_out_the_per_head_inputs():
+    model = small_model("janus-v3")
+    _, cache = model.run_with_cache(tokens_for(model))
+    assert "blocks.0.attn.hook_pattern" in cache
+    assert "blocks.0.attn.hook_result" not in cache
+    assert "blocks.0.hook_q_input" not in cache
+
+
+def test_zeroing_the_pattern_equals_zeroing_z():
+    model = small_model("kotodama")
+    tokens = tokens_for(model)
+
+    def zero_head(x, hook, axis):
+        x = x.clone()
+        x.select(axis, 2).zero_()
+        return x
+
+    by_z = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda x, hook: zero_head(x, hook, 2))])
+    by_p = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_pattern", lambda x, hook: zero_head(x, hook, 1))])
+    torch.testing.assert_close(by_z, by_p, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(by_z, model(tokens))
+
+
+BAD_CALLS = {
+    "unknown hook": (lambda m, t: m.run_with_cache(t, names_filter="blocks.0.attn.hook_zz"), "nearest: blocks.0.attn.hook_z"),
+    "hook of no layer": (lambda m, t: m.run_with_hooks(t, fwd_hooks=[("blocks.7.attn.hook_z", print)]), "does not exist"),
+    "hook never reached": (
+        lambda m, t: m.run_with_cache(t, names_filter=["blocks.2.attn.hook_z"], stop_at_layer=1),
+        "did not fire in this run with stop_at_layer = 1",
+    ),
+    "filter of nothing": (lambda m, t: m.run_with_cache(t, names_filter=lambda n: False), "matches no hook point"),
+    "id too large": (lambda m, t: m(t + 60), "want 0 ≤ id < d_vocab = 61"),
+    "id negative": (lambda m, t: m(t - 61), "want 0 ≤ id"),
+    "floats": (lambda m, t: m(t.float()), "want integers"),
+    "one axis": (lambda m, t: m(t[0]), r"want integers \[batch pos\]"),
+    "too long": (lambda m, t: m(t.repeat(1, 2)), "at most n_ctx = 24"),
+    "layer": (lambda m, t: m(t, stop_at_layer=9), "layer: got 9; want −3…3"),
+    "return type": (lambda m, t: m(t, return_type="probs"), "want 'logits', 'loss', 'both' or None"),
+    "no tokens": (lambda m, t: m(m(t, stop_at_layer=1), start_at_layer=1, return_type="loss"), "no tokens given"),
+    "one token": (lambda m, t: m(t[:, :1], return_type="loss"), "want at least 2"),
+    "no tokenizer": (lambda m, t: m("hello"), "no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_named(case):
+    model = small_model("janus-v3")
+    call, message = BAD_CALLS[case]
+    with pytest.raises(ValueError, match=message):
+        call(model, tokens_for(model))
+
+
+BAD_CONFIGS = {
+    "unknown key": ({"n_layer": 3}, "n_layer"),
+    "kv heads": ({"n_key_value_heads": 3}, "does not divide"),
+    "rotary": ({"rotary_dim": 7}, "rotary_dim"),
+    "activation": ({"act_fn": "swish"}, "act_fn"),
+    "boundaries fall": ({"extensions": {"attn_res": {"boundaries": [0, 2, 1]}}}, "rise from 0"),
+    "boundaries start": ({"extensions": {"attn_res": {"boundaries": [1]}}}, "rise from 0"),
+    "boundary outside": ({"extensions": {"attn_res": {"boundaries": [0, 3]}}}, "below 3"),
+    "dtype": ({"dtype": "int8"}, "dtype"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_configs_are_named(case):
+    changes, message = BAD_CONFIGS[case]
+    with pytest.raises(ValueError, match=message):
+        small_config("janus-v3", **changes)
+
+
+def test_config_survives_json():
+    for kind in KINDS:
+        cfg = small_config(kind, dtype="bfloat16")
+        assert ModelConfig.from_json(cfg.to_json()) == cfg
+
+
+class TestAttentionResiduals:
+    def naive(self, model, tokens):
+        """Routing by explicit loops over positions and sources, in float64."""
+        cfg, x = model.cfg, model.embed.W_E[tokens]
+        committed, partial = [], x
+
+        def route(routing):
+            sources = [*committed, partial] if partial is not None else list(committed)
+            out = torch.zeros_like(x)
+            for b in range(x.shape[0]):
+                for p in range(x.shape[1]):
+                    scores = torch.stack(
+                        [(routing.query * routing.w * v[b, p] / (v[b, p].square().mean() + cfg.eps).sqrt()).sum() for v in sources]
+                    )
+                    for a, v in zip(torch.softmax(scores, 0), sources, strict=True):
+                        out[b, p] += a * v[b, p]
+            return out
+
+        for layer, block in enumerate(model.blocks):
+            h = route(block.route_attn)
+            if layer in cfg.extensions.attn_res.boundaries:
+                committed.append(partial)
+                partial = torch.zeros_like(x)
+            partial = partial + block.attn(block.ln1(h))
+            partial = partial + block.mlp(block.ln2(route(block.route_mlp)))
+        return model.ln_final(route(model.route_final)) @ model.W_U
+
+    def test_equals_the_naive_loop(self):
+        model = small_model("attn-res").double()
+        tokens = tokens_for(model, pos=7)
+        with torch.no_grad():
+            torch.testing.assert_close(model(tokens), self.naive(model, tokens), atol=1e-10, rtol=1e-10)
+
+    def test_zero_queries_give_the_mean_of_the_sources(self):
+        model = HookedLM(small_config("attn-res"))
+        _, cache = model.run_with_cache(tokens_for(model))
+        alpha = cache["blocks.2.hook_route_mlp"]
+        assert alpha.shape == (2, 16, 3)  # embedding, first block's sum, the current sum
+        torch.testing.assert_close(alpha, torch.full_like(alpha, 1 / 3))
+        embed, first, current = (cache["hook_embed"], *([None] * 2))
+        state = model(tokens_for(model), stop_at_layer=2)
+        assert isinstance(state, RoutedStream)
+        assert [torch.equal(state.committed[0], embed), len(state.committed)] == [True, 1]
+
+    def test_a_boundary_resets_the_sum(self):
+        model = small_model("attn-res")
+        tokens = tokens_for(model)
+        _, cache = model.run_with_cache(tokens)
+        state = model.blocks[2].attend(model(tokens, stop_at_layer=2))
+        torch.testing.assert_close(state.partial, cache["blocks.2.hook_attn_out"])
+        sums = sum(cache[f"blocks.{i}.hook_{s}_out"] for i in (0, 1) for s in ("attn", "mlp"))
+        torch.testing.assert_close(state.committed[1], sums, atol=1e-5, rtol=1e-5)
+
+    def test_parameter_count(self):
+        with_routing, without = HookedLM(small_config("attn-res")), HookedLM(small_config("kotodama"))
+        assert with_routing.n_parameters() - without.n_parameters() == (4 * 3 + 2) * 32
+
+    def test_resid_post_is_what_the_unembedding_would_read(self):
+        model = small_model("attn-res")
+        tokens = tokens_for(model)
+        logits, cache = model.run_with_cache(tokens)
+        torch.testing.assert_close(model.ln_final(cache["blocks.2.hook_resid_post"]) @ model.W_U, logits)
