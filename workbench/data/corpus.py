@@ -52,7 +52,7 @@ def iter_documents(source: str | os.PathLike[str], *, text_column: str = "text")
     if name == "embedded":
         return _non_empty(_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text"), name)
     path = Path(name).expanduser()
-    if not name.startswith("hub:") and "\0" not in name and path.exists():
+    if name and not name.startswith("hub:") and "\0" not in name and path.exists():
         return _non_empty(_read_path(path, text_column), name)
     if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
         return _non_empty(_read_hub(name.removeprefix("hub:"), text_column), name)

@@ -60,7 +60,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         return tokenizer
     path = Path(name).expanduser()
-    if not name.startswith("hub:") and "\0" not in name and path.exists():
+    if name and not name.startswith("hub:") and "\0" not in name and path.exists():
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"tokenizer: {path} holds no tokenizer.json; want a folder with one, or the file")
