@@ -84,7 +84,7 @@ def test_packing_is_encoding_one_document_after_another(
 
 
 @given(texts=st.lists(st.text(min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_texts_can_be_read_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     tokenizer = _loaded("embedded")
     file = pack(_documents(*texts), tokenizer, tmp_path_factory.mktemp("t") / "p")

@@ -149,10 +149,15 @@ _VALUES = st.recursive(
 def test_any_config_resumes_with_itself(tmp_path_factory: pytest.TempPathFactory, config: dict) -> None:
     """Resume compares what was written with what would be written: also for nan, any unicode and odd keys."""
     out = tmp_path_factory.mktemp("c") / "run"
-    for resume in (False, True):
-        with pytest.raises(RuntimeError), runs.open_run(out, config, resume=resume) as run:
+
+    def fail(resume: bool) -> None:
+        with runs.open_run(out, config, resume=resume) as run:
             assert run.is_resumed is resume
             raise RuntimeError
+
+    for resume in (False, True):
+        with pytest.raises(RuntimeError):
+            fail(resume)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -58,7 +58,7 @@ class NCAConfig(BaseModel):
     """the control: the same sequences with their patch tokens in random order, see `shuffle`"""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> NCAConfig:
         for name, low, high in (("states", 2, 32), ("channels", 1, 64), ("size", 4, 256), ("hidden", 1, 1024)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"nca: {name} is {getattr(self, name)}; want {low} to {high}")

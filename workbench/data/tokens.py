@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -83,7 +83,7 @@ class TokenFile:
         return token_file
 
     @cached_property
-    def tokens(self) -> Int[np.ndarray, " n_tokens"]:
+    def tokens(self) -> UInt[np.ndarray, " n_tokens"]:
         """All tokens, mapped from the file and read-only."""
         dtype = np.dtype(self.dtype).newbyteorder("<")
         return np.memmap(self.path / "tokens.bin", dtype=dtype, mode="r", shape=(self.n_tokens,))
