@@ -1,6 +1,6 @@
 """Plotly figures of a study: each function takes tables and returns a Figure; nothing is computed beyond reshaping."""
 
-from reports.figures.ablation import ablation_profile
+from reports.figures.ablation import ablation_profile, ablation_strip
 from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, text_measures, weight_ranks
 from reports.figures.concepts import (
     crystallisation,
@@ -15,6 +15,7 @@ from reports.figures.training import loss_curves, monitor_names, monitor_over_st
 
 __all__ = [
     "ablation_profile",
+    "ablation_strip",
     "bos_mass_by_layer",
     "cosine_heatmaps",
     "crystallisation",

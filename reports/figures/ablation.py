@@ -1,4 +1,4 @@
-"""The figure of head ablation: what each head is worth."""
+"""Figures of head ablation: what each head is worth, a panel a layer or all heads in one strip."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import AXIS, facets, label, models_of, runs_of, sorted_layers
+from reports.figures.style import AXIS, GRID, Cell, Run, facets, label, models_of, runs_of, single, sorted_layers
 
 
 def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
@@ -18,27 +18,12 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
     df = ablation_results[ablation_results["kind"] == kind]
     layers, names = sorted_layers(df), models_of(df, models)
     fig, cells = facets([f"layer {layer}" for layer in layers], columns=4, height=190, shared_y=True)
-    has_interval = {"ci_low", "ci_high"} <= set(df.columns)
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
         fig.add_hline(y=0, line={"color": AXIS, "width": 1}, **where)
         of_layer = df[df["layer"] == layer]
         for run in runs_of(of_layer, models):
-            rows = run.rows.sort_values("head")
             offset = 0.3 * (names.index(run.model) - (len(names) - 1) / 2)
-            error = None
-            if has_interval:
-                above, below = rows["ci_high"] - rows["impact_pct"], rows["impact_pct"] - rows["ci_low"]
-                error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
-                error |= {"thickness": 1.2, "width": 0, "color": run.colour}
-            trace = go.Scatter(
-                x=(rows["head"] + offset).tolist(), y=rows["impact_pct"].tolist(), error_y=error, mode="markers",
-                marker={"color": run.colour, "symbol": run.symbol, "size": 6}, opacity=1.0 if run.is_first else 0.5,
-                name=label(run.model), legendgroup=run.model, showlegend=run.is_first and index == 0,
-                customdata=[[run.model, layer, int(head)] for head in rows["head"]],
-                hovertemplate=f"{label(run.model)}, seed {run.seed}<br>"
-                f"layer {layer}, head %{{customdata[2]}}: %{{y:+.3f}} %<extra></extra>",
-            )  # fmt: skip
-            fig.add_trace(trace, **where)
+            _add_heads(fig, run, run.rows["head"] + offset, where, show=index == 0)
         heads = sorted({int(head) for head in of_layer["head"]})
         fig.update_xaxes(tickvals=heads[:: max(1, -(-len(heads) // 8))], **where)
         if index + 4 >= len(layers):
@@ -46,3 +31,47 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
         if where["col"] == 1:
             fig.update_yaxes(title_text="loss increase (%)", **where)
     return fig
+
+
+def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the loss increase of all heads in one panel, layer behind layer; custom data as in `ablation_profile`."""
+    df = ablation_results[ablation_results["kind"] == kind]
+    layers, names = sorted_layers(df), models_of(df, models)
+    n_heads = int(df["head"].max()) + 1 if len(df) else 1
+    fig = single(height=230)
+    fig.add_hline(y=0, line={"color": AXIS, "width": 1})
+    start = {layer: place * (n_heads + 1) for place, layer in enumerate(layers)}
+    for layer in layers[1:]:
+        fig.add_vline(x=start[layer] - 1, line={"color": GRID, "width": 1})
+    for run in runs_of(df, models):
+        offset = 0.3 * (names.index(run.model) - (len(names) - 1) / 2)
+        _add_heads(fig, run, run.rows["layer"].map(start) + run.rows["head"] + offset, {}, show=True)
+    ticks = [start[layer] + (n_heads - 1) / 2 for layer in layers]
+    fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="", title_text="head, by layer")
+    fig.update_yaxes(title_text="loss increase (%)")
+    return fig
+
+
+def _add_heads(fig: go.Figure, run: Run, x: pd.Series, where: Cell, *, show: bool) -> None:
+    rows = run.rows
+    error = None
+    if {"ci_low", "ci_high"} <= set(rows.columns):
+        above, below = rows["ci_high"] - rows["impact_pct"], rows["impact_pct"] - rows["ci_low"]
+        error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
+        error |= {"thickness": 1.2, "width": 0, "color": run.colour}
+    places = zip(rows["layer"], rows["head"], strict=True)
+    trace = go.Scatter(
+        x=x.tolist(),
+        y=rows["impact_pct"].tolist(),
+        error_y=error,
+        mode="markers",
+        marker={"color": run.colour, "symbol": run.symbol, "size": 6},
+        opacity=1.0 if run.is_first else 0.5,
+        name=label(run.model),
+        legendgroup=run.model,
+        showlegend=run.is_first and show,
+        customdata=[[run.model, int(layer), int(head)] for layer, head in places],
+        hovertemplate=f"{label(run.model)}, seed {run.seed}<br>"
+        "layer %{customdata[1]}, head %{customdata[2]}: %{y:+.3f} %<extra></extra>",
+    )
+    fig.add_trace(trace, **where)

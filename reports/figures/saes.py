@@ -129,9 +129,9 @@ def _add_density(fig: go.Figure, run: Run, dead: float, width: float, where: Cel
 
 def _decades(edges: np.ndarray, dead: float) -> dict:
     decades = list(range(int(np.floor(edges.min())), 1)) if len(edges) else []
-    decades = [decade for decade in decades if decade > dead + 0.5]
+    decades = [decade for decade in decades if decade > dead + 0.5 and decade % 2 == 0]
     text = ["dead", *(f"10<sup>{decade}</sup>".replace("-", "−") for decade in decades)]
-    return {"tickvals": [dead, *decades], "ticktext": text, "range": [dead - 0.4, 0.25]}
+    return {"tickvals": [dead, *decades], "ticktext": text, "range": [dead - 0.4, 0.25], "tickangle": 0}
 
 
 def pareto(sae_results: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:

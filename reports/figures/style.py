@@ -107,7 +107,7 @@ def facets(
     )
     fig.update_annotations(font={"size": 12, "color": INK}, yshift=2)
     cells: list[Cell] = [{"row": index // columns + 1, "col": index % columns + 1} for index in range(len(titles))]
-    return dress(fig, height=total + 108).update_layout(margin_t=60), cells
+    return dress(fig, height=total + 108).update_layout(margin_t=60, meta={"columns": columns}), cells
 
 
 def single(*, height: int = 340) -> go.Figure:

@@ -6,14 +6,19 @@ const PLOT_CONFIG = {
   modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
 };
 
+const PANEL_WIDTH = 168; // pixels below which a panel is no longer readable: a narrow screen scrolls instead
+
 let plotlyPromise;
 let darkColours;
 const drawnFigures = new Map(); // element -> its figure in light colours
 
+async function loadDarkColours() {
+  darkColours ??= await unpackJson("dark-colours");
+}
+
 // The text runs because its hash stands in the page's Content-Security-Policy.
 function loadPlotly() {
-  plotlyPromise ??= Promise.all([unpackText("plotly-source"), unpackJson("dark-colours")]).then(([source, colours]) => {
-    darkColours = colours;
+  plotlyPromise ??= Promise.all([unpackText("plotly-source"), loadDarkColours()]).then(([source]) => {
     const script = document.createElement("script");
     script.textContent = source;
     document.head.append(script);
@@ -27,6 +32,7 @@ async function drawFigure(element, figure) {
   const Plotly = await loadPlotly();
   const { data, layout } = inTheme(figure, isDark());
   drawnFigures.set(element, figure);
+  element.style.minWidth = `${PANEL_WIDTH * (layout.meta?.columns ?? 1.6)}px`;
   await Plotly.react(element, data, layout, PLOT_CONFIG);
   element.dataset.drawn = "yes";
 }

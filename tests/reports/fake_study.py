@@ -280,7 +280,8 @@ def clean(token: str) -> str:
 def make_contexts(rng, stream, tokens, places, n_contexts: int, length: int) -> list[dict]:
     """Return the top contexts of a feature that fires on the token found at `places`, strongest first."""
     contexts = []
-    for place in {int(place) for place in places[rng.integers(0, len(places), n_contexts)]}:
+    chosen = [*places[rng.integers(0, len(places), n_contexts)], *rng.integers(0, len(stream), n_contexts)]
+    for place in list(dict.fromkeys(int(place) for place in chosen))[:n_contexts]:
         start = max(0, place - int(length * 0.7))
         window = stream[start : start + length]
         peak = place - start

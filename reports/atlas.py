@@ -1,0 +1,112 @@
+"""The feature atlas: `atlas.html`, every SAE feature of a study in one file that opens from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports.atlas_data import encode_atlas
+from reports.bundle import pack, pack_json, render_page
+from reports.figures import ablation_strip
+from reports.figures.style import PALETTE
+from reports.page import figure_json
+from reports.study import read_record, short_names
+from reports.tables import COLUMNS, find_tables, missing_columns, read_csv
+
+SCRIPTS = (
+    "unpack.js",
+    "theme.js",
+    "plots.js",
+    "atlas_data.js",
+    "atlas_search.js",
+    "atlas_view.js",
+    "atlas_plots.js",
+    "atlas.js",
+)
+STYLES = ("base.css", "atlas.css")
+
+ABLATION_COLUMNS = ("model", "layer", "head", "kind", "impact_pct")
+
+
+def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path) -> Path:
+    """Return `out`, the page of the feature atlas: every row of `feature_atlas`, and `ablation_results` if it is there.
+
+    `source` is a study directory, or the tables by name. Strings of tokens reach the page as text only.
+
+    Raises:
+        ValueError: if there is no feature_atlas, it lacks columns, or a JSON cell is not what the contract says.
+    """
+    out = Path(out)
+    tables, record = read_tables(source)
+    if "feature_atlas" not in tables:
+        raise ValueError(f"atlas: no feature_atlas among {', '.join(tables) or 'the tables'}; want feature_atlas.csv")
+    table = tables["feature_atlas"]
+    missing = missing_columns(table.columns, COLUMNS["feature_atlas"])
+    if missing:
+        raise ValueError(f"feature_atlas: the columns {', '.join(missing)} are missing; got {', '.join(table.columns)}")
+    names = short_names(order(record, list(dict.fromkeys(table["model"]))))
+    ranks = {model: rank for rank, model in enumerate(names)}
+    table = table.assign(rank=table["model"].map(ranks)).sort_values(
+        ["rank", "layer", "head", "feature"], kind="stable"
+    )
+    title = record.get("title") or (Path(source).resolve().name if isinstance(source, str | Path) else "Feature atlas")
+    has_report = isinstance(source, str | Path) and len(find_tables(source)) > 1
+    return render_page(
+        "atlas.html.j2",
+        out,
+        scripts=SCRIPTS,
+        styles=STYLES,
+        title=title,
+        n_features=f"{len(table):,}",
+        n_models=len(names),
+        report="report.html" if has_report else "",
+        page_data=pack_json(ablation_data(tables, names)),
+        atlas_data=pack(encode_atlas(table, {"title": title, "names": names})),
+    )
+
+
+def read_tables(source: str | Path | Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Return the tables that an atlas draws, and the study's record, of a directory or of tables as they are."""
+    if not isinstance(source, str | Path):
+        return dict(source), {}
+    wanted = ("feature_atlas", "ablation_results")
+    paths = {name: path for name, path in find_tables(source).items() if name in wanted}
+    return {name: read_csv(path) for name, path in paths.items()}, read_record(Path(source) / "study.json")
+
+
+def order(record: Mapping[str, Any], models: list[str]) -> list[str]:
+    """Return the models as the record orders them; without one, a model named control first."""
+    named = [str(model.get("name")) for model in record.get("models", ())]
+    return sorted(
+        models, key=lambda model: (named.index(model) if model in named else len(named), "control" not in model)
+    )
+
+
+def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the ablation profile and its rows for the page; both empty where the table or a column is not there."""
+    df = tables.get("ablation_results")
+    colours = list(PALETTE)
+    if df is None or df.empty or missing_columns(df.columns, ABLATION_COLUMNS):
+        return {"figure": None, "heads": [], "colours": colours}
+    kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
+    df = df[(df["kind"] == kind) & df["model"].isin(list(names))]
+    if df.empty:
+        return {"figure": None, "heads": [], "colours": colours}
+    figure = ablation_strip(df.assign(model=df["model"].map(names)), kind, list(names.values()))
+    interval = {"ci_low", "ci_high"} <= set(df.columns)
+    seeds = df["seed"] if "seed" in df else [""] * len(df)
+    numbers = [df[column] if interval else [None] * len(df) for column in ("ci_low", "ci_high")]
+    columns = (df["model"], seeds, df["layer"], df["head"], df["impact_pct"], *numbers)
+    heads = [
+        [model, str(seed), int(layer), int(head), *(finite(value) for value in impact)]
+        for model, seed, layer, head, *impact in zip(*columns, strict=True)
+    ]
+    return {"figure": figure_json(figure), "heads": heads, "colours": colours}
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number at six significant digits for JSON; None for nan."""
+    return None if value is None or pd.isna(value) else float(f"{value:.6g}")

@@ -1,0 +1,253 @@
+"""The feature atlas as bytes: a header in JSON and plain arrays behind it, what a browser searches in milliseconds.
+
+A context is a window of tokens with activations. Windows are laid over each other (`reports.windows`), so that what
+they share is stored once; tokens are numbers into one list of strings, the frequent ones first; activations are 8-bit
+shares of the feature's largest, stored where they are not zero.
+
+Layout: 4 bytes, the header's length (little endian); the header, JSON in UTF-8; the arrays, little endian, each at the
+offset from the end of the header that it names, a multiple of 8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.tables import replace_surrogates
+from reports.windows import overlay
+
+N_LEVELS = 255  # steps of an activation between 0 and the feature's largest
+
+
+@dataclass
+class Columns:
+    """The arrays as they grow, feature by feature. Counts are stored, not offsets: small numbers pack better."""
+
+    n_contexts: list[int] = field(default_factory=list)  # a feature
+    window: list[int] = field(default_factory=list)  # a context: which of the windows
+    peak: list[int] = field(default_factory=list)  # a context: place of the strongest token in its window
+    level: list[int] = field(default_factory=list)  # a context: activation at the peak, share of the max, of 65535
+    n_active: list[int] = field(default_factory=list)  # a context: how many of its tokens are active
+    active_place: list[int] = field(default_factory=list)  # an active token: its place in the window
+    active_level: list[int] = field(default_factory=list)  # an active token: share of the feature's max, of N_LEVELS
+    windows: dict[tuple[str, ...], int] = field(default_factory=dict)  # tokens of a window -> its number
+
+
+class Vocabulary:
+    """Token strings numbered as they come; `renumber` then puts the frequent ones first."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.counts: Counter[int] = Counter()
+
+    def number(self, token: object) -> int:
+        """Return the number of a token string, a new one if it has none; lone surrogates become U+FFFD."""
+        text = str(token)
+        number = self.numbers.get(text)
+        if number is None:
+            number = self.numbers[text] = len(self.numbers)
+        self.counts[number] += 1
+        return number
+
+    def renumber(self) -> tuple[list[str], np.ndarray]:
+        """Return the strings, most frequent first, and old number -> new number."""
+        order = sorted(range(len(self.numbers)), key=lambda number: (-self.counts[number], number))
+        strings = list(self.numbers)
+        new = np.empty(len(order), dtype=np.uint32)
+        new[order] = np.arange(len(order), dtype=np.uint32)
+        return [replace_surrogates(strings[number]) for number in order], new
+
+
+def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
+    """Return the atlas of a feature_atlas table; `extra` joins the header (title, ablation, …).
+
+    Raises:
+        ValueError: if a JSON cell is not what the column contract says; the row is named.
+    """
+    df = table.reset_index(drop=True)
+    vocabulary, columns = Vocabulary(), Columns()
+    models, seeds = list(dict.fromkeys(df["model"])), seeds_of(df)
+    for row, (text, largest) in enumerate(zip(df["top_contexts"], df["max_act"], strict=True)):
+        add_contexts(columns, read_cell(text, "top_contexts", row), float(largest), row)
+    top_tokens = [vocabulary.number(token) for token in df["top_token"]]
+    logits = {name: read_pairs(df, name) for name in ("logit_promoted", "logit_suppressed")}
+    numbered = {name: number_logits(pairs, vocabulary) for name, pairs in logits.items()}
+    windows = [tuple(vocabulary.number(token) for token in window) for window in columns.windows]
+    line, places = overlay(windows)
+    strings, new = vocabulary.renumber()
+    arrays = feature_arrays(df, models, seeds)
+    arrays |= context_arrays(columns)
+    lengths = [len(window) for window in windows]
+    arrays["context_start"] = fit([places[window] for window in columns.window])
+    arrays["context_n_tokens"] = fit([lengths[window] for window in columns.window])
+    arrays["line_token"] = fit(new[np.array(line, dtype=np.int64)])
+    arrays["top_token"] = fit(new[np.array(top_tokens, dtype=np.int64)])
+    largest = max((abs(value) for _, _, values in numbered.values() for value in values), default=1.0) or 1.0
+    for name, (counts, tokens, values) in numbered.items():
+        arrays |= {f"{name}_n": fit(counts), f"{name}_token": fit(new[np.array(tokens, dtype=np.int64)])}
+        arrays[f"{name}_value"] = np.round(np.array(values) * (32767 / largest)).astype(np.int16)
+    arrays |= relation_arrays(df, models)
+    header = {
+        "models": models,
+        "seeds": seeds,
+        "vocabulary": strings,
+        "levels": N_LEVELS,
+        "logit_max": largest,
+        **extra,
+    }
+    return join(header, arrays)
+
+
+def seeds_of(df: pd.DataFrame) -> list[str]:
+    """Return the seeds of the table as text, in order of appearance; one nameless seed where it has no such column."""
+    return [str(seed) for seed in dict.fromkeys(df["seed"])] if "seed" in df else [""]
+
+
+def read_cell(text: object, column: str, row: int) -> list[Any]:
+    """Return the JSON list of a cell; an empty cell or null is an empty list.
+
+    Raises:
+        ValueError: if it is neither; the row counts from 0, without the header.
+    """
+    if not isinstance(text, str) or not text:
+        return []
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"feature_atlas: {column} of row {row} is not JSON ({error}); want a JSON list") from error
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"feature_atlas: {column} of row {row} is a {type(value).__name__}; want a JSON list")
+    return value
+
+
+def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int) -> None:
+    """Add a feature's contexts; `largest` is its largest activation.
+
+    Raises:
+        ValueError: if a context lacks tokens or acts, or has unlike numbers of them.
+    """
+    columns.n_contexts.append(len(contexts))
+    scale = N_LEVELS / largest if largest > 0 else 0.0
+    for context in contexts:
+        if not isinstance(context, dict) or not isinstance(context.get("tokens"), list):
+            raise ValueError(
+                f"feature_atlas: a context of row {row} has no list of tokens; want tokens, acts, peak, value"
+            )
+        tokens, acts = context["tokens"], context.get("acts", [])
+        if len(tokens) != len(acts) or not tokens or not all(isinstance(token, str) for token in tokens):
+            raise ValueError(
+                f"feature_atlas: a context of row {row} has {len(tokens)} tokens and {len(acts)} acts; "
+                "want as many of each, at least one, tokens as strings"
+            )
+        columns.window.append(columns.windows.setdefault(tuple(tokens), len(columns.windows)))
+        columns.peak.append(context["peak"] if "peak" in context else max(range(len(acts)), key=acts.__getitem__))
+        columns.level.append(round(min(1.0, max(acts) / largest) * 65535) if largest > 0 and acts else 0)
+        active = [(place, act) for place, act in enumerate(acts) if act > 0]
+        columns.n_active.append(len(active))
+        columns.active_place += [place for place, _ in active]
+        columns.active_level += [max(1, min(N_LEVELS, round(act * scale))) for _, act in active]
+
+
+def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:
+    """Return the [key, value] pairs of every row of a JSON column; none where the table has no such column.
+
+    Raises:
+        ValueError: if a cell holds something else.
+    """
+    if column not in df:
+        return [[] for _ in range(len(df))]
+    rows = [read_cell(text, column, row) for row, text in enumerate(df[column])]
+    for row, pairs in enumerate(rows):
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"feature_atlas: {column} of row {row} holds no pairs; want [[token, value], …]")
+    return rows
+
+
+def number_logits(rows: Sequence[list[Any]], vocabulary: Vocabulary) -> tuple[list[int], list[int], list[float]]:
+    """Return pairs a row, and the tokens and values of all rows in one list each."""
+    tokens = [vocabulary.number(token) for pairs in rows for token, _ in pairs]
+    values = [float(value) for pairs in rows for _, value in pairs]
+    return [len(pairs) for pairs in rows], tokens, values
+
+
+def feature_arrays(df: pd.DataFrame, models: list[str], seeds: list[str]) -> dict[str, np.ndarray]:
+    """Return the arrays with one number a feature."""
+    seed = df["seed"].astype("str") if "seed" in df else pd.Series([""] * len(df), dtype="str")
+    dead = df["dead"].astype("str").str.lower().isin(["true", "1", "1.0"]) if "dead" in df else df["density"] == 0
+    arrays = {
+        "model": fit(df["model"].map({model: number for number, model in enumerate(models)}).to_numpy()),
+        "seed": fit(seed.map({name: number for number, name in enumerate(seeds)}).to_numpy()),
+        "layer": fit(df["layer"].to_numpy()),
+        "head": df["head"].to_numpy(dtype=np.int16),  # -1: an SAE on all heads together
+        "feature": fit(df["feature"].to_numpy()),
+        "dead": dead.to_numpy(dtype=np.uint8),
+    }
+    for column in ("density", "max_act", "mean_act"):
+        arrays[column] = df[column].to_numpy(dtype=np.float32, na_value=np.nan)
+    return arrays
+
+
+def context_arrays(columns: Columns) -> dict[str, np.ndarray]:
+    """Return the arrays with one number a context, or an active token of one."""
+    return {
+        "n_contexts": fit(columns.n_contexts),
+        "context_peak": fit(columns.peak),
+        "context_level": np.array(columns.level, dtype=np.uint16),
+        "context_n_active": fit(columns.n_active),
+        "active_place": fit(columns.active_place),
+        "active_level": np.array(columns.active_level, dtype=np.uint8),
+    }
+
+
+def relation_arrays(df: pd.DataFrame, models: list[str]) -> dict[str, np.ndarray]:
+    """Return nearest neighbours in the head and the best match in another model, where the table has them."""
+    arrays: dict[str, np.ndarray] = {}
+    if "neighbours" in df:
+        rows = read_pairs(df, "neighbours")
+        arrays["neighbour_n"] = fit([len(pairs) for pairs in rows])
+        arrays["neighbour_feature"] = fit([int(feature) for pairs in rows for feature, _ in pairs])
+        arrays["neighbour_cosine"] = quantise([float(cosine) for pairs in rows for _, cosine in pairs])
+    if "match" in df:
+        numbers = {model: number for number, model in enumerate(models)}
+        matches = [read_cell(text, "match", row) for row, text in enumerate(df["match"])]
+        known = [match if len(match) == 3 and match[0] in numbers else None for match in matches]
+        arrays["match_model"] = np.array([numbers[match[0]] if match else -1 for match in known], dtype=np.int8)
+        arrays["match_feature"] = fit([int(match[1]) if match else 0 for match in known])
+        arrays["match_cosine"] = quantise([float(match[2]) if match else 0.0 for match in known])
+    return arrays
+
+
+def quantise(cosines: Sequence[float]) -> np.ndarray:
+    """Return cosines as thousandths."""
+    return np.round(np.array(cosines, dtype=np.float64) * 1000).astype(np.int16)
+
+
+def fit(values: Any) -> np.ndarray:
+    """Return whole numbers ≥ 0 in the smallest unsigned type that holds them."""
+    array = np.asarray(values)
+    largest = int(array.max()) if array.size else 0
+    assert array.size == 0 or int(array.min()) >= 0, "fit: negative number"
+    return array.astype(np.uint8 if largest < 2**8 else np.uint16 if largest < 2**16 else np.uint32)
+
+
+def join(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return header and arrays as the module's first lines say."""
+    offset, places, parts = 0, {}, []
+    for name, array in arrays.items():
+        data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        places[name] = [array.dtype.name, offset, array.size]
+        padding = -len(data) % 8
+        parts += [data, bytes(padding)]
+        offset += len(data) + padding
+    text = json.dumps({**header, "arrays": places}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    head = text.encode("utf-8")
+    head += b" " * (-(4 + len(head)) % 8)  # the arrays start on a multiple of 8, as typed arrays want
+    return b"".join([len(head).to_bytes(4, "little"), head, *parts])

@@ -1,0 +1,86 @@
+// Reads the atlas: a header in JSON, arrays behind it; and answers what a feature's numbers and contexts are.
+
+const ARRAY_TYPES = {
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  uint32: Uint32Array,
+  int8: Int8Array,
+  int16: Int16Array,
+  float32: Float32Array,
+};
+
+function readAtlas(bytes) {
+  const headerLength = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + headerLength)));
+  const start = bytes.byteOffset + 4 + headerLength;
+  const atlas = { ...header };
+  for (const [name, [type, offset, size]] of Object.entries(header.arrays)) {
+    atlas[name] = new ARRAY_TYPES[type](bytes.buffer, start + offset, size);
+  }
+  atlas.size = atlas.feature.length;
+  atlas.firstContext = offsetsOf(atlas.n_contexts);
+  atlas.firstActive = offsetsOf(atlas.context_n_active);
+  atlas.firstPromoted = offsetsOf(atlas.logit_promoted_n);
+  atlas.firstSuppressed = offsetsOf(atlas.logit_suppressed_n);
+  if (atlas.neighbour_n) atlas.firstNeighbour = offsetsOf(atlas.neighbour_n);
+  atlas.shortNames = header.models.map((model) => header.names[model] ?? model);
+  atlas.rowOf = new Map();
+  for (let row = 0; row < atlas.size; row += 1) atlas.rowOf.set(keyOf(atlas, row), row);
+  return atlas;
+}
+
+// Counts to offsets: item i of a feature's list starts at offsets[i] and ends at offsets[i + 1].
+function offsetsOf(counts) {
+  const offsets = new Uint32Array(counts.length + 1);
+  for (let i = 0; i < counts.length; i += 1) offsets[i + 1] = offsets[i] + counts[i];
+  return offsets;
+}
+
+// The name of a feature in links: model, seed, layer, head, feature.
+function keyOf(atlas, row) {
+  const { models, seeds } = atlas;
+  return [models[atlas.model[row]], seeds[atlas.seed[row]], atlas.layer[row], atlas.head[row], atlas.feature[row]].join("|");
+}
+
+// The same layer, head and seed, another feature, and maybe another model.
+function siblingOf(atlas, row, model, feature) {
+  const key = [atlas.models[model], atlas.seeds[atlas.seed[row]], atlas.layer[row], atlas.head[row], feature].join("|");
+  return atlas.rowOf.get(key) ?? -1;
+}
+
+function contextOf(atlas, row, context) {
+  const start = atlas.context_start[context];
+  const tokens = atlas.line_token.subarray(start, start + atlas.context_n_tokens[context]);
+  const levels = new Float32Array(tokens.length);
+  for (let i = atlas.firstActive[context]; i < atlas.firstActive[context + 1]; i += 1) {
+    levels[atlas.active_place[i]] = atlas.active_level[i] / atlas.levels;
+  }
+  const value = (atlas.context_level[context] / 65535) * atlas.max_act[row];
+  return { start, tokens, levels, peak: atlas.context_peak[context], value };
+}
+
+function logitsOf(atlas, row, name) {
+  const first = name === "logit_promoted" ? atlas.firstPromoted : atlas.firstSuppressed;
+  const list = [];
+  for (let i = first[row]; i < first[row + 1]; i += 1) {
+    const value = (atlas[`${name}_value`][i] / 32767) * atlas.logit_max;
+    list.push({ token: atlas.vocabulary[atlas[`${name}_token`][i]], value });
+  }
+  return list;
+}
+
+function neighboursOf(atlas, row) {
+  const list = [];
+  if (!atlas.firstNeighbour) return list;
+  for (let i = atlas.firstNeighbour[row]; i < atlas.firstNeighbour[row + 1]; i += 1) {
+    const feature = atlas.neighbour_feature[i];
+    list.push({ feature, cosine: atlas.neighbour_cosine[i] / 1000, row: siblingOf(atlas, row, atlas.model[row], feature) });
+  }
+  return list;
+}
+
+function matchOf(atlas, row) {
+  if (!atlas.match_model || atlas.match_model[row] < 0) return null;
+  const other = siblingOf(atlas, row, atlas.match_model[row], atlas.match_feature[row]);
+  return other < 0 ? null : { row: other, cosine: atlas.match_cosine[row] / 1000 };
+}

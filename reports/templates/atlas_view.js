@@ -1,0 +1,182 @@
+// Turns features into elements. Strings reach the page as text nodes only.
+
+const MARKS = ["●", "◆", "■", "▲", "✚", "✖"];
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") node.className = value;
+    else if (value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+// Characters that cannot be seen, or that would turn the text around, are named instead.
+const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff]/;
+const NAMED = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u007f": "␡" };
+
+function nameCharacter(character) {
+  if (NAMED[character]) return NAMED[character];
+  const code = character.codePointAt(0);
+  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
+  return `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+function tokenElement(text, { level = 0, isPeak = false, isHit = false, value = null } = {}) {
+  const node = element("span", { class: `tok${isPeak ? " peak" : ""}${isHit ? " hit" : ""}` });
+  if (level > 0) {
+    node.style.setProperty("--a", (0.6 * level).toFixed(3));
+    if (value !== null) node.title = formatNumber(value);
+  }
+  if (text === "") node.append(element("span", { class: "glyph" }, "∅"));
+  else if (INVISIBLE.test(text)) {
+    for (const character of text) {
+      node.append(INVISIBLE.test(character) ? element("span", { class: "glyph" }, nameCharacter(character)) : character);
+    }
+  } else node.append(text);
+  return node;
+}
+
+function formatNumber(value, digits = 3) {
+  if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const text = size < 5e-3 || size >= 1e5 ? value.toExponential(digits - 2) : value.toFixed(digits - 1);
+  return text.replaceAll("-", "−");
+}
+
+function formatDensity(value) {
+  if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
+  return value >= 5e-5 ? `${(100 * value).toFixed(2)} %` : `${(100 * value).toExponential(0)} %`.replaceAll("-", "−");
+}
+
+function contextElement(atlas, row, context, reach, { isPreview = false } = {}) {
+  const { start, tokens, levels, peak } = contextOf(atlas, row, context);
+  const line = element("div", { class: isPreview ? "tokens preview" : "tokens", dir: "ltr" });
+  const from = isPreview ? Math.max(0, peak - 7) : 0;
+  if (from > 0) line.append("…");
+  const hits = hitTokens(reach, start, tokens.length);
+  let plain = ""; // neighbours without colour share one element: a page has hundreds of them
+  const flush = () => {
+    if (plain) line.append(tokenElement(plain));
+    plain = "";
+  };
+  for (let i = from; i < tokens.length; i += 1) {
+    const text = atlas.vocabulary[tokens[i]];
+    if (levels[i] === 0 && i !== peak && !hits.has(i) && text !== "") plain += text;
+    else {
+      flush();
+      const value = levels[i] * atlas.max_act[row];
+      line.append(tokenElement(text, { level: levels[i], isPeak: i === peak, isHit: hits.has(i), value }));
+    }
+  }
+  flush();
+  return line;
+}
+
+// The places, within a context, of the tokens that a search found.
+function hitTokens(reach, start, size) {
+  const hits = new Set();
+  for (let i = 0; reach !== null && i < size; i += 1) {
+    if (reach[start + i] === reach[start + i + 1] || reach[start + i] >= start + size) continue;
+    for (let j = i; j <= reach[start + i] - start; j += 1) hits.add(j);
+  }
+  return hits;
+}
+
+function nameElement(atlas, row) {
+  const model = atlas.model[row];
+  const mark = element("span", { class: "mark", "aria-hidden": "true" }, MARKS[model % MARKS.length]);
+  mark.style.color = `var(--model-${model % MARKS.length})`;
+  const seed = atlas.seeds.length > 1 ? ` seed ${atlas.seeds[atlas.seed[row]]}` : "";
+  const head = atlas.head[row] < 0 ? "all heads" : `H${atlas.head[row]}`;
+  return [mark, element("span", {}, `${atlas.shortNames[model]}${seed} `), element("b", {}, `L${atlas.layer[row]} ${head} #${atlas.feature[row]}`)];
+}
+
+function rowElement(atlas, row, reach) {
+  const context = reach ? matchingContext(atlas, reach, row) : atlas.n_contexts[row] ? atlas.firstContext[row] : -1;
+  const opener = element("button", { type: "button", class: "opener", "aria-expanded": "false" }, ...nameElement(atlas, row));
+  const isDead = atlas.dead[row] === 1;
+  const node = element(
+    "tr",
+    { class: "feature", "data-row": row },
+    element("th", { scope: "row" }, opener),
+    element("td", { class: "num", "data-label": "density" }, formatDensity(atlas.density[row])),
+    element("td", { class: "num", "data-label": "max" }, formatNumber(atlas.max_act[row])),
+    element("td", { class: "num optional" }, formatNumber(atlas.mean_act[row])),
+    element("td", {}, isDead
+      ? element("span", { class: "dead-word" }, "dead")
+      : element("div", { class: "tokens preview" }, tokenElement(atlas.vocabulary[atlas.top_token[row]]))),
+    element("td", {}, context >= 0 ? contextElement(atlas, row, context, reach, { isPreview: true }) : ""),
+  );
+  return node;
+}
+
+function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = false } = {}) {
+  const card = element("article", { class: "card" }, element("h2", {}, title, ...nameElement(atlas, row)));
+  const facts = element("ul", { class: "facts" });
+  const addFact = (name, text) => facts.append(element("li", {}, `${name} `, element("b", {}, text)));
+  addFact("density", formatDensity(atlas.density[row]));
+  addFact("max", formatNumber(atlas.max_act[row]));
+  addFact("mean", formatNumber(atlas.mean_act[row]));
+  const head = heads.get([atlas.models[atlas.model[row]], atlas.layer[row], atlas.head[row]].join("|"));
+  if (head) {
+    const interval = head.low === null ? "" : ` [${head.low.toFixed(2)}, ${head.high.toFixed(2)}]`;
+    addFact("removing this head", `${head.impact >= 0 ? "+" : ""}${head.impact.toFixed(2)} %${interval}`.replaceAll("-", "−"));
+  }
+  card.append(facts);
+  card.append(contextList(atlas, row, reach));
+  card.append(logitLists(atlas, row));
+  if (!isMatch) card.append(neighbourList(atlas, row, onOpen) ?? "");
+  else card.append(element("p", {}, openButton("Open this feature", row, onOpen)));
+  return card;
+}
+
+function contextList(atlas, row, reach) {
+  if (!atlas.n_contexts[row]) return element("p", { class: "nothing" }, "No context: this feature fired on no token of the held-out text.");
+  const list = element("ol", { class: "contexts" });
+  for (let context = atlas.firstContext[row]; context < atlas.firstContext[row + 1]; context += 1) {
+    const { value } = contextOf(atlas, row, context);
+    list.append(element("li", {}, element("span", { class: "num" }, formatNumber(value)), contextElement(atlas, row, context, reach)));
+  }
+  return list;
+}
+
+function logitLists(atlas, row) {
+  const lists = element("div", { class: "logits" });
+  for (const [name, title] of [["logit_promoted", "Promotes"], ["logit_suppressed", "Suppresses"]]) {
+    const entries = logitsOf(atlas, row, name);
+    if (!entries.length) continue;
+    const list = element("ul");
+    for (const { token, value } of entries) {
+      list.append(element("li", {}, element("span", { class: "tokens" }, tokenElement(token)), element("span", { class: "num" }, formatNumber(value))));
+    }
+    lists.append(element("section", {}, element("h3", {}, title), list));
+  }
+  return lists;
+}
+
+function neighbourList(atlas, row, onOpen) {
+  const neighbours = neighboursOf(atlas, row).filter((neighbour) => neighbour.row >= 0);
+  if (!neighbours.length) return null;
+  const buttons = neighbours.map(({ row: other, feature, cosine }) => openButton(`#${feature} · ${cosine.toFixed(2)}`, other, onOpen));
+  return element("div", { class: "near" }, element("h3", {}, "Nearest decoders in this head"), ...buttons);
+}
+
+function openButton(text, row, onOpen) {
+  const button = element("button", { type: "button", class: "quiet" }, text);
+  button.addEventListener("click", () => onOpen(row));
+  return button;
+}
+
+function sheetElement(atlas, row, heads, reach, onOpen) {
+  const match = matchOf(atlas, row);
+  const sheet = element("div", { class: match ? "sheet pair" : "sheet" }, cardElement(atlas, row, heads, reach, { onOpen }));
+  if (match) {
+    const title = `Best match, cosine ${match.cosine.toFixed(2)}: `;
+    sheet.append(cardElement(atlas, match.row, heads, reach, { title, onOpen, isMatch: true }));
+  }
+  return sheet;
+}
