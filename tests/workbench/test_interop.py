@@ -1,4 +1,4 @@
-"""The model against its peers: TransformerLens, transformers, glassllm's NumPy forward, SAELens's store; and round trips."""
+"""The model against its peers: TransformerLens, transformers, glassllm, SAELens's store; round trips; bad files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from models_for_tests import small_config, small_model, tokens_for
 from safetensors.torch import load_file, save_file
+
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.interop import export, import_model
 from workbench.models.load import load, save, weights_sha256, wrap_tokenizer
@@ -33,7 +34,9 @@ def test_logits_hooks_and_loss_equal_transformer_lens(kind):
     hooked = to_hooked_transformer(model)
     tokens = tokens_for(model)
     assert largest_difference(model(tokens), hooked(tokens)) < 1e-4
-    assert float(model(tokens, return_type="loss")) == pytest.approx(float(hooked(tokens, return_type="loss")), abs=1e-4)
+    assert float(model(tokens, return_type="loss")) == pytest.approx(
+        float(hooked(tokens, return_type="loss")), abs=1e-4
+    )
     hooked.set_use_attn_result(True)
     hooked.set_use_split_qkv_input(True)
     _, theirs = hooked.run_with_cache(tokens)
@@ -110,7 +113,10 @@ LLAMAS = {
             },
         },
     ),
-    "llama-linear-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "llama-linear-rope": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
     "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": None}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
@@ -185,7 +191,13 @@ def glassllm_model() -> tuple[HookedLM, object]:
         tie_word_embeddings=True,
     )
     model = HookedLM(cfg, seed=None)
-    names = {"norm1.gamma": "ln1.w", "norm2.gamma": "ln2.w", "ffn.W1": "mlp.W_gate", "ffn.W3": "mlp.W_in", "ffn.W2": "mlp.W_out"}
+    names = {
+        "norm1.gamma": "ln1.w",
+        "norm2.gamma": "ln2.w",
+        "ffn.W1": "mlp.W_gate",
+        "ffn.W3": "mlp.W_in",
+        "ffn.W2": "mlp.W_out",
+    }
     with torch.no_grad():
         parameters = dict(model.named_parameters())
         for name, value in weights.items():
@@ -242,12 +254,13 @@ def test_import_writes_a_checkpoint_of_ours(tmp_path):
 def test_sae_lens_activations_store_takes_the_model_as_it_is():
     from datasets import Dataset
     from sae_lens import ActivationsStore
+
     from workbench.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer("embedded")
     model = small_model("janus-v3", d_vocab=tokenizer.get_vocab_size())
     model.tokenizer = wrap_tokenizer(tokenizer)
-    text = "It is a truth universally acknowledged, that a single man in possession of a good fortune must be in want of a wife. "
+    text = "It is a truth universally acknowledged, that a single man in possession of a good fortune "
     store = ActivationsStore(
         model=model,
         dataset=Dataset.from_dict({"text": [text * 8] * 40}),
@@ -388,7 +401,7 @@ def smollm2():
 @torch.no_grad()
 def test_smollm2_logits_and_loss_on_real_english(smollm2):
     ours, theirs = smollm2
-    text = "The old man came down the hill in the morning, and the village, which had been asleep, woke at the sound of his stick."
+    text = "The old man came down the hill in the morning, and the village woke at the sound of his stick."
     tokens = ours.to_tokens(text * 4, prepend_bos=False)
     assert largest_difference(ours(tokens), theirs(tokens).logits) < 1e-3
     loss = theirs(tokens, labels=tokens).loss

@@ -1,4 +1,4 @@
-"""Block attention residuals: a sub-layer reads a learned mixture of the embedding, finished block sums and the current sum.
+"""Block attention residuals: a sub-layer reads a learned mixture of the embedding, finished block sums, current sum.
 
 h = Σ_i α_i v_i with α = softmax_i(w · RMSNorm(v_i)); w starts at zero, so that routing begins as the plain average.
 """
@@ -55,7 +55,7 @@ class Routing(nn.Module):
         direction = self.query * self.w
         scores = []
         for v in state.sources:
-            # w · (norm ∘ v / rms(v)): the dot product and the mean square read v once each, v is never normalised in memory
+            # w · (norm ∘ v / rms(v)): the dot product and the mean square read v; a normalised v is never stored
             wide = v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
             rms = (wide.square().mean(-1) + self.eps).rsqrt()
             scores.append((wide @ direction.to(wide.dtype)) * rms)

@@ -1,8 +1,8 @@
 """The one description of a model: a flat record in TransformerLens's field names.
 
-The fields are grouped by subject in small base classes and joined in `ModelConfig`. Every field outside `Extensions` has the
-name, the meaning and the default-meaning of the same field of `transformer_lens.HookedTransformerConfig`, so that the JSON
-form, less its `extensions` object, is what that class takes.
+The fields are grouped by subject in small base classes and joined in `ModelConfig`. Every field outside `Extensions`
+has the name and meaning of the same field of `transformer_lens.HookedTransformerConfig`, so that the JSON form, less
+its `extensions` object, is what that class takes.
 """
 
 from __future__ import annotations
@@ -49,44 +49,46 @@ class Frozen(BaseModel):
 class Shape(Frozen):
     """Sizes of the whole, and where the weights live."""
 
-    model_name: str = Field("custom", description="name shown in tables")
+    model_name: str = Field(default="custom", description="name shown in tables")
     n_layers: int = Field(description="number of blocks, effective layers in a recurrent model", ge=1)
     d_model: int = Field(description="width of the residual stream", ge=1)
     n_ctx: int = Field(description="longest sequence, tokens", ge=1)
     d_vocab: int = Field(description="number of token ids", ge=2)
-    tie_word_embeddings: bool = Field(False, description="unembedding is the transposed embedding")
-    output_logits_soft_cap: float = Field(-1.0, description="c in c·tanh(logit/c); ≤ 0 is none")
-    initializer_range: float = Field(0.02, description="standard deviation of initial weights", gt=0)
-    device: str = Field("cpu", description="torch device of the weights; kept current by the model")
-    dtype: Dtype = Field(torch.float32, description="dtype of the weights; kept current by the model")
-    default_prepend_bos: bool = Field(True, description="whether to_tokens puts BOS first when not told")
-    tokenizer_name: str | None = Field(None, description="where the tokenizer came from, for the record")
+    tie_word_embeddings: bool = Field(default=False, description="unembedding is the transposed embedding")
+    output_logits_soft_cap: float = Field(default=-1.0, description="c in c·tanh(logit/c); ≤ 0 is none")
+    initializer_range: float = Field(default=0.02, description="standard deviation of initial weights", gt=0)
+    device: str = Field(default="cpu", description="torch device of the weights; kept current by the model")
+    dtype: Dtype = Field(default=torch.float32, description="dtype of the weights; kept current by the model")
+    default_prepend_bos: bool = Field(default=True, description="whether to_tokens puts BOS first when not told")
+    tokenizer_name: str | None = Field(default=None, description="where the tokenizer came from, for the record")
 
 
 class AttentionFields(Frozen):
     """Heads and their scores."""
 
     n_heads: int = Field(description="query heads", ge=1)
-    n_key_value_heads: int | None = Field(None, description="key/value heads; none means n_heads", ge=1)
+    n_key_value_heads: int | None = Field(default=None, description="key/value heads; none means n_heads", ge=1)
     d_head: int = Field(description="width of one head", ge=1)
-    use_qk_norm: bool = Field(False, description="RMSNorm of each head's q and k, before rotation")
-    attn_scale: float = Field(-1.0, description="scores are divided by this; ≤ 0 means √d_head")
-    attn_scores_soft_cap: float = Field(-1.0, description="c in c·tanh(score/c); ≤ 0 is none")
+    use_qk_norm: bool = Field(default=False, description="RMSNorm of each head's q and k, before rotation")
+    attn_scale: float = Field(default=-1.0, description="scores are divided by this; ≤ 0 means √d_head")
+    attn_scores_soft_cap: float = Field(default=-1.0, description="c in c·tanh(score/c); ≤ 0 is none")
 
 
 class PositionFields(Frozen):
     """Where a token stands."""
 
-    positional_embedding_type: Literal["standard", "rotary"] = Field("rotary", description="learned table, or RoPE")
-    rotary_base: float = Field(10000.0, description="θ of RoPE", gt=0)
-    rotary_dim: int | None = Field(None, description="rotated dimensions of a head; none means d_head", ge=2)
-    rotary_adjacent_pairs: bool = Field(False, description="True: pairs (0,1),(2,3)…; False: halves (0,d/2)…")
-    rotary_scaling_factor: float = Field(1.0, description="linear stretching of positions", gt=0)
-    use_NTK_by_parts_rope: bool = Field(False, description="Llama 3.1's frequency-dependent stretching")
-    NTK_by_parts_low_freq_factor: float = Field(1.0, description="see Peng et al. 2023, §3.2", gt=0)
-    NTK_by_parts_high_freq_factor: float = Field(4.0, description="see Peng et al. 2023, §3.2", gt=0)
-    NTK_by_parts_factor: float = Field(8.0, description="stretch of the lowest frequencies", gt=0)
-    NTK_original_ctx_len: int = Field(8192, description="context of the unstretched model, tokens", ge=1)
+    positional_embedding_type: Literal["standard", "rotary"] = Field(
+        default="rotary", description="learned table, or RoPE"
+    )
+    rotary_base: float = Field(default=10000.0, description="θ of RoPE", gt=0)
+    rotary_dim: int | None = Field(default=None, description="rotated dimensions of a head; none means d_head", ge=2)
+    rotary_adjacent_pairs: bool = Field(default=False, description="True: pairs (0,1),(2,3)…; False: halves (0,d/2)…")
+    rotary_scaling_factor: float = Field(default=1.0, description="linear stretching of positions", gt=0)
+    use_NTK_by_parts_rope: bool = Field(default=False, description="Llama 3.1's frequency-dependent stretching")
+    NTK_by_parts_low_freq_factor: float = Field(default=1.0, description="see Peng et al. 2023, §3.2", gt=0)
+    NTK_by_parts_high_freq_factor: float = Field(default=4.0, description="see Peng et al. 2023, §3.2", gt=0)
+    NTK_by_parts_factor: float = Field(default=8.0, description="stretch of the lowest frequencies", gt=0)
+    NTK_original_ctx_len: int = Field(default=8192, description="context of the unstretched model, tokens", ge=1)
 
 
 class MlpFields(Frozen):
@@ -94,14 +96,18 @@ class MlpFields(Frozen):
 
     d_mlp: int = Field(description="hidden width", ge=1)
     act_fn: Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2"] = Field(
-        "silu", description="nonlinearity; gelu_new is GPT-2's tanh form"
+        default="silu", description="nonlinearity; gelu_new is GPT-2's tanh form"
     )
-    gated_mlp: bool = Field(True, description="act(x W_gate) * (x W_in), else act(x W_in)")
-    normalization_type: Literal["LN", "RMS"] = Field("RMS", description="LayerNorm with bias, or RMSNorm")
-    eps: float = Field(1e-5, description="added under the root of a norm", gt=0)
-    attn_only: Literal[False] = Field(False, description="TransformerLens's word; blocks here always have an MLP")
-    attention_dir: Literal["causal"] = Field("causal", description="TransformerLens's word; always causal here")
-    parallel_attn_mlp: Literal[False] = Field(False, description="TransformerLens's word; always sequential here")
+    gated_mlp: bool = Field(default=True, description="act(x W_gate) * (x W_in), else act(x W_in)")
+    normalization_type: Literal["LN", "RMS"] = Field(default="RMS", description="LayerNorm with bias, or RMSNorm")
+    eps: float = Field(default=1e-5, description="added under the root of a norm", gt=0)
+    attn_only: Literal[False] = Field(
+        default=False, description="TransformerLens's word; blocks here always have an MLP"
+    )
+    attention_dir: Literal["causal"] = Field(default="causal", description="TransformerLens's word; always causal here")
+    parallel_attn_mlp: Literal[False] = Field(
+        default=False, description="TransformerLens's word; always sequential here"
+    )
 
 
 class AttnRes(Frozen):
@@ -113,14 +119,14 @@ class AttnRes(Frozen):
 class Extensions(Frozen):
     """What HookedTransformerConfig has no word for."""
 
-    qkv_bias: bool = Field(False, description="b_Q, b_K, b_V exist")
-    out_bias: bool = Field(False, description="b_O exists")
-    mlp_bias: bool = Field(False, description="b_in, b_out exist")
-    unembed_bias: bool = Field(False, description="b_U exists")
+    qkv_bias: bool = Field(default=False, description="b_Q, b_K, b_V exist")
+    out_bias: bool = Field(default=False, description="b_O exists")
+    mlp_bias: bool = Field(default=False, description="b_in, b_out exist")
+    unembed_bias: bool = Field(default=False, description="b_U exists")
     residual_init_scale: float = Field(
-        -1.0, description="W_O and W_out start with this times initializer_range; ≤ 0 means 1/√(2·n_layers)"
+        default=-1.0, description="W_O and W_out start with this times initializer_range; ≤ 0 means 1/√(2·n_layers)"
     )
-    attn_res: AttnRes | None = Field(None, description="attention residuals; none is the plain stream")
+    attn_res: AttnRes | None = Field(default=None, description="attention residuals; none is the plain stream")
 
 
 class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
@@ -130,7 +136,7 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
         ValueError: (pydantic's ValidationError) when a field is unknown or fields contradict each other.
     """
 
-    extensions: Extensions = Field(default_factory=Extensions, description="beyond TransformerLens")
+    extensions: Extensions = Field(default_factory=lambda: Extensions(), description="beyond TransformerLens")
 
     @model_validator(mode="after")
     def _agree(self) -> ModelConfig:

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 25  # logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
+CHUNK_ELEMENTS = (
+    1 << 25
+)  # logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
@@ -62,7 +64,9 @@ def _gradients(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights:
         grad_x[rows] = d @ W.T
         # [vocab d_model]: the order in which a tied or transposed W lies in memory
         part = d.T @ x[rows]
-        grad_W = part if grad_W is None else grad_W.add_(part) if grad_W.dtype == torch.float32 else grad_W.float() + part
+        grad_W = (
+            part if grad_W is None else grad_W.add_(part) if grad_W.dtype == torch.float32 else grad_W.float() + part
+        )
     assert grad_W is not None
     return loss_sum, grad_x, grad_W.T.to(W.dtype), None if grad_b is None or b is None else grad_b.to(b.dtype)
 
@@ -111,9 +115,9 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""] | Float[Tensor, "rows"]:
     """Return cross-entropy in nats of softmax(cap(x W_U + b_U)) against targets, plus z_loss·logsumexp².
 
-    Logits exist for one chunk of rows at a time. `per_row` gives one loss a row and recomputes a chunk's logits in the
-    backward pass; otherwise the result is Σ weights·loss (weights default to 1/rows) and gradients are made with the loss.
-    Products run in x's dtype (the autocast dtype under autocast); the softmax is float32, float64 for float64 input.
+    Logits exist for one chunk of rows at a time. `per_row` gives one loss a row and recomputes a chunk's logits in
+    the backward pass; otherwise the result is Σ weights·loss (weights default to 1/rows) and the gradients are made
+    with it. Products run in x's dtype (the autocast dtype under autocast); the softmax is float32, float64 for float64 input.
 
     Args:
         x: residual after the final norm.

@@ -22,17 +22,20 @@ def load_gguf(file: Path) -> HookedLM:
     """The float32 model of a GGUF file with its tokenizer; peak memory is the model and one tensor.
 
     Raises:
-        ValueError: a damaged file, another architecture, a setting `ModelConfig` cannot express, missing or extra tensors.
+        ValueError: a damaged file, another architecture, a setting `ModelConfig` cannot express, missing or extra
+            tensors.
     """
     try:
         import gguf
     except ImportError as error:
-        raise ValueError(f"{file}: reading GGUF needs the gguf package; want pip install 'prescriptive-workbench[gguf]'") from error
+        raise ValueError(
+            f"{file}: reading GGUF needs the gguf package; want pip install 'prescriptive-workbench[gguf]'"
+        ) from error
     try:
         reader = gguf.GGUFReader(str(file))
     except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: damaged or not GGUF ({error})") from error
-    fields = {name: f for name, f in reader.fields.items()}
+    fields = dict(reader.fields)
     tensors = {t.name: t for t in reader.tensors}
     cfg, kind = _read_config(fields, tensors, file)
     model = HookedLM(cfg, seed=None)
@@ -76,9 +79,7 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
         eps=float(np.format_float_positional(np.float32(get(f"{kind}.attention.layer_norm_rms_epsilon")), trim="-")),
         rotary_base=get(f"{kind}.rope.freq_base", 10000.0),
         rotary_scaling_factor=get(f"{kind}.rope.scaling.factor") if scaled else 1.0,
-        extensions=Extensions(
-            qkv_bias="blk.0.attn_q.bias" in tensors, out_bias="blk.0.attn_output.bias" in tensors
-        ),
+        extensions=Extensions(qkv_bias="blk.0.attn_q.bias" in tensors, out_bias="blk.0.attn_output.bias" in tensors),
     )
     return cfg, kind
 
@@ -115,12 +116,16 @@ def _fill(model: HookedLM, tensors: dict[str, Any], kind: str, file: Path) -> No
         raise ValueError(f"{file}: {'; '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
     for ours, theirs in names.items():
         try:
-            stored = torch.from_numpy(np.array(gguf.quants.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)))
+            stored = torch.from_numpy(
+                np.array(gguf.quants.dequantize(tensors[theirs].data, tensors[theirs].tensor_type))
+            )
         except (NotImplementedError, ValueError) as error:
             raise ValueError(f"{file}: {theirs} cannot be dequantised ({error})") from error
         value = _arrange(stored, ours, model.cfg, kind)
         if value.shape != parameters[ours].shape:
-            raise ValueError(f"{file}: {theirs} has shape {list(stored.shape)}; does not fit {ours} {list(parameters[ours].shape)}")
+            raise ValueError(
+                f"{file}: {theirs} has shape {list(stored.shape)}; does not fit {ours} {list(parameters[ours].shape)}"
+            )
         parameters[ours].copy_(value)
 
 

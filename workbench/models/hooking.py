@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from transformer_lens import ActivationCache
@@ -18,7 +18,7 @@ PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input
 class CheckedHooks(HookedRootModule):
     """A HookedRootModule that answers a wrong hook name with the nearest right ones."""
 
-    def check_hook_names(self, names: Sequence[str]) -> None:
+    def check_hook_names(self, names: Iterable[str]) -> None:
         """Raise ValueError naming the first name that is no hook point, with its nearest neighbours."""
         for name in names:
             if name not in self.hook_dict:
@@ -37,11 +37,11 @@ class CheckedHooks(HookedRootModule):
         return super().add_hook(name, hook, *args, **kwargs)
 
     def run_with_hooks(self, *model_args: Any, fwd_hooks=(), bwd_hooks=(), **kwargs: Any) -> Any:
-        """Run forward with temporary hooks [(name or predicate, function(tensor, hook))]; hooks are removed at the end.
+        """Run forward with temporary hooks [(name or predicate, function(tensor, hook))], removed at the end.
 
         Raises:
-            ValueError: for a hook name that does not exist, a predicate that matches none, or a named hook that did not
-                fire in this run (for instance behind `stop_at_layer`).
+            ValueError: for a hook name that does not exist, a predicate that matches none, or a named hook that did
+                not fire in this run (for instance behind `stop_at_layer`).
         """
         fired: set[str] = set()
         names = [n for n, _ in fwd_hooks if isinstance(n, str)]
@@ -52,12 +52,16 @@ class CheckedHooks(HookedRootModule):
         def note(tensor: Any, hook: HookPoint) -> None:
             fired.add(str(hook.name))
 
-        watch = [(n, note) for n in names]
-        out = super().run_with_hooks(*model_args, fwd_hooks=watch + list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kwargs)
+        watch: list[Any] = [(n, note) for n in names]
+        out = super().run_with_hooks(
+            *model_args, fwd_hooks=watch + list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kwargs
+        )
         _check_fired(names, fired, kwargs)
         return out
 
-    def run_with_cache(self, *model_args: Any, names_filter: Any = None, return_cache_object: bool = True, **kwargs: Any):  # type: ignore[override]
+    def run_with_cache(
+        self, *model_args: Any, names_filter: Any = None, return_cache_object: bool = True, **kwargs: Any
+    ):  # type: ignore[override]
         """Run forward and return (output, ActivationCache) of the hooks that `names_filter` selects.
 
         `names_filter` is a name, a list of names, a predicate, or None for every hook except the per-head inputs and
@@ -67,15 +71,16 @@ class CheckedHooks(HookedRootModule):
             ValueError: for a name that does not exist or did not fire, or a predicate that matches none.
         """
         names: list[str] = []
+        chosen: Any = names_filter
         if names_filter is None:
-            names_filter = lambda name: not name.endswith(PER_HEAD_INPUTS)  # noqa: E731
+            chosen = lambda name: not name.endswith(PER_HEAD_INPUTS)  # noqa: E731
         elif isinstance(names_filter, str) or not callable(names_filter):
             names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
             self.check_hook_names(names)
-            names_filter = names
+            chosen = names
         elif not any(names_filter(n) for n in self.hook_dict):
             raise ValueError("run_with_cache: the name filter matches no hook point of this model")
-        out, cache = super().run_with_cache(*model_args, names_filter=names_filter, **kwargs)
+        out, cache = super().run_with_cache(*model_args, names_filter=chosen, **kwargs)
         _check_fired(names, set(cache), kwargs)
         self.is_caching = False
         if not return_cache_object:

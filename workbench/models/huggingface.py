@@ -179,7 +179,9 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
     """Readers of every tensor in the folder's safetensors files, by name without a leading `transformer.`."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder}: no .safetensors file; want weights in that form (pickled weights are never opened)")
+        raise ValueError(
+            f"{folder}: no .safetensors file; want weights in that form (pickled weights are never opened)"
+        )
     readers: dict[str, Callable[[], Tensor]] = {}
     for file in files:
         try:
@@ -261,12 +263,16 @@ def _from_llama(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, adja
             heads = cfg.n_heads if letter == "Q" else cfg.kv_heads
             name = f"{src}self_attn.{letter.lower()}_proj."
             fix = (lambda W: W) if letter == "V" else turn
-            W = rearrange(_shaped(tensors, name + "weight", (heads * cfg.d_head, cfg.d_model)), "(h e) d -> h d e", h=heads)
+            W = rearrange(
+                _shaped(tensors, name + "weight", (heads * cfg.d_head, cfg.d_model)), "(h e) d -> h d e", h=heads
+            )
             out[f"{dst}attn.{prefix}W_{letter}"] = fix(W)
             if cfg.extensions.qkv_bias:
                 out[f"{dst}attn.{prefix}b_{letter}"] = fix(tensors[name + "bias"]().unflatten(0, (heads, -1)))
             if cfg.use_qk_norm and letter != "V":
-                out[f"{dst}attn.{letter.lower()}_norm.w"] = fix(tensors[f"{src}self_attn.{letter.lower()}_norm.weight"]())
+                out[f"{dst}attn.{letter.lower()}_norm.w"] = fix(
+                    tensors[f"{src}self_attn.{letter.lower()}_norm.weight"]()
+                )
         W = _shaped(tensors, src + "self_attn.o_proj.weight", (cfg.d_model, cfg.n_heads * cfg.d_head))
         out[dst + "attn.W_O"] = rearrange(W, "d (h e) -> h e d", h=cfg.n_heads)
         if cfg.extensions.out_bias:
@@ -292,7 +298,10 @@ def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, _: bo
     for layer in range(cfg.n_layers):
         src, dst = f"h.{layer}.", f"blocks.{layer}."
         for norm, ours in (("ln_1", "ln1"), ("ln_2", "ln2")):
-            out[f"{dst}{ours}.w"], out[f"{dst}{ours}.b"] = tensors[f"{src}{norm}.weight"](), tensors[f"{src}{norm}.bias"]()
+            out[f"{dst}{ours}.w"], out[f"{dst}{ours}.b"] = (
+                tensors[f"{src}{norm}.weight"](),
+                tensors[f"{src}{norm}.bias"](),
+            )
         joint = _shaped(tensors, src + "attn.c_attn.weight", (cfg.d_model, 3 * width)).split(width, dim=1)
         biases = tensors[src + "attn.c_attn.bias"]().split(width)
         for letter, W, b in zip("QKV", joint, biases, strict=True):
@@ -473,7 +482,7 @@ def _to_gpt2(model: HookedLM) -> Iterator[tuple[str, Tensor]]:
         for theirs, norm in (("ln_1", block.ln1), ("ln_2", block.ln2)):
             yield f"{dst}{theirs}.weight", norm.w
             yield f"{dst}{theirs}.bias", norm.b
-        joint = [rearrange(W, "h d e -> d (h e)") for W in (attn.W_Q, attn.W_K, attn.W_V)]
+        joint: list[Tensor] = [rearrange(W, "h d e -> d (h e)") for W in (attn.W_Q, attn.W_K, attn.W_V)]
         yield dst + "attn.c_attn.weight", torch.cat(joint, dim=1)
         yield dst + "attn.c_attn.bias", torch.cat([b.flatten() for b in (attn.b_Q, attn.b_K, attn.b_V)])
         yield dst + "attn.c_proj.weight", attn.W_O.flatten(0, 1)

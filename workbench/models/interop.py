@@ -27,7 +27,9 @@ def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Pa
     """
     if to not in ("transformer-lens", "hf"):
         raise ValueError(f"export: to = {to!r}; want 'transformer-lens' or 'hf'")
-    with runs.open_run(out, {"verb": "export", "to": to, "model": weights_sha256(model)}, device=model.cfg.device) as run:
+    with runs.open_run(
+        out, {"verb": "export", "to": to, "model": weights_sha256(model)}, device=model.cfg.device
+    ) as run:
         if to == "transformer-lens":
             transformer_lens.write_folder(model, run.path)
             other = transformer_lens.read_folder(run.path)
@@ -36,7 +38,9 @@ def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Pa
             from transformers import AutoModelForCausalLM
 
             huggingface.write_folder(model, run.path)
-            other = AutoModelForCausalLM.from_pretrained(str(run.path), local_files_only=True, attn_implementation="eager")
+            other = AutoModelForCausalLM.from_pretrained(
+                str(run.path), local_files_only=True, attn_implementation="eager"
+            )
             _verify(model, lambda tokens: other.eval()(tokens).logits, to)
     return Path(out)
 

@@ -1,7 +1,7 @@
-"""The parts of a block: norms, rotary positions, attention, feed-forward; TransformerLens's names, shapes and hook points.
+"""The parts of a block: norms, rotary positions, attention, feed-forward; TransformerLens's names, shapes and hooks.
 
-Whatever only a watcher needs (attention scores, patterns, per-head results, per-head inputs, a norm's scale) is computed
-only while a hook stands on it; unwatched, attention is one fused kernel and a norm one fused call.
+Whatever only a watcher needs (attention scores, patterns, per-head results and inputs, a norm's scale) is computed only
+while a hook stands on it; unwatched, attention is one fused kernel and a norm one fused call.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 
 
 def _head_parameter(n_heads: int, d_model: int, d_head: int, dtype: torch.dtype) -> nn.Parameter:
-    """A [n_heads d_model d_head] weight laid out in memory as [d_model, n_heads·d_head], so that one plain matrix product
-    projects all heads without copying the weight."""
+    """A [n_heads d_model d_head] weight laid out in memory as [d_model, n_heads·d_head], so that one plain matrix
+    product projects all heads without copying the weight."""
     return nn.Parameter(torch.empty(d_model, n_heads, d_head, dtype=dtype).permute(1, 0, 2))
 
 
@@ -153,7 +153,13 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with grouped keys and values, QK-norm and rotary positions where the config says so."""
+    """Causal multi-head attention; grouped keys, QK-norm and rotary positions where the config says so."""
+
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    W_V: nn.Parameter
+    b_K: nn.Parameter
+    b_V: nn.Parameter
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()

@@ -60,7 +60,9 @@ def resolve_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: got {device!r} ({str(error).splitlines()[0]}); want auto, cpu or cuda[:n]") from error
+        raise ValueError(
+            f"device: got {device!r} ({str(error).splitlines()[0]}); want auto, cpu or cuda[:n]"
+        ) from error
     return device
 
 
@@ -184,7 +186,7 @@ def _check_tokenizer(model: HookedLM, source: str | Path) -> None:
 
 
 def weights_sha256(model: Any) -> str:
-    """Hex sha256 over name, shape, dtype and bytes of every parameter in name order: what an SAE remembers of its model."""
+    """Hex sha256 over name, shape, dtype and bytes of all parameters in name order: what an SAE knows its model by."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         tensor = parameter.detach().cpu().contiguous()

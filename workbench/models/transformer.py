@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,16 @@ class Block(nn.Module):
         return inputs[0], inputs[1], inputs[2]
 
 
+class Blocks(nn.ModuleList):
+    """A ModuleList that says what it holds."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+        def __getitem__(self, idx: int) -> Block: ...  # type: ignore[override]
+
+
 class Embed(nn.Module):
     """Token table W_E [d_vocab d_model]."""
 
@@ -135,7 +145,7 @@ class HookedLM(CheckedHooks):
         self.embed, self.hook_embed = Embed(cfg), HookPoint()
         if cfg.positional_embedding_type == "standard":
             self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
-        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
         if cfg.extensions.attn_res is not None:
             self.route_final, self.hook_route_final = Routing(cfg), HookPoint()
         self.ln_final, self.unembed = Norm(cfg), Unembed(cfg)
@@ -158,7 +168,7 @@ class HookedLM(CheckedHooks):
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Any:
-        """Return logits [batch pos d_vocab], the loss, both (loss as TransformerLens's `both`: logits, loss), or a state.
+        """Return logits [batch pos d_vocab], the loss, both (logits, loss: TransformerLens's order), or a state.
 
         Args:
             input: token ids, text, or, with `start_at_layer`, the state entering that layer.
@@ -172,7 +182,7 @@ class HookedLM(CheckedHooks):
             past_kv_cache: `KeyValueCache` to read and extend; `input` then holds only the new tokens.
 
         Raises:
-            ValueError: ids outside the vocabulary, more tokens than n_ctx, a layer out of range, text without a tokenizer.
+            ValueError: ids outside the vocabulary, more tokens than n_ctx, a layer out of range, no tokenizer for text.
         """
         start, stop = self._layer(start_at_layer, 0), self._layer(stop_at_layer, self.cfg.n_layers)
         if start_at_layer is None:
@@ -279,9 +289,9 @@ class HookedLM(CheckedHooks):
         return self.embed.W_E.T if self.cfg.tie_word_embeddings else self.unembed.W_U
 
     def stacked(self, name: str) -> Tensor:
-        """`name` ("attn.W_Q", "mlp.W_out", …) of all blocks, [layer …]."""
-        return torch.stack([block.get_parameter(name) if "W_K" not in name and "W_V" not in name
-                            else getattr(block.attn, name.split(".")[-1]) for block in self.blocks])  # fmt: skip
+        """`name` ("attn.W_Q", "mlp.W_out", …) of all blocks, [layer …]; grouped keys repeated to all heads."""
+        module, leaf = name.split(".")
+        return torch.stack([getattr(getattr(block, module), leaf) for block in self.blocks])
 
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"] | None:
@@ -323,7 +333,7 @@ class HookedLM(CheckedHooks):
     def to_tokens(
         self, text: str | list[str], prepend_bos: bool | None = None, truncate: bool = True, **_: Any
     ) -> Int[Tensor, "batch pos"]:
-        """Token ids of text, BOS first unless told otherwise; several texts must come out equally long, as nothing pads.
+        """Token ids of text, BOS first unless told otherwise; several texts must come out equally long: nothing pads.
 
         Raises:
             ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or texts of unequal length.
@@ -344,7 +354,7 @@ class HookedLM(CheckedHooks):
 
 @torch.no_grad()
 def initialize(model: HookedLM, generator: torch.Generator) -> None:
-    """Draw all weights: N(0, initializer_range), the residual writers W_O and W_out scaled down, norms one, the rest zero.
+    """Draw all weights: N(0, initializer_range), residual writers W_O and W_out scaled down, norms one, the rest zero.
 
     Routing queries start at zero, so a fresh attention-residual model averages its sources.
     """

@@ -26,7 +26,9 @@ def to_config(cfg: ModelConfig) -> dict[str, Any]:
         ValueError: the class has no word for attention residuals.
     """
     if cfg.extensions.attn_res is not None:
-        raise ValueError("export to TransformerLens: the model has attention residuals; HookedTransformer has only the plain stream")
+        raise ValueError(
+            "export to TransformerLens: the model has attention residuals; HookedTransformer has only the plain stream"
+        )
     fields = cfg.model_dump(mode="json", exclude=_NOT_EXPORTED, exclude_none=True)
     return fields | {"init_weights": False, "seed": None}
 
