@@ -117,7 +117,9 @@ def test_nan_activations_are_named():
 
 
 def test_density_histogram_puts_every_feature_in_its_bin():
-    density = torch.tensor([[1.0, 0.1, 0.01, 0.001, 0.0, 1e-9], [0.5, 0.0, 0.0, 0.05, 0.011, 1e-6]], dtype=torch.float64)
+    density = torch.tensor(
+        [[1.0, 0.1, 0.01, 0.001, 0.0, 1e-9], [0.5, 0.0, 0.0, 0.05, 0.011, 1e-6]], dtype=torch.float64
+    )
     edges, counts, n_dead = density_histogram(density, bin_width=1.0, lowest=-6.0)
     np.testing.assert_allclose(edges, [-6, -5, -4, -3, -2, -1])
     # powers of ten stand at the lower edge of their bin; 1 in the last one, 1e-9 in the first

@@ -1,4 +1,4 @@
-"""Training: equivalence with one SAE alone, the optimizer's arithmetic, resampling, exact resume, a known dictionary."""
+"""Training: one SAE alone, the optimizer's arithmetic, resampling, exact resume, a known dictionary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def sparse_data(n_inputs: int, n_tokens: int, d_in: int, n_features: int, seed: int, share: float = 0.05):
-    """(features, x): x = acts · features, unit feature directions, each active on `share` of tokens, height in (.5, 1.5)."""
+    """(features, x): x = acts · features; unit features, each active on `share` of tokens, its height in (.5, 1.5)."""
     generator = seeded(seed)
     features = torch.nn.functional.normalize(torch.randn(n_inputs, n_features, d_in, generator=generator), dim=-1)
     height = torch.rand(n_inputs, n_tokens, n_features, generator=generator) + 0.5
@@ -55,7 +55,10 @@ def test_a_sae_trained_with_others_equals_it_trained_alone(architecture, k, use_
     x = sparse_data(2, 600, 12, 30, seed=1)[1].double() + 0.3
     slots, l1 = [0, 1, 1, 0, 1], [0.01, 0.1, 0.4, 0.02, 1.5]
     sizes = {"d_in": 12, "d_sae": 40, "architecture": architecture, "k": k, "b_dec_init": "mean"}
-    sizes |= {"use_unit_norm_decoder": use_unit_norm_decoder, "decoder_init_norm": 1.0 if use_unit_norm_decoder else 0.1}
+    sizes |= {
+        "use_unit_norm_decoder": use_unit_norm_decoder,
+        "decoder_init_norm": 1.0 if use_unit_norm_decoder else 0.1,
+    }
     config = TrainConfig(
         n_steps=60, lr=3e-3, lr_warm_up_steps=5, lr_decay_steps=20, l1_warm_up_steps=10, dead_window=1,
         resample_steps=(20, 40), grad_clip=0.5,
@@ -251,7 +254,7 @@ def test_resume_is_exact_bit_for_bit(architecture, k):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_known_sparse_features_are_recovered_and_controls_are_worse(seed):
-    """40 unit directions in 16 dims, 2 active a token: mean over features of the best decoder cosine ≥ .9 (issue's bar)."""
+    """40 unit directions in 16 dims, 2 active a token: mean over features of the best decoder cosine ≥ .9."""
     features, x = sparse_data(1, 20_000, 16, 40, seed=seed)
     sae = StackedSAE(SAEConfig(n_saes=2, d_in=16, d_sae=64), seeded(seed))
     config = TrainConfig(
