@@ -117,7 +117,7 @@ def linear_cross_entropy(
 
     Logits exist for one chunk of rows at a time. `per_row` gives one loss a row and recomputes a chunk's logits in
     the backward pass; otherwise the result is Σ weights·loss (weights default to 1/rows) and the gradients are made
-    with it. Products run in x's dtype (the autocast dtype under autocast); the softmax is float32, float64 for float64 input.
+    with it. Products run in x's dtype (autocast's under autocast); the softmax is float32, float64 for float64 input.
 
     Args:
         x: residual after the final norm.

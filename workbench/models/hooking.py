@@ -65,7 +65,7 @@ class CheckedHooks(HookedRootModule):
         """Run forward and return (output, ActivationCache) of the hooks that `names_filter` selects.
 
         `names_filter` is a name, a list of names, a predicate, or None for every hook except the per-head inputs and
-        results (`hook_result`, `hook_q_input` …), which must be asked for. The remaining arguments are TransformerLens's.
+        results (`hook_result`, `hook_q_input` …), which must be asked for. Other arguments are TransformerLens's.
 
         Raises:
             ValueError: for a name that does not exist or did not fire, or a predicate that matches none.

@@ -1,0 +1,1 @@
+"""Ours beside the peer, in one process, by turns: medians, spreads, ratios."""
