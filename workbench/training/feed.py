@@ -12,10 +12,10 @@ from torch import Tensor
 
 from workbench.data.corpus import read_documents, split_documents
 from workbench.data.nca import NCASampler
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokenizer import load_tokenizer, vocabulary_size
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack_cached
 from workbench.training.objective import Batch
-from workbench.training.recipe import DataConfig, Recipe, automata
+from workbench.training.recipe import Recipe, automata
 
 SEEDS_APART = 1_000_003  # between the streams of two phases: a prime, so that small seeds do not meet
 HELD_OUT_SEED = (1 << 61) - 1  # of the automata that judge: far from any seed that a person gives
@@ -30,28 +30,25 @@ class Feed:
     held_out: TokenFile
 
 
-def open_feed(data: DataConfig, cache: str | Path | None = None) -> Feed:
-    """The packed text of a recipe, from the cache where it was packed before.
+def open_feed(recipe: Recipe, cache: str | Path | None = None) -> Feed:
+    """The packed text of a recipe, from the cache where it was packed before, checked against the recipe's model.
 
     Raises:
-        ValueError: data or tokenizer that do not exist or cannot be read; a text too small to be split.
+        ValueError: data or tokenizer that do not exist or cannot be read; a text too small to be split or to fill one
+            window; a tokenizer larger than the vocabulary.
     """
+    data = recipe.data
     tokenizer = load_tokenizer(data.tokenizer)
     documents = read_documents(data.source, text_column=data.text_column)
     train, held_out = split_documents(documents, data.held_out_fraction)
-    return Feed(tokenizer, pack_cached(train, tokenizer, cache), pack_cached(held_out, tokenizer, cache))
-
-
-def check_feed(feed: Feed, recipe: Recipe) -> None:
-    """Nothing; raises ValueError if the tokens do not fit the model, or there are too few of them."""
     d_vocab, n_ctx = recipe.model.d_vocab, recipe.model.n_ctx
-    if feed.train.d_vocab > d_vocab:
-        raise ValueError(
-            f"tokenizer: {recipe.data.tokenizer} has {feed.train.d_vocab} entries; want at most d_vocab = {d_vocab}"
-        )
+    if (size := vocabulary_size(tokenizer)) > d_vocab:
+        raise ValueError(f"tokenizer: {data.tokenizer} has {size} entries; want at most d_vocab = {d_vocab}")
+    feed = Feed(tokenizer, pack_cached(train, tokenizer, cache), pack_cached(held_out, tokenizer, cache))
     for what, tokens in (("train", feed.train), ("held-out", feed.held_out)):
         if tokens.n_tokens < n_ctx:
             raise ValueError(f"data: the {what} text has {tokens.n_tokens} tokens; want at least n_ctx = {n_ctx}")
+    return feed
 
 
 class Source:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from reports.tables import COLUMNS
 
@@ -16,7 +16,7 @@ NAME = "train_log.csv"
 
 
 class TrainLog:
-    """An open train_log.csv. Every row reaches the operating system at once and the disk at `sync`.
+    """An open train_log.csv, a context manager. Every row reaches the operating system at once and the disk at `sync`.
 
     Columns: reports' leading ones, then `extra`. A number that was not measured at a step is an empty cell.
     """
@@ -54,8 +54,10 @@ class TrainLog:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def close(self) -> None:
-        """Close the file; `sync` is the caller's."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
 

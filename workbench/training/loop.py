@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.models import HookedLM
 from workbench.models.load import resolve_device, wrap_tokenizer
 from workbench.runs import open_run
-from workbench.training.feed import SEEDS_APART, Feed, Source, check_feed, judging_batches, open_feed
+from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log import TrainLog
 from workbench.training.monitor import measure, monitor_columns
@@ -98,11 +98,13 @@ def train(
     autocast = autocast_dtype(device, dtype)
     settings = recipe.model_dump(mode="json", exclude={"model": {"device"}})
     config = {"verb": "train", "seed": seed, "dtype": dtype, "recipe": settings}
+    # Data that do not fit leave nothing behind; where something is in the way, that is said first.
+    is_new = not Path(out).exists() and not Path(f"{out}.partial").exists()
+    feed = open_feed(recipe, cache) if is_new else None
     with open_run(out, config, resume=resume, device=device, seed=seed) as run:
         if run.is_complete:
             return run.out
-        feed = open_feed(recipe.data, cache)
-        check_feed(feed, recipe)
+        feed = feed or open_feed(recipe, cache)
         weights_dtype = torch.float64 if dtype == "float64" else torch.float32
         trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype, autocast)
         with stop_requests() as request, progress_meter(recipe, enabled=progress) as meter:
@@ -133,15 +135,13 @@ class Trainer:
         self.device, self.autocast = device, autocast
         self._weights_dtype = weights_dtype
         self._window: list[StepRecord] = []  # steps since the last row of the log
-        extra = (*OWN_COLUMNS, *monitor_columns(recipe.model, recipe.monitor))
+        self._log_bytes: int | None = None  # length of the log at the checkpoint
+        self.position = Position()
         checkpoint = load_checkpoint(directory, device)
         if checkpoint is None:
-            self.position = Position()
             self._enter(0, None)
-            self._log = TrainLog(directory, extra)
         else:
             self._resume(checkpoint)
-            self._log = TrainLog(directory, extra, n_bytes=checkpoint.info["log_bytes"])
 
     @property
     def phase(self) -> Phase:
@@ -151,7 +151,8 @@ class Trainer:
     def run(self, request: StopRequest, meter: Meter, stop_after: int | None = None) -> None:
         """Train all phases to their end, or raise as `train` says."""
         last_step = None if stop_after is None else self.position.step + stop_after
-        try:
+        columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor))
+        with TrainLog(self.directory, columns, self._log_bytes) as self._log:
             if self.position.step == 0:
                 self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
             self._reset_clock()
@@ -165,8 +166,6 @@ class Trainer:
                 if self.position.phase + 1 == len(self.recipe.phases):
                     return
                 self._enter(self.position.phase + 1, self.model)
-        finally:
-            self._log.close()
 
     # --- one step
 
@@ -184,7 +183,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         record = StepRecord(
-            loss=torch.stack([p.loss.detach() for p in parts]).mean(),
+            loss=torch.stack([p.loss for p in parts]).mean(),
             grad_norm=grad_norm,
             vsm=_mean([p.vsm for p in parts]),
             sigma=_mean([p.sigma for p in parts]),
@@ -326,6 +325,7 @@ class Trainer:
         self._source.load_state_dict(info["data"])
         if self._pressure:
             self._pressure.load_state_dict(info["controller"])
+        self._log_bytes = info["log_bytes"]
         self._window = [StepRecord(*_with_nan(row)) for row in info["window"]]
         restore_random_state(tensors)
 

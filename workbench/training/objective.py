@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,22 +54,22 @@ def objective(
     vsm = phase.vsm
     grams: list[Tensor] = []
     entropies: list[Tensor] = []
-    hooks: list = []
-    if vsm is not None and vsm.on == "z":
-        hooks = [("attn.hook_z", lambda z, hook: grams.append(head_gram(z, vsm.group_size)))]
-    elif vsm is not None and (weight or vsm.coherence):
 
-        def note_pattern(pattern: Tensor, hook: object) -> None:
-            grams.append(pattern_gram(pattern, vsm.group_size))
-            if vsm.coherence:
-                entropies.append(attention_entropy(pattern))
+    def note(z_or_pattern: Tensor) -> None:
+        assert vsm is not None
+        if vsm.on == "z":
+            grams.append(head_gram(z_or_pattern, vsm.group_size))
+            return
+        grams.append(pattern_gram(z_or_pattern, vsm.group_size))
+        if vsm.coherence:
+            entropies.append(attention_entropy(z_or_pattern))
 
-        hooks = [("attn.hook_pattern", note_pattern)]
-    named: list = [(f"blocks.{layer}.{name}", note) for layer in range(model.cfg.n_layers) for name, note in hooks]
-    with precision(batch.tokens.device.type, autocast), model.hooks(fwd_hooks=named):
+    is_pressed = vsm is not None and (vsm.on == "z" or bool(weight or vsm.coherence))
+    watched = watching(model, f"attn.hook_{vsm.on}", note) if vsm is not None and is_pressed else nullcontext()
+    with precision(batch.tokens.device.type, autocast), watched:
         loss = model(batch.tokens, return_type="loss", loss_mask=batch.mask, z_loss=phase.z_loss)
     if not grams:
-        return Objective(total=loss, loss=loss)
+        return Objective(total=loss, loss=loss.detach())
     assert vsm is not None
     pressure = weight * vsm_loss(grams, vsm.steering)
     total = loss + pressure
@@ -76,6 +78,25 @@ def objective(
     with torch.no_grad():
         mean_sigma = torch.stack([sigma(gram) for gram in grams]).mean()
     return Objective(total, loss.detach(), pressure.detach(), mean_sigma)
+
+
+@contextmanager
+def watching(model: HookedLM, hook: str, note: Callable[[Tensor], None]) -> Iterator[None]:
+    """While it lasts, `note` sees the activation at `blocks.{l}.{hook}` of every layer, in order.
+
+    Handles of our own, since TransformerLens's context visits every hook point of the model each time it is left.
+    """
+
+    def see(point: object, inputs: object, activation: Any) -> None:
+        note(activation)
+
+    points = [model.hook_dict[f"blocks.{layer}.{hook}"] for layer in range(model.cfg.n_layers)]
+    handles = [point.register_forward_hook(see) for point in points]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -1,0 +1,424 @@
+"""The loop as a whole: what it writes, that it learns, stops, resumes to the bit, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+
+import workbench
+from reports.tables import COLUMNS, read_table
+from workbench.data.tokenizer import train_bpe
+from workbench.data.tokens import WindowSampler
+from workbench.models import HookedLM
+from workbench.models.load import load, weights_sha256
+from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, train
+from workbench.training.feed import open_feed
+from workbench.training.loop import Trainer
+from workbench.training.recipe import parse_recipe, phase_model
+
+WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
+MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
+PRESSURE = {"controller": {"kind": "proportional", "n_warmup_steps": 4, "every": 2}}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Forty small documents of random words, and a tokenizer of 300 entries for them."""
+    folder, rng = tmp_path_factory.mktemp("text"), random.Random(0)
+    rows = [{"text": " ".join(rng.choices(WORDS.split(), k=120))} for _ in range(40)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_bpe((row["text"] for row in rows), 300).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Packed tokens go to a directory of the tests' own, also in subprocesses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def language(text: Path, **changes) -> Recipe:
+    """One phase with VSM and a controller."""
+    phase = {
+        "n_steps": 12,
+        "batch_size": 2,
+        "n_accumulation": 2,
+        "vsm": PRESSURE,
+        "eval_every": 5,
+        "log_every": 2,
+        "optimizer": {"adamw": {"lr": 3e-3, "weight_decay": 0.1}},
+        "schedule": {"kind": "cosine", "n_warmup_steps": 3},
+    }
+    data = {
+        "source": str(text / "text.jsonl"),
+        "tokenizer": str(text),
+        "held_out_fraction": 0.1,
+        "n_held_out_windows": 8,
+    }
+    settings = {
+        "name": "tiny",
+        "model": MODEL,
+        "data": data,
+        "phases": [phase],
+        "monitor": {"every": 6, "n_sequences": 3},
+        "checkpoint": {"every": 4},
+    }
+    return apply_overrides(parse_recipe(settings), changes)
+
+
+def lineage(text: Path) -> Recipe:
+    """Automata first, then language with attention residuals, both under Muon: every kind of state there is."""
+    muon = {"muon": {"lr": 0.02, "momentum_start": 0.85, "n_momentum_steps": 5}, "adamw": {"lr": 3e-3}}
+    common = {"batch_size": 2, "optimizer": muon, "log_every": 1, "eval_every": 3, "z_loss": 1e-5}
+    nca = {"states": 4, "size": 4}
+    settings = {
+        "name": "tiny-lineage",
+        "model": MODEL | {"extensions": {"attn_res": {"boundaries": [0, 1]}}},
+        "data": {
+            "source": str(text / "text.jsonl"),
+            "tokenizer": str(text),
+            "held_out_fraction": 0.1,
+            "n_held_out_windows": 4,
+        },
+        "phases": [
+            common | {"name": "nca", "kind": "nca", "n_steps": 4, "nca": nca, "attn_res": "off"},
+            common | {"name": "language", "n_steps": 6, "vsm": PRESSURE},
+        ],
+        "monitor": {"every": 4, "n_sequences": 2},
+        "checkpoint": {"every": 3, "keep": 1},
+    }
+    return parse_recipe(settings)
+
+
+def run(recipe: Recipe, out: Path, **settings) -> Path:
+    return train(recipe, out, **({"device": "cpu", "dtype": "float32", "progress": False} | settings))
+
+
+def digest(directory: Path) -> str:
+    return weights_sha256(load(directory, device="cpu"))
+
+
+def log_without_times(directory: Path):
+    return read_table(directory, "train_log").drop(columns="tokens_per_s")
+
+
+def test_a_run_leaves_what_it_should(text, tmp_path):
+    out = run(language(text), tmp_path / "run")
+    assert out == tmp_path / "run"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.toml", "env.json", "latest", "manifest.json", "step_00000008", "step_00000012", "train_log.csv",
+    ]  # fmt: skip
+    assert (out / "latest").read_text() == "step_00000012\n"
+    assert sorted(p.name for p in (out / "step_00000012").iterdir()) == [
+        "hooked_config.json", "model.safetensors", "special_tokens.json", "tokenizer.json", "train_state.json",
+        "train_state.safetensors",
+    ]  # fmt: skip
+    model = load(out, device="cpu")
+    assert model.cfg.n_layers == 2
+    assert model.to_tokens("the king").shape[1] == 3
+
+    log = read_table(out, "train_log")
+    assert tuple(log.columns[: len(COLUMNS["train_log"])]) == COLUMNS["train_log"]
+    assert log["step"].tolist() == [0, 2, 4, 5, 6, 8, 10, 12]
+    assert log["n_tokens"].tolist() == [step * 4 * 16 for step in log["step"]]
+    assert log["held_out_loss"].notna().tolist() == [s in (0, 5, 10, 12) for s in log["step"]]
+    assert log["sigma_residual"].notna().tolist() == [s in (0, 6, 12) for s in log["step"]]
+    trained = log[log["step"] > 0]
+    for column in ("loss", "vsm_loss", "lambda", "lr", "grad_norm", "tokens_per_s", "sigma_train"):
+        assert trained[column].notna().all(), column
+    assert {"sigma_z.1", "sigma_pattern.0", "sigma_residual.1", "nuclear_rank.W_O.1", "bos_mass.0"} <= set(log.columns)
+    assert set(log["model"]) == {"tiny"}
+    assert set(log["phase"]) == {"language"}
+
+
+def test_the_loop_does_what_a_loop_written_out_does(text, tmp_path):
+    """Eight steps by hand in float64: sampling, accumulation, λ, clipping, AdamW, schedule."""
+    recipe = language(text, **{"phases.0.n_steps": 8, "monitor.every": 0, "phases.0.clip_norm": 0.5})
+    out = run(recipe, tmp_path / "run", dtype="float64", seed=3)
+    model = HookedLM(phase_model(recipe, 0), seed=3).double()
+    sampler = WindowSampler(open_feed(recipe).train, 16, 2, seed=3)
+    decayed = [p for n, p in model.named_parameters() if ".W_" in n]
+    rest = [p for n, p in model.named_parameters() if ".W_" not in n]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=3e-3
+    )
+    weight, last_sigma = 0.0, 0.0
+    for step in range(8):
+        if step < 4:
+            weight = 0.05 * step / 4
+        elif step % 2 == 0:
+            weight = min(max(weight + 0.5 * (last_sigma - 0.0035), 0.0), 0.25)
+        share = (step + 1) / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 5)) / 2
+        for group in adamw.param_groups:
+            group["lr"] = 3e-3 * share
+        sigmas = []
+        for _ in range(2):
+            tokens = sampler.next_batch()
+            seen: list[torch.Tensor] = []
+            hooks = [(f"blocks.{layer}.attn.hook_z", lambda z, hook, seen=seen: seen.append(z)) for layer in range(2)]
+            loss = model.run_with_hooks(tokens, return_type="loss", fwd_hooks=hooks)
+            for z, depth in zip(seen, (1 / 8, 1.0), strict=True):
+                z = z.permute(2, 0, 1, 3).flatten(1)
+                unit = z / z.norm(dim=1, keepdim=True)
+                gram = unit @ unit.T
+                loss = loss + weight * depth * torch.linalg.norm(gram - torch.eye(4))
+                sigmas.append(float((gram.detach().abs().sum() - 4) / 12))
+            (loss / 2).backward()
+        last_sigma = sum(sigmas) / 4
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        adamw.step()
+        adamw.zero_grad()
+    trained = dict(load(out, device="cpu").named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(trained[name], parameter, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_training_lowers_the_held_out_loss(text, tmp_path):
+    recipe = language(text, **{"phases.0.n_steps": 100, "phases.0.optimizer.adamw.lr": 1e-2, "monitor.every": 0})
+    log = read_table(run(recipe, tmp_path / "run"), "train_log")
+    held_out = log["held_out_loss"].dropna().tolist()
+    assert held_out[0] == pytest.approx(math.log(300), abs=0.1)
+    # eighteen words in random order: ln 18 = 2.9 nats is the best possible
+    assert held_out[-1] < 3.6
+    assert log["loss"].iloc[-1] < 3.6
+
+
+def test_pressure_lowers_sigma(text, tmp_path):
+    # at initialisation the heads of so small a model share little: strong pressure, all layers alike
+    free = language(text, **{"phases.0.vsm": None, "phases.0.n_steps": 40})
+    pressed = language(
+        text,
+        **{"phases.0.n_steps": 40, "phases.0.vsm": {"controller": {"kind": "fixed", "weight": 1.0}, "steering": 0.0}},
+    )
+    sigmas = {}
+    for name, recipe in (("free", free), ("pressed", pressed)):
+        log = read_table(run(recipe, tmp_path / name), "train_log")
+        sigmas[name] = log["sigma_z"].dropna().iloc[-1]
+        assert log["lambda"].isna().all() == (name == "free")
+    assert sigmas["pressed"] < 0.5 * sigmas["free"]
+
+
+@pytest.mark.parametrize("kind", [language, lineage], ids=["vsm", "lineage"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(kind, text, tmp_path):
+    digests = [digest(run(kind(text), tmp_path / f"{i}", seed=seed)) for i, seed in enumerate((0, 0, 1))]
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+    a, b = (log_without_times(tmp_path / str(i)) for i in (0, 1))
+    assert a.equals(b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop", [1, 6])
+def test_an_interrupted_run_ends_as_one_that_never_stopped(text, tmp_path, stop, dtype):
+    whole = run(language(text), tmp_path / "whole", dtype=dtype)
+    with pytest.raises(Interrupted, match=rf"stopped after step {stop} .*step_0000000{stop}"):
+        run(language(text), tmp_path / "cut", dtype=dtype, stop_after=stop)
+    assert not (tmp_path / "cut").exists()
+    with pytest.raises(Interrupted, match=f"step {stop + 2}"):
+        run(language(text), tmp_path / "cut", dtype=dtype, resume=True, stop_after=2)
+    cut = run(language(text), tmp_path / "cut", dtype=dtype, resume=True)
+    assert digest(cut) == digest(whole)
+    assert log_without_times(cut).equals(log_without_times(whole))
+
+
+def test_the_transition_resumes_exactly(text, tmp_path):
+    whole = run(lineage(text), tmp_path / "whole")
+    for stop in (2, 4, 5):
+        out = tmp_path / f"cut{stop}"
+        with pytest.raises(Interrupted):
+            run(lineage(text), out, stop_after=stop)
+        assert digest(run(lineage(text), out, resume=True)) == digest(whole)
+    log = read_table(whole, "train_log")
+    assert log["phase"].tolist()[:5] == ["nca"] * 5
+    assert set(log["phase"].tolist()[5:]) == {"language"}
+
+
+def test_what_the_transition_keeps_and_what_it_draws_anew(text, tmp_path):
+    recipe, feed = lineage(text), open_feed(lineage(text))
+    tmp_path.joinpath("run").mkdir()
+    trainer = Trainer(recipe, feed, tmp_path / "run", seed=0, device="cpu")
+    first = trainer.model
+    assert (first.cfg.d_vocab, first.cfg.extensions.attn_res, first.tokenizer) == (4**4 + 2, None, None)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter += 1
+    trainer._enter(1, first)
+    second = trainer.model
+    assert second.cfg.d_vocab == 300
+    assert second.tokenizer is not None
+    for name, parameter in second.named_parameters():
+        if "route_" in name:
+            assert float(parameter.detach().abs().sum()) == (0 if name.endswith("query") else 16), name
+        elif name.startswith(("embed.", "unembed.")):
+            assert float(parameter.detach().abs().max()) < 0.5, name
+        else:
+            assert torch.equal(parameter, first.get_parameter(name)), name
+    assert not trainer.optimizer.state_dict()
+
+
+@pytest.mark.parametrize("routing", ["carry", "reset"])
+def test_routing_is_carried_or_reset(text, tmp_path, routing):
+    settings = lineage(text).model_dump(mode="json")
+    settings["phases"][0]["attn_res"], settings["phases"][1]["attn_res"] = "carry", routing
+    tmp_path.joinpath("run").mkdir()
+    recipe = parse_recipe(settings)
+    trainer = Trainer(recipe, open_feed(recipe), tmp_path / "run", seed=0, device="cpu")
+    with torch.no_grad():
+        trainer.model.route_final.query += 1
+    trainer._enter(1, trainer.model)
+    assert float(trainer.model.route_final.query.detach()[0]) == (1 if routing == "carry" else 0)
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from workbench.training import load_recipe, train
+from workbench.training.loop import Trainer
+
+recipe, out, points = load_recipe(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+
+
+def die_at(kind, n):
+    # SIGKILL at the n-th fsync (the moments of a save) or the n-th step of this process
+    owner, name = (os, "fsync") if kind == "fsync" else (Trainer, "_step")
+    real, left = getattr(owner, name), [n]
+
+    def counted(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    setattr(owner, name, counted)
+
+
+def in_child(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def attempt(directory, resume, kind=None, n=0):
+    def work():
+        if kind:
+            die_at(kind, n)
+        train(recipe, directory, dtype="float32", device="cpu", progress=False, resume=resume)
+
+    return in_child(work)
+
+
+assert attempt(out / "whole", False) == 0
+killed, resume = 0, False
+for point in points:
+    kind, n = point.split(":")
+    killed += attempt(out / "cut", resume, kind, int(n)) == -signal.SIGKILL
+    resume = True
+while attempt(out / "cut", True) != 0:
+    pass
+print(killed)
+"""
+
+
+def test_killed_runs_go_on_to_the_same_weights(text, tmp_path):
+    """kill -9 in the middle of steps and saves, in the first phase, at the transition: one run, again and again."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tomli_w.dumps(lineage(text).model_dump(mode="json", exclude_none=True)))
+    points = ["step:2", "fsync:4", "fsync:9", "step:4", "fsync:12", "step:2"]
+    command = [sys.executable, "-c", SCRIPT, str(recipe), str(tmp_path), *points]
+    root = Path(workbench.__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) >= 5, done.stdout
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    assert log_without_times(tmp_path / "cut").equals(log_without_times(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_finish_the_step_and_save(text, tmp_path, number, monkeypatch):
+    real = Trainer._step
+
+    def step_then_signal(self):
+        real(self)
+        if self.position.step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_step", step_then_signal)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=rf"step 3 \({number.name}\)"):
+        run(language(text), tmp_path / "run")
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "run.partial" / "latest").read_text() == "step_00000003\n"
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(text, tmp_path, what, monkeypatch):
+    real = Trainer._step
+
+    def poisoned(self):
+        if self.position.step == 6:
+            with torch.no_grad():
+                self.model.ln_final.w[0] = math.nan if what == "loss" else 1e30
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"at step 7; the last good checkpoint is .*step_00000004"):
+        run(language(text), tmp_path / "run")
+    assert digest(tmp_path / "run.partial")
+    monkeypatch.setattr(Trainer, "_step", real)
+    assert digest(run(language(text), tmp_path / "run", resume=True)) == digest(run(language(text), tmp_path / "clean"))
+
+
+def test_resuming_a_finished_run_returns_it(text, tmp_path):
+    out = run(language(text), tmp_path / "run")
+    before = time.time_ns()
+    assert run(language(text), tmp_path / "run", resume=True) == out
+    assert all(path.stat().st_mtime_ns < before for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": -1}, "seed: got -1"),
+        ({"dtype": "int4"}, "dtype: got 'int4'"),
+        ({"device": "abacus"}, "device: got 'abacus'"),
+        ({"overrides": {"phases.0.n_steps": -1}}, "phases.0.n_steps"),
+        ({"overrides": {"data.source": "no/such/text"}}, "no/such/text"),
+        ({"overrides": {"data.tokenizer": "gpt2"}}, "gpt2 has 50257 entries; want at most d_vocab = 300"),
+        ({"overrides": {"model.n_ctx": 1 << 20}}, "text has .* tokens; want at least n_ctx"),
+        ({"resume": True, "overrides": {"phases.0.n_steps": 13}}, "n_steps is 12 .* got 13"),
+        ({}, "already exists"),
+    ],
+)
+def test_bad_input(text, tmp_path_factory, settings, message):
+    directory = tmp_path_factory.getbasetemp() / "finished"
+    if not directory.exists():
+        run(language(text), directory)
+    out = directory if settings.get("resume") or not settings else directory.parent / "new"
+    with pytest.raises(ValueError, match=message):
+        run(language(text), out, **settings)
+    assert not (directory.parent / "new").exists()
+
+
+def test_the_progress_bar_goes_to_stderr(text, tmp_path, capfd):
+    run(language(text), tmp_path / "run", progress=True)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "step 12/12" in shown.err
+    assert "tokens/s" in shown.err
