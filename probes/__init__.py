@@ -17,6 +17,15 @@ from probes.distances import (
     levenshtein_distances,
     ordinal_distances,
 )
+from probes.intrinsic_dimension import (
+    GrideResult,
+    TwoNNCurve,
+    TwoNNResult,
+    gride,
+    two_nn,
+    two_nn_curve,
+    two_nn_from_distances,
+)
 from probes.mantel import (
     MantelManyResult,
     MantelResult,
@@ -42,6 +51,7 @@ __all__ = [
     "ConfidenceInterval",
     "ConstantInputWarning",
     "DuplicatePointsWarning",
+    "GrideResult",
     "LowPrecisionWarning",
     "MantelManyResult",
     "MantelResult",
@@ -49,6 +59,8 @@ __all__ = [
     "PartialMantelResult",
     "ProbeWarning",
     "SmallSampleWarning",
+    "TwoNNCurve",
+    "TwoNNResult",
     "benjamini_hochberg",
     "cosine_distances",
     "cyclic_distances",
@@ -56,6 +68,7 @@ __all__ = [
     "euclidean_distances",
     "gini",
     "great_circle_km",
+    "gride",
     "levenshtein_distances",
     "mantel",
     "mantel_many",
@@ -69,5 +82,8 @@ __all__ = [
     "ranks_of_spectrum",
     "singular_values",
     "stable_rank",
+    "two_nn",
+    "two_nn_curve",
+    "two_nn_from_distances",
     "westfall_young",
 ]
