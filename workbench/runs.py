@@ -240,7 +240,11 @@ def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
         if any(partial.iterdir()):
             raise ValueError(f"out: {partial} has no {CONFIG}; want an unfinished run's directory")
     partial.mkdir(exist_ok=True)
-    atomic_write(partial / CONFIG, tomli_w.dumps(resolved))
+    try:
+        atomic_write(partial / CONFIG, tomli_w.dumps(resolved))
+    except BaseException:
+        partial.rmdir()  # on a full disk: nothing was begun, so nothing is left to resume or to remove
+        raise
     _sync(partial.parent)
     return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -438,3 +439,41 @@ def test_atomic_write_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Mon
         runs.atomic_write(file, b"new")
     assert file.read_bytes() == b"\0\1"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing_and_at_the_end_the_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync is where a full disk shows last; it fails at the n-th call, for every n that a run makes."""
+    calls, real, n = 0, os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == n:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    def job(resume: bool) -> None:
+        with runs.open_run(tmp_path / "run", CONFIG, resume=resume) as run:
+            (run.path / "x").write_text("x")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for n in range(1, 100):
+        calls = 0
+        try:
+            job(resume=False)
+        except OSError:
+            left = sorted(p.name for p in tmp_path.iterdir())
+            assert left in ([], ["run.partial"], ["run"])
+            if left == ["run.partial"]:
+                n_failed, n = n, 0
+                job(resume=True)
+                n = n_failed
+            if left:
+                runs.verify_manifest(tmp_path / "run")
+                shutil.rmtree(tmp_path / "run")
+            continue
+        break
+    assert 8 < n < 99
+    runs.verify_manifest(tmp_path / "run")
