@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import os
@@ -21,44 +22,50 @@ class TrainLog:
     Columns: reports' leading ones, then `extra`. A number that was not measured at a step is an empty cell.
     """
 
-    def __init__(self, directory: Path, extra: Sequence[str], n_bytes: int | None = None) -> None:
-        """n_bytes: length at the checkpoint that is resumed from, to which the file is cut; None starts a new file.
+    def __init__(self, directory: Path, extra: Sequence[str], at: Mapping[str, Any] | None = None) -> None:
+        """at: what `sync` gave at the checkpoint to resume from, to which the file is cut; None starts a new file.
 
         Raises:
-            ValueError: naming the file, if it is shorter than the checkpoint says or has other columns.
+            ValueError: naming the file, if it is not the one that the checkpoint was saved with, or has other columns.
         """
         self.path = directory / NAME
         self.columns = (*COLUMNS["train_log"], *extra)
         header = _line(self.columns)
-        if n_bytes is None:
+        self._digest = hashlib.sha256()
+        if at is None:
             self._file = self.path.open("wb", buffering=0)
-            self._file.write(header)
+            self._append(header)
             return
-        if not self.path.is_file() or self.path.stat().st_size < n_bytes:
-            raise ValueError(f"train log: {self.path} is shorter than at the checkpoint; want at least {n_bytes} bytes")
-        self._file = self.path.open("r+b", buffering=0)
-        if self._file.read(len(header)) != header:
-            self._file.close()
+        before = self.path.read_bytes()[: at["n_bytes"]] if self.path.is_file() else b""
+        self._digest.update(before)
+        if self._digest.hexdigest() != at["sha256"]:
+            raise ValueError(f"train log: {self.path} is altered or cut; want the file of the checkpoint")
+        if not before.startswith(header):
             raise ValueError(f"train log: {self.path} has other columns; want the log of this recipe")
-        self._file.truncate(n_bytes)
-        self._file.seek(n_bytes)
+        self._file = self.path.open("r+b", buffering=0)
+        self._file.truncate(len(before))
+        self._file.seek(len(before))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; nan and absent values are empty cells."""
         unknown = row.keys() - set(self.columns)
         assert not unknown, f"train log: no column for {sorted(unknown)}"
-        self._file.write(_line([_cell(row.get(column)) for column in self.columns]))
+        self._append(_line([_cell(row.get(column)) for column in self.columns]))
 
-    def sync(self) -> int:
-        """The file's length in bytes, after all rows are on disk."""
+    def sync(self) -> dict[str, Any]:
+        """{"n_bytes", "sha256"} of the file, after all rows are on disk."""
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        return {"n_bytes": self._file.tell(), "sha256": self._digest.hexdigest()}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        self._file.write(line)
+        self._digest.update(line)
 
 
 def _cell(value: Any) -> Any:

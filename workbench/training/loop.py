@@ -135,7 +135,7 @@ class Trainer:
         self.device, self.autocast = device, autocast
         self._weights_dtype = weights_dtype
         self._window: list[StepRecord] = []  # steps since the last row of the log
-        self._log_bytes: int | None = None  # length of the log at the checkpoint
+        self._log_at: dict[str, Any] | None = None  # length and sha256 of the log at the checkpoint
         self.position = Position()
         checkpoint = load_checkpoint(directory, device)
         if checkpoint is None:
@@ -152,7 +152,7 @@ class Trainer:
         """Train all phases to their end, or raise as `train` says."""
         last_step = None if stop_after is None else self.position.step + stop_after
         columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor))
-        with TrainLog(self.directory, columns, self._log_bytes) as self._log:
+        with TrainLog(self.directory, columns, self._log_at) as self._log:
             if self.position.step == 0:
                 self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
             self._reset_clock()
@@ -270,7 +270,7 @@ class Trainer:
             "data": self._source.state_dict(),
             "controller": self._pressure.state_dict() if self._pressure else None,
             "window": [[r.loss, r.grad_norm, _or_none(r.vsm), _or_none(r.sigma)] for r in self._window],
-            "log_bytes": self._log.sync(),
+            "log": self._log.sync(),
         }
         keep = self.recipe.checkpoint.keep
         return save_checkpoint(self.directory, self.position, self.model, tensors, info, keep)
@@ -325,7 +325,7 @@ class Trainer:
         self._source.load_state_dict(info["data"])
         if self._pressure:
             self._pressure.load_state_dict(info["controller"])
-        self._log_bytes = info["log_bytes"]
+        self._log_at = info["log"]
         self._window = [StepRecord(*_with_nan(row)) for row in info["window"]]
         restore_random_state(tensors)
 

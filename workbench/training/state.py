@@ -10,6 +10,7 @@ A checkpoint is written beside under a temporary name, flushed to disk and renam
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from workbench.runs import atomic_write, sha256_file
 
 LATEST, TENSORS, INFO = "latest", "train_state.safetensors", "train_state.json"
 FORMAT = "workbench-train-state/1"
-HASHED = ("model.safetensors", "hooked_config.json", TENSORS)
+REQUIRED = {"model.safetensors", "hooked_config.json", TENSORS}
 _STEP = re.compile(r"^step_(\d{8,})$")
 _TEMPORARY = re.compile(r"^\.step_\d+\.[0-9a-f]{8}\.tmp$")
 
@@ -88,9 +89,10 @@ def save_checkpoint(
         save(model, temporary)
         # safetensors wants the numbers in C order; a moment takes its weight's strides again when it is loaded
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
-        hashes = {name: sha256_file(temporary / name) for name in HASHED}
-        text = json.dumps({"format": FORMAT, "position": asdict(position), "sha256": hashes, **info}, indent=2)
-        (temporary / INFO).write_text(text + "\n", encoding="utf-8")
+        hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        content = {"format": FORMAT, "position": asdict(position), "sha256": hashes, **info}
+        text = json.dumps(content | {"own_sha256": _sha256_of(content)}, indent=2) + "\n"
+        (temporary / INFO).write_text(text, encoding="utf-8")
         for path in (*sorted(temporary.iterdir()), temporary):
             _sync(path)
         if target.exists():  # of a run that was killed before `latest` named it
@@ -176,15 +178,22 @@ def _read_info(path: Path) -> dict[str, Any]:
         info = json.loads(file.read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint: {file} is not JSON ({error}); want the file that training wrote") from None
-    if not isinstance(info, dict) or info.pop("format", None) != FORMAT:
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"checkpoint: {file} is of another program; want format {FORMAT!r}")
+    if info.pop("own_sha256", None) != _sha256_of(info):
+        raise ValueError(f"checkpoint: {file} is altered; want the file that training wrote")
+    del info["format"]
     position, hashes = info.get("position"), info.get("sha256")
     fields = Position.__dataclass_fields__
     if not isinstance(position, dict) or set(position) != set(fields) or not all(map(_is_count, position.values())):
         raise ValueError(f"checkpoint: {file} has no whole position; want {', '.join(fields)}, each a count")
-    if not isinstance(hashes, dict) or set(hashes) != set(HASHED):
-        raise ValueError(f"checkpoint: {file} lacks the sha256 of {', '.join(HASHED)}")
+    if not isinstance(hashes, dict) or not set(hashes) >= REQUIRED or any(Path(n).name != n for n in hashes):
+        raise ValueError(f"checkpoint: {file} lacks the sha256 of {', '.join(sorted(REQUIRED))}")
     return info
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_count(value: Any) -> bool:
