@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from workbench import runs
 
-CONFIG = {"name": "a", "seed": 3, "lr": 1e-3, "no": None, "model": {"n_layers": 2, "no": None}, "hooks": ("x", "y")}
+CONFIG = {
+    "name": "a",
+    "seed": 3,
+    "n": 1,
+    "lr": 1e-3,
+    "no": None,
+    "model": {"n_layers": 2, "no": None},
+    "hooks": ("x", "y"),
+}
 
 
 def _whole(directory: Path) -> Path:
@@ -42,7 +50,7 @@ def test_a_run_becomes_whole_with_its_three_records(tmp_path: Path) -> None:
         (run.path / "x.txt").write_text("x")
     assert sorted(p.name for p in out.parent.iterdir()) == ["run"]  # no lock, no partial
     assert sorted(p.name for p in out.iterdir()) == ["config.toml", "env.json", "manifest.json", "x.txt"]
-    kept = {"name": "a", "seed": 3, "lr": 1e-3, "model": {"n_layers": 2}, "hooks": ["x", "y"]}
+    kept = {"name": "a", "seed": 3, "n": 1, "lr": 1e-3, "model": {"n_layers": 2}, "hooks": ["x", "y"]}
     assert runs.read_config(out) == runs.read_config(out / "config.toml") == kept
     env = json.loads((out / "env.json").read_text())
     assert env["seed"] == 7
@@ -121,7 +129,7 @@ def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"seed": 4}, r"resume: seed is 3 .*, got 4"),
-        ({"seed": True}, r"resume: seed is 3 .*, got True"),
+        ({"n": True}, r"resume: n is 1 .*, got True"),
         ({"model": {"n_layers": 3}}, r"resume: model\.n_layers is 2 .*, got 3"),
         ({"model": {"n_layers": 2, "more": 1}}, r"resume: model\.more is 'absent' .*, got 1"),
         ({"lr": None}, r"resume: lr is 0\.001 .*, got 'absent'"),
@@ -282,6 +290,29 @@ def test_the_same_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
     ):
         pass
     runs.verify_manifest(tmp_path / "run")
+
+
+def test_a_lock_file_removed_between_opening_and_locking_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder before us removes the file just after we opened it: our lock would be on a file nobody else sees."""
+    real = runs._open_lock
+    opened = []
+
+    def racing(path: Path) -> object:
+        opened.append(real(path))
+        if len(opened) == 1:
+            path.unlink()
+        return opened[-1]
+
+    monkeypatch.setattr(runs, "_open_lock", racing)
+    with (
+        runs.locked(tmp_path / "run"),
+        pytest.raises(ValueError, match="is being written by process"),
+        runs.locked(tmp_path / "run"),
+    ):
+        pass
+    assert len(opened) == 3
 
 
 def test_one_of_many_racing_processes_wins(tmp_path: Path) -> None:
