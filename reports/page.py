@@ -36,6 +36,10 @@ VERDICTS = {
 }
 
 
+# what the page knows of a finding or a claim; others are ignored
+CLAIM_KEYS = ("finding", "why", "claim", "published", "measured", "ci_low", "ci_high", "n", "measure", "control")
+
+
 @dataclass(frozen=True)
 class Shown:
     """A panel as the page shows it: numbered, with its grids, or its figure's variants, or what it lacks."""
@@ -69,7 +73,7 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
         scripts=SCRIPTS,
         styles=STYLES,
         title=study.record.get("title") or Path(directory).resolve().name,
-        record=study.record,
+        notes=[as_text(note) for note in study.record.get("notes", ())],
         facts=describe(study.record),
         models=model_rows(study),
         findings=[with_verdict(finding) for finding in study.record.get("findings", ())],
@@ -192,21 +196,15 @@ def with_verdict(row: Mapping[str, Any]) -> dict[str, str]:
     """Return a finding or a claim as text, with the mark and the class of its verdict."""
     verdict = str(row.get("verdict", ""))
     mark, kind = VERDICTS.get(verdict.strip().lower(), ("", "none"))
-    return {
-        **{str(key): measure_text(value) for key, value in row.items()},
-        "mark": mark,
-        "kind": kind,
-        "verdict": verdict,
-    }
+    texts = {key: measure_text(row[key]) for key in CLAIM_KEYS if row.get(key) is not None}
+    return {**dict.fromkeys(CLAIM_KEYS, ""), **texts, "mark": mark, "kind": kind, "verdict": verdict}
 
 
 def ledger_rows(study: Study) -> list[dict[str, str]]:
     """Return the claims ledger, if the study has one with its claims, figures and verdicts."""
     if problems(study, {"claims": ("claim", "published", "measured", "verdict")}):
         return []
-    optional = ("ci_low", "ci_high", "n", "measure", "source_table", "control")
-    claims = study.tables["claims"]
-    rows = claims.assign(**{column: "" for column in optional if column not in claims}).to_dict("records")
+    rows = study.tables["claims"].to_dict("records")
     return [with_verdict({str(key): value for key, value in row.items()}) for row in rows]
 
 

@@ -112,12 +112,12 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     if len(models) < 2:
         return {model: model for model in models}
     shortest = min(len(parts) for parts in words)
-    start = 0
-    while start < shortest - 1 and len({parts[start] for parts in words}) == 1:
-        start += 1
-    end = 0
-    while end < shortest - start - 1 and len({parts[-1 - end] for parts in words}) == 1:
+    end = 0  # the end first: "nano" says less than what a name begins with
+    while end < shortest - 1 and len({parts[-1 - end] for parts in words}) == 1:
         end += 1
+    start = 0
+    while start < shortest - end - 1 and len({parts[start] for parts in words}) == 1:
+        start += 1
     return {model: "-".join(parts[start : len(parts) - end]) for model, parts in zip(models, words, strict=True)}
 
 

@@ -176,7 +176,7 @@ def read_csv(path: Path) -> pd.DataFrame:
             low_memory=False,
         )
     except pd.errors.ParserError as error:
-        raise ValueError(f"{path}: not a whole CSV ({error}); want {len(header)} cells a row") from error
+        raise ValueError(f"{path}: not a whole CSV ({str(error).strip()}); want {len(header)} cells a row") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

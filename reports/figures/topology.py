@@ -70,11 +70,9 @@ def _add_heatmap(fig: go.Figure, rows: pd.DataFrame, model: str, where: Cell, *,
     )
     ticks = {"tickvals": heads[:: max(1, (len(heads) + 3) // 4)], "ticks": "", "showgrid": False, "showline": False}
     fig.update_xaxes(**ticks, constrain="domain", **where)
-    fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", **where)
-    axes = list(fig.select_xaxes(**where))
-    fig.update_yaxes(scaleanchor=axes[0].plotly_name.replace("axis", ""), **where)
-    if is_leftmost:
-        fig.update_yaxes(title={"text": label(model), "font": {"size": 11, "color": INK}, "standoff": 4}, **where)
+    ticks["title"] = {"text": label(model) if is_leftmost else None, "font": {"size": 11, "color": INK}, "standoff": 4}
+    square_with = str(fig.data[-1].xaxis)  # one unit of heads is as high as wide
+    fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", scaleanchor=square_with, **where)
 
 
 def redundancy_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:

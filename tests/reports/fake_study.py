@@ -142,7 +142,7 @@ def write_topology(directory: Path, rng: np.random.Generator, runs, n_layers: in
                 noise = rng.normal(size * (basis == "pattern"), size, (n_heads, n_heads))
                 cos = np.clip((noise + noise.T) / 2, -0.99, 0.99)
                 np.fill_diagonal(cos, 1.0)
-                off = np.abs(cos[~np.eye(n_heads, dtype=bool)])
+                off = np.abs(cos[~np.eye(n_heads, dtype=bool)]) if n_heads > 1 else np.array([np.nan])
                 pairs = [(i, j) for i in range(n_heads) for j in range(n_heads)]
                 cosines += [(model, seed, layer, basis, i, j, cos[i, j]) for i, j in pairs]
                 rank = 59.0 - 34 * depth * is_adaptive(model) + rng.normal() if basis == "z" else np.nan

@@ -1,0 +1,79 @@
+"""atlas.html: what it takes, what it refuses, what it weighs. What it does is tested in a browser."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from fake_study import feature_atlas, write_fake_study
+
+from reports.atlas import write_atlas
+from reports.tables import read_table
+
+
+def test_a_directory_and_its_tables_give_the_same_features(made_study, tmp_path):
+    tables = {name: read_table(made_study, name) for name in ("feature_atlas", "ablation_results")}
+    from_directory = write_atlas(made_study, tmp_path / "a.html").read_text(encoding="utf-8")
+    from_tables = write_atlas(tables, tmp_path / "sub" / "b.html").read_text(encoding="utf-8")
+    data = [re.search(r'id="page-data">([^<]*)<', page)[1] for page in (from_directory, from_tables)]
+    assert data[0] == data[1]
+    assert "384 sparse-autoencoder features of 2 models" in from_tables
+    assert 'href="report.html"' in from_directory
+    assert 'href="report.html"' not in from_tables
+
+
+def test_the_page_is_the_same_every_time(made_study, tmp_path):
+    pages = [write_atlas(made_study, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+
+
+def test_no_token_stands_in_the_page_as_written(made_study, tmp_path):
+    page = write_atlas(made_study, tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "pwned" not in page
+    assert page.lower().count("</script>") == len(re.findall(r"<script\b", page))
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        (["top_contexts", "density"], r"feature_atlas: the columns density, top_contexts are missing"),
+        (None, r"no feature_atlas among ablation_results; want feature_atlas.csv"),
+    ],
+)
+def test_what_it_cannot_draw_is_named(made_study, tmp_path, drop, message):
+    tables = {"ablation_results": read_table(made_study, "ablation_results")}
+    if drop:
+        tables["feature_atlas"] = read_table(made_study, "feature_atlas").drop(columns=drop)
+    with pytest.raises(ValueError, match=message):
+        write_atlas(tables, tmp_path / "a.html")
+
+
+def test_leading_columns_are_enough(made_study, tmp_path):
+    table = read_table(made_study, "feature_atlas").drop(columns=["seed", "dead", "neighbours", "match"])
+    assert write_atlas({"feature_atlas": table}, tmp_path / "a.html").is_file()
+
+
+def test_an_atlas_without_features_is_drawn(made_study, tmp_path):
+    assert write_atlas(
+        {"feature_atlas": read_table(made_study, "feature_atlas").iloc[:0]}, tmp_path / "a.html"
+    ).is_file()
+
+
+def test_one_model_with_nothing_but_dead_features_is_drawn(tmp_path):
+    write_fake_study(tmp_path, models=("solo",), n_layers=1, n_heads=1, d_sae=4, empty_sae=True)
+    assert write_atlas(tmp_path, tmp_path / "atlas.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_layers", "n_heads", "d_sae", "n_contexts", "limit"),
+    [(4, 8, 128, 5, 6_000_000), (5, 5, 512, 10, 12_000_000)],
+    ids=["nano: 64 heads", "50 heads of 512"],
+)
+def test_sizes(tmp_path, n_layers, n_heads, d_sae, n_contexts, limit):
+    models = ("control", "adaptive")
+    rng = np.random.default_rng(0)
+    table = feature_atlas(rng, models, n_layers, n_heads, d_sae, n_contexts, 32, hostile=True, empty=False)
+    assert len(table) == 2 * n_layers * n_heads * d_sae
+    assert write_atlas({"feature_atlas": table}, tmp_path / "a.html").stat().st_size < limit

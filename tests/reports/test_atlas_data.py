@@ -1,0 +1,147 @@
+"""The packed atlas read back by a decoder written here, against the table it came from."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_study import HOSTILE, feature_atlas
+
+from reports.atlas_data import encode_atlas, fit
+from reports.tables import replace_surrogates
+
+
+def decode(data: bytes) -> dict:
+    """Read an atlas as the module's first lines describe it, with nothing of its code."""
+    length = int.from_bytes(data[:4], "little")
+    header = json.loads(data[4 : 4 + length].decode("utf-8"))
+    body = data[4 + length :]
+    for name, (dtype, offset, size) in header["arrays"].items():
+        assert (4 + length + offset) % 8 == 0, name
+        header[name] = np.frombuffer(body, dtype=np.dtype(dtype).newbyteorder("<"), count=size, offset=offset)
+    return header
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return feature_atlas(np.random.default_rng(3), ("control", "adaptive"), 2, 2, 12, 4, 12, hostile=True, empty=False)
+
+
+@pytest.fixture(scope="module")
+def atlas(table) -> dict:
+    return decode(encode_atlas(table, {"title": "t"}))
+
+
+def test_numbers_of_features_come_back(table, atlas):
+    assert [atlas["models"][i] for i in atlas["model"]] == table["model"].tolist()
+    for column in ("layer", "head", "feature"):
+        assert atlas[column].tolist() == table[column].tolist()
+    for column in ("density", "max_act", "mean_act"):
+        np.testing.assert_array_equal(atlas[column], table[column].to_numpy(dtype=np.float32))
+    assert atlas["dead"].tolist() == table["dead"].astype(int).tolist()
+    assert atlas["title"] == "t"
+
+
+def test_contexts_come_back_token_by_token(table, atlas):
+    context = active = 0
+    for row, text in enumerate(table["top_contexts"]):
+        contexts = json.loads(text)
+        assert atlas["n_contexts"][row] == len(contexts)
+        for wanted in contexts:
+            start, size = atlas["context_start"][context], atlas["context_n_tokens"][context]
+            tokens = [atlas["vocabulary"][token] for token in atlas["line_token"][start : start + size]]
+            assert tokens == [replace_surrogates(token) for token in wanted["tokens"]]
+            assert atlas["context_peak"][context] == wanted["peak"]
+            largest = table["max_act"][row]
+            value = atlas["context_level"][context] / 65535 * largest
+            assert value == pytest.approx(max(wanted["acts"]), abs=largest / 65535)
+            acts = np.zeros(size)
+            for _ in range(atlas["context_n_active"][context]):
+                acts[atlas["active_place"][active]] = atlas["active_level"][active] / atlas["levels"] * largest
+                active += 1
+            # 8 bits: half a step, and a step where a small activation is kept from vanishing
+            np.testing.assert_allclose(acts, wanted["acts"], atol=largest / 255)
+            assert ((acts > 0) == (np.array(wanted["acts"]) > 0)).all()
+            context += 1
+    assert context == len(atlas["context_start"])
+    assert active == len(atlas["active_level"])
+
+
+@pytest.mark.parametrize("name", ["logit_promoted", "logit_suppressed"])
+def test_logits_come_back(table, atlas, name):
+    at = 0
+    for row, text in enumerate(table[name]):
+        pairs = json.loads(text)
+        assert atlas[f"{name}_n"][row] == len(pairs)
+        for token, value in pairs:
+            assert atlas["vocabulary"][atlas[f"{name}_token"][at]] == replace_surrogates(token)
+            assert atlas[f"{name}_value"][at] / 32767 * atlas["logit_max"] == pytest.approx(value, abs=1e-3)
+            at += 1
+
+
+def test_neighbours_and_matches_come_back(table, atlas):
+    at = 0
+    for row, (near, match) in enumerate(zip(table["neighbours"], table["match"], strict=True)):
+        for feature, cosine in json.loads(near):
+            assert atlas["neighbour_feature"][at] == feature
+            assert atlas["neighbour_cosine"][at] / 1000 == pytest.approx(cosine, abs=5.1e-4)
+            at += 1
+        model, feature, cosine = json.loads(match)
+        assert atlas["models"][atlas["match_model"][row]] == model
+        assert atlas["match_feature"][row] == feature
+        assert atlas["match_cosine"][row] / 1000 == pytest.approx(cosine, abs=5.1e-4)
+
+
+def test_frequent_tokens_have_small_numbers(atlas):
+    numbers = atlas["line_token"]
+    assert np.median(numbers) < len(atlas["vocabulary"]) / 4
+
+
+def test_every_hostile_token_survives():
+    contexts = json.dumps([{"tokens": list(HOSTILE), "acts": [1.0] * len(HOSTILE), "peak": 0, "value": 1.0}])
+    row = {"model": "m", "layer": 0, "head": 0, "feature": 0, "density": 0.1, "max_act": 1.0, "mean_act": 0.5}
+    row |= {"top_token": "\x00", "top_contexts": contexts, "logit_promoted": "[]", "logit_suppressed": ""}
+    atlas = decode(encode_atlas(pd.DataFrame([row]), {}))
+    tokens = [atlas["vocabulary"][token] for token in atlas["line_token"]]
+    assert tokens == [replace_surrogates(token) for token in HOSTILE]
+    assert atlas["vocabulary"][atlas["top_token"][0]] == "\x00"
+
+
+def one_feature(**cells) -> pd.DataFrame:
+    row = {"model": "m", "layer": 0, "head": -1, "feature": 0, "density": 0.0, "max_act": 0.0, "mean_act": 0.0}
+    row |= {"top_token": "", "top_contexts": "[]", "logit_promoted": "[]", "logit_suppressed": "[]"}
+    return pd.DataFrame([{**row, **cells}])
+
+
+def test_a_dead_feature_of_all_heads_has_no_context():
+    atlas = decode(encode_atlas(one_feature(), {}))
+    assert (atlas["dead"][0], atlas["head"][0], atlas["n_contexts"][0]) == (1, -1, 0)
+    assert "match_model" not in atlas
+    assert atlas["seeds"] == [""]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"top_contexts": "[{"}, r"top_contexts of row 0 is not JSON"),
+        ({"top_contexts": "{}"}, r"top_contexts of row 0 is a dict; want a JSON list"),
+        ({"top_contexts": "[1]"}, r"a context of row 0 has no list of tokens"),
+        ({"top_contexts": '[{"tokens": ["a"], "acts": [1, 2]}]'}, r"has 1 tokens and 2 acts"),
+        ({"top_contexts": '[{"tokens": [1], "acts": [1]}]'}, r"tokens as strings"),
+        ({"top_contexts": '[{"tokens": [], "acts": []}]'}, r"at least one"),
+        ({"logit_promoted": '["a"]'}, r"logit_promoted of row 0 holds no pairs"),
+        ({"neighbours": "[[1, 2, 3]]"}, r"neighbours of row 0 holds no pairs"),
+    ],
+)
+def test_malformed_cells_are_named(cells, message):
+    with pytest.raises(ValueError, match=message):
+        encode_atlas(one_feature(**cells), {})
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "uint32")]
+)
+def test_whole_numbers_take_the_smallest_type(largest, dtype):
+    assert fit([0, largest]).dtype == dtype

@@ -1,0 +1,206 @@
+"""Figures hold the numbers of their tables: every value is looked up again by a plain loop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports import figures
+from reports.figures.saes import of_dictionary
+from reports.figures.style import DARK, PALETTE, label
+from reports.figures.training import thin
+from reports.study import read_study
+
+
+@pytest.fixture(scope="module")
+def study(made_study):
+    return read_study(made_study)
+
+
+def draw_all(study) -> dict[str, object]:
+    tables, models = study.tables, study.models
+    return {
+        "heatmaps": figures.cosine_heatmaps(tables["head_cosines"], "z", models),
+        "redundancy": figures.redundancy_by_layer(tables["topology_stats"], models),
+        "rank": figures.rank_by_layer(tables["topology_stats"], models),
+        "l0": figures.l0_by_layer(tables["sae_training_results"], models),
+        "fvu": figures.fvu_by_layer(tables["sae_training_results"], models),
+        "density": figures.feature_density(tables["sae_density"], models),
+        "pareto": figures.pareto(tables["sae_training_results"], models),
+        "ablation": figures.ablation_profile(tables["ablation_results"], "zero", models),
+        "strip": figures.ablation_strip(tables["ablation_results"], "zero", models),
+        "loss": figures.loss_curves(tables["train_log"], tables["baselines"], models),
+        "pressure": figures.pressure_and_redundancy(tables["train_log"], models),
+        "monitor": figures.monitor_over_steps(tables["train_log"], "nuclear_rank.W_O", models),
+        "crystallisation": figures.crystallisation(tables["concept_mantel"], models),
+        "dimension": figures.effective_dimension(tables["concept_geometry"], models),
+        "trajectories": figures.trajectory_bars(tables["trajectories"], models),
+        "pc": figures.pc_alignment(tables["pc_cosine"]),
+        "two_nn": figures.intrinsic_dimension(tables["intrinsic_dimension"], models),
+        "entropy": figures.head_entropy_gallery(tables["attention_stats"], models),
+        "bos": figures.bos_mass_by_layer(tables["attention_stats"], models),
+        "weights": figures.weight_ranks(tables["weight_spectra"], models),
+        "text": figures.text_measures(tables["text_quality"], models),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn(study):
+    return draw_all(study)
+
+
+def test_every_colour_has_a_counterpart_on_a_dark_page(drawn):
+    for name, figure in drawn.items():
+        colours = set(re.findall(r"#[0-9a-fA-F]{6}", figure.to_json()))
+        assert colours <= set(DARK), name
+    assert len(set(DARK.values())) == len(DARK), "two colours would become one"
+
+
+def test_figures_hold_no_nan_and_no_default_template(drawn):
+    for name, figure in drawn.items():
+        text = figure.to_json()
+        json.loads(text, parse_constant=lambda word, name=name: pytest.fail(f"{name} holds {word}"))
+        assert len(text) < 200_000, name  # the default template alone is 7 kB, a figure of ours says what it needs
+
+
+def test_heatmaps_hold_the_cosines_and_blank_the_diagonal(study, drawn):
+    df = study.tables["head_cosines"]
+    cosines = {
+        (row.model, row.layer, row.head_i, row.head_j): row.cos for row in df.itertuples() if row.basis == "z"
+    }  # fmt: skip
+    panels = list(itertools.product(study.models, (0, 1)))
+    assert len(drawn["heatmaps"].data) == len(panels)
+    for (model, layer), trace in zip(panels, drawn["heatmaps"].data, strict=True):
+        for i, j in itertools.product(range(4), range(4)):
+            value = trace.z[i][j]
+            assert value is None or (np.isnan(value) if i == j else value == cosines[model, layer, i, j])
+            assert (i == j) == (value is None or np.isnan(value))
+    span = max(abs(cos) for (_, _, i, j), cos in cosines.items() if i != j)
+    assert (drawn["heatmaps"].layout.coloraxis.cmin, drawn["heatmaps"].layout.coloraxis.cmax) == (-span, span)
+
+
+def test_heatmaps_take_one_seed(tmp_path):
+    rows = [("a", seed, 0, "z", i, j, 0.1 * seed) for seed in (3, 5) for i in range(2) for j in range(2)]
+    df = pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "head_i", "head_j", "cos"])
+    assert figures.cosine_heatmaps(df, "z").data[0].z[0][1] == pytest.approx(0.3)
+    assert figures.cosine_heatmaps(df, "z", seed=5).data[0].z[0][1] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("measure", ["l0", "fvu"])
+def test_lines_run_through_the_mean_over_heads(study, drawn, measure):
+    df = of_dictionary(study.tables["sae_training_results"], "trained")
+    lines = [trace for trace in drawn[measure].data if "lines" in trace.mode and trace.name in study.models]
+    assert [trace.name for trace in lines] == study.models
+    for trace in lines:
+        for layer in (0, 1):
+            values = [getattr(row, measure) for row in df.itertuples() if (row.model, row.layer) == (trace.name, layer)]
+            assert trace.y[layer] == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
+def test_controls_are_grey_and_named_once(drawn):
+    named = [trace.name for trace in drawn["fvu"].data if trace.showlegend is not False]
+    assert sorted(named) == ["adaptive", "control", "random dictionary", "shuffled activations"]
+    grey = {trace.line.color for trace in drawn["fvu"].data if trace.name in ("random dictionary",)}
+    assert grey.isdisjoint(PALETTE)
+
+
+def test_densities_sum_heads_and_keep_the_dead_apart(study, drawn):
+    df = study.tables["sae_density"]
+    alive = sum(row.n_features for row in df.itertuples() if row.log10_density_bin != "dead")
+    dead = sum(row.n_features for row in df.itertuples() if row.log10_density_bin == "dead")
+    drawn_alive = sum(sum(trace.y) for trace in drawn["density"].data if "lines" in trace.mode)
+    drawn_dead = sum(sum(trace.y) for trace in drawn["density"].data if trace.mode == "markers")
+    assert (drawn_alive, drawn_dead) == (alive, dead)
+    assert alive + dead == 2 * 2 * 4 * 24  # models, layers, heads, features
+
+
+@pytest.mark.parametrize("name", ["ablation", "strip"])
+def test_ablation_marks_lead_to_their_heads(study, drawn, name):
+    df = study.tables["ablation_results"].set_index(["model", "layer", "head"])
+    marks = 0
+    for trace in drawn[name].data:
+        for (model, layer, head), y, above, below in zip(
+            trace.customdata, trace.y, trace.error_y.array, trace.error_y.arrayminus, strict=True
+        ):
+            row = df.loc[(model, layer, head)]
+            assert y == row["impact_pct"]
+            assert y + above == pytest.approx(row["ci_high"], rel=1e-12)
+            assert y - below == pytest.approx(row["ci_low"], rel=1e-12)
+            marks += 1
+    assert marks == len(df)
+
+
+def test_strip_places_no_two_marks_on_each_other(drawn):
+    places = [x for trace in drawn["strip"].data for x in trace.x]
+    assert len(set(places)) == len(places)
+
+
+def test_losses_stand_beside_both_baselines(drawn):
+    levels = sorted(shape.y0 for shape in drawn["loss"].layout.shapes)
+    assert levels == [4.6501, 6.6349]
+    assert {note.text for note in drawn["loss"].layout.annotations} == {"unigram 6.63", "bigram 4.65"}
+
+
+def test_one_legend_entry_a_model(drawn):
+    for name in ("redundancy", "density", "ablation", "pressure", "crystallisation", "weights"):
+        named = [trace.name for trace in drawn[name].data if trace.showlegend is not False]
+        assert sorted(named) == ["adaptive", "control"], name
+
+
+def test_seeds_are_lines_of_their_own():
+    rows = [("a", seed, layer, "z", 0.1, 0.1 * seed + layer, 1.0, 0.5) for seed in (1, 2) for layer in range(3)]
+    columns = ["model", "seed", "layer", "basis", "max_cos", "mean_cos", "nuclear_rank", "rank_utilization"]
+    fig = figures.redundancy_by_layer(pd.DataFrame(rows, columns=columns))
+    assert [list(trace.y) for trace in fig.data] == [[0.1, 1.1, 2.1], [0.2, 1.2, 2.2]]
+    assert [trace.showlegend for trace in fig.data] == [True, False]
+
+
+def test_marks_agree_between_figures_when_a_model_is_missing():
+    df = pd.DataFrame({"model": ["b"], "seed": [0], "layer": [0], "basis": ["z"], "mean_cos": [0.1]})
+    assert figures.redundancy_by_layer(df, ["a", "b"]).data[0].line.color == PALETTE[1]
+
+
+@pytest.mark.parametrize("n_layers", [1, 6, 13])
+def test_many_layers_wrap(n_layers):
+    rows = [("m", 0, layer, "z", i, j, 0.1) for layer in range(n_layers) for i in range(2) for j in range(2)]
+    df = pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "head_i", "head_j", "cos"])
+    fig = figures.cosine_heatmaps(df, "z")
+    assert len(fig.data) == n_layers
+    titles = [note.text for note in fig.layout.annotations if note.text]
+    assert titles == [f"layer {layer}" for layer in range(n_layers)]
+
+
+def test_an_empty_sae_is_drawn():
+    rows = [("m", 0, 0, head, 0.0, float("nan"), "trained") for head in range(2)]
+    df = pd.DataFrame(rows, columns=["model", "seed", "layer", "head", "l0", "fvu", "dictionary"])
+    assert list(figures.l0_by_layer(df).data[-1].y) == [0.0]
+    figures.fvu_by_layer(df).to_json()
+    dead = pd.DataFrame({"model": ["m"], "seed": [0], "layer": [0], "head": [0]})
+    dead = dead.assign(log10_density_bin=["dead"], n_features=[32])
+    assert [list(trace.y) for trace in figures.feature_density(dead).data] == [[], [32]]
+
+
+def test_long_logs_are_thinned_evenly():
+    rows = pd.DataFrame({"step": np.arange(45_776)[::-1]})
+    steps = thin(rows)["step"].to_numpy()
+    assert len(steps) <= 1000
+    assert steps[0] == 0
+    assert set(np.diff(steps)) == {46}
+
+
+def test_monitors_are_found_by_their_columns(study):
+    assert figures.monitor_names(study.tables["train_log"]) == ["nuclear_rank.W_O", "stable_rank.W_O"]
+
+
+def test_names_cannot_become_markup():
+    name = "<b onclick='x'>&amp;"
+    assert label(name) == "&lt;b onclick='x'&gt;&amp;amp;"
+    df = pd.DataFrame({"model": [name], "seed": [0], "layer": [0], "head": [0], "kind": ["zero"], "impact_pct": [1.0]})
+    fig = figures.ablation_profile(df, "zero")
+    assert fig.data[0].name == label(name)
+    assert "<b onclick" not in fig.data[0].hovertemplate

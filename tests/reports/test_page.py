@@ -1,0 +1,178 @@
+"""report.html: complete, the same every time, safe, and honest about what a study lacks. No browser needed."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import re
+
+import pytest
+from fake_study import write_fake_study
+
+from reports.page import duration, write_report
+from reports.tables import read_csv
+
+
+@pytest.fixture(scope="module")
+def page(made_study, tmp_path_factory) -> str:
+    return write_report(made_study, tmp_path_factory.mktemp("out") / "report.html").read_text(encoding="utf-8")
+
+
+def visible(page: str) -> str:
+    """The page's text, without scripts, styles and packed data, entities resolved."""
+    return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)))
+
+
+def unpack(page: str, identity: str) -> bytes:
+    match = re.search(rf'<script type="text/plain" id="{re.escape(identity)}">([^<]*)</script>', page)
+    assert match, identity
+    return gzip.decompress(base64.b64decode(match[1]))
+
+
+def test_the_papers_tables_and_figures_come_first_and_in_order(page):
+    captions = re.findall(r"<strong>((?:Table|Figure) \d+)\.", page)
+    assert captions[:7] == ["Table 1", "Figure 1", "Table 2", "Figure 2", "Figure 3", "Table 3", "Figure 4"]
+    tables = [int(caption.split()[1]) for caption in captions if caption.startswith("Table")]
+    figures = [int(caption.split()[1]) for caption in captions if caption.startswith("Figure")]
+    assert tables == list(range(1, len(tables) + 1))
+    assert figures == list(range(1, len(figures) + 1))
+
+
+def test_every_figure_states_seeds_and_source(page):
+    for caption in re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.DOTALL):
+        text = visible(caption)
+        assert "eed 0" in text or "pc_cosine.csv" in text, text
+        assert ".csv" in text
+
+
+def test_a_figure_that_names_another_names_the_right_one(page):
+    number = re.search(r"<strong>Figure (\d+)\. Variance that the SAEs leave unexplained", page)
+    assert number
+    assert f"only where fvu (Figure {number[1]}) is alike" in visible(page)
+
+
+def test_findings_are_rendered_as_given(page):
+    text = visible(page)
+    assert "Inter-head correlation falls with depth" in text
+    assert "−60.3 % at layer 9" in text
+    assert "same direction" in text
+    assert "One seed; both intervals overlap </script><script>window.pwned=1</script>." in " ".join(text.split())
+    assert "<script>window.pwned" not in page
+
+
+def test_figures_carry_the_numbers_of_the_tables(page, made_study):
+    figures = json.loads(unpack(page, "page-data"))["figures"]
+    df = read_csv(made_study / "topology_stats.csv")
+    wanted = df[(df["basis"] == "z") & (df["model"] == "janus-v3-control-nano")]["mean_cos"]
+    trace = figures["redundancy"][0]["data"][0]
+    assert trace["name"] == "control"
+    assert trace["y"] == pytest.approx(wanted.tolist(), rel=1e-5)  # six significant digits
+
+
+def test_carried_tables_are_the_files_byte_for_byte(page, made_study):
+    for path in made_study.glob("*.csv"):
+        if path.stem != "feature_atlas":
+            assert unpack(page, f"csv-{path.stem}") == path.read_bytes(), path
+    assert "csv-feature_atlas" not in page
+
+
+def test_only_the_pages_own_scripts_may_run(page):
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    assert "default-src 'none'" in policy
+    assert "unsafe-eval" not in policy
+    sources = re.search(r"script-src ([^;]*)", policy)[1].split()
+    scripts = [re.search(r'<script type="module">(.*?)</script>', page, flags=re.DOTALL)[1]]
+    scripts.append(unpack(page, "plotly-source").decode("utf-8"))
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert sources == [f"'sha256-{digest}'" for digest in hashes]
+    assert not re.search(r"\son\w+=", re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+
+
+def test_the_page_names_no_address_outside_itself(page):
+    assert not re.search(
+        r"""(?:src|href)=["'](?!#|data:,|atlas\.html)""", re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    )
+
+
+def test_the_page_is_small_and_the_same_every_time(page, made_study, tmp_path):
+    again = write_report(made_study, tmp_path / "again.html").read_bytes()
+    assert again == page.encode("utf-8")
+    assert len(again) < 6_000_000
+
+
+def test_by_default_the_page_lies_in_the_study(study_copy):
+    assert write_report(str(study_copy)) == study_copy / "report.html"
+
+
+def test_a_missing_table_costs_its_figures_only(study_copy):
+    (study_copy / "head_cosines.csv").unlink()
+    text = visible(write_report(study_copy).read_text(encoding="utf-8"))
+    assert "Not drawn. head_cosines.csv is not in this study." in " ".join(text.split())
+    assert text.count("Not drawn.") == 1
+    assert "Not measured in this study, so not shown: Crystallisation of concept sets" in text
+    assert "Figure 2" in text
+
+
+def test_a_missing_column_is_named(study_copy):
+    path = study_copy / "sae_training_results.csv"
+    read_csv(path).drop(columns=["fvu"]).to_csv(path, index=False)
+    text = " ".join(visible(write_report(study_copy).read_text(encoding="utf-8")).split())
+    assert text.count("sae_training_results.csv lacks the column fvu.") == 2  # Table 2 and the fvu figure
+    assert "Active features a token (l0), by layer." in text
+
+
+def test_each_table_can_be_the_only_one(made_study, tmp_path):
+    for path in sorted(made_study.glob("*.csv")):
+        if path.stem == "head_cosines":  # the slowest to draw, and drawn by every other test
+            continue
+        directory = tmp_path / path.stem
+        directory.mkdir()
+        (directory / path.name).write_bytes(path.read_bytes())
+        assert write_report(directory).stat().st_size > 10_000, path
+
+
+def test_tables_without_rows_are_said_to_be_empty(study_copy):
+    for path in study_copy.glob("*.csv"):
+        path.write_text(path.read_text(encoding="utf-8").partition("\n")[0] + "\n")
+    text = visible(write_report(study_copy).read_text(encoding="utf-8"))
+    assert text.count("has no rows.") >= 9
+
+
+@pytest.mark.parametrize("case", ["one model", "empty SAE", "three seeds", "four models"])
+def test_unusual_studies_are_drawn(tmp_path, case):
+    shape = {
+        "one model": {"models": ("solo",)},
+        "empty SAE": {"empty_sae": True},
+        "three seeds": {"seeds": (0, 1, 2)},
+        "four models": {"models": ("control", "adaptive", "pattern", "uniform")},
+    }[case]
+    write_fake_study(tmp_path / "s", n_layers=2, n_heads=3, atlas=False, later=case == "one model", **shape)
+    text = visible(write_report(tmp_path / "s").read_text(encoding="utf-8"))
+    assert "Not drawn." not in text
+    assert "nan" not in text.lower().replace("nano", "")
+    if case == "three seeds":
+        assert "seeds 0, 1, 2" in text
+
+
+def test_without_a_record_the_tables_speak_alone(study_copy):
+    (study_copy / "study.json").unlink()
+    text = visible(write_report(study_copy).read_text(encoding="utf-8"))
+    assert "study.json names no findings" in text
+    assert "janus-v3-adaptive-nano" in text
+
+
+def test_a_ragged_table_is_refused_by_name(study_copy):
+    with (study_copy / "baselines.csv").open("a") as file:
+        file.write("trigram,3.9,1000,extra,cells\n")
+    with pytest.raises(ValueError, match=r"baselines.csv: not a whole CSV .*; want 3 cells a row"):
+        write_report(study_copy)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.4, "12 s"), (171.3, "2 min 51 s"), (7265, "2 h 01 min"), (None, ""), (59.9, "1 min 00 s")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

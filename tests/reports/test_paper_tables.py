@@ -1,0 +1,101 @@
+"""Tables 1 to 3: every cell is found again by a plain loop over the CSV."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from reports import paper_tables
+from reports.cells import fixed
+from reports.study import read_study
+
+
+@pytest.fixture(scope="module")
+def study(made_study):
+    return read_study(made_study)
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").replace("%", "").replace("+", ""))
+
+
+def test_table_1_holds_the_cosines_and_the_difference_from_control(study):
+    grids = paper_tables.topology_grids(study)
+    assert [grid.title[:3] for grid in grids] == ["(a)", "(b)", "(c)", "(d)"]
+    rows = {(row.model, row.layer, row.basis): row for row in study.tables["topology_stats"].itertuples()}
+    for grid, basis in zip(grids[:3], ("z", "pattern", "residual"), strict=True):
+        assert grid.groups == (("max |cos|", 3), ("mean |cos|", 3))
+        assert grid.columns == ("control", "adaptive", "Δ") * 2
+        for (layer,), cells in grid.rows:
+            for start, measure in ((0, "max_cos"), (3, "mean_cos")):
+                control, adaptive = (getattr(rows[model, int(layer), basis], measure) for model in study.models)
+                assert [cell.text for cell in cells[start : start + 2]] == [fixed(control, 4), fixed(adaptive, 4)]
+                assert number(cells[start + 2].text) == pytest.approx(100 * (adaptive - control) / control, abs=0.051)
+    for (layer,), cells in grids[3].rows:
+        assert cells[0].text == fixed(rows["control", int(layer), "z"].nuclear_rank, 1)
+
+
+def test_table_2_holds_means_over_heads_beside_the_controls(study):
+    grids = paper_tables.sae_grids(study)
+    df = study.tables["sae_training_results"]
+    for grid, (measure, scale, digits) in zip(
+        grids, [("l0", 1, 2), ("fvu", 1, 3), ("dead_fraction", 100, 1), ("ce_recovered", 1, 3)], strict=True
+    ):
+        assert grid.groups == (("trained", 3), ("random", 2), ("shuffled", 2))
+        for (layer,), cells in grid.rows:
+            shown = [cell.text for cell in cells if not cell.is_difference]
+            expected = []
+            for dictionary in ("trained", "random", "shuffled"):
+                for model in study.models:
+                    key = (dictionary, model, int(layer))
+                    of_heads = [
+                        scale * getattr(row, measure)
+                        for row in df.itertuples()
+                        if (row.dictionary, row.model, row.layer) == key
+                    ]
+                    expected.append(fixed(sum(of_heads) / len(of_heads), digits))
+            assert shown == expected
+
+
+def test_table_3_ranks_the_heads_of_each_model(study):
+    (grid,) = paper_tables.ablation_grids(study)
+    for place, model in enumerate(study.models):
+        rows = [row for row in study.tables["ablation_results"].itertuples() if row.model == model]
+        impacts = sorted(((row.impact_pct, row.layer, row.head) for row in rows), reverse=True)
+        for (_, cells), (impact, layer, head) in zip(grid.rows, impacts, strict=False):
+            assert cells[2 * place].text == f"L{layer} H{head}"
+            assert cells[2 * place + 1].text == fixed(impact, 2)
+            assert cells[2 * place + 1].note.startswith("[")
+
+
+def test_losses_stand_below_or_above_each_baseline(study):
+    (grid,) = paper_tables.loss_grids(study)
+    rows = {headers[0]: cells for headers, cells in grid.rows}
+    log = study.tables["train_log"]
+    last = log[(log["model"] == "control") & log["held_out_loss"].notna()].iloc[-1]["held_out_loss"]
+    assert [cell.text for cell in rows["control, seed 0"]] == [
+        fixed(last, 3),
+        fixed(last - 6.6349, 3),
+        fixed(last - 4.6501, 3),
+    ]
+    assert rows["bigram"][0].text == "4.650"
+
+
+def test_a_seed_that_a_model_lacks_is_a_dash(study):
+    df = study.tables["topology_stats"]
+    extra = df[df["model"] == "control"].assign(seed=1)
+    both = pd.concat([df, extra])
+    seeded = type(study)(**{**vars(study), "tables": {**study.tables, "topology_stats": both}})
+    grid = paper_tables.topology_grids(seeded)[0]
+    assert grid.headers == ("layer", "seed")
+    for (_, seed), cells in grid.rows:
+        assert (cells[1].text == "–") == (seed == "1")
+        assert (cells[2].text == "–") == (seed == "1")
+
+
+def test_one_model_has_no_differences(study):
+    df = study.tables["topology_stats"]
+    alone = df[df["model"] == "adaptive"]
+    grid = paper_tables.by_layer(study, alone, "t", {"mean |cos|": ("mean_cos", 4)})
+    assert grid.columns == ("adaptive",)
+    assert not any(cell.is_difference for _, cells in grid.rows for cell in cells)
