@@ -1,4 +1,4 @@
-"""Options that several verbs share, each with its one help text. Like every verb's module, this one loads nothing heavy."""
+"""Options that several verbs share, each with its one help text. Like a verb's module, this one loads nothing heavy."""
 
 from __future__ import annotations
 

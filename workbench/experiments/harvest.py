@@ -1,0 +1,318 @@
+"""Activations of a model: streamed batch by batch, or kept in checksummed shards that a killed run goes on with.
+
+A harvest is a run directory with `shards.json` (hooks, shapes, counts, and of each shard its rows, bytes and sha256)
+and `shard_00000.safetensors` …, each holding one row a token: a tensor for each hook, and `token`, `sequence`,
+`position`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from workbench.experiments.subject import check_hooks, checked_tokens, device_of, last_layer
+from workbench.models.config import parse_dtype
+from workbench.models.load import weights_sha256
+from workbench.runs import Run, atomic_write, open_run, read_settings, sha256_file
+
+INDEX, FORMAT = "shards.json", "workbench-shards/1"
+INDEX_COLUMNS = ("token", "sequence", "position")  # int64 a row: what was read, and where it stood in `tokens`
+SHARD_BYTES = 256 << 20
+TOKENS_A_BATCH = 8192
+SPARE_BYTES = 64 << 20  # left free on the disk beyond the shards
+_SHARD_NAME = re.compile(r"^shard_\d{5}\.safetensors$")
+_MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]: no row a token
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a harvest."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A harvest on disk."""
+
+    path: Path
+    """the run directory"""
+    hooks: dict[str, tuple[int, ...]]
+    """shape of one token's activation at each hook"""
+    dtype: str
+    """of the activations"""
+    n_tokens: int
+    n_ctx: int
+    model_sha256: str
+    """`weights_sha256` of the model that was harvested"""
+    shards: tuple[Shard, ...]
+
+
+@torch.no_grad()
+def stream(
+    model: Any, tokens: Int[Tensor, "n n_ctx"], hooks: Sequence[str], batch_size: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Activations {hook: tensor [batch pos …]} of consecutive sequences, from one forward a batch.
+
+    The forward ends with the last layer that a hook needs. Tensors are the model's own, on its device and in its dtype.
+
+    Args:
+        batch_size: sequences a forward; about 8,192 tokens unless given.
+
+    Raises:
+        ValueError: a hook that does not exist (the nearest are named) or did not fire, or tokens that do not fit.
+    """
+    tokens = checked_tokens("stream", model, tokens)
+    check_hooks(model, hooks)
+    batch_size = default_batch_size(tokens.shape[1]) if batch_size is None else batch_size
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}; want at least 1")
+    stop = last_layer(hooks)
+    for part in tokens.split(batch_size):
+        yield run_watched(model, part.to(device_of(model)), hooks, stop)
+
+
+def default_batch_size(n_ctx: int) -> int:
+    """Sequences of about 8,192 tokens in all."""
+    return max(1, TOKENS_A_BATCH // n_ctx)
+
+
+def run_watched(
+    model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
+) -> dict[str, Tensor]:
+    """What one forward, up to layer `stop` or to its end, passes through each hook."""
+    found: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[Tensor, object], None]:
+        def keep(tensor: Tensor, hook: object) -> None:
+            found[name] = tensor
+
+        return keep
+
+    # the final norm and the unembedding run only when a hook behind the last block wants them
+    span = {"stop_at_layer": stop, "return_type": None} if stop is not None else {"return_type": "logits"}
+    model.run_with_hooks(tokens, fwd_hooks=[(name, keeper(name)) for name in hooks], **span)
+    silent = [name for name in hooks if name not in found]
+    if silent:
+        raise ValueError(f"hook {silent[0]!r} exists but did not fire; want one that this model's forward passes")
+    return {name: found[name] for name in hooks}
+
+
+def harvest(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    hooks: Sequence[str],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    dtype: str | torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    batch_size: int | None = None,
+    resume: bool = False,
+    on_progress: Callable[[float], None] | None = None,
+) -> Shards:
+    """The activations of every token at `hooks`, written as a run directory of shards; see `read_shards`.
+
+    The order is shuffled once, up front, by the seed: sequences first, then the rows within each shard. A killed run
+    goes on behind its last whole shard with resume=True, after checking those that are there.
+
+    Args:
+        out: directory that must not exist yet (unless resume).
+        dtype: to store in; the model's own unless given.
+        shard_bytes: size that a shard does not pass, unless one sequence does.
+
+    Raises:
+        ValueError: as `stream`; a hook without a row a token; a disk that will not hold the shards; a directory in the
+            way; with resume, other settings, another model or an altered shard (named).
+    """
+    tokens = checked_tokens("harvest", model, tokens)
+    check_hooks(model, hooks)
+    shapes, stored = _probe_shapes(model, tokens, hooks, dtype)
+    n, n_ctx = tokens.shape
+    row_bytes = sum(math.prod(s) for s in shapes.values()) * stored.itemsize + 8 * len(INDEX_COLUMNS)
+    n_a_shard = max(1, shard_bytes // (n_ctx * row_bytes))
+    batch_size = min(n_a_shard, default_batch_size(n_ctx) if batch_size is None else batch_size)
+    index = {
+        "format": FORMAT,
+        "hooks": {name: list(shape) for name, shape in shapes.items()},
+        "dtype": str(stored).removeprefix("torch."),
+        "n_tokens": n * n_ctx,
+        "n_ctx": n_ctx,
+        "model_sha256": weights_sha256(model),
+    }
+    config = index | {
+        "verb": "harvest",
+        "hooks": list(hooks),
+        "seed": seed,
+        "sequences_a_shard": n_a_shard,
+        "batch_size": batch_size,
+        "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+    }
+    with open_run(out, config, resume=resume, device=str(device_of(model)), seed=seed) as run:
+        if not run.is_complete:
+            _write_shards(run, model, tokens, index, seed, stored, (n_a_shard, batch_size), row_bytes, on_progress)
+    return open_shards(run.out)
+
+
+def _probe_shapes(
+    model: Any, tokens: Tensor, hooks: Sequence[str], dtype: str | torch.dtype | None
+) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
+    """Shape of one row at each hook, and the dtype to store."""
+    for name in hooks:
+        if name.endswith(_MAPS):
+            raise ValueError(f"harvest: {name} is [batch head query key]; want a hook with one row a token")
+    first = next(stream(model, tokens[:1], hooks))
+    for name, tensor in first.items():
+        if tuple(tensor.shape[:2]) != (1, tokens.shape[1]):
+            raise ValueError(f"harvest: {name} has shape {list(tensor.shape)}; want [batch pos …], one row a token")
+    kind = parse_dtype(dtype) if dtype is not None else next(iter(first.values())).dtype
+    return {name: tuple(tensor.shape[2:]) for name, tensor in first.items()}, kind
+
+
+def _write_shards(
+    run: Run,
+    model: Any,
+    tokens: Tensor,
+    index: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int],
+    row_bytes: int,
+    on_progress: Callable[[float], None] | None,
+) -> None:
+    n_a_shard, batch_size = sizes
+    done = list(open_shards(run.path).shards) if (run.path / INDEX).is_file() else []
+    for shard in done:
+        check_shard(run.path, shard)
+    order = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(len(tokens)))
+    groups = order.split(n_a_shard)
+    n_left = sum(len(group) for group in groups[len(done) :])
+    check_disk(run.path, n_left * tokens.shape[1] * row_bytes)
+    for number, group in enumerate(groups):
+        if number < len(done):
+            continue
+        rows = torch.from_numpy(np.random.default_rng([seed, 1, number]).permutation(group.numel() * tokens.shape[1]))
+        tensors = _collect(model, tokens, group, rows, index["hooks"], dtype, batch_size)
+        data = save(tensors, metadata={"format": "pt"})
+        name = f"shard_{number:05d}.safetensors"
+        atomic_write(run.path / name, data)
+        done.append(Shard(name, len(rows), len(data), hashlib.sha256(data).hexdigest()))
+        atomic_write(run.path / INDEX, json.dumps(index | {"shards": [asdict(s) for s in done]}, indent=2) + "\n")
+        if on_progress is not None:
+            on_progress(len(done) / len(groups))
+
+
+def _collect(
+    model: Any,
+    tokens: Tensor,
+    group: Int64[Tensor, " sequence"],
+    rows: Int64[Tensor, " row"],
+    shapes: dict[str, Sequence[int]],
+    dtype: torch.dtype,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """One shard's tensors; row i of them is token rows[i] of the group's sequences laid end to end."""
+    n_ctx = tokens.shape[1]
+    place = torch.empty_like(rows)
+    place[rows] = torch.arange(len(rows))
+    tensors = {name: torch.empty(len(rows), *shape, dtype=dtype) for name, shape in shapes.items()}
+    start = 0
+    for batch in stream(model, tokens[group], list(shapes), batch_size):
+        n_rows = len(next(iter(batch.values()))) * n_ctx
+        where = place[start : start + n_rows]
+        for name, tensor in batch.items():
+            tensors[name][where] = tensor.flatten(0, 1).to("cpu", dtype)
+        start += n_rows
+    assert start == len(rows), "every token of the group has its row"
+    tensors["token"] = tokens[group].flatten()[rows]
+    tensors["sequence"], tensors["position"] = group[rows // n_ctx], rows % n_ctx
+    return tensors
+
+
+def check_disk(directory: Path, n_bytes: int) -> None:
+    """Nothing; raises ValueError where the disk of `directory` has less than n_bytes, and some to spare, free."""
+    free = shutil.disk_usage(directory).free
+    if n_bytes + SPARE_BYTES > free:
+        raise ValueError(
+            f"disk: {directory} has {free} bytes free; want {n_bytes + SPARE_BYTES} for what is to be written"
+        )
+
+
+def open_shards(path: str | Path) -> Shards:
+    """The harvest in `path`, its index read and its files' sizes checked (not their contents: see `read_shards`).
+
+    Raises:
+        ValueError: no harvest there, an index that cannot be read, or a shard that is missing or truncated (named).
+    """
+    path = Path(path)
+    file = path / INDEX
+    try:
+        index = json.loads(read_settings(file, "shards", "a harvest's directory"))
+        if index.pop("format") != FORMAT:
+            raise ValueError(f"another format than {FORMAT}")
+        shards = tuple(Shard(**entry) for entry in index.pop("shards"))
+        hooks = {name: tuple(shape) for name, shape in index.pop("hooks").items()}
+        found = Shards(path=path, hooks=hooks, shards=shards, **index)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"shards: {file} cannot be read ({error}); want the index that a harvest wrote") from None
+    for shard in shards:
+        if not _SHARD_NAME.match(shard.file):
+            raise ValueError(f"shards: {file} names {shard.file!r}; want shard_NNNNN.safetensors")
+        at = path / shard.file
+        n_bytes = at.stat().st_size if at.is_file() and not at.is_symlink() else None
+        if n_bytes != shard.bytes:
+            what = "missing" if n_bytes is None else f"altered, {n_bytes} bytes"
+            raise ValueError(f"shards: {at} is {what}; want {shard.bytes} bytes")
+    return found
+
+
+def check_shard(path: Path, shard: Shard) -> None:
+    """Nothing; raises ValueError naming the shard if its contents are not those that were written."""
+    got = sha256_file(path / shard.file)
+    if got != shard.sha256:
+        raise ValueError(f"shards: {path / shard.file} is altered, sha256 {got}; want {shard.sha256}")
+
+
+def read_shards(
+    path: str | Path, hooks: Sequence[str] | None = None, *, verify: bool = True, device: str | torch.device = "cpu"
+) -> Iterator[dict[str, Tensor]]:
+    """Shard by shard {hook: [rows …], "token", "sequence", "position": [rows]}, in the shuffled order.
+
+    Args:
+        hooks: those wanted; all unless given.
+        verify: read each shard once more to compare its sha256 first.
+
+    Raises:
+        ValueError: as `open_shards`; a hook that was not harvested; a shard that is altered (named).
+    """
+    found = open_shards(path)
+    wanted = list(found.hooks) if hooks is None else list(hooks)
+    for name in wanted:
+        if name not in found.hooks:
+            raise ValueError(f"shards: {path} has no {name!r}; want some of {', '.join(found.hooks)}")
+    for shard in found.shards:
+        if verify:
+            check_shard(found.path, shard)
+        file = found.path / shard.file
+        try:
+            tensors = load(file.read_bytes())
+        except SafetensorError as error:
+            raise ValueError(f"shards: {file} is damaged ({error}); want the file that the harvest wrote") from None
+        yield {name: tensors[name].to(device) for name in (*wanted, *INDEX_COLUMNS)}
