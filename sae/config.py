@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,7 +38,7 @@ class SAEConfig(BaseModel):
     """jumprelu: width of the rectangle kernel of the straight-through gradient, in units of the pre-activation."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> SAEConfig:
         uses_k = self.architecture in ("topk", "batchtopk")
         if uses_k and (self.k is None or not 0 < self.k <= self.d_sae):
             raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; want 0 < k ≤ d_sae = {self.d_sae}")
@@ -88,7 +88,7 @@ class TrainConfig(BaseModel):
     """Run the step's arithmetic through torch.compile; falls back with a warning; every StepStats says which ran."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> TrainConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"TrainConfig.betas: got {self.betas}; want each in [0, 1)")
         if self.lr_warm_up_steps + self.lr_decay_steps > self.n_steps:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sae.config import SAEConfig
 
+_TOKENS_AT_ONCE = 1024
+
 
 class SAEMetrics(NamedTuple):
     """Measures of every SAE of a stack over the tokens given. float64; all nan if there was no token."""
@@ -64,21 +66,26 @@ class MetricSums:
                 raise ValueError(
                     f"MetricSums.update: {name} has shape {tuple(tensor.shape)}; want ({n_saes}, tokens, {width})"
                 )
-        if n_new == 0:
-            return
-        x = x.double()
-        mean = x.mean(dim=1)
-        deviation = (x - mean.unsqueeze(1)).square().sum(dim=(1, 2))
-        if not bool(deviation.isfinite().all()):
-            which = (~deviation.isfinite()).nonzero().flatten().tolist()
+        is_bad = ~x.sum(dim=(1, 2), dtype=torch.float64).isfinite()
+        if bool(is_bad.any()):
+            which = is_bad.nonzero().flatten().tolist()
             raise ValueError(f"MetricSums.update: x of SAE {which} has nan or inf; want finite activations")
-        n_all = self._n_tokens + n_new
-        shift = mean - self._mean
-        self._deviation += deviation + shift.square().sum(dim=-1) * (self._n_tokens * n_new / n_all)
-        self._mean += shift * (n_new / n_all)
-        self._squared_error += (x - recon.double()).square().sum(dim=(1, 2))
-        self._n_active += count_active(acts)
-        self._n_tokens = n_all
+        # in pieces that stay in the cache, since every one is passed over several times
+        for start in range(0, n_new, _TOKENS_AT_ONCE):
+            rows = slice(start, start + _TOKENS_AT_ONCE)
+            for k in range(n_saes):
+                self._add(k, x[k, rows].double(), recon[k, rows])
+                self._n_active[k] += count_active(acts[k, rows])
+            self._n_tokens += min(_TOKENS_AT_ONCE, n_new - start)
+
+    def _add(self, k: int, x: Float[Tensor, "tokens d_in"], recon: Float[Tensor, "tokens d_in"]) -> None:
+        n_old, n_new = self._n_tokens, len(x)
+        mean = x.mean(dim=0)
+        deviation = (x - mean).square_().sum()
+        shift = mean - self._mean[k]
+        self._deviation[k] += deviation + shift.square().sum() * (n_old * n_new / (n_old + n_new))
+        self._mean[k] += shift * (n_new / (n_old + n_new))
+        self._squared_error[k] += (x - recon).square_().sum()
 
     def result(self) -> SAEMetrics:
         """Measures of all tokens so far."""
@@ -97,13 +104,11 @@ class MetricSums:
         )
 
 
-def count_active(acts: Float[Tensor, "n_saes tokens d_sae"]) -> Float[Tensor, "n_saes d_sae"]:
+def count_active(acts: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, " d_sae"]:
     """Tokens on which each feature is > 0, float64."""
-    if acts.device.type != "cpu" or acts.dtype not in (torch.float32, torch.float64):
-        return (acts > 0).sum(dim=1).double()
-    # as numbers: a sum of booleans is several times slower on a CPU; 4,096 tokens count exactly in float32
-    parts = acts.split(4096, dim=1)
-    return torch.stack([part.sign().clamp_min_(0).sum(dim=1).double() for part in parts]).sum(dim=0)
+    # as numbers: a sum of booleans is several times slower on a CPU; float32 counts to 2²⁴
+    assert len(acts) <= 2**24
+    return torch.gt(acts, 0, out=torch.empty_like(acts, dtype=torch.float32)).sum(dim=0).double()
 
 
 def density_histogram(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.config import SAEConfig
+
+_BLOCK_TOKENS = 32
 
 
 class TopActivations:
@@ -52,42 +55,45 @@ class TopActivations:
             raise ValueError(
                 f"TopActivations.update: acts has shape {tuple(acts.shape)}; want ({n_saes}, tokens, {d_sae})"
             )
-        if acts.shape[1] == 0:
-            return
-        # one cheap pass tells which features gain anything; late in a stream few do
-        best = acts.amax(dim=1).float()
-        if bool(best.isnan().any()):
-            which = best.isnan().any(dim=-1).nonzero().flatten().tolist()
-            raise ValueError(f"TopActivations.update: acts of SAE {which} have nan; want finite activations")
-        gains = best > self._values[:, -1].view(n_saes, d_sae)
-        for k in range(n_saes):
-            features = gains[k].nonzero().flatten()
-            if len(features):
-                self._merge(features + k * d_sae, acts[k][:, features].T.float())
-        self._n_tokens += acts.shape[1]
+        start = 0
+        while start < acts.shape[1]:
+            # no longer than what was seen before: so a feature gains about k tokens a part at most, from the start on
+            part = acts[:, start : start + max(_BLOCK_TOKENS, self._n_tokens)]
+            n_whole = part.shape[1] // _BLOCK_TOKENS * _BLOCK_TOKENS
+            for piece, block in ((part[:, :n_whole], _BLOCK_TOKENS), (part[:, n_whole:], part.shape[1] - n_whole)):
+                if piece.shape[1]:
+                    self._take(rearrange(piece, "s (b t) f -> s b t f", t=block))
+            start += part.shape[1]
 
-    def _merge(self, rows: Int[Tensor, " n"], acts: Float[Tensor, "n tokens"]) -> None:
-        # the batch's own best k first, by a stable order: topk would break ties as it likes
+    def _take(self, acts: Float[Tensor, "n_saes blocks tokens d_sae"]) -> None:
+        """Merge whole blocks: their maxima, one cheap pass, tell the few that hold anything new."""
+        n_saes, d_sae = self._shape
+        best = acts.amax(dim=2).float()
+        if bool(best.isnan().any()):
+            which = best.isnan().flatten(start_dim=1).any(dim=-1).nonzero().flatten().tolist()
+            raise ValueError(f"TopActivations.update: acts of SAE {which} have nan; want finite activations")
+        floor = self._values[:, -1].view(n_saes, 1, d_sae)
+        sae, block, feature = (best > floor).nonzero().unbind(dim=-1)
+        candidates = acts[sae, block, :, feature].float()
+        hit, offset = (candidates > floor[sae, 0, feature].unsqueeze(-1)).nonzero().unbind(dim=-1)
+        tokens = self._n_tokens + block[hit] * acts.shape[2] + offset
+        self._merge((sae * d_sae + feature)[hit], tokens, candidates[hit, offset])
+        self._n_tokens += acts.shape[1] * acts.shape[2]
+
+    def _merge(self, feature: Int[Tensor, " n"], token: Int[Tensor, " n"], value: Float[Tensor, " n"]) -> None:
+        """Take these activations in; for each feature they stand in the order of their tokens."""
         k = self._values.shape[1]
-        if acts.shape[1] > 4 * k:
-            floor = acts.topk(k, dim=-1).values[:, -1:]
-            candidates = (acts >= floor.clamp_min(torch.finfo(acts.dtype).tiny)).nonzero()
-        else:
-            candidates = (acts > 0).nonzero()
-        feature, token = candidates.unbind(dim=-1)
-        value = acts[feature, token]
         by_value = value.argsort(descending=True, stable=True)
         order = by_value[feature[by_value].argsort(stable=True)]
-        feature, token, value = feature[order], token[order], value[order]
-        n_of_feature = torch.bincount(feature, minlength=len(rows))
-        rank = torch.arange(len(feature), device=acts.device) - (n_of_feature.cumsum(0) - n_of_feature)[feature]
+        rows, row, n_of_row = feature[order].unique_consecutive(return_inverse=True, return_counts=True)
+        rank = torch.arange(len(order), device=value.device) - (n_of_row.cumsum(0) - n_of_row)[row]
         is_kept = rank < k
-        feature, token, value, rank = feature[is_kept], token[is_kept], value[is_kept], rank[is_kept]
-        new_values = torch.zeros(len(rows), k, device=acts.device)
-        new_tokens = torch.full((len(rows), k), -1, dtype=torch.int64, device=acts.device)
-        new_values[feature, rank] = value
-        new_tokens[feature, rank] = token + self._n_tokens
-        # what is kept stands before what is new, so a stable order prefers the earlier token
+        order, row, rank = order[is_kept], row[is_kept], rank[is_kept]
+        new_values = value.new_zeros(len(rows), k)
+        new_tokens = token.new_full((len(rows), k), -1)
+        new_values[row, rank] = value[order]
+        new_tokens[row, rank] = token[order]
+        # what was kept stands before what is new, so a stable order prefers the earlier token
         values = torch.cat([self._values[rows], new_values], dim=-1)
         tokens = torch.cat([self._tokens[rows], new_tokens], dim=-1)
         order = values.argsort(dim=-1, descending=True, stable=True)[:, :k]

@@ -299,7 +299,8 @@ class _Block:
         if use_compile:
             # a copy of the code object: recompilations are counted by code object, and one trainer's shapes
             # must not use up another's
-            copy = types.FunctionType(sum_block.__code__.replace(), sum_block.__globals__, sum_block.__name__)
+            code, names = sum_block.__code__.replace(), sum_block.__globals__
+            copy = types.FunctionType(code, names, sum_block.__name__, None, sum_block.__closure__)
             self._compiled = torch.compile(copy, dynamic=False, fullgraph=True)
 
     def __call__(self, *args: Any) -> Any:

@@ -38,18 +38,21 @@ def their_sae(architecture: str, coefficient: float):
     return saes.JumpReLUTrainingSAE(config)
 
 
+def their_trainer():
+    # importorskip also keeps the deprecations that SAELens meets at import from counting as errors
+    return pytest.importorskip("sae_lens.config"), pytest.importorskip("sae_lens.training.sae_trainer").SAETrainer
+
+
 def train_theirs(architecture: str, coefficient: float, start: StackedSAE, batches: list[torch.Tensor]):
     """(loss curve, the trained SAE) of SAELens's own trainer from the weights of a stack of one."""
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
+    configs, SAETrainer = their_trainer()
     sae = their_sae(architecture, coefficient)
     with torch.no_grad():
         for name, parameter in start.named_parameters():
             getattr(sae, name).copy_(parameter[0])
-    config = SAETrainerConfig(
+    config = configs.SAETrainerConfig(
         total_training_samples=N_STEPS * BATCH, train_batch_size_samples=BATCH, lr=2e-3, lr_end=2e-3,
-        lr_warm_up_steps=20, lr_decay_steps=50, logger=LoggingConfig(log_to_wandb=False),
+        lr_warm_up_steps=20, lr_decay_steps=50, logger=configs.LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     trainer = SAETrainer(config, sae, iter(batches))
     losses = []
@@ -82,8 +85,8 @@ def test_training_equals_sae_lens(architecture, k, coefficients):
     ours = sums.result()
     for s in range(2):
         curve, theirs = train_theirs(architecture, coefficients[s], starts[s], [x[s, index] for index in rows])
-        # the issue's bar is 1 %; float32 sums in another order, carried through 150 steps of Adam, keep well within
-        torch.testing.assert_close(torch.stack([step.loss[s] for step in stats]), curve, rtol=0.01, atol=0)
+        # float32 sums in another order, carried through 150 steps of Adam: 2e-7 measured; 1 % is the bar
+        torch.testing.assert_close(torch.stack([step.loss[s] for step in stats]), curve, rtol=1e-4, atol=0)
         if architecture == "batchtopk":
             # their running threshold starts from 0, ours from the first batch
             continue
@@ -93,5 +96,5 @@ def test_training_equals_sae_lens(architecture, k, coefficients):
             recon = theirs.decode(acts)
         their_l0 = (acts > 0).double().sum(-1).mean()
         their_fvu = (held_out[s] - recon).square().sum() / (held_out[s] - held_out[s].mean(0)).square().sum()
-        assert float(ours.l0[s]) == pytest.approx(float(their_l0), rel=0.01)
-        assert float(ours.fvu[s]) == pytest.approx(float(their_fvu), rel=0.01)
+        assert float(ours.l0[s]) == pytest.approx(float(their_l0), rel=1e-3)
+        assert float(ours.fvu[s]) == pytest.approx(float(their_fvu), rel=1e-3)

@@ -87,10 +87,10 @@ def test_what_is_undefined_is_nan():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_count_active_counts_positive_only(dtype):
-    acts = torch.randn(2, 9001, 5, generator=seeded()).to(dtype)
-    acts[0, :, 0] = 0
-    acts[0, :, 1] = 1
-    assert torch.equal(count_active(acts), (acts > 0).sum(dim=1).double())
+    acts = torch.randn(9001, 5, generator=seeded()).to(dtype)
+    acts[:, 0] = 0
+    acts[:, 1] = 1
+    assert torch.equal(count_active(acts), (acts > 0).sum(dim=0).double())
 
 
 @pytest.mark.parametrize(
