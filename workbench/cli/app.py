@@ -14,7 +14,12 @@ from workbench.cli.errors import guarded
 # verb -> its module under workbench.cli, in the order of the help page
 VERBS = MappingProxyType(
     {
+        "train": "train",
         "recipes": "recipes",
+        "hooks": "hooks",
+        "generate": "generate",
+        "export": "export",
+        "import": "import_model",
     }
 )
 

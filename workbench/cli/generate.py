@@ -1,0 +1,55 @@
+"""`workbench generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import report
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="Text to go on from.", metavar="PROMPT...")],
+    ckpt: options.Checkpoint,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations of each prompt.", min=1)] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to add.", min=1)] = 60,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.", min=0)] = 0.7,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens.", min=1)] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from this much probability.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Sample continuations of prompts."""
+    import pandas as pd
+    import torch
+
+    from workbench.models.generate import generate as sample
+    from workbench.models.load import load
+
+    model = load(ckpt, device, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for prompt in prompts:
+        tokens = model.to_tokens(prompt, truncate=False).repeat(n_samples, 1)
+        grown = sample(
+            model,
+            tokens,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_at=model.tokenizer.eos_token_id,
+            generator=generator,
+        )
+        texts = model.tokenizer.batch_decode(grown[:, tokens.shape[1] :], skip_special_tokens=True)
+        rows += [{"prompt": prompt, "sample": i, "continuation": text} for i, text in enumerate(texts)]
+    if as_json:
+        report(as_json=True, table=pd.DataFrame(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['prompt']}{row['continuation']}\n")

@@ -1,0 +1,23 @@
+"""`workbench import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import report
+
+
+def import_model(
+    source: Annotated[str, typer.Argument(help="Hugging Face folder or hub name, or GGUF file.", metavar="PATH")],
+    out: options.Out = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a foreign model as a checkpoint directory of ours."""
+    from workbench.models.interop import import_model as write
+
+    report(as_json=as_json, out=write(source, out or Path("runs/import")))

@@ -1,0 +1,45 @@
+"""`workbench train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import report
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file.", metavar="RECIPE")],
+    out: options.Out = None,
+    data: Annotated[str | None, typer.Option("--data", help="Text in place of the recipe's.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Tokenizer in place of the recipe's.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16 (autocast), float32 or float64.")] = "auto",
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train one model; an interrupt saves the state, and --resume goes on from it."""
+    from workbench.training import apply_overrides, load_recipe, parse_override
+    from workbench.training import train as run
+
+    overrides = dict(parse_override(text) for text in settings or [])
+    for key, value in (("data.source", data), ("data.tokenizer", tokenizer)):
+        if value is not None:
+            overrides[key] = value
+    if dry_run:
+        from workbench.training.plan import plan
+
+        report(as_json=as_json, facts=plan(apply_overrides(load_recipe(recipe), overrides)))
+        return
+    target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
+    path = run(
+        recipe, target, seed=seed, device=device, dtype=dtype, resume=resume, overrides=overrides, progress=not as_json
+    )
+    report(as_json=as_json, out=path)
