@@ -1,0 +1,180 @@
+"""Activations as SAEs read them: which hook and head each input is, and shuffled batches of them from a model.
+
+The layout is [slot token d_in]: a slot is one head of one layer, or all of one hook, and every slot of a batch holds
+the same tokens in the same order, since they come from the same forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.experiments.harvest import run_watched
+from workbench.experiments.subject import choose, device_of
+
+PER_HEAD, CONCATENATED = "z", "z_concat"  # what `hook` may be besides the name of a hook within a block
+_ORDER, _ROWS = 0, 1  # streams of the buffer's seed
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one SAE input comes from."""
+
+    hook_name: str
+    """full name of the hook, e.g. blocks.9.attn.hook_z"""
+    layer: int
+    """layer of the hook"""
+    head: int | None = None
+    """head of the hook; None for all of it"""
+
+    @property
+    def column(self) -> int:
+        """The head as tables write it: −1 for all heads together."""
+        return -1 if self.head is None else self.head
+
+
+def choose_slots(
+    cfg: Any, layers: Sequence[int] | None = None, heads: Sequence[int] | str = "all", hook: str = PER_HEAD
+) -> list[Slot]:
+    """The slots of these layers and heads, layer by layer and head by head.
+
+    Args:
+        cfg: a model's configuration; n_layers and n_heads are read.
+        layers: all where none are given.
+        heads: "all" or a list, for hook "z" alone.
+        hook: "z" (attn.hook_z, a slot a head), "z_concat" (all heads' z side by side), or a hook of a block such as
+            "hook_resid_post" or "mlp.hook_post".
+
+    Raises:
+        ValueError: no layers or heads, one out of range or given twice, or heads for a hook that has none.
+    """
+    chosen_layers = choose("layers", layers, cfg.n_layers)
+    if hook != PER_HEAD:
+        if heads != "all":
+            raise ValueError(f"heads: got {heads!r} for hook {hook!r}, which is read whole; want 'all'")
+        name = "attn.hook_z" if hook == CONCATENATED else hook
+        return [Slot(f"blocks.{layer}.{name}", layer) for layer in chosen_layers]
+    if isinstance(heads, str) and heads != "all":
+        raise ValueError(f"heads: got {heads!r}; want 'all' or a list of heads")
+    chosen_heads = choose("heads", None if isinstance(heads, str) else heads, cfg.n_heads)
+    return [Slot(f"blocks.{layer}.attn.hook_z", layer, head) for layer in chosen_layers for head in chosen_heads]
+
+
+@torch.no_grad()
+def collect(
+    model: Any, tokens: Int[Tensor, "batch pos"], slots: Sequence[Slot], batch: int = 0
+) -> Float[Tensor, "slot tokens d_in"]:
+    """Activations of every slot in float32, tokens in the order batch, pos; one forward, stopped at the last layer.
+
+    `batch` is what an error calls these tokens.
+
+    Raises:
+        ValueError: a hook that does not exist, slots of unequal width, or an activation that is nan or infinite (hook
+            and batch are named).
+    """
+    names = list(dict.fromkeys(slot.hook_name for slot in slots))
+    found = run_watched(model, tokens.to(device_of(model)), names, max(slot.layer for slot in slots) + 1)
+    rows = {name: activation.float() for name, activation in found.items()}
+    for name, activations in rows.items():
+        # a finite sum is proof at one pass without a mask; a sum can also overflow, so the mask decides
+        if not bool(activations.sum().isfinite()) and (n_bad := int((~activations.isfinite()).sum())):
+            raise ValueError(f"activations: {name} has {n_bad} nan or inf in batch {batch}; want finite activations")
+    parts = [
+        rows[slot.hook_name].flatten(2) if slot.head is None else rows[slot.hook_name][:, :, slot.head]
+        for slot in slots
+    ]
+    widths = {part.shape[-1] for part in parts}
+    if len(widths) > 1:
+        raise ValueError(f"activations: hooks {names} are {sorted(widths)} wide; want one width in a stack")
+    return rearrange(torch.stack(parts), "slot batch pos d_in -> slot (batch pos) d_in")
+
+
+class ShuffledActivations:
+    """Batches of shuffled activations, as many as are asked for; the i-th is a function of (seed, i) and nothing else.
+
+    Sequences come in a new random order each time through `tokens`. Those of one block (`buffer_tokens` tokens' worth)
+    are run through the model, their tokens are permuted in memory, and batches are cut from the block; what is left of
+    it, less than a batch, is dropped. So a run that stops after batch i is resumed by asking for batch i + 1: at most
+    one block is computed again. All slots of a batch share their tokens.
+
+    Memory: n_slots · buffer_tokens · d_in · 4 bytes, whatever the number of tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: Int[Tensor, "n_sequences n_ctx"],
+        slots: Sequence[Slot],
+        *,
+        batch_size: int,
+        buffer_tokens: int,
+        model_tokens: int = 4096,
+        seed: int = 0,
+    ) -> None:
+        """batch_size: tokens in a batch. buffer_tokens: tokens in a block, at least a batch. model_tokens: tokens in a
+        forward pass. Raises ValueError for tokens that are not [n_sequences, n_ctx] or a batch larger than a block."""
+        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+            raise ValueError(
+                f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; want integers [n_sequences, n_ctx]"
+            )
+        if batch_size < 1 or buffer_tokens < batch_size:
+            raise ValueError(f"buffer_tokens: got {buffer_tokens} for batches of {batch_size}; want at least one batch")
+        self._model, self._tokens, self._slots, self._seed = model, tokens, list(slots), seed
+        n_ctx = tokens.shape[1]
+        self.batch_size = batch_size
+        self._n_rows = -(-buffer_tokens // n_ctx)  # sequences in a block
+        self._n_forward = max(1, model_tokens // n_ctx)
+        self.batches_per_block = self._n_rows * n_ctx // batch_size
+        self._block_index = -1
+        self._block: Float[Tensor, "slot tokens d_in"] | None = None
+
+    @property
+    def d_in(self) -> int:
+        """Width of a slot."""
+        return self.block(max(0, self._block_index)).shape[2]
+
+    def batch(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
+        """Batch `index`, from 0; a view of the block, good until a batch of another block is asked for."""
+        block, place = divmod(index, self.batches_per_block)
+        return self.block(block)[:, place * self.batch_size : (place + 1) * self.batch_size]
+
+    def block(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
+        """All tokens of block `index`, shuffled; overwritten when another block is asked for."""
+        if index != self._block_index:
+            self._fill(index)
+        assert self._block is not None
+        return self._block
+
+    def _fill(self, block: int) -> None:
+        n_ctx = self._tokens.shape[1]
+        rows = self._sequences(block * self._n_rows, self._n_rows)
+        places = torch.from_numpy(self._generator(_ROWS, block).permutation(len(rows) * n_ctx))
+        start = 0
+        parts = rows.split(self._n_forward)
+        for number, part in enumerate(parts, start=block * len(parts)):
+            fresh = collect(self._model, self._tokens[part], self._slots, number)
+            if self._block is None:
+                self._block = fresh.new_empty(fresh.shape[0], self._n_rows * n_ctx, fresh.shape[2])
+            self._block.index_copy_(1, places[start : start + fresh.shape[1]].to(fresh.device), fresh)
+            start += fresh.shape[1]
+        self._block_index = block
+
+    def _sequences(self, start: int, n: int) -> Int[Tensor, "n"]:
+        """Rows of `tokens` at places start … start + n of the endless stream of random orders."""
+        size = len(self._tokens)
+        rows: list[int] = []
+        while len(rows) < n:
+            epoch, place = divmod(start + len(rows), size)
+            order = self._generator(_ORDER, epoch).permutation(size)
+            rows += order[place : place + n - len(rows)].tolist()
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _generator(self, stream: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, stream, index])

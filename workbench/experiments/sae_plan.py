@@ -1,0 +1,121 @@
+"""What SAEs are trained on a model: settings, and the layers, heads, sparsity coefficients and seeds of one stack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from sae.config import Architecture, TrainConfig
+from sae.model import spawn_generators
+from workbench.experiments.activations import PER_HEAD, Slot, choose_slots
+from workbench.experiments.subject import check_hooks
+from workbench.models.config import Frozen, describe_errors
+
+START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of a SAE's seed
+
+
+class HeadSaeSettings(Frozen):
+    """How the stack is made, trained and measured."""
+
+    hook: str = Field(PER_HEAD, description="'z': one SAE a head; 'z_concat': one a layer; or a hook within a block")
+    architecture: Architecture = Field("relu", description="activation function; relu and jumprelu have an l1")
+    k: float | None = Field(None, description="features kept a token, for topk and batchtopk", gt=0)
+    expansion: int = Field(8, description="d_sae / d_in", ge=1)
+    normalize: Literal["none", "mean_norm"] = Field(
+        "none",
+        description="mean_norm: train on x·√d_in/mean‖x‖, so that one l1 means the same for every head; folded away",
+    )
+    n_train_tokens: int | None = Field(None, description="tokens a SAE is trained on; none: as many as are given", ge=1)
+    batch_size: int = Field(1024, description="tokens a step", ge=1)
+    buffer_tokens: int = Field(32768, description="tokens shuffled together in memory", ge=1)
+    lr: float = Field(3e-3, description="peak learning rate of Adam", gt=0)
+    warm_up: float = Field(0.1, description="share of steps over which lr and l1 rise", ge=0, le=0.5)
+    decay: float = Field(0.3, description="share of steps, the last, over which lr falls to 0", ge=0, le=0.5)
+    n_resamples: int = Field(2, description="times that dead features are resampled, in the first two thirds", ge=0)
+    use_bf16: bool = Field(False, description="multiply in bfloat16; weights stay float32")
+    use_compile: bool = Field(False, description="compile the step's arithmetic")
+    n_ce_tokens: int = Field(8192, description="held-out tokens that ce_recovered is measured on", ge=2)
+
+    @model_validator(mode="after")
+    def _a_batch_fits(self) -> HeadSaeSettings:
+        if self.buffer_tokens < self.batch_size:
+            raise ValueError(f"buffer_tokens: got {self.buffer_tokens}; want at least batch_size = {self.batch_size}")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained: SAE k reads slot `slot_index[k]` with coefficient `l1[k]` from seed `seeds[k]`."""
+
+    slots: list[Slot]
+    slot_index: list[int]
+    l1: list[float]
+    seeds: list[int]
+
+    @property
+    def sources(self) -> list[tuple[Slot, float, int]]:
+        """(slot, l1, seed) of every SAE, in the stack's order."""
+        return [(self.slots[i], l1, seed) for i, l1, seed in zip(self.slot_index, self.l1, self.seeds, strict=True)]
+
+    def generators(self, stream: int) -> list[torch.Generator]:
+        """A generator a SAE, a function of its own layer, head and seed: the same in whatever company it is trained."""
+        own = []
+        for slot, _, seed in self.sources:
+            base = torch.Generator().manual_seed(seed)
+            own += spawn_generators(base, 1, [(stream, slot.layer, slot.column + 1)])
+        return own
+
+
+def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
+    """The settings that keywords describe. Raises ValueError naming every wrong one."""
+    try:
+        return HeadSaeSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"sae_train: {describe_errors(error)}") from None
+
+
+def make_plan(
+    model: Any,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | str,
+    l1: Sequence[float] | float,
+    seeds: Sequence[int],
+    settings: HeadSaeSettings,
+) -> Plan:
+    """The stack's SAEs, in its order. Raises ValueError for anything out of range, given twice or not given."""
+    slots = choose_slots(model.cfg, layers, heads, settings.hook)
+    check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
+    coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float) else l1)]
+    if (
+        not coefficients
+        or len(set(coefficients)) < len(coefficients)
+        or not all(0 <= c < math.inf for c in coefficients)
+    ):
+        raise ValueError(f"l1: got {coefficients}; want finite numbers ≥ 0, each once")
+    seeds = list(seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) and s >= 0 for s in seeds):
+        raise ValueError(f"seeds: got {seeds}; want integers ≥ 0, each once")
+    every = [(i, c, s) for i in range(len(slots)) for c in coefficients for s in seeds]
+    return Plan(slots, [i for i, _, _ in every], [c for _, c, _ in every], [s for _, _, s in every])
+
+
+def train_config(settings: HeadSaeSettings, n_steps: int) -> TrainConfig:
+    """The schedules of n_steps steps: warm-up, decay and resampling are shares of them. A feature that fired on no
+    token of the last tenth of all steps is dead."""
+    at = [round(2 / 3 * n_steps * (i + 1) / (settings.n_resamples + 1)) for i in range(settings.n_resamples)]
+    return TrainConfig(
+        n_steps=n_steps,
+        lr=settings.lr,
+        lr_warm_up_steps=int(settings.warm_up * n_steps),
+        lr_decay_steps=int(settings.decay * n_steps),
+        l1_warm_up_steps=int(settings.warm_up * n_steps),
+        dead_window=max(1, n_steps // 10),
+        resample_steps=tuple(sorted({step for step in at if 1 <= step < n_steps})),
+        use_bf16=settings.use_bf16,
+        use_compile=settings.use_compile,
+    )
