@@ -1,1 +1,81 @@
-"""A workbench for prescriptive interpretability."""
+"""A workbench for prescriptive interpretability: what notebooks use, imported on first use.
+
+The verbs of the command line call exactly these functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.experiments.ablation import ablate
+    from workbench.experiments.attention import attention
+    from workbench.experiments.harvest import harvest, stream
+    from workbench.experiments.head_saes import sae_train
+    from workbench.experiments.study import study
+    from workbench.experiments.texts import analysis_tokens
+    from workbench.experiments.topology import topology
+    from workbench.models.generate import generate
+    from workbench.models.interop import export, import_model
+    from workbench.models.load import load
+    from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+    from workbench.training import build, train
+    from workbench.training import recipe_names as recipes
+
+# name -> (module, name there)
+_WHERE = MappingProxyType(
+    {
+        "ablate": ("workbench.experiments.ablation", "ablate"),
+        "analysis_tokens": ("workbench.experiments.texts", "analysis_tokens"),
+        "attention": ("workbench.experiments.attention", "attention"),
+        "build": ("workbench.training", "build"),
+        "export": ("workbench.models.interop", "export"),
+        "from_hooked_transformer": ("workbench.models.transformer_lens", "from_hooked_transformer"),
+        "generate": ("workbench.models.generate", "generate"),
+        "harvest": ("workbench.experiments.harvest", "harvest"),
+        "import_model": ("workbench.models.interop", "import_model"),
+        "load": ("workbench.models.load", "load"),
+        "recipes": ("workbench.training", "recipe_names"),
+        "sae_train": ("workbench.experiments.head_saes", "sae_train"),
+        "stream": ("workbench.experiments.harvest", "stream"),
+        "study": ("workbench.experiments.study", "study"),
+        "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),
+        "topology": ("workbench.experiments.topology", "topology"),
+        "train": ("workbench.training", "train"),
+    }
+)
+
+__all__ = [
+    "ablate",
+    "analysis_tokens",
+    "attention",
+    "build",
+    "export",
+    "from_hooked_transformer",
+    "generate",
+    "harvest",
+    "import_model",
+    "load",
+    "recipes",
+    "sae_train",
+    "stream",
+    "study",
+    "to_hooked_transformer",
+    "topology",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    module, there = _WHERE[name]
+    value = getattr(importlib.import_module(module), there)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
