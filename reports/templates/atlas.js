@@ -139,7 +139,11 @@ function readAddress() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   view = { ...DEFAULT_VIEW };
   for (const name of Object.keys(DEFAULT_VIEW)) if (given[name] !== undefined) view[name] = given[name];
-  if (!["alive", "dead", "all"].includes(view.state)) view.state = DEFAULT_VIEW.state;
+  // what no control could have said is dropped
+  for (const name of ["model", "seed", "layer", "head", "state"]) {
+    if (![...byId(name).options].some((option) => option.value === view[name])) view[name] = DEFAULT_VIEW[name];
+  }
+  for (const name of ["dmin", "dmax"]) if (!Number.isFinite(Number(view[name]))) view[name] = "";
   if (!/^-?(place|density|max_act|mean_act|token)$/.test(view.sort)) view.sort = DEFAULT_VIEW.sort;
   const row = atlas.rowOf.get(view.open);
   if (row === undefined) view.open = "";

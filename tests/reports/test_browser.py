@@ -1,0 +1,332 @@
+"""Both pages in headless Chromium, opened from disk: what they do, what they must never do, how fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_study import feature_atlas
+
+from reports.atlas import write_atlas
+from reports.page import write_report
+from reports.tables import read_table
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
+
+
+@dataclass
+class Tab:
+    """A page of the browser and everything it complained about or asked for."""
+
+    page: object
+    console: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def open(self, path: Path, fragment: str = "") -> None:
+        self.page.goto(f"{path.as_uri()}{fragment}")
+        self.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+
+    def check(self) -> None:
+        assert self.console == []
+        assert self.errors == []
+        assert [address for address in self.requests if not address.startswith(("file:", "data:", "blob:"))] == []
+        assert self.page.evaluate("window.pwned") is None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as player:
+        running = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def tab(browser, request) -> Iterator[Tab]:
+    options = {"viewport": {"width": 1280, "height": 900}, "accept_downloads": True, **getattr(request, "param", {})}
+    context = browser.new_context(offline=True, **options)
+    page = context.new_page()
+    found = Tab(page)
+    page.on("console", lambda message: found.console.append(message.text))
+    page.on("pageerror", lambda error: found.errors.append(str(error)))
+    page.on("request", lambda request: found.requests.append(request.url))
+    yield found
+    found.check()
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def pages(made_study, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("pages")
+    write_report(made_study, directory / "report.html")
+    write_atlas(made_study, directory / "atlas.html")
+    return directory
+
+
+def count(tab: Tab) -> int:
+    text = tab.page.locator("#count").inner_text()
+    return 0 if text.startswith("No") else int(text.split()[0].replace(",", ""))
+
+
+def keys(tab: Tab) -> list[str]:
+    return [text.strip() for text in tab.page.locator("tr.feature .opener").all_inner_texts()]
+
+
+# --- the report
+
+
+@pytest.mark.parametrize("tab", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
+def test_report_draws_every_figure(tab, pages):
+    tab.open(pages / "report.html")
+    plots = tab.page.locator(".plot")
+    assert plots.count() > 15
+    for plot in plots.all():
+        assert plot.get_attribute("data-drawn") == "yes"
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == 1280
+    assert "One seed; both intervals overlap </script>" in tab.page.locator("main").inner_text()
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 780}}], indirect=True)
+def test_report_fits_a_phone(tab, pages):
+    tab.open(pages / "report.html")
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_report_hands_out_its_tables(tab, pages, made_study):
+    tab.open(pages / "report.html")
+    button = tab.page.locator("#topology button.source")
+    button.focus()
+    with tab.page.expect_download() as download:
+        tab.page.keyboard.press("Enter")
+    assert download.value.suggested_filename == "topology_stats.csv"
+    assert Path(download.value.path()).read_bytes() == (made_study / "topology_stats.csv").read_bytes()
+    atlas = tab.page.locator("#sources ~ * button.source[data-table=feature_atlas]")
+    assert atlas.is_disabled()
+
+
+def test_report_switches_variants_and_themes(tab, pages):
+    tab.open(pages / "report.html")
+    figure = tab.page.locator("#heatmaps")
+    assert figure.locator(".plot:visible").get_attribute("data-variant") == "0"
+    figure.locator("input[value='2']").check()
+    assert figure.locator(".plot:visible").get_attribute("data-variant") == "2"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    before = tab.page.evaluate(paper)
+    tab.page.locator("#theme").click()  # auto -> light
+    tab.page.locator("#theme").click()  # light -> dark
+    assert tab.page.evaluate(paper) != before
+    assert tab.page.locator("#l0 .xtick text").first.evaluate("node => node.style.fill") == "rgb(154, 164, 175)"
+
+
+def test_report_leads_from_a_head_to_its_features(tab, pages):
+    tab.open(pages / "report.html")
+    tab.page.locator("#ablation").scroll_into_view_if_needed()
+    plot = tab.page.locator("#ablation .plot")
+    target = plot.evaluate("plot => plot.data[0].customdata[1]")
+    with tab.page.expect_navigation(url="**/atlas.html#*"):
+        plot.evaluate("plot => plot.emit('plotly_click', { points: [{ customdata: plot.data[0].customdata[1] }] })")
+    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    assert target[0] == "control"
+    assert all(text.startswith(f"●control L{target[1]} H{target[2]} ") for text in keys(tab))
+
+
+def test_report_prints(tab, pages):
+    tab.open(pages / "report.html")
+    assert len(tab.page.pdf(format="A4")) > 50_000
+
+
+# --- the atlas
+
+
+def test_atlas_lists_what_is_alive(tab, pages, made_study):
+    table = read_table(made_study, "feature_atlas")
+    tab.open(pages / "atlas.html")
+    assert count(tab) == int((~table["dead"]).sum())
+    tab.page.locator("#state").select_option("all")
+    assert count(tab) == len(table)
+    tab.page.locator("#state").select_option("dead")
+    assert count(tab) == int(table["dead"].sum())
+
+
+def test_atlas_search_finds_what_a_loop_finds(tab, pages, made_study):
+    table = read_table(made_study, "feature_atlas")
+    contexts = [json.loads(cell) for cell in table["top_contexts"]]
+    texts = [["".join(context["tokens"]).lower() for context in row] for row in contexts]
+    tab.open(pages / "atlas.html", "#state=all")
+    for query in ("king", " the ", "THE", "he w", "zzzz", "</script>", "🦊", "العربية", "e\u0301", "\\", "a" * 50, "'"):
+        wanted = query.strip().lower()
+        tab.page.locator("#query").fill(query)
+        assert count(tab) == sum(any(wanted in text for text in row) for row in texts), query
+    tab.page.locator("#query").fill("#7")
+    assert count(tab) == int((table["feature"] == 7).sum())
+
+
+def test_atlas_sorts_both_ways(tab, pages):
+    tab.open(pages / "atlas.html", "#state=all")
+    header = tab.page.locator("[data-sort=density]")
+
+    def shown() -> list[float]:
+        cells = tab.page.locator("tr.feature td:nth-child(2)").all_inner_texts()
+        return [float(cell.replace("−", "-").removesuffix("%")) for cell in cells]
+
+    header.click()
+    falling = shown()
+    assert falling == sorted(falling, reverse=True)
+    assert header.locator("..").get_attribute("aria-sort") == "descending"
+    header.click()
+    rising = shown()
+    assert rising == sorted(rising)
+    assert header.locator("..").get_attribute("aria-sort") == "ascending"
+
+
+def test_atlas_filters_by_head_and_density(tab, pages, made_study):
+    table = read_table(made_study, "feature_atlas")
+    tab.open(pages / "atlas.html")
+    tab.page.locator("#model").select_option("janus-v3-adaptive-nano")
+    tab.page.locator("#layer").select_option("1")
+    tab.page.locator("#head").select_option("2")
+    tab.page.locator("#dmin").fill("-2.5")
+    tab.page.locator("#dmax").fill("-1.5")
+    kept = table[(table["model"] == "janus-v3-adaptive-nano") & (table["layer"] == 1) & (table["head"] == 2)]
+    kept = kept[~kept["dead"] & kept["density"].between(10**-2.5, 10**-1.5)]
+    assert keys(tab) == [f"◆adaptive L1 H2 #{feature}" for feature in kept["feature"]]
+    tab.page.locator("button[type=reset]").click()
+    assert count(tab) == int((~table["dead"]).sum())
+
+
+def test_atlas_links_restore_the_view(tab, pages):
+    tab.open(pages / "atlas.html")
+    tab.page.locator("#query").fill("the")
+    tab.page.locator("#layer").select_option("1")
+    tab.page.locator("[data-sort=max_act]").click()
+    tab.page.locator(".opener").nth(3).click()
+    before = (keys(tab), tab.page.locator("tr.detail").inner_text(), count(tab))
+    address = tab.page.url
+    tab.page.goto("about:blank")
+    tab.page.goto(address)
+    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    assert (keys(tab), tab.page.locator("tr.detail").inner_text(), count(tab)) == before
+    assert tab.page.locator("#query").input_value() == "the"
+
+
+@pytest.mark.parametrize(
+    "fragment", ["#open=nonsense", "#sort=__proto__&page=-3&state=x", "#page=99999", "#query=%00%E0%A4%A", "#dmin=x"]
+)
+def test_atlas_survives_broken_links(tab, pages, fragment):
+    tab.open(pages / "atlas.html", fragment)
+    assert tab.page.locator("tr.feature").count() > 0 or "query" in fragment
+
+
+def test_a_link_to_a_filtered_feature_opens_it(tab, pages):
+    tab.open(pages / "atlas.html", "#query=zzzz&open=janus-v3-control-nano|0|1|1|3")
+    assert tab.page.locator("tr.open .opener").inner_text().endswith("L1 H1 #3")
+
+
+def test_atlas_shows_the_match_beside_the_feature(tab, pages, made_study):
+    table = read_table(made_study, "feature_atlas")
+    row = table[(table["model"] == "janus-v3-control-nano") & ~table["dead"]].iloc[0]
+    _, feature, cosine = json.loads(row["match"])
+    key = f"janus-v3-control-nano|0|{row['layer']}|{row['head']}|{row['feature']}"
+    tab.open(pages / "atlas.html", f"#open={key}")
+    cards = tab.page.locator("tr.detail .card")
+    assert cards.count() == 2
+    title = cards.nth(1).locator("h2").inner_text()
+    assert title.startswith(f"Best match, cosine {cosine:.2f}:")
+    assert title.endswith(f"#{feature}")
+    promoted = json.loads(row["logit_promoted"])
+    assert cards.nth(0).locator(".logits section").nth(0).locator("li").count() == len(promoted)
+    cards.nth(1).get_by_text("Open this feature").click()
+    assert tab.page.locator("tr.open .opener").inner_text().endswith(f"#{feature}")
+
+
+def test_atlas_profile_leads_to_a_head(tab, pages):
+    tab.open(pages / "atlas.html")
+    plot = tab.page.locator("#profile-plot")
+    plot.evaluate("plot => plot.emit('plotly_click', { points: [{ customdata: plot.data[1].customdata[2] }] })")
+    target = plot.evaluate("plot => plot.data[1].customdata[2]")
+    assert target[0] == "adaptive"
+    assert all(text.startswith(f"◆adaptive L{target[1]} H{target[2]} ") for text in keys(tab))
+
+
+def test_atlas_obeys_the_keyboard(tab, pages):
+    tab.open(pages / "atlas.html")
+    tab.page.keyboard.press("/")
+    tab.page.keyboard.type("the")
+    assert tab.page.locator("#query").input_value() == "the"
+    tab.page.keyboard.press("Escape")
+    tab.page.keyboard.press("j")
+    first = tab.page.locator("tr.open .opener").inner_text()
+    tab.page.keyboard.press("j")
+    assert tab.page.locator("tr.open .opener").inner_text() != first
+    tab.page.keyboard.press("k")
+    assert tab.page.locator("tr.open .opener").inner_text() == first
+    tab.page.keyboard.press("Escape")
+    assert tab.page.locator("tr.detail").count() == 0
+    tab.page.keyboard.press("]")
+    assert tab.page.locator("#page").inner_text().startswith("2 /")
+    tab.page.locator(".opener").first.focus()
+    tab.page.keyboard.press("Enter")
+    assert tab.page.locator("tr.detail").count() == 1
+
+
+def test_no_token_becomes_markup(tab, pages):
+    """Every page of the list and every sheet: elements other than ours never appear, and nothing runs."""
+    tab.open(pages / "atlas.html", "#state=all&query=%3C")
+    assert count(tab) > 20
+    tags = "() => [...new Set([...document.querySelectorAll('#features *')].map(node => node.localName))].sort()"
+    ours = {"thead", "tbody", "tr", "th", "td", "button", "span", "b", "div", "article", "h2", "h3", "ul", "ol", "li"}
+    ours |= {"section", "p"}
+    while True:
+        for opener in tab.page.locator(".opener").all()[:12]:
+            opener.click()
+            assert set(tab.page.evaluate(tags)) <= ours
+        if tab.page.locator("#next").is_disabled():
+            break
+        tab.page.locator("#next").click()
+    assert tab.page.evaluate("window.pwned") is None
+
+
+def test_invisible_characters_are_named(tab, pages):
+    tab.open(pages / "atlas.html", "#state=all&query=evil")
+    tab.page.locator(".opener").first.click()
+    text = tab.page.locator("tr.detail").inner_text()
+    assert "U+202E" in text
+    assert "\u202e" not in text
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 780}}], indirect=True)
+def test_atlas_fits_a_phone(tab, pages):
+    tab.open(pages / "atlas.html")
+    tab.page.locator(".opener").first.click()
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.slow
+def test_a_large_atlas_paints_and_searches_in_time(browser, tab, tmp_path):
+    """50 heads of 512 features with 10 contexts: first paint within 1 s, a search within 50 ms (median of many)."""
+    rng = np.random.default_rng(0)
+    table = feature_atlas(rng, ("control", "adaptive"), 5, 5, 512, 10, 16, hostile=True, empty=False)
+    path = write_atlas({"feature_atlas": table}, tmp_path / "atlas.html")
+    assert path.stat().st_size < 12_000_000
+    tab.open(path)
+    paint = tab.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    tab.page.evaluate("performance.clearMeasures()")
+    for query in ("k", "ki", "king", "the", "the king", "e", "zzz", " of the", "#5", "captain"):
+        tab.page.locator("#query").fill(query)
+        tab.page.wait_for_timeout(200)
+    times = sorted(tab.page.evaluate("performance.getEntriesByName('search').map(entry => entry.duration)"))
+    assert paint < 1000
+    assert times[len(times) // 2] < 50, times
