@@ -90,7 +90,7 @@ def compare_loss(case: str, settings: dict, autocast: bool, x: torch.Tensor, n_s
     ours = Trainer(start.select(range(n_saes)), config, L1, torch.Generator().manual_seed(0))
     losses = []
     for batch in random_batches(x[:n_saes], n_steps, seed=1):
-        their_loss = [float(trainer.step(batch[k]).loss) for k, trainer in enumerate(theirs)]
+        their_loss = [float(trainer.step(batch[k]).loss.detach()) for k, trainer in enumerate(theirs)]
         losses.append([ours.step(batch).loss.tolist(), their_loss])
     # [runs, ours or theirs, SAEs]
     ends = torch.tensor(losses)[-max(1, n_steps // 10) :].mean(dim=0)

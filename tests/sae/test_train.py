@@ -144,7 +144,14 @@ def test_unit_norm_decoder_stays_unit_and_moves_along_the_sphere():
     config = SAEConfig(n_saes=1, d_in=8, d_sae=16, use_unit_norm_decoder=True, decoder_init_norm=1.0)
     sae = StackedSAE(config, seeded(), dtype=torch.float64)
     before = sae.W_dec.detach().clone()
-    train_stack(Trainer(sae, TrainConfig(n_steps=30, lr=1e-2), 0.1, seeded()), batches_of(x, 30, 64))
+    trainer = Trainer(sae, TrainConfig(n_steps=30, lr=1e-2), 0.1, seeded())
+    batches = batches_of(x, 30, 64)
+    trainer.step(batches[0])
+    # Adam saw no part of the gradient along a row
+    momentum = trainer.state_dict()["adam.exp_avg.W_dec"]
+    assert momentum.abs().max() > 1e-4
+    torch.testing.assert_close((momentum * before).sum(dim=-1), torch.zeros(1, 16).double(), rtol=0, atol=1e-15)
+    train_stack(trainer, batches[1:])
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(1, 16, dtype=torch.float64), rtol=0, atol=1e-14)
     assert (sae.W_dec - before).norm() > 0.1
 
@@ -205,20 +212,23 @@ def test_resampling_when_all_are_dead_or_nothing_is_left_to_learn():
 def test_dead_features_are_counted_resampled_and_given_fresh_moments():
     x = sparse_data(1, 400, 8, 20, seed=3)[1]
     sae = StackedSAE(SAEConfig(n_saes=1, d_in=8, d_sae=32), seeded())
+    trainer = Trainer(sae, TrainConfig(n_steps=20, dead_window=6, resample_steps=(11,)), 0.01, seeded())
+    batches = batches_of(x, 12, 64)
+    for batch in batches[:3]:
+        trainer.step(batch)
     with torch.no_grad():
         sae.b_enc[0, :5] = -100
-    trainer = Trainer(sae, TrainConfig(n_steps=20, dead_window=6, resample_steps=(8,)), 0.01, seeded())
-    stats = [trainer.step(batch) for batch in batches_of(x, 7, 64)]
+    stats = [trainer.step(batch) for batch in batches[3:10]]
     assert [int(s.n_dead) for s in stats] == [0, 0, 0, 0, 0, 5, 5]
-    eighth = trainer.step(batches_of(x, 1, 64, seed=9)[0])
-    assert (int(eighth.n_dead), int(eighth.n_resampled)) == (5, 5)
+    assert trainer.state_dict()["adam.exp_avg.W_dec"][0, :5].any()
+    stats.append(trainer.step(batches[10]))
+    assert (int(stats[-1].n_dead), int(stats[-1].n_resampled)) == (5, 5)
     state = trainer.state_dict()
     assert not state["adam.exp_avg.W_dec"][0, :5].any()
     assert not state["adam.exp_avg_sq.W_enc"][0, :, :5].any()
     assert state["adam.exp_avg_sq.W_enc"][0, :, 5:].any()
     assert not state["steps_since_fired"][0, :5].any()
-    ninth = trainer.step(batches_of(x, 1, 64, seed=10)[0])
-    assert int(ninth.n_dead) == 0
+    assert int(trainer.step(batches[11]).n_dead) == 0
 
 
 @pytest.mark.parametrize(("architecture", "k"), CASES)
