@@ -25,6 +25,7 @@ from workbench.models.load import load, weights_sha256
 from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, train
 from workbench.training.feed import open_feed
 from workbench.training.loop import Trainer
+from workbench.training.plan import plan
 from workbench.training.recipe import parse_recipe, phase_model
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
@@ -289,6 +290,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from workbench.training import load_recipe, train
 from workbench.training.loop import Trainer
+from workbench.training.plan import plan
 
 recipe, out, points = load_recipe(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 
@@ -422,3 +424,18 @@ def test_the_progress_bar_goes_to_stderr(text, tmp_path, capfd):
     assert shown.out == ""
     assert "step 12/12" in shown.err
     assert "tokens/s" in shown.err
+
+
+def test_the_plan_counts_right_and_writes_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = lineage(text)
+    facts = plan(recipe, device="cpu", dtype="float32")
+    model = HookedLM(phase_model(recipe, 1))
+    assert facts["n_parameters"] == model.n_parameters()
+    assert facts["n_tokens_by_phase"] == {"nca": 4 * 2 * 16, "language": 6 * 2 * 16}
+    assert facts["n_steps"] == 10
+    # weights, and between one and two moments each, for the checkpoint that is kept and the one being written
+    assert 2 * 4 * 2 * model.n_parameters() < facts["bytes_on_disk"] < 2 * 4 * 3.1 * model.n_parameters()
+    assert facts["bytes_in_memory"] > 4 * 4 * model.n_parameters()
+    assert all(rate > 0 for rate in facts["tokens_per_s_by_phase"].values())
+    assert list(tmp_path.iterdir()) == []

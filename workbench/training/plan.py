@@ -1,34 +1,113 @@
-"""What a training run would take, before it begins."""
+"""What a training run would take, before anything is read or written: parameters, tokens, disk, memory, time."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.models import HookedLM
+from workbench.models.load import resolve_device
+from workbench.training.objective import Batch, autocast_dtype, objective
+from workbench.training.optimizers import Optimizer
 from workbench.training.recipe import Recipe, n_tokens_per_step, phase_model
 
+TIMED_TOKENS = 2048  # a micro-batch of about this many tokens is timed
+N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
+PROCESS_BYTES = 700 << 20  # of the interpreter with torch and TransformerLens loaded, measured on Linux
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Parameters, tokens, bytes on disk and memory of a recipe; the model is laid out without being allocated.
 
-    Memory counts float32 weights, gradients and two moments (Muon keeps one for its matrices, so this is an upper
-    bound there), not the activations, which depend on the batch.
+@dataclass(frozen=True)
+class PhaseCost:
+    """What one phase takes."""
+
+    seconds: float
+    """of all its steps, without evaluation, monitoring and saving"""
+    checkpoint_bytes: int
+    """weights and optimizer state"""
+    memory_bytes: int
+    """of the process at the peak of a step"""
+
+
+def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
+    """Parameters, tokens, bytes on disk and in memory, and estimated seconds of a recipe, by name.
+
+    Time and memory come from real steps of each phase on made-up tokens: a small micro-batch, scaled up to the
+    recipe's. Nothing is downloaded or written.
+
+    Raises:
+        ValueError: for a device or dtype that cannot be had.
     """
-    with torch.device("meta"):
-        model = HookedLM(phase_model(recipe, len(recipe.phases) - 1).model_copy(update={"device": "meta"}), seed=None)
-    n = model.n_parameters()
+    device = resolve_device(device)
+    autocast = autocast_dtype(device, dtype)
+    weights_dtype = torch.float64 if dtype == "float64" else torch.float32
+    costs = []
+    for index in range(len(recipe.phases)):
+        model = HookedLM(phase_model(recipe, index), 0).to(device, weights_dtype)
+        costs.append(_measure(model, recipe, index, device, autocast))
+    n_steps = sum(phase.n_steps for phase in recipe.phases)
     tokens = [phase.n_steps * n_tokens_per_step(recipe, i) for i, phase in enumerate(recipe.phases)]
-    kept = recipe.checkpoint.keep or sum(p.n_steps for p in recipe.phases) // recipe.checkpoint.every + 1
+    kept = recipe.checkpoint.keep or n_steps // recipe.checkpoint.every + 1
     return {
         "recipe": recipe.name,
-        "n_parameters": n,
+        "device": device,
+        "precision": str(autocast or weights_dtype).removeprefix("torch."),
+        "n_parameters": model.n_parameters(),
         "n_parameters_without_embeddings": model.n_parameters(embeddings=False),
-        "n_steps": sum(phase.n_steps for phase in recipe.phases),
+        "n_steps": n_steps,
         "n_tokens": sum(tokens),
         "n_tokens_by_phase": {p.name: t for p, t in zip(recipe.phases, tokens, strict=True)},
-        "state_bytes_in_memory": 16 * n,
-        "checkpoint_bytes_on_disk": 12 * n * kept,
         "n_checkpoints_kept": kept,
+        # while the newest is being written there is one more
+        "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * (kept + 1),
+        "bytes_in_memory": max(c.memory_bytes for c in costs),
+        "tokens_per_s_by_phase": {
+            p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True)
+        },
+        "seconds": round(sum(c.seconds for c in costs)),
     }
+
+
+def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast: torch.dtype | None) -> PhaseCost:
+    phase, n_ctx = recipe.phases[index], recipe.model.n_ctx
+    optimizer = Optimizer(model, phase.optimizer)
+    n_rows = max(1, min(phase.batch_size, TIMED_TOKENS // n_ctx))
+    tokens = torch.arange(n_rows * n_ctx, device=device).reshape(n_rows, n_ctx) % model.cfg.d_vocab
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}  # storage -> bytes of what backward needs
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    micro_s, step_s = [], []
+    for _ in range(N_TIMED):
+        saved.clear()
+        start = _clock(device)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = objective(model, Batch(tokens), phase, weight=0.01, autocast=autocast).total
+        total.backward()
+        between = _clock(device)
+        optimizer.step()
+        micro_s.append(between - start)
+        step_s.append(_clock(device) - between)
+    scale = phase.batch_size / n_rows
+    state = sum(t.numel() * t.element_size() for t in optimizer.state_dict().values())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return PhaseCost(
+        seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
+        checkpoint_bytes=weights + state,
+        # weights, gradients and moments; what backward needs, and half as much again in flight
+        memory_bytes=PROCESS_BYTES + 2 * weights + state + int(1.5 * scale * sum(saved.values())),
+    )
+
+
+def _clock(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
