@@ -1,0 +1,98 @@
+"""Windows to analyse a model on: whose text, which windows, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models_for_tests import small_model
+
+from workbench.data.corpus import read_documents, split_documents
+from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokens import pack
+from workbench.experiments.texts import analysis_tokens
+from workbench.models.load import wrap_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = small_model("janus-v3", d_vocab=4096)
+    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+    return model
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Forty files of a few hundred words, each with words of its own."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(40):
+        words = np.random.default_rng(i).choice(["the", "cat", "river", "stone", "of", "a", "blue"], 300)
+        (folder / f"{i:02d}.txt").write_text(f"Chapter {i}. " + " ".join(words))
+    return folder
+
+
+def test_windows_are_held_out_text_that_the_model_can_read(model, text, tmp_path):
+    tokens = analysis_tokens(model, text, n_sequences=4, cache=tmp_path / "cache")
+    assert tokens.shape == (4, 24)
+    train, held_out = split_documents(read_documents(text))
+    files = {name: pack(part, load_tokenizer("embedded"), tmp_path / name) for name, part in
+             (("train", train), ("held", held_out))}  # fmt: skip
+    windows = {name: {tuple(file.tokens[i * 24 : i * 24 + 24].tolist()) for i in range(file.n_tokens // 24)}
+               for name, file in files.items()}  # fmt: skip
+    assert {tuple(row) for row in tokens.tolist()} <= windows["held"]
+    of_train = analysis_tokens(model, text, n_sequences=4, split="train", cache=tmp_path / "cache")
+    assert {tuple(row) for row in of_train.tolist()} <= windows["train"] - windows["held"]
+
+
+@pytest.mark.parametrize("n", [1, 5, 7])
+def test_windows_are_distinct_and_from_all_of_the_text(model, text, tmp_path, n):
+    held_out = split_documents(read_documents(text))[1]
+    file = pack(held_out, load_tokenizer("embedded"), tmp_path / "held")
+    places = {tuple(file.tokens[i * 24 : i * 24 + 24].tolist()): i for i in range(file.n_tokens // 24)}
+    seen = set()
+    for seed in range(6):
+        rows = analysis_tokens(model, text, n_sequences=n, seed=seed, cache=tmp_path / "cache").tolist()
+        at = [places[tuple(row)] for row in rows]
+        assert at == sorted(set(at)), "in order, none twice"
+        for i, place in enumerate(at):
+            assert i * len(places) // n <= place < (i + 1) * len(places) // n
+        seen.add(tuple(at))
+    assert len(seen) > 1, "the seed chooses"
+
+
+def test_every_window_can_be_had_and_no_more(model, text, tmp_path):
+    cache = tmp_path / "cache"
+    with pytest.raises(
+        ValueError, match=r"\(held-out\) has (\d+) tokens, \d+ windows of 24; want at least 100000"
+    ) as e:
+        analysis_tokens(model, text, n_sequences=100_000, cache=cache)
+    n = int(str(e.value).split(" windows")[0].rsplit(" ", 1)[1])
+    assert len(analysis_tokens(model, text, n_sequences=n, cache=cache)) == n
+    with pytest.raises(ValueError, match=f"{n} windows of 24; want at least {n + 1}"):
+        analysis_tokens(model, text, n_sequences=n + 1, cache=cache)
+
+
+def test_a_text_shorter_than_one_window_is_refused(model, tmp_path):
+    (tmp_path / "a.txt").write_text("One line.\nTwo lines.\n" * 3)
+    with pytest.raises(ValueError, match=r"a\.txt \(held-out\) has \d+ tokens, 0 windows of 24; want at least 1"):
+        analysis_tokens(model, tmp_path / "a.txt", n_sequences=1, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_sequences": 0}, "n_sequences: got 0; want at least 1"),
+        ({"n_ctx": 25}, "n_ctx: got 25; want 2 to the model's n_ctx = 24"),
+        ({"n_ctx": 1}, "n_ctx: got 1; want 2"),
+        ({"split": "test"}, "split: got 'test'; want one of held_out, train"),
+        ({"data": "nowhere.txt"}, "data: no file or folder 'nowhere.txt'"),
+    ],
+)
+def test_bad_input_is_refused(model, text, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        analysis_tokens(model, **{"data": text, "n_sequences": 2, "cache": tmp_path} | arguments)
+
+
+def test_a_model_without_tokenizer_is_refused(text):
+    with pytest.raises(ValueError, match="this model has no tokenizer"):
+        analysis_tokens(small_model("janus-v3"), text, n_sequences=1)

@@ -1,0 +1,216 @@
+"""How alike the heads of a layer are, in three bases, and how many dimensions their outputs fill."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from probes import SmallSampleWarning, ranks_of_spectrum
+from workbench.experiments.harvest import stream
+from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
+
+MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
+RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
+MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
+GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
+
+
+def topology(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> pd.DataFrame:
+    """topology_stats.csv's rows: redundancy and rank of each layer, one row a (layer, basis z | pattern | residual).
+
+    max_cos and mean_cos are over i ≠ j of |cos| of the heads, flattened over all tokens: of z, of the attention maps,
+    of the residual contributions z_h W_O[h]. The ranks are of the concatenated z [tokens, H·d_head], the same in the
+    three rows of a layer: nuclear, effective and stable rank uncentred, participation ratio centred, rank_utilization =
+    nuclear rank / (H·d_head). They are nan, with a warning, below 4,096 tokens, and for a layer whose z is zero;
+    cosines are nan where a head is zero, and in a model of one head.
+
+    Args:
+        model: a `HookedLM` or a TransformerLens model.
+        seed, name: fill the columns seed and model; name is the config's unless given.
+
+    Raises:
+        ValueError: layers out of range or none; tokens that do not fit.
+    """
+    return topology_tables(model, tokens, layers, seed=seed, name=name, on_progress=on_progress)[0]
+
+
+def head_cosines(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+) -> pd.DataFrame:
+    """head_cosines.csv's rows: the cosine of every ordered pair of heads of a layer, itself included, in each basis.
+
+    Arguments and errors as `topology`.
+    """
+    return topology_tables(model, tokens, layers, seed=seed, name=name)[1]
+
+
+def topology_tables(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of `topology` and `head_cosines` from one pass over the tokens."""
+    tokens = checked_tokens("topology", model, tokens)
+    chosen = choose("layers", layers, model.cfg.n_layers)
+    heads = _read_heads(model, tokens, chosen, on_progress)
+    spectra = _spectra(model, tokens, heads)
+    keys = {"model": name or model.cfg.model_name, "seed": seed}
+    stats, pairs = [], []
+    for layer, measured in heads.items():
+        ranks = _ranks(spectra[layer], measured.centred_participation()) if spectra else dict.fromkeys(RANKS, math.nan)
+        for basis in BASES:
+            cos = measured.redundancy.cosines(basis, model.blocks[layer].attn.W_O)
+            place = keys | {"layer": layer, "basis": basis}
+            extremes = {"max_cos": max_abs_cos(cos), "mean_cos": mean_abs_cos(cos)}
+            stats.append(place | extremes | ranks | {"n_tokens": tokens.numel()})
+            for i, row in enumerate(cos.tolist()):
+                pairs += [place | {"head_i": i, "head_j": j, "cos": value} for j, value in enumerate(row)]
+    return pd.DataFrame(stats), pd.DataFrame(pairs)
+
+
+class _LayerHeads:
+    """Running sums of one layer: Gram matrices in all bases, and Σ z."""
+
+    def __init__(self) -> None:
+        self.redundancy = HeadRedundancy()
+        self.sum: Float64[Tensor, " width"] | None = None
+
+    def add(self, z: Float[Tensor, "batch pos head d_head"], pattern: Tensor) -> None:
+        self.redundancy.add(z, pattern)
+        total = exact(z).sum((0, 1)).flatten()
+        self.sum = total if self.sum is None else self.sum + total
+
+    def moment(self) -> Float64[np.ndarray, "width width"]:
+        """Σ over tokens of z zᵀ, z all heads laid end to end."""
+        assert self.redundancy.moment is not None, "at least one batch was added"
+        return rearrange(self.redundancy.moment, "i a j b -> (i a) (j b)").cpu().numpy()
+
+    def centred_participation(self) -> float:
+        """tr(C)² / ‖C‖² of the scatter C of z about its mean; nan where z does not vary."""
+        assert self.sum is not None, "at least one batch was added"
+        total = self.sum.cpu().numpy()
+        moment = self.moment()
+        scatter = moment - np.outer(total, total) / self.redundancy.n_tokens
+        # what a constant z leaves is rounding: n_tokens additions of numbers as large as the moment's trace
+        if np.trace(scatter) <= 1e-12 * np.trace(moment):
+            return math.nan
+        return float(np.trace(scatter) ** 2 / np.sum(scatter**2))
+
+
+def _read_heads(
+    model: Any, tokens: Tensor, layers: Sequence[int], on_progress: Callable[[float], None] | None
+) -> dict[int, _LayerHeads]:
+    heads = {layer: _LayerHeads() for layer in layers}
+    maps = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
+    outputs = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
+    n_ctx = tokens.shape[1]
+    batch_size = max(1, MAP_ELEMENTS // (model.cfg.n_heads * n_ctx**2))
+    pending: dict[str, Tensor] = {}
+
+    def keep(pattern: Tensor, hook: Any) -> None:
+        pending["pattern"] = pattern
+
+    def counter(layer: int) -> Callable[[Tensor, object], None]:
+        def count(z: Tensor, hook: object) -> None:
+            heads[layer].add(z, pending.pop("pattern"))
+
+        return count
+
+    hooks = [(maps[layer], keep) for layer in layers] + [(outputs[layer], counter(layer)) for layer in layers]
+    done = 0
+    with torch.no_grad():
+        for part in tokens.split(batch_size):
+            # each layer's map is counted and let go before the next is made
+            model.run_with_hooks(
+                part.to(device_of(model)), fwd_hooks=hooks, stop_at_layer=max(layers) + 1, return_type=None
+            )
+            done += len(part)
+            if on_progress is not None:
+                on_progress(done / len(tokens))
+    return heads
+
+
+# --- ranks
+
+
+def _spectra(
+    model: Any, tokens: Tensor, heads: dict[int, _LayerHeads]
+) -> dict[int, Float64[np.ndarray, " width"]] | None:
+    """Singular values of the concatenated z by layer, or None, with a warning, for too few tokens."""
+    if tokens.numel() < MIN_TOKENS:
+        warnings.warn(
+            f"topology: {tokens.numel()} tokens; want at least {MIN_TOKENS} for the ranks of z, which are left nan",
+            SmallSampleWarning,
+            stacklevel=4,
+        )
+        return None
+    spectra = {layer: sigma_of_moment(measured.moment(), tokens.numel()) for layer, measured in heads.items()}
+    lost = [layer for layer, sigma in spectra.items() if sigma is None]
+    again = _spectra_by_qr(model, tokens, lost) if lost else {}
+    return {layer: again[layer] if sigma is None else sigma for layer, sigma in spectra.items()}
+
+
+def sigma_of_moment(moment: Float64[np.ndarray, "width width"], n_rows: int) -> Float64[np.ndarray, " width"] | None:
+    """Singular values of a matrix of n_rows rows from its second moment; None where that would cost a reported digit.
+
+    An eigenvalue is off by about δ·λ₁, δ = ε·(√n_rows + width); so σᵢ by δ·λ₁/(2σᵢ) while λᵢ ≫ δ·λ₁, and Σσ by the sum
+    of these, which must stay below 1e-8 of Σσ: two digits past the six that any table prints.
+    """
+    values = np.linalg.eigvalsh(moment)
+    delta = np.finfo(np.float64).eps * (math.sqrt(n_rows) + len(values))
+    if values[0] <= 10 * delta * values[-1]:
+        return None
+    sigma = np.sqrt(values)
+    error = 0.5 * delta * values[-1] * np.sum(1 / sigma) / np.sum(sigma)
+    return sigma if error < GRAM_TOLERANCE else None
+
+
+@torch.no_grad()
+def _spectra_by_qr(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Float64[np.ndarray, " width"]]:
+    """Singular values without squaring them: R of a QR decomposition carried from batch to batch, then its SVD."""
+    names = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
+    triangles: dict[int, Tensor] = {}
+    for batch in stream(model, tokens, list(names.values())):
+        for layer, name in names.items():
+            rows = exact(rearrange(batch[name], "batch pos head d_head -> (batch pos) (head d_head)")).cpu()
+            above = [triangles[layer]] if layer in triangles else []
+            triangles[layer] = torch.linalg.qr(torch.cat([*above, rows]), mode="r").R
+    return {layer: torch.linalg.svdvals(triangle).numpy() for layer, triangle in triangles.items()}
+
+
+def _ranks(sigma: Float64[np.ndarray, " width"], participation: float) -> dict[str, float]:
+    found = ranks_of_spectrum(sigma)
+    return {
+        "nuclear_rank": found.nuclear_rank,
+        "effective_rank": found.effective_rank,
+        "stable_rank": found.stable_rank,
+        "participation_ratio": participation,
+        "rank_utilization": found.nuclear_rank / len(sigma),
+    }
