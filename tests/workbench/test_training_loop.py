@@ -401,6 +401,8 @@ def test_resuming_a_finished_run_returns_it(text, tmp_path):
         ({"dtype": "int4"}, "dtype: got 'int4'"),
         ({"device": "abacus"}, "device: got 'abacus'"),
         ({"overrides": {"phases.0.n_steps": -1}}, "phases.0.n_steps"),
+        ({"phases.0.n_stepps": 2}, "unknown key 'n_stepps'; nearest: n_steps"),
+        ({"sede": 2}, "unknown key 'sede'"),
         ({"overrides": {"data.source": "no/such/text"}}, "no/such/text"),
         ({"overrides": {"data.tokenizer": "gpt2"}}, "gpt2 has 50257 entries; want at most d_vocab = 300"),
         ({"overrides": {"model.n_ctx": 1 << 20}}, "text has .* tokens; want at least n_ctx"),

@@ -65,6 +65,7 @@ def train(
     progress: bool = True,
     stop_after: int | None = None,
     cache: str | Path | None = None,
+    **settings: Any,
 ) -> Path:
     """The run directory `out`, once every phase of the recipe has been trained.
 
@@ -83,6 +84,7 @@ def train(
         progress: a bar on stderr with rate and time left.
         stop_after: stop as an interrupt would after this many steps of this call.
         cache: where packed tokens are kept; the user's cache unless given.
+        settings: further overrides, as keywords: `train(..., **{"phases.0.n_steps": 10})`.
 
     Raises:
         ValueError: a wrong recipe, override, device or dtype; data that do not fit; a directory in the way; a
@@ -91,13 +93,13 @@ def train(
         Interrupted: after SIGINT, SIGTERM or stop_after, with the state saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    recipe = apply_overrides(recipe, overrides or {})
+    recipe = apply_overrides(recipe, {**(overrides or {}), **settings})
     if seed < 0:
         raise ValueError(f"seed: got {seed}; want 0 or more")
     device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
-    settings = recipe.model_dump(mode="json", exclude={"model": {"device"}})
-    config = {"verb": "train", "seed": seed, "dtype": dtype, "recipe": settings}
+    resolved = recipe.model_dump(mode="json", exclude={"model": {"device"}})
+    config = {"verb": "train", "seed": seed, "dtype": dtype, "recipe": resolved}
     # Data that do not fit leave nothing behind; where something is in the way, that is said first.
     is_new = not Path(out).exists() and not Path(f"{out}.partial").exists()
     feed = open_feed(recipe, cache) if is_new else None
