@@ -1,0 +1,47 @@
+"""`python -m docs.build`: writes docs/verbs.md from the command line itself, so that the two cannot disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer.main
+
+from workbench.cli.app import app
+
+PAGE = Path(__file__).parent / "verbs.md"
+HEAD = """# Verbs
+
+Written by `make docs` from the command line itself. stdout holds data and, last, the output path; stderr holds progress.
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted with the state saved.
+"""
+
+
+def render() -> str:
+    """The page: a section a verb, a row an option."""
+    sections = [HEAD]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        usage = " ".join(["workbench", name, *(p.metavar or p.name.upper() for p in arguments)])
+        lines = [f"## {name}\n", f"{command.help}\n", f"    {usage} [options]\n", "| option | meaning |", "|---|---|"]
+        lines += [f"| {_flags(p)} | {_meaning(p)} |" for p in options]
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def _flags(option: object) -> str:
+    return ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))  # type: ignore[attr-defined]
+
+
+def _meaning(option: object) -> str:
+    text = (option.help or "").replace("|", "\\|")  # type: ignore[attr-defined]
+    default = option.default  # type: ignore[attr-defined]
+    if option.required:  # type: ignore[attr-defined]
+        return f"{text} Required."
+    plain = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
+    return f"{text} [default: {default}]" if plain else text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")

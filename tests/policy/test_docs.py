@@ -1,0 +1,28 @@
+"""The docs say what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docs.build import PAGE, render
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_verbs_is_current():
+    assert PAGE.read_text(encoding="utf-8") == render(), "run `make docs`"
+
+
+def test_every_relative_link_of_the_docs_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_verb_of_the_readme_exists():
+    from workbench.cli.app import VERBS
+
+    named = set(re.findall(r"`workbench ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named - {"VERB"} <= set(VERBS) | {"recipes"}
