@@ -13,11 +13,11 @@ import sys
 
 import torch
 import torch.nn.functional as F
+
+from benchmarks.turns import by_turns, compare, write
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.transformer_lens import to_hooked_transformer
-
-from benchmarks.turns import by_turns, compare, write
 
 CONFIG = ModelConfig(
     n_layers=12, d_model=512, n_ctx=512, d_vocab=50257, n_heads=8, d_head=64, d_mlp=1365,
@@ -103,7 +103,9 @@ def main(n_runs: int = 5) -> None:
                 return subject.run_with_cache(ids, names_filter=HOOKS)
 
         times = by_turns(lambda f=forward: f(model), lambda f=forward: f(hooked), n_runs)
-        rows.append(compare(f"forward, 3 hook_z cached, {dtype}", "tokens/s", times, "TransformerLens", target, n_tokens))
+        rows.append(
+            compare(f"forward, 3 hook_z cached, {dtype}", "tokens/s", times, "TransformerLens", target, n_tokens)
+        )
         print(rows[-1], flush=True)
 
         @torch.no_grad()
@@ -112,7 +114,9 @@ def main(n_runs: int = 5) -> None:
                 return subject.run_with_cache(ids, names_filter=HOOKS, stop_at_layer=10)
 
         times = by_turns(lambda f=harvest: f(model), lambda f=harvest: f(hooked), n_runs)
-        rows.append(compare(f"harvest 3 hook_z, stop after 9, {dtype}", "tokens/s", times, "TransformerLens", "", n_tokens))
+        rows.append(
+            compare(f"harvest 3 hook_z, stop after 9, {dtype}", "tokens/s", times, "TransformerLens", "", n_tokens)
+        )
         print(rows[-1], flush=True)
     plain = trainer(model, lambda: plain_loss(model, ids))
     times = by_turns(trainer(model, lambda: model(ids, return_type="loss")), plain, n_runs)
@@ -120,7 +124,9 @@ def main(n_runs: int = 5) -> None:
     print(rows[-1], flush=True)
     for dtype in ("fp32", "bf16"):
         ours, peer = peak_bytes("ours", dtype), peak_bytes("peer", dtype)
-        row = compare(f"peak memory, train step {dtype}", "bytes", ([ours], [peer]), "TransformerLens", "ours ≤ 0.7 × peer")
+        row = compare(
+            f"peak memory, train step {dtype}", "bytes", ([ours], [peer]), "TransformerLens", "ours ≤ 0.7 × peer"
+        )
         rows.append(row | {"ratio": f"{ours / peer:.3f}", "ratio_low": "", "ratio_high": ""})
         print(rows[-1], flush=True)
     print(write("model", rows))
