@@ -121,12 +121,18 @@ def panel_facts(study: Study, panel: Panel) -> str:
     column, unit = panel.n
     facts = [count_range(table[column], unit)] if column in table and is_numeric(table[column]) else []
     if "seed" in table:
-        facts.append(name_seeds(list(dict.fromkeys(table["seed"]))))
+        seeds = list(dict.fromkeys(table["seed"]))
+        if len(seeds) > 1 and panel.is_first_seed:
+            facts.append(f"{name_seeds(seeds[:1])}, the first of {len(seeds)}")
+        else:
+            is_faded = len(seeds) > 1 and not panel.is_table
+            facts.append(name_seeds(seeds) + (", all but the first drawn fainter" if is_faded else ""))
     text = "; ".join(facts)
     return text if text.startswith("n ") else text.capitalize()
 
 
 def is_numeric(column: pd.Series) -> bool:
+    """Return whether a column holds numbers, so that an n can be read from it."""
     return pd.api.types.is_numeric_dtype(column)
 
 

@@ -29,6 +29,7 @@ class Panel:
     detail: str = ""  # intervals, scales and other small print
     uses: tuple[str, ...] = ()  # tables that it draws when they are there
     is_table: bool = False
+    is_first_seed: bool = False  # draws each model's first seed only
     is_core: bool = True  # where it cannot be drawn, the page says why; others are left out with their table
 
 
@@ -43,25 +44,30 @@ class Section:
 
 
 def heatmaps(study: Study) -> list[Drawing]:
+    """Return Figure 1, a variant a basis."""
     df = study.tables["head_cosines"]
     bases = [basis for basis in BASES if (df["basis"] == basis).any()]
     return [(BASES[basis], figures.cosine_heatmaps(df, basis, study.models)) for basis in bases]
 
 
 def redundancy(study: Study) -> list[Drawing]:
+    """Return mean |cos| by layer."""
     return [("", figures.redundancy_by_layer(study.tables["topology_stats"], study.models))]
 
 
 def ranks(study: Study) -> list[Drawing]:
+    """Return nuclear rank by layer."""
     return [("", figures.rank_by_layer(study.tables["topology_stats"], study.models))]
 
 
 def l0(study: Study) -> list[Drawing]:
+    """Return Figure 2, a variant an l1."""
     df = study.tables["sae_training_results"]
     return [(name, figures.l0_by_layer(df, study.models, l1)) for name, l1 in l1_variants(study)]
 
 
 def fvu(study: Study) -> list[Drawing]:
+    """Return fvu by layer, a variant an l1."""
     df = study.tables["sae_training_results"]
     return [(name, figures.fvu_by_layer(df, study.models, l1)) for name, l1 in l1_variants(study)]
 
@@ -74,15 +80,18 @@ def l1_variants(study: Study) -> list[tuple[str, float | None]]:
 
 
 def pareto(study: Study) -> list[Drawing]:
+    """Return fvu against l0 where the table holds a sweep; nothing where it does not."""
     df = study.tables["sae_training_results"]
     return [("", figures.pareto(df, study.models))] if df["l1"].nunique() > 1 else []
 
 
 def density(study: Study) -> list[Drawing]:
+    """Return Figure 3."""
     return [("", figures.feature_density(study.tables["sae_density"], study.models))]
 
 
 def ablation(study: Study) -> list[Drawing]:
+    """Return Figure 4, a variant a kind of ablation, zero first."""
     df = study.tables["ablation_results"]
     kinds = sorted(set(df["kind"]), key=lambda kind: (kind != "zero", kind))
     return [
@@ -92,6 +101,7 @@ def ablation(study: Study) -> list[Drawing]:
 
 
 def losses(study: Study) -> list[Drawing]:
+    """Return the loss curves, a variant a phase, the last phase first."""
     log = study.tables["train_log"]
     baselines = study.tables.get("baselines")
     if baselines is not None and not {"name", "nats"} <= set(baselines.columns):
@@ -106,10 +116,12 @@ def losses(study: Study) -> list[Drawing]:
 
 
 def pressure(study: Study) -> list[Drawing]:
+    """Return λ and σ over steps."""
     return [("", figures.pressure_and_redundancy(study.tables["train_log"], study.models))]
 
 
 def monitors(study: Study) -> list[Drawing]:
+    """Return every weight monitor over steps, a variant each."""
     log = study.tables["train_log"]
     return [(name, figures.monitor_over_steps(log, name, study.models)) for name in figures.monitor_names(log)]
 
@@ -120,6 +132,7 @@ def drawn(table: str, draw: Callable[..., go.Figure]) -> Callable[[Study], list[
 
 
 def needing(table: str, columns: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the needs of a panel that draws one table."""
     return MappingProxyType({table: tuple(columns.split())})
 
 
@@ -148,7 +161,8 @@ PAPER = Section(
             "bases or on z alone.",
             needing("head_cosines", "model seed layer basis head_i head_j cos"),
             heatmaps,
-            detail="Diagonal left blank; one colour scale for all panels of a basis; the first seed of each model.",
+            detail="Diagonal left blank; one colour scale for all panels of a basis.",
+            is_first_seed=True,
         ),
         Panel(
             "saes",
@@ -198,7 +212,7 @@ PAPER = Section(
             "ablation",
             "Loss increase when a head is removed",
             "A head far above the others is load-bearing; marks below zero are heads without which the model does "
-            "better. Click a mark to open that head’s features.",
+            "better.",
             needing("ablation_results", "model seed layer head kind impact_pct"),
             ablation,
             ("n_tokens", "held-out tokens, the same for all heads"),
@@ -324,7 +338,8 @@ CONCEPTS = Section(
             needing("concept_geometry", "model seed set layer effective_dim"),
             drawn("concept_geometry", figures.effective_dimension),
             ("n", "concepts a set"),
-            "Participation ratio of the centred mean states; at most n − 1. The first seed of each model.",
+            "Participation ratio of the centred mean states; at most n − 1.",
+            is_first_seed=True,
             is_core=False,
         ),
         Panel(
@@ -370,7 +385,8 @@ ATTENTION = Section(
             needing("attention_stats", "model seed layer head entropy_share"),
             drawn("attention_stats", figures.head_entropy_gallery),
             ("n_tokens", "tokens"),
-            "Share of the uniform-causal ceiling; the first seed of each model.",
+            "Share of the uniform-causal ceiling.",
+            is_first_seed=True,
             is_core=False,
         ),
         Panel(

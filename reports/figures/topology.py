@@ -41,7 +41,7 @@ def cosine_heatmaps(
         (model, layer) for group in groups for model in names for layer in (*group, *[None] * (columns - len(group)))
     ]
     titles = ["" if layer is None or model != names[0] else f"layer {layer}" for model, layer in places]
-    fig, cells = facets(titles, columns=columns, height=max(118, 700 // columns), vertical_spacing=30)
+    fig, cells = facets(titles, columns=columns, height=max(128, 700 // columns), vertical_spacing=30)
     apart = df[df["head_i"] != df["head_j"]]["cos"].abs()
     span = float(apart.max()) if apart.notna().any() else 1.0
     for (model, layer), where in zip(places, cells, strict=True):
@@ -71,7 +71,7 @@ def _add_heatmap(fig: go.Figure, rows: pd.DataFrame, model: str, where: Cell, *,
     ticks = {"tickvals": heads[:: max(1, (len(heads) + 3) // 4)], "ticks": "", "showgrid": False, "showline": False}
     fig.update_xaxes(**ticks, constrain="domain", **where)
     ticks["title"] = {"text": label(model) if is_leftmost else None, "font": {"size": 11, "color": INK}, "standoff": 4}
-    square_with = str(fig.data[-1].xaxis)  # one unit of heads is as high as wide
+    square_with = str(fig.data[-1]["xaxis"])  # one unit of heads is as high as wide
     fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", scaleanchor=square_with, **where)
 
 

@@ -1,7 +1,5 @@
 // Finds and orders features. The text is searched once as a line; contexts are places in it.
 
-const BREAK = "\uFFFF"; // never part of a text: Unicode keeps it for such uses
-
 function buildIndex(atlas) {
   const pieces = new Array(atlas.line_token.length);
   const ends = new Uint32Array(atlas.line_token.length);
@@ -48,8 +46,8 @@ function matchingContext(atlas, reach, row) {
 
 function findRows(atlas, index, view) {
   const started = performance.now();
-  const query = view.query.trim().toLowerCase().replaceAll(BREAK, "");
-  const wantedFeature = /^#\d+$/.test(query) ? Number(query.slice(1)) : null;
+  const query = view.query.trim() ? view.query.toLowerCase() : ""; // spaces count: " he" is the word, "he" is in "the"
+  const wantedFeature = /^\s*#\d+\s*$/.test(query) ? Number(query.trim().slice(1)) : null;
   const reach = query && wantedFeature === null ? matchText(index, query) : null;
   const [model, seed] = [atlas.models.indexOf(view.model), atlas.seeds.indexOf(view.seed)];
   const [lowest, highest] = [densityBound(view.dmin, 0), densityBound(view.dmax, Infinity)];

@@ -155,6 +155,7 @@ def test_unusual_studies_are_drawn(tmp_path, case):
     assert "nan" not in text.lower().replace("nano", "")
     if case == "three seeds":
         assert "seeds 0, 1, 2" in text
+        assert "Seed 0, the first of 3." in text  # the heatmaps
 
 
 def test_without_a_record_the_tables_speak_alone(study_copy):
