@@ -14,13 +14,17 @@ from workbench.cli.errors import guarded
 # verb -> its module under workbench.cli, in the order of the help page
 VERBS = MappingProxyType(
     {
+        "study": "study",
         "train": "train",
         "recipes": "recipes",
         "hooks": "hooks",
         "harvest": "harvest",
+        "sae-train": "sae_train",
         "ablate": "ablate",
         "topology": "topology",
         "attention": "attention",
+        "atlas": "atlas",
+        "report": "report",
         "generate": "generate",
         "export": "export",
         "import": "import_model",

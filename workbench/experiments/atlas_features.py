@@ -25,8 +25,8 @@ from workbench.experiments.subject import checked_tokens, device_of
 from workbench.models.load import weights_sha256
 
 ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
-# A token at position 0 attends to itself alone: its z is one value, undiluted, and would be the peak of most features of
-# the first layer, with nothing before it to read.
+# A token at position 0 attends to itself alone: its z is one value, undiluted, and would be the peak of most features
+# of the first layer, with nothing before it to read.
 MIN_PEAK = 1
 DIGITS = 4  # decimals of activations in contexts; the page has 255 levels
 
@@ -72,9 +72,10 @@ def atlas_features(
 ) -> pd.DataFrame:
     """The table feature_atlas: one row a feature, head −1 where the SAE reads all heads together.
 
-    density: share of tokens on which it fires; mean_act: mean over the tokens on which it fires (0 if none). max_act and
-    top_token: of its largest activation at a position ≥ 1 (see MIN_PEAK). top_contexts: its n_contexts strongest sequences, each once, as
-    windows of ±radius tokens around the peak, from one pass whose memory grows with features and not with tokens.
+    density: share of tokens on which it fires; mean_act: mean over the tokens on which it fires (0 if none). max_act
+    and top_token: of its largest activation at a position ≥ 1 (see MIN_PEAK). top_contexts: its n_contexts strongest
+    sequences, each once, as windows of ±radius tokens around the peak, from one pass whose memory grows with features
+    and not with tokens.
     logit_promoted, logit_suppressed: the tokens with the largest and smallest direct effect
     W_dec (W_O[head]) diag(final norm's weight) W_U, the mean over the vocabulary taken off, in logits a unit of
     activation before the final norm's division; empty for hooks that do not write to the stream. neighbours: nearest
@@ -402,9 +403,7 @@ def _top_tokens(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str]
     return [decode(token) if fires else "" for token, fires in zip(ids, (sequences >= 0).tolist(), strict=True)]
 
 
-def _context_cells(
-    contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int
-) -> list[str]:
+def _context_cells(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int) -> list[str]:
     sequences, peaks = contexts.sequences[k].tolist(), contexts.peaks[k].tolist()
     windows, values = _rounded(contexts.windows[k]), _rounded(contexts.values[k])
     ids, n_ctx = tokens.tolist(), tokens.shape[1]
@@ -440,8 +439,7 @@ def _pair_cells(
     values, ids = own
     rows = zip(_rounded(values), ids.tolist(), strict=True)
     return [
-        json.dumps([[decode(i), v] for v, i in zip(vs, tokens, strict=True)], ensure_ascii=False)
-        for vs, tokens in rows
+        json.dumps([[decode(i), v] for v, i in zip(vs, tokens, strict=True)], ensure_ascii=False) for vs, tokens in rows
     ]
 
 

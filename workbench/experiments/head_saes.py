@@ -366,6 +366,19 @@ def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ct
     return tokens[torch.arange(n) * len(tokens) // n]
 
 
+def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = None) -> StackedSAE:
+    """The SAEs of one coefficient and one seed, one for each hook and head: the lowest of both unless given.
+
+    Raises ValueError if the stack holds none of them.
+    """
+    sources = stack.info.sources
+    have = sorted({(source.l1 or 0.0, source.seed or 0) for source in sources})
+    wanted = [key for key in have if l1 in (None, key[0]) and seed in (None, key[1])]
+    if not wanted:
+        raise ValueError(f"SAEs: got l1 {l1}, seed {seed}; want one of the stack's (l1, seed): {have}")
+    return stack.select([k for k, source in enumerate(sources) if (source.l1 or 0.0, source.seed or 0) == wanted[0]])
+
+
 def _curve_point(stats: StepStats, d_sae: int) -> dict[str, Any]:
     return {
         "step": stats.step,

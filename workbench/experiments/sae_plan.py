@@ -22,24 +22,30 @@ START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of a SAE's seed
 class HeadSaeSettings(Frozen):
     """How the stack is made, trained and measured."""
 
-    hook: str = Field(PER_HEAD, description="'z': one SAE a head; 'z_concat': one a layer; or a hook within a block")
-    architecture: Architecture = Field("relu", description="activation function; relu and jumprelu have an l1")
-    k: float | None = Field(None, description="features kept a token, for topk and batchtopk", gt=0)
-    expansion: int = Field(8, description="d_sae / d_in", ge=1)
+    hook: str = Field(
+        default=PER_HEAD, description="'z': one SAE a head; 'z_concat': one a layer; or a hook within a block"
+    )
+    architecture: Architecture = Field(default="relu", description="activation function; relu and jumprelu have an l1")
+    k: float | None = Field(default=None, description="features kept a token, for topk and batchtopk", gt=0)
+    expansion: int = Field(default=8, description="d_sae / d_in", ge=1)
     normalize: Literal["none", "mean_norm"] = Field(
         "none",
         description="mean_norm: train on x·√d_in/mean‖x‖, so that one l1 means the same for every head; folded away",
     )
-    n_train_tokens: int | None = Field(None, description="tokens a SAE is trained on; none: as many as are given", ge=1)
-    batch_size: int = Field(1024, description="tokens a step", ge=1)
-    buffer_tokens: int = Field(32768, description="tokens shuffled together in memory", ge=1)
-    lr: float = Field(3e-3, description="peak learning rate of Adam", gt=0)
-    warm_up: float = Field(0.1, description="share of steps over which lr and l1 rise", ge=0, le=0.5)
-    decay: float = Field(0.3, description="share of steps, the last, over which lr falls to 0", ge=0, le=0.5)
-    n_resamples: int = Field(2, description="times that dead features are resampled, in the first two thirds", ge=0)
-    use_bf16: bool = Field(False, description="multiply in bfloat16; weights stay float32")
-    use_compile: bool = Field(False, description="compile the step's arithmetic")
-    n_ce_tokens: int = Field(8192, description="held-out tokens that ce_recovered is measured on", ge=2)
+    n_train_tokens: int | None = Field(
+        default=None, description="tokens a SAE is trained on; none: as many as are given", ge=1
+    )
+    batch_size: int = Field(default=1024, description="tokens a step", ge=1)
+    buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
+    lr: float = Field(default=3e-3, description="peak learning rate of Adam", gt=0)
+    warm_up: float = Field(default=0.1, description="share of steps over which lr and l1 rise", ge=0, le=0.5)
+    decay: float = Field(default=0.3, description="share of steps, the last, over which lr falls to 0", ge=0, le=0.5)
+    n_resamples: int = Field(
+        default=2, description="times that dead features are resampled, in the first two thirds", ge=0
+    )
+    use_bf16: bool = Field(default=False, description="multiply in bfloat16; weights stay float32")
+    use_compile: bool = Field(default=False, description="compile the step's arithmetic")
+    n_ce_tokens: int = Field(default=8192, description="held-out tokens that ce_recovered is measured on", ge=2)
 
     @model_validator(mode="after")
     def _a_batch_fits(self) -> HeadSaeSettings:
@@ -119,3 +125,25 @@ def train_config(settings: HeadSaeSettings, n_steps: int) -> TrainConfig:
         use_bf16=settings.use_bf16,
         use_compile=settings.use_compile,
     )
+
+
+def estimate(model: Any, plan: Plan, settings: HeadSaeSettings) -> dict[str, Any]:
+    """Facts about a training by name, before it starts: SAEs, sizes, steps, bytes in memory and on disk."""
+    cfg = model.cfg
+    widths = {"z": cfg.d_head, "z_concat": cfg.n_heads * cfg.d_head, "attn.hook_z": cfg.n_heads * cfg.d_head}
+    d_in = widths.get(settings.hook, (cfg.d_mlp or 0) if settings.hook.startswith("mlp.") else cfg.d_model)
+    d_sae, n_saes = settings.expansion * d_in, len(plan.slot_index)
+    n_weights = n_saes * (2 * d_in * d_sae + d_sae + d_in)
+    n_tokens = settings.n_train_tokens
+    return {
+        "SAEs": n_saes,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "hooks": len({slot.hook_name for slot in plan.slots}),
+        "tokens": n_tokens if n_tokens is not None else "all given",
+        "steps": n_tokens // settings.batch_size if n_tokens is not None else "one a batch",
+        # the buffer; weights, gradients and two moments
+        "memory bytes": 4 * len(plan.slots) * settings.buffer_tokens * d_in + 16 * n_weights,
+        # the stack and, while it trains, the state with its moments
+        "disk bytes": 4 * n_weights + 12 * n_weights,
+    }

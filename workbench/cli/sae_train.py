@@ -1,0 +1,106 @@
+"""`workbench sae-train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.errors import UsageError
+from workbench.cli.output import progress, report
+from workbench.cli.reading import identify, parse_list
+
+
+def sae_train(
+    ckpt: options.Checkpoint,
+    out: options.Out = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers", "--layer", help="Layers, as 0,2,5-7. [default: all]", metavar="LIST", show_default=False
+        ),
+    ] = None,
+    heads: Annotated[str, typer.Option("--heads", help="'all', or heads as 0,2,5-7.", metavar="LIST")] = "all",
+    l1: Annotated[str, typer.Option("--l1", help="Sparsity coefficients, as 1,2,4.", metavar="LIST")] = "2",
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the SAEs, as 0-2.", metavar="LIST")] = "0",
+    hook: Annotated[
+        str, typer.Option("--hook", help="z (a SAE a head), z_concat, or a hook of a block: hook_resid_post.")
+    ] = "z",
+    normalize: Annotated[
+        str,
+        typer.Option("--normalize", help="mean_norm: scale inputs to one mean norm, folded into the weights; or none."),
+    ] = "mean_norm",
+    data: options.Data = "embedded",
+    n_tokens: Annotated[int, typer.Option("--n-tokens", help="Tokens to train on.", min=1)] = 1_000_000,
+    n_eval_tokens: Annotated[
+        int, typer.Option("--n-eval-tokens", help="Held-out tokens to measure on.", min=1)
+    ] = 106_496,
+    n_ctx: options.NCtx = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """SAEs for every head at once, from one pass of the model; --set changes batch_size, lr, expansion and so on."""
+    from workbench.experiments.head_saes import sae_train as run
+    from workbench.models.load import load
+    from workbench.training import parse_override
+
+    overrides = dict(parse_override(text) for text in settings or [])
+    overrides |= {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens}
+    coefficients = _numbers(l1, "--l1")
+    chosen_heads = "all" if heads == "all" else parse_list(heads, "--heads")
+    chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": coefficients}
+    chosen["seeds"] = parse_list(seeds, "--seeds")
+    model = load(ckpt, device, dtype)
+    if dry_run:
+        from workbench.experiments.sae_plan import estimate, make_plan, parse_settings
+
+        own = parse_settings(overrides)
+        report(as_json=as_json, facts=estimate(model, make_plan(model, settings=own, **chosen), own))
+        return
+    name, model_seed = identify(ckpt, model, 0)
+    tokens, held_out = _texts(model, data, n_tokens, n_eval_tokens, n_ctx)
+    target = out or Path("runs/sae-train")
+    with progress("SAEs") as tell:
+        _, table = run(
+            model,
+            tokens,
+            out=target,
+            held_out=held_out,
+            name=name,
+            model_seed=model_seed,
+            resume=resume,
+            on_progress=tell,
+            **chosen,
+            **overrides,
+        )
+    report(as_json=as_json, out=target, table=table)
+
+
+def _numbers(text: str, what: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{what}: got {text!r}; want numbers such as 1,2,4") from None
+
+
+def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | None):
+    """(windows to train on, windows to measure on): of the text's two parts, as many tokens as asked for, or all."""
+    from workbench.data.corpus import read_documents, split_documents
+    from workbench.data.tokens import held_out_windows, pack_cached
+    from workbench.experiments.texts import MAX_N_CTX
+
+    if model.tokenizer is None:
+        raise ValueError("data: this model has no tokenizer; want a model with one")
+    width = n_ctx or min(model.cfg.n_ctx, MAX_N_CTX)
+    parts = []
+    for documents, n in zip(split_documents(read_documents(data)), (n_tokens, n_eval_tokens), strict=True):
+        packed = pack_cached(documents, model.tokenizer.backend_tokenizer)
+        parts.append(held_out_windows(packed, width, max(1, n // width)))
+    return parts

@@ -1,0 +1,56 @@
+"""`workbench study`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import progress, report
+
+
+def study(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of a study, or a TOML file. [default: janus-nano]", metavar="[RECIPE]", show_default=False
+        ),
+    ] = None,
+    out: options.Out = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Trainings of each model, from seeds 0, 1, …", min=1)] = 1,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Everything, end to end: train the models, SAEs, ablation, topology, atlas, findings, page.
+
+    --set train.KEY=VALUE changes every model's training recipe, --set KEY=VALUE the study itself.
+    """
+    from workbench.training import parse_override
+
+    overrides = dict(parse_override(text) for text in settings or [])
+    if dry_run:
+        from workbench.experiments.study import plan
+
+        report(as_json=as_json, facts=plan(recipe, seeds, device=device, overrides=overrides))
+        return
+    from workbench.experiments.study import study as run
+
+    path = run(
+        recipe,
+        out or Path("runs/study"),
+        seeds,
+        device=device,
+        resume=resume,
+        overrides=overrides,
+        command=shlex.join(["workbench", *sys.argv[1:]]),
+        show=None if as_json else progress,
+    )
+    report(as_json=as_json, out=path, facts={"report": path / "report.html", "atlas": path / "atlas.html"})
