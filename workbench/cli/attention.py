@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from workbench.cli import options
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, digest, open_subject, parse_list
+from workbench.cli.reading import check_selection, digest, identify, parse_list, parse_settings
 
 
 def attention(
@@ -20,21 +21,46 @@ def attention(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Entropy, mass on position 0, induction and previous-token scores of every head."""
-    from reports.tables import read_table, write_table
+    chosen = parse_list(layers, "--layers")
+    from reports.tables import read_table
     from workbench.experiments.attention import attention as measure
+    from workbench.experiments.attention import check_repeats
+    from workbench.experiments.plan import plan_reading
+    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.models.load import load
+
+    extra = parse_settings(settings, measure, taken=("seed", "name"))
+    check_repeats(extra.get("n_repeated", 0))
+    model = load(ckpt, device, dtype)
+    check_selection(model, chosen)
+    if dry_run:
+        length = window_length(model, n_ctx)
+        facts = plan_reading(model, n_sequences, length, lambda tokens: measure(model, tokens, chosen, n_repeated=0))
+        report(as_json=as_json, facts=facts)
+        return
+    tokens = analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
+    path = _run(ckpt, model, tokens, {"layers": chosen, "seed": seed} | extra, out or Path("runs/attention"), resume)
+    report(as_json=as_json, out=path, table=read_table(path, "attention_stats"))
+
+
+def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, resume: bool) -> Path:
+    """The run directory, its table written."""
+    from reports.tables import write_table
+    from workbench.experiments.attention import attention as measure
+    from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
-    chosen = parse_list(layers, "--layers")
-    model, tokens = open_subject(ckpt, device, dtype, data, n_sequences, n_ctx, seed)
-    check_selection(model, chosen)
-    config = {"verb": "attention", "ckpt": ckpt, "layers": chosen, "seed": seed, "tokens": digest(tokens)}
-    with open_run(out or Path("runs/attention"), config, resume=resume, seed=seed) as run:
+    name, trained_with = identify(ckpt, model, config["seed"])
+    record = {"verb": "attention", "ckpt": ckpt, "model": weights_sha256(model), "tokens": digest(tokens)} | config
+    with open_run(out, record, resume=resume, device=model.cfg.device, seed=config["seed"]) as run:
         if not run.is_complete:
             with progress("attention") as tell:
-                table = measure(model, tokens, chosen, seed=seed, on_progress=tell)
-            write_table(table, run.path, "attention_stats")
-    report(as_json=as_json, out=run.out, table=read_table(run.out, "attention_stats"))
+                table = measure(model, tokens, name=name, on_progress=tell, **config)
+            write_table(table.assign(seed=trained_with), run.path, "attention_stats")
+    return run.out

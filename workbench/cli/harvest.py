@@ -10,7 +10,7 @@ import typer
 from workbench.cli import options
 from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, open_subject, parse_list
+from workbench.cli.reading import check_selection, parse_list, parse_settings
 
 
 def harvest(
@@ -31,23 +31,48 @@ def harvest(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Store activations as shuffled, checksummed shards; a killed run goes on with --resume."""
-    from workbench.experiments.harvest import harvest as store
-
+    if layers is None and not hook:
+        raise UsageError("harvest: got neither --hook nor --layers; want hook names, or layers (of whose z is stored)")
     chosen = parse_list(layers, "--layers")
-    names = hook or ["attn.hook_z"]
-    if chosen is None and not hook:
-        raise UsageError(
-            "harvest: got neither --hook nor --layers; want hook names, or layers whose attn.hook_z is stored"
-        )
-    hooks = names if chosen is None else [f"blocks.{layer}.{name}" for layer in chosen for name in names]
-    model, tokens = open_subject(ckpt, device, dtype, data, n_sequences, n_ctx, seed)
+    from workbench.experiments.harvest import harvest as store
+    from workbench.experiments.plan import plan_harvest
+    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.models.load import load
+
+    extra = parse_settings(settings, store, taken=("seed", "dtype", "resume"))
+    model = load(ckpt, device, dtype)
     check_selection(model, chosen)
-    target = out or Path("runs/harvest")
+    hooks = hook or ["attn.hook_z"]
+    if layers is not None:
+        hooks = [f"blocks.{layer}.{name}" for layer in chosen or range(model.cfg.n_layers) for name in hooks]
+    if dry_run:
+        length = window_length(model, n_ctx)
+        facts = plan_harvest(model, n_sequences, length, hooks, dtype=store_dtype, **extra)
+        report(as_json=as_json, facts=facts)
+        return
+    tokens = analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
     with progress("harvest") as tell:
-        store(model, tokens, hooks, target, seed=seed, dtype=store_dtype, resume=resume, on_progress=tell)
-    facts = {"n_tokens": tokens.numel(), "hooks": ", ".join(hooks)}
-    report(as_json=as_json, out=target, facts=facts)
+        shards = store(
+            model,
+            tokens,
+            hooks,
+            out or Path("runs/harvest"),
+            seed=seed,
+            dtype=store_dtype,
+            resume=resume,
+            on_progress=tell,
+            **extra,
+        )
+    facts = {
+        "n_tokens": shards.n_tokens,
+        "n_shards": len(shards.shards),
+        "bytes_on_disk": sum(shard.bytes for shard in shards.shards),
+        "hooks": list(shards.hooks) if as_json else ", ".join(shards.hooks),
+    }
+    report(as_json=as_json, out=shards.path, facts=facts)

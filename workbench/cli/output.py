@@ -29,14 +29,24 @@ def report(
             answer["out"] = str(out)
         typer.echo(json.dumps(_finite(answer), ensure_ascii=False, default=str))
         return
-    for key, value in (facts or {}).items():
+    shared = {} if table is None else _constant_columns(table)
+    for key, value in (dict(facts or {}) | shared).items():
         typer.echo(f"{key}: {_plain(value)}")
     if table is not None and len(table):
-        typer.echo(table.head(MAX_ROWS).to_string(index=False, float_format=lambda x: f"{x:.5g}", na_rep="nan"))
+        varying = table.drop(columns=list(shared)).head(MAX_ROWS)
+        typer.echo(varying.to_string(index=False, float_format=lambda x: f"{x:.5g}", na_rep="nan"))
         if len(table) > MAX_ROWS:
             typer.echo(f"… {len(table) - MAX_ROWS} more rows in the file")
     if out is not None:
         typer.echo(str(out))
+
+
+def _constant_columns(table: pd.DataFrame) -> dict[str, Any]:
+    """What a column says where it says the same in every row: printed once, above the table."""
+    if len(table) < 2:
+        return {}
+    firsts = {str(column): table[column].iloc[0] for column in table.columns}
+    return {name: first for name, first in firsts.items() if all(value == first for value in table[name])}
 
 
 @contextlib.contextmanager

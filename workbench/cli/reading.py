@@ -1,32 +1,67 @@
-"""What the verbs that read a model share: the model, its tokens, and lists such as 0,2,5-7."""
+"""What the verbs that read a model share: the model, its name, its tokens, settings, and lists such as 0,2,5-7."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from workbench.cli.errors import UsageError
 
 
 def parse_list(text: str | None, what: str) -> list[int] | None:
-    """The integers of "0,2,5-7", or None for None.
+    """The integers of "0,2,5-7", or None (all of them) for None and "all".
 
     Raises:
         UsageError: anything else, an empty list included.
     """
-    if text is None:
+    if text is None or text.strip() == "all":
         return None
     numbers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None:
-            raise UsageError(f"{what}: got {text!r}; want numbers and ranges such as 0,2,5-7")
+            raise UsageError(f"{what}: got {text!r}; want all, or numbers and ranges such as 0,2,5-7")
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
             raise UsageError(f"{what}: got {part.strip()!r}; want a range that rises")
         numbers += range(first, last + 1)
     return numbers
+
+
+def parse_settings(settings: Sequence[str] | None, function: Callable, taken: Sequence[str] = ()) -> dict[str, Any]:
+    """The KEY=VALUE pairs of --set as keyword arguments of `function`; values are read as TOML reads them.
+
+    Args:
+        taken: keyword-only arguments of the function that the verb gives itself.
+
+    Raises:
+        UsageError: no pair, a key that is no such argument (the others are named), a value of another type than the
+            default's, or a key given twice.
+    """
+    from workbench.training.recipe import parse_override
+
+    parameters = inspect.signature(function).parameters.values()
+    offered = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in (*taken, "on_progress")]
+    known = {p.name: type(p.default) for p in offered}
+    found: dict[str, Any] = {}
+    for text in settings or []:
+        try:
+            key, value = parse_override(text)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if key not in known:
+            raise UsageError(f"set: unknown key {key!r}; want one of {', '.join(known)}")
+        if key in found:
+            raise UsageError(f"set: {key} is given twice; want it once")
+        # a default of None leaves the type to the function
+        if known[key] is not type(None) and type(value) is not known[key]:
+            raise UsageError(f"set: {key} = {value!r}; want {known[key].__name__}")
+        found[key] = value
+    return found
 
 
 def open_subject(
@@ -38,6 +73,23 @@ def open_subject(
 
     model = load(ckpt, device, dtype)
     return model, analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
+
+
+def identify(ckpt: str, model: Any, seed: int) -> tuple[str, int]:
+    """(name, seed) of a model's rows: its recipe's name and training seed where it is a run of ours, else the name in
+    its configuration and `seed`."""
+    from workbench.runs import CONFIG, read_config
+
+    path = Path(ckpt)
+    for directory in (path, path.parent):
+        if not (directory / CONFIG).is_file():
+            continue
+        config = read_config(directory)
+        recipe = config.get("recipe")
+        if config.get("verb") == "train" and isinstance(recipe, dict) and isinstance(recipe.get("name"), str):
+            return recipe["name"], int(config.get("seed", seed))
+        break
+    return model.cfg.model_name, seed
 
 
 def check_selection(model: Any, layers: list[int] | None, heads: list[int] | None = None) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from workbench.cli import options
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, digest, open_subject, parse_list
+from workbench.cli.reading import check_selection, digest, identify, parse_list
 
 
 def topology(
@@ -20,36 +21,57 @@ def topology(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Redundancy of heads on z, pattern and residual, and ranks of z, for each layer."""
+    chosen = parse_list(layers, "--layers")
+    from reports.tables import read_table
+    from workbench.experiments.plan import plan_reading
+    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.experiments.topology import read_heads
+    from workbench.models.load import load
+
+    models = [load(path, device, dtype) for path in ckpt]
+    for model in models:
+        check_selection(model, chosen)
+    if dry_run:
+        every = range(models[0].cfg.n_layers) if chosen is None else chosen
+        length = window_length(models[0], n_ctx)
+        facts = plan_reading(models[0], n_sequences, length, lambda tokens: read_heads(models[0], tokens, every))
+        report(as_json=as_json, facts=facts | {"n_models": len(models)})
+        return
+    texts = [analysis_tokens(m, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed) for m in models]
+    path = _run(ckpt, models, texts, {"layers": chosen, "seed": seed}, out or Path("runs/topology"), resume)
+    report(as_json=as_json, out=path, table=read_table(path, "topology_stats"))
+
+
+def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], out: Path, resume: bool) -> Path:
+    """The run directory, both tables of all models written."""
     import pandas as pd
 
-    from reports.tables import read_table, write_table
+    from reports.tables import write_table
     from workbench.experiments.topology import topology_tables
+    from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
-    chosen = parse_list(layers, "--layers")
-    subjects = [(name, *open_subject(name, device, dtype, data, n_sequences, n_ctx, seed)) for name in ckpt]
-    for _, model, _ in subjects:
-        check_selection(model, chosen)
-    names = [model.cfg.model_name if len(ckpt) == 1 else Path(path).name for path, model, _ in subjects]
-    config = {
+    known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, models, strict=True)]
+    if len(set(known)) < len(known):  # two that would look alike go by their paths
+        known = [(path, seed) for path, (_, seed) in zip(ckpts, known, strict=True)]
+    record = config | {
         "verb": "topology",
-        "ckpt": ckpt,
-        "layers": chosen,
-        "seed": seed,
-        "tokens": [digest(t) for *_, t in subjects],
+        "ckpt": ckpts,
+        "model": [weights_sha256(m) for m in models],
+        "tokens": [digest(t) for t in texts],
     }
-    with open_run(out or Path("runs/topology"), config, resume=resume, seed=seed) as run:
+    with open_run(out, record, resume=resume, device=models[0].cfg.device, seed=config["seed"]) as run:
         if not run.is_complete:
-            stats, cosines = [], []
-            for (_, model, tokens), name in zip(subjects, names, strict=True):
+            pairs = []
+            for (name, seed), model, tokens in zip(known, models, texts, strict=True):
                 with progress(f"topology of {name}") as tell:
-                    parts = topology_tables(model, tokens, chosen, seed=seed, name=name, on_progress=tell)
-                stats.append(parts[0])
-                cosines.append(parts[1])
-            write_table(pd.concat(stats), run.path, "topology_stats")
-            write_table(pd.concat(cosines), run.path, "head_cosines")
-    report(as_json=as_json, out=run.out, table=read_table(run.out, "topology_stats"))
+                    found = topology_tables(model, tokens, config["layers"], seed=seed, name=name, on_progress=tell)
+                pairs.append(found)
+            write_table(pd.concat([stats for stats, _ in pairs]), run.path, "topology_stats")
+            write_table(pd.concat([cosines for _, cosines in pairs]), run.path, "head_cosines")
+    return run.out

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.experiments.ablation_engine import Sizes, ablate_batch, plan_sizes
 from workbench.experiments.harvest import run_watched, stream
-from workbench.experiments.impacts import impacts
+from workbench.experiments.impacts import check_bootstrap, impacts
 from workbench.experiments.subject import checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
@@ -85,6 +85,7 @@ def ablate(
         ValueError: layers or heads out of range or none, an unknown kind, tokens that do not fit, more resamples than
             other sequences, a budget too small for one head of one sequence.
     """
+    check_bootstrap(n_bootstrap)
     options = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes, "on_progress": on_progress}
     losses = join(list(iterate_ablation(model, tokens, layers, heads, kind, seed, **options)))
     return ablation_table(
@@ -138,19 +139,39 @@ def iterate_ablation(
     and errors as `ablate`, raised before the first batch.
     """
     tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
-    cfg = model.cfg
-    chosen = choose("heads", heads, cfg.n_heads)
-    selection = dict.fromkeys(choose("layers", layers, cfg.n_layers), chosen)
+    limits = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes}
+    selection, sizes = check_ablation(model, tokens, layers, heads, kind, **limits)
     n = len(tokens)
-    donors = _donors(n, kind, n_resamples, seed)
-    is_ours = isinstance(model, HookedLM)
-    size = plan_sizes if is_ours else plan_generic
-    sizes = size(model, tokens.shape[1], len(selection), len(chosen), memory_budget_bytes)
+    donors = _donors(n, n_resamples, seed) if kind == "resample" else None
     if not 0 <= start < n or start % sizes.batch_size:
         raise ValueError(f"start: got {start}; want a multiple of {sizes.batch_size} below {n}")
     means = _mean_z(model, tokens, list(selection), sizes.batch_size) if kind == "mean" else None
-    run = ablate_batch if is_ours else ablate_batch_generic
+    run = ablate_batch if isinstance(model, HookedLM) else ablate_batch_generic
     return _batches(model, tokens, selection, donors, means, sizes, run, start, on_progress)
+
+
+def check_ablation(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    kind: Kind = "zero",
+    *,
+    n_resamples: int = 1,
+    memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
+) -> tuple[dict[int, tuple[int, ...]], Sizes]:
+    """(heads by layer, how the work is cut), before anything is run. Arguments and errors as `ablate`."""
+    tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
+    cfg = model.cfg
+    chosen = choose("heads", heads, cfg.n_heads)
+    selection = dict.fromkeys(choose("layers", layers, cfg.n_layers), chosen)
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}; want one of {', '.join(KINDS)}")
+    n = len(tokens)
+    if kind == "resample" and not 1 <= n_resamples < n:
+        raise ValueError(f"n_resamples: got {n_resamples} with {n} sequences; want 1 to the {n - 1} others")
+    size = plan_sizes if isinstance(model, HookedLM) else plan_generic
+    return selection, size(model, tokens.shape[1], len(selection), len(chosen), memory_budget_bytes)
 
 
 def _batches(model, tokens, selection, donors, means, sizes, run, start, on_progress) -> Iterator[SequenceLosses]:
@@ -177,17 +198,11 @@ def _batches(model, tokens, selection, donors, means, sizes, run, start, on_prog
 # --- what z becomes
 
 
-def _donors(n: int, kind: str, n_resamples: int, seed: int) -> Int64[Tensor, "resample sequence"] | None:
+def _donors(n: int, n_resamples: int, seed: int) -> Int64[Tensor, "resample sequence"]:
     """For each sequence the others that lend it their z: one random cycle through all of them, followed 1, 2, … steps.
 
     Each row is a derangement, and no sequence meets the same donor twice.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}; want one of {', '.join(KINDS)}")
-    if kind != "resample":
-        return None
-    if not 1 <= n_resamples < n:
-        raise ValueError(f"n_resamples: got {n_resamples} with {n} sequences; want 1 to the {n - 1} others")
     cycle = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(n))
     donors = torch.empty(n_resamples, n, dtype=torch.long)
     for step in range(n_resamples):

@@ -49,8 +49,7 @@ def attention(
         ValueError: layers out of range or none; tokens that do not fit; n_repeated below 0.
     """
     tokens = checked_tokens("attention", model, tokens)
-    if n_repeated < 0:
-        raise ValueError(f"n_repeated: got {n_repeated}; want 0 or more")
+    check_repeats(n_repeated)
     chosen = choose("layers", layers, model.cfg.n_layers)
     n_ctx, n_half = tokens.shape[1], min(model.cfg.n_ctx // 2, MAX_REPEAT)
     has_repeats = n_repeated > 0 and n_half >= 2
@@ -85,6 +84,12 @@ def attention(
             "n_repeated": n_repeated if has_repeats else 0,
         }
     )
+
+
+def check_repeats(n_repeated: int) -> None:
+    """Nothing; raises ValueError for fewer sequences of repeated tokens than none."""
+    if n_repeated < 0:
+        raise ValueError(f"n_repeated: got {n_repeated}; want 0 or more")
 
 
 def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[Tensor, "n 2*n_half"]:

@@ -144,7 +144,7 @@ def harvest(
     """
     tokens = checked_tokens("harvest", model, tokens)
     check_hooks(model, hooks)
-    shapes, stored = _probe_shapes(model, tokens, hooks, dtype)
+    shapes, stored = probe_shapes(model, tokens, hooks, dtype)
     n, n_ctx = tokens.shape
     row_bytes = sum(math.prod(s) for s in shapes.values()) * stored.itemsize + 8 * len(INDEX_COLUMNS)
     n_a_shard = max(1, shard_bytes // (n_ctx * row_bytes))
@@ -171,7 +171,7 @@ def harvest(
     return open_shards(run.out)
 
 
-def _probe_shapes(
+def probe_shapes(
     model: Any, tokens: Tensor, hooks: Sequence[str], dtype: str | torch.dtype | None
 ) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
     """Shape of one row at each hook, and the dtype to store."""

@@ -46,8 +46,7 @@ def impacts(
     Raises:
         ValueError: fewer than 100 bootstrap draws.
     """
-    if n_bootstrap < 100:
-        raise ValueError(f"n_bootstrap: got {n_bootstrap}; want at least 100, as tails of 2.5 % are read")
+    check_bootstrap(n_bootstrap)
     n, mean_base = len(base), base.mean()
     difference = ablated - base
     ratio = difference.mean(1) / mean_base
@@ -60,6 +59,12 @@ def impacts(
     replicates = _resampled_ratios(base, difference, rng, n_bootstrap)
     low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
     return Impacts(100 * ratio, 100 * stderr, 100 * low, 100 * high)
+
+
+def check_bootstrap(n_bootstrap: int) -> None:
+    """Nothing; raises ValueError for fewer draws than tails of 2.5 % can be read from."""
+    if n_bootstrap < 100:
+        raise ValueError(f"n_bootstrap: got {n_bootstrap}; want at least 100, as tails of 2.5 % are read")
 
 
 def _resampled_ratios(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator, n_draws: int) -> np.ndarray:

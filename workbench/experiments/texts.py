@@ -52,15 +52,25 @@ def analysis_tokens(
         raise ValueError("data: this model has no tokenizer; want a model with one, or token ids")
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}; want one of {', '.join(SPLITS)}")
-    limit = model.cfg.n_ctx
-    length = min(limit, MAX_N_CTX) if n_ctx is None else n_ctx
-    if not 2 <= length <= limit:
-        raise ValueError(f"n_ctx: got {length}; want 2 to the model's n_ctx = {limit}")
+    length = window_length(model, n_ctx)
     if n_sequences < 1:
         raise ValueError(f"n_sequences: got {n_sequences}; want at least 1")
     train, held_out = split_documents(read_documents(data), held_out_fraction)
     packed = pack_cached(train if split == "train" else held_out, tokenizer.backend_tokenizer, cache)
     return _draw_windows(packed, n_sequences, length, seed, f"{data} ({split.replace('_', '-')})")
+
+
+def window_length(model: Any, n_ctx: int | None) -> int:
+    """Tokens a window: n_ctx where given, else the model's, at most 512.
+
+    Raises:
+        ValueError: not between 2 and the model's n_ctx.
+    """
+    limit = model.cfg.n_ctx
+    length = min(limit, MAX_N_CTX) if n_ctx is None else n_ctx
+    if not 2 <= length <= limit:
+        raise ValueError(f"n_ctx: got {length}; want 2 to the model's n_ctx = {limit}")
+    return length
 
 
 def _draw_windows(packed: TokenFile, n: int, n_ctx: int, seed: int, source: str) -> Int64[Tensor, "n n_ctx"]:

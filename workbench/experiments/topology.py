@@ -79,7 +79,7 @@ def topology_tables(
     """The tables of `topology` and `head_cosines` from one pass over the tokens."""
     tokens = checked_tokens("topology", model, tokens)
     chosen = choose("layers", layers, model.cfg.n_layers)
-    heads = _read_heads(model, tokens, chosen, on_progress)
+    heads = read_heads(model, tokens, chosen, on_progress)
     spectra = _spectra(model, tokens, heads)
     keys = {"model": name or model.cfg.model_name, "seed": seed}
     stats, pairs = [], []
@@ -95,14 +95,15 @@ def topology_tables(
     return pd.DataFrame(stats), pd.DataFrame(pairs)
 
 
-class _LayerHeads:
+class LayerHeads:
     """Running sums of one layer: Gram matrices in all bases, and Σ z."""
 
     def __init__(self) -> None:
         self.redundancy = HeadRedundancy()
         self.sum: Float64[Tensor, " width"] | None = None
 
-    def add(self, z: Float[Tensor, "batch pos head d_head"], pattern: Tensor) -> None:
+    def add(self, z: Float[Tensor, "batch pos head d_head"], pattern: Float[Tensor, "batch head query key"]) -> None:
+        """Count one batch in."""
         self.redundancy.add(z, pattern)
         total = exact(z).sum((0, 1)).flatten()
         self.sum = total if self.sum is None else self.sum + total
@@ -124,10 +125,14 @@ class _LayerHeads:
         return float(np.trace(scatter) ** 2 / np.sum(scatter**2))
 
 
-def _read_heads(
-    model: Any, tokens: Tensor, layers: Sequence[int], on_progress: Callable[[float], None] | None
-) -> dict[int, _LayerHeads]:
-    heads = {layer: _LayerHeads() for layer in layers}
+def read_heads(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int],
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[int, LayerHeads]:
+    """Running sums of the heads of each layer over all tokens; one map of one layer is held at a time."""
+    heads = {layer: LayerHeads() for layer in layers}
     maps = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
     outputs = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
     n_ctx = tokens.shape[1]
@@ -161,7 +166,7 @@ def _read_heads(
 
 
 def _spectra(
-    model: Any, tokens: Tensor, heads: dict[int, _LayerHeads]
+    model: Any, tokens: Tensor, heads: dict[int, LayerHeads]
 ) -> dict[int, Float64[np.ndarray, " width"]] | None:
     """Singular values of the concatenated z by layer, or None, with a warning, for too few tokens."""
     if tokens.numel() < MIN_TOKENS:
