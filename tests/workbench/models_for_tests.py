@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig
 
 JANUS_SMALL = {
