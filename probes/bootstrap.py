@@ -10,7 +10,7 @@ import numpy as np
 N_BOOTSTRAP = 999
 LEVEL = 0.95
 MIN_ITEMS = 5  # below, a resample of items seldom holds the three distinct ones that a correlation needs
-BATCH_VALUES = 1 << 21
+BATCH_VALUES = 1 << 17  # weights held at once: 1 MiB, so that passes over them stay in cache
 
 
 class ConfidenceInterval(NamedTuple):

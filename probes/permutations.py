@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import factorial
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.sparse import csr_array
 
 EXACT_UP_TO = 8  # 8! = 40,320: what `exact="auto"` enumerates
 EXACT_LIMIT = 10  # 10! = 3,628,800: what `exact=True` may still ask for
-SPARSE_PAIRS = 1 << 20  # pairs gathered at once; large, for each batch costs n calls
-DENSE_PAIRS = 1 << 17  # 1 MiB of float64, which stays in the second-level cache for the product that follows
+PAIRS_A_BATCH = 1 << 16  # gathered at once: half a MiB of float64, which stays in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PermutationPlan:
         if self.given is None and not self.exact:
             assert self.rng is not None
             for start in range(0, self.n_resamples, size):
-                yield self.rng.random((min(size, self.n_resamples - start), self.n)).argsort(axis=1)
+                yield random_permutations(self.rng, min(size, self.n_resamples - start), self.n)
             return
         permutations = all_permutations(self.n) if self.given is None else self.given
         for start in range(0, self.n_resamples, size):
@@ -83,66 +83,81 @@ def all_permutations(n: int) -> np.ndarray:
     return rows
 
 
-def permuted_sums(
-    square: np.ndarray, weights: np.ndarray, plan: PermutationPlan, *, inverse: bool = False
-) -> np.ndarray:
-    """Σ over pairs i < j of square[pᵢ, pⱼ]·weights[pair, k], for every permutation p of the plan, [m, k].
+def random_permutations(rng: np.random.Generator, m: int, n: int) -> np.ndarray:
+    """m uniform permutations of 0 … n − 1, int64 [m, n]: random keys with the item in their low bits, sorted.
 
-    `square` is symmetric [n, n], `weights` [n(n − 1)/2, k] in the order of `scipy.spatial.distance.squareform`. With
-    `inverse` each p is replaced by its inverse: permuting one matrix by p is permuting the other one by p⁻¹.
+    Sorting values is vectorised where argsort is not. Keys differ in 64 − log₂ n bits, so that ties are out of reach.
     """
-    n, n_pairs = plan.n, weights.shape[0]
-    sums = np.empty((plan.n_resamples, weights.shape[1]))
+    mask = np.uint64((1 << max(1, (n - 1).bit_length())) - 1)
+    keys = rng.integers(0, 2**64, size=(m, n), dtype=np.uint64)
+    keys &= ~mask
+    keys |= np.arange(n, dtype=np.uint64)
+    keys.sort(axis=1)
+    keys &= mask
+    return keys.view(np.int64)
+
+
+def permuted_sums(square: np.ndarray, weights: np.ndarray, plan: PermutationPlan) -> np.ndarray:
+    """Σ over pairs i < j of square[pᵢ, pⱼ]·weights[pair, k], for every permutation p of the plan, [k, m].
+
+    `square` is symmetric [n, n], `weights` [n(n − 1)/2, k] in the order of `scipy.spatial.distance.squareform`. Pairs
+    are walked as (i, i + 1 … i + n//2 around the circle): every row of pairs is a window of the permutation, equally
+    long, and looks into one row of the square. For even n opposite items meet twice, at half weight.
+    """
+    n, half = plan.n, plan.n // 2
+    around = _pairs_around(n)
+    doubled = np.ones((n, half, 1))
+    if n % 2 == 0:
+        doubled[:, -1] = 0.5
+    table = np.ascontiguousarray(square, dtype=np.float64).reshape(-1)
+    ordered = weights[around] * doubled.reshape(-1, 1)
+    sums = np.empty((weights.shape[1], plan.n_resamples))
+    size = max(1, min(PAIRS_A_BATCH // around.size, plan.n_resamples))
     is_single = weights.shape[1] == 1
-    size = max(1, min((SPARSE_PAIRS if is_single else DENSE_PAIRS) // n_pairs, plan.n_resamples))
-    gather_sum = (_sparse_gather if is_single else _dense_gather)(square, weights, size)
-    flat = np.zeros((size, n_pairs), dtype=np.int32 if is_single else np.intp)
+    index = np.zeros((size, n, half), dtype=np.int32 if is_single else np.intp)
+    gather_sum = (_sparse_gather if is_single else _dense_gather)(table, ordered, index.reshape(size, -1))
+    circle = np.zeros((size, n + half), dtype=index.dtype)
+    windows = sliding_window_view(circle, half, axis=1)[:, 1 : n + 1]
     start = 0
-    for batch in plan.batches(size):
-        p = np.argsort(batch, axis=1) if inverse else batch
-        rows = len(p)
-        _fill_pair_index(p.astype(flat.dtype), n, flat[:rows])  # the last batch leaves old, valid indices behind it
-        sums[start : start + rows] = gather_sum(flat)[:rows]
+    for p in plan.batches(size):
+        rows = len(p)  # a short last batch leaves old, valid entries behind it
+        circle[:rows, :n] = p
+        circle[:rows, n:] = p[:, :half]
+        np.add((circle[:, :n] * n)[:, :, None], windows, out=index)
+        sums[:, start : start + rows] = gather_sum()[:, :rows]
         start += rows
     assert start == plan.n_resamples
     return sums
 
 
-def _fill_pair_index(p: np.ndarray, n: int, out: np.ndarray) -> None:
-    """Write pᵢ·n + pⱼ for all pairs i < j into `out` [m, n(n − 1)/2], row of pairs by row of pairs."""
-    first = p * p.dtype.type(n)
-    column = 0
-    for i in range(n - 1):
-        width = n - 1 - i
-        np.add(first[:, i, None], p[:, i + 1 :], out=out[:, column : column + width])
-        column += width
+def _pairs_around(n: int) -> np.ndarray:
+    """Condensed indices of the pairs (i, i + k mod n), k = 1 … n//2, row by row, [n·(n//2)]."""
+    i = np.arange(n)[:, None]
+    j = (i + np.arange(1, n // 2 + 1)) % n
+    low, high = np.minimum(i, j), np.maximum(i, j)
+    return (low * (2 * n - low - 1) // 2 + high - low - 1).reshape(-1)
 
 
-def _sparse_gather(square: np.ndarray, weights: np.ndarray, size: int):
+def _sparse_gather(table: np.ndarray, weights: np.ndarray, index: np.ndarray) -> Callable[[], np.ndarray]:
     """Gather and sum in one compiled pass: a CSR product whose column indices are the permuted pairs.
 
     Row r of the sparse matrix holds the weights at the places that permutation r takes its pairs from, so that the
-    product with the flat square is the sum. Twice as fast as `take` and a dot product, for one column of weights.
+    product with the flat square is the sum. The matrix keeps a view of `index`, which the caller refills.
     """
-    n_pairs = weights.shape[0]
-    table = np.ascontiguousarray(square, dtype=np.float64).reshape(-1)
+    size, n_pairs = index.shape
     indptr = np.arange(0, (size + 1) * n_pairs, n_pairs, dtype=np.int32)
-    data = np.tile(weights[:, 0], size)
-
-    def gather_sum(flat: np.ndarray) -> np.ndarray:
-        matrix = csr_array((data, flat.reshape(-1), indptr), shape=(size, table.size))
-        return (matrix @ table)[:, None]
-
-    return gather_sum
+    matrix = csr_array((np.tile(weights[:, 0], size), index.reshape(-1), indptr), shape=(size, table.size))
+    assert np.shares_memory(matrix.indices, index)
+    return lambda: (matrix @ table)[None]
 
 
-def _dense_gather(square: np.ndarray, weights: np.ndarray, size: int):
+def _dense_gather(table: np.ndarray, weights: np.ndarray, index: np.ndarray) -> Callable[[], np.ndarray]:
     """Gather once and share it: one matrix product for all columns of weights."""
-    table = np.ascontiguousarray(square, dtype=np.float64).reshape(-1)
-    gathered = np.empty((size, weights.shape[0]))
+    gathered = np.empty(index.shape)
+    columns = np.ascontiguousarray(weights.T)
 
-    def gather_sum(flat: np.ndarray) -> np.ndarray:
-        np.take(table, flat, out=gathered, mode="clip")  # "clip" skips numpy's buffering; the indices are in range
-        return gathered @ weights
+    def gather_sum() -> np.ndarray:
+        np.take(table, index, out=gathered, mode="clip")  # "clip" skips numpy's buffering; the indices are in range
+        return columns @ gathered.T
 
     return gather_sum

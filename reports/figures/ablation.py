@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import AXIS, GRID, Cell, Run, facets, label, models_of, runs_of, single, sorted_layers
+from reports.figures.draft import Cell, Draft, facets, single
+from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, sorted_layers
 
 
 def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
@@ -30,7 +31,7 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
             fig.update_xaxes(title_text="head", **where)
         if where["col"] == 1:
             fig.update_yaxes(title_text="loss increase (%)", **where)
-    return fig
+    return fig.figure()
 
 
 def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
@@ -49,10 +50,10 @@ def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[s
     ticks = [start[layer] + (n_heads - 1) / 2 for layer in layers]
     fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="", title_text="head, by layer")
     fig.update_yaxes(title_text="loss increase (%)")
-    return fig
+    return fig.figure()
 
 
-def _add_heads(fig: go.Figure, run: Run, x: pd.Series, where: Cell, *, show: bool) -> None:
+def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell, *, show: bool) -> None:
     rows = run.rows
     error = None
     if {"ci_low", "ci_high"} <= set(rows.columns):

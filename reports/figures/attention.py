@@ -7,17 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import (
-    SEQUENTIAL,
-    add_run,
-    facets,
-    label,
-    layer_axis,
-    models_of,
-    runs_of,
-    single,
-    sorted_layers,
-)
+from reports.figures.draft import add_run, facets, layer_axis, single
+from reports.figures.style import SEQUENTIAL, label, models_of, runs_of, sorted_layers
 
 
 def head_entropy_gallery(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -41,7 +32,7 @@ def head_entropy_gallery(attention_stats: pd.DataFrame, models: Sequence[str] | 
     bar = {"title": {"text": "entropy share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     scale = [list(stop) for stop in SEQUENTIAL]
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
-    return fig
+    return fig.figure()
 
 
 def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -61,7 +52,7 @@ def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | Non
         add_run(fig, run, mean.index, mean, where={})
     layer_axis(fig, sorted_layers(attention_stats))
     fig.update_yaxes(title_text="attention to position 0", rangemode="tozero")
-    return fig
+    return fig.figure()
 
 
 def weight_ranks(
@@ -80,7 +71,7 @@ def weight_ranks(
         fig.update_yaxes(
             rangemode="tozero", title_text=measure.replace("_", " ") if where["col"] == 1 else None, **where
         )
-    return fig
+    return fig.figure()
 
 
 def text_measures(text_quality: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -97,4 +88,4 @@ def text_measures(text_quality: pd.DataFrame, models: Sequence[str] | None = Non
             x = [names.index(run.model)] * len(run.rows)
             add_run(fig, run, x, run.rows["value"], where=where, show=index == 0, mode="markers", error_y=error)
         fig.update_xaxes(tickvals=[], range=[-0.7, len(names) - 0.3], **where)
-    return fig
+    return fig.figure()

@@ -7,21 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import (
-    MUTED,
-    PALETTE,
-    SEQUENTIAL,
-    SYMBOLS,
-    add_level,
-    add_run,
-    facets,
-    label,
-    layer_axis,
-    models_of,
-    runs_of,
-    single,
-    sorted_layers,
-)
+from reports.figures.draft import add_level, add_run, facets, layer_axis, single
+from reports.figures.style import MUTED, PALETTE, SEQUENTIAL, SYMBOLS, label, models_of, runs_of, sorted_layers
 
 
 def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -42,7 +29,7 @@ def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None =
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(sets) else None, **where)
-    return fig
+    return fig.figure()
 
 
 def effective_dimension(concept_geometry: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -64,7 +51,7 @@ def effective_dimension(concept_geometry: pd.DataFrame, models: Sequence[str] | 
         fig.update_yaxes(showgrid=False, autorange="reversed", **where)
     bar = {"title": {"text": "dimensions"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     fig.update_layout(coloraxis={"colorscale": [list(stop) for stop in SEQUENTIAL], "cmin": 0, "colorbar": bar})
-    return fig
+    return fig.figure()
 
 
 def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -88,7 +75,7 @@ def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = N
         fig.update_xaxes(tickvals=sorted(set(df["lag"])), **where)
         fig.update_xaxes(title_text="lag (layers)" if index + 4 >= len(sets) else None, **where)
         fig.update_yaxes(title_text="mean cos" if where["col"] == 1 else None, **where)
-    return fig
+    return fig.figure()
 
 
 def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
@@ -107,7 +94,7 @@ def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
         add_level(fig, float(baseline), "isotropic baseline")
     layer_axis(fig, sorted_layers(pc_cosine))
     fig.update_yaxes(title_text="|cos|", rangemode="tozero")
-    return fig
+    return fig.figure()
 
 
 def intrinsic_dimension(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -119,4 +106,4 @@ def intrinsic_dimension(table: pd.DataFrame, models: Sequence[str] | None = None
         add_run(fig, run, rows["layer"], rows["dimension"], where={}, error_y=error)
     layer_axis(fig, sorted_layers(table))
     fig.update_yaxes(title_text="intrinsic dimension", rangemode="tozero")
-    return fig
+    return fig.figure()

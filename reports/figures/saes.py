@@ -8,19 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import (
-    MUTED,
-    Cell,
-    Run,
-    add_run,
-    facets,
-    label,
-    layer_axis,
-    models_of,
-    runs_of,
-    single,
-    sorted_layers,
-)
+from reports.figures.draft import Cell, Draft, add_run, facets, layer_axis, single
+from reports.figures.style import MUTED, Run, label, models_of, runs_of, sorted_layers
 
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
 CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
@@ -40,7 +29,7 @@ def l0_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, 
     _add_layers(fig, df, "l0", models)
     layer_axis(fig, sorted_layers(df))
     fig.update_yaxes(title_text="l0 (features a token)", rangemode="tozero")
-    return fig
+    return fig.figure()
 
 
 def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
@@ -63,7 +52,7 @@ def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None,
             shown = True
     layer_axis(fig, sorted_layers(df))
     fig.update_yaxes(title_text="fvu", rangemode="tozero")
-    return fig
+    return fig.figure()
 
 
 def at_l1(sae_results: pd.DataFrame, l1: float | None) -> pd.DataFrame:
@@ -71,7 +60,7 @@ def at_l1(sae_results: pd.DataFrame, l1: float | None) -> pd.DataFrame:
     return sae_results if l1 is None else sae_results[sae_results["l1"] == l1]
 
 
-def _add_layers(fig: go.Figure, df: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
+def _add_layers(fig: Draft, df: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
     order = models_of(df, models)
     for run in runs_of(df, models):
         rows = run.rows.dropna(subset=[measure])
@@ -108,10 +97,10 @@ def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = No
             fig.update_yaxes(title_text="features", **where)
         if index + 4 >= len(layers):
             fig.update_xaxes(title_text="density", **where)
-    return fig
+    return fig.figure()
 
 
-def _add_density(fig: go.Figure, run: Run, dead: float, width: float, where: Cell, *, show: bool) -> None:
+def _add_density(fig: Draft, run: Run, dead: float, width: float, where: Cell, *, show: bool) -> None:
     counts = run.rows.groupby("edge")["n_features"].sum().sort_index()
     alive = counts[(counts.index != dead) & (counts > 0)]
     name = label(run.model)
@@ -145,4 +134,4 @@ def pareto(sae_results: pd.DataFrame, models: Sequence[str] | None = None) -> go
             add_run(fig, run, curve["l0"], curve["fvu"], where=where, show=index == 0)
         fig.update_xaxes(title_text="l0" if index + 4 >= len(layers) else None, **where)
         fig.update_yaxes(title_text="fvu" if where["col"] == 1 else None, **where)
-    return fig
+    return fig.figure()

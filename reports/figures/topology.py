@@ -8,19 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import (
-    AXIS,
-    DIVERGING,
-    INK,
-    Cell,
-    add_run,
-    facets,
-    label,
-    layer_axis,
-    models_of,
-    runs_of,
-    sorted_layers,
-)
+from reports.figures.draft import Cell, Draft, add_run, facets, layer_axis
+from reports.figures.style import AXIS, DIVERGING, INK, label, models_of, runs_of, sorted_layers
 
 BASES = {"z": "z", "pattern": "attention pattern", "residual": "residual contribution"}
 
@@ -55,10 +44,10 @@ def cosine_heatmaps(
     scale = [list(stop) for stop in DIVERGING]
     bar = {"title": {"text": "cos"}, "thickness": 10, "len": 0.8, "outlinewidth": 0, "tickfont": {"size": 11}}
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": -span, "cmax": span, "colorbar": bar})
-    return fig
+    return fig.figure()
 
 
-def _add_heatmap(fig: go.Figure, rows: pd.DataFrame, model: str, where: Cell, *, is_leftmost: bool) -> None:
+def _add_heatmap(fig: Draft, rows: pd.DataFrame, model: str, where: Cell, *, is_leftmost: bool) -> None:
     square = rows.pivot_table(index="head_i", columns="head_j", values="cos", dropna=False)
     z = square.to_numpy(dtype=float, copy=True)
     z[square.index.to_numpy()[:, None] == square.columns.to_numpy()[None, :]] = np.nan
@@ -71,7 +60,7 @@ def _add_heatmap(fig: go.Figure, rows: pd.DataFrame, model: str, where: Cell, *,
     ticks = {"tickvals": heads[:: max(1, (len(heads) + 3) // 4)], "ticks": "", "showgrid": False, "showline": False}
     fig.update_xaxes(**ticks, constrain="domain", **where)
     ticks["title"] = {"text": label(model) if is_leftmost else None, "font": {"size": 11, "color": INK}, "standoff": 4}
-    square_with = str(fig.data[-1]["xaxis"])  # one unit of heads is as high as wide
+    square_with = f"x{fig.suffix(**where)}"  # one unit of heads is as high as wide
     fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", scaleanchor=square_with, **where)
 
 
@@ -86,7 +75,7 @@ def redundancy_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | No
             add_run(fig, run, rows["layer"], rows["mean_cos"], where=where, show=index == 0)
         layer_axis(fig, layers, **where)
         fig.update_yaxes(rangemode="tozero", title_text="mean |cos| between heads" if index == 0 else None, **where)
-    return fig
+    return fig.figure()
 
 
 def rank_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -101,4 +90,4 @@ def rank_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = N
             add_run(fig, run, rows["layer"], rows[measure], where=where, show=index == 0)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_yaxes(rangemode="tozero", linecolor=AXIS, **where)
-    return fig
+    return fig.figure()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import add_level, add_run, facets, label, runs_of, single
+from reports.figures.draft import add_level, add_run, facets, single
+from reports.figures.style import label, runs_of
 
 SIGMAS = {"sigma_z": "σ on z", "sigma_pattern": "σ on the attention pattern", "sigma_residual": "σ on the residual"}
 
@@ -29,7 +30,7 @@ def loss_curves(
             add_level(fig, float(nats), f"{name} {nats:.2f}")
     fig.update_xaxes(title_text="step")
     fig.update_yaxes(title_text="loss (nats a token)")
-    return fig
+    return fig.figure()
 
 
 def pressure_and_redundancy(train_log: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -44,7 +45,7 @@ def pressure_and_redundancy(train_log: pd.DataFrame, models: Sequence[str] | Non
         fig.update_yaxes(rangemode="tozero", **where)
         if where["row"] == cells[-1]["row"]:
             fig.update_xaxes(title_text="step", **where)
-    return fig
+    return fig.figure()
 
 
 def thin(rows: pd.DataFrame, n_points: int = 1000) -> pd.DataFrame:
@@ -75,4 +76,4 @@ def monitor_over_steps(train_log: pd.DataFrame, name: str, models: Sequence[str]
             fig.update_xaxes(title_text="step", **where)
         if where["col"] == 1:
             fig.update_yaxes(title_text=label(name), **where)
-    return fig
+    return fig.figure()

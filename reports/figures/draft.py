@@ -1,0 +1,192 @@
+"""A figure while it is put together: plain dictionaries that plotly checks once, at the end.
+
+Plotly's own figure validates at every call: a page of thirty figures of small panels takes seconds of nothing else. A
+draft has the few calls that our figures need, under plotly's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import plotly.graph_objects as go
+
+from reports.figures.style import AXIS, FONT, GRID, INK, MUTED, PALETTE, PAPER, Run, label
+
+# where a panel sits in its figure: row and col, from 1; nothing in a figure of one panel
+Cell = dict[str, int]
+
+
+class Draft:
+    """Panels on a grid, filled trace by trace; `figure` ends it."""
+
+    def __init__(self, n_rows: int, n_cols: int, layout: dict[str, Any]) -> None:
+        self.n_cols = n_cols
+        self.traces: list[Any] = []
+        self.layout: dict[str, Any] = {"shapes": [], "annotations": [], **layout}
+        for number in range(1, n_rows * n_cols + 1):
+            suffix = "" if number == 1 else str(number)
+            self.layout[f"xaxis{suffix}"] = {"anchor": f"y{suffix}"}
+            self.layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}"}
+
+    def suffix(self, row: int = 1, col: int = 1) -> str:
+        """Return what plotly calls the axes of a panel by: nothing, 2, 3, …"""
+        number = (row - 1) * self.n_cols + col
+        return "" if number == 1 else str(number)
+
+    def add_trace(self, trace: Any, **where: int) -> None:
+        """Add a plotly trace to a panel."""
+        suffix = self.suffix(**where)
+        trace.update(xaxis=f"x{suffix}", yaxis=f"y{suffix}")
+        self.traces.append(trace)
+
+    def update_xaxes(self, row: int = 1, col: int = 1, **settings: Any) -> None:
+        """Set the x axis of a panel; `title_text` is its title."""
+        self._update(f"xaxis{self.suffix(row, col)}", settings)
+
+    def update_yaxes(self, row: int = 1, col: int = 1, **settings: Any) -> None:
+        """Set the y axis of a panel; `title_text` is its title."""
+        self._update(f"yaxis{self.suffix(row, col)}", settings)
+
+    def _update(self, name: str, settings: dict[str, Any]) -> None:
+        axis = self.layout[name]
+        if "title_text" in settings:
+            axis["title"] = {"text": settings.pop("title_text")}
+        axis.update(settings)
+
+    def add_hline(self, y: float, line: dict[str, Any], **where: int) -> None:
+        """Add a horizontal line across a panel."""
+        suffix = self.suffix(**where)
+        place = {"x0": 0, "x1": 1, "y0": y, "y1": y, "xref": f"x{suffix} domain", "yref": f"y{suffix}"}
+        self.layout["shapes"].append({"type": "line", "line": line, **place})
+
+    def add_vline(self, x: float, line: dict[str, Any], **where: int) -> None:
+        """Add a vertical line across a panel."""
+        suffix = self.suffix(**where)
+        place = {"x0": x, "x1": x, "y0": 0, "y1": 1, "xref": f"x{suffix}", "yref": f"y{suffix} domain"}
+        self.layout["shapes"].append({"type": "line", "line": line, **place})
+
+    def annotate(self, **settings: Any) -> None:
+        """Add a text without an arrow."""
+        self.layout["annotations"].append({"showarrow": False, **settings})
+
+    def update_layout(self, **settings: Any) -> None:
+        """Set what belongs to the whole figure."""
+        self.layout.update(settings)
+
+    def figure(self) -> go.Figure:
+        """Return the figure, checked by plotly."""
+        return go.Figure(data=self.traces, layout={"template": template(), **self.layout})
+
+
+@cache
+def template() -> go.layout.Template:
+    """Return the workbench's font and axes; transparent, so that the page shows through."""
+    axis = {
+        "showgrid": True,
+        "gridcolor": GRID,
+        "gridwidth": 1,
+        "zeroline": False,
+        "showline": True,
+        "linecolor": AXIS,
+        "linewidth": 1,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": AXIS,
+        "tickfont": {"size": 11, "color": MUTED},
+        "title": {"font": {"size": 12, "color": INK}, "standoff": 8},
+        "automargin": True,
+    }
+    font = {"family": FONT, "size": 12, "color": INK}
+    layout = {
+        "font": font,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": {**axis, "showgrid": False},
+        "yaxis": axis,
+        "hoverlabel": {"font": font, "bgcolor": PAPER, "bordercolor": AXIS},
+        "colorway": list(PALETTE),
+    }
+    return go.layout.Template(layout=layout)
+
+
+def single(*, height: int = 340) -> Draft:
+    """Return an empty draft of one panel; its height in pixels."""
+    return Draft(1, 1, frame(height))
+
+
+def facets(
+    titles: Sequence[str], *, columns: int, height: int, shared_y: bool = False, vertical_spacing: int = 56
+) -> tuple[Draft, list[Cell]]:
+    """Return an empty draft of small panels, `columns` a row, and the place of each; heights in pixels."""
+    columns = max(1, min(columns, len(titles)))
+    n_rows = max(1, -(-len(titles) // columns))
+    total = n_rows * height + (n_rows - 1) * vertical_spacing
+    gap_x, gap_y = 0.03 if shared_y else 0.075, vertical_spacing / total
+    width, depth = (1 - gap_x * (columns - 1)) / columns, height / total
+    draft = Draft(n_rows, columns, {**frame(total + 108, top=60), "meta": {"columns": columns}})
+    cells: list[Cell] = []
+    for index, title in enumerate(titles):
+        where = {"row": index // columns + 1, "col": index % columns + 1}
+        left, top = index % columns * (width + gap_x), 1 - index // columns * (depth + gap_y)
+        draft.update_xaxes(**where, domain=[left, min(1.0, left + width)])
+        draft.update_yaxes(**where, domain=[max(0.0, top - depth), top])
+        if shared_y and index:
+            draft.update_yaxes(**where, matches="y", showticklabels=where["col"] == 1)
+        font = {"size": 12, "color": INK}
+        place = {"x": left + width / 2, "y": top, "xref": "paper", "yref": "paper", "yanchor": "bottom", "yshift": 2}
+        if title:
+            draft.annotate(text=title, font=font, xanchor="center", **place)
+        cells.append(where)
+    for index in range(len(titles), n_rows * columns):  # the last row's empty places
+        where = {"row": index // columns + 1, "col": index % columns + 1}
+        draft.update_xaxes(**where, visible=False, domain=[0, 0.01])
+        draft.update_yaxes(**where, visible=False, domain=[0, 0.01])
+    return draft, cells
+
+
+def frame(height: int, top: int = 44) -> dict[str, Any]:
+    """Return the layout of a whole figure: height and margins in pixels, the legend in a line above."""
+    return {
+        "height": height,
+        "margin": {"l": 60, "r": 16, "t": top, "b": 48},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"},
+        "hovermode": "closest",
+        "autosize": True,
+    }
+
+
+def layer_axis(fig: Draft, layers: Sequence[int], **where: int) -> None:
+    """Name and tick the x axis by layer: whole numbers, each once, never 0.5."""
+    step = max(1, -(-len(layers) // 14))
+    fig.update_xaxes(title_text="layer", tickvals=list(layers)[::step], **where)
+
+
+def add_run(fig: Draft, run: Run, x: Any, y: Any, *, where: Cell, show: bool = True, **marks: Any) -> None:
+    """Add one run's line with its model's colour, marker and dash; the legend shows each model once."""
+    style = {
+        "mode": "lines+markers",
+        "line": {"color": run.colour, "width": 1.8, "dash": run.dash},
+        "marker": {"color": run.colour, "symbol": run.symbol, "size": 7},
+        "opacity": 1.0 if run.is_first else 0.55,
+        "hovertemplate": f"{label(run.model)}, seed {run.seed}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+    }
+    trace = go.Scatter(
+        x=list(x),
+        y=list(y),
+        name=label(run.model),
+        legendgroup=run.model,
+        showlegend=run.is_first and show,
+        **{**style, **marks},
+    )
+    fig.add_trace(trace, **where)
+
+
+def add_level(fig: Draft, value: float, text: str) -> None:
+    """Add a horizontal reference line with its name at the right end."""
+    fig.add_hline(value, {"color": MUTED, "width": 1.2, "dash": "dot"})
+    font = {"size": 11, "color": MUTED}
+    fig.annotate(
+        text=label(text), font=font, x=1, xref="x domain", xanchor="right", y=value, yref="y", yanchor="bottom"
+    )
