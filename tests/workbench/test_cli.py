@@ -290,7 +290,6 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
         (["ablate"], 2, "--ckpt"),
         (["ablat"], 2, "ablat"),
         (["ablate", "--ckpt", "M", "--nonsense"], 2, "--nonsense"),
-        (["ablate", "--ckpt", "M", "--n-sequences", "0"], 2, "0"),
         (["ablate", "--ckpt", "M", "--kind", "median"], 2, "error: --kind: got 'median'; want zero, mean or resample"),
         (["ablate", "--ckpt", "M", "--layers", "a"], 2, "error: --layers: got 'a'; want all, or numbers and ranges"),
         (["ablate", "--ckpt", "M", "--layers", ""], 2, "error: --layers: got ''; want all, or numbers"),

@@ -388,27 +388,6 @@ def test_bad_input_is_refused_by_name(model, tokens, arguments, message) -> None
         sae_train(model, **given)
 
 
-def test_a_coefficient_that_kills_every_feature_warns_and_says_so(model, tokens, held_out) -> None:
-    with pytest.warns(UserWarning, match="all features of SAE .* are dead at step"):
-        _, table = sae_train(model, tokens, [0], l1=1e4, held_out=held_out, **QUICK | {"n_resamples": 0, "lr": 0.3})
-    trained = table[table["dictionary"] == "trained"]
-    assert (trained["dead_fraction"] == 1).all()
-    assert (trained["l0"] == 0).all()
-
-
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
-def test_other_architectures_train_in_the_same_stack(model, tokens, held_out, architecture) -> None:
-    k = {"k": 3} if "topk" in architecture else {}
-    stack, table = sae_train(model, tokens, [0], l1=0.01, held_out=held_out, architecture=architecture, **k, **QUICK)
-    assert stack.config.architecture == architecture
-    if architecture == "topk":
-        trained = table[table["dictionary"] == "trained"]
-        assert (trained["l0"] <= 3).all()
-
-
-# --- run directories
-
-
 def digests(directory: Path) -> dict[str, str]:
     names = ["sae/sae.safetensors", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv"]
     return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
