@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from reports import figures, paper_tables
@@ -62,32 +63,34 @@ def ranks(study: Study) -> list[Drawing]:
 
 def l0(study: Study) -> list[Drawing]:
     """Return Figure 2, a variant an l1."""
-    df = study.tables["sae_training_results"]
-    return [(name, figures.l0_by_layer(df, study.models, l1)) for name, l1 in l1_variants(study)]
+    df = figures.of_heads(study.tables["sae_training_results"])
+    return [(name, figures.l0_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
 
 
 def fvu(study: Study) -> list[Drawing]:
     """Return fvu by layer, a variant an l1."""
-    df = study.tables["sae_training_results"]
-    return [(name, figures.fvu_by_layer(df, study.models, l1)) for name, l1 in l1_variants(study)]
+    df = figures.of_heads(study.tables["sae_training_results"])
+    return [(name, figures.fvu_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
 
 
-def l1_variants(study: Study) -> list[tuple[str, float | None]]:
+def l1_variants(df: pd.DataFrame) -> list[tuple[str, float | None]]:
     """Return (name, l1) of each coefficient of a sweep; one unnamed variant with every row where there is no sweep."""
-    df = study.tables["sae_training_results"]
     values = sorted(df["l1"].dropna().unique()) if "l1" in df else []
     return [(f"l1 {value:g}", float(value)) for value in values] if len(values) > 1 else [("", None)]
 
 
 def pareto(study: Study) -> list[Drawing]:
     """Return fvu against l0 where the table holds a sweep; nothing where it does not."""
-    df = study.tables["sae_training_results"]
+    df = figures.of_heads(study.tables["sae_training_results"])
     return [("", figures.pareto(df, study.models))] if df["l1"].nunique() > 1 else []
 
 
 def density(study: Study) -> list[Drawing]:
     """Return Figure 3."""
-    return [("", figures.feature_density(study.tables["sae_density"], study.models))]
+    df = study.tables["sae_density"]
+    if "sae_seed" in df:  # the counts of one dictionary a head, not of several
+        df = df[df["sae_seed"] == df["sae_seed"].min()]
+    return [(name, figures.feature_density(figures.at_l1(df, l1), study.models)) for name, l1 in l1_variants(df)]
 
 
 def ablation(study: Study) -> list[Drawing]:
@@ -172,8 +175,7 @@ PAPER = Section(
             needing("sae_training_results", "model seed layer head l0 fvu dead_fraction l1"),
             paper_tables.sae_grids,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Means over heads, at the median l1 of a sweep; controls: a random dictionary of the same size, and the "
-            "same SAE trained on shuffled activations.",
+            "Means over heads; controls: a random dictionary of the same size, the same SAE on shuffled activations.",
             is_table=True,
         ),
         Panel(
@@ -306,8 +308,8 @@ TRAINING = Section(
         ),
         Panel(
             "monitors",
-            "Weight spectra over training",
-            "Falling ranks are weights that settle on few directions.",
+            "Heads and weights over training",
+            "Falling entropies are heads that settle on few tokens, falling ranks weights on few directions.",
             needing("train_log", "model seed step"),
             monitors,
             is_core=False,

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 import pandas as pd
 
 from reports.cells import MISSING, Cell, Grid, fixed, percent_change, significant
-from reports.figures.saes import of_dictionary
+from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
 from reports.study import Study
 
@@ -94,12 +94,15 @@ def row_headers(layer: float, seed: object, seeds: list) -> tuple[str, ...]:
 
 def sae_grids(study: Study) -> list[Grid]:
     """Return Table 2: l0, fvu, dead share and recovered loss by layer (head means), trained beside the controls."""
-    df = study.tables["sae_training_results"]
-    if df["l1"].nunique() > 1:
-        df = df[df["l1"] == min(df["l1"].dropna(), key=lambda l1: abs(l1 - df["l1"].median()))]
+    df = of_heads(study.tables["sae_training_results"])
+    sweep = sorted(df["l1"].dropna().unique())
+    at = ""
+    if len(sweep) > 1:  # of an even number, the smaller in the middle
+        middle = sweep[(len(sweep) - 1) // 2]
+        df, at = df[df["l1"] == middle], f", l1 {middle:g}"
     present = [name for name in DICTIONARIES if not of_dictionary(df, name).empty]
     return [
-        _sae_grid(study, df, measure, title, digits, scale, present)
+        _sae_grid(study, df, measure, title + at, digits, scale, present)
         for measure, (title, digits, scale) in SAE_MEASURES.items()
         if measure in df
     ]

@@ -42,7 +42,7 @@ COLUMNS = MappingProxyType(
         ),
         # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
-        # neighbours [[feature, cosine]] in the same head, match [model, feature, cosine] in the same layer and head
+        # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
         "feature_atlas": (
             "model", "layer", "head", "feature", "density", "max_act", "mean_act", "top_token", "top_contexts",
             "logit_promoted", "logit_suppressed",

@@ -9,13 +9,14 @@ from reports.figures.concepts import (
     pc_alignment,
     trajectory_bars,
 )
-from reports.figures.saes import feature_density, fvu_by_layer, l0_by_layer, pareto
+from reports.figures.saes import at_l1, feature_density, fvu_by_layer, l0_by_layer, of_heads, pareto
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
 from reports.figures.training import loss_curves, monitor_names, monitor_over_steps, pressure_and_redundancy
 
 __all__ = [
     "ablation_profile",
     "ablation_strip",
+    "at_l1",
     "bos_mass_by_layer",
     "cosine_heatmaps",
     "crystallisation",
@@ -28,6 +29,7 @@ __all__ = [
     "loss_curves",
     "monitor_names",
     "monitor_over_steps",
+    "of_heads",
     "pareto",
     "pc_alignment",
     "pressure_and_redundancy",

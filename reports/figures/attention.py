@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import add_run, facets, layer_axis, single
+from reports.figures.draft import add_level, add_run, facets, layer_axis, single
 from reports.figures.style import SEQUENTIAL, label, models_of, runs_of, sorted_layers
 
 
@@ -50,6 +50,9 @@ def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | Non
         fig.add_trace(dots)
         mean = rows.groupby("layer")["bos_mass"].mean()
         add_run(fig, run, mean.index, mean, where={})
+    if "bos_uniform" in attention_stats:
+        for value in sorted(set(attention_stats["bos_uniform"].dropna())):
+            add_level(fig, float(value), "uniform attention")
     layer_axis(fig, sorted_layers(attention_stats))
     fig.update_yaxes(title_text="attention to position 0", rangemode="tozero")
     return fig.figure()

@@ -15,6 +15,16 @@ CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
 CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
 
 
+def of_heads(sae_results: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that one mean may take together: of the first hook, and of single heads where there are any."""
+    df = sae_results
+    if "hook" in df and len(df):
+        kinds = df["hook"].astype("str").str.replace(r"\d+", "*", regex=True)  # blocks.3.attn.hook_z is blocks.*.…
+        df = df[kinds == kinds.iloc[0]]
+    single_heads = df[df["head"] >= 0]
+    return df if single_heads.empty else single_heads
+
+
 def of_dictionary(sae_results: pd.DataFrame, dictionary: str) -> pd.DataFrame:
     """Return the rows of one dictionary; a table without that column holds trained ones only."""
     if "dictionary" not in sae_results:

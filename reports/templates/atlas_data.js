@@ -82,5 +82,5 @@ function neighboursOf(atlas, row) {
 function matchOf(atlas, row) {
   if (!atlas.match_model || atlas.match_model[row] < 0) return null;
   const other = siblingOf(atlas, row, atlas.match_model[row], atlas.match_feature[row]);
-  return other < 0 ? null : { row: other, cosine: atlas.match_cosine[row] / 1000 };
+  return other < 0 ? null : { row: other, score: atlas.match_score[row] / 1000 };
 }

@@ -46,6 +46,12 @@ function formatNumber(value, digits = 3) {
   return text.replaceAll("-", "−");
 }
 
+// As many decimals as the largest of a list needs for three digits, so that the list stays aligned.
+function formatLike(value, largest) {
+  const decimals = Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(largest || 1))));
+  return value.toFixed(decimals).replace("-", "−");
+}
+
 function formatDensity(value) {
   if (!Number.isFinite(value)) return "–";
   if (value === 0) return "0";
@@ -150,8 +156,10 @@ function logitLists(atlas, row) {
     const entries = logitsOf(atlas, row, name);
     if (!entries.length) continue;
     const list = element("ul");
+    const largest = Math.max(...entries.map(({ value }) => Math.abs(value)));
     for (const { token, value } of entries) {
-      list.append(element("li", {}, element("span", { class: "tokens" }, tokenElement(token)), element("span", { class: "num" }, formatNumber(value))));
+      const number = element("span", { class: "num" }, formatLike(value, largest));
+      list.append(element("li", {}, element("span", { class: "tokens" }, tokenElement(token)), number));
     }
     lists.append(element("section", {}, element("h3", {}, title), list));
   }
@@ -175,7 +183,7 @@ function sheetElement(atlas, row, heads, reach, onOpen) {
   const match = matchOf(atlas, row);
   const sheet = element("div", { class: match ? "sheet pair" : "sheet" }, cardElement(atlas, row, heads, reach, { onOpen }));
   if (match) {
-    const title = `Best match, cosine ${match.cosine.toFixed(2)}: `;
+    const title = `Best match, score ${match.score.toFixed(2)}: `;
     sheet.append(cardElement(atlas, match.row, heads, reach, { title, onOpen, isMatch: true }));
   }
   return sheet;

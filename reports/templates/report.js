@@ -3,23 +3,26 @@
 async function start() {
   startTheme();
   startPlots();
-  startVariants();
   startSources();
   const { figures, names } = await unpackJson("page-data");
+  startVariants(figures);
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
   await drawAll(figures, names);
   document.documentElement.dataset.ready = "yes";
 }
 
-// First what is in view, then everything else, so that printing finds all figures drawn.
+const figureOf = (figures, place) => figures[place.dataset.figure][Number(place.dataset.variant)];
+
+// First what is in view, then everything else, so that printing finds all figures drawn. One of many variants is drawn
+// when it is chosen.
 async function drawAll(figures, names) {
-  const places = [...document.querySelectorAll(".plot")];
+  const places = [...document.querySelectorAll(".plot-scroll:not(.on-demand[hidden]) > .plot")];
   const near = (place) => {
     const box = place.getBoundingClientRect();
     return box.width > 0 && box.bottom > 0 && box.top < 2 * innerHeight;
   };
   for (const place of [...places.filter(near), ...places.filter((place) => !near(place))]) {
-    await drawFigure(place, figures[place.dataset.figure][Number(place.dataset.variant)]);
+    await drawFigure(place, figureOf(figures, place));
     if (place.dataset.figure === "ablation") linkToAtlas(place, names);
     await new Promise((resolve) => setTimeout(resolve));
   }
@@ -35,15 +38,20 @@ function linkToAtlas(place, names) {
   });
 }
 
-function startVariants() {
+function startVariants(figures) {
   for (const set of document.querySelectorAll(".variants")) {
     set.addEventListener("change", ({ target }) => {
       for (const place of set.parentElement.querySelectorAll(".plot-scroll")) {
         place.hidden = place.dataset.variant !== target.value;
-        if (!place.hidden) globalThis.Plotly?.Plots.resize(place.querySelector(".plot"));
+        if (!place.hidden) showVariant(place.querySelector(".plot"), figures);
       }
     });
   }
+}
+
+function showVariant(place, figures) {
+  if (place.dataset.drawn) globalThis.Plotly.Plots.resize(place);
+  else drawFigure(place, figureOf(figures, place));
 }
 
 function startSources() {

@@ -91,7 +91,7 @@ def test_neighbours_and_matches_come_back(table, atlas):
         model, feature, cosine = json.loads(match)
         assert atlas["models"][atlas["match_model"][row]] == model
         assert atlas["match_feature"][row] == feature
-        assert atlas["match_cosine"][row] / 1000 == pytest.approx(cosine, abs=5.1e-4)
+        assert atlas["match_score"][row] / 1000 == pytest.approx(cosine, abs=5.1e-4)
 
 
 def test_frequent_tokens_have_small_numbers(atlas):

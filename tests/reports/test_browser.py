@@ -15,7 +15,7 @@ from fake_study import feature_atlas
 
 from reports.atlas import write_atlas
 from reports.page import write_report
-from reports.tables import read_table
+from reports.tables import read_table, write_table
 
 pytestmark = pytest.mark.browser
 
@@ -129,6 +129,18 @@ def test_report_switches_variants_and_themes(tab, pages):
     tab.page.locator("#theme").click()  # light -> dark
     assert tab.page.evaluate(paper) != before
     assert tab.page.locator("#l0 .xtick text").first.evaluate("node => node.style.fill") == "rgb(154, 164, 175)"
+
+
+def test_a_long_list_of_variants_is_drawn_on_demand(tab, made_study, tmp_path):
+    log = read_table(made_study, "train_log")
+    log = log.assign(**{f"rank_{name}.0": 1.0 for name in "abcdefg"})
+    write_table(log, tmp_path, "train_log")
+    tab.open(write_report(tmp_path))
+    figure = tab.page.locator("#monitors")
+    assert figure.locator(".plot[data-drawn]").count() == 1
+    figure.locator("select").select_option("7")
+    figure.locator(".plot[data-variant='7'][data-drawn]").wait_for()
+    assert figure.locator(".plot:visible").get_attribute("data-variant") == "7"
 
 
 def test_report_leads_from_a_head_to_its_features(tab, pages):
@@ -248,7 +260,7 @@ def test_atlas_shows_the_match_beside_the_feature(tab, pages, made_study):
     cards = tab.page.locator("tr.detail .card")
     assert cards.count() == 2
     title = cards.nth(1).locator("h2").inner_text()
-    assert title.startswith(f"Best match, cosine {cosine:.2f}:")
+    assert title.startswith(f"Best match, score {cosine:.2f}:")
     assert title.endswith(f"#{feature}")
     promoted = json.loads(row["logit_promoted"])
     assert cards.nth(0).locator(".logits section").nth(0).locator("li").count() == len(promoted)

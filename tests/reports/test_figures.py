@@ -102,6 +102,23 @@ def test_lines_run_through_the_mean_over_heads(study, drawn, measure):
             assert trace.y[layer] == pytest.approx(sum(values) / len(values), rel=1e-12)
 
 
+def test_a_mean_takes_single_heads_of_one_hook_together():
+    columns = ["model", "seed", "layer", "head", "l0", "hook"]
+    rows = [("m", 0, layer, head, 1.0, f"blocks.{layer}.attn.hook_z") for layer in (0, 11) for head in (-1, 0, 1)]
+    rows.append(("m", 0, 0, 0, 9.0, "blocks.0.hook_resid_post"))
+    kept = figures.of_heads(pd.DataFrame(rows, columns=columns))
+    assert kept[["layer", "head"]].to_numpy().tolist() == [[0, 0], [0, 1], [11, 0], [11, 1]]
+    only_joint = pd.DataFrame(rows, columns=columns).query("head < 0")
+    assert len(figures.of_heads(only_joint)) == 2
+
+
+def test_uniform_attention_is_a_level():
+    df = pd.DataFrame(
+        {"model": ["m"], "seed": [0], "layer": [0], "head": [0], "bos_mass": [0.2], "bos_uniform": [0.03]}
+    )
+    assert [shape.y0 for shape in figures.bos_mass_by_layer(df).layout.shapes] == [0.03]
+
+
 def test_controls_are_grey_and_named_once(drawn):
     named = [trace.name for trace in drawn["fvu"].data if trace.showlegend is not False]
     assert sorted(named) == ["adaptive", "control", "random dictionary", "shuffled activations"]

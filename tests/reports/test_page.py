@@ -9,6 +9,7 @@ import html
 import json
 import re
 
+import pandas as pd
 import pytest
 from fake_study import write_fake_study
 
@@ -156,6 +157,26 @@ def test_unusual_studies_are_drawn(tmp_path, case):
     if case == "three seeds":
         assert "seeds 0, 1, 2" in text
         assert "Seed 0, the first of 3." in text  # the heatmaps
+
+
+def test_a_sweep_of_l1_is_shown_value_by_value(study_copy):
+    path = study_copy / "sae_training_results.csv"
+    df = read_csv(path)
+    pd.concat([df, df.assign(l1=0.06, l0=df["l0"] / 2)]).to_csv(path, index=False)
+    page = write_report(study_copy).read_text(encoding="utf-8")
+    text = " ".join(visible(page).split())
+    assert "(a) l0, l1 0.03" in text
+    assert "Figure 2 shows l1 0.03 l1 0.06" in text
+    assert "fvu against l0 over a sweep of l1." in text
+    assert len(json.loads(unpack(page, "page-data"))["figures"]["l0"]) == 2
+
+
+def test_many_variants_are_a_list(study_copy):
+    path = study_copy / "train_log.csv"
+    df = read_csv(path)
+    df.assign(**{f"rank_{name}.0": 1.0 for name in "abcdefg"}).to_csv(path, index=False)
+    page = write_report(study_copy).read_text(encoding="utf-8")
+    assert '<option value="8">rank_g</option>' in page
 
 
 def test_without_a_record_the_tables_speak_alone(study_copy):
