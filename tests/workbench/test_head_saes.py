@@ -95,7 +95,8 @@ def test_collected_activations_are_the_hooks(model, tokens, hook) -> None:
     for row, slot in zip(x, slots, strict=True):
         whole = cache[slot.hook_name]
         want = whole[:, :, slot.head] if slot.head is not None else whole.flatten(2)
-        torch.testing.assert_close(row, want.reshape(len(row), -1).float(), atol=0, rtol=0)
+        # a batch of another size is multiplied in other blocks: float32 rounding of values of size 1, and no more
+        torch.testing.assert_close(row, want.reshape(len(row), -1).float(), atol=5e-6, rtol=1e-5)
 
 
 def test_nan_activations_name_hook_and_batch(tokens) -> None:

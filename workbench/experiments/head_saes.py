@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from reports.tables import read_table, write_table
+from reports.tables import COLUMNS, read_table, write_table
 from sae.checkpoint import save_stack
 from sae.config import SAEConfig, SAESource, StackInfo
 from sae.controls import random_dictionary
@@ -322,7 +322,9 @@ class HeadSaeJob:
                 "n_ce_tokens": losses.n_tokens,
             }
             parts.append(pd.DataFrame(self._keys() | columns))
-        return pd.concat(parts, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True)
+        first = list(COLUMNS["sae_training_results"])
+        return table.reindex(columns=[*first, *(column for column in table if column not in first)])
 
     def _density(self, metrics: SAEMetrics) -> pd.DataFrame:
         edges, counts, n_dead = density_histogram(metrics.density)
