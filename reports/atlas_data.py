@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,17 +88,18 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
     arrays["context_n_tokens"] = fit([lengths[window] for window in columns.window])
     arrays["line_token"] = fit(new[np.array(line, dtype=np.int64)])
     arrays["top_token"] = fit(new[np.array(top_tokens, dtype=np.int64)])
-    largest = max((abs(value) for _, _, values in numbered.values() for value in values), default=1.0) or 1.0
+    scale = largest_logits(logits.values())
+    arrays["logit_max"] = scale
     for name, (counts, tokens, values) in numbered.items():
         arrays |= {f"{name}_n": fit(counts), f"{name}_token": fit(new[np.array(tokens, dtype=np.int64)])}
-        arrays[f"{name}_value"] = np.round(np.array(values) * (32767 / largest)).astype(np.int16)
+        shares = np.array(values) / np.repeat(scale.astype(np.float64), counts)
+        arrays[f"{name}_value"] = np.round(shares * 32767).astype(np.int16)
     arrays |= relation_arrays(df, models)
     header = {
         "models": models,
         "seeds": seeds,
         "vocabulary": strings,
         "levels": N_LEVELS,
-        "logit_max": largest,
         **extra,
     }
     return join(header, arrays)
@@ -169,6 +170,14 @@ def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
             raise ValueError(f"feature_atlas: {column} of row {row} holds no pairs; want [[token, value], …]")
     return rows
+
+
+def largest_logits(columns: Iterable[list[list[Any]]]) -> np.ndarray:
+    """Return each feature's largest |logit|, of which its logits are stored as shares; 1 where all are zero."""
+    rows = zip(*columns, strict=True)
+    largest = [max((abs(float(value)) for pairs in row for _, value in pairs), default=0.0) for row in rows]
+    rounded = np.array(largest, dtype=np.float32)
+    return np.where(rounded > 0, np.nextafter(rounded, np.float32(np.inf)), np.float32(1))
 
 
 def number_logits(rows: Sequence[list[Any]], vocabulary: Vocabulary) -> tuple[list[int], list[int], list[float]]:

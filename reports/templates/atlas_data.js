@@ -63,7 +63,7 @@ function logitsOf(atlas, row, name) {
   const first = name === "logit_promoted" ? atlas.firstPromoted : atlas.firstSuppressed;
   const list = [];
   for (let i = first[row]; i < first[row + 1]; i += 1) {
-    const value = (atlas[`${name}_value`][i] / 32767) * atlas.logit_max;
+    const value = (atlas[`${name}_value`][i] / 32767) * atlas.logit_max[row];
     list.push({ token: atlas.vocabulary[atlas[`${name}_token`][i]], value });
   }
   return list;

@@ -77,7 +77,8 @@ def test_logits_come_back(table, atlas, name):
         assert atlas[f"{name}_n"][row] == len(pairs)
         for token, value in pairs:
             assert atlas["vocabulary"][atlas[f"{name}_token"][at]] == replace_surrogates(token)
-            assert atlas[f"{name}_value"][at] / 32767 * atlas["logit_max"] == pytest.approx(value, abs=1e-3)
+            largest = float(atlas["logit_max"][row])  # the feature's own: small logits keep their digits
+            assert atlas[f"{name}_value"][at] / 32767 * largest == pytest.approx(value, abs=largest / 32767)
             at += 1
 
 
