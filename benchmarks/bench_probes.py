@@ -126,8 +126,9 @@ def one_pair(n: int, turns: int, method: str, n_permutations: int = 999) -> Row:
 TAIL = """
 import json, pathlib
 # VmHWM and not ru_maxrss, which a child inherits from the process that started it
-peak_kib = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1]
-print(json.dumps([seconds, int(peak_kib) / 1024, float(dimension), about]))
+status = pathlib.Path("/proc/self/status").read_text().splitlines()
+peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(json.dumps([seconds, peak_kib / 1024, float(dimension), about]))
 """
 OURS = """
 import sys, time, numpy as np

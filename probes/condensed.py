@@ -25,7 +25,10 @@ def condensed(who: str, name: str, distances: object) -> tuple[np.ndarray, int]:
 
 def condensed_stack(who: str, xs: Any, n: int) -> np.ndarray:
     """The upper triangles [k, n(n − 1)/2] of k sets of distances between n items."""
-    stack = [as_real(who, f"xs[{k}]", x) for k, x in enumerate(xs)]
+    if isinstance(xs, np.ndarray):
+        stack = list(as_real(who, "xs", xs))
+    else:
+        stack = [as_real(who, f"xs[{k}]", x) for k, x in enumerate(xs)]
     for k, x in enumerate(stack):
         if x.shape != stack[0].shape or x.ndim not in (1, 2):
             _, n_x = condensed(who, f"xs[{k}]", x)  # a fault of its own is named first
@@ -62,7 +65,7 @@ def _upper_triangles(who: str, names: Sequence[str], d: np.ndarray) -> tuple[np.
     return (d[:, i, j] + d[:, j, i]) / 2, d.shape[1]
 
 
-def is_constant(pairs: np.ndarray) -> np.ndarray:
+def is_constant(pairs: np.ndarray) -> np.ndarray | np.bool_:
     """Whether the values along the last axis are one value but for rounding."""
     low, high = pairs.min(axis=-1), pairs.max(axis=-1)
     return high - low <= CONSTANT_TOLERANCE * np.maximum(np.abs(low), np.abs(high))

@@ -8,7 +8,7 @@ b/n! where every permutation is enumerated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import factorial
 from typing import Any, Literal
@@ -197,15 +197,17 @@ def mantel_many(
         plan = replace(plan, given=np.argsort(plan.given, axis=1))
     notes = _constant_notes("mantel_many", y=y_pairs, **{f"xs[{k}]": x for k, x in enumerate(x_pairs)})
     is_defined = ~(is_constant(x_pairs) | is_constant(y_pairs))
-    observed, null = np.full(len(x_pairs), np.nan), np.full((len(x_pairs), plan.n_resamples), np.nan)
+    observed, adjusted = np.full(len(x_pairs), np.nan), np.full(len(x_pairs), np.nan)
+    counts = _undefined_counts(len(x_pairs))
     if is_defined.any():
         x_scores, y_scores = _standardized(x_pairs[is_defined], method), _standardized(y_pairs, method)
-        observed[is_defined] = np.clip(x_scores @ y_scores, -1, 1)
-        null[is_defined] = permuted_sums(squareform(y_scores), x_scores.T, plan)
-    counts = _count(observed, null, alternative, plan)
-    adjusted = np.full(len(x_pairs), np.nan)
-    if plan.n_resamples:
-        adjusted = westfall_young(observed, null.T, alternative=alternative, exact=plan.exact)
+        r = np.clip(x_scores @ y_scores, -1, 1)
+        null = permuted_sums(squareform(y_scores), x_scores.T, plan)
+        observed[is_defined] = r
+        for name, values in asdict(_count(r, null, alternative, plan)).items():
+            getattr(counts, name)[is_defined] = values
+        if plan.n_resamples:
+            adjusted[is_defined] = westfall_young(r, null.T, alternative=alternative, exact=plan.exact)
     return MantelManyResult(
         statistic=observed,
         pvalue=counts.pvalue,
@@ -297,8 +299,7 @@ class _Counts:
 
 
 def _undefined_counts(k: int) -> _Counts:
-    nothing = np.zeros(k, dtype=np.int64)
-    return _Counts(np.full(k, np.nan), np.full(k, np.nan), nothing, nothing)
+    return _Counts(np.full(k, np.nan), np.full(k, np.nan), np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64))
 
 
 def _count(observed: np.ndarray, null: np.ndarray, alternative: Alternative, plan: PermutationPlan) -> _Counts:
@@ -316,10 +317,7 @@ def _count(observed: np.ndarray, null: np.ndarray, alternative: Alternative, pla
         pvalue = (n_extreme + 1) / (plan.n_resamples + 1)
         # 20! passes any number of permutations
         smallest = np.full(observed.size, max(1 / (plan.n_resamples + 1), 1 / factorial(min(plan.n, 20))))
-    is_defined = ~np.isnan(observed)
-    return _Counts(
-        np.where(is_defined, pvalue, np.nan), np.where(is_defined, smallest, np.nan), n_ties, n_extreme
-    )  # fmt: skip
+    return _Counts(pvalue, smallest, n_ties, n_extreme)
 
 
 def _test_fields(
@@ -351,7 +349,7 @@ def _constant_notes(who: str, **named: np.ndarray) -> tuple[str, ...]:
     is_bad = is_constant(np.stack(list(named.values())))
     if not is_bad.any():
         return ()
-    constant = [name for name, bad in zip(named, is_bad, strict=True) if bad]
+    constant = [name for name, bad in zip(named, np.atleast_1d(is_bad), strict=True) if bad]
     message = f"{who}: {', '.join(constant)} constant; the correlation is undefined (nan)"
     return (warn(ConstantInputWarning, message, stacklevel=4),)
 

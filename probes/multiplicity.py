@@ -81,8 +81,11 @@ def westfall_young(
     extreme = extremeness(observed, alternative)
     kept = np.flatnonzero(~np.isnan(observed))
     ascending = kept[np.argsort(extreme[kept], kind="stable")]
-    maxima = np.maximum.accumulate(extremeness(null.T[ascending], alternative), axis=0)
-    counts = np.count_nonzero(maxima >= extreme[ascending, None] - TIE_TOLERANCE, axis=1)
+    counts = np.empty(ascending.size)
+    maximum = np.full(null.shape[0], -np.inf)  # over the hypotheses so far: from the least extreme up
+    for place, k in enumerate(ascending):
+        np.maximum(maximum, extremeness(null[:, k], alternative), out=maximum)
+        counts[place] = np.count_nonzero(maximum >= extreme[k] - TIE_TOLERANCE)
     p = counts / null.shape[0] if exact else (counts + 1) / (null.shape[0] + 1)
     adjusted[ascending] = np.maximum.accumulate(p[::-1])[::-1]  # from the most extreme down, never falling
     return adjusted

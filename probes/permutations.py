@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import factorial
 from typing import Any
@@ -13,7 +13,9 @@ from scipy.sparse import csr_array
 
 EXACT_UP_TO = 8  # 8! = 40,320: what `exact="auto"` enumerates
 EXACT_LIMIT = 10  # 10! = 3,628,800: what `exact=True` may still ask for
-PAIRS_A_BATCH = 1 << 16  # gathered at once: half a MiB of float64, which stays in the second-level cache
+# A batch is small enough to stay in the second-level cache, and its rows long enough to be vectorised.
+PAIRS_A_BATCH = 1 << 19
+PERMUTATIONS_A_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -105,27 +107,17 @@ def permuted_sums(square: np.ndarray, weights: np.ndarray, plan: PermutationPlan
     long, and looks into one row of the square. For even n opposite items meet twice, at half weight.
     """
     n, half = plan.n, plan.n // 2
-    around = _pairs_around(n)
     doubled = np.ones((n, half, 1))
     if n % 2 == 0:
         doubled[:, -1] = 0.5
+    around = weights[_pairs_around(n)] * doubled.reshape(-1, 1)
     table = np.ascontiguousarray(square, dtype=np.float64).reshape(-1)
-    ordered = weights[around] * doubled.reshape(-1, 1)
+    size = max(1, min(PAIRS_A_BATCH // len(around), PERMUTATIONS_A_BATCH, plan.n_resamples))
     sums = np.empty((weights.shape[1], plan.n_resamples))
-    size = max(1, min(PAIRS_A_BATCH // around.size, plan.n_resamples))
-    is_single = weights.shape[1] == 1
-    index = np.zeros((size, n, half), dtype=np.int32 if is_single else np.intp)
-    gather_sum = (_sparse_gather if is_single else _dense_gather)(table, ordered, index.reshape(size, -1))
-    circle = np.zeros((size, n + half), dtype=index.dtype)
-    windows = sliding_window_view(circle, half, axis=1)[:, 1 : n + 1]
     start = 0
-    for p in plan.batches(size):
-        rows = len(p)  # a short last batch leaves old, valid entries behind it
-        circle[:rows, :n] = p
-        circle[:rows, n:] = p[:, :half]
-        np.add((circle[:, :n] * n)[:, :, None], windows, out=index)
-        sums[:, start : start + rows] = gather_sum()[:, :rows]
-        start += rows
+    for batch in (_single_sums if weights.shape[1] == 1 else _shared_sums)(table, around, plan, size):
+        sums[:, start : start + batch.shape[1]] = batch
+        start += batch.shape[1]
     assert start == plan.n_resamples
     return sums
 
@@ -138,26 +130,40 @@ def _pairs_around(n: int) -> np.ndarray:
     return (low * (2 * n - low - 1) // 2 + high - low - 1).reshape(-1)
 
 
-def _sparse_gather(table: np.ndarray, weights: np.ndarray, index: np.ndarray) -> Callable[[], np.ndarray]:
-    """Gather and sum in one compiled pass: a CSR product whose column indices are the permuted pairs.
+def _single_sums(table: np.ndarray, weights: np.ndarray, plan: PermutationPlan, size: int) -> Iterator[np.ndarray]:
+    """Batches of sums [1, ≤ size] for one column of weights: gathered and summed in one compiled pass.
 
-    Row r of the sparse matrix holds the weights at the places that permutation r takes its pairs from, so that the
-    product with the flat square is the sum. The matrix keeps a view of `index`, which the caller refills.
+    Row r of a sparse matrix holds the weights at the places that permutation r takes its pairs from, so that its
+    product with the flat square is the sum. The matrix is built once around the index array, which each batch refills.
     """
-    size, n_pairs = index.shape
+    n, half, n_pairs = plan.n, plan.n // 2, len(weights)
+    index = np.zeros((size, n, half), dtype=np.int32)
     indptr = np.arange(0, (size + 1) * n_pairs, n_pairs, dtype=np.int32)
     matrix = csr_array((np.tile(weights[:, 0], size), index.reshape(-1), indptr), shape=(size, table.size))
     assert np.shares_memory(matrix.indices, index)
-    return lambda: (matrix @ table)[None]
+    circle = np.zeros((size, n + half), dtype=np.int32)
+    windows = sliding_window_view(circle, half, axis=1)[:, 1 : n + 1]
+    for p in plan.batches(size):
+        circle[: len(p), :n] = p  # a short last batch leaves old, valid entries behind it
+        circle[: len(p), n:] = p[:, :half]
+        np.add((circle[:, :n] * n)[:, :, None], windows, out=index)
+        yield (matrix @ table)[None, : len(p)]
 
 
-def _dense_gather(table: np.ndarray, weights: np.ndarray, index: np.ndarray) -> Callable[[], np.ndarray]:
-    """Gather once and share it: one matrix product for all columns of weights."""
-    gathered = np.empty(index.shape)
+def _shared_sums(table: np.ndarray, weights: np.ndarray, plan: PermutationPlan, size: int) -> Iterator[np.ndarray]:
+    """Batches of sums [k, ≤ size]: one gather a permutation, shared by all columns through one matrix product.
+
+    Permutations run along the last axis, so that few items still make long rows.
+    """
+    n, half = plan.n, plan.n // 2
     columns = np.ascontiguousarray(weights.T)
-
-    def gather_sum() -> np.ndarray:
-        np.take(table, index, out=gathered, mode="clip")  # "clip" skips numpy's buffering; the indices are in range
-        return columns @ gathered.T
-
-    return gather_sum
+    index = np.zeros((n, half, size), dtype=np.intp)
+    gathered = np.empty((len(weights), size))
+    circle = np.zeros((n + half, size), dtype=np.intp)
+    windows = sliding_window_view(circle, half, axis=0)[1 : n + 1].transpose(0, 2, 1)
+    for p in plan.batches(size):
+        circle[:n, : len(p)] = p.T
+        circle[n:, : len(p)] = p.T[:half]
+        np.add((circle[:n] * n)[:, None], windows, out=index)
+        np.take(table, index.reshape(-1, size), out=gathered, mode="clip")  # in range; "clip" skips a buffer
+        yield (columns @ gathered)[:, : len(p)]
