@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from reports.tables import read_table
 from workbench import runs
 from workbench.cli.app import VERBS, app
+from workbench.cli.errors import show_warning
 from workbench.data.tokenizer import load_tokenizer
 from workbench.experiments import ablation
 from workbench.experiments.ablation import ablate
@@ -360,6 +362,14 @@ def test_a_fault_of_ours_says_so_without_a_traceback(place, monkeypatch):
     result = call("hooks", "--ckpt", place / "model")
     assert result.exit_code == 1
     assert result.stderr == "error: RuntimeError: two lines (--debug shows where)\n"
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", show_warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("too few\ntokens", UserWarning, stacklevel=1)
+    assert capsys.readouterr() == ("", "warning: too few tokens\n")
 
 
 # --- help, and real processes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import MappingProxyType
 from typing import Annotated
 
 import typer
 
 from workbench.cli.allocator import keep_large_blocks
-from workbench.cli.errors import guarded
+from workbench.cli.errors import guarded, show_warning
 
 # verb -> its module under workbench.cli, in the order of the help page
 VERBS = MappingProxyType(
@@ -66,4 +67,5 @@ for _verb, _module in VERBS.items():
 def main() -> None:
     """The console script: exits with 0 done, 1 failed, 2 usage, 130 interrupted."""
     keep_large_blocks()
+    warnings.showwarning = show_warning
     app()

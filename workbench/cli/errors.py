@@ -34,6 +34,11 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """One line on stderr, without the source line that Python shows beside it; takes `warnings.showwarning`'s place."""
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
 def exit_code(error: BaseException) -> int:
     """130 for an interrupt, 2 for a fault of the command line, else 1."""
     if is_interrupt(error):
