@@ -270,3 +270,14 @@ def test_the_table_of_joined_parts_is_the_table_of_the_whole():
     parts = list(iterate_ablation(model, tokens))
     table = ablation_table(join(parts), 10, kind="zero", seed=0, name="custom")
     assert table.equals(ablate(model, tokens))
+
+
+@pytest.mark.parametrize("size", [1.0, 50.0, 200.0, -200.0])
+def test_the_unshifted_sum_is_noticed_where_it_overflows(size):
+    generator = torch.Generator().manual_seed(0)
+    x, W = torch.randn(6, 4, generator=generator), torch.randn(4, 9, generator=generator)
+    b = torch.full((9,), size)
+    b[:3] -= 1
+    found = ablation_engine._log_partition(x, W, b, is_tame=True)
+    want = torch.logsumexp((x @ W + b).double(), -1)
+    torch.testing.assert_close(found.double(), want, rtol=1e-6, atol=1e-5)
