@@ -92,7 +92,7 @@ def check_repeats(n_repeated: int) -> None:
         raise ValueError(f"n_repeated: got {n_repeated}; want 0 or more")
 
 
-def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[Tensor, "n 2*n_half"]:
+def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[Tensor, "n pos"]:
     """Random tokens, each sequence said twice; those of one half differ from each other where the vocabulary allows.
 
     Distinct tokens, so that a token's first mention is one place. Ids that the tokenizer calls special are left out.

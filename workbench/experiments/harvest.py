@@ -65,7 +65,6 @@ class Shards:
     shards: tuple[Shard, ...]
 
 
-@torch.no_grad()
 def stream(
     model: Any, tokens: Int[Tensor, "n n_ctx"], hooks: Sequence[str], batch_size: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
@@ -94,6 +93,7 @@ def default_batch_size(n_ctx: int) -> int:
     return max(1, TOKENS_A_BATCH // n_ctx)
 
 
+@torch.no_grad()
 def run_watched(
     model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
 ) -> dict[str, Tensor]:
