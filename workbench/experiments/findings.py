@@ -10,7 +10,7 @@ published change p. Verdicts follow one rule:
       reproduced       it lies on p's side, three or more seeds ran, and |e| ≥ |p|/2
       same direction   it lies on p's side, otherwise
     without one (one or two seeds):
-      not seen         |e| < |p|/10, or the seeds disagree in sign
+      not seen         |e| < |p|/4, or the seeds disagree in sign
       reversed         e and p differ in sign
       same direction   otherwise; a single seed never reproduces
 
@@ -148,7 +148,7 @@ def judge(effect: Effect, published: float) -> str:
             return "reversed"
         is_large = abs(effect.mean) >= abs(published) / 2
         return "reproduced" if is_large and len(effect.known) >= MIN_SEEDS else "same direction"
-    if abs(effect.mean) < abs(published) / 10 or len({c > 0 for c in effect.known}) > 1:
+    if abs(effect.mean) < abs(published) / 4 or len({c > 0 for c in effect.known}) > 1:
         return "not seen"
     return "same direction" if (effect.mean > 0) == (published > 0) else "reversed"
 
@@ -344,7 +344,7 @@ def _sureness(effect: Effect, *, as_ratio: bool = False) -> str:
     bounds = effect.bounds()
     if bounds is None:
         return f"{seeds}: no interval"
-    low, high = (f"{1 + b:.2f}" if as_ratio else _percent(b) for b in bounds)
+    low, high = (f"{1 + b:.2f}".replace("-", "−") if as_ratio else _percent(b) for b in bounds)
     over = "over seeds" if n >= MIN_SEEDS else "over sequences"
     return f"{seeds}: 95 % interval {over} {low} to {high}"
 

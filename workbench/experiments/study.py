@@ -236,7 +236,7 @@ def notes(recipe: StudyRecipe, context: Context, seeds: int) -> list[str]:
             f"Layers correspond to the published model’s {PUBLISHED_LAYERS} by (layer + 1) / layers, along which the "
             "pressure on heads rises. Verdicts: with a 95 % interval, “not seen” if it holds zero, and “reproduced” "
             "only from three seeds on and with at least half of the published effect; without one, “not seen” below a "
-            "tenth of the published effect, and at best “same direction”."
+            "quarter of the published effect, and at best “same direction”."
         )
     if seeds == 1:
         said.append(

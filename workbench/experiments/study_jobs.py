@@ -310,4 +310,5 @@ def device_name(device: str) -> str:
     """The device in words, for the page."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{device}, {torch.get_num_threads()} threads"
+    n = torch.get_num_threads()
+    return f"{device}, {n} thread{'s' if n > 1 else ''}"
