@@ -251,9 +251,11 @@ _HOLD = """
         if len(sys.argv) > 3:
             import os
             if os.fork() == 0:
+                print("ready", flush=True)  # said by the child: until it runs, it holds its copy of the lock
                 time.sleep(30)
                 os._exit(0)
-        print("ready", flush=True)
+        else:
+            print("ready", flush=True)
         time.sleep(30)
 """
 
