@@ -498,19 +498,17 @@ def test_one_of_a_sweep_is_chosen(model, tokens, held_out) -> None:
         one_a_slot(stack, 9.0)
 
 
-def test_the_estimate_counts_what_is_trained(model, tokens, held_out) -> None:
-    settings = HeadSaeSettings(**QUICK, n_train_tokens=320)
+@pytest.mark.parametrize("hook", ["z", "z_concat", "mlp.hook_post"])
+def test_the_estimate_counts_what_is_trained(model, tokens, held_out, hook) -> None:
+    settings = HeadSaeSettings(**QUICK, n_train_tokens=320, hook=hook)
     plan = make_plan(model, None, "all", [1.0, 2.0], [0], settings)
-    facts = estimate(model, plan, settings)
-    stack, _ = sae_train(model, tokens, l1=[1.0, 2.0], held_out=held_out, **QUICK)
-    assert (facts["SAEs"], facts["d_in"], facts["d_sae"]) == (
-        stack.config.n_saes,
-        stack.config.d_in,
-        stack.config.d_sae,
-    )
-    n_weights = sum(p.numel() for p in stack.parameters())
-    assert facts["disk bytes"] == 16 * n_weights
-    assert facts["steps"] == 10
+    facts = estimate(model, plan, settings, 16)
+    stack, _ = sae_train(model, tokens, l1=[1.0, 2.0], held_out=held_out, hook=hook, **QUICK)
+    assert facts["n_saes"] == stack.config.n_saes
+    assert (facts["d_in"], facts["d_sae"]) == (stack.config.d_in, stack.config.d_sae)
+    assert facts["bytes_on_disk"] == 16 * sum(p.numel() for p in stack.parameters())
+    assert (facts["n_tokens"], facts["n_steps"]) == (320, 10)
+    assert facts["seconds"] >= 0
     assert json.dumps(facts)
 
 

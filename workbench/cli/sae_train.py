@@ -62,7 +62,9 @@ def sae_train(
         from workbench.experiments.sae_plan import estimate, make_plan, parse_settings
 
         own = parse_settings(overrides)
-        report(as_json=as_json, facts=estimate(model, make_plan(model, settings=own, **chosen), own))
+        report(
+            as_json=as_json, facts=estimate(model, make_plan(model, settings=own, **chosen), own, _width(model, n_ctx))
+        )
         return
     name, model_seed = identify(ckpt, model, 0)
     tokens, held_out = _texts(model, data, n_tokens, n_eval_tokens, n_ctx)
@@ -94,13 +96,19 @@ def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | Non
     """(windows to train on, windows to measure on): of the text's two parts, as many tokens as asked for, or all."""
     from workbench.data.corpus import read_documents, split_documents
     from workbench.data.tokens import held_out_windows, pack_cached
-    from workbench.experiments.texts import MAX_N_CTX
 
     if model.tokenizer is None:
         raise ValueError("data: this model has no tokenizer; want a model with one")
-    width = n_ctx or min(model.cfg.n_ctx, MAX_N_CTX)
+    width = _width(model, n_ctx)
     parts = []
     for documents, n in zip(split_documents(read_documents(data)), (n_tokens, n_eval_tokens), strict=True):
         packed = pack_cached(documents, model.tokenizer.backend_tokenizer)
         parts.append(held_out_windows(packed, width, max(1, n // width)))
     return parts
+
+
+def _width(model, n_ctx: int | None) -> int:
+    """Tokens a window: as given, or the model's context, at most 512."""
+    from workbench.experiments.texts import MAX_N_CTX
+
+    return n_ctx or min(model.cfg.n_ctx, MAX_N_CTX)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reports.tables import COLUMNS, read_table, write_table
 from sae.checkpoint import save_stack
-from sae.config import SAEConfig, SAESource, StackInfo
+from sae.config import SAESource, StackInfo
 from sae.controls import random_dictionary
 from sae.metrics import SAEMetrics, density_histogram
 from sae.model import StackedSAE
@@ -35,6 +35,7 @@ from workbench.experiments.sae_plan import (
     Plan,
     make_plan,
     parse_settings,
+    stack_config,
     train_config,
 )
 from workbench.experiments.subject import checked_tokens, device_of
@@ -181,7 +182,8 @@ class HeadSaeJob:
         first = self._source.block(0)
         scale = input_scale(first) if self.settings.normalize == "mean_norm" else torch.ones(len(first), 1, 1)
         scale = scale.to(first.device)
-        sae = StackedSAE(self._sae_config(first.shape[2]), self.plan.generators(START), device=first.device)
+        config = stack_config(self.settings, len(self.plan.slot_index), first.shape[2])
+        sae = StackedSAE(config, self.plan.generators(START), device=first.device)
         trainer = Trainer(
             sae, self.train_config, self.plan.l1, self.plan.generators(RESAMPLE), input_index=self.plan.slot_index
         )
@@ -261,16 +263,6 @@ class HeadSaeJob:
         # a dead SAE's control still has to be one: one activation in all the tokens
         l0 = l0.clamp(1 / x.shape[1], stack.config.d_sae - 1 / x.shape[1])
         return random_dictionary(stack.config, x, l0.tolist(), self.plan.generators(CONTROL))
-
-    def _sae_config(self, d_in: int) -> SAEConfig:
-        settings = self.settings
-        return SAEConfig(
-            n_saes=len(self.plan.slot_index),
-            d_in=d_in,
-            d_sae=settings.expansion * d_in,
-            architecture=settings.architecture,
-            k=settings.k,
-        )
 
     def _info(self) -> StackInfo:
         sources = [

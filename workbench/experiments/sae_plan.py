@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +11,17 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from sae.config import Architecture, TrainConfig
-from sae.model import spawn_generators
-from workbench.experiments.activations import PER_HEAD, Slot, choose_slots
-from workbench.experiments.subject import check_hooks
+from sae.config import Architecture, SAEConfig, TrainConfig
+from sae.model import StackedSAE, spawn_generators
+from sae.train import Trainer
+from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, collect
+from workbench.experiments.subject import check_hooks, device_of
 from workbench.models.config import Frozen, describe_errors
+from workbench.training.plan import PROCESS_BYTES
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of a SAE's seed
+FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
+N_TIMED = 3  # steps that it times, of which the fastest counts
 
 
 class HeadSaeSettings(Frozen):
@@ -127,23 +132,58 @@ def train_config(settings: HeadSaeSettings, n_steps: int) -> TrainConfig:
     )
 
 
-def estimate(model: Any, plan: Plan, settings: HeadSaeSettings) -> dict[str, Any]:
-    """Facts about a training by name, before it starts: SAEs, sizes, steps, bytes in memory and on disk."""
-    cfg = model.cfg
-    widths = {"z": cfg.d_head, "z_concat": cfg.n_heads * cfg.d_head, "attn.hook_z": cfg.n_heads * cfg.d_head}
-    d_in = widths.get(settings.hook, (cfg.d_mlp or 0) if settings.hook.startswith("mlp.") else cfg.d_model)
-    d_sae, n_saes = settings.expansion * d_in, len(plan.slot_index)
-    n_weights = n_saes * (2 * d_in * d_sae + d_sae + d_in)
-    n_tokens = settings.n_train_tokens
+def estimate(model: Any, plan: Plan, settings: HeadSaeSettings, n_ctx: int) -> dict[str, Any]:
+    """Facts about a training by name, before any text is read: SAEs, sizes, steps, bytes, and seconds of the training.
+
+    Seconds come from one forward and a few steps on made-up tokens, on the machine as busy as it is; measuring the
+    trained SAEs comes on top.
+    """
+    device = device_of(model)
+    tokens = torch.arange(n_ctx).remainder(model.cfg.d_vocab).expand(max(1, FORWARD_TOKENS // n_ctx), -1)
+    start = time.perf_counter()
+    x = collect(model, tokens, plan.slots)
+    forward_s = (time.perf_counter() - start) / tokens.numel()
+    d_in, n_tokens = x.shape[2], settings.n_train_tokens or 0
+    n_steps = n_tokens // settings.batch_size
+    config = stack_config(settings, len(plan.slot_index), d_in)
+    trainer = Trainer(
+        StackedSAE(config, plan.generators(START), device=device),
+        train_config(settings, N_TIMED).model_copy(update={"resample_steps": ()}),
+        plan.l1,
+        plan.generators(RESAMPLE),
+        input_index=plan.slot_index,
+    )
+    batch = x[:, torch.arange(settings.batch_size, device=device) % x.shape[1]]
+    step_s = []
+    for _ in range(N_TIMED):
+        start = time.perf_counter()
+        trainer.step(batch)
+        step_s.append(time.perf_counter() - start)
+    n_weights = sum(parameter.numel() for parameter in trainer.sae.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
-        "SAEs": n_saes,
+        "n_saes": config.n_saes,
         "d_in": d_in,
-        "d_sae": d_sae,
-        "hooks": len({slot.hook_name for slot in plan.slots}),
-        "tokens": n_tokens if n_tokens is not None else "all given",
-        "steps": n_tokens // settings.batch_size if n_tokens is not None else "one a batch",
-        # the buffer; weights, gradients and two moments
-        "memory bytes": 4 * len(plan.slots) * settings.buffer_tokens * d_in + 16 * n_weights,
-        # the stack and, while it trains, the state with its moments
-        "disk bytes": 4 * n_weights + 12 * n_weights,
+        "d_sae": config.d_sae,
+        "n_tokens": n_tokens,
+        "n_steps": n_steps,
+        # the stack; while it trains, the state with its moments
+        "bytes_on_disk": 4 * n_weights + 12 * n_weights,
+        # the buffer; weights, gradients and moments
+        "bytes_in_memory": PROCESS_BYTES
+        + weights
+        + 4 * len(plan.slots) * settings.buffer_tokens * d_in
+        + 16 * n_weights,
+        "seconds": round(n_steps * min(step_s) + n_tokens * forward_s, 1),
     }
+
+
+def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:
+    """The configuration of the stack that these settings describe."""
+    return SAEConfig(
+        n_saes=n_saes,
+        d_in=d_in,
+        d_sae=settings.expansion * d_in,
+        architecture=settings.architecture,
+        k=settings.k,
+    )

@@ -114,23 +114,20 @@ def plan(
     Analyses are not timed; for the nano models they take about as long as one training.
     """
     settings = load_study(recipe, overrides)
-    facts: dict[str, Any] = {"study": settings.name, "seeds": seeds, "jobs": len(plan_jobs(settings, seeds))}
-    seconds = disk = memory = 0
-    for own in settings.train_recipes():
-        found = plan_training(own, device=device)
-        facts |= {f"{own.name}: {key}": value for key, value in found.items() if ": " in key}
-        seconds += seeds * found["seconds"]
-        disk += seeds * found["disk bytes"]
-        memory = max(memory, found["memory bytes"])
-    n_saes = sum(own.model.n_layers * own.model.n_heads for own in settings.train_recipes()) * seeds
-    facts |= {
-        "SAEs": n_saes * len(settings.sae_l1) * len(settings.sae_seeds),
-        "SAE tokens each": settings.saes.n_train_tokens or "the text's",
-        "disk bytes": disk,
-        "memory bytes": memory,
-        "seconds of training": seconds,
+    recipes = settings.train_recipes()
+    trainings = {own.name: plan_training(own, device=device) for own in recipes}
+    n_slots = sum(own.model.n_layers * own.model.n_heads for own in recipes) * seeds
+    return {
+        "study": settings.name,
+        "n_seeds": seeds,
+        "n_jobs": len(plan_jobs(settings, seeds)),
+        "n_saes": n_slots * len(settings.sae_l1) * len(settings.sae_seeds),
+        "n_train_tokens": seeds * sum(found["n_tokens"] for found in trainings.values()),
+        "bytes_on_disk": seeds * sum(found["bytes_on_disk"] for found in trainings.values()),
+        "bytes_in_memory": max(found["bytes_in_memory"] for found in trainings.values()),
+        "seconds_of_training": seeds * sum(found["seconds"] for found in trainings.values()),
+        "trainings": trainings,
     }
-    return facts
 
 
 def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFrame]:
