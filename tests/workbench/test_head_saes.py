@@ -249,6 +249,27 @@ def test_a_perfect_reconstruction_recovers_all_and_zero_nothing(model, tokens) -
     assert recovered(1.0, torch.tensor([1.0]), torch.tensor([1.5])).isnan().all()
 
 
+def test_a_coefficient_that_kills_every_feature_warns_and_says_so(model, held_out) -> None:
+    tokens = tokens_for(model, batch=400, pos=16)
+    with pytest.warns(UserWarning, match="all features of SAE .* are dead at step"):
+        _, table = sae_train(model, tokens, [0], l1=1e2, held_out=held_out, **QUICK | {"n_resamples": 0, "lr": 0.03})
+    trained = table[table["dictionary"] == "trained"]
+    assert (trained["dead_fraction"] == 1).all()
+    assert (trained["l0"] == 0).all()
+
+
+def test_the_shuffled_control_takes_a_part_of_many_tokens(model, tokens, monkeypatch) -> None:
+    monkeypatch.setattr(sae_evaluation, "SHUFFLED_TOKENS", 100)
+    monkeypatch.setattr(sae_evaluation, "forward_batches", lambda tokens: tokens.split(2))
+    slots = choose_slots(model.cfg, layers=[1])
+    stack = random_stack(model, slots, 1)
+    found = measure(
+        model, tokens, slots, range(len(slots)), {"trained": stack}, generator=torch.Generator().manual_seed(0)
+    )
+    # ten batches of 32 tokens, every fourth
+    assert (found["trained"].n_tokens, found["shuffled"].n_tokens) == (320, 96)
+
+
 def test_measures_are_those_of_all_tokens_at_once(model, tokens) -> None:
     slots = choose_slots(model.cfg, layers=[1])
     stack = random_stack(model, slots, 2)

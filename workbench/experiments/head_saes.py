@@ -44,7 +44,7 @@ from workbench.runs import Run, atomic_write, open_run
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
-CONTROL_TOKENS = 8192  # training tokens that the random dictionary's bias is fitted on
+CONTROL_TOKENS = 4096  # training tokens that the random dictionary's bias is fitted on
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
 
@@ -69,7 +69,8 @@ def sae_train(
     SAEs come layer by layer, head by head, then by l1 and seed; `stack.info.sources` says which is which. They read the
     hook's activations as they are (with normalize = "mean_norm" the scale is folded into the weights at the end). Rows
     have `dictionary` = trained, random (as sparse as the trained one) or shuffled (the trained one on shuffled
-    activations; its losses are nan, as it stands for no activation of the model), and the trailing columns
+    activations, of which 32,768 tokens are measured; its losses are nan, as it stands for no activation of the model),
+    and the trailing columns
     explained_variance, sae_seed, hook and n_ce_tokens. All positions of a sequence are used, the first among them.
 
     With `out`, a run directory: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv. A run that
@@ -326,7 +327,7 @@ class HeadSaeJob:
         for k in range(len(keys)):
             bins = [(label, int(n)) for label, n in zip(labels, [n_dead[k], *counts[k]], strict=True) if n]
             own = pd.DataFrame(bins, columns=["log10_density_bin", "n_features"])
-            parts.append(own.assign(**keys.iloc[k].to_dict()))
+            parts.append(own.assign(**{str(name): value for name, value in keys.iloc[k].items()}))
         return pd.concat(parts, ignore_index=True)
 
 

@@ -31,6 +31,7 @@ from workbench.experiments.subject import device_of
 from workbench.models import HookedLM
 
 FORWARD_TOKENS = 4096  # tokens in one forward pass
+SHUFFLED_TOKENS = 32768  # measured of the shuffled control, whose fvu needs no more
 BLOCK_TOKENS = 512  # tokens encoded at once on a CPU: their activations stay in the cache
 
 
@@ -69,7 +70,8 @@ def measure(
         slots: what the model's hooks give.
         slot_index: the slot of each SAE of a stack.
         dictionaries: stacks of one size by name.
-        shuffled: the dictionary that is also measured on shuffled activations, as "shuffled"; None: none.
+        shuffled: the dictionary that is also measured on shuffled activations, as "shuffled", on part of the tokens
+            (batches evenly spaced, SHUFFLED_TOKENS in all); None: none.
         generator: draws the permutations; each batch is shuffled within itself.
     """
     index = torch.as_tensor(slot_index)
@@ -77,11 +79,12 @@ def measure(
     if shuffled is not None:
         sums["shuffled"] = MetricSums(dictionaries[shuffled].config, device_of(dictionaries[shuffled]))
     batches = forward_batches(tokens)
+    stride = -(-tokens.numel() // SHUFFLED_TOKENS)
     for number, batch in enumerate(batches):
         x = collect(model, batch, slots, number)
         for name, stack in dictionaries.items():
             _add(sums[name], stack, x, index)
-        if shuffled is not None:
+        if shuffled is not None and number % stride == 0:
             assert generator is not None, "shuffling needs a generator"
             _add(sums["shuffled"], dictionaries[shuffled], shuffle_coordinates(x, generator), index)
         if on_progress is not None:

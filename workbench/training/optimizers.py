@@ -76,6 +76,8 @@ class Optimizer:
         }
         self._muon: torch.optim.Muon | None = None
         if cfg.muon and hidden:
+            if not hasattr(torch.optim, "Muon"):
+                raise ValueError(f"optimizer.muon: torch is {torch.__version__}; want 2.9 or newer, which has Muon")
             self._muon = torch.optim.Muon(
                 list(self._copies.values()),
                 lr=cfg.muon.lr,
