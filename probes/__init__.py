@@ -29,10 +29,12 @@ from probes.intrinsic_dimension import (
 from probes.mantel import (
     MantelManyResult,
     MantelResult,
+    PartialMantelManyResult,
     PartialMantelResult,
     mantel,
     mantel_many,
     partial_mantel,
+    partial_mantel_many,
 )
 from probes.multiplicity import benjamini_hochberg, pool_permutations, westfall_young
 from probes.ranks import (
@@ -75,6 +77,7 @@ __all__ = [
     "MantelResult",
     "MatrixRanks",
     "ParallelismResult",
+    "PartialMantelManyResult",
     "PartialMantelResult",
     "ProbeWarning",
     "SmallSampleWarning",
@@ -100,6 +103,7 @@ __all__ = [
     "ordinal_distances",
     "pair_parallelism",
     "partial_mantel",
+    "partial_mantel_many",
     "participation_ratio",
     "pc_abs_cosine",
     "pool_permutations",

@@ -67,15 +67,21 @@ class ItemBootstrap:
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper limits [k]; nan for n < 5 items or where fewer than half the resamples are defined."""
-        k = len(self.x)
-        low, high = np.full(k, np.nan), np.full(k, np.nan)
         if self.n < MIN_ITEMS:
-            return low, high
-        for column, replicates in enumerate(self.replicates().T):
-            defined = replicates[np.isfinite(replicates)]
-            if 2 * defined.size >= replicates.size:
-                low[column], high[column] = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return low, high
+            undefined = np.full(len(self.x), np.nan)
+            return undefined, undefined.copy()
+        return percentile_limits(self.replicates())
+
+
+def percentile_limits(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper 95 % limits [k] of replicates [m, k]; nan where fewer than half of a column are defined."""
+    k = replicates.shape[1]
+    low, high = np.full(k, np.nan), np.full(k, np.nan)
+    for column, values in enumerate(replicates.T):
+        defined = values[np.isfinite(values)]
+        if 2 * defined.size >= values.size:
+            low[column], high[column] = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return low, high
 
 
 def partial_correlation(r_xy: np.ndarray | float, r_xz: np.ndarray | float, r_yz: np.ndarray | float) -> np.ndarray:

@@ -41,6 +41,7 @@ class TwoNNCurve:
     """TwoNN dimension against sample size: for each of n, n/2, n/4 … points the mean over disjoint subsamples.
 
     `spread` is the standard deviation over the subsamples (nan for the whole set), `n_subsamples` their number.
+    `whole` is what `two_nn` gives for all points.
     """
 
     n_points: Integer[np.ndarray, " levels"]
@@ -48,6 +49,7 @@ class TwoNNCurve:
     spread: Float[np.ndarray, " levels"]
     n_subsamples: Integer[np.ndarray, " levels"]
     n_duplicates: int
+    whole: TwoNNResult
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ def two_nn_curve(
     _check_fit("two_nn_curve", fit, discard_fraction)
     if min_points < 3:
         raise ValueError(f"two_nn_curve: min_points is {min_points}; want ≥ 3")
-    points, n_duplicates, _ = _prepared("two_nn_curve", X, duplicates)
+    points, n_duplicates, notes = _prepared("two_nn_curve", X, duplicates)
     order = np.random.default_rng(rng).permutation(len(points))
-    levels = []
+    levels, whole = [], (np.nan, np.nan, 0)
     n_subsamples = 1
     while not levels or len(points) // n_subsamples >= min_points:
         size = len(points) // n_subsamples
@@ -164,14 +166,18 @@ def two_nn_curve(
             r1, r2 = nearest_distances(points[order[start : start + size]], 2).T
             fitted = _fitted(np.log(r2 / r1), fit, discard_fraction)
             estimates.append(np.nan if fitted is None else fitted[0])
+            if n_subsamples == 1 and fitted is not None:
+                whole = fitted
         dimension = float(np.mean(estimates)) if estimates else np.nan
         spread = float(np.std(estimates, ddof=1)) if len(estimates) > 1 else np.nan
         levels.append((size, dimension, spread, n_subsamples))
         n_subsamples *= 2
     if np.isnan(levels[0][1]):
-        warn(ConstantInputWarning, f"two_nn_curve: {len(points)} distinct points; the dimension is undefined (nan)")
+        message = f"two_nn_curve: {len(points)} distinct points; the dimension is undefined (nan)"
+        notes = (*notes, warn(ConstantInputWarning, message))
     size, dimension, spread, count = (np.array(column) for column in zip(*levels, strict=True))
-    return TwoNNCurve(size, dimension, spread, count, n_duplicates)
+    result = TwoNNResult(whole[0], whole[1], len(X), whole[2], n_duplicates, fit, discard_fraction, notes)
+    return TwoNNCurve(size, dimension, spread, count, n_duplicates, result)
 
 
 def gride(X: Real[np.ndarray, "n d"], *, max_rank: int = 64, duplicates: Duplicates = "unique") -> GrideResult:

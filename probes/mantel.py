@@ -8,6 +8,7 @@ b/n! where every permutation is enumerated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import factorial
@@ -286,6 +287,108 @@ def partial_mantel(
     bootstrap = ItemBootstrap(pairs["x"][None], pairs["y"], pairs["z"], n, method == "spearman", _seed(rng))
     fields = _test_fields(counts, n, alternative, method, plan)
     return PartialMantelResult(observed, **fields, warnings=(), bootstrap=bootstrap, **partials)
+
+
+@dataclass(frozen=True)
+class PartialMantelManyResult:
+    """Partial Mantel correlations [k] of k matrices with one target given one confound, over the same permutations.
+
+    `r2` is their square; `r_xz` [k] and `r_yz` are the plain correlations with the confound. The rest as in
+    `MantelManyResult`; read `pvalue` as `partial_mantel` says.
+    """
+
+    statistic: Float[np.ndarray, " k"]
+    pvalue: Float[np.ndarray, " k"]
+    r2: Float[np.ndarray, " k"]
+    r_xz: Float[np.ndarray, " k"]
+    r_yz: float
+    n: int
+    n_resamples: int
+    alternative: Alternative
+    method: Method
+    exact: bool
+    min_pvalue: Float[np.ndarray, " k"]
+    n_ties: Integer[np.ndarray, " k"]
+    n_extreme: Integer[np.ndarray, " k"]
+    warnings: tuple[str, ...]
+    bootstrap: ItemBootstrap = field(repr=False, compare=False)
+
+    @cached_property
+    def confidence_interval(self) -> Float[np.ndarray, "k 2"]:
+        """95 % percentile intervals [k, (low, high)] over items, all from the same resamples; nan where undefined."""
+        limits = np.stack(self.bootstrap.interval(), axis=1)
+        limits[np.isnan(self.statistic)] = np.nan
+        return limits
+
+
+def partial_mantel_many(
+    xs: Real[np.ndarray, "k ..."] | Sequence[Distances],
+    y: Distances,
+    z: Distances,
+    *,
+    method: Method = "spearman",
+    alternative: Alternative = "greater",
+    n_resamples: int = 9999,
+    exact: Literal["auto"] | bool = "auto",
+    rng: np.random.Generator | int | None = None,
+    permutations: Integer[np.ndarray, "m n"] | None = None,
+) -> PartialMantelManyResult:
+    """Partial Mantel correlations of k sets of distances with one target given one confound.
+
+    What `partial_mantel(x, y, z)` gives for each x with the same permutations: y and z are permuted together, by the
+    inverses of given permutations, which is the same as permuting every x by them.
+
+    Arguments as in `mantel_many` and `partial_mantel`, whose words on the p-value hold. Entries that are constant or
+    mirrored by z are nan, named in `warnings` and warned about once; a constant y or z, or z a mirror of y, makes all
+    nan. Raises ValueError as they do.
+    """
+    who = "partial_mantel_many"
+    _check_choices(who, method, alternative)
+    if len(xs) == 0:
+        raise ValueError(f"{who}: xs is empty; want at least one set of distances")
+    (y_pairs, n), (z_pairs, n_z) = condensed(who, "y", y), condensed(who, "z", z)
+    if n != n_z:
+        raise ValueError(f"{who}: y has {n} items and z {n_z}; want the same items in all")
+    x_pairs, both = condensed_stack(who, xs, n), np.stack([y_pairs, z_pairs])
+    rng = np.random.default_rng(rng)
+    plan = plan_permutations(who, n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
+    if plan.given is not None:
+        plan = replace(plan, given=np.argsort(plan.given, axis=1))
+    notes = _constant_notes(who, y=y_pairs, z=z_pairs, **{f"xs[{k}]": x for k, x in enumerate(x_pairs)})
+    spread = ~(is_constant(x_pairs) | is_constant(y_pairs) | is_constant(z_pairs))
+    r_xy, r_xz, r_yz = np.full(len(x_pairs), np.nan), np.full(len(x_pairs), np.nan), np.nan
+    counts = _undefined_counts(len(x_pairs))
+    if spread.any():
+        x_scores, (y_scores, z_scores) = _standardized(x_pairs[spread], method), _standardized(both, method)
+        r_yz = float(np.clip(y_scores @ z_scores, -1, 1))
+        r_xy[spread], r_xz[spread] = np.clip(x_scores @ y_scores, -1, 1), np.clip(x_scores @ z_scores, -1, 1)
+    observed = partial_correlation(r_xy, r_xz, r_yz)
+    is_defined = ~np.isnan(observed)
+    if (mirrored := np.flatnonzero(spread & ~is_defined)).size:
+        message = f"{who}: z mirrors y or xs{mirrored.tolist()}; the partial correlation is undefined (nan)"
+        notes = (*notes, warn(ConstantInputWarning, message))
+    if is_defined.any() and plan.n_resamples:
+        null = _partial_null(x_scores[is_defined[spread]], y_scores, z_scores, r_yz, alternative, plan)
+        for name, values in asdict(_count(observed[is_defined], null, alternative, plan)).items():
+            getattr(counts, name)[is_defined] = values
+    return PartialMantelManyResult(
+        observed, counts.pvalue, observed**2, r_xz, r_yz, n, plan.n_resamples, alternative, method, plan.exact,
+        counts.min_pvalue, counts.n_ties, counts.n_extreme, notes,
+        ItemBootstrap(x_pairs, y_pairs, z_pairs, n, method == "spearman", _seed(rng)),
+    )  # fmt: skip
+
+
+def _partial_null(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, r_yz: float, alternative: Alternative, plan: PermutationPlan
+) -> np.ndarray:
+    """Partial correlations [k, m] of scores x [k, n_pairs] with y given z, y and z permuted together; where undefined,
+    the most extreme value there is."""
+    again = replace(plan, rng=deepcopy(plan.rng))  # z must meet the same permutations
+    columns = np.ascontiguousarray(x.T)
+    null_xy = permuted_sums(squareform(y), columns, plan)
+    null_xz = permuted_sums(squareform(z), columns, again)
+    null = partial_correlation(null_xy, null_xz, r_yz)
+    return np.where(np.isnan(null), -np.inf if alternative == "less" else np.inf, null)
 
 
 @dataclass(frozen=True)

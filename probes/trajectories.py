@@ -17,6 +17,7 @@ from probes.multiplicity import TIE_TOLERANCE
 from probes.permutations import plan_permutations
 
 BATCH_VALUES = 1 << 22
+MAX_GRAM_PAIRS = 40  # pairs up to which all n⁴ cosines between differences are kept: 20 MiB
 
 
 @dataclass(frozen=True)
@@ -245,11 +246,23 @@ def _unit_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _mean_pairwise_cosine(units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from pairings [m, n] to their mean pairwise cosines [m]."""
-    n = len(units)
+    """The function from pairings [m, n] to their mean pairwise cosines [m]: through all cosines between differences
+    where these are few, else through the sum of the chosen differences."""
+    n, d = units.shape[1:]
 
-    def statistic_of(pairings: np.ndarray) -> np.ndarray:
+    def by_sums(pairings: np.ndarray) -> np.ndarray:
         total = sum(units[i, pairings[:, i]] for i in range(n))
         return (np.einsum("md,md->m", total, total) - n) / (n * (n - 1))
 
-    return statistic_of
+    if n > min(d, MAX_GRAM_PAIRS):
+        return by_sums
+    every = units.reshape(n * n, d)
+    cosines = every @ every.T
+    rows = n * np.arange(n)
+
+    def by_cosines(pairings: np.ndarray) -> np.ndarray:
+        place = pairings + rows
+        total = sum(cosines[place[:, i], place[:, j]] for i in range(n) for j in range(i))
+        return 2 * np.asarray(total) / (n * (n - 1))
+
+    return by_cosines

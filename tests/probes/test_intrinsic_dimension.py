@@ -171,6 +171,7 @@ def test_curve_is_the_mean_over_disjoint_subsamples():
     assert curve.n_points.tolist() == [600, 300, 150]
     assert curve.n_subsamples.tolist() == [1, 2, 4]
     assert curve.dimension[0] == two_nn(X).dimension
+    assert curve.whole == two_nn(X)
     assert np.isnan(curve.spread[0])
     quarters = [two_nn(X[order[s : s + 150]]).dimension for s in range(0, 600, 150)]
     assert curve.dimension[2] == pytest.approx(np.mean(quarters), rel=1e-12)

@@ -19,7 +19,7 @@ from skbio import DistanceMatrix
 from skbio.stats.distance import mantel as skbio_mantel
 
 import probes
-from probes import mantel, mantel_many, partial_mantel
+from probes import mantel, mantel_many, partial_mantel, partial_mantel_many
 
 GOLDEN = Path(__file__).parent / "golden"
 ALTERNATIVES = ("greater", "less", "two-sided")
@@ -421,3 +421,69 @@ def test_other_bad_input():
         mantel_many([GOOD, GOOD[:4, :4]], GOOD)
     with pytest.raises(ValueError, match="want the same items in all three"):
         partial_mantel(GOOD, GOOD, GOOD[:4, :4])
+
+
+@pytest.mark.parametrize("method", ["spearman", "pearson"])
+@pytest.mark.parametrize("alternative", ALTERNATIVES)
+@pytest.mark.parametrize("n", [7, 10])
+def test_many_partials_equal_single_ones(method, alternative, n):
+    rng = np.random.default_rng(n)
+    *xs, y, z = random_distances(rng, n, count=5)
+    shared = None if n == 7 else random_permutations(rng, n, 120)
+    many = partial_mantel_many(xs, y, np.round(z), method=method, alternative=alternative, permutations=shared)
+    for k, x in enumerate(xs):
+        one = partial_mantel(x, y, np.round(z), method=method, alternative=alternative, permutations=shared)
+        found = [many.statistic[k], many.r2[k], many.r_xz[k], many.r_yz]
+        assert found == pytest.approx([one.statistic, one.r2, one.r_xz, one.r_yz], abs=1e-12)
+        fields = ("pvalue", "n_ties", "n_extreme", "min_pvalue")
+        assert [getattr(many, f)[k] for f in fields] == [getattr(one, f) for f in fields]
+    assert (many.n, many.n_resamples, many.exact) == (one.n, one.n_resamples, one.exact)
+
+
+def test_many_partials_see_the_same_random_permutations_of_target_and_confound():
+    *xs, y, z = random_distances(np.random.default_rng(3), 12, count=5)
+    many = partial_mantel_many(xs, y, z, n_resamples=3000, rng=4)
+    drawn = probes.permutations.random_permutations(np.random.default_rng(4), 3000, 12)
+    again = partial_mantel_many(xs, y, z, permutations=np.argsort(drawn, axis=1))
+    np.testing.assert_array_equal(many.n_extreme, again.n_extreme)
+    low, high = many.confidence_interval.T
+    assert np.all((low < many.statistic) & (many.statistic < high))
+
+
+def test_exact_partial_against_full_enumeration_of_tied_weekdays():
+    """A cyclic target given Levenshtein distances, both full of ties, all 5,040 permutations one by one."""
+    cyclic, spelling = probes.cyclic_distances(7), probes.levenshtein_distances(WEEKDAYS)
+    states = np.round(random_distances(np.random.default_rng(0), 7, count=1)[0])
+    result = partial_mantel(states, cyclic, spelling)
+    upper = np.triu_indices(7, 1)
+    ranked = np.zeros((7, 7))
+    ranked[upper] = stats.rankdata(states[upper])
+    ranked = ranked + ranked.T
+    b, c = stats.rankdata(cyclic[upper]), stats.rankdata(spelling[upper])
+    r_bc = np.corrcoef(b, c)[0, 1]
+
+    def partial(p):
+        r_ab, r_ac = (np.corrcoef(ranked[np.ix_(p, p)][upper], other)[0, 1] for other in (b, c))
+        return (r_ab - r_ac * r_bc) / np.sqrt((1 - r_ac**2) * (1 - r_bc**2))
+
+    null = [partial(list(p)) for p in permutations(range(7))]
+    assert result.n_resamples == factorial(7)
+    assert result.pvalue == naive_pvalue(partial(list(range(7))), null, "greater", is_exact=True)
+    assert partial_mantel_many([states], cyclic, spelling).pvalue[0] == result.pvalue
+
+
+def test_undefined_partials_are_named_and_leave_the_others_alone():
+    x, y, z = random_distances(np.random.default_rng(0), 9, count=3)
+    shared = random_permutations(np.random.default_rng(1), 9, 50)
+    with pytest.warns(probes.ConstantInputWarning) as caught:
+        many = partial_mantel_many([x, 1 - np.eye(9), 2 * z], y, z, permutations=shared)
+    assert [str(w.message).split(";")[0] for w in caught] == [
+        "partial_mantel_many: xs[1] constant", "partial_mantel_many: z mirrors y or xs[2]"
+    ]  # fmt: skip
+    assert np.isnan(many.statistic).tolist() == np.isnan(many.pvalue).tolist() == [False, True, True]
+    assert many.pvalue[0] == partial_mantel(x, y, z, permutations=shared).pvalue
+    assert np.isnan(many.confidence_interval).all(axis=1).tolist() == [False, True, True]
+    with pytest.raises(ValueError, match="y has 9 items and z 8"):
+        partial_mantel_many([x], y, z[:8, :8])
+    with pytest.raises(ValueError, match="xs is empty"):
+        partial_mantel_many([], y, z)
