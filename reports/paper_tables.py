@@ -112,7 +112,10 @@ def _sae_grid(
     study: Study, df: pd.DataFrame, measure: str, title: str, digits: int, scale: float, present: list[str]
 ) -> Grid:
     models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
-    values = {name: means(of_dictionary(df, name).assign(shown=df[measure] * scale), "shown") for name in present}
+    by_layer = recovered_by_layer if measure == "ce_recovered" else lambda own: means(own, measure)
+    values = {
+        name: {key: value * scale for key, value in by_layer(of_dictionary(df, name)).items()} for name in present
+    }
     rows = []
     for layer in sorted(set(df["layer"])):
         for seed in seeds:
@@ -125,6 +128,17 @@ def _sae_grid(
     columns = [compared_columns(models) if name == "trained" else models for name in present]
     groups = tuple((name, len(names)) for name, names in zip(present, columns, strict=True))
     return Grid(title, groups, header_names(seeds), tuple(name for names in columns for name in names), tuple(rows))
+
+
+def recovered_by_layer(df: pd.DataFrame) -> dict[Hashable, float]:
+    """Return (model, seed, layer) -> Σ(ce_zero − ce_spliced) / Σ(ce_zero − ce_base) over a layer's heads.
+
+    A mean of the heads' ratios would be ruled by those whose removal costs next to nothing. nan where the sum of
+    costs is not above 0.
+    """
+    parts = df.assign(recovered=df["ce_zero"] - df["ce_spliced"], cost=df["ce_zero"] - df["ce_base"])
+    sums = parts.groupby(["model", "seed", "layer"])[["recovered", "cost"]].sum(min_count=1)
+    return (sums["recovered"] / sums["cost"].where(sums["cost"] > 0)).to_dict()
 
 
 def ablation_grids(study: Study) -> list[Grid]:

@@ -35,6 +35,20 @@ COLUMNS = MappingProxyType(
         # histogram of feature densities; the bin is the lower edge in log10, or the word "dead" for features that
         # never fire
         "sae_density": ("model", "seed", "layer", "head", "log10_density_bin", "n_features"),
+        # with several l1: one trained SAE's l1 a row, mean over the SAEs' seeds; on_front: no other l1 has less of both
+        "sae_pareto": (
+            "model", "seed", "layer", "head", "l1", "l0", "fvu", "ce_recovered", "dead_fraction", "on_front",
+        ),
+        # with several seeds: one ordered pair of them a row; beside it the same measure against random directions
+        "sae_stability": (
+            "model", "seed", "layer", "head", "l1", "sae_seed", "other_seed", "n_features", "stability", "share_above",
+            "stability_random", "share_random",
+        ),
+        # two models at equal l0, one layer a row: means over the range of l0 that both sweeps reach; difference b - a
+        "sae_matched_l0": (
+            "model_a", "model_b", "seed", "layer", "l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference",
+            "ce_recovered_a", "ce_recovered_b", "ce_recovered_difference",
+        ),
         # one ablated head a row; losses in nats, impact_pct, stderr and the 95 % interval in per cent of the base loss
         "ablation_results": (
             "model", "seed", "layer", "head", "kind", "base_loss", "ablated_loss", "impact_pct", "stderr", "ci_low",

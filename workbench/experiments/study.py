@@ -243,8 +243,8 @@ def notes(recipe: StudyRecipe, context: Context, seeds: int) -> list[str]:
     said.append(
         f"SAEs read activations {scaled}; figures show l1 = {recipe.shown_l1:g}. The random dictionary is as sparse as "
         "the trained one and its scale is fitted, so it lacks nothing but learned directions; “shuffled” is the "
-        "trained dictionary on activations whose coordinates were permuted over tokens. Loss recovered is the mean of "
-        "heads’ ratios and means little for heads whose removal changes next to nothing."
+        "trained dictionary on activations whose coordinates were permuted over tokens. Loss recovered is, by layer, "
+        "what splicing recovers over what zeroing costs, each summed over heads: one that costs nothing weighs nothing."
     )
     said.append(
         "The atlas shows the first seed. A feature’s match in the other model is the one of the same layer and head "
