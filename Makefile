@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/study
+WORKERS := -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: study test test-all test-more check bench docs clean
 
@@ -20,14 +21,14 @@ study: .venv/installed
 	$(BIN)/workbench study --out $(OUT) --resume
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: .venv/installed-test
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest $(WORKERS) -m 'not gpu'
 
 # what test-all runs beyond test
 test-more: .venv/installed-test
-	$(BIN)/python -m pytest -m '(slow or browser) and not gpu'
+	$(BIN)/python -m pytest $(WORKERS) -m '(slow or browser) and not gpu'
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -1,10 +1,14 @@
-"""Shared by all tests: a place for helpers that are not tests, and `--figures`."""
+"""Shared by all tests: one thread a process, a place for helpers that are not tests, `--figures`."""
 
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from pathlib import Path
+
+# tests run side by side, and small tensors gain nothing by a second thread; torch reads this once
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent / "workbench"))
 
