@@ -65,6 +65,16 @@ COLUMNS = MappingProxyType(
         "concept_mantel": (
             "model", "seed", "set", "n", "topology", "layer", "r", "p", "q", "partial_r", "r2", "n_permutations",
         ),
+        # of the same correlations, the first layer with `share` of their maximum over layers
+        "crystallisation": (
+            "model", "seed", "set", "n", "topology", "layer", "layer_low", "layer_high", "maximum", "layer_of_maximum",
+            "share",
+        ),
+        # mean cosine of pair differences against shuffled pairs, with n_removed leading components taken out
+        "antonym_parallelism": (
+            "model", "seed", "set", "n", "layer", "n_removed", "parallelism", "null_mean", "null_std", "p", "q",
+            "n_permutations",
+        ),
         # participation ratio of a concept set's mean states (ceiling n - 1)
         "concept_geometry": ("model", "seed", "set", "n", "layer", "effective_dim"),
         # measure is trajectory_consistency (lag 1) or lag_decay (lag k), beside its nulls: independent states, a random
@@ -78,9 +88,15 @@ COLUMNS = MappingProxyType(
         "weight_spectra": (
             "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
         ),
+        # mean over (layer, matrix) of |nuclear_rank_a - nuclear_rank_b| / their mean; part is attention, mlp or all
+        "eigenspectra_divergence": ("model_a", "model_b", "part", "divergence", "n"),
         # |cos| of the k-th principal components of two models, k from 1, beside the isotropic baseline
         "pc_cosine": ("model_a", "model_b", "layer", "pc", "cosine", "baseline", "n"),
         "intrinsic_dimension": ("model", "seed", "layer", "dimension", "stderr", "n_used", "n_duplicates"),
+        # the same for n, n/2, n/4 ... points: the mean over n_subsamples disjoint subsamples
+        "intrinsic_dimension_curve": (
+            "model", "seed", "layer", "n_points", "dimension", "spread", "n_subsamples",
+        ),
         "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row a logged step; losses in nats a token, sigma_* means over layers; per-layer columns follow:
         # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...
@@ -101,8 +117,9 @@ COLUMNS = MappingProxyType(
 TEXT_COLUMNS = frozenset(
     (
         "model", "model_a", "model_b", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix", "measure",
-        "name", "log10_density_bin", "top_token", "top_contexts", "logit_promoted", "logit_suppressed", "neighbours",
-        "match", "claim", "published", "measured", "verdict", "source_table", "control",
+        "name", "part", "distance", "fit", "log10_density_bin", "top_token", "top_contexts", "logit_promoted",
+        "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict", "source_table",
+        "control",
     )
 )  # fmt: skip
 

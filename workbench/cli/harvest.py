@@ -22,6 +22,9 @@ def harvest(
     ] = None,
     layers: options.Layers = None,
     data: options.Data = "embedded",
+    split: Annotated[
+        str, typer.Option("--split", help="held_out, or train: the part of the text that SAEs are trained on.")
+    ] = "held_out",
     n_sequences: options.NSequences = 64,
     n_ctx: options.NCtx = None,
     store_dtype: Annotated[
@@ -56,7 +59,7 @@ def harvest(
         facts = plan_harvest(model, n_sequences, length, hooks, dtype=store_dtype, **extra)
         report(as_json=as_json, facts=facts)
         return
-    tokens = analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
+    tokens = analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, split=split, seed=seed)
     with progress("harvest") as tell:
         shards = store(
             model,

@@ -12,6 +12,8 @@ from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
 from workbench.cli.reading import identify, parse_list
 
+N_TOKENS = 1_000_000  # trained on unless told otherwise
+
 
 def sae_train(
     ckpt: options.Checkpoint,
@@ -33,7 +35,14 @@ def sae_train(
         typer.Option("--normalize", help="mean_norm: scale inputs to one mean norm, folded into the weights; or none."),
     ] = "mean_norm",
     data: options.Data = "embedded",
-    n_tokens: Annotated[int, typer.Option("--n-tokens", help="Tokens to train on.", min=1)] = 1_000_000,
+    shards: Annotated[
+        Path | None,
+        typer.Option("--shards", help="Train on a harvest's activations (harvest --split train), not on text."),
+    ] = None,
+    n_tokens: Annotated[
+        int | None,
+        typer.Option("--n-tokens", help="Tokens to train on. [default: 1,000,000, or as many as --shards has]", min=1),
+    ] = None,
     n_eval_tokens: Annotated[
         int, typer.Option("--n-eval-tokens", help="Held-out tokens to measure on.", min=1)
     ] = 106_496,
@@ -52,37 +61,40 @@ def sae_train(
     from workbench.training import parse_override
 
     overrides = dict(parse_override(text) for text in settings or [])
+    found = _open(shards)
+    n_tokens = n_tokens or (N_TOKENS if found is None else found.n_tokens)
     overrides |= {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens}
-    coefficients = _numbers(l1, "--l1")
     chosen_heads = "all" if heads == "all" else parse_list(heads, "--heads")
-    chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": coefficients}
+    chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": _numbers(l1, "--l1")}
     chosen["seeds"] = parse_list(seeds, "--seeds")
     model = load(ckpt, device, dtype)
     if dry_run:
-        from workbench.experiments.sae_plan import estimate, make_plan, parse_settings
-
-        own = parse_settings(overrides)
-        report(
-            as_json=as_json, facts=estimate(model, make_plan(model, settings=own, **chosen), own, _width(model, n_ctx))
-        )
+        report(as_json=as_json, facts=_plan(model, chosen, overrides, _width(model, n_ctx), found))
         return
     name, model_seed = identify(ckpt, model, 0)
     tokens, held_out = _texts(model, data, n_tokens, n_eval_tokens, n_ctx)
     target = out or Path("runs/sae-train")
+    common = {"name": name, "model_seed": model_seed, "held_out": held_out, "out": target, "resume": resume}
     with progress("SAEs") as tell:
-        _, table = run(
-            model,
-            tokens,
-            out=target,
-            held_out=held_out,
-            name=name,
-            model_seed=model_seed,
-            resume=resume,
-            on_progress=tell,
-            **chosen,
-            **overrides,
-        )
-    report(as_json=as_json, out=target, table=table)
+        source = tokens if shards is None else shards
+        _, table = run(model, source, on_progress=tell, **common, **chosen, **overrides)
+    report(as_json=as_json, out=target.absolute(), table=table)
+
+
+def _open(shards: Path | None):
+    """The harvest to train on, if there is one; its index is read before any model is."""
+    from workbench.experiments.harvest import open_shards
+
+    return None if shards is None else open_shards(shards)
+
+
+def _plan(model, chosen: dict, overrides: dict, width: int, shards) -> dict:
+    """What `sae_train` would take."""
+    from workbench.experiments.sae_plan import estimate, make_plan, parse_settings
+
+    own = parse_settings(overrides)
+    largest = None if shards is None else max(shard.bytes for shard in shards.shards)
+    return estimate(model, make_plan(model, settings=own, **chosen), own, width, largest)
 
 
 def _numbers(text: str, what: str) -> list[float]:

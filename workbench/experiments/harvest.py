@@ -297,7 +297,7 @@ def read_shards(
 
     Args:
         hooks: those wanted; all unless given.
-        verify: read each shard once more to compare its sha256 first.
+        verify: compare the sha256 of what was read with the index's.
 
     Raises:
         ValueError: as `open_shards`; a hook that was not harvested; a shard that is altered (named).
@@ -308,11 +308,23 @@ def read_shards(
         if name not in found.hooks:
             raise ValueError(f"shards: {path} has no {name!r}; want some of {', '.join(found.hooks)}")
     for shard in found.shards:
-        if verify:
-            check_shard(found.path, shard)
-        file = found.path / shard.file
-        try:
-            tensors = load(file.read_bytes())
-        except SafetensorError as error:
-            raise ValueError(f"shards: {file} is damaged ({error}); want the file that the harvest wrote") from None
+        tensors = read_shard(found.path, shard, verify=verify)
         yield {name: tensors[name].to(device) for name in (*wanted, *INDEX_COLUMNS)}
+
+
+def read_shard(path: Path, shard: Shard, *, verify: bool = True) -> dict[str, Tensor]:
+    """All tensors of a shard, from one reading of its file.
+
+    Raises ValueError naming the shard if it is missing or, with verify, not what was written.
+    """
+    file = path / shard.file
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"shards: {file} cannot be read ({error.strerror}); want {shard.bytes} bytes") from None
+    if verify and (got := hashlib.sha256(data).hexdigest()) != shard.sha256:
+        raise ValueError(f"shards: {file} is altered, sha256 {got}; want {shard.sha256}")
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"shards: {file} is damaged ({error}); want the file that the harvest wrote") from None

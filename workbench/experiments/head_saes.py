@@ -25,6 +25,8 @@ from sae.metrics import SAEMetrics, density_histogram
 from sae.model import StackedSAE
 from sae.train import StepStats, Trainer
 from workbench.experiments.activations import ShuffledActivations
+from workbench.experiments.harvest import Shards, open_shards
+from workbench.experiments.sae_comparison import pareto_table, stability_table
 from workbench.experiments.sae_evaluation import SpliceLosses, measure, recovered, splice
 from workbench.experiments.sae_plan import (
     CONTROL,
@@ -38,6 +40,7 @@ from workbench.experiments.sae_plan import (
     stack_config,
     train_config,
 )
+from workbench.experiments.shard_activations import ShardActivations, check_shards, shards_sha256
 from workbench.experiments.subject import checked_tokens, device_of
 from workbench.models.load import weights_sha256
 from workbench.runs import Run, atomic_write, open_run
@@ -50,7 +53,7 @@ N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its s
 
 def sae_train(
     model: Any,
-    tokens: Int[Tensor, "n_sequences n_ctx"],
+    tokens: Int[Tensor, "n_sequences n_ctx"] | str | Path,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str = "all",
     l1: Sequence[float] | float = (5.0,),
@@ -73,12 +76,14 @@ def sae_train(
     and the trailing columns
     explained_variance, sae_seed, hook and n_ce_tokens. All positions of a sequence are used, the first among them.
 
-    With `out`, a run directory: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv. A run that
-    is interrupted or killed goes on with resume = True, bit for bit on one device and number of threads.
+    With `out`, a run directory: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv; with
+    several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is interrupted or
+    killed goes on with resume = True, bit for bit on one device and number of threads.
 
     Args:
         model: a HookedLM or a TransformerLens model.
-        tokens: what to train on.
+        tokens: what to train on; or the directory of a `harvest` of this model, whose activations are then read in its
+            place, in the order in which they lie. It needs held_out, of text that was not harvested.
         layers, heads: all by default.
         l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit.
         seeds: of the SAEs' starts and resampling. The order of tokens is one for all, so that a SAE comes out the same
@@ -90,14 +95,15 @@ def sae_train(
 
     Raises:
         ValueError: an unknown or unfit setting, layers or heads out of range, tokens that do not fit the model, too few
-            of them, nan activations (hook and batch named), or a directory in the way.
+            of them, nan activations (hook and batch named), a directory in the way, or shards that are altered (shard
+            named), of another model, or of held-out text.
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
     own = parse_settings(settings)
     plan = make_plan(model, layers, heads, l1, seeds, own)
-    tokens, held_out = split_tokens(model, tokens, held_out)
+    source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
-    job = HeadSaeJob(model, tokens, held_out, plan, own, called, model_seed, on_progress or _silent)
+    job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
     if out is None:
         stack = job.train(None)
         return stack, job.tables(stack)["sae_training_results"]
@@ -112,15 +118,24 @@ def sae_train(
 
 
 def split_tokens(
-    model: Any, tokens: Int[Tensor, "n n_ctx"], held_out: Int[Tensor, "n n_ctx"] | None
-) -> tuple[Int[Tensor, "n n_ctx"], Int[Tensor, "m n_ctx"]]:
-    """(tokens to train on, tokens to measure on): as given, or the last tenth held out.
+    model: Any, tokens: Int[Tensor, "n n_ctx"] | str | Path, held_out: Int[Tensor, "n n_ctx"] | None
+) -> tuple[Int[Tensor, "n n_ctx"] | Shards, Int[Tensor, "m n_ctx"]]:
+    """(tokens or shards to train on, tokens to measure on): as given, or the last tenth of the tokens held out.
 
-    Raises ValueError for tokens that do not fit the model, or a single sequence with none held out.
+    Raises ValueError for tokens that do not fit the model, a single sequence or shards with none held out, and shards
+    that `check_shards` refuses.
     """
+    if held_out is not None:
+        held_out = checked_tokens("sae_train: held_out", model, held_out, min_ctx=2)
+    if isinstance(tokens, str | Path):
+        if held_out is None:
+            raise ValueError(f"sae_train: got shards in {tokens} and no held_out; want tokens to measure on")
+        shards = open_shards(tokens)
+        check_shards(shards, weights_sha256(model), held_out)
+        return shards, held_out
     tokens = checked_tokens("sae_train", model, tokens, min_ctx=2)
     if held_out is not None:
-        return tokens, checked_tokens("sae_train: held_out", model, held_out, min_ctx=2)
+        return tokens, held_out
     if len(tokens) < 2:
         raise ValueError("sae_train: got 1 sequence and no held_out; want at least 2, or held_out")
     n = max(1, len(tokens) // 10)
@@ -132,7 +147,7 @@ class HeadSaeJob:
     """One training of one stack: its inputs, and what is made of them step by step."""
 
     model: Any
-    tokens: Int[Tensor, "n n_ctx"]
+    tokens: Int[Tensor, "n n_ctx"] | Shards
     held_out: Int[Tensor, "m n_ctx"]
     plan: Plan
     settings: HeadSaeSettings
@@ -142,20 +157,20 @@ class HeadSaeJob:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        n_tokens = settings.n_train_tokens or self.tokens.numel()
+        given = self.tokens
+        n_tokens = settings.n_train_tokens or (given.n_tokens if isinstance(given, Shards) else given.numel())
         if n_tokens < settings.batch_size:
             raise ValueError(
                 f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; want more tokens, or a "
                 "smaller batch_size"
             )
         self.train_config = train_config(settings, n_tokens // settings.batch_size)
-        self._source = ShuffledActivations(
-            self.model,
-            self.tokens,
-            self.plan.slots,
-            batch_size=settings.batch_size,
-            buffer_tokens=settings.buffer_tokens,
-        )
+        sizes = {"batch_size": settings.batch_size, "buffer_tokens": settings.buffer_tokens}
+        self._source: ShuffledActivations | ShardActivations
+        if isinstance(given, Shards):
+            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **sizes)
+        else:
+            self._source = ShuffledActivations(self.model, given, self.plan.slots, **sizes)
         self._model_sha256 = weights_sha256(self.model)
 
     def config(self) -> dict[str, Any]:
@@ -166,7 +181,8 @@ class HeadSaeJob:
             "model": self.name,
             "model_seed": self.model_seed,
             "model_sha256": self._model_sha256,
-            "tokens_sha256": _hash(self.tokens),
+            "tokens_sha256": None if isinstance(self.tokens, Shards) else _hash(self.tokens),
+            "shards_sha256": shards_sha256(self.tokens) if isinstance(self.tokens, Shards) else None,
             "held_out_sha256": _hash(self.held_out),
             "slots": [f"{name}:{column}" for name, column in slots],
             "l1": sorted(set(self.plan.l1)),
@@ -222,7 +238,8 @@ class HeadSaeJob:
             self.on_progress(0.7 * stats.step / n_steps)
 
     def tables(self, stack: StackedSAE) -> dict[str, pd.DataFrame]:
-        """sae_training_results and sae_density of a trained stack and its controls, on the held-out tokens."""
+        """sae_training_results and sae_density of a trained stack and its controls, on the held-out tokens; with
+        several l1, sae_pareto; with several seeds, sae_stability."""
         first = self._source.block(0)
         x = first[self.plan.slot_index, :CONTROL_TOKENS]
         dictionaries = {"trained": stack, "random": self._random(stack, x)}
@@ -245,10 +262,14 @@ class HeadSaeJob:
             dictionaries,
             on_progress=lambda share: self.on_progress(0.8 + 0.2 * share),
         )
-        return {
-            "sae_training_results": self._results(metrics, losses),
-            "sae_density": self._density(metrics["trained"]),
-        }
+        results = self._results(metrics, losses)
+        tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
+        if len(set(self.plan.l1)) > 1:
+            tables["sae_pareto"] = pareto_table(results)
+        if len(set(self.plan.seeds)) > 1:
+            found = stability_table(stack, metrics["trained"].density)
+            tables["sae_stability"] = found.assign(model=self.name, seed=self.model_seed)
+        return tables
 
     def curves(self, points: list[dict[str, Any]]) -> pd.DataFrame:
         """The training curves: a row for every SAE and logged step."""
@@ -274,7 +295,7 @@ class HeadSaeJob:
             sources=tuple(sources),
             model_name=self.name,
             model_sha256=self._model_sha256,
-            context_size=self.tokens.shape[1],
+            context_size=self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
             prepend_bos=False,
             n_train_tokens=self.train_config.n_steps * self.settings.batch_size,
         )

@@ -132,8 +132,12 @@ def train_config(settings: HeadSaeSettings, n_steps: int) -> TrainConfig:
     )
 
 
-def estimate(model: Any, plan: Plan, settings: HeadSaeSettings, n_ctx: int) -> dict[str, Any]:
+def estimate(
+    model: Any, plan: Plan, settings: HeadSaeSettings, n_ctx: int, shard_bytes: int | None = None
+) -> dict[str, Any]:
     """Facts about a training by name, before any text is read: SAEs, sizes, steps, bytes, and seconds of the training.
+
+    shard_bytes: size of the largest shard, where activations are read from shards and no forward is run.
 
     Seconds come from one forward and a few steps on made-up tokens, on the machine as busy as it is; measuring the
     trained SAEs comes on top.
@@ -142,7 +146,7 @@ def estimate(model: Any, plan: Plan, settings: HeadSaeSettings, n_ctx: int) -> d
     tokens = torch.arange(n_ctx).remainder(model.cfg.d_vocab).expand(max(1, FORWARD_TOKENS // n_ctx), -1)
     start = time.perf_counter()
     x = collect(model, tokens, plan.slots)
-    forward_s = (time.perf_counter() - start) / tokens.numel()
+    forward_s = (time.perf_counter() - start) / tokens.numel() if shard_bytes is None else 0.0
     d_in, n_tokens = x.shape[2], settings.n_train_tokens or 0
     n_steps = n_tokens // settings.batch_size
     config = stack_config(settings, len(plan.slot_index), d_in)
@@ -169,10 +173,10 @@ def estimate(model: Any, plan: Plan, settings: HeadSaeSettings, n_ctx: int) -> d
         "n_steps": n_steps,
         # the stack; while it trains, the state with its moments
         "bytes_on_disk": 4 * n_weights + 12 * n_weights,
-        # the buffer; weights, gradients and moments
+        # the buffer, or a shard as a file and as tensors; weights, gradients and moments
         "bytes_in_memory": PROCESS_BYTES
         + weights
-        + 4 * len(plan.slots) * settings.buffer_tokens * d_in
+        + (4 * len(plan.slots) * settings.buffer_tokens * d_in if shard_bytes is None else 2 * shard_bytes)
         + 16 * n_weights,
         "seconds": round(n_steps * min(step_s) + n_tokens * forward_s, 1),
     }

@@ -15,10 +15,11 @@ import pandas as pd
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.study import short_names
-from reports.tables import read_table, write_table
+from reports.tables import find_tables, read_table, write_table
 from workbench.data.ngrams import ngram_baselines
 from workbench.experiments.findings import PUBLISHED_LAYERS, find
 from workbench.experiments.head_saes import CURVES
+from workbench.experiments.sae_comparison import compare_at_matched_l0
 from workbench.experiments.study_jobs import (
     MATCH,
     Context,
@@ -46,6 +47,7 @@ TABLES = {
     "features": ("feature_atlas",),
     "match": (),
 }
+SWEEPS = ("sae_pareto", "sae_stability")  # written by "saes" jobs of several l1 or seeds
 BASELINES = ("unigram", "bigram")
 REPORT, ATLAS, RECORD = "report.html", "atlas.html", "study.json"
 _VERSIONS = ("torch", "transformer-lens", "numpy", "prescriptive-workbench")
@@ -134,10 +136,13 @@ def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFram
     """Every table of the study over all models and seeds, and the baselines of the reference's held-out text."""
     parts: dict[str, list[pd.DataFrame]] = {}
     for job in jobs:
-        for name in TABLES[job.kind]:
+        found = find_tables(context.directory / job.path)
+        for name in (*TABLES[job.kind], *(name for name in SWEEPS if job.kind == "saes" and name in found)):
             table = read_table(context.directory / job.path, name)
             parts.setdefault(name, []).append(table.assign(model=job.model, seed=job.seed))
     tables = {name: pd.concat(own, ignore_index=True) for name, own in parts.items()}
+    if len(context.recipe.sae_l1) > 1 and len(context.recipe.models) > 1:
+        tables["sae_matched_l0"] = _matched_l0(tables["sae_training_results"])
     density = tables["sae_density"]
     is_shown = (density["l1"] == context.recipe.shown_l1) & (density["sae_seed"] == context.recipe.sae_seeds[0])
     tables["sae_density"] = density.loc[is_shown]
@@ -145,6 +150,12 @@ def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFram
     tables["baselines"] = _baselines(jobs, context)
     _merge_curves(jobs, context)
     return tables
+
+
+def _matched_l0(results: pd.DataFrame) -> pd.DataFrame:
+    """Every further model against the first, at matched l0."""
+    reference, *others = dict.fromkeys(results["model"])
+    return pd.concat([compare_at_matched_l0(results, reference, other) for other in others], ignore_index=True)
 
 
 def _with_matches(features: pd.DataFrame, jobs: Sequence[Job], context: Context) -> pd.DataFrame:

@@ -1,0 +1,127 @@
+"""SAEs compared: with another seed's, along a sweep of l1, between two models at matched l0."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.metrics import match_l0, stability
+from sae.model import StackedSAE, spawn_generators
+
+NULL = 4  # stream of the random directions that stability is read against
+
+
+def stability_table(stack: StackedSAE, density: Float[Tensor, "n_saes d_sae"] | None = None) -> pd.DataFrame:
+    """How well each SAE's features are found again in the SAEs of other seeds: a row for every ordered pair of seeds of
+    one layer, head and l1; empty for a single seed.
+
+    stability: mean over features of the largest cosine of the decoder row with any of the other seed's; share_above:
+    share of features for which it is > .7. stability_random, share_random: the same against as many random directions,
+    since the largest of many cosines is far from 0 in few dimensions. With `density` the columns n_alive and
+    stability_alive follow, over the features that fire at all: a dead feature lies where it began.
+
+    Raises ValueError for a stack that does not say its SAEs' layers and seeds.
+    """
+    sources = stack.info.sources
+    if not sources or any(source.layer is None or source.seed is None for source in sources):
+        raise ValueError("stability: the stack does not say its SAEs' layers and seeds; want one that sae_train made")
+    groups: dict[tuple, list[int]] = {}
+    for k, source in enumerate(sources):
+        groups.setdefault((source.layer, -1 if source.head is None else source.head, source.l1), []).append(k)
+    W_dec = stack.W_dec.detach()
+    null = _random_rows(stack)
+    rows = []
+    for (layer, head, l1), members in groups.items():
+        for k, other in permutations(members, 2):
+            found, by_chance = (stability(W_dec[k : k + 1], to) for to in (W_dec[other : other + 1], null))
+            row = {
+                "layer": layer,
+                "head": head,
+                "l1": l1,
+                "sae_seed": sources[k].seed,
+                "other_seed": sources[other].seed,
+                "n_features": stack.config.d_sae,
+                "stability": float(found.mean),
+                "share_above": float(found.share_above),
+                "stability_random": float(by_chance.mean),
+                "share_random": float(by_chance.share_above),
+            }
+            if density is not None:
+                is_alive = density[k].to(W_dec.device) > 0
+                row |= {
+                    "n_alive": int(is_alive.sum()),
+                    "stability_alive": float(found.max_cosine[0][is_alive].nanmean()),
+                }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _random_rows(stack: StackedSAE) -> Float[Tensor, "1 d_sae d_in"]:
+    (generator,) = spawn_generators(torch.Generator().manual_seed(0), 1, [(NULL,)])
+    shape = (1, stack.config.d_sae, stack.config.d_in)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(stack.W_dec.device)
+
+
+def pareto_table(results: pd.DataFrame) -> pd.DataFrame:
+    """The trade of sparsity for error along a sweep of l1, from sae_training_results: a row for every trained SAE's l1,
+    mean over the SAEs' seeds, by l0.
+
+    on_front: no other l1 of the same model, seed, layer and head has an l0 and an fvu that are both as small, and one
+    smaller. A sweep that is not on its front somewhere was trained too short there, or not at all.
+    """
+    trained = _trained(results)
+    keys = ["model", "seed", "layer", "head"]
+    points = trained.groupby([*keys, "l1"], as_index=False)[["l0", "fvu", "ce_recovered", "dead_fraction"]].mean()
+    points = points.sort_values([*keys, "l0", "l1"], ignore_index=True)
+    points["on_front"] = False
+    for _, own in points.groupby(keys):
+        l0, fvu = own["l0"].to_numpy(), own["fvu"].to_numpy()
+        is_as_good = (l0 <= l0[:, None]) & (fvu <= fvu[:, None])
+        is_better = (l0 < l0[:, None]) | (fvu < fvu[:, None])
+        is_beaten = (is_as_good & is_better).any(axis=1)
+        points.loc[own.index, "on_front"] = ~is_beaten & np.isfinite(fvu)
+    return points
+
+
+def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_points: int = 16) -> pd.DataFrame:
+    """fvu and ce_recovered of two models at equal l0, from the sae_training_results of both: a row for every seed and
+    layer that both have.
+
+    Heads are averaged at each l1 first, since one model's head h is not the other's. The curves are then read at
+    n_points equal steps of log l0 over the range that both sweeps reach (l0_low to l0_high), linear between points and
+    never beyond them: one l1 alone, or ranges that do not meet, leave nan. Columns a and b are means over these points,
+    `_difference` is b − a.
+
+    Raises ValueError for a model without a row.
+    """
+    trained = _trained(results)
+    for model in (model_a, model_b):
+        if model not in set(trained["model"]):
+            have = ", ".join(sorted(set(trained["model"]))) or "none"
+            raise ValueError(f"matched l0: the table has no model {model!r}; want two of {have}")
+    curves = trained.groupby(["model", "seed", "layer", "l1"])[["l0", "fvu", "ce_recovered"]].mean()
+    rows = []
+    a, b = (curves.xs(model, level="model") for model in (model_a, model_b))
+    for seed, layer in sorted({key[:2] for key in a.index} & {key[:2] for key in b.index}):
+        of_a, of_b = a.loc[(seed, layer)], b.loc[(seed, layer)]
+        row: dict[str, Any] = {"model_a": model_a, "model_b": model_b, "seed": seed, "layer": layer}
+        for measure in ("fvu", "ce_recovered"):
+            matched = match_l0(of_a["l0"], of_a[measure], of_b["l0"], of_b[measure], n_points)
+            is_empty = len(matched.l0) == 0
+            if measure == "fvu":
+                row["l0_low"], row["l0_high"] = (np.nan, np.nan) if is_empty else (matched.l0[0], matched.l0[-1])
+            row[f"{measure}_a"] = np.nan if is_empty else float(matched.first.mean())
+            row[f"{measure}_b"] = np.nan if is_empty else float(matched.second.mean())
+            row[f"{measure}_difference"] = matched.mean_difference
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _trained(results: pd.DataFrame) -> pd.DataFrame:
+    return results[results["dictionary"] == "trained"] if "dictionary" in results else results
