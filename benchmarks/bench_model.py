@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.turns import by_turns, compare, write
+from benchmarks.turns import by_turns, compare, peak_resident_bytes, write
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.transformer_lens import to_hooked_transformer
@@ -60,7 +59,7 @@ def plain_loss(model: HookedLM, ids: torch.Tensor) -> torch.Tensor:
 
 
 def peak_bytes(which: str, dtype: str) -> int:
-    """Peak resident bytes that two training steps add over building model and optimizer, in a process of their own."""
+    """Peak resident bytes of building a model and training it for two steps, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_model", "--peak", which, "--dtype", dtype]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -72,11 +71,9 @@ def _print_peak(which: str, dtype: str) -> None:
     if which != "ours":
         del model
     step = trainer(subject, lambda: _autocast_loss(subject, ids, dtype))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()
     step()
-    assert before > 0
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_resident_bytes())
 
 
 def _autocast_loss(model, ids: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -385,6 +385,11 @@ def _environment(device: str) -> dict[str, Any]:
 def _peak_memory_bytes() -> int:
     import resource
 
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss would begin at the peak of the process that started this one
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
 
