@@ -114,35 +114,23 @@ def test_reading_the_file_takes_little_time_and_memory(file, record_property) ->
     assert found["seconds"] < 60  # 20 on an idle machine; the test is no benchmark
 
 
+WINDOWS = ["--n-ctx", "128", "--n-sequences", "16"]
+SAE = ["--layer", "15", "--n-ctx", "128", "--n-tokens", "16384", "--n-eval-tokens", "2048"]
+
+
 @pytest.mark.parametrize(
     ("verb", "options", "table"),
     [
-        ("ablate", ["--layers", "0,15"], "ablation_results"),
-        ("topology", [], "topology_stats"),
-        (
-            "sae-train",
-            [
-                "--layer",
-                "15",
-                "--n-tokens",
-                "16384",
-                "--n-eval-tokens",
-                "2048",
-                "--set",
-                "batch_size=128",
-                "--set",
-                "lr=5e-3",
-            ],
-            "sae_training_results",
-        ),
+        ("ablate", [*WINDOWS, "--layers", "0,15"], "ablation_results"),
+        ("topology", WINDOWS, "topology_stats"),
+        ("sae-train", [*SAE, "--set", "batch_size=128", "--set", "lr=5e-3"], "sae_training_results"),
     ],
 )
 def test_verbs_take_the_file(file, verb, options, table, tmp_path, record_property) -> None:
     from reports.tables import read_table
 
     run = [sys.executable, "-c", "from workbench.cli.app import main; main()"]
-    windows = ["--n-ctx", "128"] if verb == "sae-train" else ["--n-ctx", "128", "--n-sequences", "16"]
-    command = [*run, verb, "--ckpt", str(file), "--out", str(tmp_path / "out"), *windows, *options]
+    command = [*run, verb, "--ckpt", str(file), "--out", str(tmp_path / "out"), *options]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
