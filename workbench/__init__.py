@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.experiments.ablation import ablate
     from workbench.experiments.attention import attention
+    from workbench.experiments.compare import compare
+    from workbench.experiments.concepts import probe
     from workbench.experiments.harvest import harvest, stream
     from workbench.experiments.head_saes import sae_train
     from workbench.experiments.study import study
@@ -31,12 +33,14 @@ _WHERE = MappingProxyType(
         "analysis_tokens": ("workbench.experiments.texts", "analysis_tokens"),
         "attention": ("workbench.experiments.attention", "attention"),
         "build": ("workbench.training", "build"),
+        "compare": ("workbench.experiments.compare", "compare"),
         "export": ("workbench.models.interop", "export"),
         "from_hooked_transformer": ("workbench.models.transformer_lens", "from_hooked_transformer"),
         "generate": ("workbench.models.generate", "generate"),
         "harvest": ("workbench.experiments.harvest", "harvest"),
         "import_model": ("workbench.models.interop", "import_model"),
         "load": ("workbench.models.load", "load"),
+        "probe": ("workbench.experiments.concepts", "probe"),
         "recipes": ("workbench.training", "recipe_names"),
         "sae_train": ("workbench.experiments.head_saes", "sae_train"),
         "stream": ("workbench.experiments.harvest", "stream"),
@@ -52,12 +56,14 @@ __all__ = [
     "analysis_tokens",
     "attention",
     "build",
+    "compare",
     "export",
     "from_hooked_transformer",
     "generate",
     "harvest",
     "import_model",
     "load",
+    "probe",
     "recipes",
     "sae_train",
     "stream",

@@ -24,6 +24,8 @@ VERBS = MappingProxyType(
         "ablate": "ablate",
         "topology": "topology",
         "attention": "attention",
+        "probe": "probe",
+        "compare": "compare",
         "atlas": "atlas",
         "report": "report",
         "generate": "generate",

@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+import probes
+from workbench.data.concepts import ConceptSet
 from workbench.experiments.ablation import MEMORY_BUDGET_BYTES, iterate_ablation
 from workbench.experiments.ablation_engine import plan_sizes
+from workbench.experiments.concept_states import TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
 from workbench.models import HookedLM
@@ -99,15 +103,59 @@ def plan_reading(
     }
 
 
+def plan_probe(
+    models: Sequence[HookedLM],
+    sets: Sequence[ConceptSet],
+    n_text_tokens: int,
+    *,
+    n_permutations: int = 9999,
+    n_points: int = 4096,
+) -> dict[str, Any]:
+    """Facts about `probe`; arguments and errors as there. Tests cost by pairs of words, states and permutations, the
+    intrinsic dimension by the square of the points: the largest set and one layer are timed."""
+    n_points = min(n_points, n_text_tokens)
+    n_states = sum(len(state_hooks(model)) for model in models)
+    n_tokens, seconds, n_bytes = 0, 0.0, 0
+    for model in models:
+        own = sum(len(p.tokens) for p in build_prompts(tokenizer_of(model), sets)[0])
+        own += n_text_tokens if n_points else 0
+        length = min(model.cfg.n_ctx, 64)
+        tokens, hooks = made_up_tokens(model, TOKENS_A_BATCH // length, length), state_hooks(model)
+        seconds += fastest(lambda m=model, t=tokens, h=hooks: next(stream(m, t, h)), model.cfg.device, 1) * (
+            own / tokens.numel()
+        )
+        n_tokens += own
+        n_bytes += len(hooks) * model.cfg.d_model * (4 * n_points + 12 * TOKENS_A_BATCH) + _weight_bytes(model)
+    rng = np.random.default_rng(0)
+    tested = [len(one.words) for one in sets if one.topology not in ("free", "paired")]
+    if tested:
+        n_pairs = max(tested) * (max(tested) - 1) // 2
+        xs = rng.random((n_states, n_pairs))
+        run = fastest(lambda: probes.mantel_many(xs, xs[0], n_resamples=n_permutations).confidence_interval, "cpu", 1)
+        # twice: raw, and given the spelling
+        seconds += 2 * run * sum(n * (n - 1) // 2 for n in tested) / n_pairs
+    if n_points:
+        cloud = rng.standard_normal((n_points, max(model.cfg.d_model for model in models))).astype(np.float32)
+        seconds += 2 * n_states * fastest(lambda: probes.two_nn(cloud), "cpu", 1)
+    return {
+        "n_models": len(models),
+        "n_sets": len(sets),
+        "n_words": sum(len(one.all_words) for one in sets),
+        "n_tokens": n_tokens,
+        "bytes_in_memory": PROCESS_BYTES + n_bytes,
+        "seconds": round(seconds, 1),
+    }
+
+
 def made_up_tokens(model: HookedLM, n: int, n_ctx: int) -> Int64[Tensor, "n n_ctx"]:
     """Some token ids of the vocabulary; which, does not matter for time."""
     return torch.arange(n * n_ctx).reshape(n, n_ctx) % model.cfg.d_vocab
 
 
-def fastest(run: Callable[[], object], device: str) -> float:
-    """Seconds of the faster of two runs."""
+def fastest(run: Callable[[], object], device: str, n_timed: int = N_TIMED) -> float:
+    """Seconds of the fastest of n_timed runs."""
     seconds = []
-    for _ in range(N_TIMED):
+    for _ in range(n_timed):
         start = time.perf_counter()
         run()
         if device.startswith("cuda"):

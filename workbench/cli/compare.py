@@ -1,0 +1,83 @@
+"""`workbench compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import progress, report
+from workbench.cli.reading import digest, identify, parse_settings
+
+Model = Annotated[str, typer.Argument(help="As --ckpt of other verbs.")]
+
+
+def compare(
+    a: Model,
+    b: Model,
+    out: options.Out = None,
+    data: options.Data = "embedded",
+    n_sequences: options.NSequences = 64,
+    n_ctx: options.NCtx = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Two models of one vocabulary: principal components and geometry of their states, spectra of their weights."""
+    from reports.tables import read_table
+    from workbench.experiments.compare import NO_SHARED_BASIS, check_pair, matrix_spectra, mean_pooled
+    from workbench.experiments.compare import compare as measure
+    from workbench.experiments.plan import fastest, plan_reading
+    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.models.load import load
+
+    extra = parse_settings(settings, measure, taken=("names", "seeds", "seed"))
+    pair = load(a, device, dtype), load(b, device, dtype)
+    check_pair(*pair, n_sequences, extra.get("n_components", 1))
+    if dry_run:
+        length = window_length(pair[0], n_ctx)
+        plans = [plan_reading(m, n_sequences, length, lambda tokens, m=m: mean_pooled(m, tokens)) for m in pair]
+        spectra = sum(fastest(lambda m=m: matrix_spectra(m), "cpu", 1) for m in pair)
+        total = round(sum(plan["seconds"] for plan in plans) + spectra, 1)
+        report(as_json=as_json, facts=plans[0] | {"seconds": total})
+        return
+    tokens = analysis_tokens(pair[0], data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
+    path = _run((a, b), pair, tokens, {"seed": seed} | extra, out or Path("runs/compare"), resume)
+    facts = None if as_json else {"note": NO_SHARED_BASIS}
+    report(as_json=as_json, out=path, table=read_table(path, "pc_cosine"), facts=facts)
+
+
+def _run(
+    ckpts: tuple[str, str], pair: tuple[Any, Any], tokens: Any, config: dict[str, Any], out: Path, resume: bool
+) -> Path:
+    """The run directory, its tables written."""
+    from reports.tables import write_table
+    from workbench.experiments.compare import compare as measure
+    from workbench.models.load import weights_sha256
+    from workbench.runs import open_run
+
+    known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, pair, strict=True)]
+    names = [name for name, _ in known] if known[0][0] != known[1][0] else list(ckpts)
+    record = config | {
+        "verb": "compare",
+        "ckpt": list(ckpts),
+        "model": [weights_sha256(m) for m in pair],
+        "tokens": digest(tokens),
+    }
+    with open_run(out, record, resume=resume, device=pair[0].cfg.device, seed=config["seed"]) as run:
+        if not run.is_complete:
+            with progress("compare") as tell:
+                found = measure(
+                    *pair, tokens, names=(names[0], names[1]), seeds=(known[0][1], known[1][1]), on_progress=tell,
+                    **config,
+                )  # fmt: skip
+            for name, table in found.tables().items():
+                write_table(table, run.path, name)
+    return run.out

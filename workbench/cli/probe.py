@@ -1,0 +1,93 @@
+"""`workbench probe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import progress, report
+from workbench.cli.reading import digest, identify, parse_settings
+
+Concepts = Annotated[
+    Path | None,
+    typer.Option("--concepts", help="TOML file of concept sets of your own, beside those that come along."),
+]
+Sets = Annotated[
+    str | None, typer.Option("--sets", help="Names of sets, as months,us_states. [default: all]", metavar="LIST")
+]
+TAKEN = ("templates", "names", "seeds", "seed")
+
+
+def probe(
+    ckpt: options.Checkpoints,
+    out: options.Out = None,
+    concepts: Concepts = None,
+    sets: Sets = None,
+    data: options.Data = "embedded",
+    n_sequences: options.NSequences = 64,
+    n_ctx: options.NCtx = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of a text's states."""
+    from reports.tables import read_table
+    from workbench.data.concepts import choose_sets, read_concepts
+    from workbench.experiments.concepts import check_settings
+    from workbench.experiments.concepts import probe as measure
+    from workbench.experiments.plan import plan_probe
+    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.models.load import load
+
+    extra = parse_settings(settings, measure, taken=TAKEN)
+    check_settings(**extra)
+    offered = read_concepts() + (() if concepts is None else read_concepts(concepts))
+    chosen = choose_sets(offered, None if sets is None else [name.strip() for name in sets.split(",")])
+    models = [load(path, device, dtype) for path in ckpt]
+    reads_text = extra.get("n_points", 1) > 0
+    if dry_run:
+        n_text = n_sequences * window_length(models[0], n_ctx)
+        counts = {name: extra[name] for name in ("n_permutations", "n_points") if name in extra}
+        report(as_json=as_json, facts=plan_probe(models, chosen, n_text, **counts))
+        return
+    texts = [analysis_tokens(m, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed) for m in models if reads_text]
+    path = _run(ckpt, models, chosen, texts, {"seed": seed} | extra, out or Path("runs/probe"), resume)
+    table = "concept_mantel" if (path / "concept_mantel.csv").is_file() else "concept_geometry"
+    report(as_json=as_json, out=path, table=read_table(path, table))
+
+
+def _run(
+    ckpts: list[str], models: list, chosen: tuple, texts: list, config: dict[str, Any], out: Path, resume: bool
+) -> Path:
+    """The run directory, all tables of all models written."""
+    from reports.tables import write_table
+    from workbench.experiments.concepts import probe as measure
+    from workbench.models.load import weights_sha256
+    from workbench.runs import open_run
+
+    known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, models, strict=True)]
+    if len(set(known)) < len(known):  # two that would look alike go by their paths
+        known = [(path, seed) for path, (_, seed) in zip(ckpts, known, strict=True)]
+    record = config | {
+        "verb": "probe",
+        "ckpt": ckpts,
+        "model": [weights_sha256(m) for m in models],
+        "tokens": [digest(t) for t in texts],
+        "concepts": {one.name: one.model_dump(exclude={"name"}, exclude_defaults=True) for one in chosen},
+    }
+    names, seeds = [name for name, _ in known], [seed for _, seed in known]
+    with open_run(out, record, resume=resume, device=models[0].cfg.device, seed=config["seed"]) as run:
+        if not run.is_complete:
+            with progress("probe") as tell:
+                found = measure(models, chosen, texts or None, names=names, seeds=seeds, on_progress=tell, **config)
+            for name, table in found.tables().items():
+                write_table(table, run.path, name)
+    return run.out
