@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig
+from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig, Recurrence
 
 JANUS_SMALL = {
     "normalization_type": "LN",
@@ -19,12 +19,26 @@ JANUS_V3 = {"rotary_adjacent_pairs": True, "tie_word_embeddings": True, "d_mlp":
 KOTODAMA = {"n_key_value_heads": 2, "use_qk_norm": True, "rotary_base": 5e5, "tie_word_embeddings": True, "d_mlp": 88}
 UNTIED = {"d_mlp": 88, "output_logits_soft_cap": 30.0}
 ATTN_RES = KOTODAMA | {"extensions": Extensions(attn_res=AttnRes(boundaries=(0, 2)))}
+EVERYTHING = Recurrence(
+    n_unique=2, n_passes=3, attn_scale=True, mlp_scale=True, residual_mix=True, value_embed="value", resonance=True,
+    carry_rank=4, confidence=True, memory=True, skips="mirror", td_rank=4, exit_gate="act", n_routes=3,
+)  # fmt: skip
+GOLF = {
+    "n_layers": 6, "n_key_value_heads": 2, "use_qk_norm": True, "rotary_base": 5e5, "tie_word_embeddings": True,
+    "act_fn": "relu2", "gated_mlp": False, "d_mlp": 64, "output_logits_soft_cap": 30.0,
+}  # fmt: skip
+RECURRENT = GOLF | {
+    "extensions": Extensions(
+        k_rank=6, q_gain=1.5, embed_norm=True, embed_init=0.1, spectral_init=True, recurrence=EVERYTHING
+    )
+}
 ARCHITECTURES = {
     "janus-small": JANUS_SMALL,
     "janus-v3": JANUS_V3,
     "kotodama": KOTODAMA,
     "untied-softcap": UNTIED,
     "attn-res": ATTN_RES,
+    "recurrent": RECURRENT,
 }
 
 
@@ -41,7 +55,10 @@ def small_model(kind: str, seed: int = 0, **changes) -> HookedLM:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.empty(parameter.shape, dtype=parameter.dtype).normal_(0, 0.2, generator=generator)
-            parameter.copy_(noise + 1 if name.endswith(".w") else noise)
+            if name.startswith("mechanisms.") or name.endswith("q_gain"):  # about their initial values
+                parameter.add_(noise)
+            else:
+                parameter.copy_(noise + 1 if name.endswith(".w") else noise)
     return model
 
 

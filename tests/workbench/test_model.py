@@ -93,7 +93,9 @@ def test_key_value_cache_gives_the_same_logits(kind):
         model(tokens[:, :9], past_kv_cache=cache)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "recurrent"]
+)  # which cuts some gradients: see there
 def test_every_parameter_gets_the_gradient_finite_differences_give(kind):
     model = small_model(kind).double()
     tokens = tokens_for(model, batch=1, pos=6)

@@ -37,6 +37,16 @@ class RoutedStream:
         assert self.partial is not None, "two boundaries with nothing between them"
         return RoutedStream((*self.committed, self.partial), None)
 
+    @property
+    def running(self) -> Float[Tensor, "batch pos d_model"]:
+        """The tensor that sub-layers add to."""
+        assert self.partial is not None, "something has been added since the last commit"
+        return self.partial
+
+    def repeated(self, n: int, running: Float[Tensor, "n_batch pos d_model"]) -> RoutedStream:
+        """This state n times over along the batch, with `running` as the current sum."""
+        return RoutedStream(tuple(v.repeat(n, 1, 1) for v in self.committed), running)
+
     def __add__(self, update: Tensor) -> RoutedStream:
         return RoutedStream(self.committed, update if self.partial is None else self.partial + update)
 

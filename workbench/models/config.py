@@ -116,6 +116,62 @@ class AttnRes(Frozen):
     boundaries: tuple[int, ...] = Field(description="layers at which the partial sum is committed; starts with 0")
 
 
+class Recurrence(Frozen):
+    """Depth recurrence: n_unique blocks run n_passes times, with mechanisms between the passes, each a switch.
+
+    What every mechanism computes stands in `recurrence.py`; turned off, it is absent, which is its identity.
+    """
+
+    n_unique: int = Field(
+        description="blocks with weights of their own; effective layer l uses block l mod n_unique", ge=1
+    )
+    n_passes: int = Field(description="times that the blocks run; n_layers = n_unique · n_passes", ge=1)
+    attn_scale: bool = Field(default=False, description="a scale [d_model] of attention's output, per effective layer")
+    mlp_scale: bool = Field(default=False, description="a scale [d_model] of the MLP's output, per effective layer")
+    residual_mix: bool = Field(default=False, description="layers read m₀x + m₁x₀, x₀ the embedding stream")
+    value_embed: Literal["off", "value", "embed"] = Field(
+        default="off", description="a second token table, added to what V reads (value) or to the embedding (embed)"
+    )
+    resonance: bool = Field(default=False, description="positions that modulate the stream at each pass; d_model even")
+    carry_rank: int | None = Field(
+        default=None, description="rank of the gated carry of the prefix mean; none: off", ge=1
+    )
+    confidence: bool = Field(default=False, description="each pass reads the previous pass's exit gate")
+    memory: bool = Field(default=False, description="each pass reads how far the previous one moved the stream")
+    skips: Literal["off", "mirror"] | tuple[tuple[int, int], ...] = Field(
+        default="off", description="layers whose output a later one adds: mirror (l to n_layers − 1 − l) or pairs"
+    )
+    td_rank: int | None = Field(default=None, description="rank of the temporal-difference correction; none: off", ge=1)
+    exit_gate: Literal["off", "read", "act"] = Field(
+        default="off", description="per token and pass: computed (read), and freezing what has halted (act)"
+    )
+    n_routes: int | None = Field(default=None, description="directions that choose MLP gains; none: off", ge=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recurrence:
+        if self.confidence and self.exit_gate == "off":
+            raise ValueError('confidence: it reads the exit gate, which is off; want exit_gate = "read" or "act"')
+        between = {
+            "carry_rank": self.carry_rank is not None,
+            "confidence": self.confidence,
+            "memory": self.memory,
+            "td_rank": self.td_rank is not None,
+            "exit_gate": self.exit_gate != "off",
+        }
+        on = [name for name, is_on in between.items() if is_on]
+        if self.n_passes < 2 and on:
+            raise ValueError(f"{on[0]}: acts between passes, and n_passes = {self.n_passes}; want 2 or more")
+        return self
+
+    def skip_sources(self, n_layers: int) -> dict[int, int]:
+        """target layer -> the earlier layer whose output it adds."""
+        if self.skips == "off":
+            return {}
+        if self.skips == "mirror":
+            return {n_layers - 1 - source: source for source in range(n_layers // 2)}
+        return {target: source for source, target in self.skips}
+
+
 class Extensions(Frozen):
     """What HookedTransformerConfig has no word for."""
 
@@ -127,6 +183,19 @@ class Extensions(Frozen):
         default=-1.0, description="W_O and W_out start with this times initializer_range; ≤ 0 means 1/√(2·n_layers)"
     )
     attn_res: AttnRes | None = Field(default=None, description="attention residuals; none is the plain stream")
+    recurrence: Recurrence | None = Field(default=None, description="depth recurrence; none: every layer has weights")
+    k_rank: int | None = Field(default=None, description="W_K is a product through this rank; none: full", ge=1)
+    v_rank: int | None = Field(default=None, description="W_V is a product through this rank; none: full", ge=1)
+    q_gain: float | None = Field(
+        default=None, description="initial gain of each head's normalised query, learned; none: no gain", gt=0
+    )
+    embed_norm: bool = Field(default=False, description="RMSNorm without weight on the embedding stream")
+    embed_init: float = Field(
+        default=-1.0, description="W_E starts as N(0, (embed_init/√d_model)²); ≤ 0 means initializer_range"
+    )
+    spectral_init: bool = Field(
+        default=False, description="W_E starts with singular values falling as k^(−1/2), its norm kept"
+    )
 
 
 class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
@@ -149,6 +218,9 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
                 raise ValueError(f"rotary_dim: got {rotary_dim}; want an even number ≤ d_head = {self.d_head}")
         if self.extensions.attn_res is not None:
             check_boundaries(self.extensions.attn_res.boundaries, self.n_layers)
+        check_ranks(self)
+        if self.extensions.recurrence is not None:
+            check_recurrence(self.extensions.recurrence, self)
         return self
 
     @property
@@ -192,6 +264,59 @@ def check_boundaries(boundaries: tuple[int, ...], n_layers: int) -> None:
         raise ValueError(
             f"attn_res.boundaries: got {list(boundaries)}; want layers that rise from 0 and stay below {n_layers}"
         )
+
+
+def check_ranks(cfg: ModelConfig) -> None:
+    """Raise ValueError for a rank above what it factors, and for a q_gain without the norm that it scales."""
+    extensions, width = cfg.extensions, cfg.kv_heads * cfg.d_head
+    for name, rank in (("k_rank", extensions.k_rank), ("v_rank", extensions.v_rank)):
+        if rank is not None and rank > min(cfg.d_model, width):
+            raise ValueError(
+                f"{name}: got {rank}; want at most {min(cfg.d_model, width)}, the smaller of d_model = {cfg.d_model} "
+                f"and kv_heads · d_head = {width}"
+            )
+    if extensions.q_gain is not None and not cfg.use_qk_norm:
+        raise ValueError("q_gain: scales normalised queries, and use_qk_norm is false; want it true, or no q_gain")
+
+
+def check_recurrence(recurrence: Recurrence, cfg: ModelConfig) -> None:
+    """Raise ValueError unless passes, skips and ranks fit the model."""
+    n_layers, d_model = cfg.n_layers, cfg.d_model
+    if recurrence.n_unique * recurrence.n_passes != n_layers:
+        raise ValueError(
+            f"recurrence: {recurrence.n_unique} unique blocks × {recurrence.n_passes} passes are "
+            f"{recurrence.n_unique * recurrence.n_passes} effective layers; want n_layers = {n_layers}"
+        )
+    if cfg.extensions.attn_res is not None:
+        raise ValueError("recurrence: does not go with attn_res; want one of them")
+    for name, rank in (("carry_rank", recurrence.carry_rank), ("td_rank", recurrence.td_rank)):
+        if rank is not None and rank > d_model:
+            raise ValueError(f"recurrence.{name}: got {rank}; want at most d_model = {d_model}")
+    if recurrence.n_routes is not None and recurrence.n_routes > d_model:
+        raise ValueError(f"recurrence.n_routes: got {recurrence.n_routes}; want at most d_model = {d_model}")
+    if recurrence.resonance and d_model % 2:
+        raise ValueError(f"recurrence.resonance: d_model is {d_model}; want an even width, frequencies are doubled")
+    if isinstance(recurrence.skips, str):
+        return
+    for source, target in recurrence.skips:
+        if not 0 <= source < target < n_layers:
+            raise ValueError(
+                f"recurrence.skips: got a skip from layer {source} to {target}; want 0 ≤ source < target < {n_layers}"
+            )
+    if len({target for _, target in recurrence.skips}) < len(recurrence.skips):
+        raise ValueError(f"recurrence.skips: got {list(recurrence.skips)}; want at most one into each layer")
+
+
+def features_of_our_own(cfg: ModelConfig) -> list[str]:
+    """What a model has, attention residuals apart, that no class of TransformerLens or Hugging Face expresses."""
+    extensions = cfg.extensions
+    features = {
+        "depth recurrence (layers that share weights, mechanisms between passes)": extensions.recurrence is not None,
+        "low-rank keys or values": extensions.k_rank is not None or extensions.v_rank is not None,
+        "a gain on normalised queries": extensions.q_gain is not None,
+        "a norm on the embedding stream": extensions.embed_norm,
+    }
+    return [name for name, is_on in features.items() if is_on]
 
 
 def describe_errors(error: ValidationError) -> str:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.models.layers import KeyValueCache
+from workbench.models.recurrence import RecurrentStream
 
 
 @torch.no_grad()
@@ -64,6 +65,8 @@ def _last(state: Any) -> Any:
     """The state at the last position only: the unembedding reads no other."""
     if isinstance(state, Tensor):
         return state[:, -1:]
+    if isinstance(state, RecurrentStream):
+        return RecurrentStream(state.x[:, -1:])
     partial = None if state.partial is None else state.partial[:, -1:]
     return type(state)(tuple(v[:, -1:] for v in state.committed), partial)
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig
+from workbench.models.config import Extensions, ModelConfig, features_of_our_own
 from workbench.models.load import fill
 from workbench.models.transformer import HookedLM
 
@@ -357,7 +357,7 @@ def _refuse(cfg: ModelConfig, pairs: dict[str, bool]) -> None:
         "an attn_scale other than √d_head": abs(cfg.scale - cfg.d_head**0.5) > 1e-9,
         "an unembedding bias": ext.unembed_bias,
     }
-    for what, present in (common | pairs).items():
+    for what, present in (dict.fromkeys(features_of_our_own(cfg), True) | common | pairs).items():
         if present:
             raise ValueError(f"export to Hugging Face: the model has {what}; its Llama, Qwen and GPT-2 classes do not")
 

@@ -140,6 +140,7 @@ class KeyValueCache:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.sums: dict[int, Tensor] = {}  # pass -> Σ over the tokens seen of what its carry reads, [batch d_model]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v behind what layer already holds; return all of both."""
@@ -150,6 +151,14 @@ class KeyValueCache:
         for store, new in zip(self.pairs[layer], (k, v), strict=True):
             store[:, self.length : end] = new
         return self.pairs[layer][0][:, :end], self.pairs[layer][1][:, :end]
+
+    def prefix_sum(self, index: int, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Σ of x over positions up to each one, those of earlier calls for pass `index` included."""
+        sums = x.cumsum(1)
+        if index in self.sums:
+            sums = sums + self.sums[index][:, None]
+        self.sums[index] = sums[:, -1]
+        return sums
 
 
 class Attention(nn.Module):
@@ -169,8 +178,12 @@ class Attention(nn.Module):
         self.W_Q = _head_parameter(h, d, e, cfg.dtype)
         # TransformerLens stores grouped weights as _W_K, _W_V and shows them repeated to all heads as W_K, W_V
         prefix = "_" if self.is_grouped else ""
-        self.register_parameter(prefix + "W_K", _head_parameter(kv, d, e, cfg.dtype))
-        self.register_parameter(prefix + "W_V", _head_parameter(kv, d, e, cfg.dtype))
+        for name, rank in (("W_K", cfg.extensions.k_rank), ("W_V", cfg.extensions.v_rank)):
+            if rank is None:
+                self.register_parameter(prefix + name, _head_parameter(kv, d, e, cfg.dtype))
+                continue
+            self.register_parameter(f"{name}_in", _parameter(d, rank, dtype=cfg.dtype))
+            self.register_parameter(f"{name}_out", _head_parameter(kv, rank, e, cfg.dtype))
         self.W_O = _parameter(h, e, d, dtype=cfg.dtype)
         if cfg.extensions.qkv_bias:
             self.b_Q = _parameter(h, e, dtype=cfg.dtype)
@@ -180,6 +193,8 @@ class Attention(nn.Module):
             self.b_O = _parameter(d, dtype=cfg.dtype)
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = Norm(cfg, e, "RMS"), Norm(cfg, e, "RMS")
+        if cfg.extensions.q_gain is not None:
+            self.q_gain = _parameter(h, dtype=cfg.dtype)
         self.hook_q, self.hook_k, self.hook_v, self.hook_z = HookPoint(), HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()  # [batch head query key], when watched
         self.hook_result = HookPoint()  # [batch pos head d_model], when watched
@@ -187,18 +202,23 @@ class Attention(nn.Module):
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
             self.rotary = Rotary(cfg)
 
-    def __getattr__(self, name: str):  # W_K, W_V, b_K, b_V of grouped attention, repeated to all heads
-        if name in ("W_K", "W_V", "b_K", "b_V") and f"_{name}" in self.__dict__.get("_parameters", {}):
-            stored = self._parameters[f"_{name}"]
-            assert stored is not None
-            return stored.repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=0)
+    def __getattr__(self, name: str):  # W_K, W_V, b_K, b_V of grouped or low-rank attention, repeated to all heads
+        parameters = self.__dict__.get("_parameters", {})
+        if name in ("W_K", "W_V", "b_K", "b_V") and (f"_{name}" in parameters or f"{name}_in" in parameters):
+            return self.stored(name).repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=0)
         return super().__getattr__(name)
 
-    def stored(self, name: str) -> nn.Parameter:
-        """The parameter called W_K, W_V, b_K or b_V as stored: one entry a key/value head."""
-        parameter = self._parameters[f"_{name}" if self.is_grouped else name]
-        assert parameter is not None
-        return parameter
+    def stored(self, name: str) -> Tensor:
+        """W_K, W_V, b_K or b_V with one entry a key/value head: the parameter, or the product of its two factors."""
+        if (inner := self._parameters.get(f"{name}_in")) is not None:
+            return einsum(inner, self.get_parameter(f"{name}_out"), "d rank, head rank e -> head d e")
+        return self.get_parameter(f"_{name}" if self.is_grouped else name)
+
+    def _keys_or_values(self, x: Tensor, which: str) -> Float[Tensor, "batch pos kv_head d_head"]:
+        bias = self.stored(f"b_{which}") if self.cfg.extensions.qkv_bias else None
+        if (inner := self._parameters.get(f"W_{which}_in")) is None:
+            return _project(x, self.stored(f"W_{which}"), bias)
+        return _project(x @ inner.to(_product_dtype(x)), self.get_parameter(f"W_{which}_out"), bias)
 
     def forward(
         self,
@@ -209,11 +229,13 @@ class Attention(nn.Module):
         inputs = x if isinstance(x, tuple) else (x, x, x)
         has_bias = self.cfg.extensions.qkv_bias
         q = self.hook_q(_project(inputs[0], self.W_Q, self.b_Q if has_bias else None))
-        k = self.hook_k(_project(inputs[1], self.stored("W_K"), self.stored("b_K") if has_bias else None))
-        v = self.hook_v(_project(inputs[2], self.stored("W_V"), self.stored("b_V") if has_bias else None))
+        k = self.hook_k(self._keys_or_values(inputs[1], "K"))
+        v = self.hook_v(self._keys_or_values(inputs[2], "V"))
         if self.cfg.use_qk_norm:
             # flat, as TransformerLens does it: the norms' hooks see [batch·pos·head d_head]
             q, k = (norm(t.flatten(0, 2)).view_as(t).to(v.dtype) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+        if self.cfg.extensions.q_gain is not None:
+            q = q * self.q_gain.to(q.dtype)[:, None]
         offset = cache.length if cache is not None else 0
         if self.cfg.positional_embedding_type == "rotary":
             q, k = self.hook_rot_q(self.rotary(q, offset)), self.hook_rot_k(self.rotary(k, offset))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,84 +12,15 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from workbench.models.attn_residuals import RoutedStream, Routing
-from workbench.models.config import ModelConfig
+from workbench.models.block import Block, Blocks, State
+from workbench.models.config import ModelConfig, Recurrence
 from workbench.models.cross_entropy import linear_cross_entropy, softcap
 from workbench.models.hooking import CheckedHooks
-from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, is_watched, per_head_copies
+from workbench.models.layers import KeyValueCache, Norm
+from workbench.models.recurrence import RecurrentStream, reset_mechanisms
+from workbench.models.recurrent import build_chassis
 
-# What flows between blocks: the plain residual stream [batch pos d_model], or the sums that routing chooses from.
-State = Tensor | RoutedStream
 ReturnType = Literal["logits", "loss", "both"] | None
-
-
-class Block(nn.Module):
-    """One layer: attention, then feed-forward, each reading from the state and adding to it."""
-
-    def __init__(self, cfg: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.cfg, self.layer = cfg, layer
-        self.ln1, self.attn = Norm(cfg), Attention(cfg, layer)
-        self.ln2, self.mlp = Norm(cfg), MLP(cfg)
-        self.hook_attn_in, self.hook_q_input = HookPoint(), HookPoint()  # [batch pos head d_model], when watched
-        self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint()  # likewise; kv heads
-        self.hook_mlp_in = HookPoint()  # [batch pos d_model]
-        self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()  # [batch pos d_model]
-        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
-        if cfg.extensions.attn_res is not None:
-            self.is_boundary = layer in cfg.extensions.attn_res.boundaries
-            self.route_attn, self.route_mlp = Routing(cfg), Routing(cfg)
-            self.hook_route_attn, self.hook_route_mlp = HookPoint(), HookPoint()  # [batch pos source]
-
-    def forward(self, state: State, cache: KeyValueCache | None = None, read_out: Callable | None = None) -> State:
-        """The state after this layer. `read_out` turns a routed state into the stream hook_resid_post shows."""
-        return self.feed_forward(self.attend(state, cache), read_out)
-
-    def attend(self, state: State, cache: KeyValueCache | None = None) -> State:
-        """The state after the attention sub-layer: what `feed_forward` continues from."""
-        if isinstance(state, RoutedStream):
-            resid_pre = self.hook_resid_pre(self.route_attn(state, self.hook_route_attn))
-            state = state.commit() if self.is_boundary else state
-            return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
-        resid_pre = self.hook_resid_pre(state)
-        attn_out = self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
-        return resid_pre + attn_out
-
-    def feed_forward(self, state: State, read_out: Callable | None = None) -> State:
-        """The state after the feed-forward sub-layer, from the one `attend` returns."""
-        if isinstance(state, RoutedStream):
-            resid_mid = self.hook_resid_mid(self.route_mlp(state, self.hook_route_mlp))
-            state = state + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
-            if read_out is not None and is_watched(self.hook_resid_post):
-                self.hook_resid_post(read_out(state))
-            return state
-        resid_mid = self.hook_resid_mid(state)
-        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
-        return self.hook_resid_post(resid_mid + mlp_out)
-
-    def _attn_input(self, resid_pre: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
-        if not is_watched(self.hook_attn_in, *points):
-            return self.ln1(resid_pre)
-        shared = resid_pre
-        if is_watched(self.hook_attn_in):
-            shared = self.hook_attn_in(per_head_copies(resid_pre, self.cfg.n_heads))
-        inputs = []
-        for point, n_heads in zip(points, (self.cfg.n_heads, self.cfg.kv_heads, self.cfg.kv_heads), strict=True):
-            x = shared if shared.ndim == 3 else shared[:, :, :: self.cfg.n_heads // n_heads]
-            if is_watched(point):
-                x = point(x if x.ndim == 4 else per_head_copies(x, n_heads))
-            inputs.append(self.ln1(x))
-        return inputs[0], inputs[1], inputs[2]
-
-
-class Blocks(nn.ModuleList):
-    """A ModuleList that says what it holds."""
-
-    if TYPE_CHECKING:
-
-        def __iter__(self) -> Iterator[Block]: ...
-
-        def __getitem__(self, idx: int) -> Block: ...  # type: ignore[override]
 
 
 class Embed(nn.Module):
@@ -145,7 +76,10 @@ class HookedLM(CheckedHooks):
         self.embed, self.hook_embed = Embed(cfg), HookPoint()
         if cfg.positional_embedding_type == "standard":
             self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
-        self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
+        if cfg.extensions.recurrence is None:
+            self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
+        else:
+            build_chassis(self, cfg, cfg.extensions.recurrence)
         if cfg.extensions.attn_res is not None:
             self.route_final, self.hook_route_final = Routing(cfg), HookPoint()
         self.ln_final, self.unembed = Norm(cfg), Unembed(cfg)
@@ -164,6 +98,7 @@ class HookedLM(CheckedHooks):
         tokens: Int[Tensor, "batch pos"] | None = None,
         loss_mask: Tensor | None = None,
         z_loss: float = 0.0,
+        entropy_bonus: float = 0.0,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
@@ -177,6 +112,7 @@ class HookedLM(CheckedHooks):
             tokens: the ids to score when `start_at_layer` is given and a loss is wanted.
             loss_mask: [batch, pos − 1], which predictions the mean counts.
             z_loss: weight of logsumexp² added to the loss.
+            entropy_bonus: weight of the predictions' entropy taken from the loss.
             start_at_layer: layer to begin at (negative from the end); 0 needs the embedded state.
             stop_at_layer: return the state entering this layer, before any norm.
             past_kv_cache: `KeyValueCache` to read and extend; `input` then holds only the new tokens.
@@ -191,24 +127,40 @@ class HookedLM(CheckedHooks):
             tokens = self._checked(input, past_kv_cache)
             state: State = self.embed_state(tokens, past_kv_cache.length if past_kv_cache is not None else 0)
         else:
-            state = input  # type: ignore[assignment]
+            state = self._checked_state(input)
         for layer in range(start, stop):
             state = self.blocks[layer](state, past_kv_cache, self.read_out)
         if past_kv_cache is not None and tokens is not None:
             past_kv_cache.length += tokens.shape[1]
         if stop_at_layer is not None or return_type is None:
             return state
-        return self._finish(state, tokens, return_type, loss_per_token, loss_mask, z_loss)
+        extras = {"loss_mask": loss_mask, "z_loss": z_loss, "entropy_bonus": entropy_bonus}
+        return self._finish(state, tokens, return_type, per_token=loss_per_token, **extras)
 
     def embed_state(self, tokens: Int[Tensor, "batch pos"], offset: int = 0) -> State:
         """The state entering layer 0."""
         x = self.hook_embed(self.embed(tokens))
         if self.cfg.positional_embedding_type == "standard":
             x = x + self.hook_pos_embed(self.pos_embed(tokens, offset))
-        return x if self.cfg.extensions.attn_res is None else RoutedStream((), x)
+        extensions = self.cfg.extensions
+        if extensions.recurrence is not None:
+            return self._recurrent_state(x, tokens, extensions.recurrence)
+        x = self._normed(x)
+        return x if extensions.attn_res is None else RoutedStream((), x)
+
+    def _recurrent_state(self, x: Tensor, tokens: Tensor, recurrence: Recurrence) -> RecurrentStream:
+        second = self.mechanisms["value_embed"](tokens) if recurrence.value_embed != "off" else None  # type: ignore[index]
+        x = self._normed(x + second if second is not None and recurrence.value_embed == "embed" else x)
+        x0 = x if recurrence.residual_mix else None
+        return RecurrentStream(x, x0, second if recurrence.value_embed == "value" else None)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], None, self.cfg.eps) if self.cfg.extensions.embed_norm else x
 
     def read_out(self, state: State) -> Float[Tensor, "batch pos d_model"]:
         """The stream that the unembedding would read if the model stopped at this state, before the final norm."""
+        if isinstance(state, RecurrentStream):
+            return state.x
         return self.route_final(state, self.hook_route_final) if isinstance(state, RoutedStream) else state
 
     def to_logits(self, state: State) -> Float[Tensor, "batch pos d_vocab"]:
@@ -224,6 +176,7 @@ class HookedLM(CheckedHooks):
         per_token: bool = False,
         loss_mask: Tensor | None = None,
         z_loss: float = 0.0,
+        entropy_bonus: float = 0.0,
     ) -> Tensor:
         """Next-token loss of a state after the last layer, by chunked cross-entropy: scalar, or [batch, pos − 1]."""
         x = self.ln_final(self.read_out(state))[:, :-1]
@@ -238,11 +191,12 @@ class HookedLM(CheckedHooks):
             weights=weights,
             soft_cap=self.cfg.output_logits_soft_cap,
             z_loss=z_loss,
+            entropy_bonus=entropy_bonus,
             per_row=per_token,
         )
         return loss.unflatten(0, x.shape[:2]) if per_token else loss
 
-    def _finish(self, state, tokens, return_type, loss_per_token, loss_mask, z_loss) -> Any:
+    def _finish(self, state, tokens, return_type, **settings: Any) -> Any:
         if return_type == "logits":
             return self.to_logits(state)
         if return_type not in ("loss", "both"):
@@ -251,7 +205,7 @@ class HookedLM(CheckedHooks):
             raise ValueError("return_type='loss' with start_at_layer: no tokens given; want tokens=[batch pos]")
         if tokens.shape[1] < 2:
             raise ValueError(f"loss: got {tokens.shape[1]} token a sequence; want at least 2")
-        loss = self.state_loss(state, tokens, per_token=loss_per_token, loss_mask=loss_mask, z_loss=z_loss)
+        loss = self.state_loss(state, tokens, **settings)
         return loss if return_type == "loss" else (self.to_logits(state), loss)
 
     def _layer(self, layer: int | None, default: int) -> int:
@@ -277,6 +231,15 @@ class HookedLM(CheckedHooks):
                 wrong = low if low < 0 else high
                 raise ValueError(f"tokens: got id {wrong}; want 0 ≤ id < d_vocab = {self.cfg.d_vocab}")
         return tokens.long()
+
+    def _checked_state(self, state: Any) -> State:
+        wanted = RecurrentStream if self.cfg.extensions.recurrence is not None else None
+        if wanted is not None and not isinstance(state, wanted):
+            raise ValueError(
+                f"start_at_layer: got a {type(state).__name__}; want a state from stop_at_layer or embed_state, "
+                "which holds what the passes of a recurrent model left behind"
+            )
+        return state
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -356,18 +319,36 @@ class HookedLM(CheckedHooks):
 def initialize(model: HookedLM, generator: torch.Generator) -> None:
     """Draw all weights: N(0, initializer_range), residual writers W_O and W_out scaled down, norms one, the rest zero.
 
-    Routing queries start at zero, so a fresh attention-residual model averages its sources.
+    Routing queries start at zero, so a fresh attention-residual model averages its sources. The mechanisms of a
+    recurrent model have initial values of their own, drawn last: with or without one, all else starts the same.
     """
-    cfg = model.cfg
+    cfg, extensions = model.cfg, model.cfg.extensions
     scale = cfg.extensions.residual_init_scale
     scale = scale if scale > 0 else (2 * cfg.n_layers) ** -0.5
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
+        if name.startswith("mechanisms."):
+            continue
         if leaf == "w":
             parameter.fill_(1.0)
+        elif leaf == "q_gain":
+            parameter.fill_(extensions.q_gain or 1.0)
         elif leaf.lstrip("_").startswith("W_"):
             deviation = cfg.initializer_range * (scale if leaf in ("W_O", "W_out") else 1.0)
             draw = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
             parameter.copy_(draw)
         else:
             parameter.zero_()
+    if extensions.embed_init > 0:
+        model.W_E.mul_(extensions.embed_init * cfg.d_model**-0.5 / cfg.initializer_range)
+    if extensions.spectral_init:
+        model.W_E.copy_(fall_off(model.W_E))
+    if extensions.recurrence is not None:
+        reset_mechanisms(model.mechanisms, generator)  # type: ignore[arg-type]
+
+
+def fall_off(W: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """W with its singular vectors and Frobenius norm, and singular values proportional to k^(−1/2), k = 1, 2, …"""
+    U, sigma, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    wanted = torch.arange(1, len(sigma) + 1, dtype=sigma.dtype, device=sigma.device) ** -0.5
+    return (U * (wanted * sigma.norm() / wanted.norm()) @ Vh).to(W.dtype)

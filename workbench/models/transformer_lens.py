@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import ModelConfig
+from workbench.models.config import ModelConfig, features_of_our_own
 from workbench.models.transformer import HookedLM
 
 CONFIG, WEIGHTS = "hooked_transformer_config.json", "model.safetensors"
@@ -23,8 +23,10 @@ def to_config(cfg: ModelConfig) -> dict[str, Any]:
     """The fields of a HookedTransformerConfig that builds this architecture, JSON-ready.
 
     Raises:
-        ValueError: the class has no word for attention residuals.
+        ValueError: the class has no word for attention residuals, depth recurrence, low-rank keys or query gains.
     """
+    for feature in features_of_our_own(cfg):
+        raise ValueError(f"export to TransformerLens: the model has {feature}; HookedTransformer has no word for it")
     if cfg.extensions.attn_res is not None:
         raise ValueError(
             "export to TransformerLens: the model has attention residuals; HookedTransformer has only the plain stream"

@@ -1,0 +1,88 @@
+"""One layer, attention then feed-forward, over a residual state: the plain stream, or the sums that routing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from workbench.models.attn_residuals import RoutedStream, Routing
+from workbench.models.config import ModelConfig
+from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, is_watched, per_head_copies
+from workbench.models.recurrence import RecurrentStream
+
+# What flows between blocks: the plain residual stream [batch pos d_model], the sums that routing chooses from, or a
+# stream with what its passes left behind.
+State = Tensor | RoutedStream | RecurrentStream
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each reading from the state and adding to it."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.cfg, self.layer = cfg, layer
+        self.ln1, self.attn = Norm(cfg), Attention(cfg, layer)
+        self.ln2, self.mlp = Norm(cfg), MLP(cfg)
+        self.hook_attn_in, self.hook_q_input = HookPoint(), HookPoint()  # [batch pos head d_model], when watched
+        self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint()  # likewise; kv heads
+        self.hook_mlp_in = HookPoint()  # [batch pos d_model]
+        self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()  # [batch pos d_model]
+        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
+        if cfg.extensions.attn_res is not None:
+            self.is_boundary = layer in cfg.extensions.attn_res.boundaries
+            self.route_attn, self.route_mlp = Routing(cfg), Routing(cfg)
+            self.hook_route_attn, self.hook_route_mlp = HookPoint(), HookPoint()  # [batch pos source]
+
+    def forward(self, state: State, cache: KeyValueCache | None = None, read_out: Callable | None = None) -> State:
+        """The state after this layer. `read_out` turns a routed state into the stream hook_resid_post shows."""
+        return self.feed_forward(self.attend(state, cache), read_out)
+
+    def attend(self, state: State, cache: KeyValueCache | None = None) -> State:
+        """The state after the attention sub-layer: what `feed_forward` continues from."""
+        if isinstance(state, RoutedStream):
+            resid_pre = self.hook_resid_pre(self.route_attn(state, self.hook_route_attn))
+            state = state.commit() if self.is_boundary else state
+            return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
+        resid_pre = self.hook_resid_pre(state)
+        attn_out = self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
+        return resid_pre + attn_out
+
+    def feed_forward(self, state: State, read_out: Callable | None = None) -> State:
+        """The state after the feed-forward sub-layer, from the one `attend` returns."""
+        if isinstance(state, RoutedStream):
+            resid_mid = self.hook_resid_mid(self.route_mlp(state, self.hook_route_mlp))
+            state = state + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+            if read_out is not None and is_watched(self.hook_resid_post):
+                self.hook_resid_post(read_out(state))
+            return state
+        resid_mid = self.hook_resid_mid(state)
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+        return self.hook_resid_post(resid_mid + mlp_out)
+
+    def _attn_input(self, resid_pre: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not is_watched(self.hook_attn_in, *points):
+            return self.ln1(resid_pre)
+        shared = resid_pre
+        if is_watched(self.hook_attn_in):
+            shared = self.hook_attn_in(per_head_copies(resid_pre, self.cfg.n_heads))
+        inputs = []
+        for point, n_heads in zip(points, (self.cfg.n_heads, self.cfg.kv_heads, self.cfg.kv_heads), strict=True):
+            x = shared if shared.ndim == 3 else shared[:, :, :: self.cfg.n_heads // n_heads]
+            if is_watched(point):
+                x = point(x if x.ndim == 4 else per_head_copies(x, n_heads))
+            inputs.append(self.ln1(x))
+        return inputs[0], inputs[1], inputs[2]
+
+
+class Blocks(nn.ModuleList):
+    """A ModuleList that says what it holds."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+        def __getitem__(self, idx: int) -> Block: ...  # type: ignore[override]
