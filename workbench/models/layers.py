@@ -104,7 +104,11 @@ class Rotary(nn.Module):
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
         cos, sin = (t[offset : offset + n, None, :] for t in self.cos_sin(offset + n, x.device, wide))
         turned, rest = x[..., : self.dim], x[..., self.dim :]
-        if self.adjacent:
+        if self.adjacent and not torch.compiler.is_compiling():  # the compiler has no complex numbers
+            # an adjacent pair is a complex number in memory: one product turns it, where four and two sums would
+            pairs = torch.view_as_complex(turned.to(wide).unflatten(-1, (-1, 2)))
+            turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+        elif self.adjacent:
             a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
         else:
@@ -226,7 +230,8 @@ class Attention(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attention of normalised input x; a triple gives q, k, v their own inputs, [batch pos head d_model] each."""
-        inputs = x if isinstance(x, tuple) else (x, x, x)
+        # under autocast each of three products would cast x for itself, and keep its own copy for the backward pass
+        inputs = x if isinstance(x, tuple) else (x.to(_product_dtype(x)),) * 3
         has_bias = self.cfg.extensions.qkv_bias
         q = self.hook_q(_project(inputs[0], self.W_Q, self.b_Q if has_bias else None))
         k = self.hook_k(self._keys_or_values(inputs[1], "K"))
@@ -327,6 +332,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         biased = self.cfg.extensions.mlp_bias
+        x = x.to(_product_dtype(x))  # once for both products
         if self.cfg.gated_mlp:
             pre = self.hook_pre(x @ self.W_gate)
             post = self.act(pre) * self.hook_pre_linear(x @ self.W_in)
