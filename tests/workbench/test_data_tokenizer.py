@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from workbench.data.corpus import EMBEDDED, read_documents, split_documents
-from workbench.data.tokenizer import END_OF_TEXT, eot_id, load_tokenizer, train_bpe, vocabulary_size
+from workbench.data.tokenizer import END_OF_TEXT, _first_entries, eot_id, load_tokenizer, train_bpe, vocabulary_size
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,20 @@ def test_provenance_names_every_embedded_file() -> None:
     text = (EMBEDDED / "PROVENANCE.md").read_text()
     for file in EMBEDDED.iterdir():
         assert file.name == "PROVENANCE.md" or f"`{file.name}`" in text
+
+
+def test_the_first_entries_are_what_training_with_fewer_gives():
+    texts = ["the cat and the hat and the bat", "a cat sat on the mat", "that hat"] * 3
+    few, many = train_bpe(texts, 270), train_bpe(texts, 290)
+    stopped = _first_entries(many, 270)
+    assert stopped.get_vocab() == few.get_vocab()
+    assert all(stopped.encode(text).ids == few.encode(text).ids for text in texts)
+    tokenizer = load_tokenizer("embedded-1024")
+    assert vocabulary_size(tokenizer) == 1024
+    text = "Depth recurrence – naïve, <|endoftext|> and all."
+    tokenizer.encode_special_tokens = True
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    with pytest.raises(ValueError, match="embedded-256; want 257"):
+        load_tokenizer("embedded-256")
+    with pytest.raises(ValueError, match="embedded-5000; want 257"):
+        load_tokenizer("embedded-5000")

@@ -37,7 +37,8 @@ def test_every_recipe_loads_under_its_own_name_and_reads_back(name):
     assert parse_recipe(tomllib.loads(tomli_w.dumps(settings))) == recipe
     if name.endswith("-nano"):
         assert recipe.data.source == recipe.data.tokenizer == "embedded"
-        assert recipe.model.n_layers in range(4, 7)
+        # the recurrent one keeps its three passes over three blocks
+        assert recipe.model.n_layers in (range(4, 7) if recipe.model.extensions.recurrence is None else (9,))
         assert (recipe.model.d_model, recipe.model.d_vocab) == (128, 4096)
         assert recipe.model.n_ctx in (128, 256)
 
@@ -56,6 +57,26 @@ def test_parameter_counts(name, with_tables, without):
     )
     assert model.n_parameters() / 1e6 == pytest.approx(with_tables, abs=0.02)
     assert model.n_parameters(embeddings=False) / 1e6 == pytest.approx(without, abs=0.005)
+
+
+def test_numbers_of_the_recurrent_model():
+    full, nano = load_recipe("recurrent-golf"), load_recipe("recurrent-nano")
+    assert HookedLM(full.model, seed=None).n_parameters() / 1e6 == pytest.approx(12.8, abs=0.05)
+    phase = full.phases[0]
+    assert (phase.n_steps, n_tokens_per_step(full, 0)) == (6956, 524_288)
+    assert phase.optimizer.muon is not None
+    muon, adam, aux = phase.optimizer.muon, phase.optimizer.adamw, phase.auxiliary
+    assert (muon.lr, muon.weight_decay, muon.momentum_start, muon.momentum) == (0.04, 0.01, 0.85, 0.95)
+    assert (muon.n_momentum_steps, adam.embed_lr, adam.lr, adam.weight_decay) == (500, 0.05, 0.04, 0.0)
+    assert aux is not None
+    assert (aux.td, aux.gate_entropy, aux.thermodynamic, aux.temperature) == (0.001, 0.005, 0.05, 0.5)
+    assert (aux.n_temperature_steps, aux.compression > 0) == (5000, True)
+    for recipe in (full, nano):
+        recurrence = recipe.model.extensions.recurrence
+        assert recurrence is not None
+        assert (recurrence.n_unique, recurrence.n_passes) == (3, 3)
+        off = {k for k, v in recurrence.model_dump().items() if v in (False, None, "off")}
+        assert not off, "every mechanism is switched on"
 
 
 def test_routing_adds_its_parameters():

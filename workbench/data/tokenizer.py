@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
 import re
@@ -17,6 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 # what families call the token that ends a document, in the order in which they are looked for
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")
 MAX_TOKENIZER_BYTES = 512 << 20
+_EMBEDDED_PART = re.compile(r"^embedded-(\d{3,4})$")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -46,9 +48,10 @@ def train_bpe(texts: Iterable[str], d_vocab: int = 4096) -> Tokenizer:
 def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of `source`, with neither truncation nor padding.
 
-    source: "embedded" (4,096 entries, trained on the embedded text), "gpt2" (50,257 entries, comes with the package),
-    a tokenizer.json file (also .xz), a folder that holds one, or a name on the Hugging Face hub (with or without
-    "hub:"), the only one that uses the network.
+    source: "embedded" (4,096 entries, trained on the embedded text), "embedded-N" (its first N, 257 to 4,096: what
+    training with N entries gives, since merges are chosen one after another), "gpt2" (50,257 entries, comes with the
+    package), a tokenizer.json file (also .xz), a folder that holds one, or a name on the Hugging Face hub (with or
+    without "hub:"), the only one that uses the network.
 
     Raises ValueError if there is none, or it cannot be read.
     """
@@ -59,6 +62,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
         # the file of GPT-2 lists its end of text among the words; written in a text it must not end the text
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         return tokenizer
+    if match := _EMBEDDED_PART.match(name):
+        return _first_entries(load_tokenizer("embedded"), int(match[1]))
     path = Path(name).expanduser()
     if name and not name.startswith("hub:") and "\0" not in name and path.exists():
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -84,6 +89,18 @@ def eot_id(tokenizer: Tokenizer) -> int:
 def vocabulary_size(tokenizer: Tokenizer) -> int:
     """The number of rows that an embedding needs: the largest id plus one (ids may have gaps)."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def _first_entries(tokenizer: Tokenizer, d_vocab: int) -> Tokenizer:
+    """A byte-level BPE tokenizer stopped at d_vocab entries."""
+    full, least = vocabulary_size(tokenizer), 257
+    if not least <= d_vocab <= full:
+        raise ValueError(f"tokenizer: embedded-{d_vocab}; want {least} (the bytes and {END_OF_TEXT}) to {full} entries")
+    parts = json.loads(tokenizer.to_str())
+    model = parts["model"]
+    model["vocab"] = {entry: i for entry, i in model["vocab"].items() if i < d_vocab}
+    model["merges"] = model["merges"][: d_vocab - least]
+    return Tokenizer.from_str(json.dumps(parts))
 
 
 def _read(file: Path) -> Tokenizer:

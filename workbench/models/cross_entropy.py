@@ -23,8 +23,11 @@ def _slices(n_rows: int, n_columns: int) -> list[slice]:
     return [slice(i, min(i + step, n_rows)) for i in range(0, n_rows, step)]
 
 
-def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float):
-    """(losses [rows], e, total, lse, slope): e = exp(logits − max), total = Σ e, slope = d capped / d raw or None."""
+def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float, bonus: float = 0.0):
+    """(losses [rows], e, total, lse, slope, surprise).
+
+    e = exp(logits − max), total = Σ e, slope = d capped / d raw or None, surprise = log p + H or None without a bonus.
+    """
     logits = (x @ W if b is None else torch.addmm(b, x, W)).float()
     slope = None
     if cap > 0:
@@ -33,31 +36,44 @@ def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: fl
         logits *= cap
     picked = logits.gather(1, targets[:, None]).squeeze(1)
     top = logits.amax(-1)
-    e = logits.sub_(top[:, None]).exp_()
+    surprise = logits.sub_(top[:, None]).clone() if bonus else None
+    e = logits.exp_()
     total = e.sum(-1)
     lse = total.log() + top
     loss = lse - picked
-    return (loss + z * lse.square() if z else loss), e, total, lse, slope
+    if z:
+        loss = loss + z * lse.square()
+    if surprise is not None:
+        log_total = total.log()
+        entropy = log_total - (e * surprise).sum(-1) / total
+        loss = loss - bonus * entropy
+        surprise += (entropy - log_total)[:, None]
+    return loss, e, total, lse, slope, surprise
 
 
-def _logit_gradient(e, total, lse, slope, targets: Tensor, weights: Tensor, z: float) -> Tensor:
+def _logit_gradient(e, total, lse, slope, surprise, targets: Tensor, weights: Tensor, z: float, bonus: float) -> Tensor:
     """weights · d loss / d raw logits, [rows vocab], written over e."""
-    factor = weights * (1 + 2 * z * lse) if z else weights
-    e *= (factor / total)[:, None]
+    factor = 1 + 2 * z * lse if z else torch.ones_like(lse)
+    if surprise is None:
+        e *= (weights * factor / total)[:, None]
+    else:  # d(−H)/d logit = p (log p + H)
+        e *= surprise.mul_(bonus).add_(factor[:, None]).mul_((weights / total)[:, None])
     e.scatter_add_(1, targets[:, None], -weights[:, None])
     return e if slope is None else e.mul_(slope)
 
 
-def _gradients(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights: Tensor, cap: float, z: float):
+def _gradients(
+    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights: Tensor, cap: float, z: float, bonus: float
+):
     """(Σ weights·loss, grad x, grad W, grad b), one chunk of logits at a time."""
     loss_sum = torch.zeros((), dtype=torch.float32, device=x.device)
     grad_x = torch.empty_like(x)
     grad_W: Tensor | None = None
     grad_b = None if b is None else torch.zeros_like(b, dtype=torch.float32)
     for rows in _slices(len(x), W.shape[1]):
-        loss, e, total, lse, slope = _row_losses(x[rows], W, b, targets[rows], cap, z)
+        loss, e, total, lse, slope, surprise = _row_losses(x[rows], W, b, targets[rows], cap, z, bonus)
         loss_sum += loss @ weights[rows]
-        d = _logit_gradient(e, total, lse, slope, targets[rows], weights[rows], z)
+        d = _logit_gradient(e, total, lse, slope, surprise, targets[rows], weights[rows], z, bonus)
         if grad_b is not None:
             grad_b += d.sum(0)
         d = d.to(x.dtype)
@@ -75,31 +91,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Per-row loss of x W + b against targets; the backward recomputes each chunk's logits instead of keeping them."""
 
     @staticmethod
-    def forward(ctx, x, W, b, targets, cap, z):  # type: ignore[override]
+    def forward(ctx, x, W, b, targets, *settings):  # type: ignore[override]
         ctx.save_for_backward(x, W, b, targets)
-        ctx.settings = (cap, z)
+        ctx.settings = settings
         slices = _slices(len(x), W.shape[1])
-        return torch.cat([_row_losses(x[rows], W, b, targets[rows], cap, z)[0] for rows in slices])
+        return torch.cat([_row_losses(x[rows], W, b, targets[rows], *settings)[0] for rows in slices])
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         x, W, b, targets = ctx.saved_tensors
         _, *gradients = _gradients(x, W, b, targets, grad.float(), *ctx.settings)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 class _WeightedLinearCrossEntropy(torch.autograd.Function):
     """Weighted sum of row losses; gradients are made in the forward pass, where the logits already exist."""
 
     @staticmethod
-    def forward(ctx, x, W, b, targets, weights, cap, z):  # type: ignore[override]
-        loss_sum, *gradients = _gradients(x, W, b, targets, weights, cap, z)
+    def forward(ctx, x, W, b, targets, weights, *settings):  # type: ignore[override]
+        loss_sum, *gradients = _gradients(x, W, b, targets, weights, *settings)
         ctx.save_for_backward(*gradients)
         return loss_sum
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None
+        return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -111,9 +127,11 @@ def linear_cross_entropy(
     weights: Float[Tensor, "rows"] | None = None,
     soft_cap: float = -1.0,
     z_loss: float = 0.0,
+    entropy_bonus: float = 0.0,
     per_row: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "rows"]:
-    """Return cross-entropy in nats of softmax(cap(x W_U + b_U)) against targets, plus z_loss·logsumexp².
+    """Return cross-entropy in nats of softmax(cap(x W_U + b_U)) against targets, plus z_loss·logsumexp², less
+    entropy_bonus·H of the prediction.
 
     Logits exist for one chunk of rows at a time. `per_row` gives one loss a row and recomputes a chunk's logits in
     the backward pass; otherwise the result is Σ weights·loss (weights default to 1/rows) and the gradients are made
@@ -126,26 +144,31 @@ def linear_cross_entropy(
         weights: share of each row in the mean, e.g. mask / mask.sum(); must not need a gradient.
         soft_cap: c of c·tanh(logit/c), ≤ 0 for none.
         z_loss: weight of logsumexp² (Chowdhery et al. 2022), 0 for none.
+        entropy_bonus: weight of the prediction's entropy H = −Σ p ln p, which the loss is lessened by.
     """
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
     W = W_U.to(x.dtype)
     b = None if b_U is None else b_U.to(x.dtype)
+    settings = (soft_cap, z_loss, entropy_bonus)
     with torch.autocast(device_type, enabled=False):
         if x.dtype == torch.float64:  # the oracle's path: plain autograd, nothing fused
             logits = softcap(x @ W if b is None else x @ W + b, soft_cap)
             lse = torch.logsumexp(logits, dim=-1)
             loss = lse - logits.gather(1, targets[:, None]).squeeze(1) + z_loss * lse.square()
+            if entropy_bonus:
+                log_p = logits - lse[:, None]
+                loss = loss + entropy_bonus * (log_p.exp() * log_p).sum(-1)
             if per_row:
                 return loss
             return loss.mean() if weights is None else loss @ weights.double()
         if per_row:
-            return _LinearCrossEntropy.apply(x, W, b, targets, soft_cap, z_loss)  # type: ignore[no-any-return]
+            return _LinearCrossEntropy.apply(x, W, b, targets, *settings)  # type: ignore[no-any-return]
         if weights is None:
             weights = torch.full((len(x),), 1 / max(1, len(x)), dtype=torch.float32, device=x.device)
         if not torch.is_grad_enabled():
             slices = _slices(len(x), W.shape[1])
-            losses = [_row_losses(x[rows], W, b, targets[rows], soft_cap, z_loss)[0] @ weights[rows] for rows in slices]
+            losses = [_row_losses(x[rows], W, b, targets[rows], *settings)[0] @ weights[rows] for rows in slices]
             return torch.stack(losses).sum()
-        return _WeightedLinearCrossEntropy.apply(x, W, b, targets, weights.float(), soft_cap, z_loss)  # type: ignore[no-any-return]
+        return _WeightedLinearCrossEntropy.apply(x, W, b, targets, weights.float(), *settings)  # type: ignore[no-any-return]

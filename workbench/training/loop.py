@@ -177,7 +177,7 @@ class Trainer:
         weight = self._pressure.start(step) if self._pressure else 0.0
         parts = []
         for _ in range(phase.n_accumulation):
-            part = objective(self.model, self._source.next_batch(), phase, weight, self.autocast)
+            part = objective(self.model, self._source.next_batch(), phase, weight, self.autocast, step)
             (part.total / phase.n_accumulation).backward()
             parts.append(part)
         limit = phase.clip_norm or math.inf

@@ -13,7 +13,8 @@ from torch import Tensor
 from probes.ranks import ranks_of_spectrum
 from workbench.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models import HookedLM, ModelConfig
-from workbench.training.optimizers import MATRIX_LAYOUT, is_hidden_matrix, to_matrix
+from workbench.models.recurrence import exit_depth
+from workbench.training.optimizers import MATRIX_LAYOUT, to_matrix
 from workbench.training.recipe import MonitorConfig
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
@@ -28,10 +29,20 @@ def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]
     names = ["sigma_z", "sigma_pattern", "sigma_residual"]
     if monitor.use_attention:
         names += ["head_entropy", "head_entropy_std", "bos_mass"]
-    if monitor.use_ranks:
-        matrices = [m for m in MATRIX_LAYOUT if m != "W_gate" or cfg.gated_mlp]
-        names += [f"{rank}.{matrix}" for matrix in matrices for rank in RANKS]
-    return tuple(f"{name}.{layer}" for name in names for layer in range(cfg.n_layers))
+    stored = [f"{rank}.{matrix}" for matrix in _matrices(cfg) for rank in RANKS] if monitor.use_ranks else []
+    recurrence = cfg.extensions.recurrence
+    n_stored = cfg.n_layers if recurrence is None else recurrence.n_unique
+    per_layer = tuple(f"{name}.{layer}" for name in names for layer in range(cfg.n_layers))
+    per_layer += tuple(f"{name}.{layer}" for name in stored for layer in range(n_stored))
+    has_gate = recurrence is not None and recurrence.exit_gate != "off"
+    return (*per_layer, "exit_depth") if has_gate else per_layer
+
+
+def _matrices(cfg: ModelConfig) -> list[str]:
+    """The hidden matrices that every stored block has whole."""
+    extensions = cfg.extensions
+    absent = {"W_gate": not cfg.gated_mlp, "W_K": extensions.k_rank is not None, "W_V": extensions.v_rank is not None}
+    return [name for name in MATRIX_LAYOUT if not absent.get(name)]
 
 
 def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorConfig) -> dict[str, float]:
@@ -41,19 +52,24 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     attention maps held stay small; sums are float64, so the split does not show.
     """
     found = _redundancy(model, tokens, monitor.use_attention)
+    gates = [name for name in model.hook_dict if name.endswith("hook_exit_gate")]
+    if gates:
+        _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None)
+        found["exit_depth"] = float(exit_depth([cache[name].double() for name in gates]).mean())
     if monitor.use_ranks:
         found |= weight_ranks(model)
     return found
 
 
 def weight_ranks(model: HookedLM) -> dict[str, float]:
-    """`{rank}.{matrix}.{layer}` for the ranks of every hidden matrix (all heads as one), e.g. `nuclear_rank.W_O.3`.
+    """`{rank}.{matrix}.{layer}` for the ranks of every hidden matrix (all heads as one), e.g. `nuclear_rank.W_O.3`;
+    in a recurrent model of the unique blocks, as stored.
 
     Singular values in float64, through the Gram matrix where its condition allows, else by SVD.
     """
     found: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if is_hidden_matrix(name):
+        if name.rsplit(".", 1)[-1].lstrip("_") in MATRIX_LAYOUT:
             _, layer, *_, leaf = name.split(".")
             found[leaf.lstrip("_")].append((int(layer), to_matrix(name, exact(parameter))))
     ranks = {}
@@ -103,7 +119,7 @@ def _redundancy(model: HookedLM, tokens: Int[Tensor, "batch pos"], use_attention
 def _sigmas(model: HookedLM, heads: Sequence[HeadRedundancy], use_attention: bool) -> dict[str, float]:
     found = {}
     for basis in ("z", "pattern", "residual") if use_attention else ("z", "residual"):
-        writers = [model.get_parameter(f"blocks.{layer}.attn.W_O") for layer in range(len(heads))]
+        writers = [model.blocks[layer].attn.W_O.detach() for layer in range(len(heads))]
         values = [mean_abs_cos(h.cosines(basis, W_O)) for h, W_O in zip(heads, writers, strict=True)]
         found |= {f"sigma_{basis}.{layer}": value for layer, value in enumerate(values)}
         found[f"sigma_{basis}"] = math.fsum(values) / len(values)

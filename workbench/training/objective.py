@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.models import HookedLM
+from workbench.training.auxiliary import Auxiliary, auxiliary_loss, entropy_bonus, seeing
 from workbench.training.recipe import Phase
 from workbench.training.vsm import attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
 
@@ -32,7 +33,7 @@ class Objective:
     total: Float[Tensor, ""]
     """what is differentiated"""
     loss: Float[Tensor, ""]
-    """next-token loss, nats (with the z-loss, where there is one)"""
+    """next-token loss, nats (with the z-loss and the thermodynamic term, where there are any)"""
     vsm: Float[Tensor, ""] | None = None
     """Σ_ℓ λ_ℓ ‖G_ℓ − I‖_F"""
     sigma: Float[Tensor, ""] | None = None
@@ -45,8 +46,9 @@ def objective(
     phase: Phase,
     weight: float,
     autocast: torch.dtype | None = None,
+    step: int = 0,
 ) -> Objective:
-    """The loss of one micro-batch with VSM at λ = `weight`.
+    """The loss of one micro-batch of step `step` of its phase, with VSM at λ = `weight`.
 
     Attention maps are formed only while they weigh something: with `on = "pattern"` and both λ and the coherence 0,
     attention stays fused and there is no σ.
@@ -66,13 +68,17 @@ def objective(
 
     is_pressed = vsm is not None and (vsm.on == "z" or bool(weight or vsm.coherence))
     watched = watching(model, f"attn.hook_{vsm.on}", note) if vsm is not None and is_pressed else nullcontext()
-    with precision(batch.tokens.device.type, autocast), watched:
-        loss = model(batch.tokens, return_type="loss", loss_mask=batch.mask, z_loss=phase.z_loss)
+    aux = phase.auxiliary or Auxiliary()
+    extras = {"loss_mask": batch.mask, "z_loss": phase.z_loss, "entropy_bonus": entropy_bonus(aux, step)}
+    with precision(batch.tokens.device.type, autocast), watched, seeing(model, aux) as seen:
+        loss = model(batch.tokens, return_type="loss", **extras)
+    more = auxiliary_loss(model, aux, seen)
+    total = loss if more is None else loss + more
     if not grams:
-        return Objective(total=loss, loss=loss.detach())
+        return Objective(total=total, loss=loss.detach())
     assert vsm is not None
     pressure = weight * vsm_loss(grams, vsm.steering)
-    total = loss + pressure
+    total = total + pressure
     if entropies:
         total = total + vsm.coherence * torch.stack(entropies).mean()
     with torch.no_grad():

@@ -24,6 +24,14 @@ MATRIX_LAYOUT = {
     "W_in": "d_model d_mlp -> d_mlp d_model",
     "W_out": "d_mlp d_model -> d_model d_mlp",
 }
+# The same for the factors of low-rank matrices: hidden matrices too, though no layer has one of each.
+FACTOR_LAYOUT = {
+    **dict.fromkeys(("W_K_in", "W_V_in"), "d_model rank -> rank d_model"),
+    **dict.fromkeys(("W_K_out", "W_V_out"), "head rank d_head -> (head d_head) rank"),
+    **dict.fromkeys(("W_A", "W_Az", "W_Ah"), "d_model rank -> rank d_model"),
+    **dict.fromkeys(("W_B", "W_Bz", "W_Bh"), "rank d_model -> d_model rank"),
+}
+_LAYOUTS = MATRIX_LAYOUT | FACTOR_LAYOUT
 
 
 class AdamW(Frozen):
@@ -149,8 +157,8 @@ class Optimizer:
 
 
 def is_hidden_matrix(name: str) -> bool:
-    """Whether a weight of this name is one of the hidden matrices (q, k, v, o, gate, in, out), which Muon takes."""
-    return _leaf(name) in MATRIX_LAYOUT
+    """Whether a weight of this name is a hidden matrix (q, k, v, o, gate, in, out, or a factor), which Muon takes."""
+    return _leaf(name) in _LAYOUTS
 
 
 def decays(name: str) -> bool:
@@ -160,12 +168,12 @@ def decays(name: str) -> bool:
 
 def to_matrix(name: str, weight: Float[Tensor, ...]) -> Float[Tensor, "d_out d_in"]:
     """A hidden weight as one [out, in] matrix over all heads (a view where the layout allows)."""
-    return rearrange(weight, MATRIX_LAYOUT[_leaf(name)])
+    return rearrange(weight, _LAYOUTS[_leaf(name)])
 
 
 def from_matrix(name: str, matrix: Float[Tensor, "d_out d_in"], shape: torch.Size) -> Float[Tensor, ...]:
     """The inverse of `to_matrix` for a weight of `shape`."""
-    source, target = MATRIX_LAYOUT[_leaf(name)].split(" -> ")
+    source, target = _LAYOUTS[_leaf(name)].split(" -> ")
     return rearrange(matrix, f"{target} -> {source}", **({"head": shape[0]} if "head" in source else {}))
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from workbench.data.nca import NCAConfig
 from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors
+from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule
 from workbench.training.vsm import Vsm
@@ -58,6 +59,7 @@ class Phase(Frozen):
     nca: NCAConfig | None = Field(
         default=None, description="which automata; only with kind = nca, its defaults if none"
     )
+    auxiliary: Auxiliary | None = Field(default=None, description="losses of a recurrent model; none: none")
     eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)
     log_every: int = Field(default=10, description="steps between rows of train_log.csv", ge=1)
 
@@ -109,6 +111,8 @@ class Recipe(Frozen):
             n_least = automata(phase).frame_tokens + 2 if phase.kind == "nca" else 2
             if self.model.n_ctx < n_least:
                 raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least {n_least} for phases.{i}")
+            if phase.auxiliary is not None:
+                check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
             size = phase.vsm.group_size if phase.vsm else None
             if size and self.model.n_heads % size:
                 raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
