@@ -36,7 +36,8 @@ def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: fl
         logits *= cap
     picked = logits.gather(1, targets[:, None]).squeeze(1)
     top = logits.amax(-1)
-    surprise = logits.sub_(top[:, None]).clone() if bonus else None
+    logits.sub_(top[:, None])
+    surprise = logits.clone() if bonus else None
     e = logits.exp_()
     total = e.sum(-1)
     lse = total.log() + top
