@@ -18,6 +18,9 @@ Concepts = Annotated[
 Sets = Annotated[
     str | None, typer.Option("--sets", help="Names of sets, as months,us_states. [default: all]", metavar="LIST")
 ]
+NCtx = Annotated[
+    int | None, typer.Option("--n-ctx", help="Tokens a window. [default: 128, or the model's n_ctx if less]", min=2)
+]
 TAKEN = ("templates", "names", "seeds", "seed")
 
 
@@ -28,7 +31,7 @@ def probe(
     sets: Sets = None,
     data: options.Data = "embedded",
     n_sequences: options.NSequences = 64,
-    n_ctx: options.NCtx = None,
+    n_ctx: NCtx = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
@@ -41,10 +44,9 @@ def probe(
     """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of a text's states."""
     from reports.tables import read_table
     from workbench.data.concepts import choose_sets, read_concepts
-    from workbench.experiments.concepts import check_settings
+    from workbench.experiments.concepts import check_settings, text_length, text_windows
     from workbench.experiments.concepts import probe as measure
     from workbench.experiments.plan import plan_probe
-    from workbench.experiments.texts import analysis_tokens, window_length
     from workbench.models.load import load
 
     extra = parse_settings(settings, measure, taken=TAKEN)
@@ -54,11 +56,11 @@ def probe(
     models = [load(path, device, dtype) for path in ckpt]
     reads_text = extra.get("n_points", 1) > 0
     if dry_run:
-        n_text = n_sequences * window_length(models[0], n_ctx)
+        n_text = n_sequences * text_length(models[0], n_ctx)
         counts = {name: extra[name] for name in ("n_permutations", "n_points") if name in extra}
         report(as_json=as_json, facts=plan_probe(models, chosen, n_text, **counts))
         return
-    texts = [analysis_tokens(m, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed) for m in models if reads_text]
+    texts = [text_windows(m, data, n_sequences, n_ctx, seed) for m in models if reads_text]
     path = _run(ckpt, models, chosen, texts, {"seed": seed} | extra, out or Path("runs/probe"), resume)
     table = "concept_mantel" if (path / "concept_mantel.csv").is_file() else "concept_geometry"
     report(as_json=as_json, out=path, table=read_table(path, table))

@@ -23,12 +23,13 @@ from torch import Tensor
 import probes
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
 from workbench.experiments.concept_states import TEMPLATES, ConceptStates, concept_states, text_states
-from workbench.experiments.texts import analysis_tokens
+from workbench.experiments.texts import analysis_tokens, window_length
 
 Distance = Literal["euclidean", "cosine"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
 N_NULL_TRAJECTORIES = 200
 N_BOOTSTRAP = 999
+MAX_N_CTX = 128  # tokens a window of text, unless told otherwise
 SHARE = 0.9  # of the maximum over layers, where a set counts as crystallised
 Concepts = Sequence[ConceptSet] | Sequence[str] | str | Path | None
 
@@ -401,12 +402,25 @@ def _texts(models: Sequence[Any], tokens: Any, n_points: int, seed: int) -> list
     if n_points == 0:
         return [None] * len(models)
     if tokens is None:
-        return [analysis_tokens(model, n_sequences=64, seed=seed) for model in models]
+        return [text_windows(model, seed=seed) for model in models]
     if isinstance(tokens, Tensor):
         return [tokens] * len(models)
     if len(tokens) != len(models):
         raise ValueError(f"tokens: got {len(tokens)} texts for {len(models)} models; want one each, or one for all")
     return list(tokens)
+
+
+def text_windows(
+    model: Any, data: str | Path = "embedded", n_sequences: int = 64, n_ctx: int | None = None, seed: int = 0
+) -> Int[Tensor, "n_sequences n_ctx"]:
+    """The windows of held-out text that the intrinsic dimension is taken on; errors as in `analysis_tokens`."""
+    return analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=text_length(model, n_ctx), seed=seed)
+
+
+def text_length(model: Any, n_ctx: int | None) -> int:
+    """Tokens a window: n_ctx where given, else the model's, at most 128: neighbours from many short windows are of more
+    kinds than from a few long ones. Raises ValueError where the model reads no such window."""
+    return window_length(model, min(model.cfg.n_ctx, MAX_N_CTX) if n_ctx is None else n_ctx)
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
