@@ -92,7 +92,7 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
     if df is None or df.empty or missing_columns(df.columns, ABLATION_COLUMNS):
         return {"figure": None, "heads": [], "colours": colours}
     kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
-    df = df[(df["kind"] == kind) & df["model"].isin(list(names))]
+    df = df[(df["kind"] == kind) & df["model"].isin(list(names)) & (df["head"] >= 0)]
     if df.empty:
         return {"figure": None, "heads": [], "colours": colours}
     figure = ablation_strip(df.assign(model=df["model"].map(names)), kind, list(names.values()))

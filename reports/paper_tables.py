@@ -145,7 +145,7 @@ def ablation_grids(study: Study) -> list[Grid]:
     """Return Table 3: the heads whose ablation costs most, ranked within each model, with 95 % intervals."""
     df = study.tables["ablation_results"]
     kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
-    df = df[df["kind"] == kind]
+    df = df[(df["kind"] == kind) & (df["head"] >= 0)]  # whole layers and MLPs have head -1
     seeds = list(dict.fromkeys(df["seed"]))
     return [_top_heads(study, df[df["seed"] == seed], f"seed {seed}" if len(seeds) > 1 else "") for seed in seeds]
 

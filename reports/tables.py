@@ -49,11 +49,20 @@ COLUMNS = MappingProxyType(
             "model_a", "model_b", "seed", "layer", "l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference",
             "ce_recovered_a", "ce_recovered_b", "ce_recovered_difference",
         ),
-        # one ablated head a row; losses in nats, impact_pct, stderr and the 95 % interval in per cent of the base loss
+        # one ablated head a row; losses in nats, impact_pct, stderr and the 95 % interval in per cent of the base loss;
+        # head -1 is all heads together or, by the trailing column `component` (head, layer, mlp), the MLP
         "ablation_results": (
             "model", "seed", "layer", "head", "kind", "base_loss", "ablated_loss", "impact_pct", "stderr", "ci_low",
             "ci_high", "kl", "n_tokens",
         ),
+        # two heads ablated together; interaction_pct is joint_pct - impact_a_pct - impact_b_pct, and stderr and the
+        # interval are its own
+        "ablation_pairs": (
+            "model", "seed", "layer_a", "head_a", "layer_b", "head_b", "kind", "impact_a_pct", "impact_b_pct",
+            "joint_pct", "interaction_pct", "stderr", "ci_low", "ci_high", "kl", "n_tokens",
+        ),
+        # of a model's ablations: measure is gini, load_bearing_p or rank_correlation; layer -1 is all layers; n heads
+        "ablation_summary": ("model", "seed", "kind", "layer", "measure", "value", "n"),
         # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
         # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
@@ -104,6 +113,19 @@ COLUMNS = MappingProxyType(
             "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
             "grad_norm", "tokens_per_s", "sigma_z", "sigma_pattern", "sigma_residual",
         ),
+        # bits per byte of a text; weights are stored or int8, windows plain or sliding; nats a token; artifact_bytes of
+        # the packed int8 model
+        "evaluation": (
+            "model", "seed", "weights", "windows", "n_ctx", "stride", "nats", "bits_per_byte", "stderr", "ci_low",
+            "ci_high", "n_tokens", "n_bytes", "artifact_bytes", "exit_depth",
+        ),
+        # bits per byte of a recurrent model with one mechanism off, and its change
+        "mechanisms": (
+            "model", "seed", "mechanism", "base_bits", "off_bits", "delta_bits", "stderr", "ci_low", "ci_high",
+            "n_tokens", "n_bytes", "n_ctx",
+        ),
+        # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
+        "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
         # entropy baselines of the held-out tokens (unigram, bigram), nats a token
         "baselines": ("name", "nats", "n_tokens"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
@@ -117,9 +139,9 @@ COLUMNS = MappingProxyType(
 TEXT_COLUMNS = frozenset(
     (
         "model", "model_a", "model_b", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix", "measure",
-        "name", "part", "distance", "fit", "log10_density_bin", "top_token", "top_contexts", "logit_promoted",
+        "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token", "top_contexts", "logit_promoted",
         "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict", "source_table",
-        "control",
+        "control", "weights", "windows", "mechanism",
     )
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
 
     Each mark carries [model, layer, head] as its custom data: what a page needs to open that head's features.
     """
-    df = ablation_results[ablation_results["kind"] == kind]
+    df = of_heads(ablation_results, kind)
     layers, names = sorted_layers(df), models_of(df, models)
     fig, cells = facets([f"layer {layer}" for layer in layers], columns=4, height=190, shared_y=True)
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
@@ -36,7 +36,7 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
 
 def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
     """Return the loss increase of all heads in one panel, layer behind layer; custom data as in `ablation_profile`."""
-    df = ablation_results[ablation_results["kind"] == kind]
+    df = of_heads(ablation_results, kind)
     layers, names = sorted_layers(df), models_of(df, models)
     n_heads = int(df["head"].max()) + 1 if len(df) else 1
     fig = single(height=230)
@@ -51,6 +51,11 @@ def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[s
     fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="", title_text="head, by layer")
     fig.update_yaxes(title_text="loss increase (%)")
     return fig.figure()
+
+
+def of_heads(ablation_results: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return the rows of one kind of ablation that are of single heads: whole layers and MLPs have head -1."""
+    return ablation_results[(ablation_results["kind"] == kind) & (ablation_results["head"] >= 0)]
 
 
 def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell, *, show: bool) -> None:

@@ -88,7 +88,8 @@ def test_ablate_writes_what_the_function_returns(place, subject):
     tokens = analysis_tokens(model, place / "text.txt", n_sequences=6, seed=3)
     same(read_table("a", "ablation_results"), ablate(model, tokens, [0, 2], [1, 2], seed=3))
     assert sorted(p.name for p in Path("a").iterdir()) == [
-        "ablation_results.csv", "config.toml", "env.json", "manifest.json", "sequence_losses.safetensors",
+        "ablation_results.csv", "ablation_summary.csv", "config.toml", "env.json", "manifest.json",
+        "sequence_losses.safetensors",
     ]  # fmt: skip
     runs.verify_manifest("a")
 
@@ -254,7 +255,7 @@ def test_a_killed_ablation_goes_on_and_comes_out_the_same(subject, monkeypatch):
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1].startswith("interrupted: ")
     assert sorted(p.name for p in Path("cut.partial").glob("part_*")) == [
-        "part_000000000.safetensors", "part_000000002.safetensors",
+        "part_heads_000000000.safetensors", "part_heads_000000002.safetensors",
     ]  # fmt: skip
     calls.clear()
     monkeypatch.setattr(ablation, "ablate_batch", lambda *a: calls.append(1) or run(*a))

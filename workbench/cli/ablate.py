@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,8 @@ from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
 from workbench.cli.reading import check_selection, digest, identify, parse_list, parse_settings
 
-LOSSES = "sequence_losses.safetensors"
+LOSSES, PAIR_LOSSES = "sequence_losses.safetensors", "pair_losses.safetensors"
+COMPONENTS = ("head", "layer", "mlp")
 
 
 def ablate(
@@ -20,6 +23,18 @@ def ablate(
     out: options.Out = None,
     layers: options.Layers = None,
     heads: options.Heads = None,
+    components: Annotated[
+        str, typer.Option("--components", help="What is taken out of a layer: some of head,layer,mlp.", metavar="LIST")
+    ] = "head",
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            "--pairs",
+            help="Pairs of heads besides: within (all pairs of a layer), or as 0.1+0.3,2.0+3.1 (LAYER.HEAD).",
+            metavar="LIST",
+            show_default=False,
+        ),
+    ] = None,
     kind: Annotated[str, typer.Option("--kind", help="zero, mean or resample.")] = "zero",
     n_resamples: Annotated[int, typer.Option("--n-resamples", help="Donors a sequence, for resample.", min=1)] = 1,
     memory_gib: Annotated[float, typer.Option("--memory-gib", help="Budget besides the weights, GiB.", min=0)] = 1.0,
@@ -28,81 +43,176 @@ def ablate(
     n_ctx: options.NCtx = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
-    dtype: options.Dtype = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="To run in; the error of bfloat16 or float16 on the impacts is measured. [default: float32]",
+            show_default=False,
+        ),
+    ] = None,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
     settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Each head's impact on the loss, with intervals; a killed run goes on with --resume."""
+    """Each head's impact on the loss, with intervals; layers, MLPs and pairs of heads too; --resume after a kill."""
     if kind not in ("zero", "mean", "resample"):
         raise UsageError(f"--kind: got {kind!r}; want zero, mean or resample")
     selection = parse_list(layers, "--layers"), parse_list(heads, "--heads")
+    chosen = _parse_components(components)
+    given_pairs = _parse_pairs(pairs)
     from reports.tables import read_table
     from workbench.experiments.ablation import ablate as function
     from workbench.experiments.ablation import check_ablation
+    from workbench.experiments.ablation_pairs import check_pairs, pairs_within_layers
+    from workbench.experiments.ablation_precision import in_precision
     from workbench.experiments.impacts import check_bootstrap
     from workbench.experiments.plan import plan_ablation
     from workbench.experiments.texts import analysis_tokens, window_length
     from workbench.models.load import load
 
-    extra = parse_settings(settings, function, taken=("n_resamples", "memory_budget_bytes", "name"))
+    extra = parse_settings(
+        settings, function, taken=("components", "n_resamples", "memory_budget_bytes", "name", "dtype")
+    )
     limits = {"n_resamples": n_resamples, "memory_budget_bytes": int(memory_gib * (1 << 30))}
-    model = load(ckpt, device, dtype)
+    model = load(ckpt, device)
+    subject = in_precision(model, dtype)
     check_selection(model, *selection)
     check_bootstrap(extra.get("n_bootstrap", 100))
+    wanted: Any = pairs_within_layers(model, *selection) if given_pairs == "within" else given_pairs
     if dry_run:
         length = window_length(model, n_ctx)
-        report(as_json=as_json, facts=plan_ablation(model, n_sequences, length, *selection, **limits))
+        facts = plan_ablation(subject, n_sequences, length, *selection, components=chosen, **limits)
+        report(as_json=as_json, facts=facts | ({"n_pairs": len(wanted)} if wanted is not None else {}))
         return
     tokens = analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
-    check_ablation(model, tokens, *selection, kind, **limits)  # before there is a directory
-    config = {"layers": selection[0], "heads": selection[1], "kind": kind, "seed": seed} | limits | extra
-    path = _run(ckpt, model, tokens, config, out or Path("runs/ablate"), resume)
-    report(as_json=as_json, out=path, table=read_table(path, "ablation_results"))
+    check_ablation(subject, tokens, *selection, kind, components=chosen, **limits)  # before there is a directory
+    if wanted is not None:
+        check_pairs(subject, tokens, wanted, kind, **limits)
+    config: dict[str, Any] = {"layers": selection[0], "heads": selection[1], "components": chosen, "pairs": pairs}
+    config |= {"kind": kind, "seed": seed, "dtype": dtype} | limits | extra
+    path = _run(ckpt, (model, subject), tokens, config, wanted, out or Path("runs/ablate"), resume)
+    table = read_table(path, "ablation_results")
+    report(as_json=as_json, out=path, table=table, facts=_facts(path, table))
 
 
-def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, resume: bool) -> Path:
-    """The run directory, its table and its losses of each sequence written."""
+def _parse_components(text: str) -> list[str]:
+    chosen = [part.strip() for part in text.split(",")]
+    if set(chosen) - set(COMPONENTS) or len(set(chosen)) < len(chosen):
+        raise UsageError(f"--components: got {text!r}; want some of {','.join(COMPONENTS)}, each once")
+    return chosen
+
+
+def _parse_pairs(text: str | None) -> str | list[tuple[tuple[int, int], tuple[int, int]]] | None:
+    """ "within", or the pairs of "0.1+0.3,2.0+3.1" as ((layer, head), (layer, head))."""
+    if text is None or text.strip() == "within":
+        return text and "within"
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\.(\d{1,6})\s*\+\s*(\d{1,6})\.(\d{1,6})\s*", part)
+        if match is None:
+            raise UsageError(f"--pairs: got {part.strip()!r}; want within, or pairs such as 0.1+0.3,2.0+3.1")
+        a, b, c, d = map(int, match.groups())
+        found.append(((a, b), (c, d)))
+    return found
+
+
+def _facts(path: Path, table: Any) -> dict[str, Any]:
+    """What the tables say in a few words."""
+    from reports.tables import read_table
+
+    summary = read_table(path, "ablation_summary")
+    overall = summary[summary["layer"] == -1].set_index("measure")["value"]
+    facts: dict[str, Any] = {}
+    if "load_bearing_p" in overall:
+        top = table.loc[table[table["head"] >= 0]["impact_pct"].idxmax()]
+        facts["top_head"] = f"{top['layer']}.{top['head']}"
+        facts["load_bearing_p"] = float(overall["load_bearing_p"])
+    if "rank_correlation" in overall:
+        facts["estimate_rank_correlation"] = float(overall["rank_correlation"])
+    if table["error_pct"].notna().any():
+        facts["largest_error_pct"] = float(table["error_pct"].max())
+    return facts
+
+
+def _run(
+    ckpt: str, models: tuple[Any, Any], tokens: Any, config: dict[str, Any], pairs: Any, out: Path, resume: bool
+) -> Path:
+    """The run directory, its tables and its losses of each sequence written."""
     from reports.tables import write_table
-    from workbench.experiments.ablation import ablation_table, join
+    from workbench.experiments.ablation import ablation_table, rounding_errors, summary_table
+    from workbench.experiments.ablation_pairs import join_pairs, pairs_table
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
+    model, subject = models
     name, trained_with = identify(ckpt, model, config["seed"])
     record = {"verb": "ablate", "ckpt": ckpt, "model": weights_sha256(model), "tokens": digest(tokens)} | config
     with open_run(out, record, resume=resume, device=model.cfg.device, seed=config["seed"]) as run:
         if not run.is_complete:
-            table_options = {k: v for k, v in config.items() if k in ("kind", "seed", "n_bootstrap")}
+            engine = {k: v for k, v in config.items() if k not in ("n_bootstrap", "pairs", "dtype")}
             with progress(f"{config['kind']} ablation") as tell:
-                engine = {k: v for k, v in config.items() if k != "n_bootstrap"} | {"on_progress": tell}
-                losses = join(_parts(run.path, model, tokens, engine))
-            table = ablation_table(losses, tokens.shape[1], name=name, **table_options)
-            write_table(table.assign(seed=trained_with), run.path, "ablation_results")
-            _write_losses(run.path / LOSSES, losses)
+                losses = _losses(run.path, subject, tokens, engine, tell)
+            errors = rounding_errors(model, subject, tokens, losses, **engine)
+            about: dict[str, Any] = {k: v for k, v in config.items() if k in ("kind", "seed", "n_bootstrap")} | {
+                "name": name
+            }
+            table = ablation_table(losses, tokens.shape[1], **about, dtype=subject.cfg.dtype, errors=errors)
+            table = table.assign(seed=trained_with)
+            write_table(table, run.path, "ablation_results")
+            write_table(summary_table(table, losses, config["seed"]), run.path, "ablation_summary")
+            _write(run.path / LOSSES, losses)
+            if pairs is not None:
+                with progress("pairs of heads") as tell:
+                    both = join_pairs(_pair_losses(run.path, subject, tokens, pairs, engine, tell))
+                table = pairs_table(both, tokens.shape[1], **about)
+                write_table(table.assign(seed=trained_with), run.path, "ablation_pairs")
+                _write(run.path / PAIR_LOSSES, both)
             for part in run.path.glob("part_*.safetensors"):
                 part.unlink()
     return run.out
 
 
-def _parts(directory: Path, model: Any, tokens: Any, engine: dict[str, Any]) -> list[Any]:
-    """Losses of all sequences, batch by batch, each batch kept as a file: where a killed run goes on."""
+def _losses(directory: Path, model: Any, tokens: Any, engine: dict[str, Any], tell: Callable[[float], None]) -> Any:
+    from workbench.experiments.ablation import iterate_ablation
+    from workbench.experiments.ablation_parts import SequenceLosses, join
+
+    def go_on(start: int) -> Iterator[Any]:
+        return iterate_ablation(model, tokens, start=start, on_progress=tell, **engine)
+
+    return join(_batches(directory, "part_heads", SequenceLosses, len(tokens), go_on))
+
+
+def _pair_losses(
+    directory: Path, model: Any, tokens: Any, pairs: Any, engine: dict[str, Any], tell: Callable[[float], None]
+) -> list[Any]:
+    from workbench.experiments.ablation_pairs import PairLosses, iterate_pairs
+
+    options = {k: v for k, v in engine.items() if k in ("kind", "seed", "n_resamples", "memory_budget_bytes")}
+
+    def go_on(start: int) -> Iterator[Any]:
+        return iterate_pairs(model, tokens, pairs, start=start, on_progress=tell, **options)
+
+    return _batches(directory, "part_pairs", PairLosses, len(tokens), go_on)
+
+
+def _batches(directory: Path, prefix: str, record: type, n: int, go_on: Callable[[int], Iterator[Any]]) -> list[Any]:
+    """Losses of all n sequences, batch by batch, each batch kept as a file: where a killed run goes on."""
     from safetensors.torch import load_file
 
-    from workbench.experiments.ablation import SequenceLosses, iterate_ablation
-
-    parts = [SequenceLosses(**load_file(file)) for file in sorted(directory.glob("part_*.safetensors"))]
+    parts = [record(**load_file(file)) for file in sorted(directory.glob(f"{prefix}_*.safetensors"))]
     done = sum(len(part.base) for part in parts)
-    if done < len(tokens):
-        for part in iterate_ablation(model, tokens, start=done, **engine):
-            _write_losses(directory / f"part_{done:09d}.safetensors", part)
+    if done < n:
+        for part in go_on(done):
+            _write(directory / f"{prefix}_{done:09d}.safetensors", part)
             done += len(part.base)
             parts.append(part)
     return parts
 
 
-def _write_losses(path: Path, losses: Any) -> None:
+def _write(path: Path, losses: Any) -> None:
     from dataclasses import asdict
 
     from safetensors.torch import save

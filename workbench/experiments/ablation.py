@@ -1,54 +1,33 @@
-"""Head ablation: what the loss becomes without one head, for every head, on the same tokens.
+"""Ablation: what the loss becomes without a head, without a layer's attention, without an MLP, on the same tokens.
 
 zero sets z_h := 0, which is what attention probabilities × 0 give; mean sets z_h to its mean over all the tokens given;
-resample sets z_h to that of another sequence at the same position.
+resample sets z_h to that of another sequence at the same position. An MLP's output is replaced in the same three ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
 from workbench.experiments.ablation_engine import Sizes, ablate_batch, plan_sizes
+from workbench.experiments.ablation_generic import ablate_batch_generic, plan_generic
+from workbench.experiments.ablation_parts import COMPONENTS, Part, Replacements, SequenceLosses, join
+from workbench.experiments.ablation_precision import N_CHECKED, as_float32, in_precision, measure_errors
 from workbench.experiments.harvest import run_watched, stream
-from workbench.experiments.impacts import check_bootstrap, impacts
+from workbench.experiments.impacts import check_bootstrap, impacts, summarize
+from workbench.experiments.load_bearing import load_bearing
 from workbench.experiments.subject import checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[str, ...] = get_args(Kind)
 MEMORY_BUDGET_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class SequenceLosses:
-    """Mean loss of each sequence, nats a token: without intervention, and with each (layer, head) ablated."""
-
-    layers: Int64[Tensor, " row"]
-    heads: Int64[Tensor, " row"]
-    base: Float64[Tensor, " sequence"]
-    ablated: Float64[Tensor, "row sequence"]
-    kl: Float64[Tensor, "row sequence"]
-    """mean KL(base‖ablated) of the next-token prediction, nats"""
-
-
-def join(parts: Sequence[SequenceLosses]) -> SequenceLosses:
-    """The losses of several runs of sequences as one."""
-    return SequenceLosses(
-        parts[0].layers,
-        parts[0].heads,
-        torch.cat([p.base for p in parts]),
-        torch.cat([p.ablated for p in parts], dim=1),
-        torch.cat([p.kl for p in parts], dim=1),
-    )
 
 
 def ablate(
@@ -59,13 +38,16 @@ def ablate(
     kind: Kind = "zero",
     seed: int = 0,
     *,
+    components: Sequence[str] = ("head",),
     n_resamples: int = 1,
     n_bootstrap: int = 2000,
+    has_estimate: bool = True,
+    dtype: str | None = None,
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """The impact of every head: ablation_results.csv's columns, then n_sequences and n_ctx; one row a (layer, head).
+    """The impact of every head: ablation_results.csv's columns, then those of `ablation_table`; one row a part.
 
     base_loss and ablated_loss are nats over n_tokens predictions; impact_pct = 100·(ablated − base)/base; stderr is
     paired over sequences and ci_low, ci_high a 95 % bootstrap interval over sequences (see `impacts`), all three in per
@@ -73,30 +55,75 @@ def ablate(
 
     Args:
         model: a `HookedLM` (all heads of a layer continue together from the clean stream), or a TransformerLens model
-            (one forward a head).
+            (one forward a part).
         layers, heads: which; all unless given. heads are the same in every layer.
         kind: "zero", "mean" or "resample".
         seed: of the donors of resample and of the bootstrap; fills the column seed.
+        components: what is taken out of each layer: "head" (each of `heads` by itself), "layer" (all its heads
+            together), "mlp". head is -1 in the rows of the latter two.
         n_resamples: donors of each sequence, averaged over; resample only.
+        has_estimate: whether to take the gradient's estimate (`attribution`) too; estimate_pct is nan without.
+        dtype: what a `HookedLM` runs in: float32 unless it is float64, or "bfloat16", whose error on the impacts is
+            then measured on the first sequences (`ablation_precision`).
         memory_budget_bytes: for what is held besides weights and tokens.
         name: the column model; the config's name unless given.
 
     Raises:
-        ValueError: layers or heads out of range or none, an unknown kind, tokens that do not fit, more resamples than
-            other sequences, a budget too small for one head of one sequence.
+        ValueError: layers or heads out of range or none, an unknown kind, component or dtype, tokens that do not fit,
+            more resamples than other sequences, a budget too small for one head of one sequence.
     """
     check_bootstrap(n_bootstrap)
-    options = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes, "on_progress": on_progress}
-    losses = join(list(iterate_ablation(model, tokens, layers, heads, kind, seed, **options)))
-    return ablation_table(
-        losses, tokens.shape[1], kind=kind, seed=seed, name=name or model.cfg.model_name, n_bootstrap=n_bootstrap
-    )
+    subject = in_precision(model, dtype)
+    limits: dict[str, Any] = {"components": components, "n_resamples": n_resamples, "has_estimate": has_estimate}
+    options: dict[str, Any] = limits | {"memory_budget_bytes": memory_budget_bytes}
+    selection = (layers, heads, kind, seed)
+    losses = join(list(iterate_ablation(subject, tokens, *selection, **options, on_progress=on_progress)))
+    errors = rounding_errors(model, subject, tokens, losses, *selection, **options)
+    about = {"kind": kind, "seed": seed, "name": name or model.cfg.model_name, "n_bootstrap": n_bootstrap}
+    return ablation_table(losses, tokens.shape[1], **about, dtype=subject.cfg.dtype, errors=errors)
+
+
+def rounding_errors(
+    model: Any,
+    subject: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    losses: SequenceLosses,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    kind: Kind,
+    seed: int,
+    **options: Any,
+) -> Float64[np.ndarray, " row"]:
+    """|impact_pct of `subject` − impact_pct of the model in float32| of each row, on the first batches,
+    N_CHECKED sequences at least; nan where the subject is no `HookedLM` narrower than float32."""
+    if not isinstance(subject, HookedLM) or torch.finfo(subject.cfg.dtype).bits >= 32:
+        return np.full(len(losses.ablated), np.nan)
+    runs, n_done = [], 0
+    own: dict[str, Any] = options | {"has_estimate": False}
+    for run in iterate_ablation(as_float32(model), tokens, layers, heads, kind, seed, **own):
+        runs.append(run)
+        n_done += len(run.base)
+        if n_done >= N_CHECKED:
+            break
+    return measure_errors(losses, join(runs))
 
 
 def ablation_table(
-    losses: SequenceLosses, n_ctx: int, *, kind: str, seed: int, name: str, n_bootstrap: int = 2000
+    losses: SequenceLosses,
+    n_ctx: int,
+    *,
+    kind: str,
+    seed: int,
+    name: str,
+    n_bootstrap: int = 2000,
+    dtype: torch.dtype = torch.float32,
+    errors: Float64[np.ndarray, " row"] | None = None,
 ) -> pd.DataFrame:
-    """ablation_results' rows from the losses of each sequence; see `ablate`."""
+    """ablation_results' rows from the losses of each sequence; see `ablate`.
+
+    Behind the table's own columns: n_sequences, n_ctx; component ("head", "layer" or "mlp"); estimate_pct, what the
+    gradient alone says impact_pct would be; dtype, and error_pct, the measured error of a narrower one than float32.
+    """
     base, ablated = losses.base.numpy(), losses.ablated.numpy()
     found = impacts(base, ablated, np.random.default_rng(seed), n_bootstrap)
     return pd.DataFrame(
@@ -116,8 +143,20 @@ def ablation_table(
             "n_tokens": len(base) * (n_ctx - 1),
             "n_sequences": len(base),
             "n_ctx": n_ctx,
+            "component": [part.component for part in losses.parts],
+            "estimate_pct": 100 * losses.estimate.numpy().mean(1) / base.mean(),
+            "dtype": str(dtype).removeprefix("torch."),
+            "error_pct": np.nan if errors is None else errors,
         }
     )
+
+
+def summary_table(table: pd.DataFrame, losses: SequenceLosses, seed: int = 0) -> pd.DataFrame:
+    """ablation_summary's rows of one model: `summarize`, with the load-bearing test wherever it is defined, that is
+    with two sequences and two heads a layer at least."""
+    n_heads = sum(part.component == "head" and part.layer == losses.parts[0].layer for part in losses.parts)
+    is_defined = len(losses.base) > 1 and n_heads > 1
+    return summarize(table, load_bearing(losses, seed) if is_defined else None)
 
 
 def iterate_ablation(
@@ -128,26 +167,24 @@ def iterate_ablation(
     kind: Kind = "zero",
     seed: int = 0,
     *,
+    components: Sequence[str] = ("head",),
     n_resamples: int = 1,
+    has_estimate: bool = True,
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
     start: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[SequenceLosses]:
-    """The losses of consecutive sequences, a few at a time, beginning with sequence `start`.
+    """The losses of consecutive sequences, a few at a time, beginning with sequence `start`, in the model's own dtype.
 
     What comes for a sequence does not depend on `start`, so that a run stopped between two batches can go on. Arguments
     and errors as `ablate`, raised before the first batch.
     """
     tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
     limits = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes}
-    selection, sizes = check_ablation(model, tokens, layers, heads, kind, **limits)
-    n = len(tokens)
-    donors = _donors(n, n_resamples, seed) if kind == "resample" else None
-    if not 0 <= start < n or start % sizes.batch_size:
-        raise ValueError(f"start: got {start}; want a multiple of {sizes.batch_size} below {n}")
-    means = _mean_z(model, tokens, list(selection), sizes.batch_size) if kind == "mean" else None
-    run = ablate_batch if isinstance(model, HookedLM) else ablate_batch_generic
-    return _batches(model, tokens, selection, donors, means, sizes, run, start, on_progress)
+    parts, sizes = check_ablation(model, tokens, layers, heads, kind, components=components, **limits)
+    check_start(start, len(tokens), sizes)
+    stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
+    return _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress)
 
 
 def check_ablation(
@@ -157,45 +194,90 @@ def check_ablation(
     heads: Sequence[int] | None = None,
     kind: Kind = "zero",
     *,
+    components: Sequence[str] = ("head",),
     n_resamples: int = 1,
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
-) -> tuple[dict[int, tuple[int, ...]], Sizes]:
-    """(heads by layer, how the work is cut), before anything is run. Arguments and errors as `ablate`."""
+) -> tuple[tuple[Part, ...], Sizes]:
+    """(parts in the table's order, how the work is cut), before anything is run. Arguments and errors as `ablate`."""
     tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
     cfg = model.cfg
-    chosen = choose("heads", heads, cfg.n_heads)
-    selection = dict.fromkeys(choose("layers", layers, cfg.n_layers), chosen)
+    parts = choose_parts(model, layers, heads, components)
+    check_kind(kind, n_resamples, len(tokens))
+    size = plan_sizes if isinstance(model, HookedLM) else plan_generic
+    n_layers = cfg.n_layers - parts[0].layer
+    n_parts = max(sum(part.layer == own.layer for own in parts) for part in parts)
+    return parts, size(model, tokens.shape[1], n_layers, n_parts, memory_budget_bytes)
+
+
+def choose_parts(
+    model: Any, layers: Sequence[int] | None, heads: Sequence[int] | None, components: Sequence[str]
+) -> tuple[Part, ...]:
+    """The parts chosen, layer by layer, heads first; errors as `ablate`."""
+    if isinstance(components, str) or not components or set(components) - set(COMPONENTS):
+        raise ValueError(f"components: got {components!r}; want some of {', '.join(COMPONENTS)}")
+    of_layer: list[tuple[Any, int]] = []
+    chosen_heads = choose("heads", heads, model.cfg.n_heads)
+    for component in COMPONENTS:
+        if component in components:
+            of_layer += [("head", head) for head in chosen_heads] if component == "head" else [(component, -1)]
+    chosen = choose("layers", layers, model.cfg.n_layers)
+    return tuple(Part(layer, component, head) for layer in chosen for component, head in of_layer)
+
+
+def check_kind(kind: str, n_resamples: int, n: int) -> None:
+    """Nothing; raises ValueError for an unknown kind, or more donors than there are other sequences."""
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}; want one of {', '.join(KINDS)}")
-    n = len(tokens)
     if kind == "resample" and not 1 <= n_resamples < n:
         raise ValueError(f"n_resamples: got {n_resamples} with {n} sequences; want 1 to the {n - 1} others")
-    size = plan_sizes if isinstance(model, HookedLM) else plan_generic
-    return selection, size(model, tokens.shape[1], len(selection), len(chosen), memory_budget_bytes)
 
 
-def _batches(model, tokens, selection, donors, means, sizes, run, start, on_progress) -> Iterator[SequenceLosses]:
+def check_start(start: int, n: int, sizes: Sizes) -> None:
+    """Nothing; raises ValueError for a sequence at which no batch begins."""
+    if not 0 <= start < n or start % sizes.batch_size:
+        raise ValueError(f"start: got {start}; want a multiple of {sizes.batch_size} below {n}")
+
+
+def _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress) -> Iterator[SequenceLosses]:
     device, n = device_of(model), len(tokens)
-    rows = [(layer, head) for layer, heads in selection.items() for head in heads]
-    layers, heads = torch.tensor(rows).T
+    run = ablate_batch if isinstance(model, HookedLM) else ablate_batch_generic
+
+    def tell_of(which: slice) -> Callable[[int], None]:
+        def tell(n_done: int) -> None:
+            if on_progress is not None:
+                share = n_done / len(parts)
+                on_progress((which.start - start + share * (which.stop - which.start)) / (n - start))
+
+        return tell
+
     for first in range(start, n, sizes.batch_size):
         which = slice(first, min(first + sizes.batch_size, n))
-        replacements = _replacements(model, tokens, selection, donors, means, which)
-        base, ablated, kl = torch.empty(0), [], []
         with torch.no_grad():
-            for layer, _, loss, divergence in run(model, tokens[which].to(device), selection, replacements, sizes):
-                if layer < 0:
-                    base = loss
-                    continue
-                ablated.append(loss)
-                kl.append(divergence)
-                if on_progress is not None:
-                    share = sum(len(p) for p in ablated) / len(rows)
-                    on_progress((first - start + share * (which.stop - first)) / (n - start))
-        yield SequenceLosses(layers, heads, base, torch.cat(ablated), torch.cat(kl))
+            given = (tokens[which].to(device), parts, stand_in(which), sizes, has_estimate, tell_of(which))
+            losses = run(model, *given)
+        yield losses
 
 
-# --- what z becomes
+# --- what takes an activation's place
+
+
+def stand_ins(
+    model: Any, tokens: Tensor, parts: Sequence[Part], kind: str, seed: int, n_resamples: int, batch_size: int
+) -> Callable[[slice], Replacements]:
+    """A function of a run of sequences that gives their replacements."""
+    names = list(dict.fromkeys(part.hook for part in parts))
+    if kind == "zero":
+        return lambda which: [dict.fromkeys(names)]
+    if kind == "mean":
+        means = _means(model, tokens, names, batch_size)
+        return lambda which: [means]
+    donors, stop = _donors(len(tokens), n_resamples, seed), max(part.layer for part in parts) + 1
+
+    def lent(which: slice) -> Replacements:
+        device = device_of(model)
+        return [run_watched(model, tokens[of_step[which]].to(device), names, stop) for of_step in donors]
+
+    return lent
 
 
 def _donors(n: int, n_resamples: int, seed: int) -> Int64[Tensor, "resample sequence"]:
@@ -210,93 +292,12 @@ def _donors(n: int, n_resamples: int, seed: int) -> Int64[Tensor, "resample sequ
     return donors
 
 
-def _mean_z(
-    model: Any, tokens: Tensor, layers: Sequence[int], batch_size: int
-) -> dict[int, Float[Tensor, "head d_head"]]:
-    """Mean z of each head over all tokens, by layer."""
-    names = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
-    sums: dict[int, Tensor] = {}
-    kind = torch.float32
-    for batch in stream(model, tokens, list(names.values()), batch_size):
-        for layer, name in names.items():
-            kind = batch[name].dtype
-            sums[layer] = sums.get(layer, 0) + batch[name].double().sum((0, 1))
-    return {layer: (total / tokens.numel()).to(kind) for layer, total in sums.items()}
-
-
-@torch.no_grad()
-def _replacements(model, tokens, selection, donors, means, which: slice) -> list[Mapping[int, Tensor | None]]:
-    """z' by layer for the sequences `which`, one mapping a resample."""
-    if means is not None:
-        return [means]
-    if donors is None:
-        return [dict.fromkeys(selection)]
-    names = {layer: f"blocks.{layer}.attn.hook_z" for layer in selection}
-    found = []
-    for of_step in donors:
-        lent = run_watched(model, tokens[of_step[which]].to(device_of(model)), list(names.values()), max(selection) + 1)
-        found.append({layer: lent[name] for layer, name in names.items()})
-    return found
-
-
-# --- any model with hooks
-
-
-def plan_generic(model: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int) -> Sizes:
-    """The cut for `ablate_batch_generic`; arguments and errors as `plan_sizes`."""
-    cfg = model.cfg
-    logits = 4 * n_ctx * cfg.d_vocab
-    width = 8 * cfg.d_model + 3 * (cfg.d_mlp or 0) + 8 * cfg.n_heads * cfg.d_head
-    # clean and ablated logits, one copy that the model's own forward may make, and the chunk compared
-    held = 4 * logits + 4 * n_ctx * (width + n_layers * 2 * cfg.n_heads * cfg.d_head + 2 * cfg.n_heads * n_ctx)
-    if held > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; want at least {held} for one head of one sequence")
-    batch_size = max(1, min(budget // held, 8192 // n_ctx))
-    return Sizes(batch_size, batch_size, max(cfg.d_vocab, min(1 << 22, logits)))
-
-
-def ablate_batch_generic(
-    model: Any,
-    tokens: Int[Tensor, "batch pos"],
-    selection: Mapping[int, Sequence[int]],
-    replacements: Sequence[Mapping[int, Tensor | None]],
-    sizes: Sizes,
-) -> Iterator[tuple[int, tuple[int, ...], Tensor, Tensor]]:
-    """As `ablate_batch`, by one whole forward a head with z replaced at its hook."""
-    clean = model(tokens, return_type="logits")
-    losses, _ = _losses_and_kl(clean, clean, tokens, sizes.logits_held)
-    yield -1, (), losses, torch.zeros_like(losses)
-    for layer, heads in selection.items():
-        for head in heads:
-            found = []
-            for replacement in replacements:
-                hook = (f"blocks.{layer}.attn.hook_z", _replacer(head, replacement[layer]))
-                logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[hook])
-                found.append(torch.stack(_losses_and_kl(logits, clean, tokens, sizes.logits_held)))
-            loss, kl = torch.stack(found).mean(0)
-            yield layer, (head,), loss[None], kl[None]
-
-
-def _replacer(head: int, replacement: Tensor | None) -> Callable[[Tensor, object], Tensor]:
-    def replace(z: Tensor, hook: object) -> Tensor:
-        z = z.clone()
-        z[:, :, head] = 0.0 if replacement is None else replacement[..., head, :]
-        return z
-
-    return replace
-
-
-def _losses_and_kl(
-    logits: Float[Tensor, "batch pos d_vocab"], clean: Tensor, tokens: Tensor, logits_held: int
-) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
-    """Mean next-token loss of each sequence, and mean KL(clean‖logits) at the same positions."""
-    flat, flat_clean = (rearrange(t[:, :-1], "batch pos vocab -> (batch pos) vocab") for t in (logits, clean))
-    targets, n = tokens[:, 1:].flatten(), max(1, logits_held // logits.shape[-1])
-    losses, divergences = [], []
-    for rows, rows_clean, target in zip(flat.split(n), flat_clean.split(n), targets.split(n), strict=True):
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        log_p, log_clean = (torch.log_softmax(t.to(wide), -1) for t in (rows, rows_clean))
-        losses.append(-log_p.gather(1, target[:, None]).squeeze(1))
-        divergences.append((log_clean.exp() * (log_clean - log_p)).sum(-1))
-    means = [torch.cat(p).cpu().double().view(len(tokens), -1).mean(1) for p in (losses, divergences)]
-    return means[0], means[1]
+def _means(model: Any, tokens: Tensor, names: Sequence[str], batch_size: int) -> dict[str, Tensor | None]:
+    """Mean activation over all tokens, by hook name."""
+    sums: dict[str, Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
+    for batch in stream(model, tokens, names, batch_size):
+        for name, activation in batch.items():
+            kinds[name] = activation.dtype
+            sums[name] = sums.get(name, 0) + activation.double().sum((0, 1))
+    return {name: (total / tokens.numel()).to(kinds[name]) for name, total in sums.items()}

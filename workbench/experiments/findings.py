@@ -277,6 +277,7 @@ def top_head(pair: Pair) -> Finding:
     """Impact of removing the most important head: largest impact_pct of the treated model over the reference's."""
     title, text, published = "One head becomes load-bearing", "2.54 × the top head's impact", 1.54
     rows = pair.rows("ablation_results", kind="zero")
+    rows = rows[rows["head"] >= 0] if "head" in rows else rows  # whole layers and MLPs have head -1
     effect = pair.change(rows, "impact_pct", pd.Series.max)
     if not effect.known:
         return missing(title, text, "ablation_results")

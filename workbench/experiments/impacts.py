@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Float64
 from scipy import stats
 
-from probes import gini
+from probes import ConstantInputWarning, gini
 
 LEVEL = 0.95
 _DRAWS_HELD = 1 << 24  # bootstrap counts held at once
@@ -85,7 +86,7 @@ def impact_gini(ablation_results: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["model", "seed", "kind", "layer"]
     of_layer: dict[tuple, list[float]] = {}
-    for *key, impact in ablation_results[[*keys, "impact_pct"]].itertuples(index=False):
+    for *key, impact in of_heads(ablation_results)[[*keys, "impact_pct"]].itertuples(index=False):
         of_layer.setdefault(tuple(key), []).append(impact)
     return pd.DataFrame([(*key, gini(np.array(v))) for key, v in of_layer.items()], columns=pd.Index([*keys, "gini"]))
 
@@ -107,7 +108,7 @@ def specialization(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         kinds.append(table["kind"].iloc[0])
     if kinds[0] != kinds[1]:
         raise ValueError(f"specialization: kinds {kinds[0]} and {kinds[1]}; want the same")
-    top_a, top_b = _top_by_layer(a), _top_by_layer(b)
+    top_a, top_b = _top_by_layer(of_heads(a)), _top_by_layer(of_heads(b))
     if list(top_a) != list(top_b):
         raise ValueError(f"specialization: layers {list(top_a)} and {list(top_b)}; want the same")
     ratios = [top_a[layer] / top_b[layer] if top_b[layer] > 0 else math.nan for layer in top_a]
@@ -119,3 +120,54 @@ def _top_by_layer(table: pd.DataFrame) -> dict[int, float]:
     for layer, impact in zip(table["layer"], table["impact_pct"], strict=True):
         top[int(layer)] = max(top.get(int(layer), -math.inf), float(impact))
     return dict(sorted(top.items()))
+
+
+def attribution_agreement(ablation_results: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of estimate_pct and impact_pct over heads: model, seed, kind, rank_correlation, n.
+
+    nan, with a warning, where either has one value throughout; nan where no estimate was taken, or for two heads.
+    """
+    keys = ["model", "seed", "kind"]
+    of_model: dict[tuple, list[tuple[float, float]]] = {}
+    heads = of_heads(ablation_results)[[*keys, "estimate_pct", "impact_pct"]]
+    for *key, estimate, impact in heads.itertuples(index=False):
+        of_model.setdefault(tuple(key), []).append((estimate, impact))
+    found = []
+    for key, pairs in of_model.items():
+        values = np.array(pairs)
+        is_defined = len(values) > 2 and bool(np.isfinite(values).all())
+        found.append((*key, float(stats.spearmanr(values)[0]) if is_defined else math.nan, len(values)))
+    return pd.DataFrame(found, columns=pd.Index([*keys, "rank_correlation", "n"]))
+
+
+def of_heads(ablation_results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of single heads: whole layers and MLPs have head −1."""
+    return ablation_results.loc[ablation_results["head"] >= 0]
+
+
+def summarize(ablation_results: pd.DataFrame, load_bearing: pd.DataFrame | None = None) -> pd.DataFrame:
+    """ablation_summary.csv's rows of one model's table: model, seed, kind, layer, measure, value, n.
+
+    measure: `gini` of each layer's impacts over its n heads (see `impact_gini`); `rank_correlation` of estimates and
+    impacts, of all n heads, layer −1 (see `attribution_agreement`); with load_bearing (its rows, see `load_bearing`):
+    `load_bearing_p` of each layer's top head, and of the top head of all, layer −1, n heads being compared.
+    """
+    heads = of_heads(ablation_results)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # nan stands in the table
+        ginis = impact_gini(heads)
+        agreements = attribution_agreement(heads)
+    rows: list[tuple[int, str, float, int]] = []
+    for layer, value in zip(ginis["layer"], ginis["gini"], strict=True):
+        rows.append((int(layer), "gini", float(value), int((heads["layer"] == layer).sum())))
+    for value in agreements["rank_correlation"]:
+        rows.append((-1, "rank_correlation", float(value), len(heads)))
+    if load_bearing is not None:
+        tops: dict[int, tuple[float, float]] = {}
+        for layer, impact, p in load_bearing[["layer", "impact_pct", "p"]].itertuples(index=False):
+            tops[int(layer)] = max(tops.get(int(layer), (-math.inf, math.nan)), (float(impact), float(p)))
+        rows += [(layer, "load_bearing_p", p, len(heads)) for layer, (_, p) in tops.items()]
+        rows.append((-1, "load_bearing_p", max(tops.values())[1], len(heads)))
+    first = {name: ablation_results[name].iloc[0] for name in ("model", "seed", "kind")}
+    columns = ["layer", "measure", "value", "n"]
+    return pd.DataFrame([(*first.values(), *row) for row in rows], columns=pd.Index([*first, *columns]))

@@ -17,9 +17,8 @@ from torch import Tensor
 
 import probes
 from workbench.data.concepts import ConceptSet
-from workbench.experiments.ablation import MEMORY_BUDGET_BYTES, iterate_ablation
-from workbench.experiments.ablation_engine import plan_sizes
-from workbench.experiments.concept_states import TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
+from workbench.experiments.ablation import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
+from workbench.experiments.concept_states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
 from workbench.models import HookedLM
@@ -63,6 +62,7 @@ def plan_ablation(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     *,
+    components: Sequence[str] = ("head",),
     n_resamples: int = 1,
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
 ) -> dict[str, Any]:
@@ -70,20 +70,20 @@ def plan_ablation(
     the first and the last of those chosen are timed."""
     cfg = model.cfg
     chosen = choose("layers", layers, cfg.n_layers)
-    n_heads = len(choose("heads", heads, cfg.n_heads))
-    sizes = plan_sizes(model, n_ctx, len(chosen), n_heads, memory_budget_bytes)
+    limits: dict[str, Any] = {"components": components, "memory_budget_bytes": memory_budget_bytes}
+    parts, sizes = check_ablation(model, made_up_tokens(model, 1, n_ctx), layers, heads, **limits)
     size = min(n_sequences, sizes.batch_size)
     tokens = made_up_tokens(model, size, n_ctx)
 
     def run(layer: int) -> Callable[[], object]:
-        return lambda: list(iterate_ablation(model, tokens, [layer], heads, memory_budget_bytes=memory_budget_bytes))
+        return lambda: list(iterate_ablation(model, tokens, [layer], heads, **limits))
 
     mean = (fastest(run(chosen[0]), cfg.device) + fastest(run(chosen[-1]), cfg.device)) / 2
     return {
         "n_tokens": n_sequences * n_ctx,
-        "n_ablations": len(chosen) * n_heads,
+        "n_ablations": len(parts),
         "n_batches": math.ceil(n_sequences / size),
-        "bytes_on_disk": 16 * n_sequences * (1 + len(chosen) * n_heads),
+        "bytes_on_disk": 8 * n_sequences * (1 + 3 * len(parts)),
         "bytes_in_memory": PROCESS_BYTES + _weight_bytes(model) + memory_budget_bytes,
         "seconds": round(mean * len(chosen) * n_resamples * n_sequences / size, 1),
     }
@@ -110,6 +110,7 @@ def plan_probe(
     *,
     n_permutations: int = 9999,
     n_points: int = 4096,
+    templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, Any]:
     """Facts about `probe`; arguments and errors as there. Tests cost by pairs of words, states and permutations, the
     intrinsic dimension by the square of the points: the largest set and one layer are timed."""
@@ -117,7 +118,7 @@ def plan_probe(
     n_states = sum(len(state_hooks(model)) for model in models)
     n_tokens, seconds, n_bytes = 0, 0.0, 0
     for model in models:
-        own = sum(len(p.tokens) for p in build_prompts(tokenizer_of(model), sets)[0])
+        own = sum(len(p.tokens) for p in build_prompts(tokenizer_of(model), sets, templates)[0])
         own += n_text_tokens if n_points else 0
         length = min(model.cfg.n_ctx, 64)
         tokens, hooks = made_up_tokens(model, TOKENS_A_BATCH // length, length), state_hooks(model)
