@@ -115,7 +115,7 @@ def test_reading_the_file_takes_little_time_and_memory(file, record_property) ->
 
 
 WINDOWS = ["--n-ctx", "128", "--n-sequences", "16"]
-SAE = ["--layer", "15", "--n-ctx", "128", "--n-tokens", "16384", "--n-eval-tokens", "2048"]
+SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "65536", "--n-eval-tokens", "4096"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,11 @@ SAE = ["--layer", "15", "--n-ctx", "128", "--n-tokens", "16384", "--n-eval-token
     [
         ("ablate", [*WINDOWS, "--layers", "0,15"], "ablation_results"),
         ("topology", WINDOWS, "topology_stats"),
-        ("sae-train", [*SAE, "--set", "batch_size=128", "--set", "lr=5e-3"], "sae_training_results"),
+        (
+            "sae-train",
+            [*SAE, "--set", "batch_size=256", "--set", "lr=5e-3", "--set", "n_ce_tokens=1024"],
+            "sae_training_results",
+        ),
     ],
 )
 def test_verbs_take_the_file(file, verb, options, table, tmp_path, record_property) -> None:
