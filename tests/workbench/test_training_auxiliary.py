@@ -114,7 +114,12 @@ def test_gradients_of_auxiliary_losses(weight, name):
 
 
 def test_entropy_of_certain_gates_is_zero():
-    assert bernoulli_entropy(torch.tensor([0.0, 0.5, 1.0])).tolist() == pytest.approx([0.0, math.log(2), 0.0])
+    logits = torch.tensor([-200.0, 0.0, 200.0], requires_grad=True)
+    entropy = bernoulli_entropy(torch.sigmoid(logits))
+    assert entropy.tolist() == pytest.approx([0.0, math.log(2), 0.0], abs=2e-5)
+    entropy.sum().backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all()), "saturated gates do not break training"
 
 
 @pytest.mark.parametrize(
@@ -145,8 +150,19 @@ def test_rows_come_back_within_half_a_step():
     assert torch.equal(back[3], torch.zeros(33))
     again, same = quantize_rows(back)
     assert torch.equal(again[normal], q[normal])
-    with pytest.raises(ValueError, match=r"want finite weights, at most 8.3e6"):
-        quantize_rows(torch.full((1, 2), 1e9))
+
+
+def test_weights_that_int8_cannot_hold_are_named():
+    model = small_model("recurrent")
+    with torch.no_grad():
+        model.get_parameter("unique_blocks.1.mlp.W_in")[0, 0] = 1e9
+    with pytest.raises(ValueError, match=r"unique_blocks.1.mlp.W_in reaches 1e\+09; want finite weights"):
+        pack_model(model)
+    model = small_model("recurrent")
+    with torch.no_grad():
+        model.ln_final.w[0] = 1e6
+    with pytest.raises(ValueError, match=r"ln_final.w reaches 1e\+06; want at most 65504"):
+        pack_model(model)
 
 
 def test_the_distance_pulls_towards_the_grid():

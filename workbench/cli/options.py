@@ -40,3 +40,8 @@ Layers = Annotated[
 Heads = Annotated[
     str | None, typer.Option("--heads", help="Heads, as 0,2,5-7. [default: all]", metavar="LIST", show_default=False)
 ]
+AnyText = Annotated[str, typer.Option("--data", help="Text: embedded, a file, a folder, or a hub name.")]
+Split = Annotated[str, typer.Option("--split", help="Part of the text: held_out, train, or all.")]
+MaxBytes = Annotated[
+    int | None, typer.Option("--max-bytes", help="Read this much of the text, taken from all over it.", min=1)
+]

@@ -105,3 +105,25 @@ def digest(tokens: Any) -> str:
     import hashlib
 
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
+def read_texts(data: str, split: str, max_bytes: int | None, held_out_fraction: float = 0.05) -> list[str]:
+    """The documents of a text, or of a part of it; with max_bytes the beginning of each, the same share of all.
+
+    Raises:
+        UsageError: an unknown split.
+        ValueError: a text that cannot be read, is not UTF-8, or has no held-out part.
+    """
+    from workbench.data.corpus import read_documents, split_documents
+
+    if split not in ("held_out", "train", "all"):
+        raise UsageError(f"--split: got {split!r}; want held_out, train or all")
+    documents = read_documents(data)
+    if split != "all":
+        documents = split_documents(documents, held_out_fraction)[split == "held_out"]
+    texts = [document.text for document in documents]
+    n_bytes = sum(len(text.encode()) for text in texts)
+    if max_bytes is None or n_bytes <= max_bytes:
+        return texts
+    share = max_bytes / n_bytes
+    return [part for text in texts if (part := text[: int(len(text) * share)])]

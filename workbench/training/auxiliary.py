@@ -15,6 +15,8 @@ from torch import Tensor
 from workbench.models.config import Frozen, ModelConfig
 from workbench.training.quantization import int8_distance
 
+_NEAREST = 1e-6  # of a probability to 0 and 1
+
 
 class Auxiliary(Frozen):
     """Weights of the auxiliary losses; 0 is off."""
@@ -82,5 +84,9 @@ def auxiliary_loss(model: Any, aux: Auxiliary, seen: Seen) -> Float[Tensor, ""] 
 
 
 def bernoulli_entropy(p: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """−p ln p − (1 − p) ln(1 − p), nats; 0 at 0 and 1."""
-    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+    """−p ln p − (1 − p) ln(1 − p), nats, with p held within 1e-6 of 0 and 1.
+
+    Beyond, a saturated gate would meet the infinite slope of p ln p with its own slope of 0: nan.
+    """
+    p = p.clamp(_NEAREST, 1 - _NEAREST)
+    return -(p * p.log() + (1 - p) * torch.log1p(-p))

@@ -27,15 +27,9 @@ LARGEST = 127
 
 
 def quantize_rows(matrix: Float[Tensor, "rows columns"]) -> tuple[Int8[Tensor, "rows columns"], Float[Tensor, " rows"]]:
-    """(q, s): int8 entries and the float16 scale of each row; a row too small for a scale becomes zeros.
-
-    Raises:
-        ValueError: a row whose scale float16 cannot hold, or that is not finite.
-    """
+    """(q, s): int8 entries and the float16 scale of each row; a row too small for a scale becomes zeros."""
     wide = matrix.detach().float()
     scale = (wide.abs().amax(dim=1) / LARGEST).half()
-    if not bool(scale.isfinite().all()):
-        raise ValueError(f"int8: a row reaches {float(wide.abs().amax()):.3g}; want finite weights, at most 8.3e6")
     divisor = scale.float()[:, None]
     q = torch.where(divisor > 0, wide / divisor.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
     return q.round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
@@ -69,11 +63,14 @@ def pack_model(model: HookedLM) -> bytes:
         entries.append({"name": name, "shape": list(parameter.shape), "kind": "int8" if is_matrix else "float16"})
         if is_matrix:
             q, scale = quantize_rows(_rows(name, parameter))
+            if not bool(scale.isfinite().all()):
+                largest = float(parameter.detach().abs().max())
+                raise ValueError(f"int8: {name} reaches {largest:.3g}; want finite weights, at most 8.3e6")
             blobs += [q.cpu().contiguous().numpy().tobytes(), scale.cpu().numpy().astype("<f2").tobytes()]
             continue
         half = parameter.detach().cpu().half()
         if not bool(half.isfinite().all()):
-            raise ValueError(f"int8: {name} reaches {float(parameter.abs().max()):.3g}; want at most 65504")
+            raise ValueError(f"int8: {name} reaches {float(parameter.detach().abs().max()):.3g}; want at most 65504")
         blobs.append(half.contiguous().numpy().astype("<f2").tobytes())
     header = {"format": FORMAT, "config": json.loads(model.cfg.to_json()), "tensors": entries}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
