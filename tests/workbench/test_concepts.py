@@ -255,6 +255,20 @@ def test_means_equal_single_forwards(kind, embedded):
         np.testing.assert_allclose(found.means[one.name], naive_means(model, one), rtol=1e-4, atol=1e-5)
 
 
+def test_outlying_states_are_counted(subject):
+    model = small_model("janus-v3", d_vocab=4096)
+    model.tokenizer = subject.tokenizer
+    bare = {p.word: p.tokens[-1] for p in build_prompts(model.tokenizer, [FRUIT], ["{X}"])[0]}
+    with torch.no_grad():
+        model.embed.W_E[bare[1]] *= 100  # the last token of "pear" with no space before it
+    found = concept_states(model, [FRUIT, BY_NAME["months"]])
+    assert found.n_outlying["fruit"].tolist() == [1] * 4
+    assert found.n_outlying["months"].tolist() == [0] * 4
+    table = probe(model, [FRUIT], n_points=0, n_permutations=9)
+    assert table.concept_mantel["n_outlying"].tolist() == [1] * 4
+    assert table.concept_geometry["n_outlying"].tolist() == [1] * 4
+
+
 def test_a_transformer_lens_model_is_a_subject(subject, embedded):
     subject.tokenizer = None
     theirs = to_hooked_transformer(subject)
@@ -595,10 +609,15 @@ def test_json_plan_and_errors_of_the_verb(place):
     prompts = build_prompts(load("model").tokenizer, [BY_NAME["seasons"], BY_NAME["antonyms"]])[0]
     assert plan["n_tokens"] == sum(len(p.tokens) for p in prompts) + 4 * 24
     assert not Path("q").exists()
+    two = ["--template", "The {X}", "--template", "One {category} is {X}"]
+    assert call(*place, *two, "--set", "n_points=0", "--out", "two").exit_code == 0
+    assert set(read_table("two", "concept_mantel")["n_templates"]) == {2}
+    assert runs.read_config("two")["templates"] == ["The {X}", "One {category} is {X}"]
     for arguments, message in (
         ([*place[:-1], "season"], "no concept set 'season'; nearest: seasons"),
         ([*place, "--concepts", "nowhere.toml"], "no file 'nowhere.toml'"),
         ([*place, "--set", "distance=far"], "distance: got 'far'"),
+        ([*place, "--template", "The fruit"], "want exactly one {X} in each"),
     ):
         result = call(*arguments, "--out", "x")
         assert result.exit_code == 1

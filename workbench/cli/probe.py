@@ -18,6 +18,14 @@ Concepts = Annotated[
 Sets = Annotated[
     str | None, typer.Option("--sets", help="Names of sets, as months,us_states. [default: all]", metavar="LIST")
 ]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help="Text with one {X}, and {category} if wanted; several in place of the usual three.",
+    ),
+]
 NCtx = Annotated[
     int | None, typer.Option("--n-ctx", help="Tokens a window. [default: 128, or the model's n_ctx if less]", min=2)
 ]
@@ -29,6 +37,7 @@ def probe(
     out: options.Out = None,
     concepts: Concepts = None,
     sets: Sets = None,
+    template: Template = None,
     data: options.Data = "embedded",
     n_sequences: options.NSequences = 64,
     n_ctx: NCtx = None,
@@ -44,6 +53,7 @@ def probe(
     """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of a text's states."""
     from reports.tables import read_table
     from workbench.data.concepts import choose_sets, read_concepts
+    from workbench.experiments.concept_states import TEMPLATES, build_prompts, tokenizer_of
     from workbench.experiments.concepts import check_settings, text_length, text_windows
     from workbench.experiments.concepts import probe as measure
     from workbench.experiments.plan import plan_probe
@@ -54,14 +64,18 @@ def probe(
     offered = read_concepts() + (() if concepts is None else read_concepts(concepts))
     chosen = choose_sets(offered, None if sets is None else [name.strip() for name in sets.split(",")])
     models = [load(path, device, dtype) for path in ckpt]
+    templates = tuple(template or TEMPLATES)
     reads_text = extra.get("n_points", 1) > 0
     if dry_run:
         n_text = n_sequences * text_length(models[0], n_ctx)
         counts = {name: extra[name] for name in ("n_permutations", "n_points") if name in extra}
-        report(as_json=as_json, facts=plan_probe(models, chosen, n_text, **counts))
+        report(as_json=as_json, facts=plan_probe(models, chosen, n_text, templates=templates, **counts))
         return
     texts = [text_windows(m, data, n_sequences, n_ctx, seed) for m in models if reads_text]
-    path = _run(ckpt, models, chosen, texts, {"seed": seed} | extra, out or Path("runs/probe"), resume)
+    for model in models:
+        build_prompts(tokenizer_of(model), chosen, templates)  # a word without a place is an error before any directory
+    config = {"seed": seed, "templates": templates} | extra
+    path = _run(ckpt, models, chosen, texts, config, out or Path("runs/probe"), resume)
     table = "concept_mantel" if (path / "concept_mantel.csv").is_file() else "concept_geometry"
     report(as_json=as_json, out=path, table=read_table(path, table))
 

@@ -25,6 +25,7 @@ from workbench.experiments.subject import checked_tokens
 PLACE = "{X}"
 TEMPLATES = ("The {category} is {X}", "In the {category} of {X},", "{X}")
 HALF = (torch.bfloat16, torch.float16)
+OUTLYING = 3.0  # times the median norm: attention sinks lie far above, other states below
 TOKENS_A_BATCH = 2048  # every state of every layer of a batch is held at once
 
 
@@ -48,6 +49,8 @@ class ConceptStates:
     """Mean states over templates of every word: set -> float64 [word, state, d_model], state 0 the embedding's."""
 
     means: dict[str, Float64[np.ndarray, "word state d_model"]]
+    n_outlying: dict[str, Int[np.ndarray, " state"]]
+    """of each set, how many single states (a word in a template) are longer than 3 times the median of all sets'"""
     templates: tuple[str, ...]
     """those that were read: the bare word is left out where nothing stands in front of it"""
     n_prompts: int
@@ -152,6 +155,8 @@ def concept_states(
     for one in sets:
         offset[one.name], n_words = n_words, n_words + len(one.all_words)
     sums = np.zeros((n_words, len(hooks), model.cfg.d_model))
+    norms: list[np.ndarray] = []
+    owners: list[str] = []
     by_length: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         by_length.setdefault(len(prompt.tokens), []).append(prompt)
@@ -163,13 +168,19 @@ def concept_states(
             rows = np.array([offset[p.set] + p.word for p in batch])
             places = torch.tensor([p.stop - 1 for p in batch])
             tokens = checked_tokens("concepts", model, torch.tensor([p.tokens for p in batch]))
-            np.add.at(sums, rows, _states_at(model, tokens, places, hooks))
+            states = _states_at(model, tokens, places, hooks)
+            np.add.at(sums, rows, states)
+            norms.append(np.linalg.norm(states, axis=-1))
+            owners += [p.set for p in batch]
             n_done += len(batch)
             if on_progress is not None:
                 on_progress(n_done / len(prompts))
     sums /= len(used)
     means = {one.name: sums[offset[one.name] : offset[one.name] + len(one.all_words)] for one in sets}
-    return ConceptStates(means, used, len(prompts), sum(len(p.tokens) for p in prompts))
+    lengths = np.concatenate(norms)
+    is_outlying = lengths > OUTLYING * np.median(lengths, axis=0)
+    outlying = {one.name: is_outlying[np.array(owners) == one.name].sum(axis=0) for one in sets}
+    return ConceptStates(means, outlying, used, len(prompts), sum(len(p.tokens) for p in prompts))
 
 
 def _states_at(

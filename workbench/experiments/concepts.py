@@ -197,6 +197,7 @@ def mantel_rows(
         | {name: values[k] for name, values in partial.items() if name not in ("partial_r", "r2")}
         | {"is_exact": result.exact, "n_ties": int(result.n_ties[k]), "distance": distance}
         | {"n_templates": len(subject.states.templates)}
+        | {"n_outlying": int(subject.states.n_outlying[one.name][layer + 1])}
         for k, (subject, layer) in enumerate(owners)
     ]
     crystals, start = [], 0
@@ -263,6 +264,7 @@ def geometry_rows(subject: _Subject) -> list[dict[str, Any]]:
         subject.key
         | {"set": name, "n": len(means[name]), "layer": layer, "effective_dim": dims[k]}
         | {"mean_over_sets": over_sets[k], "null_isotropic": isotropic_dimension(*means[name][:, k].shape)}
+        | {"n_outlying": int(subject.states.n_outlying[name][k])}
         for name, dims in found.items()
         for k, layer in enumerate(subject.layers)
     ]
