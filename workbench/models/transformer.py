@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from workbench.models.attn_residuals import RoutedStream, Routing
+from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, State
 from workbench.models.config import ModelConfig, Recurrence
 from workbench.models.cross_entropy import linear_cross_entropy, softcap
@@ -73,6 +74,7 @@ class HookedLM(CheckedHooks):
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
         self.cfg, self.tokenizer = cfg, tokenizer
+        self.shares_routing = True  # a block then reads later blocks' queries: not where weights are sharded by block
         self.embed, self.hook_embed = Embed(cfg), HookPoint()
         if cfg.positional_embedding_type == "standard":
             self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
@@ -128,6 +130,8 @@ class HookedLM(CheckedHooks):
             state: State = self.embed_state(tokens, past_kv_cache.length if past_kv_cache is not None else 0)
         else:
             state = self._checked_state(input)
+        if isinstance(state, RoutedStream) and self.shares_routing:
+            state = replace(state, shared=SharedMeans(self._routings()))
         for layer in range(start, stop):
             state = self.blocks[layer](state, past_kv_cache, self.read_out)
         if past_kv_cache is not None and tokens is not None:
@@ -156,6 +160,15 @@ class HookedLM(CheckedHooks):
 
     def _normed(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], None, self.cfg.eps) if self.cfg.extensions.embed_norm else x
+
+    def _routings(self) -> Iterator[tuple[int, Routing]]:
+        """Every routing in order, with the number of finished sums that it reads."""
+        n_committed = 0
+        for block in self.blocks:
+            yield n_committed, block.route_attn
+            n_committed += block.is_boundary
+            yield n_committed, block.route_mlp
+        yield n_committed, self.route_final
 
     def read_out(self, state: State) -> Float[Tensor, "batch pos d_model"]:
         """The stream that the unembedding would read if the model stopped at this state, before the final norm."""
