@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def train(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16 (autocast), float32 or float64.")] = "auto",
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer state over the processes.")
+    ] = False,
     settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -40,6 +44,15 @@ def train(
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(
-        recipe, target, seed=seed, device=device, dtype=dtype, resume=resume, overrides=overrides, progress=not as_json
+        recipe,
+        target,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        resume=resume,
+        overrides=overrides,
+        progress=not as_json,
+        fsdp=fsdp,
     )
-    report(as_json=as_json, out=path)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
+        report(as_json=as_json, out=path)

@@ -52,18 +52,24 @@ def open_feed(recipe: Recipe, cache: str | Path | None = None) -> Feed:
 
 
 class Source:
-    """The batches of one phase: windows of the text, or automata; where it stands fits into JSON."""
+    """The batches of one phase: windows of the text, or automata; where it stands fits into JSON.
 
-    def __init__(self, recipe: Recipe, index: int, feed: Feed, seed: int, device: str) -> None:
+    Of `world_size` processes each gets its own rows of every batch; where they stand is the same for all.
+    """
+
+    def __init__(
+        self, recipe: Recipe, index: int, feed: Feed, seed: int, device: str, rank: int = 0, world_size: int = 1
+    ) -> None:
         phase, n_ctx = recipe.phases[index], recipe.model.n_ctx
         self._device = device
         seed += index * SEEDS_APART
         is_cuda = device.startswith("cuda")
         self._sampler: WindowSampler | NCASampler
+        rows: dict[str, int] = {"rank": rank, "world_size": world_size}
         if phase.kind == "nca":
-            self._sampler = NCASampler(automata(phase), n_ctx, phase.batch_size, seed, device=device)
+            self._sampler = NCASampler(automata(phase), n_ctx, phase.batch_size, seed, device=device, **rows)
         else:
-            self._sampler = WindowSampler(feed.train, n_ctx, phase.batch_size, seed, pin_memory=is_cuda)
+            self._sampler = WindowSampler(feed.train, n_ctx, phase.batch_size, seed, pin_memory=is_cuda, **rows)
 
     def next_batch(self) -> Batch:
         """The next micro-batch, on the device."""

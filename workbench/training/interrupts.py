@@ -26,8 +26,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*, is_patient: bool = False) -> Iterator[StopRequest]:
     """A `StopRequest` that the first SIGINT or SIGTERM sets; a second one acts as it would have without us.
+
+    is_patient: further ones are noted like the first. torchrun passes on as SIGTERM the Ctrl-C that its processes have
+    had themselves, while they are still saving.
 
     Outside the main thread signals cannot be caught, and the request is never set.
     """
@@ -42,8 +45,9 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.reason = signal.Signals(number).name
-        restore()
+        request.reason = request.reason or signal.Signals(number).name
+        if not is_patient:
+            restore()
 
     for number in SIGNALS:
         signal.signal(number, note)

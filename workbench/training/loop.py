@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, 
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log import TrainLog
 from workbench.training.monitor import measure, monitor_columns
-from workbench.training.objective import autocast_dtype, held_out_loss, objective
+from workbench.training.objective import Objective, autocast_dtype, held_out_loss, objective
 from workbench.training.optimizers import Optimizer
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Phase, Recipe, apply_overrides, load_recipe, phase_model
@@ -65,6 +67,7 @@ def train(
     progress: bool = True,
     stop_after: int | None = None,
     cache: str | Path | None = None,
+    fsdp: bool = False,
     **settings: Any,
 ) -> Path:
     """The run directory `out`, once every phase of the recipe has been trained.
@@ -84,6 +87,7 @@ def train(
         progress: a bar on stderr with rate and time left.
         stop_after: stop as an interrupt would after this many steps of this call.
         cache: where packed tokens are kept; the user's cache unless given.
+        fsdp: under torchrun, shard weights and optimizer state over the processes too (else only data and Muon's work).
         settings: further overrides, as keywords: `train(..., **{"phases.0.n_steps": 10})`.
 
     Raises:
@@ -96,10 +100,19 @@ def train(
     recipe = apply_overrides(recipe, {**(overrides or {}), **settings})
     if seed < 0:
         raise ValueError(f"seed: got {seed}; want 0 or more")
-    device = resolve_device(device)
-    autocast = autocast_dtype(device, dtype)
     resolved = recipe.model_dump(mode="json", exclude={"model": {"device"}})
     config = {"verb": "train", "seed": seed, "dtype": dtype, "recipe": resolved}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
+        from workbench.training.parallel import train_together
+
+        return train_together(
+            recipe, out, config, device=device, resume=resume, progress=progress, stop_after=stop_after, cache=cache,
+            fsdp=fsdp,
+        )  # fmt: skip
+    if fsdp:
+        raise ValueError("fsdp: got one process; want several, started by torchrun")
+    device = resolve_device(device)
+    autocast = autocast_dtype(device, dtype)
     # Data that do not fit leave nothing behind; where something is in the way, that is said first.
     is_new = not Path(out).exists() and not Path(f"{out}.partial").exists()
     feed = open_feed(recipe, cache) if is_new else None
@@ -107,11 +120,15 @@ def train(
         if run.is_complete:
             return run.out
         feed = feed or open_feed(recipe, cache)
-        weights_dtype = torch.float64 if dtype == "float64" else torch.float32
-        trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype, autocast)
+        trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype(dtype), autocast)
         with stop_requests() as request, progress_meter(recipe, enabled=progress) as meter:
             trainer.run(request, meter, stop_after)
     return run.out
+
+
+def weights_dtype(dtype: str) -> torch.dtype:
+    """What the weights are kept in: float32 but for training in float64; bfloat16 is a matter of the forward alone."""
+    return torch.float64 if dtype == "float64" else torch.float32
 
 
 def build(recipe: Recipe | str | Path, seed: int = 0) -> HookedLM:
@@ -122,6 +139,9 @@ def build(recipe: Recipe | str | Path, seed: int = 0) -> HookedLM:
 
 class Trainer:
     """One run in one directory: holds everything that a checkpoint holds, and moves it on step by step."""
+
+    processes = "one process"
+    """who trains: recorded in a checkpoint, since another number of processes adds up gradients in another order"""
 
     def __init__(
         self,
@@ -154,7 +174,7 @@ class Trainer:
         """Train all phases to their end, or raise as `train` says."""
         last_step = None if stop_after is None else self.position.step + stop_after
         columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor))
-        with TrainLog(self.directory, columns, self._log_at) as self._log:
+        with self._open_log(columns):
             if self.position.step == 0:
                 self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
             self._reset_clock()
@@ -167,7 +187,7 @@ class Trainer:
                     self._after_step(request, meter)
                 if self.position.phase + 1 == len(self.recipe.phases):
                     return
-                self._enter(self.position.phase + 1, self.model)
+                self._enter(self.position.phase + 1, self._whole_model())
 
     # --- one step
 
@@ -176,20 +196,15 @@ class Trainer:
         self._lr = self.optimizer.start(step, multiplier(phase.schedule, step, phase.n_steps))
         weight = self._pressure.start(step) if self._pressure else 0.0
         parts = []
-        for _ in range(phase.n_accumulation):
-            part = objective(self.model, self._source.next_batch(), phase, weight, self.autocast, step)
+        for i in range(phase.n_accumulation):
+            self._prepare_micro_batch(is_last=i + 1 == phase.n_accumulation)
+            part = objective(self.model, self._source.next_batch(), phase, weight, self.autocast, step, self._call)
             (part.total / phase.n_accumulation).backward()
             parts.append(part)
-        limit = phase.clip_norm or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        grad_norm = self._clip(phase.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        record = StepRecord(
-            loss=torch.stack([p.loss for p in parts]).mean(),
-            grad_norm=grad_norm,
-            vsm=_mean([p.vsm for p in parts]),
-            sigma=_mean([p.sigma for p in parts]),
-        )
+        record = self._record(parts, grad_norm)
         if self._pressure and isinstance(record.sigma, Tensor):
             self._pressure.observe(record.sigma)
         self._window.append(record)
@@ -238,6 +253,36 @@ class Trainer:
                 if not math.isfinite(value):
                     raise NonFiniteLoss(f"train: the {what} is {value} at step {step}; {last_good(self.directory)}")
 
+    # --- what several processes do in another way
+
+    def _prepare(self, model: HookedLM) -> Callable[..., Tensor]:
+        """What is called to train `model`, which it may change: here the model as it is."""
+        return model
+
+    def _build_optimizer(self, model: HookedLM) -> Optimizer:
+        return Optimizer(model, self.phase.optimizer)
+
+    def _open_source(self, index: int) -> Source:
+        return Source(self.recipe, index, self.feed, self.seed, self.device)
+
+    def _prepare_micro_batch(self, *, is_last: bool) -> None:
+        pass
+
+    def _clip(self, limit: float) -> Float[Tensor, ""]:
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+
+    def _record(self, parts: Sequence[Objective], grad_norm: Float[Tensor, ""]) -> StepRecord:
+        return StepRecord(
+            loss=torch.stack([p.loss for p in parts]).mean(),
+            grad_norm=grad_norm,
+            vsm=_mean([p.vsm for p in parts]),
+            sigma=_mean([p.sigma for p in parts]),
+        )
+
+    def _whole_model(self) -> HookedLM:
+        """A model that holds all weights: what is measured, saved and taken over by the next phase."""
+        return self.model
+
     # --- what is written
 
     def _write_row(self, lr: float, *, with_held_out: bool, with_monitor: bool) -> float:
@@ -256,26 +301,39 @@ class Trainer:
             names = {"loss": "loss", "grad_norm": "grad_norm", "vsm": "vsm_loss", "sigma": "sigma_train"}
             for field, column in names.items():
                 row[column] = math.fsum(getattr(r, field) for r in window) / len(window)
-        if with_held_out:
-            row["held_out_loss"] = held_out_loss(self.model, self._held_out, self.phase.batch_size)
-        if with_monitor:
-            row |= measure(self.model, self._probe.tokens, self.recipe.monitor)
-        self._log.write(row)
+        model = self._whole_model() if with_held_out or with_monitor else self.model
+        self._log_row(row, model, with_held_out=with_held_out, with_monitor=with_monitor)
         self._window = []
         return row.get("loss", math.nan)
 
+    def _open_log(self, columns: Sequence[str]) -> AbstractContextManager[Any]:
+        self._log = TrainLog(self.directory, columns, self._log_at)
+        return self._log
+
+    def _log_row(self, row: dict[str, Any], model: HookedLM, *, with_held_out: bool, with_monitor: bool) -> None:
+        """Measure `model` and append the row."""
+        if with_held_out:
+            row["held_out_loss"] = held_out_loss(model, self._held_out, self.phase.batch_size)
+        if with_monitor:
+            row |= measure(model, self._probe.tokens, self.recipe.monitor)
+        self._log.write(row)
+
     def _save(self) -> Path:
-        tensors = {f"optimizer/{name}": t for name, t in self.optimizer.state_dict().items()} | random_state()
+        return self._write_checkpoint(self._whole_model(), self.optimizer.state_dict())
+
+    def _write_checkpoint(self, model: HookedLM, optimizer_state: dict[str, Tensor]) -> Path:
+        tensors = {f"optimizer/{name}": t for name, t in optimizer_state.items()} | random_state()
         info = {
             "recipe": self.recipe.name,
             "seed": self.seed,
+            "processes": self.processes,
             "data": self._source.state_dict(),
             "controller": self._pressure.state_dict() if self._pressure else None,
             "window": [[r.loss, r.grad_norm, _or_none(r.vsm), _or_none(r.sigma)] for r in self._window],
             "log": self._log.sync(),
         }
         keep = self.recipe.checkpoint.keep
-        return save_checkpoint(self.directory, self.position, self.model, tensors, info, keep)
+        return save_checkpoint(self.directory, self.position, model, tensors, info, keep)
 
     # --- phases and resuming
 
@@ -297,10 +355,11 @@ class Trainer:
         phase = self.phase
         self.model = model.train()
         model.tokenizer = wrap_tokenizer(self.feed.tokenizer) if phase.kind == "language" else None
-        self.optimizer = Optimizer(model, phase.optimizer)
+        self._call = self._prepare(model)
+        self.optimizer = self._build_optimizer(model)
         self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None
         index = self.position.phase
-        self._source = Source(self.recipe, index, self.feed, self.seed, self.device)
+        self._source = self._open_source(index)
         self._held_out, self._probe = judging_batches(self.recipe, index, self.feed, self.device)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -311,6 +370,8 @@ class Trainer:
                 f"checkpoint: {file} is of recipe {info.get('recipe')!r}, seed {info.get('seed')}; "
                 f"want {self.recipe.name!r}, seed {self.seed}"
             )
+        if (saved_by := info.get("processes")) != self.processes:
+            raise ValueError(f"checkpoint: {file} was saved by {saved_by}; got {self.processes}; want the same again")
         if position.phase >= len(self.recipe.phases):
             raise ValueError(
                 f"checkpoint: {file} is in phase {position.phase}; want 0 to {len(self.recipe.phases) - 1}"

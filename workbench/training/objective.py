@@ -47,8 +47,11 @@ def objective(
     weight: float,
     autocast: torch.dtype | None = None,
     step: int = 0,
+    call: Callable[..., Tensor] | None = None,
 ) -> Objective:
     """The loss of one micro-batch of step `step` of its phase, with VSM at λ = `weight`.
+
+    `call` is called in the model's place, where several processes wrap it.
 
     Attention maps are formed only while they weigh something: with `on = "pattern"` and both λ and the coherence 0,
     attention stays fused and there is no σ.
@@ -71,7 +74,7 @@ def objective(
     aux = phase.auxiliary or Auxiliary()
     extras = {"loss_mask": batch.mask, "z_loss": phase.z_loss, "entropy_bonus": entropy_bonus(aux, step)}
     with precision(batch.tokens.device.type, autocast), watched, seeing(model, aux) as seen:
-        loss = model(batch.tokens, return_type="loss", **extras)
+        loss = (call or model)(batch.tokens, return_type="loss", **extras)
     more = auxiliary_loss(model, aux, seen)
     total = loss if more is None else loss + more
     if not grams:

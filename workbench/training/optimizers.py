@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -72,18 +72,21 @@ class Optimizer:
     step on the copy, and the copy is written back. All of it only moves numbers, so the result is torch's to the bit.
     """
 
-    def __init__(self, model: nn.Module, cfg: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, cfg: OptimizerConfig, own: Collection[str] | None = None) -> None:
+        """own: names of the hidden matrices that Muon updates here; None: all."""
         self.cfg = cfg
         parameters = dict(model.named_parameters())
         hidden = {name: p for name, p in parameters.items() if cfg.muon and is_hidden_matrix(name)}
         self._adamw = _build_adamw({name: p for name, p in parameters.items() if name not in hidden}, cfg.adamw)
         self._hidden = hidden
+        matrices = ((name, to_matrix(name, self._whole(p.detach()))) for name, p in hidden.items())
         self._copies = {
-            name: nn.Parameter(to_matrix(name, p.detach()).clone(memory_format=torch.contiguous_format))
-            for name, p in hidden.items()
+            name: nn.Parameter(matrix.clone(memory_format=torch.contiguous_format))
+            for name, matrix in matrices
+            if own is None or name in own
         }
         self._muon: torch.optim.Muon | None = None
-        if cfg.muon and hidden:
+        if cfg.muon and self._copies:
             if not hasattr(torch.optim, "Muon"):
                 raise ValueError(f"optimizer.muon: torch is {torch.__version__}; want 2.9 or newer, which has Muon")
             self._muon = torch.optim.Muon(
@@ -100,10 +103,11 @@ class Optimizer:
         """The learning rate of `step` (0-based in the phase): the hidden matrices', i.e. Muon's where there is one."""
         for group in self._adamw.param_groups:
             group["lr"] = group["base_lr"] * multiplier
-        if self._muon is None or self.cfg.muon is None:
+        if self.cfg.muon is None or not self._hidden:
             return self.cfg.adamw.lr * multiplier
-        self._muon.param_groups[0]["lr"] = self.cfg.muon.lr * multiplier
-        self._muon.param_groups[0]["momentum"] = momentum(self.cfg.muon, step)
+        if self._muon is not None:
+            self._muon.param_groups[0]["lr"] = self.cfg.muon.lr * multiplier
+            self._muon.param_groups[0]["momentum"] = momentum(self.cfg.muon, step)
         return self.cfg.muon.lr * multiplier
 
     @torch.no_grad()
@@ -144,11 +148,40 @@ class Optimizer:
             name, _, moment = rest.rpartition("/")
             found.setdefault(kind, {}).setdefault(name, {})[moment] = value
         for kind, optimizer in self._parts():
-            _load(kind, optimizer, self._names, found.pop(kind, {}))
+            self._load(kind, optimizer, found.pop(kind, {}))
         if found:
             raise ValueError(
                 f"optimizer state: got tensors of {', '.join(sorted(found))}; want this recipe's optimizers"
             )
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """All of a weight: for who keeps but a part of it."""
+        return tensor
+
+    def _like(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        """`whole` laid out in memory as its weight: the fused kernel runs through both in memory order."""
+        return torch.empty_like(parameter).copy_(whole)
+
+    def _load(self, kind: str, optimizer: torch.optim.Optimizer, found: dict[str, dict[str, Tensor]]) -> None:
+        members = [p for group in optimizer.param_groups for p in group["params"]]
+        wanted = {self._names[id(p)]: p for p in members}
+        for name, state in found.items():
+            if name not in wanted:
+                raise ValueError(
+                    f"optimizer state: got {kind}/{name}, which the model has not; want this model's state"
+                )
+            for moment, value in state.items():
+                if value.ndim and value.shape != wanted[name].shape:
+                    raise ValueError(
+                        f"optimizer state: {kind}/{name}/{moment} has shape {tuple(value.shape)}; "
+                        f"want {tuple(wanted[name].shape)}"
+                    )
+        state = {
+            i: {m: self._like(p, v) if v.ndim else v for m, v in found[self._names[id(p)]].items()}
+            for i, p in enumerate(members)
+            if self._names[id(p)] in found
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def _parts(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
         yield "adamw", self._adamw
@@ -203,26 +236,3 @@ def _build_adamw(parameters: dict[str, nn.Parameter], cfg: AdamW) -> torch.optim
     # one fused kernel a group; torch has it for these devices
     fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=fused)
-
-
-def _load(
-    kind: str, optimizer: torch.optim.Optimizer, names: dict[int, str], found: dict[str, dict[str, Tensor]]
-) -> None:
-    members = [p for group in optimizer.param_groups for p in group["params"]]
-    wanted = {names[id(p)]: p for p in members}
-    for name, state in found.items():
-        if name not in wanted:
-            raise ValueError(f"optimizer state: got {kind}/{name}, which the model has not; want this model's state")
-        for moment, value in state.items():
-            if value.ndim and value.shape != wanted[name].shape:
-                raise ValueError(
-                    f"optimizer state: {kind}/{name}/{moment} has shape {tuple(value.shape)}; "
-                    f"want {tuple(wanted[name].shape)}"
-                )
-    # A moment must lie in memory as its weight does: the fused kernel runs through both in memory order.
-    state = {
-        i: {m: torch.empty_like(p).copy_(v) if v.ndim else v for m, v in found[names[id(p)]].items()}
-        for i, p in enumerate(members)
-        if names[id(p)] in found
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -121,6 +121,13 @@ def last_good(directory: Path) -> str:
     return f"the last good checkpoint is {directory / latest.read_text(encoding='utf-8').strip()}"
 
 
+def clear_leftovers(directory: Path) -> None:
+    """Nothing; checkpoints that a killed process had begun are removed."""
+    for leftover in directory.iterdir():
+        if _TEMPORARY.match(leftover.name):
+            shutil.rmtree(leftover)
+
+
 def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
     """The checkpoint that `latest` names, or None in a run directory that has none yet.
 
@@ -131,9 +138,7 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
     Raises:
         ValueError: naming the file that is missing, altered, or not of this program.
     """
-    for leftover in directory.iterdir():
-        if _TEMPORARY.match(leftover.name):
-            shutil.rmtree(leftover)
+    clear_leftovers(directory)
     if not (directory / LATEST).is_file():
         return None
     name = (directory / LATEST).read_bytes().decode("utf-8", "replace").strip()
