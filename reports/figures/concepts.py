@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,7 +13,7 @@ from reports.figures.style import MUTED, PALETTE, SEQUENTIAL, SYMBOLS, label, mo
 
 
 def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return Mantel r by layer, a panel a concept set; dotted, partial r with the confound taken out."""
+    """Return Mantel r by layer with its interval, a panel a concept set; dotted, partial r with the confound out."""
     sets = list(dict.fromkeys(concept_mantel["set"]))
     topology = dict(zip(concept_mantel["set"], concept_mantel["topology"], strict=True))
     fig, cells = facets(
@@ -22,7 +23,7 @@ def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None =
         df = concept_mantel[concept_mantel["set"] == name]
         for run in runs_of(df, models):
             rows = run.rows.sort_values("layer")
-            add_run(fig, run, rows["layer"], rows["r"], where=where, show=index == 0)
+            add_run(fig, run, rows["layer"], rows["r"], where=where, show=index == 0, **interval_bars(rows, run.colour))
             if "partial_r" in rows and rows["partial_r"].notna().any():
                 line = {"color": run.colour, "width": 1.2, "dash": "dot"}
                 add_run(fig, run, rows["layer"], rows["partial_r"], where=where, show=False, mode="lines", line=line)
@@ -30,6 +31,17 @@ def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None =
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(sets) else None, **where)
     return fig.figure()
+
+
+def interval_bars(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
+    """Return the error bars from ci_low to ci_high about r, where the table has them; none where one is undefined."""
+    if not {"ci_low", "ci_high"} <= set(rows.columns):
+        return {}
+    # a percentile interval need not hold the estimate
+    lengths = (rows["ci_high"] - rows["r"], rows["r"] - rows["ci_low"])
+    above, below = (length.clip(lower=0.0).fillna(0.0).tolist() for length in lengths)
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    return {"error_y": bars | {"thickness": 0.8, "width": 0, "color": colour}}
 
 
 def effective_dimension(concept_geometry: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:

@@ -311,13 +311,15 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
         for name, n, topology in sets:
             for layer in range(-1, n_layers):
                 r = 0.1 + 0.6 * (layer + 1) / n_layers + rng.normal(0, 0.03)
-                mantel.append((model, seed, name, n, topology, layer, r, 0.001, 0.004, r * 0.7, (r * 0.7) ** 2, 9999))
+                limits = (r - 0.1, r + 0.15) if n != 10 or layer else (np.nan, np.nan)
+                p = (0.001, 0.004, r * 0.7, (r * 0.7) ** 2, 9999)
+                mantel.append((model, seed, name, n, topology, layer, r, *p, *limits))
                 geometry.append((model, seed, name, n, layer, min(n - 1, 2 + 3 * rng.random() + layer)))
             for lag in range(1, n_layers):
                 measure = "trajectory_consistency" if lag == 1 else "lag_decay"
                 value = -0.3 / lag + rng.normal(0, 0.05)
                 trajectories.append((model, seed, name, measure, lag, value, -0.5 if lag == 1 else 0.0, 0.0))
-    write_rows(mantel, directory, "concept_mantel")
+    write_rows(mantel, directory, "concept_mantel", "ci_low", "ci_high")
     write_rows(geometry, directory, "concept_geometry")
     write_rows(trajectories, directory, "trajectories")
 

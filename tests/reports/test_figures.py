@@ -169,6 +169,15 @@ def test_one_legend_entry_a_model(drawn):
         assert sorted(named) == ["adaptive", "control"], name
 
 
+def test_correlations_of_concepts_carry_their_intervals():
+    df = pd.DataFrame({"model": "a", "seed": 0, "set": "months", "topology": "cyclic", "layer": [-1, 0, 1]})
+    df = df.assign(r=[0.1, 0.5, 0.6], ci_low=[-0.1, np.nan, 0.65], ci_high=[0.4, np.nan, 0.7])
+    bars = figures.crystallisation(df).data[0].error_y
+    np.testing.assert_allclose(bars.array, [0.3, 0, 0.1])
+    np.testing.assert_allclose(bars.arrayminus, [0.2, 0, 0])  # an interval that does not hold the estimate
+    assert figures.crystallisation(df.drop(columns="ci_low")).data[0].error_y.array is None
+
+
 def test_seeds_are_lines_of_their_own():
     rows = [("a", seed, layer, "z", 0.1, 0.1 * seed + layer, 1.0, 0.5) for seed in (1, 2) for layer in range(3)]
     columns = ["model", "seed", "layer", "basis", "max_cos", "mean_cos", "nuclear_rank", "rank_utilization"]
