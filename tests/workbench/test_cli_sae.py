@@ -148,3 +148,53 @@ def test_a_split_that_is_none_is_refused(place):
     result = call("harvest", "--ckpt", place / "model", "--layers", "0", "--split", "test", "--out", "h")
     assert result.exit_code == 1
     assert "split: got 'test'; want one of held_out, train" in result.stderr
+
+
+# --- SAELens
+
+
+@pytest.fixture
+def trained(small):
+    assert call("sae-train", *small, "--layer", 1, "--heads", "1,3", "--n-tokens", 480, "--out", "s").exit_code == 0
+    return Path("s")
+
+
+def test_saes_go_to_sae_lens_and_come_back(trained):
+    sae_lens = pytest.importorskip("sae_lens")
+    result = call("export", "--ckpt", trained, "--to", "sae-lens", "--out", "lens")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(Path.cwd() / "lens")
+    ours = find_stack(trained)
+    for k, head in enumerate((1, 3)):
+        theirs = sae_lens.SAE.load_from_disk(f"lens/sae_00{k}")
+        assert (theirs.cfg.metadata.hook_name, theirs.cfg.metadata.hook_head_index) == ("blocks.1.attn.hook_z", head)
+        assert torch.equal(theirs.W_dec, ours.W_dec[k])
+    runs.verify_manifest("lens")
+    assert call("import", "lens", "--out", "back").exit_code == 0
+    back = find_stack("back")
+    assert back.info.sources == ours.info.sources
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in back.state_dict().items())
+    again = call("export", "--ckpt", trained, "--to", "sae-lens", "--out", "lens")
+    assert (again.exit_code, "already exists" in again.stderr) == (1, True)
+
+
+def test_saes_that_sae_lens_reads_otherwise_are_not_put_in_place(trained, monkeypatch):
+    sae_lens = pytest.importorskip("sae_lens")
+    load = sae_lens.SAE.load_from_disk
+
+    def altered(path):
+        sae = load(path)
+        sae.b_enc.data += 1e-3
+        return sae
+
+    monkeypatch.setattr(sae_lens.SAE, "load_from_disk", altered)
+    result = call("export", "--ckpt", trained, "--to", "sae-lens", "--out", "lens")
+    assert result.exit_code == 1
+    assert "sae_000 encodes or decodes to other bits" in result.stderr
+    assert not Path("lens").exists()
+
+
+def test_a_model_is_no_stack_of_saes(place):
+    result = call("export", "--ckpt", place / "model", "--to", "sae-lens", "--out", "lens")
+    assert (result.exit_code, "Traceback" in result.stderr) == (1, False)
+    assert "sae.json" in result.stderr

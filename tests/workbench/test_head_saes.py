@@ -169,14 +169,14 @@ def replace_at(slot, value):
     return slot.hook_name, hook
 
 
-def naive_splice(model, tokens, slots, values):
-    """Loss of one whole forward a slot, its activation replaced."""
+def naive_splice(model, tokens, slots, values, dim=None):
+    """Loss of one whole forward a slot, its activation replaced; of every sequence with dim=(1, 2)."""
     losses = []
     with torch.no_grad():
         for slot, value in zip(slots, values, strict=True):
             logits = model.run_with_hooks(tokens, fwd_hooks=[replace_at(slot, value)])
             log_p = torch.log_softmax(logits[:, :-1].double(), -1)
-            losses.append(-log_p.gather(-1, tokens[:, 1:, None]).mean())
+            losses.append(-log_p.gather(-1, tokens[:, 1:, None]).mean(dim))
     return torch.stack(losses)
 
 
@@ -196,9 +196,15 @@ def test_spliced_heads_agree_with_a_hooked_forward(kind) -> None:
             recon = stack(x[index])[1]
         want = naive_splice(model, tokens, [slots[i] for i in index], recon)
         torch.testing.assert_close(losses.spliced[name], want, atol=1e-5, rtol=0)
+        change = naive_splice(model, tokens, [slots[i] for i in index], recon, dim=(1, 2)) - naive_splice(
+            model, tokens, [slots[i] for i in index], x[index], dim=(1, 2)
+        )
+        torch.testing.assert_close(losses.spliced_stderr[name], change.std(dim=1) / 5**0.5, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         assert losses.base == pytest.approx(float(model(tokens, return_type="loss")), abs=1e-5)
     assert losses.n_tokens == tokens.numel()
+    alone = splice(model, tokens[:1], slots, index, stacks)
+    assert bool(alone.zero_stderr.isnan().all())
 
 
 @pytest.mark.parametrize("hook", ["z_concat", "hook_resid_pre", "hook_resid_post", "mlp.hook_post", "hook_attn_out"])

@@ -14,15 +14,25 @@ from workbench.cli.output import report
 
 def export(
     ckpt: options.Checkpoint,
-    to: Annotated[str, typer.Option("--to", help="transformer-lens, or hf (a Hugging Face folder).")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="transformer-lens; hf, a Hugging Face folder; sae-lens (--ckpt: a run of sae-train)."
+        ),
+    ],
     out: options.Out = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a model in another library's form; that library must give the same logits before it is put in place."""
-    if to not in ("transformer-lens", "hf"):
-        raise UsageError(f"--to: got {to!r}; want transformer-lens or hf")
+    """Write a model, or SAEs, in another library's form; that library must agree before it is put in place."""
+    if to not in ("transformer-lens", "hf", "sae-lens"):
+        raise UsageError(f"--to: got {to!r}; want transformer-lens, hf or sae-lens")
+    if to == "sae-lens":
+        from workbench.experiments.sae_interop import export_saes
+
+        report(as_json=as_json, out=export_saes(ckpt, (out or Path("runs/export-sae-lens")).absolute()))
+        return
     from workbench.models.interop import export as write
     from workbench.models.load import load
 

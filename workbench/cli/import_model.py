@@ -12,12 +12,17 @@ from workbench.cli.output import report
 
 
 def import_model(
-    source: Annotated[str, typer.Argument(help="Hugging Face folder or hub name, or GGUF file.", metavar="PATH")],
+    source: Annotated[
+        str, typer.Argument(help="Hugging Face folder or hub name, GGUF file, or SAELens folders.", metavar="PATH")
+    ],
     out: options.Out = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a foreign model as a checkpoint directory of ours."""
-    from workbench.models.interop import import_model as write
+    """Write a foreign model as a checkpoint directory of ours, or SAELens's SAEs as a stack of ours."""
+    if any(any(Path(source).glob(f"{depth}sae_weights.safetensors")) for depth in ("", "*/")):
+        from workbench.experiments.sae_interop import import_saes as write
+    else:
+        from workbench.models.interop import import_model as write
 
     report(as_json=as_json, out=write(source, out or Path("runs/import")))

@@ -74,7 +74,8 @@ def sae_train(
     have `dictionary` = trained, random (as sparse as the trained one) or shuffled (the trained one on shuffled
     activations, of which 32,768 tokens are measured; its losses are nan, as it stands for no activation of the model),
     and the trailing columns
-    explained_variance, sae_seed, hook and n_ce_tokens. All positions of a sequence are used, the first among them.
+    explained_variance, sae_seed, hook, n_ce_tokens, ce_zero_stderr and ce_spliced_stderr (of ce_zero − ce_base and
+    ce_spliced − ce_base, paired over sequences). All positions of a sequence are used, the first among them.
 
     With `out`, a run directory: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv; with
     several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is interrupted or
@@ -316,7 +317,8 @@ class HeadSaeJob:
         n_trained = self.train_config.n_steps * self.settings.batch_size
         parts = []
         for dictionary, own in metrics.items():
-            spliced = losses.spliced.get(dictionary, torch.full_like(zero, torch.nan))
+            unknown = torch.full_like(zero, torch.nan)
+            spliced = losses.spliced.get(dictionary, unknown)
             columns = {
                 "d_in": self._source.d_in,
                 "d_sae": own.density.shape[1],
@@ -334,6 +336,8 @@ class HeadSaeJob:
                 "explained_variance": own.explained_variance,
                 "hook": self.settings.hook,
                 "n_ce_tokens": losses.n_tokens,
+                "ce_zero_stderr": losses.zero_stderr[self.plan.slot_index],
+                "ce_spliced_stderr": losses.spliced_stderr.get(dictionary, unknown),
             }
             parts.append(pd.DataFrame(self._keys() | columns))
         table = pd.concat(parts, ignore_index=True)

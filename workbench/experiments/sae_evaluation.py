@@ -46,6 +46,10 @@ class SpliceLosses(NamedTuple):
     """with this slot's activation zeroed, all others as they are"""
     spliced: dict[str, Float64[Tensor, "n_saes"]]
     """with this SAE's reconstruction in its slot, all others as they are; one entry a dictionary"""
+    zero_stderr: Float64[Tensor, "slot"]
+    """standard error of zero − base, paired over sequences; nan for a single one"""
+    spliced_stderr: dict[str, Float64[Tensor, "n_saes"]]
+    """standard errors of spliced − base, likewise"""
 
 
 def forward_batches(tokens: Int[Tensor, "n n_ctx"], n_tokens: int = FORWARD_TOKENS) -> list[Int[Tensor, "rows n_ctx"]]:
@@ -123,18 +127,28 @@ def splice(
     is_linear = isinstance(model, HookedLM) and all(slot.head is not None for slot in slots)
     n_heads = max(sum(slot.layer == own.layer for own in slots) for slot in slots) if is_linear else 1
     batches = forward_batches(tokens, max(tokens.shape[1], TOKENS_TOGETHER // n_heads))
-    base = 0.0
-    totals = torch.zeros(1 + len(dictionaries) * n_each, len(slots), dtype=torch.float64)
+    base, rounds = [], []
     for number, batch in enumerate(batches):
         of_batch = _spliced_heads if is_linear else _spliced_hooks
         own_base, own = of_batch(model, batch.to(device_of(model)), slots, n_each, list(dictionaries.values()))
-        base += own_base
-        totals += own
+        base.append(own_base)
+        rounds.append(own)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    means = totals / len(tokens)
-    spliced = rearrange(means[1:], "(stack each) slot -> stack (slot each)", each=n_each)
-    return SpliceLosses(tokens.numel(), base / len(tokens), means[0], dict(zip(dictionaries, spliced, strict=True)))
+    base, losses = torch.cat(base), torch.cat(rounds, dim=-1)
+    means, errors = losses.mean(dim=-1), _standard_error(losses - base)
+    spliced, spliced_error = (
+        dict(zip(dictionaries, rearrange(own[1:], "(stack each) slot -> stack (slot each)", each=n_each), strict=True))
+        for own in (means, errors)
+    )
+    return SpliceLosses(tokens.numel(), float(base.mean()), means[0], spliced, errors[0], spliced_error)
+
+
+def _standard_error(differences: Float64[Tensor, "*n sequence"]) -> Float64[Tensor, "*n"]:
+    n = differences.shape[-1]
+    if n < 2:
+        return torch.full(differences.shape[:-1], torch.nan, dtype=torch.float64)
+    return differences.std(dim=-1) / n**0.5
 
 
 def recovered(base: float, zero: Float[Tensor, "*n"], spliced: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -154,14 +168,14 @@ def _rounds(
 
 def _spliced_heads(
     model: HookedLM, tokens: Int[Tensor, "batch pos"], slots: Sequence[Slot], n_each: int, stacks: Sequence[StackedSAE]
-) -> tuple[float, Float64[Tensor, "round slot"]]:
-    """(base loss, losses), each summed over sequences, for slots that are heads."""
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "round slot batch"]]:
+    """(base loss, losses) of every sequence, for slots that are heads."""
     layers = sorted({slot.layer for slot in slots})
     clean = clean_pass(model, tokens, layers)
     base = reference(model, clean.final, tokens, LOGITS_HELD)
     x = torch.stack([clean.z[slot.layer][:, :, slot.head].flatten(0, 1).float() for slot in slots])
     rounds = _rounds(x, n_each, stacks)
-    losses = torch.empty(len(rounds), len(slots), dtype=torch.float64)
+    losses = torch.empty(len(rounds), len(slots), len(tokens), dtype=torch.float64)
     n_rows = len(base.loss)
     for layer in layers:
         at = [i for i, slot in enumerate(slots) if slot.layer == layer]
@@ -173,16 +187,16 @@ def _spliced_heads(
             state = model(state, start_at_layer=layer + 1, return_type=None)
             x_final = model.ln_final(model.read_out(state))[:, :-1]
             loss, _ = compare(model, x_final.reshape(len(heads), n_rows, -1), base, LOGITS_HELD)
-            losses[number, at] = loss.double().mean(dim=1).cpu() * len(tokens)
-    return float(base.loss.double().mean()) * len(tokens), losses
+            losses[number, at] = loss.double().unflatten(1, (len(tokens), -1)).mean(dim=-1).cpu()
+    return base.loss.double().view(len(tokens), -1).mean(dim=-1).cpu(), losses
 
 
 def _spliced_hooks(
     model: Any, tokens: Int[Tensor, "batch pos"], slots: Sequence[Slot], n_each: int, stacks: Sequence[StackedSAE]
-) -> tuple[float, Float64[Tensor, "round slot"]]:
-    """(base loss, losses), each summed over sequences, for slots of any hook of any model."""
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "round slot batch"]]:
+    """(base loss, losses) of every sequence, for slots of any hook of any model."""
     rounds = _rounds(collect(model, tokens, slots), n_each, stacks)
-    losses = torch.empty(rounds.shape[:2], dtype=torch.float64)
+    losses = torch.empty(*rounds.shape[:2], len(tokens), dtype=torch.float64)
     state, reached = model(tokens, stop_at_layer=0), 0
     order = sorted(range(len(slots)), key=lambda i: slots[i].layer)
     for i in order:
@@ -190,8 +204,8 @@ def _spliced_hooks(
         state, reached = model(state, start_at_layer=reached, stop_at_layer=slot.layer), slot.layer
         for number in range(len(rounds)):
             hooks = [(slot.hook_name, _stand_in(slot, rounds[number, i]))]
-            losses[number, i] = _summed_loss(model, state, reached, tokens, hooks)
-    return _summed_loss(model, state, reached, tokens, []), losses
+            losses[number, i] = _sequence_losses(model, state, reached, tokens, hooks)
+    return _sequence_losses(model, state, reached, tokens, []), losses
 
 
 def _stand_in(slot: Slot, value: Float[Tensor, "tokens d_in"]) -> Callable[[Tensor, Any], Tensor]:
@@ -206,9 +220,11 @@ def _stand_in(slot: Slot, value: Float[Tensor, "tokens d_in"]) -> Callable[[Tens
     return replace
 
 
-def _summed_loss(model: Any, state: Any, layer: int, tokens: Tensor, hooks: list[tuple[str, Callable]]) -> float:
-    """Sum over sequences of their mean losses, from the state entering `layer`."""
+def _sequence_losses(
+    model: Any, state: Any, layer: int, tokens: Int[Tensor, "batch pos"], hooks: list[tuple[str, Callable]]
+) -> Float64[Tensor, "batch"]:
+    """Mean loss of every sequence, from the state entering `layer`."""
     per_token = model.run_with_hooks(
         state, start_at_layer=layer, tokens=tokens, return_type="loss", loss_per_token=True, fwd_hooks=hooks
     )
-    return float(per_token.double().mean(dim=1).sum())
+    return per_token.double().mean(dim=1).cpu()
