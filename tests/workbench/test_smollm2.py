@@ -76,13 +76,13 @@ def test_logits_and_loss_equal_those_of_transformers(ours, theirs, english, reco
 @torch.no_grad()
 def test_greedy_text_equals_that_of_transformers_with_and_without_a_cache(ours, theirs, record_property) -> None:
     ids = ours.to_tokens("The capital of France is", prepend_bos=False)
-    keep = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 60, "do_sample": False}
+    keep = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 40, "do_sample": False}
     rates = {}
     for use_cache in (True, False):
         started = time.perf_counter()
         expected = theirs.generate(ids, use_cache=use_cache, **keep)[0]
         between = time.perf_counter()
-        got = generate(ours, ids, max_new_tokens=60, temperature=0.0, use_cache=use_cache)[0]
+        got = generate(ours, ids, max_new_tokens=40, temperature=0.0, use_cache=use_cache)[0]
         n_new = len(expected) - ids.shape[1]
         rates[f"ours, cache {use_cache}"] = round(n_new / (time.perf_counter() - between), 1)
         rates[f"theirs, cache {use_cache}"] = round(n_new / (between - started), 1)
@@ -114,8 +114,8 @@ def test_reading_the_file_takes_little_time_and_memory(file, record_property) ->
     assert found["seconds"] < 60  # 20 on an idle machine; the test is no benchmark
 
 
-WINDOWS = ["--n-ctx", "128", "--n-sequences", "16"]
-SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "65536", "--n-eval-tokens", "4096"]
+WINDOWS = ["--n-ctx", "128", "--n-sequences", "8"]
+SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "49152", "--n-eval-tokens", "4096"]
 
 
 @pytest.mark.parametrize(
