@@ -25,6 +25,15 @@ def train(
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer state over the processes.")
     ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", help="Newest checkpoints to keep. [default: the recipe's; checkpoint.keep=none: all]", min=1
+        ),
+    ] = None,
+    monitor: Annotated[
+        str | None, typer.Option("--monitor", help="Send the log on to tensorboard or wandb.", metavar="WHERE")
+    ] = None,
     settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -34,7 +43,7 @@ def train(
     from workbench.training import train as run
 
     overrides = dict(parse_override(text) for text in settings or [])
-    for key, value in (("data.source", data), ("data.tokenizer", tokenizer)):
+    for key, value in (("data.source", data), ("data.tokenizer", tokenizer), ("checkpoint.keep", keep)):
         if value is not None:
             overrides[key] = value
     if dry_run:
@@ -53,6 +62,7 @@ def train(
         overrides=overrides,
         progress=not as_json,
         fsdp=fsdp,
+        monitor=monitor,
     )
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
         report(as_json=as_json, out=path)

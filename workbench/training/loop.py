@@ -21,6 +21,7 @@ from workbench.runs import open_run
 from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log import TrainLog
+from workbench.training.mirror import Write, mirror
 from workbench.training.monitor import measure, monitor_columns
 from workbench.training.objective import Objective, autocast_dtype, held_out_loss, objective
 from workbench.training.optimizers import Optimizer
@@ -68,6 +69,7 @@ def train(
     stop_after: int | None = None,
     cache: str | Path | None = None,
     fsdp: bool = False,
+    monitor: str | None = None,
     **settings: Any,
 ) -> Path:
     """The run directory `out`, once every phase of the recipe has been trained.
@@ -88,6 +90,7 @@ def train(
         stop_after: stop as an interrupt would after this many steps of this call.
         cache: where packed tokens are kept; the user's cache unless given.
         fsdp: under torchrun, shard weights and optimizer state over the processes too (else only data and Muon's work).
+        monitor: "tensorboard" or "wandb", to which every row of the log is sent too.
         settings: further overrides, as keywords: `train(..., **{"phases.0.n_steps": 10})`.
 
     Raises:
@@ -107,7 +110,7 @@ def train(
 
         return train_together(
             recipe, out, config, device=device, resume=resume, progress=progress, stop_after=stop_after, cache=cache,
-            fsdp=fsdp,
+            fsdp=fsdp, monitor=monitor,
         )  # fmt: skip
     if fsdp:
         raise ValueError("fsdp: got one process; want several, started by torchrun")
@@ -121,8 +124,12 @@ def train(
             return run.out
         feed = feed or open_feed(recipe, cache)
         trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype(dtype), autocast)
-        with stop_requests() as request, progress_meter(recipe, enabled=progress) as meter:
-            trainer.run(request, meter, stop_after)
+        with (
+            stop_requests() as request,
+            progress_meter(recipe, enabled=progress) as meter,
+            mirror(monitor, run.path, config, trainer.position.step) as send_on,
+        ):
+            trainer.run(request, meter, stop_after, send_on)
     return run.out
 
 
@@ -170,8 +177,11 @@ class Trainer:
         """The phase that is being trained."""
         return self.recipe.phases[self.position.phase]
 
-    def run(self, request: StopRequest, meter: Meter, stop_after: int | None = None) -> None:
-        """Train all phases to their end, or raise as `train` says."""
+    def run(
+        self, request: StopRequest, meter: Meter, stop_after: int | None = None, send_on: Write | None = None
+    ) -> None:
+        """Train all phases to their end, or raise as `train` says; `send_on` gets every row of the log."""
+        self._send_on = send_on
         last_step = None if stop_after is None else self.position.step + stop_after
         columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor))
         with self._open_log(columns):
@@ -317,6 +327,8 @@ class Trainer:
         if with_monitor:
             row |= measure(model, self._probe.tokens, self.recipe.monitor)
         self._log.write(row)
+        if self._send_on is not None:
+            self._send_on(row)
 
     def _save(self) -> Path:
         return self._write_checkpoint(self._whole_model(), self.optimizer.state_dict())

@@ -31,6 +31,7 @@ from workbench.runs import open_run
 from workbench.training.feed import Source, open_feed
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.loop import NonFiniteLoss, StepRecord, Trainer, weights_dtype
+from workbench.training.mirror import mirror
 from workbench.training.objective import Objective, autocast_dtype
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Recipe
@@ -123,6 +124,7 @@ def train_together(
     stop_after: int | None,
     cache: str | Path | None,
     fsdp: bool,
+    monitor: str | None = None,
 ) -> Path:
     """What `train` returns and raises, in every process; `config` holds seed and dtype. Process 0 alone writes `out`.
 
@@ -150,7 +152,10 @@ def train_together(
         shown = progress and ranks.is_first
         try:
             with stop_requests(is_patient=True) as request, progress_meter(recipe, enabled=shown) as meter:
-                trainer.run(request, meter, stop_after)
+                with ranks.together():
+                    kind = monitor if ranks.is_first else None
+                    send_on = stack.enter_context(mirror(kind, directory, config, trainer.position.step))
+                trainer.run(request, meter, stop_after, send_on)
         except (Interrupted, NonFiniteLoss) as error:  # of all processes alike
             if ranks.is_first:
                 raise

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from workbench.data.nca import NCAConfig
+from workbench.data.nca import PRESETS, NCAConfig
 from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
@@ -57,11 +57,20 @@ class Phase(Frozen):
         description="routing of an AttnRes model: not used, kept from the phase before, or re-initialised",
     )
     nca: NCAConfig | None = Field(
-        default=None, description="which automata; only with kind = nca, its defaults if none"
+        default=None, description="which automata, or a preset's name; only with kind = nca, its defaults if none"
     )
     auxiliary: Auxiliary | None = Field(default=None, description="losses of a recurrent model; none: none")
     eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)
     log_every: int = Field(default=10, description="steps between rows of train_log.csv", ge=1)
+
+    @field_validator("nca", mode="before")
+    @classmethod
+    def _of_that_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in PRESETS:
+            raise ValueError(f"nca: got {value!r}; want settings, or one of {', '.join(PRESETS)}")
+        return PRESETS[value]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Phase:
@@ -170,8 +179,10 @@ def load_recipe(name: str | Path) -> Recipe:
 
 def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """The recipe that nested settings describe. Raises ValueError naming `source` and every wrong key."""
+    from workbench.training.boundaries import with_profile  # it measures models, which this module describes
+
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(with_profile(data))
     except ValidationError as error:
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
         if unknown:
