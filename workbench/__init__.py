@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.experiments.ablation import ablate
+    from workbench.experiments.ablation_pairs import ablate_pairs
     from workbench.experiments.attention import attention
     from workbench.experiments.compare import compare
     from workbench.experiments.concepts import probe
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _WHERE = MappingProxyType(
     {
         "ablate": ("workbench.experiments.ablation", "ablate"),
+        "ablate_pairs": ("workbench.experiments.ablation_pairs", "ablate_pairs"),
         "analysis_tokens": ("workbench.experiments.texts", "analysis_tokens"),
         "attention": ("workbench.experiments.attention", "attention"),
         "build": ("workbench.training", "build"),
@@ -56,6 +58,7 @@ _WHERE = MappingProxyType(
 
 __all__ = [
     "ablate",
+    "ablate_pairs",
     "analysis_tokens",
     "attention",
     "build",

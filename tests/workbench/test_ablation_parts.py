@@ -197,6 +197,16 @@ def test_rounded_changes_of_logits_leave_the_impacts(kind, large, monkeypatch):
     np.testing.assert_allclose(found["kl"], wide["kl"], rtol=2**-8, atol=1e-6)
 
 
+def test_rounding_leaves_the_setting_of_products_alone(monkeypatch):
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(setting, "fp32_precision"):
+        pytest.skip("this torch has no setting for rounded products")
+    monkeypatch.setattr(ablation_losses, "rounds_faster", lambda W: True)
+    before = setting.fp32_precision, torch.get_float32_matmul_precision()
+    ablate(small_model("kotodama"), tokens_for(small_model("kotodama"), 2), layers=[0])
+    assert (setting.fp32_precision, torch.get_float32_matmul_precision()) == before
+
+
 @pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3])
 def test_rounding_costs_a_share_of_the_kl_however_small_the_change(size, monkeypatch):
     model, tokens = small_model("kotodama").double(), tokens_for(small_model("kotodama"), 8, 24)

@@ -37,8 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.Small
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
 TABLES = (
-    "ablation_results", "attention_stats", "baselines", "feature_atlas", "head_cosines", "sae_density",
-    "sae_training_results", "topology_stats", "train_log",
+    "ablation_results", "ablation_summary", "attention_stats", "baselines", "feature_atlas", "head_cosines",
+    "sae_density", "sae_training_results", "topology_stats", "train_log",
 )  # fmt: skip
 RUN = CliRunner()
 

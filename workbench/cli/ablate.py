@@ -65,37 +65,31 @@ def ablate(
     given_pairs = _parse_pairs(pairs)
     from reports.tables import read_table
     from workbench.experiments.ablation import ablate as function
-    from workbench.experiments.ablation import check_ablation
-    from workbench.experiments.ablation_pairs import check_pairs, pairs_within_layers
+    from workbench.experiments.ablation_pairs import pairs_within_layers
     from workbench.experiments.ablation_precision import in_precision
     from workbench.experiments.impacts import check_bootstrap
     from workbench.experiments.plan import plan_ablation
     from workbench.experiments.texts import analysis_tokens, window_length
     from workbench.models.load import load
 
-    extra = parse_settings(
-        settings, function, taken=("components", "n_resamples", "memory_budget_bytes", "name", "dtype")
-    )
+    taken = ("components", "n_resamples", "memory_budget_bytes", "name", "dtype")
+    extra = parse_settings(settings, function, taken)
     limits = {"n_resamples": n_resamples, "memory_budget_bytes": int(memory_gib * (1 << 30))}
     model = load(ckpt, device)
     subject = in_precision(model, dtype)
     check_selection(model, *selection)
     check_bootstrap(extra.get("n_bootstrap", 100))
     wanted: Any = pairs_within_layers(model, *selection) if given_pairs == "within" else given_pairs
+    config: dict[str, Any] = {"layers": selection[0], "heads": selection[1], "components": chosen, "pairs": pairs}
+    config |= {"kind": kind, "seed": seed, "dtype": dtype} | limits | extra
     if dry_run:
-        length = window_length(model, n_ctx)
-        facts = plan_ablation(subject, n_sequences, length, *selection, components=chosen, **limits)
+        shape = n_sequences, window_length(model, n_ctx)
+        facts = plan_ablation(subject, *shape, *selection, components=chosen, **limits)
         report(as_json=as_json, facts=facts | ({"n_pairs": len(wanted)} if wanted is not None else {}))
         return
     tokens = analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
-    check_ablation(subject, tokens, *selection, kind, components=chosen, **limits)  # before there is a directory
-    if wanted is not None:
-        check_pairs(subject, tokens, wanted, kind, **limits)
-    config: dict[str, Any] = {"layers": selection[0], "heads": selection[1], "components": chosen, "pairs": pairs}
-    config |= {"kind": kind, "seed": seed, "dtype": dtype} | limits | extra
     path = _run(ckpt, (model, subject), tokens, config, wanted, out or Path("runs/ablate"), resume)
-    table = read_table(path, "ablation_results")
-    report(as_json=as_json, out=path, table=table, facts=_facts(path, table))
+    report(as_json=as_json, out=path, table=read_table(path, "ablation_results"), facts=_facts(path))
 
 
 def _parse_components(text: str) -> list[str]:
@@ -119,11 +113,12 @@ def _parse_pairs(text: str | None) -> str | list[tuple[tuple[int, int], tuple[in
     return found
 
 
-def _facts(path: Path, table: Any) -> dict[str, Any]:
+def _facts(path: Path) -> dict[str, Any]:
     """What the tables say in a few words."""
     from reports.tables import read_table
 
-    summary = read_table(path, "ablation_summary")
+    table: Any = read_table(path, "ablation_results")
+    summary: Any = read_table(path, "ablation_summary")
     overall = summary[summary["layer"] == -1].set_index("measure")["value"]
     facts: dict[str, Any] = {}
     if "load_bearing_p" in overall:
@@ -142,12 +137,17 @@ def _run(
 ) -> Path:
     """The run directory, its tables and its losses of each sequence written."""
     from reports.tables import write_table
-    from workbench.experiments.ablation import ablation_table, rounding_errors, summary_table
-    from workbench.experiments.ablation_pairs import join_pairs, pairs_table
+    from workbench.experiments.ablation import ablation_table, check_ablation, rounding_errors, summary_table
+    from workbench.experiments.ablation_pairs import check_pairs, join_pairs, pairs_table
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
     model, subject = models
+    # before there is a directory
+    selected = ("layers", "heads", "kind", "components", "n_resamples", "memory_budget_bytes")
+    check_ablation(subject, tokens, **{key: config[key] for key in selected})
+    if pairs is not None:
+        check_pairs(subject, tokens, pairs, **{key: config[key] for key in ("kind", *selected[-2:])})
     name, trained_with = identify(ckpt, model, config["seed"])
     record = {"verb": "ablate", "ckpt": ckpt, "model": weights_sha256(model), "tokens": digest(tokens)} | config
     with open_run(out, record, resume=resume, device=model.cfg.device, seed=config["seed"]) as run:
@@ -213,10 +213,7 @@ def _batches(directory: Path, prefix: str, record: type, n: int, go_on: Callable
 
 
 def _write(path: Path, losses: Any) -> None:
-    from dataclasses import asdict
-
-    from safetensors.torch import save
-
+    from workbench.experiments.ablation_parts import to_bytes
     from workbench.runs import atomic_write
 
-    atomic_write(path, save({name: tensor.contiguous() for name, tensor in asdict(losses).items()}))
+    atomic_write(path, to_bytes(losses))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int64
+from safetensors.torch import save
 from torch import Tensor
 
 from workbench.models.transformer import State
@@ -63,6 +64,11 @@ def losses_of(parts: Sequence[Part], base: Tensor, ablated: Tensor, kl: Tensor, 
     layers, heads = (torch.tensor([getattr(part, name) for part in parts]) for name in ("layer", "head"))
     components = torch.tensor([COMPONENTS.index(part.component) for part in parts])
     return SequenceLosses(layers, heads, components, base, ablated, kl, estimate)
+
+
+def to_bytes(losses: Any) -> bytes:
+    """A record of tensors (`SequenceLosses`, `PairLosses`) as a safetensors file."""
+    return save({name: tensor.contiguous() for name, tensor in asdict(losses).items()})
 
 
 def join(runs: Sequence[SequenceLosses]) -> SequenceLosses:

@@ -125,7 +125,7 @@ def _top_by_layer(table: pd.DataFrame) -> dict[int, float]:
 def attribution_agreement(ablation_results: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of estimate_pct and impact_pct over heads: model, seed, kind, rank_correlation, n.
 
-    nan, with a warning, where either has one value throughout; nan where no estimate was taken, or for two heads.
+    nan where either has one value throughout, where no estimate was taken, and for fewer than three heads.
     """
     keys = ["model", "seed", "kind"]
     of_model: dict[tuple, list[tuple[float, float]]] = {}
@@ -135,8 +135,9 @@ def attribution_agreement(ablation_results: pd.DataFrame) -> pd.DataFrame:
     found = []
     for key, pairs in of_model.items():
         values = np.array(pairs)
-        is_defined = len(values) > 2 and bool(np.isfinite(values).all())
-        found.append((*key, float(stats.spearmanr(values)[0]) if is_defined else math.nan, len(values)))
+        ranks = stats.rankdata(values, axis=0)
+        is_defined = len(values) > 2 and bool(np.isfinite(values).all()) and bool((ranks.std(0) > 0).all())
+        found.append((*key, float(np.corrcoef(ranks.T)[0, 1]) if is_defined else math.nan, len(values)))
     return pd.DataFrame(found, columns=pd.Index([*keys, "rank_correlation", "n"]))
 
 

@@ -41,7 +41,7 @@ from workbench.training.plan import plan as plan_training
 TABLES = {
     "train": ("train_log",),
     "saes": ("sae_training_results", "sae_density"),
-    "ablation": ("ablation_results",),
+    "ablation": ("ablation_results", "ablation_summary"),
     "topology": ("topology_stats", "head_cosines"),
     "attention": ("attention_stats",),
     "features": ("feature_atlas",),

@@ -22,7 +22,9 @@ from torch import Tensor
 from reports.tables import write_table
 from sae.model import StackedSAE
 from workbench.data.tokens import held_out_windows
-from workbench.experiments.ablation import ablate
+from workbench.experiments.ablation import ablation_table, iterate_ablation, summary_table
+from workbench.experiments.ablation_parts import join, to_bytes
+from workbench.experiments.ablation_precision import as_float32
 from workbench.experiments.atlas_features import atlas_features, match_cells, match_features
 from workbench.experiments.attention import attention
 from workbench.experiments.head_saes import find_stack, one_a_slot, sae_train
@@ -249,8 +251,11 @@ def _train_saes(job: Job, context: Context, tell: Callable[[float], None]) -> No
 
 def _ablate(job: Job, context: Context, model: HookedLM, run: Run, tell: Callable[[float], None]) -> None:
     tokens = tokens_of(job, context, "held_out", context.recipe.n_ablation_tokens)
-    table = ablate(model, tokens, seed=job.seed, name=job.model, on_progress=tell)
+    losses = join(list(iterate_ablation(as_float32(model), tokens, seed=job.seed, on_progress=tell)))
+    table = ablation_table(losses, tokens.shape[1], kind="zero", seed=job.seed, name=job.model)
     write_table(table, run.path, "ablation_results")
+    write_table(summary_table(table, losses, job.seed), run.path, "ablation_summary")
+    atomic_write(run.path / "sequence_losses.safetensors", to_bytes(losses))
 
 
 def _measure_topology(job: Job, context: Context, model: HookedLM, run: Run, tell: Callable[[float], None]) -> None:
