@@ -353,6 +353,21 @@ def test_the_schedules_are_shares_of_the_steps() -> None:
     assert isinstance(train_config(HeadSaeSettings(), 1), TrainConfig)
 
 
+@pytest.mark.parametrize(
+    ("settings", "n_steps", "n_saes", "compiles"),
+    [
+        ({"use_bf16": True}, 1000, 24, True),
+        ({"use_bf16": True}, 1000, 1, False),
+        ({"use_bf16": True}, 100, 24, False),
+        ({}, 100_000, 24, False),
+        ({"use_compile": True}, 1, 1, True),
+        ({"use_bf16": True, "use_compile": False}, 100_000, 24, False),
+    ],
+)
+def test_long_trainings_in_bfloat16_compile_unless_told(settings, n_steps, n_saes, compiles) -> None:
+    assert train_config(HeadSaeSettings(**settings), n_steps, n_saes).use_compile is compiles
+
+
 def test_the_table_has_its_columns_controls_and_counts(model, tokens, held_out) -> None:
     stack, table = sae_train(model, tokens, held_out=held_out, l1=[0.5, 1.0], name="m", model_seed=7, **QUICK)
     assert tuple(table.columns[: len(COLUMNS["sae_training_results"])]) == COLUMNS["sae_training_results"]

@@ -165,7 +165,7 @@ class HeadSaeJob:
                 f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; want more tokens, or a "
                 "smaller batch_size"
             )
-        self.train_config = train_config(settings, n_tokens // settings.batch_size)
+        self.train_config = train_config(settings, n_tokens // settings.batch_size, len(self.plan.slot_index))
         sizes = {"batch_size": settings.batch_size, "buffer_tokens": settings.buffer_tokens}
         self._source: ShuffledActivations | ShardActivations
         if isinstance(given, Shards):
