@@ -56,7 +56,7 @@ def unweighted(seed=0):
     return model
 
 
-@pytest.mark.parametrize("kind", ["janus-small", "kotodama", "attn-res"])
+@pytest.mark.parametrize("kind", ["janus-small", "attn-res", "recurrent"])
 def test_pooled_states_are_means_over_positions_from_1(kind):
     model = small_model(kind)
     tokens = tokens_for(model, 5)
