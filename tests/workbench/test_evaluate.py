@@ -351,3 +351,27 @@ def test_faults_of_the_verbs(saved, tmp_path):
     done = run("mechanisms", *common, "--data", str(saved / "text.txt"))
     assert "no depth recurrence" in done.output
     assert done.exit_code == 1
+
+
+@pytest.mark.slow
+def test_the_full_recipe_takes_a_step_and_fits_its_budget():
+    from workbench.training.objective import Batch, objective
+    from workbench.training.optimizers import Optimizer
+
+    recipe = load_recipe("recurrent-golf")
+    model, phase = HookedLM(recipe.model), recipe.phases[0]
+    optimizer = Optimizer(model, phase.optimizer)
+    tokens = torch.randint(0, 1024, (1, 256), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for step in range(3):
+        optimizer.start(step, 0.1)
+        part = objective(model, Batch(tokens), phase, 0.0, None, step)
+        part.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(part.loss))
+    assert losses[-1] < losses[0]
+    with torch.no_grad():  # as random as weights can be: nothing for zlib to save
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    assert len(pack_model(model)) <= 16_000_000
