@@ -139,9 +139,9 @@ COLUMNS = MappingProxyType(
 TEXT_COLUMNS = frozenset(
     (
         "model", "model_a", "model_b", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix", "measure",
-        "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token", "top_contexts", "logit_promoted",
-        "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict", "source_table",
-        "control", "weights", "windows", "mechanism",
+        "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token", "top_contexts",
+        "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
+        "source_table", "control", "weights", "windows", "mechanism",
     )
 )  # fmt: skip
 

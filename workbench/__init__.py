@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from workbench.experiments.attention import attention
     from workbench.experiments.compare import compare
     from workbench.experiments.concepts import probe
+    from workbench.experiments.evaluate import evaluate
     from workbench.experiments.harvest import harvest, stream
     from workbench.experiments.head_saes import sae_train
+    from workbench.experiments.mechanisms import ladder, mechanisms
     from workbench.experiments.study import study
     from workbench.experiments.texts import analysis_tokens
     from workbench.experiments.topology import topology

