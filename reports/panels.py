@@ -175,7 +175,8 @@ PAPER = Section(
             needing("sae_training_results", "model seed layer head l0 fvu dead_fraction l1"),
             paper_tables.sae_grids,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Means over heads; controls: a random dictionary of the same size, the same SAE on shuffled activations.",
+            "Means over heads, (d) of sums over them; controls: a random dictionary of the same size, the same SAE on "
+            "shuffled activations.",
             is_table=True,
         ),
         Panel(
