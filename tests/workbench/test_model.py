@@ -163,6 +163,18 @@ def test_caching_everything_leaves_out_the_per_head_inputs():
     assert "blocks.0.hook_q_input" not in cache
 
 
+@pytest.mark.parametrize("kind", ["janus-v3", "kotodama"])
+def test_a_hook_may_lay_queries_out_otherwise(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+
+    def relaid(q, hook):
+        return q.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)  # the same numbers, d_head not innermost
+
+    hooks = [(f"blocks.{layer}.attn.hook_q", relaid) for layer in range(3)]
+    torch.testing.assert_close(model.run_with_hooks(tokens, fwd_hooks=hooks), model(tokens), atol=1e-5, rtol=1e-5)
+
+
 def test_zeroing_the_pattern_equals_zeroing_z():
     model = small_model("kotodama")
     tokens = tokens_for(model)

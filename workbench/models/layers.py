@@ -106,7 +106,8 @@ class Rotary(nn.Module):
         turned, rest = x[..., : self.dim], x[..., self.dim :]
         if self.adjacent and not torch.compiler.is_compiling():  # the compiler has no complex numbers
             # an adjacent pair is a complex number in memory: one product turns it, where four and two sums would
-            pairs = torch.view_as_complex(turned.to(wide).unflatten(-1, (-1, 2)))
+            # (contiguous copies only what a hook, or a partial rotation, has laid out otherwise)
+            pairs = torch.view_as_complex(turned.to(wide).contiguous().unflatten(-1, (-1, 2)))
             turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
         elif self.adjacent:
             a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
