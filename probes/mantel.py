@@ -75,17 +75,12 @@ class PartialMantelResult(MantelResult):
     r_yz: float
 
 
-@dataclass(frozen=True)
-class MantelManyResult:
-    """Mantel correlations [k] of k matrices with one target, over the same permutations.
-
-    `pvalue` is each one's own; `pvalue_westfall_young` is adjusted for the k tests (step-down max-T). The rest as in
-    `MantelResult`, one entry a matrix.
-    """
+@dataclass(frozen=True, kw_only=True)
+class _ManyTests:
+    """What tests of many matrices have in common, one entry a matrix; the fields as in `MantelResult`."""
 
     statistic: Float[np.ndarray, " k"]
     pvalue: Float[np.ndarray, " k"]
-    pvalue_westfall_young: Float[np.ndarray, " k"]
     n: int
     n_resamples: int
     alternative: Alternative
@@ -103,6 +98,17 @@ class MantelManyResult:
         limits = np.stack(self.bootstrap.interval(), axis=1)
         limits[np.isnan(self.statistic)] = np.nan
         return limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class MantelManyResult(_ManyTests):
+    """Mantel correlations [k] of k matrices with one target, over the same permutations.
+
+    `pvalue` is each one's own; `pvalue_westfall_young` is adjusted for the k tests (step-down max-T). The rest as in
+    `MantelResult`, one entry a matrix.
+    """
+
+    pvalue_westfall_young: Float[np.ndarray, " k"]
 
 
 def mantel(
@@ -289,36 +295,17 @@ def partial_mantel(
     return PartialMantelResult(observed, **fields, warnings=(), bootstrap=bootstrap, **partials)
 
 
-@dataclass(frozen=True)
-class PartialMantelManyResult:
+@dataclass(frozen=True, kw_only=True)
+class PartialMantelManyResult(_ManyTests):
     """Partial Mantel correlations [k] of k matrices with one target given one confound, over the same permutations.
 
     `r2` is their square; `r_xz` [k] and `r_yz` are the plain correlations with the confound. The rest as in
     `MantelManyResult`; read `pvalue` as `partial_mantel` says.
     """
 
-    statistic: Float[np.ndarray, " k"]
-    pvalue: Float[np.ndarray, " k"]
     r2: Float[np.ndarray, " k"]
     r_xz: Float[np.ndarray, " k"]
     r_yz: float
-    n: int
-    n_resamples: int
-    alternative: Alternative
-    method: Method
-    exact: bool
-    min_pvalue: Float[np.ndarray, " k"]
-    n_ties: Integer[np.ndarray, " k"]
-    n_extreme: Integer[np.ndarray, " k"]
-    warnings: tuple[str, ...]
-    bootstrap: ItemBootstrap = field(repr=False, compare=False)
-
-    @cached_property
-    def confidence_interval(self) -> Float[np.ndarray, "k 2"]:
-        """95 % percentile intervals [k, (low, high)] over items, all from the same resamples; nan where undefined."""
-        limits = np.stack(self.bootstrap.interval(), axis=1)
-        limits[np.isnan(self.statistic)] = np.nan
-        return limits
 
 
 def partial_mantel_many(
@@ -372,10 +359,22 @@ def partial_mantel_many(
         for name, values in asdict(_count(observed[is_defined], null, alternative, plan)).items():
             getattr(counts, name)[is_defined] = values
     return PartialMantelManyResult(
-        observed, counts.pvalue, observed**2, r_xz, r_yz, n, plan.n_resamples, alternative, method, plan.exact,
-        counts.min_pvalue, counts.n_ties, counts.n_extreme, notes,
-        ItemBootstrap(x_pairs, y_pairs, z_pairs, n, method == "spearman", _seed(rng)),
-    )  # fmt: skip
+        statistic=observed,
+        pvalue=counts.pvalue,
+        r2=observed**2,
+        r_xz=r_xz,
+        r_yz=r_yz,
+        n=n,
+        n_resamples=plan.n_resamples,
+        alternative=alternative,
+        method=method,
+        exact=plan.exact,
+        min_pvalue=counts.min_pvalue,
+        n_ties=counts.n_ties,
+        n_extreme=counts.n_extreme,
+        warnings=notes,
+        bootstrap=ItemBootstrap(x_pairs, y_pairs, z_pairs, n, method == "spearman", _seed(rng)),
+    )
 
 
 def _partial_null(
