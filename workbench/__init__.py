@@ -10,16 +10,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.experiments.ablation import ablate
-    from workbench.experiments.ablation_pairs import ablate_pairs
+    from workbench.experiments.ablation.ablate import ablate
+    from workbench.experiments.ablation.pairs import ablate_pairs
     from workbench.experiments.attention import attention
     from workbench.experiments.compare import compare
-    from workbench.experiments.concepts import probe
+    from workbench.experiments.concepts.probe import probe
     from workbench.experiments.evaluate import evaluate
     from workbench.experiments.harvest import harvest, stream
-    from workbench.experiments.head_saes import sae_train
     from workbench.experiments.mechanisms import ladder, mechanisms
-    from workbench.experiments.study import study
+    from workbench.experiments.saes.head_saes import sae_train
+    from workbench.experiments.study.study import study
     from workbench.experiments.texts import analysis_tokens
     from workbench.experiments.topology import topology
     from workbench.models.generate import generate
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 # name -> (module, name there)
 _WHERE = MappingProxyType(
     {
-        "ablate": ("workbench.experiments.ablation", "ablate"),
-        "ablate_pairs": ("workbench.experiments.ablation_pairs", "ablate_pairs"),
+        "ablate": ("workbench.experiments.ablation.ablate", "ablate"),
+        "ablate_pairs": ("workbench.experiments.ablation.pairs", "ablate_pairs"),
         "analysis_tokens": ("workbench.experiments.texts", "analysis_tokens"),
         "attention": ("workbench.experiments.attention", "attention"),
         "build": ("workbench.training", "build"),
@@ -47,11 +47,11 @@ _WHERE = MappingProxyType(
         "ladder": ("workbench.experiments.mechanisms", "ladder"),
         "load": ("workbench.models.load", "load"),
         "mechanisms": ("workbench.experiments.mechanisms", "mechanisms"),
-        "probe": ("workbench.experiments.concepts", "probe"),
+        "probe": ("workbench.experiments.concepts.probe", "probe"),
         "recipes": ("workbench.training", "recipe_names"),
-        "sae_train": ("workbench.experiments.head_saes", "sae_train"),
+        "sae_train": ("workbench.experiments.saes.head_saes", "sae_train"),
         "stream": ("workbench.experiments.harvest", "stream"),
-        "study": ("workbench.experiments.study", "study"),
+        "study": ("workbench.experiments.study.study", "study"),
         "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),
         "topology": ("workbench.experiments.topology", "topology"),
         "train": ("workbench.training", "train"),

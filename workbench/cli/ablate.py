@@ -64,10 +64,10 @@ def ablate(
     chosen = _parse_components(components)
     given_pairs = _parse_pairs(pairs)
     from reports.tables import read_table
-    from workbench.experiments.ablation import ablate as function
-    from workbench.experiments.ablation_pairs import pairs_within_layers
-    from workbench.experiments.ablation_precision import in_precision
-    from workbench.experiments.impacts import check_bootstrap
+    from workbench.experiments.ablation.ablate import ablate as function
+    from workbench.experiments.ablation.impacts import check_bootstrap
+    from workbench.experiments.ablation.pairs import pairs_within_layers
+    from workbench.experiments.ablation.precision import in_precision
     from workbench.experiments.plan import plan_ablation
     from workbench.experiments.texts import analysis_tokens, window_length
     from workbench.models.load import load
@@ -137,8 +137,8 @@ def _run(
 ) -> Path:
     """The run directory, its tables and its losses of each sequence written."""
     from reports.tables import write_table
-    from workbench.experiments.ablation import ablation_table, check_ablation, rounding_errors, summary_table
-    from workbench.experiments.ablation_pairs import check_pairs, join_pairs, pairs_table
+    from workbench.experiments.ablation.ablate import ablation_table, check_ablation, rounding_errors, summary_table
+    from workbench.experiments.ablation.pairs import check_pairs, join_pairs, pairs_table
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
@@ -176,8 +176,8 @@ def _run(
 
 
 def _losses(directory: Path, model: Any, tokens: Any, engine: dict[str, Any], tell: Callable[[float], None]) -> Any:
-    from workbench.experiments.ablation import iterate_ablation
-    from workbench.experiments.ablation_parts import SequenceLosses, join
+    from workbench.experiments.ablation.ablate import iterate_ablation
+    from workbench.experiments.ablation.parts import SequenceLosses, join
 
     def go_on(start: int) -> Iterator[Any]:
         return iterate_ablation(model, tokens, start=start, on_progress=tell, **engine)
@@ -188,7 +188,7 @@ def _losses(directory: Path, model: Any, tokens: Any, engine: dict[str, Any], te
 def _pair_losses(
     directory: Path, model: Any, tokens: Any, pairs: Any, engine: dict[str, Any], tell: Callable[[float], None]
 ) -> list[Any]:
-    from workbench.experiments.ablation_pairs import PairLosses, iterate_pairs
+    from workbench.experiments.ablation.pairs import PairLosses, iterate_pairs
 
     options = {k: v for k, v in engine.items() if k in ("kind", "seed", "n_resamples", "memory_budget_bytes")}
 
@@ -213,7 +213,7 @@ def _batches(directory: Path, prefix: str, record: type, n: int, go_on: Callable
 
 
 def _write(path: Path, losses: Any) -> None:
-    from workbench.experiments.ablation_parts import to_bytes
+    from workbench.experiments.ablation.parts import to_bytes
     from workbench.runs import atomic_write
 
     atomic_write(path, to_bytes(losses))

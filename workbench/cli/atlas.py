@@ -66,8 +66,8 @@ def _describe(
 
     from reports.atlas import write_atlas
     from reports.tables import write_table
-    from workbench.experiments.atlas_features import atlas_features
-    from workbench.experiments.head_saes import find_stack, one_a_slot
+    from workbench.experiments.saes.atlas_features import atlas_features
+    from workbench.experiments.saes.head_saes import find_stack, one_a_slot
     from workbench.runs import open_run
 
     loaded = [(one_a_slot(find_stack(path), settings["l1"]), model, tokens) for path, model, tokens in subjects]

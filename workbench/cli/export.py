@@ -29,7 +29,7 @@ def export(
     if to not in ("transformer-lens", "hf", "sae-lens"):
         raise UsageError(f"--to: got {to!r}; want transformer-lens, hf or sae-lens")
     if to == "sae-lens":
-        from workbench.experiments.sae_interop import export_saes
+        from workbench.experiments.saes.interop import export_saes
 
         report(as_json=as_json, out=export_saes(ckpt, (out or Path("runs/export-sae-lens")).absolute()))
         return

@@ -21,7 +21,7 @@ def import_model(
 ) -> None:
     """Write a foreign model as a checkpoint directory of ours, or SAELens's SAEs as a stack of ours."""
     if any(any(Path(source).glob(f"{depth}sae_weights.safetensors")) for depth in ("", "*/")):
-        from workbench.experiments.sae_interop import import_saes as write
+        from workbench.experiments.saes.interop import import_saes as write
     else:
         from workbench.models.interop import import_model as write
 

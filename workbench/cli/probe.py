@@ -53,9 +53,9 @@ def probe(
     """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of a text's states."""
     from reports.tables import read_table
     from workbench.data.concepts import choose_sets, read_concepts
-    from workbench.experiments.concept_states import TEMPLATES, build_prompts, tokenizer_of
-    from workbench.experiments.concepts import check_settings, text_length, text_windows
-    from workbench.experiments.concepts import probe as measure
+    from workbench.experiments.concepts.probe import check_settings, text_length, text_windows
+    from workbench.experiments.concepts.probe import probe as measure
+    from workbench.experiments.concepts.states import TEMPLATES, build_prompts, tokenizer_of
     from workbench.experiments.plan import plan_probe
     from workbench.models.load import load
 
@@ -85,7 +85,7 @@ def _run(
 ) -> Path:
     """The run directory, all tables of all models written."""
     from reports.tables import write_table
-    from workbench.experiments.concepts import probe as measure
+    from workbench.experiments.concepts.probe import probe as measure
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 

@@ -56,7 +56,7 @@ def sae_train(
     debug: options.Debug = False,
 ) -> None:
     """SAEs for every head at once, from one pass of the model; --set changes batch_size, lr, expansion and so on."""
-    from workbench.experiments.head_saes import sae_train as run
+    from workbench.experiments.saes.head_saes import sae_train as run
     from workbench.models.load import load
     from workbench.training import parse_override
 
@@ -90,7 +90,7 @@ def _open(shards: Path | None):
 
 def _plan(model, chosen: dict, overrides: dict, width: int, shards) -> dict:
     """What `sae_train` would take."""
-    from workbench.experiments.sae_plan import estimate, make_plan, parse_settings
+    from workbench.experiments.saes.plan import estimate, make_plan, parse_settings
 
     own = parse_settings(overrides)
     largest = None if shards is None else max(shard.bytes for shard in shards.shards)

@@ -37,11 +37,11 @@ def study(
 
     overrides = dict(parse_override(text) for text in settings or [])
     if dry_run:
-        from workbench.experiments.study import plan
+        from workbench.experiments.study.study import plan
 
         report(as_json=as_json, facts=plan(recipe, seeds, device=device, overrides=overrides))
         return
-    from workbench.experiments.study import study as run
+    from workbench.experiments.study.study import study as run
 
     path = run(
         recipe,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 import probes
-from workbench.experiments.concept_states import TOKENS_A_BATCH, state_hooks
+from workbench.experiments.concepts.states import TOKENS_A_BATCH, state_hooks
 from workbench.experiments.harvest import stream
 from workbench.experiments.subject import checked_tokens
 from workbench.models.layers import Attention

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from workbench.data.tokenizer import eot_id
-from workbench.experiments.impacts import impacts
+from workbench.experiments.ablation.impacts import impacts
 from workbench.experiments.subject import device_of
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import probes
 from workbench.data.concepts import ConceptSet
-from workbench.experiments.ablation import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
-from workbench.experiments.concept_states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
+from workbench.experiments.ablation.ablate import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
+from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
 from workbench.models import HookedLM

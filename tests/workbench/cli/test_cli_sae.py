@@ -1,0 +1,176 @@
+"""`workbench sae-train`: from text and from shards, sweeps and seeds, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from reports.tables import read_table
+from workbench import runs
+from workbench.cli.app import app
+from workbench.experiments.saes.head_saes import find_stack
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def small(place):
+    """Options of a training that takes a moment."""
+    sizes = {"batch_size": 48, "buffer_tokens": 96, "expansion": 2, "n_ce_tokens": 48}
+    chosen = [option for key, value in sizes.items() for option in ("--set", f"{key}={value}")]
+    return ["--ckpt", place / "shallow", "--data", place / "text.txt", "--n-eval-tokens", 480, *chosen]
+
+
+def harvested(place, model="shallow", split="train", out="h"):
+    subject = ["--ckpt", place / model, "--data", place / "text.txt", "--n-sequences", 20]
+    result = call("harvest", *subject, "--layers", "0-1", "--split", split, "--out", out)
+    assert result.exit_code == 0, result.output
+    return Path.cwd() / out
+
+
+def test_a_sweep_with_seeds_writes_every_table(small):
+    chosen = ["--layer", 1, "--heads", "0,2", "--l1", "1,4", "--seeds", "0-1", "--n-tokens", 960]
+    result = call("sae-train", *small, *chosen, "--out", "s")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(Path.cwd() / "s")
+    names = {
+        "sae", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv", "sae_pareto.csv", "sae_stability.csv",
+        "config.toml", "env.json", "manifest.json",
+    }  # fmt: skip
+    assert {p.name for p in Path("s").iterdir()} == names
+    assert len(read_table("s", "sae_pareto")) == 2 * 2
+    assert len(read_table("s", "sae_stability")) == 2 * 2 * 2
+    assert len(read_table("s", "sae_training_results")) == 3 * 8
+    assert [(s.layer, s.head, s.l1, s.seed) for s in find_stack("s").info.sources][:3] == [
+        (1, 0, 1.0, 0), (1, 0, 1.0, 1), (1, 0, 4.0, 0),
+    ]  # fmt: skip
+    runs.verify_manifest("s")
+
+
+def test_one_coefficient_and_one_seed_have_nothing_to_compare(small):
+    assert call("sae-train", *small, "--layer", 0, "--n-tokens", 480, "--out", "s").exit_code == 0
+    assert not list(Path("s").glob("sae_pareto.csv")) + list(Path("s").glob("sae_stability.csv"))
+
+
+def test_shards_are_trained_on_and_resumed(place, small):
+    shards = harvested(place)
+    result = call("sae-train", *small, "--layer", 1, "--shards", shards, "--out", "s")
+    assert result.exit_code == 0, result.output
+    # 20 windows of 24 tokens: all of them, without --n-tokens
+    assert set(read_table("s", "sae_training_results")["n_train_tokens"]) == {480, 0}
+    assert runs.read_config("s")["shards_sha256"]
+    before = find_stack("s")
+    assert call("sae-train", *small, "--layer", 1, "--shards", shards, "--out", "s", "--resume").exit_code == 0
+    assert torch.equal(find_stack("s").W_dec, before.W_dec)
+    assert call("sae-train", *small, "--layer", 1, "--out", "s", "--resume").exit_code == 1
+
+
+def test_a_dry_run_on_shards_counts_them_and_writes_nothing(place, small):
+    shards = harvested(place)
+    result = call("sae-train", *small, "--shards", shards, "--out", "s", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert (facts["n_tokens"], facts["n_steps"], facts["n_saes"]) == (480, 10, 8)
+    assert not Path("s").exists()
+
+
+def test_shards_of_another_model_altered_or_held_out_are_one_line(place, small):
+    foreign, held_out, damaged = (
+        harvested(place, "other", out="foreign"), harvested(place, split="held_out", out="held"), harvested(place)
+    )  # fmt: skip
+    file = damaged / "shard_00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+    for shards, message in (
+        (foreign, "holds activations of the model with sha256"),
+        (held_out, "holds a sequence of the held-out tokens; want shards of other text"),
+        (damaged, "shard_00000.safetensors is altered, sha256"),
+        (place, "is missing; want a harvest's directory"),
+    ):
+        result = call("sae-train", *small, "--shards", shards, "--out", "s")
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not Path("s").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--layer", "7"], 1, "layers: got 7; want 0…1"),
+        (["--heads", "4"], 1, "heads: got 4; want 0…3"),
+        (["--l1", "-1"], 1, "l1: got [-1.0]; want finite numbers ≥ 0"),
+        (["--l1", "a,b"], 2, "--l1: got 'a,b'; want numbers such as 1,2,4"),
+        (["--seeds", "x"], 2, "--seeds: got 'x'"),
+        (["--hook", "hook_zz"], 1, "hook 'blocks.0.hook_zz' does not exist; nearest"),
+        (["--set", "bach=3"], 1, "bach: Extra inputs are not permitted"),
+    ],
+)
+def test_bad_input_is_one_line(small, arguments, code, message):
+    result = call("sae-train", *small, "--n-tokens", 480, "--out", "s", *arguments)
+    assert (result.exit_code, "Traceback" in result.stderr) == (code, False), result.stderr
+    assert message in result.stderr
+    assert not Path("s").exists()
+
+
+def test_a_split_that_is_none_is_refused(place):
+    result = call("harvest", "--ckpt", place / "shallow", "--layers", "0", "--split", "test", "--out", "h")
+    assert result.exit_code == 1
+    assert "split: got 'test'; want one of held_out, train" in result.stderr
+
+
+# --- SAELens
+
+
+@pytest.fixture
+def trained(small):
+    assert call("sae-train", *small, "--layer", 1, "--heads", "1,3", "--n-tokens", 480, "--out", "s").exit_code == 0
+    return Path("s")
+
+
+def test_saes_go_to_sae_lens_and_come_back(trained):
+    sae_lens = pytest.importorskip("sae_lens")
+    result = call("export", "--ckpt", trained, "--to", "sae-lens", "--out", "lens")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(Path.cwd() / "lens")
+    ours = find_stack(trained)
+    for k, head in enumerate((1, 3)):
+        theirs = sae_lens.SAE.load_from_disk(f"lens/sae_00{k}")
+        assert (theirs.cfg.metadata.hook_name, theirs.cfg.metadata.hook_head_index) == ("blocks.1.attn.hook_z", head)
+        assert torch.equal(theirs.W_dec, ours.W_dec[k])
+    runs.verify_manifest("lens")
+    assert call("import", "lens", "--out", "back").exit_code == 0
+    back = find_stack("back")
+    assert back.info.sources == ours.info.sources
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in back.state_dict().items())
+    again = call("export", "--ckpt", trained, "--to", "sae-lens", "--out", "lens")
+    assert (again.exit_code, "already exists" in again.stderr) == (1, True)
+
+
+def test_saes_that_sae_lens_reads_otherwise_are_not_put_in_place(trained, monkeypatch):
+    sae_lens = pytest.importorskip("sae_lens")
+    load = sae_lens.SAE.load_from_disk
+
+    def altered(path):
+        sae = load(path)
+        sae.b_enc.data += 1e-3
+        return sae
+
+    monkeypatch.setattr(sae_lens.SAE, "load_from_disk", altered)
+    result = call("export", "--ckpt", trained, "--to", "sae-lens", "--out", "lens")
+    assert result.exit_code == 1
+    assert "sae_000 encodes or decodes to other bits" in result.stderr
+    assert not Path("lens").exists()
+
+
+def test_a_model_is_no_stack_of_saes(place):
+    result = call("export", "--ckpt", place / "shallow", "--to", "sae-lens", "--out", "lens")
+    assert (result.exit_code, "Traceback" in result.stderr) == (1, False)
+    assert "sae.json" in result.stderr

@@ -1,0 +1,1 @@
+"""Concept sets put to models: the states of their words at every layer, and what the probes say of them."""

@@ -1,0 +1,230 @@
+"""What a stack of SAEs is worth on held-out tokens: its own measures beside its controls', and the loss with its
+reconstruction in the place of what it reconstructs.
+
+Two controls stand beside every SAE: `random`, a dictionary of random directions of the same size and sparsity, and
+`shuffled`, the same SAE on activations whose coordinates were permuted over the tokens, each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from sae.controls import shuffle_coordinates
+from sae.metrics import MetricSums, SAEMetrics
+from sae.model import StackedSAE
+from workbench.experiments.ablation.engine import (
+    LOGITS_HELD,
+    TOKENS_TOGETHER,
+    ablated_states,
+    clean_pass,
+    compare,
+    reference,
+)
+from workbench.experiments.activations import Slot, collect
+from workbench.experiments.subject import device_of
+from workbench.models import HookedLM
+
+FORWARD_TOKENS = 4096  # tokens in one forward pass
+SHUFFLED_TOKENS = 32768  # measured of the shuffled control, whose fvu needs no more
+BLOCK_TOKENS = 512  # tokens encoded at once on a CPU: their activations stay in the cache
+
+
+class SpliceLosses(NamedTuple):
+    """Next-token losses, mean nats over all predictions of the tokens given."""
+
+    n_tokens: int
+    """tokens of the sequences"""
+    base: float
+    """of the model as it is"""
+    zero: Float64[Tensor, "slot"]
+    """with this slot's activation zeroed, all others as they are"""
+    spliced: dict[str, Float64[Tensor, "n_saes"]]
+    """with this SAE's reconstruction in its slot, all others as they are; one entry a dictionary"""
+    zero_stderr: Float64[Tensor, "slot"]
+    """standard error of zero − base, paired over sequences; nan for a single one"""
+    spliced_stderr: dict[str, Float64[Tensor, "n_saes"]]
+    """standard errors of spliced − base, likewise"""
+
+
+def forward_batches(tokens: Int[Tensor, "n n_ctx"], n_tokens: int = FORWARD_TOKENS) -> list[Int[Tensor, "rows n_ctx"]]:
+    """The sequences in order, in batches of about n_tokens tokens."""
+    return list(tokens.split(max(1, n_tokens // tokens.shape[1])))
+
+
+@torch.no_grad()
+def measure(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    slots: Sequence[Slot],
+    slot_index: Sequence[int],
+    dictionaries: Mapping[str, StackedSAE],
+    shuffled: str | None = "trained",
+    generator: torch.Generator | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, SAEMetrics]:
+    """The measures of every dictionary on all tokens, from one pass of the model.
+
+    Args:
+        slots: what the model's hooks give.
+        slot_index: the slot of each SAE of a stack.
+        dictionaries: stacks of one size by name.
+        shuffled: the dictionary that is also measured on shuffled activations, as "shuffled", on part of the tokens
+            (batches evenly spaced, SHUFFLED_TOKENS in all); None: none.
+        generator: draws the permutations; each batch is shuffled within itself.
+    """
+    index = torch.as_tensor(slot_index)
+    sums = {name: MetricSums(stack.config, device_of(stack)) for name, stack in dictionaries.items()}
+    if shuffled is not None:
+        sums["shuffled"] = MetricSums(dictionaries[shuffled].config, device_of(dictionaries[shuffled]))
+    batches = forward_batches(tokens)
+    stride = -(-tokens.numel() // SHUFFLED_TOKENS)
+    for number, batch in enumerate(batches):
+        x = collect(model, batch, slots, number)
+        for name, stack in dictionaries.items():
+            _add(sums[name], stack, x, index)
+        if shuffled is not None and number % stride == 0:
+            assert generator is not None, "shuffling needs a generator"
+            _add(sums["shuffled"], dictionaries[shuffled], shuffle_coordinates(x, generator), index)
+        if on_progress is not None:
+            on_progress((number + 1) / len(batches))
+    return {name: own.result() for name, own in sums.items()}
+
+
+def _add(
+    sums: MetricSums, stack: StackedSAE, x: Float[Tensor, "slot tokens d_in"], index: Int[Tensor, "n_saes"]
+) -> None:
+    size = BLOCK_TOKENS if x.device.type == "cpu" else x.shape[1]
+    for block in x.split(size, dim=1):
+        own = block[index]
+        sums.update(own, *stack(own))
+
+
+@torch.no_grad()
+def splice(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    slots: Sequence[Slot],
+    slot_index: Sequence[int],
+    dictionaries: Mapping[str, StackedSAE],
+    on_progress: Callable[[float], None] | None = None,
+) -> SpliceLosses:
+    """The loss with one slot at a time replaced: by zero, and by the reconstruction of each of its SAEs.
+
+    A head's part of the stream is linear in its z, so heads of a `HookedLM` go the way of ablations: the state after
+    attention plus (recon − z_h) W_O[h] continues behind it, all heads of a layer together. Any other hook, and any
+    other model, is replaced by a hook in a forward that starts at the slot's layer.
+
+    slot_index: the slot of each SAE; as many SAEs for every slot, slot by slot.
+    """
+    n_each = len(slot_index) // len(slots)
+    assert list(slot_index) == [slot for slot in range(len(slots)) for _ in range(n_each)], slot_index
+    is_linear = isinstance(model, HookedLM) and all(slot.head is not None for slot in slots)
+    n_heads = max(sum(slot.layer == own.layer for own in slots) for slot in slots) if is_linear else 1
+    batches = forward_batches(tokens, max(tokens.shape[1], TOKENS_TOGETHER // n_heads))
+    base, rounds = [], []
+    for number, batch in enumerate(batches):
+        of_batch = _spliced_heads if is_linear else _spliced_hooks
+        own_base, own = of_batch(model, batch.to(device_of(model)), slots, n_each, list(dictionaries.values()))
+        base.append(own_base)
+        rounds.append(own)
+        if on_progress is not None:
+            on_progress((number + 1) / len(batches))
+    base, losses = torch.cat(base), torch.cat(rounds, dim=-1)
+    means, errors = losses.mean(dim=-1), _standard_error(losses - base)
+    spliced, spliced_error = (
+        dict(zip(dictionaries, rearrange(own[1:], "(stack each) slot -> stack (slot each)", each=n_each), strict=True))
+        for own in (means, errors)
+    )
+    return SpliceLosses(tokens.numel(), float(base.mean()), means[0], spliced, errors[0], spliced_error)
+
+
+def _standard_error(differences: Float64[Tensor, "*n sequence"]) -> Float64[Tensor, "*n"]:
+    n = differences.shape[-1]
+    if n < 2:
+        return torch.full(differences.shape[:-1], torch.nan, dtype=torch.float64)
+    return differences.std(dim=-1) / n**0.5
+
+
+def recovered(base: float, zero: Float[Tensor, "*n"], spliced: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """(zero − spliced) / (zero − base); nan where zeroing changes nothing."""
+    gain = zero - base
+    return torch.where(gain == 0, torch.nan, (zero - spliced) / gain)
+
+
+def _rounds(
+    x: Float[Tensor, "slot tokens d_in"], n_each: int, stacks: Sequence[StackedSAE]
+) -> Float[Tensor, "round slot tokens d_in"]:
+    """What stands in for x in each round: zero, then the reconstruction of each stack's 1st, 2nd … SAE of a slot."""
+    repeated = x.repeat_interleave(n_each, dim=0)
+    recons = [rearrange(stack(repeated)[1], "(slot each) t d -> each slot t d", each=n_each) for stack in stacks]
+    return torch.cat([torch.zeros_like(x)[None], *(recon.to(x) for recon in recons)])
+
+
+def _spliced_heads(
+    model: HookedLM, tokens: Int[Tensor, "batch pos"], slots: Sequence[Slot], n_each: int, stacks: Sequence[StackedSAE]
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "round slot batch"]]:
+    """(base loss, losses) of every sequence, for slots that are heads."""
+    layers = sorted({slot.layer for slot in slots})
+    clean = clean_pass(model, tokens, layers)
+    base = reference(model, clean.final, tokens, LOGITS_HELD)
+    x = torch.stack([clean.z[slot.layer][:, :, slot.head].flatten(0, 1).float() for slot in slots])
+    rounds = _rounds(x, n_each, stacks)
+    losses = torch.empty(len(rounds), len(slots), len(tokens), dtype=torch.float64)
+    n_rows = len(base.loss)
+    for layer in layers:
+        at = [i for i, slot in enumerate(slots) if slot.layer == layer]
+        heads = [slot.head for slot in slots if slot.layer == layer and slot.head is not None]
+        for number, stand_in in enumerate(rounds):
+            z = clean.z[layer].clone()
+            z[:, :, heads] = rearrange(stand_in[at], "head (batch pos) d -> batch pos head d", batch=len(tokens)).to(z)
+            state = model.blocks[layer].feed_forward(ablated_states(model, clean, layer, heads, z), model.read_out)  # type: ignore[operator]
+            state = model(state, start_at_layer=layer + 1, return_type=None)
+            x_final = model.ln_final(model.read_out(state))[:, :-1]
+            loss, _ = compare(model, x_final.reshape(len(heads), n_rows, -1), base, LOGITS_HELD)
+            losses[number, at] = loss.double().unflatten(1, (len(tokens), -1)).mean(dim=-1).cpu()
+    return base.loss.double().view(len(tokens), -1).mean(dim=-1).cpu(), losses
+
+
+def _spliced_hooks(
+    model: Any, tokens: Int[Tensor, "batch pos"], slots: Sequence[Slot], n_each: int, stacks: Sequence[StackedSAE]
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "round slot batch"]]:
+    """(base loss, losses) of every sequence, for slots of any hook of any model."""
+    rounds = _rounds(collect(model, tokens, slots), n_each, stacks)
+    losses = torch.empty(*rounds.shape[:2], len(tokens), dtype=torch.float64)
+    state, reached = model(tokens, stop_at_layer=0), 0
+    order = sorted(range(len(slots)), key=lambda i: slots[i].layer)
+    for i in order:
+        slot = slots[i]
+        state, reached = model(state, start_at_layer=reached, stop_at_layer=slot.layer), slot.layer
+        for number in range(len(rounds)):
+            hooks = [(slot.hook_name, _stand_in(slot, rounds[number, i]))]
+            losses[number, i] = _sequence_losses(model, state, reached, tokens, hooks)
+    return _sequence_losses(model, state, reached, tokens, []), losses
+
+
+def _stand_in(slot: Slot, value: Float[Tensor, "tokens d_in"]) -> Callable[[Tensor, Any], Tensor]:
+    """A hook that puts the value in the slot's place."""
+
+    def replace(activation: Tensor, hook: Any) -> Tensor:
+        changed = activation.clone()
+        place = changed if slot.head is None else changed[:, :, slot.head]
+        place.copy_(value.view(place.shape))
+        return changed
+
+    return replace
+
+
+def _sequence_losses(
+    model: Any, state: Any, layer: int, tokens: Int[Tensor, "batch pos"], hooks: list[tuple[str, Callable]]
+) -> Float64[Tensor, "batch"]:
+    """Mean loss of every sequence, from the state entering `layer`."""
+    per_token = model.run_with_hooks(
+        state, start_at_layer=layer, tokens=tokens, return_type="loss", loss_per_token=True, fwd_hooks=hooks
+    )
+    return per_token.double().mean(dim=1).cpu()

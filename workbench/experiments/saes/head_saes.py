@@ -1,0 +1,448 @@
+"""SAEs for every head at once: all chosen layers, heads, sparsity coefficients and seeds train as one stack, from one
+forward pass of the model a batch of sequences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from reports.tables import COLUMNS, read_table, write_table
+from sae.checkpoint import save_stack
+from sae.config import SAESource, StackInfo
+from sae.controls import random_dictionary
+from sae.metrics import SAEMetrics, density_histogram
+from sae.model import StackedSAE
+from sae.train import StepStats, Trainer
+from workbench.experiments.activations import ShuffledActivations
+from workbench.experiments.harvest import Shards, open_shards
+from workbench.experiments.saes.comparison import pareto_table, stability_table
+from workbench.experiments.saes.evaluation import SpliceLosses, measure, recovered, splice
+from workbench.experiments.saes.plan import (
+    CONTROL,
+    RESAMPLE,
+    SHUFFLE,
+    START,
+    HeadSaeSettings,
+    Plan,
+    make_plan,
+    parse_settings,
+    stack_config,
+    train_config,
+)
+from workbench.experiments.saes.shard_activations import ShardActivations, check_shards, shards_sha256
+from workbench.experiments.subject import checked_tokens, device_of
+from workbench.models.load import weights_sha256
+from workbench.runs import Run, atomic_write, open_run
+from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
+
+STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
+CONTROL_TOKENS = 4096  # training tokens that the random dictionary's bias is fitted on
+N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
+
+
+def sae_train(
+    model: Any,
+    tokens: Int[Tensor, "n_sequences n_ctx"] | str | Path,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | str = "all",
+    l1: Sequence[float] | float = (5.0,),
+    seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
+    *,
+    held_out: Int[Tensor, "n_sequences n_ctx"] | None = None,
+    name: str | None = None,
+    model_seed: int = 0,
+    resume: bool = False,
+    on_progress: Callable[[float], None] | None = None,
+    **settings: Any,
+) -> tuple[StackedSAE, pd.DataFrame]:
+    """The trained stack, and its table sae_training_results with a row for every SAE and each of its controls.
+
+    SAEs come layer by layer, head by head, then by l1 and seed; `stack.info.sources` says which is which. They read the
+    hook's activations as they are (with normalize = "mean_norm" the scale is folded into the weights at the end). Rows
+    have `dictionary` = trained, random (as sparse as the trained one) or shuffled (the trained one on shuffled
+    activations, of which 32,768 tokens are measured; its losses are nan, as it stands for no activation of the model),
+    and the trailing columns
+    explained_variance, sae_seed, hook, n_ce_tokens, ce_zero_stderr and ce_spliced_stderr (of ce_zero − ce_base and
+    ce_spliced − ce_base, paired over sequences). All positions of a sequence are used, the first among them.
+
+    With `out`, a run directory: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv; with
+    several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is interrupted or
+    killed goes on with resume = True, bit for bit on one device and number of threads.
+
+    Args:
+        model: a HookedLM or a TransformerLens model.
+        tokens: what to train on; or the directory of a `harvest` of this model, whose activations are then read in its
+            place, in the order in which they lie. It needs held_out, of text that was not harvested.
+        layers, heads: all by default.
+        l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit.
+        seeds: of the SAEs' starts and resampling. The order of tokens is one for all, so that a SAE comes out the same
+            in whatever company it is trained.
+        held_out: what to measure on; the last tenth of `tokens` if not given, which is then not trained on.
+        name, model_seed: the tables' columns model and seed; the name in the model's config by default.
+        on_progress: called with the share done, 0 to 1.
+        settings: the fields of `HeadSaeSettings`.
+
+    Raises:
+        ValueError: an unknown or unfit setting, layers or heads out of range, tokens that do not fit the model, too few
+            of them, nan activations (hook and batch named), a directory in the way, or shards that are altered (shard
+            named), of another model, or of held-out text.
+        Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
+    """
+    own = parse_settings(settings)
+    plan = make_plan(model, layers, heads, l1, seeds, own)
+    source, held_out = split_tokens(model, tokens, held_out)
+    called = str(name or model.cfg.model_name)
+    job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
+    if out is None:
+        stack = job.train(None)
+        return stack, job.tables(stack)["sae_training_results"]
+    with open_run(out, job.config(), resume=resume, device=str(device_of(model)), seed=plan.seeds[0]) as run:
+        if not run.is_complete:
+            stack = job.train(run)
+            save_stack(stack, run.path / STACK, overwrite=True)
+            for table, df in job.tables(stack).items():
+                write_table(df, run.path, table)
+            (run.path / STATE).unlink()
+    return StackedSAE.load(Path(out) / STACK), read_table(out, "sae_training_results")
+
+
+def split_tokens(
+    model: Any, tokens: Int[Tensor, "n n_ctx"] | str | Path, held_out: Int[Tensor, "n n_ctx"] | None
+) -> tuple[Int[Tensor, "n n_ctx"] | Shards, Int[Tensor, "m n_ctx"]]:
+    """(tokens or shards to train on, tokens to measure on): as given, or the last tenth of the tokens held out.
+
+    Raises ValueError for tokens that do not fit the model, a single sequence or shards with none held out, and shards
+    that `check_shards` refuses.
+    """
+    if held_out is not None:
+        held_out = checked_tokens("sae_train: held_out", model, held_out, min_ctx=2)
+    if isinstance(tokens, str | Path):
+        if held_out is None:
+            raise ValueError(f"sae_train: got shards in {tokens} and no held_out; want tokens to measure on")
+        shards = open_shards(tokens)
+        check_shards(shards, weights_sha256(model), held_out)
+        return shards, held_out
+    tokens = checked_tokens("sae_train", model, tokens, min_ctx=2)
+    if held_out is not None:
+        return tokens, held_out
+    if len(tokens) < 2:
+        raise ValueError("sae_train: got 1 sequence and no held_out; want at least 2, or held_out")
+    n = max(1, len(tokens) // 10)
+    return tokens[:-n], tokens[-n:]
+
+
+@dataclass
+class HeadSaeJob:
+    """One training of one stack: its inputs, and what is made of them step by step."""
+
+    model: Any
+    tokens: Int[Tensor, "n n_ctx"] | Shards
+    held_out: Int[Tensor, "m n_ctx"]
+    plan: Plan
+    settings: HeadSaeSettings
+    name: str
+    model_seed: int
+    on_progress: Callable[[float], None]
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        given = self.tokens
+        n_tokens = settings.n_train_tokens or (given.n_tokens if isinstance(given, Shards) else given.numel())
+        if n_tokens < settings.batch_size:
+            raise ValueError(
+                f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; want more tokens, or a "
+                "smaller batch_size"
+            )
+        self.train_config = train_config(settings, n_tokens // settings.batch_size, len(self.plan.slot_index))
+        sizes = {"batch_size": settings.batch_size, "buffer_tokens": settings.buffer_tokens}
+        self._source: ShuffledActivations | ShardActivations
+        if isinstance(given, Shards):
+            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **sizes)
+        else:
+            self._source = ShuffledActivations(self.model, given, self.plan.slots, **sizes)
+        self._model_sha256 = weights_sha256(self.model)
+
+    def config(self) -> dict[str, Any]:
+        """What the run directory's config.toml says."""
+        slots = [[slot.hook_name, slot.column] for slot in self.plan.slots]
+        return {
+            "verb": "sae-train",
+            "model": self.name,
+            "model_seed": self.model_seed,
+            "model_sha256": self._model_sha256,
+            "tokens_sha256": None if isinstance(self.tokens, Shards) else _hash(self.tokens),
+            "shards_sha256": shards_sha256(self.tokens) if isinstance(self.tokens, Shards) else None,
+            "held_out_sha256": _hash(self.held_out),
+            "slots": [f"{name}:{column}" for name, column in slots],
+            "l1": sorted(set(self.plan.l1)),
+            "seeds": sorted(set(self.plan.seeds)),
+            "settings": self.settings.model_dump(mode="json"),
+        }
+
+    def train(self, run: Run | None) -> StackedSAE:
+        """The trained stack, which reads the hook's activations as they are.
+
+        In a run directory the state is saved from time to time and on an interrupt, and training goes on from a state
+        that is there. Raises Interrupted, and ValueError for nan activations or a state that is altered.
+        """
+        first = self._source.block(0)
+        scale = input_scale(first) if self.settings.normalize == "mean_norm" else torch.ones(len(first), 1, 1)
+        scale = scale.to(first.device)
+        config = stack_config(self.settings, len(self.plan.slot_index), first.shape[2])
+        sae = StackedSAE(config, self.plan.generators(START), device=first.device)
+        trainer = Trainer(
+            sae, self.train_config, self.plan.l1, self.plan.generators(RESAMPLE), input_index=self.plan.slot_index
+        )
+        curves = _load_state(run.path, trainer) if run is not None else []
+        with stop_requests() as request:
+            self._run_steps(trainer, scale, curves, run, request if run is not None else None)
+        if run is not None:
+            _write_curves(run.path, self.curves(curves))
+        stack = fold_scale(sae, scale[self.plan.slot_index, 0, 0])
+        stack.info = self._info()
+        return stack
+
+    def _run_steps(
+        self,
+        trainer: Trainer,
+        scale: Tensor,
+        curves: list[dict[str, Any]],
+        run: Run | None,
+        request: StopRequest | None,
+    ) -> None:
+        n_steps = self.train_config.n_steps
+        log_every, save_every = max(1, n_steps // N_CURVE_ROWS), max(1, n_steps // N_SAVES)
+        while (step := trainer.n_steps_done) < n_steps:
+            stats = trainer.step(self._source.batch(step) * scale)
+            if stats.step % log_every == 0 or stats.step == n_steps:
+                curves.append(_curve_point(stats, trainer.sae.config.d_sae))
+            if run is not None and (request or stats.step % save_every == 0 or stats.step == n_steps):
+                _save_state(run.path, trainer, curves)
+            if request:
+                assert run is not None
+                raise Interrupted(
+                    f"stopped after step {stats.step} of {n_steps} ({request.reason}); state saved in {run.path}; "
+                    "go on with --resume"
+                )
+            self.on_progress(0.7 * stats.step / n_steps)
+
+    def tables(self, stack: StackedSAE) -> dict[str, pd.DataFrame]:
+        """sae_training_results and sae_density of a trained stack and its controls, on the held-out tokens; with
+        several l1, sae_pareto; with several seeds, sae_stability."""
+        first = self._source.block(0)
+        x = first[self.plan.slot_index, :CONTROL_TOKENS]
+        dictionaries = {"trained": stack, "random": self._random(stack, x)}
+        shuffler = torch.Generator().manual_seed(SHUFFLE)
+        metrics = measure(
+            self.model,
+            self.held_out,
+            self.plan.slots,
+            self.plan.slot_index,
+            dictionaries,
+            generator=shuffler,
+            on_progress=lambda share: self.on_progress(0.7 + 0.1 * share),
+        )
+        n_sequences = max(1, self.settings.n_ce_tokens // self.held_out.shape[1])
+        losses = splice(
+            self.model,
+            evenly_spaced(self.held_out, n_sequences),
+            self.plan.slots,
+            self.plan.slot_index,
+            dictionaries,
+            on_progress=lambda share: self.on_progress(0.8 + 0.2 * share),
+        )
+        results = self._results(metrics, losses)
+        tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
+        if len(set(self.plan.l1)) > 1:
+            tables["sae_pareto"] = pareto_table(results)
+        if len(set(self.plan.seeds)) > 1:
+            found = stability_table(stack, metrics["trained"].density)
+            tables["sae_stability"] = found.assign(model=self.name, seed=self.model_seed)
+        return tables
+
+    def curves(self, points: list[dict[str, Any]]) -> pd.DataFrame:
+        """The training curves: a row for every SAE and logged step."""
+        keys = self._keys()
+        n_saes = len(keys["layer"])
+        parts = [pd.DataFrame(keys | {"step": [point["step"]] * n_saes} | _columns(point)) for point in points]
+        return pd.concat(parts, ignore_index=True)
+
+    def _random(self, stack: StackedSAE, x: Float[Tensor, "n_saes tokens d_in"]) -> StackedSAE:
+        """Random directions as sparse on x as the trained stack is."""
+        with torch.no_grad():
+            l0 = (stack.encode(x) > 0).sum(dim=-1).double().mean(dim=1)
+        # a dead SAE's control still has to be one: one activation in all the tokens
+        l0 = l0.clamp(1 / x.shape[1], stack.config.d_sae - 1 / x.shape[1])
+        return random_dictionary(stack.config, x, l0.tolist(), self.plan.generators(CONTROL))
+
+    def _info(self) -> StackInfo:
+        sources = [
+            SAESource(hook_name=slot.hook_name, layer=slot.layer, head=slot.head, l1=l1, seed=seed)
+            for slot, l1, seed in self.plan.sources
+        ]
+        return StackInfo(
+            sources=tuple(sources),
+            model_name=self.name,
+            model_sha256=self._model_sha256,
+            context_size=self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
+            prepend_bos=False,
+            n_train_tokens=self.train_config.n_steps * self.settings.batch_size,
+        )
+
+    def _keys(self) -> dict[str, Any]:
+        sources = self.plan.sources
+        return {
+            "model": self.name,
+            "seed": self.model_seed,
+            "layer": [slot.layer for slot, _, _ in sources],
+            "head": [slot.column for slot, _, _ in sources],
+            "l1": [l1 for _, l1, _ in sources],
+            "sae_seed": [seed for _, _, seed in sources],
+        }
+
+    def _results(self, metrics: dict[str, SAEMetrics], losses: SpliceLosses) -> pd.DataFrame:
+        zero = losses.zero[self.plan.slot_index]
+        n_trained = self.train_config.n_steps * self.settings.batch_size
+        parts = []
+        for dictionary, own in metrics.items():
+            unknown = torch.full_like(zero, torch.nan)
+            spliced = losses.spliced.get(dictionary, unknown)
+            columns = {
+                "d_in": self._source.d_in,
+                "d_sae": own.density.shape[1],
+                "l0": own.l0,
+                "mse": own.mse,
+                "fvu": own.fvu,
+                "dead_fraction": own.dead_fraction,
+                "ce_base": losses.base,
+                "ce_spliced": spliced,
+                "ce_zero": zero,
+                "ce_recovered": recovered(losses.base, zero, spliced),
+                "n_train_tokens": 0 if dictionary == "random" else n_trained,
+                "n_eval_tokens": own.n_tokens,
+                "dictionary": dictionary,
+                "explained_variance": own.explained_variance,
+                "hook": self.settings.hook,
+                "n_ce_tokens": losses.n_tokens,
+                "ce_zero_stderr": losses.zero_stderr[self.plan.slot_index],
+                "ce_spliced_stderr": losses.spliced_stderr.get(dictionary, unknown),
+            }
+            parts.append(pd.DataFrame(self._keys() | columns))
+        table = pd.concat(parts, ignore_index=True)
+        first = list(COLUMNS["sae_training_results"])
+        return table.reindex(columns=[*first, *(column for column in table if column not in first)])
+
+    def _density(self, metrics: SAEMetrics) -> pd.DataFrame:
+        edges, counts, n_dead = density_histogram(metrics.density)
+        labels = ["dead", *(f"{edge:g}" for edge in edges)]
+        keys = pd.DataFrame(self._keys())
+        parts = []
+        for k in range(len(keys)):
+            bins = [(label, int(n)) for label, n in zip(labels, [n_dead[k], *counts[k]], strict=True) if n]
+            own = pd.DataFrame(bins, columns=["log10_density_bin", "n_features"])
+            parts.append(own.assign(**{str(name): value for name, value in keys.iloc[k].items()}))
+        return pd.concat(parts, ignore_index=True)
+
+
+def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1"]:
+    """√d_in / mean‖x‖ of every slot; 1 where all of it is zero."""
+    mean_norm = x.norm(dim=-1).mean(dim=1)
+    return torch.where(mean_norm > 0, x.shape[2] ** 0.5 / mean_norm, 1.0).view(-1, 1, 1)
+
+
+def fold_scale(sae: StackedSAE, scale: Float[Tensor, "n_saes"]) -> StackedSAE:
+    """The stack that does on x what `sae` does on scale·x: the same activations, the reconstruction over scale."""
+    tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
+    tensors["W_enc"] *= scale.view(-1, 1, 1)
+    tensors["W_dec"] /= scale.view(-1, 1, 1)
+    tensors["b_dec"] /= scale.view(-1, 1)
+    return StackedSAE.from_tensors(sae.config, tensors, sae.info)
+
+
+def find_stack(path: str | Path) -> StackedSAE:
+    """The stack of a run directory of `sae_train`, or of a directory that `StackedSAE.save` wrote.
+
+    Raises ValueError if there is none, or it is altered.
+    """
+    path = Path(path)
+    return StackedSAE.load(path / STACK if (path / STACK).is_dir() else path)
+
+
+def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ctx"]:
+    """At most n of the sequences, evenly spaced over them."""
+    n = min(n, len(tokens))
+    return tokens[torch.arange(n) * len(tokens) // n]
+
+
+def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = None) -> StackedSAE:
+    """The SAEs of one coefficient and one seed, one for each hook and head: the lowest of both unless given.
+
+    Raises ValueError if the stack holds none of them.
+    """
+    sources = stack.info.sources
+    have = sorted({(source.l1 or 0.0, source.seed or 0) for source in sources})
+    wanted = [key for key in have if l1 in (None, key[0]) and seed in (None, key[1])]
+    if not wanted:
+        raise ValueError(f"SAEs: got l1 {l1}, seed {seed}; want one of the stack's (l1, seed): {have}")
+    return stack.select([k for k, source in enumerate(sources) if (source.l1 or 0.0, source.seed or 0) == wanted[0]])
+
+
+def _curve_point(stats: StepStats, d_sae: int) -> dict[str, Any]:
+    return {
+        "step": stats.step,
+        "loss": stats.loss.tolist(),
+        "l0": stats.l0.tolist(),
+        "dead_fraction": (stats.n_dead / d_sae).tolist(),
+    }
+
+
+def _save_state(directory: Path, trainer: Trainer, curves: list[dict[str, Any]]) -> None:
+    metadata = {"curves": json.dumps(curves)}
+    tensors = {name: tensor.contiguous() for name, tensor in trainer.state_dict().items()}
+    atomic_write(directory / STATE, save(tensors, metadata))
+
+
+def _load_state(directory: Path, trainer: Trainer) -> list[dict[str, Any]]:
+    """The curves so far, the trainer set to where they end; nothing where no state was saved."""
+    file = directory / STATE
+    if not file.is_file():
+        return []
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            metadata = opened.metadata() or {}
+        curves = json.loads(metadata["curves"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"sae_train: {file} is altered ({error}); want the state that was saved, or remove it"
+        ) from error
+    trainer.load_state_dict(tensors)
+    return curves
+
+
+def _write_curves(directory: Path, curves: pd.DataFrame) -> None:
+    atomic_write(directory / CURVES, curves.to_csv(index=False, lineterminator="\n"))
+
+
+def _hash(tokens: Tensor) -> str:
+    return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _columns(point: dict[str, Any]) -> dict[str, list[float]]:
+    return {name: values for name, values in point.items() if name != "step"}
+
+
+def _silent(share: float) -> None:
+    """Nobody watches."""

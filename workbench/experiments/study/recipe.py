@@ -1,0 +1,136 @@
+"""What a study is: which models, how many seeds of each, and which analyses of what size."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from workbench.experiments.saes.plan import HeadSaeSettings
+from workbench.models.config import Frozen, describe_errors
+from workbench.training.recipe import MAX_RECIPE_BYTES, RECIPES, Recipe, apply_overrides, load_recipe
+
+STUDIES = RECIPES / "studies"
+DEFAULT = "janus-nano"
+
+
+class StudyRecipe(Frozen):
+    """Models and analyses of one study. Token counts are of windows of the model's n_ctx, as many as the text has at
+    most; every table says how many it was."""
+
+    name: str = Field(description="the study's own name", min_length=1)
+    title: str = Field(default="", description="headline of the page; the name by default")
+    description: str = Field(default="", description="one line")
+    models: tuple[str, ...] = Field(
+        description="training recipes, names or files; the first is the reference", min_length=1
+    )
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="settings replaced in every training recipe, by path"
+    )
+    findings: Literal["janus-v3", "none"] = Field(
+        default="none", description="published findings to judge: the second model against the first"
+    )
+    sae_l1: tuple[float, ...] = Field(
+        default=(2.0,), description="sparsity coefficients of the head SAEs", min_length=1
+    )
+    sae_seeds: tuple[int, ...] = Field(
+        (0,), description="seeds of the head SAEs, the same for every model", min_length=1
+    )
+    saes: HeadSaeSettings = Field(
+        default_factory=lambda: HeadSaeSettings(normalize="mean_norm"), description="how SAEs are trained and measured"
+    )
+    n_eval_tokens: int = Field(default=106_496, description="held-out tokens that SAEs are measured on", ge=1)
+    n_ablation_tokens: int = Field(default=16_384, description="held-out tokens of the ablations", ge=1)
+    n_topology_tokens: int = Field(default=16_384, description="held-out tokens of topology and attention", ge=1)
+    n_atlas_tokens: int = Field(default=65_536, description="held-out tokens that the atlas's contexts come from", ge=1)
+    n_contexts: int = Field(default=8, description="contexts a feature in the atlas", ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> StudyRecipe:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models: got {list(self.models)}; want each recipe once")
+        if self.findings != "none" and len(self.models) < 2:
+            raise ValueError(f"findings: {self.findings!r} compares two models; want two, or findings = 'none'")
+        return self
+
+    @property
+    def shown_l1(self) -> float:
+        """The coefficient that pages show of a sweep: the nearest to the median, the lower of two."""
+        ranked = sorted(self.sae_l1)
+        middle = (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
+        return min(ranked, key=lambda l1: abs(l1 - middle))
+
+    def train_recipes(self) -> list[Recipe]:
+        """The training recipes of the models, in order, with the study's settings.
+
+        Raises:
+            ValueError: a recipe that does not exist, a setting that none or not all of them have, or two of one name.
+        """
+        recipes = [apply_overrides(load_recipe(name), self.train) for name in self.models]
+        names = [recipe.name for recipe in recipes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: their recipes are called {names}; want each name once")
+        return recipes
+
+
+def study_names() -> list[str]:
+    """Names of the studies that come with the package, sorted."""
+    return sorted(path.stem for path in STUDIES.glob("*.toml"))
+
+
+def load_study(source: str | Path | StudyRecipe | None, overrides: Mapping[str, Any] | None = None) -> StudyRecipe:
+    """The study of that name or TOML file (none: the default one), with settings replaced.
+
+    overrides: paths to values; "train.KEY" is KEY of every training recipe ({"train.phases.0.n_steps": 10}), other keys
+    are the study's own ({"saes.batch_size": 256}).
+
+    Raises:
+        ValueError: a study that does not exist, is not TOML, or has an unknown or unfit key.
+    """
+    if isinstance(source, StudyRecipe):
+        data, where = source.model_dump(mode="json"), source.name
+    else:
+        data, where = _read(DEFAULT if source is None else source)
+    for key, value in (overrides or {}).items():
+        _replace(data, key, value)
+    return _parse(data, where)
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], str]:
+    names = study_names()
+    path = STUDIES / f"{source}.toml" if str(source) in names else Path(source)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(source), names, n=3, cutoff=0.4) or names
+        raise ValueError(f"study: no study or file {str(source)!r}; nearest: {', '.join(near)}")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise ValueError(f"study: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
+    try:
+        data = tomllib.loads(path.read_bytes().decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"study: {path} is not TOML ({error})") from None
+    # the config.toml of a study's directory holds the recipe as a table
+    return (data["recipe"] if isinstance(data.get("recipe"), dict) else data), str(path)
+
+
+def _replace(data: dict[str, Any], key: str, value: Any) -> None:
+    head, _, rest = key.partition(".")
+    if head not in StudyRecipe.model_fields:
+        near = difflib.get_close_matches(head, StudyRecipe.model_fields, n=3, cutoff=0.4) or StudyRecipe.model_fields
+        raise ValueError(f"set {key}: unknown key {head!r}; nearest: {', '.join(near)}")
+    if not rest:
+        data[head] = value
+    elif head in ("train", "saes"):
+        data[head] = data.get(head, {}) | {rest: value}
+    else:
+        raise ValueError(f"set {key}: {head!r} is a single value; want a key that exists")
+
+
+def _parse(data: Mapping[str, Any], where: str) -> StudyRecipe:
+    try:
+        return StudyRecipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {describe_errors(error)}") from None
