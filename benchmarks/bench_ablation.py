@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.bench_model import CONFIG
 from benchmarks.turns import by_turns, compare, machine, peak_resident_bytes, write
-from workbench.experiments.ablation import ablate
+from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.attention import MAP_ELEMENTS, attention
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.transformer_lens import to_hooked_transformer
@@ -93,8 +93,8 @@ def speed_rows(config: ModelConfig, n_runs: int):
 
 def ablate_only(model, ids: torch.Tensor, dtype: str) -> dict[tuple[int, int], float]:
     """Impacts by (layer, head), with everything a table holds but the check of a narrow dtype."""
-    from workbench.experiments.ablation import ablation_table, iterate_ablation
-    from workbench.experiments.ablation_parts import join
+    from workbench.experiments.ablation.ablate import ablation_table, iterate_ablation
+    from workbench.experiments.ablation.parts import join
 
     losses = join(list(iterate_ablation(model, ids)))
     table = ablation_table(losses, ids.shape[1], kind="zero", seed=0, name=dtype)

@@ -30,10 +30,10 @@ from benchmarks.bench_sae import BATCH, L1, LR, SIZES, make_sae_lens
 from benchmarks.turns import by_turns, compare, machine, peak_resident_bytes, write
 from sae import StackedSAE, TrainConfig, Trainer
 from workbench.experiments.activations import ShuffledActivations, choose_slots, collect
-from workbench.experiments.atlas_features import scan
-from workbench.experiments.head_saes import HeadSaeJob
-from workbench.experiments.sae_evaluation import forward_batches
-from workbench.experiments.sae_plan import HeadSaeSettings, make_plan
+from workbench.experiments.saes.atlas_features import scan
+from workbench.experiments.saes.evaluation import forward_batches
+from workbench.experiments.saes.head_saes import HeadSaeJob
+from workbench.experiments.saes.plan import HeadSaeSettings, make_plan
 from workbench.models import HookedLM
 from workbench.models.transformer_lens import to_hooked_transformer
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.turns import RESULTS
 from workbench.cli.reading import parse_list
-from workbench.experiments.sae_precision import compare_precisions, precision_summary
+from workbench.experiments.saes.precision import compare_precisions, precision_summary
 from workbench.experiments.texts import analysis_tokens
 from workbench.models.load import load
 
