@@ -315,6 +315,39 @@ def test_the_scale_is_folded_exactly() -> None:
     torch.testing.assert_close(folded_recon * scale, recon, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk", "batchtopk"])
+def test_the_scale_of_a_unit_norm_decoder_goes_into_the_activations(architecture) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 50, 4, generator=generator, dtype=torch.float64)
+    scale = torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)
+    k = 2 if "topk" in architecture else None
+    config = SAEConfig(
+        n_saes=3, d_in=4, d_sae=9, architecture=architecture, k=k, use_unit_norm_decoder=True, decoder_init_norm=1
+    )
+    sae = StackedSAE(config, generator, dtype=torch.float64).eval()
+    with torch.no_grad():
+        sae.b_enc.normal_(generator=generator)
+        sae.b_dec.normal_(generator=generator)
+        wide = scale[:, None, None]
+        acts, recon = sae(x * wide)
+        folded = fold_scale(sae, scale)
+        folded_acts, folded_recon = folded(x)
+    assert (acts > 0).any()
+    torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(3, 9, dtype=torch.float64))
+    torch.testing.assert_close(folded_acts * wide, acts, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(folded_recon * wide, recon, rtol=1e-12, atol=1e-12)
+
+
+def test_decoder_rows_are_held_at_norm_one_where_asked(model, tokens, held_out) -> None:
+    settings = QUICK | {"normalize": "mean_norm", "use_unit_norm_decoder": True}
+    stack, table = sae_train(model, tokens, [1], [0, 2], l1=[0.5, 2.0], held_out=held_out, **settings)
+    assert stack.config.use_unit_norm_decoder
+    torch.testing.assert_close(stack.W_dec.norm(dim=-1), torch.ones(4, 24))
+    free, _ = sae_train(model, tokens, [1], [0, 2], l1=[0.5, 2.0], held_out=held_out, **QUICK)
+    assert not torch.allclose(free.W_dec.norm(dim=-1), torch.ones(4, 24), atol=1e-2)
+    assert table["fvu"].notna().all()
+
+
 @pytest.mark.parametrize("normalize", ["none", "mean_norm"])
 def test_training_is_what_the_trainer_does_on_these_batches(model, tokens, held_out, normalize) -> None:
     settings = QUICK | {"normalize": normalize, "n_resamples": 1}
@@ -346,7 +379,7 @@ def test_a_sae_comes_out_the_same_in_any_company(model, tokens, held_out) -> Non
 
 
 def test_the_schedules_are_shares_of_the_steps() -> None:
-    config = train_config(HeadSaeSettings(warm_up=0.1, decay=0.3, n_resamples=2), 90)
+    config = train_config(HeadSaeSettings(schedule=(0.1, 0.3), n_resamples=2), 90)
     assert (config.lr_warm_up_steps, config.lr_decay_steps, config.l1_warm_up_steps) == (9, 27, 9)
     assert config.resample_steps == (20, 40)
     assert config.dead_window == 9

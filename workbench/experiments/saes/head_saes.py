@@ -363,10 +363,15 @@ def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1
 
 
 def fold_scale(sae: StackedSAE, scale: Float[Tensor, "n_saes"]) -> StackedSAE:
-    """The stack that does on x what `sae` does on scale·x: the same activations, the reconstruction over scale."""
+    """The stack that does on x what `sae` does on scale·x, its reconstruction over scale; the activations are the same
+    or, where decoder rows stay at norm 1, themselves over scale."""
     tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
-    tensors["W_enc"] *= scale.view(-1, 1, 1)
-    tensors["W_dec"] /= scale.view(-1, 1, 1)
+    if sae.config.use_unit_norm_decoder:
+        for name in tensors.keys() & {"b_enc", "threshold"}:
+            tensors[name] /= scale.view(-1, *[1] * (tensors[name].ndim - 1))
+    else:
+        tensors["W_enc"] *= scale.view(-1, 1, 1)
+        tensors["W_dec"] /= scale.view(-1, 1, 1)
     tensors["b_dec"] /= scale.view(-1, 1)
     return StackedSAE.from_tensors(sae.config, tensors, sae.info)
 

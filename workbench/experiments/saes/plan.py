@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -25,6 +25,7 @@ FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
 # ones, whose blocks stay in the cache as they are, no faster, and takes up to a minute
 COMPILED_TOKENS = 10_000_000
 N_TIMED = 3  # steps that it times, of which the fastest counts
+Share = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class HeadSaeSettings(Frozen):
@@ -36,6 +37,9 @@ class HeadSaeSettings(Frozen):
     architecture: Architecture = Field(default="relu", description="activation function; relu and jumprelu have an l1")
     k: float | None = Field(default=None, description="features kept a token, for topk and batchtopk", gt=0)
     expansion: int = Field(default=8, description="d_sae / d_in", ge=1)
+    use_unit_norm_decoder: bool = Field(
+        default=False, description="hold decoder rows at norm 1; else l1 weighs each activation by its row's norm"
+    )
     normalize: Literal["none", "mean_norm"] = Field(
         "none",
         description="mean_norm: train on x·√d_in/mean‖x‖, so that one l1 means the same for every head; folded away",
@@ -46,8 +50,9 @@ class HeadSaeSettings(Frozen):
     batch_size: int = Field(default=1024, description="tokens a step", ge=1)
     buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
     lr: float = Field(default=3e-3, description="peak learning rate of Adam", gt=0)
-    warm_up: float = Field(default=0.1, description="share of steps over which lr and l1 rise", ge=0, le=0.5)
-    decay: float = Field(default=0.3, description="share of steps, the last, over which lr falls to 0", ge=0, le=0.5)
+    schedule: tuple[Share, Share] = Field(
+        (0.1, 0.3), description="shares of steps, 0 to .5: the first, while lr and l1 rise; the last, while lr falls"
+    )
     n_resamples: int = Field(
         default=2, description="times that dead features are resampled, in the first two thirds", ge=0
     )
@@ -123,16 +128,16 @@ def make_plan(
 def train_config(settings: HeadSaeSettings, n_steps: int, n_saes: int = 1) -> TrainConfig:
     """The schedules of n_steps steps: warm-up, decay and resampling are shares of them. A feature that fired on no
     token of the last tenth of all steps is dead. n_saes SAEs decide with n_steps whether compiling pays."""
-    use_compile = settings.use_compile
+    (rise, fall), use_compile = settings.schedule, settings.use_compile
     if use_compile is None:
         use_compile = settings.use_bf16 and n_steps * settings.batch_size * n_saes >= COMPILED_TOKENS
     at = [round(2 / 3 * n_steps * (i + 1) / (settings.n_resamples + 1)) for i in range(settings.n_resamples)]
     return TrainConfig(
         n_steps=n_steps,
         lr=settings.lr,
-        lr_warm_up_steps=int(settings.warm_up * n_steps),
-        lr_decay_steps=int(settings.decay * n_steps),
-        l1_warm_up_steps=int(settings.warm_up * n_steps),
+        lr_warm_up_steps=int(rise * n_steps),
+        lr_decay_steps=int(fall * n_steps),
+        l1_warm_up_steps=int(rise * n_steps),
         dead_window=max(1, n_steps // 10),
         resample_steps=tuple(sorted({step for step in at if 1 <= step < n_steps})),
         use_bf16=settings.use_bf16,
@@ -198,4 +203,6 @@ def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig
         d_sae=settings.expansion * d_in,
         architecture=settings.architecture,
         k=settings.k,
+        use_unit_norm_decoder=settings.use_unit_norm_decoder,
+        **({"decoder_init_norm": 1.0} if settings.use_unit_norm_decoder else {}),
     )
