@@ -141,7 +141,8 @@ TEXT_COLUMNS = frozenset(
         "model", "model_a", "model_b", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix", "measure",
         "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token", "top_contexts",
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
-        "source_table", "control", "weights", "windows", "mechanism",
+        "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
+        "direction", "scale", "interval", "why", "source_rows", "published_in",
     )
 )  # fmt: skip
 

@@ -1,0 +1,213 @@
+"""What the ledger says of a claim's evidence in words: the figure, how sure it is, its controls, how to read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sae.metrics import match_l0
+from workbench.data.claims import Measure
+from workbench.experiments.study.evidence import Evidence
+from workbench.experiments.study.measures import Reading, lead, part_divergence, rows_of, spectra, top_heads
+from workbench.experiments.study.verdicts import Effect, effect_over_seeds, shown
+
+MISSING = "–"
+
+
+def measured(evidence: Evidence) -> str:
+    """The effect with its interval, where it was read, and the measures beside it."""
+    effect, measure = evidence.effect, evidence.claim.measure
+    if not effect.is_known:
+        return MISSING
+    if measure.kind == "top head":
+        text = f"{say(effect.estimate, measure.unit)} ({_name_heads(evidence)}); {sureness(effect, measure.unit)}"
+    else:
+        text = f"{measure.name} {say(effect.estimate, measure.unit)} ({sureness(effect, measure.unit)})"
+    where = place(measure, evidence.treated)
+    if evidence.claim.compared.pairs:
+        where += f", {evidence.n_pairs} of {len(evidence.claim.compared.pairs)} published pairs"
+    known = [(name, other) for name, other in evidence.beside.items() if other.is_known]
+    parts = [f"{text}{where}", *(f"{name} {say(other.estimate, measure.unit)}" for name, other in known)]
+    return "; ".join(parts)
+
+
+def say(value: float, unit: str) -> str:
+    """A number of the working scale in a unit: "−60.3 %", "2.54 ×", "−34.1 points" or "+0.390"."""
+    if not math.isfinite(value):
+        return "undefined" if math.isnan(value) else ("no limit" if value > 0 or unit != "factor" else "0 ×")
+    text = {
+        "percent": lambda: f"{100 * shown(value, 'ratio'):+.1f} %",
+        "factor": lambda: f"{1 + shown(value, 'ratio'):.3g} ×",
+        "points": lambda: f"{100 * value:+.1f} points",
+        "plain": lambda: f"{value:+.3f}",
+    }[unit]()
+    return text.replace("-", "−")
+
+
+def sureness(effect: Effect, unit: str) -> str:
+    """How many seeds, and the interval: "3 seeds: 95 % interval over seeds −70.1 % to −50.2 %"."""
+    seeds = "1 seed" if effect.n == 1 else f"{effect.n} seeds"
+    if effect.bounds is None:
+        return f"{seeds}: no interval"
+    over = {"paired": "over seeds", "welch": "over unpaired seeds", "own": "over sequences"}[effect.basis]
+    low, high = (say(bound, unit) for bound in effect.bounds)
+    return f"{seeds}: 95 % interval {over} {low} to {high}"
+
+
+def place(measure: Measure, reading: Reading) -> str:
+    """Where a measure was read: " at layer 2 of 4", with the l1 of SAEs; nothing for all layers."""
+    layers = reading.layers
+    text = ""
+    if layers and measure.kind == "rows" and len(layers) < reading.n_layers:
+        named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"
+        text = f" at {named} of {reading.n_layers}"
+    return text + (f", l1 {reading.chosen['l1']:g}" if "l1" in reading.chosen else "")
+
+
+def control(evidence: Evidence) -> str:
+    """Which confound speaks to the claim, and the same measure on the models that control for it."""
+    claim = evidence.claim
+    unit = claim.measure.unit
+    said = [
+        f"{name} {say(effect.estimate, unit)} ({sureness(effect, unit)})" if effect.is_known else f"{name} undefined"
+        for name, effect in evidence.controls.items()
+    ]
+    return claim.control + (f" Here: {'; '.join(said)}." if said else "")
+
+
+def why(evidence: Evidence) -> str:
+    """How to read the outcome, or what is missing."""
+    claim, table = evidence.claim, evidence.claim.measure.table
+    if evidence.missing_roles:
+        return f"The study has no model in the role of {', '.join(evidence.missing_roles)}."
+    if not evidence.effect.is_known:
+        if table not in evidence.tables:
+            return f"The study has no {table}.csv."
+        if not evidence.treated.values or (claim.compared.reference and not evidence.reference.values):
+            whom = "both models" if claim.compared.reference else "the models"
+            return f"{table}.csv holds no rows of {whom} to compare."
+        return f"The measure is undefined on the rows of {table}.csv."
+    remark = REMARKS.get(claim.id)
+    return " ".join(text for text in (remark(evidence) if remark else "", claim.why) if text)
+
+
+# --- remarks that depend on the outcome
+
+
+def _on_correlation(evidence: Evidence) -> str:
+    start = "Cosines on z depend on each head's basis, which can turn without changing the function"
+    on_residual = evidence.beside["on the residual contributions"]
+    if not on_residual.is_known:
+        return f"{start}; the residual contributions, which do not, were not measured."
+    on_z, kept = shown(evidence.effect.estimate, "ratio"), shown(on_residual.estimate, "ratio")
+    if on_z >= 0:
+        return f"{start}; here they do not fall even there."
+    if kept >= 0:
+        return f"{start}: what the heads write to the stream became no less alike at all, so the fall is one of basis."
+    share = 100 * kept / on_z
+    if share < 50:
+        return f"{start}: on what the heads write only {share:.0f} % of the fall is left; most is one of basis."
+    return f"{start}; but what the heads write falls too, by {share:.0f} % of it, so most is no matter of basis."
+
+
+def _on_rank(evidence: Evidence) -> str:
+    said = (
+        "This rank does not change when a head's basis is rotated, but it does when a head's directions are scaled; it "
+        "counts evenly used directions, not information."
+    )
+    middle, last = evidence.effect.estimate, evidence.beside["at the last layer"].estimate
+    if middle * last < 0:
+        said += " Middle and last layer move in opposite directions."
+    elif middle < 0 and last < 0:
+        said += " Here pressure takes directions away, most where it is strongest."
+    return said
+
+
+def _on_l0(evidence: Evidence) -> str:
+    l0, fvu = evidence.effect, evidence.beside["fvu"]
+    if not fvu.is_known:
+        said = "The same l1 buys another sparsity where activations have another size."
+    elif l0.estimate * fvu.estimate < 0:
+        more, less = ("Fewer", "more") if l0.estimate < 0 else ("More", "less")
+        said = (
+            f"{more} features are active and {less} variance is left over: at one l1 the two models stand at different "
+            "points of the same trade, which is no evidence of simpler or richer features."
+        )
+    else:
+        better = "fewer features leave less over" if l0.estimate < 0 else "more features leave more over"
+        said = f"Not a trade of sparsity for error: {better}, at one l1."
+    matched = fvu_at_matched_l0(evidence)
+    if matched.is_known:
+        said += f" At matched l0, along the sweep of l1, fvu is {say(matched.estimate, 'percent')}."
+    return said
+
+
+def fvu_at_matched_l0(evidence: Evidence) -> Effect:
+    """Change of fvu at equal l0, mean over the range of l0 that both sweeps reach; unknown for a single l1 or where the
+    ranges do not meet."""
+    claim = evidence.claim
+    models = [evidence.roles[role] for role in claim.compared.roles]
+    where = {column: value for column, value in claim.measure.where.items() if column != "l1"}
+    rows = rows_of(evidence.tables, claim.measure.table, where, models)
+    means: tuple[dict[int, float], dict[int, float]] = {}, {}
+    if not {"l1", "l0", "fvu", "seed", "layer"} <= set(rows.columns) or rows["l1"].nunique() < 2:
+        return effect_over_seeds({}, {}, "ratio")
+    for seed in sorted(set(rows["seed"])):
+        sweeps = []
+        for model, reading in zip(models, (evidence.reference, evidence.treated), strict=True):
+            own = rows[(rows["model"] == model) & (rows["seed"] == seed) & rows["layer"].isin(reading.layers)]
+            curve = own.groupby("l1")[["l0", "fvu"]].mean()
+            sweeps += [curve["l0"].to_numpy(), curve["fvu"].to_numpy()]
+        matched = match_l0(*sweeps)
+        if len(matched.first):
+            for values, found in zip(means, (matched.first, matched.second), strict=True):
+                values[int(seed)] = float(np.mean(found))
+    return effect_over_seeds(*means, "ratio")
+
+
+def _on_top_head(evidence: Evidence) -> str:
+    names = evidence.claim.compared.roles
+    leads = [lead(evidence.tables, evidence.claim.measure, evidence.model(role)) for role in names]
+    by = [f"{value:.2f} ×" if math.isfinite(value) else "an undefined factor" for value in leads]
+    return (
+        "The larger of many noisy impacts is flattering to both models; and a head is load-bearing only if it stands "
+        f"apart from the next, which it does by {by[0]} in {names[0]} and {by[1]} in {names[1]}."
+    )
+
+
+def _name_heads(evidence: Evidence) -> str:
+    said = []
+    for role in evidence.claim.compared.roles:
+        top = top_heads(evidence.tables, evidence.claim.measure, evidence.model(role))
+        heads = ", ".join(f"L{int(r.layer)}H{int(r.head)} {r.impact_pct:.2f} %" for r in top.itertuples())
+        said.append(f"{role} {heads}")
+    return "; ".join(said)
+
+
+def _on_divergence(evidence: Evidence) -> str:
+    """The null: how far seeds of one and the same model diverge, attention over MLP."""
+    ratios = []
+    for role in dict.fromkeys(first for first, _ in evidence.claim.compared.pairs):
+        if role in evidence.roles:
+            own = list(spectra(evidence.tables, evidence.claim.measure.table, evidence.model(role)).values())
+            ratios += [part_divergence(a, b) for a, b in zip(own, own[1:], strict=False)]
+    known = [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
+    if not known:
+        return "Two seeds of one model, the null of this ratio, were not both measured."
+    return f"Between seeds of one and the same model attention diverges {_times(known)} as far as MLPs: the null."
+
+
+def _times(logs: Sequence[float]) -> str:
+    return f"{math.exp(float(np.mean(logs))):.2f} times"
+
+
+REMARKS: dict[str, Callable[[Evidence], str]] = {
+    "janus-correlation": _on_correlation,
+    "janus-rank": _on_rank,
+    "janus-early-l0": _on_l0,
+    "janus-deep-l0": _on_l0,
+    "janus-top-head": _on_top_head,
+    "kotodama-mlp-spectra": _on_divergence,
+}
