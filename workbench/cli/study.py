@@ -21,7 +21,10 @@ def study(
         ),
     ] = None,
     out: options.Out = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Trainings of each model, from seeds 0, 1, …", min=1)] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Trainings of each model, from seeds 0, 1, … [default: the study's]", min=1),
+    ] = None,
     device: options.Device = "auto",
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
@@ -29,7 +32,7 @@ def study(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Everything, end to end: train the models, SAEs, ablation, topology, atlas, findings, page.
+    """Everything, end to end: train the models of a study, open them with every analysis it names, draw the page.
 
     --set train.KEY=VALUE changes every model's training recipe, --set KEY=VALUE the study itself.
     """
@@ -53,4 +56,5 @@ def study(
         command=shlex.join(["workbench", *sys.argv[1:]]),
         show=None if as_json else progress,
     )
-    report(as_json=as_json, out=path, facts={"report": path / "report.html", "atlas": path / "atlas.html"})
+    pages = {page: path / f"{page}.html" for page in ("report", "atlas")}
+    report(as_json=as_json, out=path, facts={page: file for page, file in pages.items() if file.is_file()})

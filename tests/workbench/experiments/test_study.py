@@ -22,12 +22,13 @@ from workbench.data.tokens import held_out_windows
 from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.saes.atlas_features import atlas_features
 from workbench.experiments.saes.head_saes import find_stack, one_a_slot
-from workbench.experiments.study import jobs as study_jobs
 from workbench.experiments.study import study as module
+from workbench.experiments.study import work
 from workbench.experiments.study.findings import find
-from workbench.experiments.study.jobs import Job, plan_jobs, read_feed, tokens_of
+from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
 from workbench.experiments.study.recipe import DEFAULT, StudyRecipe, load_study, study_names
 from workbench.experiments.study.study import plan, study
+from workbench.experiments.study.work import read_feed, tokens_of, train_recipe
 from workbench.models.load import load
 from workbench.runs import verify_manifest
 from workbench.training import Interrupted, load_recipe
@@ -67,15 +68,17 @@ def tiny(place: Path) -> dict:
         "name": "tiny",
         "title": "Two tiny models",
         "models": [str(place / "control.toml"), str(place / "adaptive.toml")],
-        "findings": "janus-v3",
+        "roles": {"control": "tiny-control", "adaptive": "tiny-adaptive"},
         "sae_l1": [0.5, 1.0],
         "sae_seeds": [3],
         "saes": saes | {"expansion": 3},
-        "n_eval_tokens": 512,
-        "n_ablation_tokens": 256,
-        "n_topology_tokens": 256,
-        "n_atlas_tokens": 256,
-        "n_contexts": 2,
+        "measure": {
+            "n_eval_tokens": 512,
+            "n_ablation_tokens": 256,
+            "n_topology_tokens": 256,
+            "n_atlas_tokens": 256,
+            "n_contexts": 2,
+        },
     }
 
 
@@ -110,7 +113,7 @@ def test_the_default_study_is_the_janus_pair() -> None:
     assert DEFAULT in study_names()
     assert [own.name for own in recipe.train_recipes()] == ["janus-v3-control-nano", "janus-v3-adaptive-nano"]
     assert recipe.saes.normalize == "mean_norm"
-    assert recipe.n_eval_tokens >= 100_000, "dead features want so many held-out tokens"
+    assert recipe.measure.n_eval_tokens >= 100_000, "dead features want so many held-out tokens"
     recipes = [own.model_dump() for own in recipe.train_recipes()]
     for own in recipes:
         assert own["phases"][0].pop("vsm") is None or own["name"] == "janus-v3-adaptive-nano"
@@ -119,30 +122,49 @@ def test_the_default_study_is_the_janus_pair() -> None:
     assert recipes[0] == recipes[1], "the two models differ in the pressure alone"
 
 
+@pytest.mark.parametrize("size", ["", "-nano"])
+@pytest.mark.parametrize(("variant", "key", "value"), [("pattern", "on", "pattern"), ("uniform", "steering", 0.0)])
+def test_the_variants_of_the_pressure_differ_from_adaptive_in_one_setting(size, variant, key, value) -> None:
+    adaptive, other = (load_recipe(f"janus-v3-{name}{size}").model_dump() for name in ("adaptive", variant))
+    adaptive["phases"][0]["vsm"][key] = value
+    for own in (adaptive, other):
+        own.pop("name")
+        own.pop("description")
+    assert adaptive == other
+
+
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_that_ships_can_be_planned(name) -> None:
-    assert plan_jobs(load_study(name), 3)
+    recipe = load_study(name)
+    assert recipe.name == name
+    assert recipe.description
+    jobs = plan_jobs(recipe)
+    assert {job.kind for job in jobs} == {"train", *recipe.analyses}
+    assert left_out(recipe) == []
 
 
 def test_settings_reach_the_study_and_every_model(place) -> None:
-    overrides = {"train.phases.0.n_steps": 9, "saes.batch_size": 32, "n_contexts": 7}
+    overrides = {"train.phases.0.n_steps": 9, "saes.batch_size": 32, "measure.n_contexts": 7}
     recipe = load_study(place / "tiny.toml", overrides)
     assert [own.phases[0].n_steps for own in recipe.train_recipes()] == [9, 9]
-    assert (recipe.saes.batch_size, recipe.n_contexts) == (32, 7)
-    assert load_study(recipe, {"n_contexts": 3}).saes.batch_size == 32
+    assert (recipe.saes.batch_size, recipe.measure.n_contexts) == (32, 7)
+    assert load_study(recipe, {"n_seeds": 3}).saes.batch_size == 32
 
 
 @pytest.mark.parametrize(
     ("source", "overrides", "message"),
     [
         ("janus-nan", {}, "no study or file 'janus-nan'; nearest: janus-nano"),
-        (None, {"n_context": 1}, "set n_context: unknown key 'n_context'; nearest: n_contexts"),
-        (None, {"n_contexts.deep": 1}, "'n_contexts' is a single value"),
-        (None, {"n_contexts": 0}, "n_contexts: Input should be greater than or equal to 1"),
+        (None, {"n_seed": 1}, "set n_seed: unknown key 'n_seed'; nearest: n_seeds"),
+        (None, {"n_seeds.deep": 1}, "'n_seeds' is a single value"),
+        (None, {"n_seeds": 0}, "n_seeds: Input should be greater than or equal to 1"),
+        (None, {"measure.n_contexts": 0}, "measure.n_contexts: Input should be greater than or equal to 1"),
+        (None, {"analyses": ["probes"]}, "analyses.0: Input should be 'saes', 'ablation'"),
+        (None, {"analyses": ["probe", "probe"]}, "want each once"),
+        (None, {"analyses": ["match"]}, "'match' reads SAEs"),
         (None, {"saes.bach_size": 1}, "saes.bach_size: Extra inputs are not permitted"),
         (None, {"sae_l1": []}, "sae_l1: Tuple should have at least 1 item"),
-        (None, {"models": ["janus-v3-control-nano"] * 2}, "want each recipe once"),
-        (None, {"models": ["janus-v3-control-nano"]}, "compares two models"),
+        (None, {"models": ["janus-v3-control-nano"] * 2}, "want each once"),
     ],
 )
 def test_a_wrong_study_is_refused_by_name(source, overrides, message) -> None:
@@ -155,6 +177,7 @@ def test_a_wrong_study_is_refused_by_name(source, overrides, message) -> None:
     [
         ({"train.phases.0.n_stps": 3}, "unknown key 'n_stps'; nearest: n_steps"),
         ({"models": ["janus-v3-control-nano", "nope"]}, "no recipe or file 'nope'"),
+        ({"roles.control": "nope"}, "roles.control: got 'nope'; want one of the models"),
     ],
 )
 def test_a_wrong_training_is_refused_before_anything_is_made(overrides, message, tmp_path) -> None:
@@ -170,7 +193,7 @@ def test_files_that_are_no_study(tmp_path) -> None:
     (tmp_path / "b.toml").write_bytes(b"x" * (2 << 20))
     with pytest.raises(ValueError, match="2097152 bytes; want at most"):
         load_study(tmp_path / "b.toml")
-    with pytest.raises(ValueError, match="seeds: got 0"):
+    with pytest.raises(ValueError, match="n_seeds: Input should be greater"):
         study(None, tmp_path / "out", seeds=0)
 
 
@@ -183,7 +206,7 @@ def test_one_coefficient_of_a_sweep_is_shown(l1, shown) -> None:
 
 
 def test_jobs_stand_behind_what_they_need(place) -> None:
-    jobs = plan_jobs(load_study(place / "tiny.toml"), 2)
+    jobs = plan_jobs(load_study(place / "tiny.toml", {"n_seeds": 2}))
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     for i, job in enumerate(jobs):
@@ -200,7 +223,7 @@ def test_models_of_different_texts_are_not_matched(place, tmp_path) -> None:
     recipe["data"]["held_out_fraction"] = 0.2
     (tmp_path / "other.toml").write_text(tomli_w.dumps(recipe))
     own = load_study(place / "tiny.toml", {"models": [str(place / "control.toml"), str(tmp_path / "other.toml")]})
-    assert not [job for job in plan_jobs(own, 1) if job.kind == "match"]
+    assert not [job for job in plan_jobs(own) if job.kind == "match"]
 
 
 # --- what it leaves
@@ -212,7 +235,7 @@ def test_everything_is_there_and_whole(made) -> None:
     for page in ("report.html", "atlas.html"):
         assert (made / page).stat().st_size > 10_000
     verify_manifest(made)
-    for job in plan_jobs(load_study(made / "config.toml"), 2):
+    for job in plan_jobs(load_study(made / "config.toml")):
         verify_manifest(made / job.path)
     assert not list(made.rglob("*.partial"))
     assert not list(made.rglob("*.lock"))
@@ -247,7 +270,7 @@ def test_tables_hold_every_model_and_seed(made) -> None:
 
 def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
     recipe = load_study(made / "config.toml")
-    context = study_jobs.Context(recipe, made, "cpu")
+    context = Context(recipe, made, "cpu")
     job = Job("ablation", "tiny-adaptive", 1)
     model = load(made / "models" / "tiny-adaptive-seed1")
     tokens = tokens_of(job, context, "held_out", 256)
@@ -263,9 +286,9 @@ def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
 
 
 def test_tokens_come_from_the_split_and_the_size_asked_for(made) -> None:
-    context = study_jobs.Context(load_study(made / "config.toml"), made, "cpu")
+    context = Context(load_study(made / "config.toml"), made, "cpu")
     job = Job("ablation", "tiny-control", 0)
-    feed = read_feed(study_jobs.train_recipe(job, context), None)
+    feed = read_feed(train_recipe(job, context), None)
     for split, file in (("held_out", feed.held_out), ("train", feed.train)):
         tokens = tokens_of(job, context, split, 160)
         assert tokens.shape == (10, 16)
@@ -295,7 +318,7 @@ def test_the_record_says_what_ran(made) -> None:
     model = load(made / "models" / "tiny-control-seed0")
     assert record["models"][0]["n_parameters"] == model.n_parameters()
     assert record["models"][0]["n_parameters_no_embedding"] == model.n_parameters(embeddings=False)
-    assert set(record["timings"]) == {job.name for job in plan_jobs(load_study(made / "config.toml"), 2)}
+    assert set(record["timings"]) == {job.name for job in plan_jobs(load_study(made / "config.toml"))}
     assert record["device"].startswith("cpu, ")
     assert not any("One seed" in note for note in record["notes"])
     tables = {name: read_table(made, name) for name in TABLES}
@@ -307,8 +330,8 @@ def test_the_record_says_what_ran(made) -> None:
 
 
 def test_baselines_are_those_of_the_text_that_judges_training(made) -> None:
-    context = study_jobs.Context(load_study(made / "config.toml"), made, "cpu")
-    recipe = study_jobs.train_recipe(Job("train", "tiny-control", 0), context)
+    context = Context(load_study(made / "config.toml"), made, "cpu")
+    recipe = train_recipe(Job("train", "tiny-control", 0), context)
     feed = read_feed(recipe, None)
     want = ngram_baselines(feed.train, held_out_windows(feed.held_out, 16, recipe.data.n_held_out_windows))
     found = read_table(made, "baselines").set_index("name")
@@ -327,7 +350,7 @@ def test_a_finished_study_is_checked_and_left_alone(made, place) -> None:
         study(place / "tiny.toml", made, seeds=2, device="cpu")
     assert study(place / "tiny.toml", made, seeds=2, device="cpu", resume=True) == made
     assert (made / "report.html").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="resume: seeds is 2"):
+    with pytest.raises(ValueError, match="resume: recipe.n_seeds is 2"):
         study(place / "tiny.toml", made, seeds=1, device="cpu", resume=True)
 
 
@@ -352,7 +375,7 @@ def one_seed(place):
 @pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("kind", ["saes", "features", "match", "merge"])
 def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypatch, one_seed, kind) -> None:
-    run_job = study_jobs.run_job
+    run_job = work.run_job
     done: list[str] = []
 
     def dies(job, context, tell, **rest):
@@ -365,7 +388,7 @@ def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypat
 
     if kind == "merge":
         monkeypatch.setattr(module, "merge_tables", dies_merging)
-    monkeypatch.setattr(study_jobs, "run_job", dies)
+    monkeypatch.setattr(work, "run_job", dies)
     with pytest.raises(MemoryError):
         study(place / "tiny.toml", tmp_path / "out", device="cpu")
     monkeypatch.undo()
@@ -377,12 +400,12 @@ def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypat
         done.append(job.name)
         run_job(job, context, tell, **rest)
 
-    monkeypatch.setattr(study_jobs, "run_job", counts)
+    monkeypatch.setattr(work, "run_job", counts)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.partial" / "models").rglob("*.safetensors")}
     out = study(place / "tiny.toml", tmp_path / "out", device="cpu", resume=True)
     assert all((out / p.relative_to(tmp_path / "out.partial")).stat().st_mtime_ns == t for p, t in before.items())
     assert tables_of(out) == one_seed
-    assert len(done) == len(plan_jobs(load_study(place / "tiny.toml"), 1))
+    assert len(done) == len(plan_jobs(load_study(place / "tiny.toml")))
 
 
 @pytest.mark.usefixtures("no_pages")
@@ -414,7 +437,7 @@ def test_progress_is_told_job_by_job(place, tmp_path) -> None:
         # a match or an attention map may be one batch
         assert not shares or (shares == sorted(shares) and shares[-1] == pytest.approx(1)), label
 
-    one = {"models": [str(place / "control.toml")], "findings": "none", "sae_l1": [1.0]}
+    one = {"models": [str(place / "control.toml")], "roles": {}, "sae_l1": [1.0]}
     out = study(place / "tiny.toml", tmp_path / "out", device="cpu", overrides=one, show=show)
     assert labels[0] == "[2/6] saes/tiny-control-seed0"
     assert len(labels) == 5
@@ -452,7 +475,7 @@ def test_a_plan_makes_nothing(place, tmp_path, monkeypatch) -> None:
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["n_saes"] == 2 * 4 * 3 * 2
-    assert facts["n_jobs"] == len(plan_jobs(load_study(place / "tiny.toml"), 3))
+    assert facts["n_jobs"] == len(plan_jobs(load_study(place / "tiny.toml", {"n_seeds": 3})))
     assert facts["trainings"]["tiny-control"]["n_steps"] == 4
     assert facts["n_train_tokens"] == 3 * 2 * 4 * 2 * 16
     assert not list(tmp_path.iterdir())
@@ -513,7 +536,7 @@ def test_an_interrupt_of_a_training_ends_the_verb_with_130(place, tmp_path, monk
     def interrupted(*_, **__):
         raise Interrupted("stopped after step 3")
 
-    monkeypatch.setattr(study_jobs, "train", interrupted)
+    monkeypatch.setattr(work, "train", interrupted)
     result = RUN.invoke(app, ["study", str(place / "tiny.toml"), "--out", "out", "--device", "cpu", "--json"])
     assert result.exit_code == 130
     monkeypatch.undo()

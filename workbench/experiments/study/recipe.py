@@ -16,11 +16,33 @@ from workbench.training.recipe import MAX_RECIPE_BYTES, RECIPES, Recipe, apply_o
 
 STUDIES = RECIPES / "studies"
 DEFAULT = "janus-nano"
+Analysis = Literal[
+    "saes", "ablation", "topology", "attention", "features", "match", "spectra", "probe", "evaluation", "mechanisms",
+    "ladder",
+]  # fmt: skip
+DEFAULT_ANALYSES: tuple[Analysis, ...] = ("saes", "ablation", "topology", "attention", "features", "match")
+
+
+class Measure(Frozen):
+    """How much text each analysis reads and how many draws it takes. Token counts are of windows of the model's n_ctx,
+    as many as the text has at most; every table says how many it was."""
+
+    n_eval_tokens: int = Field(default=106_496, description="held-out tokens that SAEs are measured on", ge=1)
+    n_ablation_tokens: int = Field(default=16_384, description="held-out tokens of the ablations", ge=1)
+    n_topology_tokens: int = Field(default=16_384, description="held-out tokens of topology and attention", ge=1)
+    n_atlas_tokens: int = Field(default=65_536, description="held-out tokens that the atlas's contexts come from", ge=1)
+    n_contexts: int = Field(default=8, description="contexts a feature in the atlas", ge=1)
+    n_permutations: int = Field(default=9999, description="of every test of a concept probe", ge=1)
+    n_points: int = Field(
+        default=4096, description="held-out tokens of the intrinsic dimension; 0: it is not taken", ge=0
+    )
+    n_sequences: int = Field(default=64, description="held-out windows that two models' states are compared on", ge=4)
+    n_bytes: int = Field(default=200_000, description="held-out text of bits per byte, at most", ge=1)
+    use_int8: bool = Field(default=False, description="bits per byte of the weights after int8 and zlib as well")
 
 
 class StudyRecipe(Frozen):
-    """Models and analyses of one study. Token counts are of windows of the model's n_ctx, as many as the text has at
-    most; every table says how many it was."""
+    """Models, seeds and analyses of one study."""
 
     name: str = Field(description="the study's own name", min_length=1)
     title: str = Field(default="", description="headline of the page; the name by default")
@@ -28,11 +50,16 @@ class StudyRecipe(Frozen):
     models: tuple[str, ...] = Field(
         description="training recipes, names or files; the first is the reference", min_length=1
     )
+    n_seeds: int = Field(default=1, description="trainings of each model, from seeds 0, 1, …", ge=1)
     train: dict[str, Any] = Field(
         default_factory=dict, description="settings replaced in every training recipe, by path"
     )
-    findings: Literal["janus-v3", "none"] = Field(
-        default="none", description="published findings to judge: the second model against the first"
+    analyses: tuple[Analysis, ...] = Field(
+        default=DEFAULT_ANALYSES, description="what every model is opened with", min_length=1
+    )
+    roles: dict[str, str] = Field(
+        default_factory=dict,
+        description="role in the published claims -> name of the training recipe that plays it; empty: no ledger",
     )
     sae_l1: tuple[float, ...] = Field(
         default=(2.0,), description="sparsity coefficients of the head SAEs", min_length=1
@@ -43,18 +70,16 @@ class StudyRecipe(Frozen):
     saes: HeadSaeSettings = Field(
         default_factory=lambda: HeadSaeSettings(normalize="mean_norm"), description="how SAEs are trained and measured"
     )
-    n_eval_tokens: int = Field(default=106_496, description="held-out tokens that SAEs are measured on", ge=1)
-    n_ablation_tokens: int = Field(default=16_384, description="held-out tokens of the ablations", ge=1)
-    n_topology_tokens: int = Field(default=16_384, description="held-out tokens of topology and attention", ge=1)
-    n_atlas_tokens: int = Field(default=65_536, description="held-out tokens that the atlas's contexts come from", ge=1)
-    n_contexts: int = Field(default=8, description="contexts a feature in the atlas", ge=1)
+    measure: Measure = Field(default_factory=Measure, description="how much text and how many draws analyses take")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> StudyRecipe:
-        if len(set(self.models)) < len(self.models):
-            raise ValueError(f"models: got {list(self.models)}; want each recipe once")
-        if self.findings != "none" and len(self.models) < 2:
-            raise ValueError(f"findings: {self.findings!r} compares two models; want two, or findings = 'none'")
+    def _fits_together(self) -> StudyRecipe:
+        for what, names in (("models", self.models), ("analyses", self.analyses)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: got {list(names)}; want each once")
+        for kind in ("features", "match"):
+            if kind in self.analyses and "saes" not in self.analyses:
+                raise ValueError(f"analyses: {kind!r} reads SAEs; want 'saes' among them")
         return self
 
     @property
@@ -68,12 +93,16 @@ class StudyRecipe(Frozen):
         """The training recipes of the models, in order, with the study's settings.
 
         Raises:
-            ValueError: a recipe that does not exist, a setting that none or not all of them have, or two of one name.
+            ValueError: a recipe that does not exist, a setting that none or not all of them have, two of one name, or a
+                role for a model that is not there.
         """
         recipes = [apply_overrides(load_recipe(name), self.train) for name in self.models]
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
             raise ValueError(f"models: their recipes are called {names}; want each name once")
+        for role, name in self.roles.items():
+            if name not in names:
+                raise ValueError(f"roles.{role}: got {name!r}; want one of the models, {', '.join(names)}")
         return recipes
 
 
@@ -86,7 +115,7 @@ def load_study(source: str | Path | StudyRecipe | None, overrides: Mapping[str, 
     """The study of that name or TOML file (none: the default one), with settings replaced.
 
     overrides: paths to values; "train.KEY" is KEY of every training recipe ({"train.phases.0.n_steps": 10}), other keys
-    are the study's own ({"saes.batch_size": 256}).
+    are the study's own ({"saes.batch_size": 256, "measure.n_contexts": 3}).
 
     Raises:
         ValueError: a study that does not exist, is not TOML, or has an unknown or unfit key.
@@ -123,7 +152,7 @@ def _replace(data: dict[str, Any], key: str, value: Any) -> None:
         raise ValueError(f"set {key}: unknown key {head!r}; nearest: {', '.join(near)}")
     if not rest:
         data[head] = value
-    elif head in ("train", "saes"):
+    elif head in ("train", "saes", "measure", "roles"):
         data[head] = data.get(head, {}) | {rest: value}
     else:
         raise ValueError(f"set {key}: {head!r} is a single value; want a key that exists")
