@@ -27,8 +27,8 @@ class Measure(Frozen):
     )
     table: str = Field(description="name of the table, as in the column contract")
     column: str = Field(description="name of the column")
-    where: dict[str, str | float] = Field(
-        default_factory=dict, description='column -> value that rows must have; l1 = "middle": of the sweep'
+    where: dict[str, str | float | tuple[str, ...]] = Field(
+        default_factory=dict, description='column -> value, or values, that rows must have; l1 = "middle": of the sweep'
     )
     layers: str = Field(
         default="all",
@@ -86,7 +86,9 @@ class Beside(Frozen):
 
     name: str = Field(description="in words", min_length=1)
     column: str = Field(default="", description="the claim's own unless given")
-    where: dict[str, str | float] = Field(default_factory=dict, description="replaces the claim's own of those columns")
+    where: dict[str, str | float | tuple[str, ...]] = Field(
+        default_factory=dict, description="replaces the claim's own of those columns"
+    )
     layers: str = Field(default="", description="the claim's own unless given")
 
 

@@ -10,14 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.tables import COLUMNS
 from workbench.data.claims import Claim, read_claims
 from workbench.experiments.study import wording
 from workbench.experiments.study.evidence import Evidence, gather
-from workbench.experiments.study.measures import Reading
 from workbench.experiments.study.verdicts import judge, shown, working
 
 TRAILING = (
@@ -73,18 +71,13 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "effect": shown(effect.estimate, claim.scale),
         "published_effect": math.nan if claim.effect is None else claim.effect,
         "margin": math.nan if claim.margin is None else claim.margin,
-        "reference_value": _mean(evidence.reference),
-        "treated_value": _mean(evidence.treated),
+        "reference_value": evidence.reference.mean,
+        "treated_value": evidence.treated.mean,
         "interval": effect.basis,
         "why": wording.why(evidence),
         "source_rows": source_rows(evidence),
         "published_in": claim.source,
     }
-
-
-def _mean(reading: Reading) -> float:
-    known = [value for value in reading.values.values() if math.isfinite(value)]
-    return float(np.mean(known)) if known else math.nan
 
 
 def source_rows(evidence: Evidence) -> str:
@@ -97,5 +90,6 @@ def source_rows(evidence: Evidence) -> str:
         parts.append("layer=" + ",".join(map(str, reading.layers)))
     for column, value in measure.where.items():
         found = reading.chosen.get(column, value)
-        parts.append(f"{column}={found:g}" if isinstance(found, float) else f"{column}={found}")
+        text = ",".join(found) if isinstance(found, tuple) else f"{found:g}" if isinstance(found, float) else found
+        parts.append(f"{column}={text}")
     return " ".join(parts)

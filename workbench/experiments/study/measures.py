@@ -36,6 +36,12 @@ class Reading:
     chosen: Mapping[str, float] = field(default_factory=dict)
     """column -> the value that "middle" stood for"""
 
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; nan without a finite value."""
+        known = [value for value in self.values.values() if math.isfinite(value)]
+        return float(np.mean(known)) if known else math.nan
+
 
 def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[str]) -> Reading:
     """The measure of one model; no values where the table, the column or the rows are missing.
@@ -46,9 +52,11 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     chosen = {name: float(df[name].iloc[0]) for name, value in measure.where.items() if value == "middle" and len(df)}
     n_layers = count_layers(tables, measure.table, model)
     layers = choose_layers(measure.layers, n_layers)
-    if not n_layers or not {measure.column, "layer", "seed"} <= set(df.columns):
+    if not {measure.column, "seed"} <= set(df.columns) or ("layer" in df and not layers):
         return Reading({})
-    own = df[(df["model"] == model) & df["layer"].isin(layers) & df[measure.column].notna()]
+    own = df[(df["model"] == model) & df[measure.column].notna()]
+    if "layer" in own:  # a table of paths has none
+        own = own[own["layer"].isin(layers)]
     reduce = _ends if measure.kind == "ends" else _over(measure.column, measure.reduce)
     values = {int(seed): reduce(rows, measure.column) for seed, rows in own.groupby("seed")}
     return Reading(values, layers, n_layers, chosen)
@@ -65,7 +73,8 @@ def rows_of(tables: Tables, table: str, where: Mapping[str, Any], models: Sequen
     for column, value in where.items():
         if column not in df:
             return df.iloc[:0]
-        df = df[df[column] == (middle(df[column]) if value == "middle" else value)]
+        wanted = middle(df[column]) if value == "middle" else value
+        df = df[df[column].isin(list(wanted)) if isinstance(wanted, tuple) else df[column] == wanted]
     return df
 
 
@@ -217,7 +226,7 @@ def component_ratio(tables: Tables, measure: Measure, first: str, second: str) -
     is_pair |= (df["model_a"] == second) & (df["model_b"] == first)
     df = df[is_pair & (df["layer"] >= 0) & df[measure.column].notna() & df["baseline"].notna()]
     for column, value in measure.where.items():
-        df = df[df[column] == value] if column in df else df.iloc[:0]
+        df = df[df[column] == value] if column in df else df.iloc[:0]  # of components, one number a column
     if df.empty:
         return Reading({})
     seeds = df["seed"] if "seed" in df else pd.Series(0, index=df.index)

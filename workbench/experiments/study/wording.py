@@ -10,7 +10,7 @@ import numpy as np
 from sae.metrics import match_l0
 from workbench.data.claims import Measure
 from workbench.experiments.study.evidence import Evidence
-from workbench.experiments.study.measures import Reading, lead, part_divergence, rows_of, spectra, top_heads
+from workbench.experiments.study.measures import Frame, Reading, lead, part_divergence, rows_of, spectra, top_heads
 from workbench.experiments.study.verdicts import Effect, effect_over_seeds, shown
 
 MISSING = "–"
@@ -21,16 +21,24 @@ def measured(evidence: Evidence) -> str:
     effect, measure = evidence.effect, evidence.claim.measure
     if not effect.is_known:
         return MISSING
+    figure = say(effect.estimate, measure.unit)
     if measure.kind == "top head":
-        text = f"{say(effect.estimate, measure.unit)} ({_name_heads(evidence)}); {sureness(effect, measure.unit)}"
+        text = f"{figure} ({_name_heads(evidence)}); {sureness(effect, measure.unit)}"
     else:
-        text = f"{measure.name} {say(effect.estimate, measure.unit)} ({sureness(effect, measure.unit)})"
-    where = place(measure, evidence.treated)
+        where = measure.name + place(measure, evidence.treated)
+        text = f"{where}: {figure}{_values(evidence)} ({sureness(effect, measure.unit)})"
     if evidence.claim.compared.pairs:
-        where += f", {evidence.n_pairs} of {len(evidence.claim.compared.pairs)} published pairs"
+        text += f", {evidence.n_pairs} of {len(evidence.claim.compared.pairs)} published pairs"
     known = [(name, other) for name, other in evidence.beside.items() if other.is_known]
-    parts = [f"{text}{where}", *(f"{name} {say(other.estimate, measure.unit)}" for name, other in known)]
-    return "; ".join(parts)
+    return "; ".join([text, *(f"{name} {say(other.estimate, measure.unit)}" for name, other in known)])
+
+
+def _values(evidence: Evidence) -> str:
+    """Both models' means over seeds: ", .0335 → .0073"; nothing where one model is held against a null."""
+    if not evidence.claim.compared.reference:
+        return ""
+    means = (reading.mean for reading in (evidence.reference, evidence.treated))
+    return ", " + " → ".join(f"{mean:.3g}".replace("-", "−") for mean in means)
 
 
 def say(value: float, unit: str) -> str:
@@ -199,6 +207,34 @@ def _on_divergence(evidence: Evidence) -> str:
     return f"Between seeds of one and the same model attention diverges {_times(known)} as far as MLPs: the null."
 
 
+def _on_trajectories(evidence: Evidence) -> str:
+    """Where the value lies between the two nulls of the same rows."""
+    measure = evidence.claim.measure
+    rows = rows_of(evidence.tables, measure.table, measure.where, [evidence.model(evidence.claim.compared.treated)])
+    if "null_independent" not in rows or rows["null_independent"].isna().all():
+        return ""
+    null = float(rows["null_independent"].mean())
+    side = "below" if evidence.treated.mean < null else "above"
+    return (
+        f"States that share nothing from layer to layer would give {say(null, 'plain')}; the measured lies {side} it."
+    )
+
+
+def _on_components(evidence: Evidence) -> str:
+    """The pairs' likeness in item space."""
+    df: Frame = evidence.tables[evidence.claim.measure.table]
+    if not {"cka", "cka_null"} <= set(df.columns):
+        return ""
+    named = [
+        {evidence.roles[a], evidence.roles[b]}
+        for a, b in evidence.claim.compared.pairs
+        if a in evidence.roles and b in evidence.roles
+    ]
+    own = df[[{a, b} in named for a, b in zip(df["model_a"], df["model_b"], strict=True)]]
+    cka, null = (own.loc[own["layer"] >= 0, column].mean() for column in ("cka", "cka_null"))
+    return f"In item space the same pairs have a CKA of {cka:.2f} (items shuffled: {null:.2f})."
+
+
 def _times(logs: Sequence[float]) -> str:
     return f"{math.exp(float(np.mean(logs))):.2f} times"
 
@@ -209,5 +245,7 @@ REMARKS: dict[str, Callable[[Evidence], str]] = {
     "janus-early-l0": _on_l0,
     "janus-deep-l0": _on_l0,
     "janus-top-head": _on_top_head,
+    "kotodama-trajectories": _on_trajectories,
+    "kotodama-pc1": _on_components,
     "kotodama-mlp-spectra": _on_divergence,
 }
