@@ -24,7 +24,7 @@ from workbench.experiments.saes.atlas_features import atlas_features
 from workbench.experiments.saes.head_saes import find_stack, one_a_slot
 from workbench.experiments.study import study as module
 from workbench.experiments.study import work
-from workbench.experiments.study.findings import find
+from workbench.experiments.study.claims import judge_claims
 from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
 from workbench.experiments.study.recipe import DEFAULT, StudyRecipe, load_study, study_names
 from workbench.experiments.study.study import plan, study
@@ -321,12 +321,17 @@ def test_the_record_says_what_ran(made) -> None:
     assert set(record["timings"]) == {job.name for job in plan_jobs(load_study(made / "config.toml"))}
     assert record["device"].startswith("cpu, ")
     assert not any("One seed" in note for note in record["notes"])
+    assert "Two tiny models" in (made / "report.html").read_text()
+
+
+def test_the_ledger_is_judged_from_the_merged_tables(made) -> None:
     tables = {name: read_table(made, name) for name in TABLES}
-    names = {"tiny-control": "control", "tiny-adaptive": "adaptive"}
-    assert record["findings"] == find(tables, "tiny-control", "tiny-adaptive", names)
-    page = (made / "report.html").read_text()
-    assert "Two tiny models" in page
-    assert "Heads of a deep layer correlate less" in page
+    want = judge_claims(tables, {"control": "tiny-control", "adaptive": "tiny-adaptive"})
+    found = read_table(made, "claims")
+    assert list(found["claim_id"]) == list(want["claim_id"])
+    assert list(found["verdict"]) == list(want["verdict"])
+    assert "not enough seeds" in set(found["verdict"])
+    np.testing.assert_array_equal(found["n"], want["n"])
 
 
 def test_baselines_are_those_of_the_text_that_judges_training(made) -> None:
@@ -442,7 +447,7 @@ def test_progress_is_told_job_by_job(place, tmp_path) -> None:
     assert labels[0] == "[2/6] saes/tiny-control-seed0"
     assert len(labels) == 5
     record = json.loads((out / "study.json").read_text())
-    assert record["findings"] == []
+    assert not (out / "claims.csv").exists()
     assert any("One seed" in note for note in record["notes"])
     assert set(read_table(out, "feature_atlas")["match"]) == {""}
 

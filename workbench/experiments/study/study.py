@@ -11,15 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from reports.atlas import write_atlas
 from reports.page import write_report
-from reports.study import short_names
 from reports.tables import write_table
+from workbench.experiments.study.claims import judge_claims
 from workbench.experiments.study.executors import Show, run_jobs
-from workbench.experiments.study.findings import PUBLISHED_LAYERS, find
 from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
 from workbench.experiments.study.merge import merge_tables
 from workbench.experiments.study.recipe import StudyRecipe, load_study
@@ -72,9 +70,11 @@ def study(
         context = Context(settings, run.path, device, None if cache is None else Path(cache))
         run_jobs(jobs, context, show)
         tables = merge_tables(jobs, context)
+        if settings.roles:
+            tables["claims"] = judge_claims(tables, settings.roles)
         for name, table in tables.items():
             write_table(table, run.path, name)
-        record = describe_study(jobs, context, tables, command)
+        record = describe_study(jobs, context, command)
         atomic_write(run.path / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         write_report(run.path)
         if "feature_atlas" in tables:
@@ -117,10 +117,8 @@ def plan(
     }
 
 
-def describe_study(
-    jobs: Sequence[Job], context: Context, tables: Mapping[str, pd.DataFrame], command: str
-) -> dict[str, Any]:
-    """What study.json says: the page's headline, its models, where and how it ran, notes and findings."""
+def describe_study(jobs: Sequence[Job], context: Context, command: str) -> dict[str, Any]:
+    """What study.json says: the page's headline, its models, where and how it ran, notes."""
     recipe = context.recipe
     own = train_recipe(jobs[0], context)
     feed = read_feed(own, context.cache)
@@ -136,7 +134,6 @@ def describe_study(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONS},
         "notes": notes(recipe, context),
-        "findings": _findings(recipe, tables),
         "timings": {job.name: _seconds(job, context) for job in jobs},
     }
 
@@ -157,13 +154,6 @@ def _seconds(job: Job, context: Context) -> float:
     return float(json.loads((context.directory / job.path / ENV).read_text(encoding="utf-8"))["seconds"])
 
 
-def _findings(recipe: StudyRecipe, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, str]]:
-    if not {"control", "adaptive"} <= recipe.roles.keys():
-        return []
-    reference, treated = recipe.roles["control"], recipe.roles["adaptive"]
-    return find(tables, reference, treated, short_names([reference, treated]))
-
-
 def notes(recipe: StudyRecipe, context: Context) -> list[str]:
     """Sentences that a reader of the page needs beside its figures."""
     own = recipe.train_recipes()[0]
@@ -174,10 +164,10 @@ def notes(recipe: StudyRecipe, context: Context) -> list[str]:
     ]
     if recipe.roles:
         said.append(
-            f"Layers correspond to the published model’s {PUBLISHED_LAYERS} by (layer + 1) / layers, along which the "
-            "pressure on heads rises. Verdicts: with a 95 % interval, “not seen” if it holds zero, and “reproduced” "
-            "only from three seeds on and with at least half of the published effect; without one, “not seen” below a "
-            "quarter of the published effect, and at best “same direction”."
+            "The ledger’s layers correspond to the published models’ by (layer + 1) / layers. A verdict asks for a "
+            "95 % interval, over three or more seeds or the measure’s own: “not seen” where it holds zero, “reversed” "
+            "on the other side of zero than the published effect, “reproduced” on its side with at least half of its "
+            "size over three or more seeds, else “same direction”; “not enough seeds” where there is no interval."
         )
     if recipe.n_seeds == 1:
         said.append(
