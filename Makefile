@@ -18,7 +18,7 @@ WORKERS := -n auto --maxprocesses 8 --dist loadfile
 	touch $@
 
 study: .venv/installed
-	$(BIN)/workbench study --out $(OUT) --resume
+	$(BIN)/workbench study --out $(OUT) --resume $(SETTINGS)
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(WORKERS)
@@ -28,7 +28,7 @@ test-all: .venv/installed-test
 
 # what test-all runs beyond test
 test-more: .venv/installed-test
-	$(BIN)/python -m pytest $(WORKERS) -m '(slow or browser) and not gpu'
+	$(BIN)/python -m pytest $(WORKERS) --durations=12 -m '(slow or browser) and not gpu'
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
