@@ -106,6 +106,8 @@ COLUMNS = MappingProxyType(
         "intrinsic_dimension_curve": (
             "model", "seed", "layer", "n_points", "dimension", "spread", "n_subsamples",
         ),
+        # counts over sampled continuations, and recall; the interval is over n of what `unit`
+        # names (prompts, scenarios); value is a ratio to n_per of what `per` names
         "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row a logged step; losses in nats a token, sigma_* means over layers; per-layer columns follow:
         # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...
@@ -142,7 +144,7 @@ TEXT_COLUMNS = frozenset(
         "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token", "top_contexts",
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
-        "direction", "scale", "interval", "why", "source_rows", "published_in",
+        "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
     )
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workbench.experiments.mechanisms import ladder, mechanisms
     from workbench.experiments.saes.head_saes import sae_train
     from workbench.experiments.study.study import study
+    from workbench.experiments.text_quality.quality import text_quality
     from workbench.experiments.texts import analysis_tokens
     from workbench.experiments.topology import topology
     from workbench.models.generate import generate
@@ -52,6 +53,7 @@ _WHERE = MappingProxyType(
         "sae_train": ("workbench.experiments.saes.head_saes", "sae_train"),
         "stream": ("workbench.experiments.harvest", "stream"),
         "study": ("workbench.experiments.study.study", "study"),
+        "text_quality": ("workbench.experiments.text_quality.quality", "text_quality"),
         "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),
         "topology": ("workbench.experiments.topology", "topology"),
         "train": ("workbench.training", "train"),
@@ -79,6 +81,7 @@ __all__ = [
     "sae_train",
     "stream",
     "study",
+    "text_quality",
     "to_hooked_transformer",
     "topology",
     "train",

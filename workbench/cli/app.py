@@ -31,6 +31,7 @@ VERBS = MappingProxyType(
         "compare": "compare",
         "atlas": "atlas",
         "report": "report",
+        "text-quality": "text_quality",
         "generate": "generate",
         "export": "export",
         "import": "import_model",

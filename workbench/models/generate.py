@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from workbench.models.layers import KeyValueCache
@@ -40,7 +41,9 @@ def generate(
     Raises:
         ValueError: a setting out of its range, an empty or too long prompt, or no generator where one is needed.
     """
-    _check(temperature, top_k, top_p, max_new_tokens, generator)
+    _check(temperature, top_k, top_p, max_new_tokens)
+    if temperature > 0 and generator is None:
+        raise ValueError("generate: no generator given; want a torch.Generator, or temperature 0")
     n_prompt, limit = tokens.shape[1], model.cfg.n_ctx
     if not 1 <= n_prompt < limit:
         raise ValueError(f"generate: the prompt has {n_prompt} tokens; want 1 to {limit - 1}")
@@ -51,7 +54,7 @@ def generate(
     unread = tokens
     while tokens.shape[1] < end and not (stop_at is not None and bool(is_done.all())):
         state = model(unread, return_type=None, past_kv_cache=cache) if use_cache else model(tokens, return_type=None)
-        logits = model.to_logits(_last(state))[:, -1].float()
+        logits = model.to_logits(last_positions(state))[:, -1].float()
         new = _draw(logits, temperature, top_k, top_p, generator)
         if stop_at is not None:
             new = torch.where(is_done, stop_at, new)
@@ -61,14 +64,77 @@ def generate(
     return tokens
 
 
-def _last(state: Any) -> Any:
-    """The state at the last position only: the unembedding reads no other."""
+@torch.no_grad()
+def continue_prompts(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    uniforms: Float64[Tensor, "prompt max_new_tokens"],
+    *,
+    temperature: float = 1.0,
+    stop_at: int | None = None,
+) -> list[list[int]]:
+    """The new tokens of each prompt, up to max_new_tokens or to `stop_at`, which is left out; prompts of any lengths.
+
+    All are read side by side from position 0, without padding: while the longer ones are still being read, the shorter
+    ones grow. Token i of a prompt is where the cumulated probability first exceeds uniforms[prompt, i], so that a
+    prompt grows as it would alone (but for what batching changes in the last digits).
+
+    Raises:
+        ValueError: as `generate`; a prompt with its new tokens longer than the model's n_ctx; uniforms misshapen.
+    """
+    if not prompts:
+        raise ValueError("prompts: got none; want at least one")
+    _check(temperature, None, None, max_new_tokens)
+    lengths = [len(prompt) for prompt in prompts]
+    limit = model.cfg.n_ctx - max_new_tokens
+    if not 1 <= min(lengths) <= max(lengths) <= limit:
+        raise ValueError(
+            f"prompts: {min(lengths)} to {max(lengths)} tokens long; want 1 to {limit}, {max_new_tokens} new tokens "
+            f"short of the model's n_ctx = {model.cfg.n_ctx}"
+        )
+    if uniforms.shape != (len(prompts), max_new_tokens):
+        raise ValueError(f"uniforms: shape {list(uniforms.shape)}; want {[len(prompts), max_new_tokens]}")
+    device = model.cfg.device
+    n_given = torch.tensor(lengths, device=device)
+    end = max(lengths) + max_new_tokens
+    tokens = torch.zeros(len(prompts), end, dtype=torch.long, device=device)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    is_done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    rows, cache, start = torch.arange(len(prompts)), KeyValueCache(end), 0
+    for n in range(min(lengths), end):
+        state = model(tokens[:, start:n], return_type=None, past_kv_cache=cache)
+        start, step = n, (n - n_given).cpu()  # index of the new token in each prompt; below 0 while it is being read
+        logits = model.to_logits(last_positions(state))[:, -1].float()
+        own = uniforms[rows, step.clamp(0, max_new_tokens - 1)].to(device)
+        new = logits.argmax(-1) if temperature == 0 else _draw_at(logits / temperature, own)
+        is_growing = n >= n_given
+        tokens[:, n] = torch.where(is_growing, new, tokens[:, n])
+        is_done |= is_growing & (new == (-1 if stop_at is None else stop_at))
+        is_done |= n + 1 - n_given >= max_new_tokens
+        if bool(is_done.all()):
+            break
+    found = [row[n : n + max_new_tokens] for row, n in zip(tokens.tolist(), lengths, strict=True)]
+    return [row[: row.index(stop_at)] if stop_at in row else row for row in found]
+
+
+def _draw_at(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """The token at which the cumulated probability first exceeds `uniforms`, each in [0, 1)."""
+    cumulated = torch.softmax(logits, dim=-1).double().cumsum(-1)
+    # by the last sum, not by 1, so that rounding leaves no place behind the last token
+    found = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True)[:, 0]
+    return found.clamp(max=logits.shape[-1] - 1)  # the product itself may round up to the last sum
+
+
+def last_positions(state: Any, n: int = 1) -> Any:
+    """The state at the last n positions only: the unembedding need read no other."""
     if isinstance(state, Tensor):
-        return state[:, -1:]
+        return state[:, -n:]
     if isinstance(state, RecurrentStream):
-        return RecurrentStream(state.x[:, -1:])
-    partial = None if state.partial is None else state.partial[:, -1:]
-    return type(state)(tuple(v[:, -1:] for v in state.committed), partial)
+        return RecurrentStream(state.x[:, -n:])
+    partial = None if state.partial is None else state.partial[:, -n:]
+    return type(state)(tuple(v[:, -n:] for v in state.committed), partial)
 
 
 def _draw(
@@ -93,9 +159,7 @@ def _draw(
     return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
 
 
-def _check(
-    temperature: float, top_k: int | None, top_p: float | None, max_new: int, generator: torch.Generator | None
-) -> None:
+def _check(temperature: float, top_k: int | None, top_p: float | None, max_new: int) -> None:
     if temperature < 0:
         raise ValueError(f"temperature: got {temperature}; want 0 or more")
     if top_k is not None and top_k < 1:
@@ -104,5 +168,3 @@ def _check(
         raise ValueError(f"top_p: got {top_p}; want 0 < top_p ≤ 1")
     if max_new < 1:
         raise ValueError(f"max_new_tokens: got {max_new}; want 1 or more")
-    if temperature > 0 and generator is None:
-        raise ValueError("generate: no generator given; want a torch.Generator, or temperature 0")

@@ -1,0 +1,96 @@
+"""`workbench text-quality`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.output import progress, report
+from workbench.cli.reading import identify
+
+
+def text_quality(
+    ckpt: options.Checkpoint,
+    out: options.Out = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="TOML file of prompts, in place of those that come along.")
+    ] = None,
+    recall: Annotated[
+        Path | None,
+        typer.Option("--recall", help="TOML file of a recall battery, in place of the one that comes along."),
+    ] = None,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations of each prompt.", min=1)] = 4,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens of a continuation.", min=1)] = 96,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.", min=0)] = 0.7,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            "--tagger",
+            metavar="NAME_OR_PATH",
+            help="spaCy pipeline for what needs tagged words, or none. [default: the small English one]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Counts over sampled continuations, with intervals; recall of what a text said, by logits."""
+    from reports.tables import read_table
+    from workbench.data.batteries import read_prompts, read_recall
+    from workbench.experiments.text_quality.plan import check_batteries, plan_text_quality
+    from workbench.experiments.text_quality.quality import choose_tagger
+    from workbench.models.load import load
+
+    batteries = [
+        read_prompts() if prompts is None else read_prompts(prompts),
+        read_recall() if recall is None else read_recall(recall),
+    ]
+    model = load(ckpt, device, dtype)
+    check_batteries(model, *batteries, max_new_tokens)
+    if dry_run:
+        facts = plan_text_quality(model, *batteries, n_samples=n_samples, max_new_tokens=max_new_tokens)
+        report(as_json=as_json, facts=facts)
+        return
+    if tagger is not None:
+        choose_tagger(tagger)  # one that is not there is an error before any directory
+    config = {
+        "n_samples": n_samples,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "tagger": tagger,
+        "seed": seed,
+    }
+    path = _run(ckpt, model, batteries, config, out or Path("runs/text-quality"), resume)
+    report(as_json=as_json, out=path, table=read_table(path, "text_quality"))
+
+
+def _run(ckpt: str, model: Any, batteries: list[Any], config: dict[str, Any], out: Path, resume: bool) -> Path:
+    """The run directory, the table and the continuations written."""
+    from reports.tables import write_table
+    from workbench.experiments.text_quality.quality import text_quality as measure
+    from workbench.models.load import weights_sha256
+    from workbench.runs import atomic_write, open_run
+
+    name, trained_with = identify(ckpt, model, config["seed"])
+    record = config | {
+        "verb": "text-quality",
+        "ckpt": ckpt,
+        "model": weights_sha256(model),
+        "prompts": {one.kind: one.prompts for one in batteries[0]},
+        "recall": {one.kind: one.model_dump(exclude={"kind"}) for one in batteries[1]},
+    }
+    with open_run(out, record, resume=resume, device=model.cfg.device, seed=config["seed"]) as run:
+        if not run.is_complete:
+            with progress(f"text quality of {name}") as tell:
+                found = measure(model, *batteries, name=name, on_progress=tell, **config)
+            atomic_write(run.path / "continuations.jsonl", found.to_jsonl())
+            write_table(found.table.assign(seed=trained_with), run.path, "text_quality")
+    return run.out

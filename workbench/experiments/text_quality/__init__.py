@@ -1,0 +1,1 @@
+"""Text quality: continuations sampled and counted, and the recall battery."""

@@ -1,0 +1,55 @@
+"""What text quality would take, before anything is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from workbench.data.batteries import PromptSet, RecallSet, recall_items
+from workbench.experiments.plan import fastest
+from workbench.experiments.text_quality.continuations import ROWS_TOGETHER, encode_prompts
+from workbench.experiments.text_quality.recall import encode_item, recall_margins
+from workbench.models.generate import continue_prompts
+from workbench.training.plan import PROCESS_BYTES
+
+N_TOKENS_TIMED = 8
+
+
+def check_batteries(model: Any, prompts: Sequence[PromptSet], recall: Sequence[RecallSet], max_new_tokens: int) -> None:
+    """Nothing; raises ValueError where a prompt or an item does not fit the model, before anything is written."""
+    encode_prompts(model, prompts, max_new_tokens)
+    for item in recall_items(recall):
+        encode_item(model.tokenizer, item)
+
+
+def plan_text_quality(
+    model: Any, prompts: Sequence[PromptSet], recall: Sequence[RecallSet], *, n_samples: int, max_new_tokens: int
+) -> dict[str, Any]:
+    """Facts about `text_quality`; arguments and errors as there. A few tokens of one batch and a few items are timed;
+    tagging is not."""
+    encoded = list(encode_prompts(model, prompts, max_new_tokens).values())
+    items = recall_items(recall)
+    n_rows = len(encoded) * n_samples
+    batch = sorted(encoded, key=len)[: min(ROWS_TOGETHER, n_rows)]
+    batch = (batch * ROWS_TOGETHER)[: min(ROWS_TOGETHER, n_rows)]
+    n_timed = min(N_TOKENS_TIMED, max_new_tokens)
+    uniforms = torch.zeros(len(batch), n_timed, dtype=torch.float64)
+    a_batch = fastest(lambda: continue_prompts(model, batch, n_timed, uniforms), model.cfg.device)
+    n_steps = n_timed + max(map(len, batch)) - min(map(len, batch))
+    seconds = a_batch / n_steps * max_new_tokens * n_rows / len(batch)
+    few = items[:: max(1, len(items) // 16)]
+    if few:
+        seconds += fastest(lambda: recall_margins(model, few), model.cfg.device) * len(items) / len(few)
+    cfg = model.cfg
+    cached = 2 * cfg.n_layers * len(batch) * (max(map(len, encoded)) + max_new_tokens) * cfg.kv_heads * cfg.d_head
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return {
+        "n_prompts": len(encoded),
+        "n_continuations": n_rows,
+        "n_tokens": n_rows * max_new_tokens,
+        "n_recall_items": len(items),
+        "bytes_in_memory": PROCESS_BYTES + weights + 4 * cached + 12 * len(batch) * cfg.d_vocab,
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,242 @@
+"""Text quality of a model: continuations sampled and counted, the recall battery scored, one row a measure."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from scipy import stats
+
+from workbench.data.batteries import PromptSet, RecallItem, RecallSet, read_prompts, read_recall, recall_items
+from workbench.experiments.text_quality import counts
+from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
+from workbench.experiments.text_quality.recall import recall_margins
+from workbench.experiments.text_quality.tagging import Tagger, TaggerMissing, count_words, load_tagger
+
+NO_TAGGER = "none"
+N_BOOTSTRAP = 2000
+LEVEL = 0.95
+DISTINCT = (1, 2, 3)
+TAGGED = ("entity_fabrication", "distinct_proper_nouns", "noun_ratio", "pronoun_noun_ratio", "clause_depth")
+RECALL_CHANCE = 0.5  # exact: every value is right in as many forms of a scenario as it is wrong
+
+
+class TextQualityWarning(UserWarning):
+    """Something could not be measured, and is left out."""
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """What was measured, and the continuations that it was measured on."""
+
+    table: pd.DataFrame
+    """text_quality.csv's rows"""
+    continuations: list[Continuation]
+    sampling_seed: int
+
+    def to_jsonl(self) -> str:
+        """continuations.jsonl: one JSON object a line."""
+        name = str(self.table["model"].iloc[0])
+        records = (
+            {
+                "model": name,
+                "kind": one.kind,
+                "prompt": one.prompt,
+                "sample": one.sample,
+                "seed": self.sampling_seed,
+                "text": one.text,
+                "n_tokens": len(one.tokens),
+                "is_ended": one.is_ended,
+            }
+            for one in self.continuations
+        )
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A measure as scale · Σ numerator / Σ denominator over units that are resampled: prompts, or scenarios."""
+
+    measure: str
+    numerator: Float64[np.ndarray, " unit"]
+    denominator: Float64[np.ndarray, " unit"]
+    per: str
+    """what the denominator counts"""
+    scale: float = 1.0
+    unit: str = "prompt"
+    chance: float = math.nan
+
+
+def text_quality(
+    model: Any,
+    prompts: Sequence[PromptSet] | None = None,
+    recall: Sequence[RecallSet] | None = None,
+    *,
+    n_samples: int = 4,
+    max_new_tokens: int = 96,
+    temperature: float = 0.7,
+    tagger: str | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> TextQuality:
+    """text_quality.csv's rows, one a measure, and the continuations.
+
+    Every measure is a ratio of sums over continuations (of recall: over items). Its 95 % interval is the percentile
+    bootstrap over prompts (recall: scenarios), with tails widened for small n (Hesterberg 2015, "expanded percentile"):
+    samples of one prompt, and forms of one scenario, are drawn together. nan where the denominator is 0. Measures are
+    defined in docs/definitions.md, "Text quality".
+
+    Args:
+        model: a `HookedLM` with its tokenizer.
+        prompts: those that come with the package unless given (`read_prompts` reads a file).
+        recall: likewise (`read_recall`); () for no battery.
+        n_samples: continuations of each prompt.
+        max_new_tokens: tokens of each, unless the model ends the text before.
+        tagger: a spaCy pipeline or its folder; "none" for no tagging; None: the small English one, and where it is
+            missing its measures are left out with a warning.
+        seed: of sampling and of the bootstrap; fills the column seed.
+        name: the column model; the config's name unless given.
+
+    Raises:
+        ValueError: settings out of range; prompts or items that do not fit the model's context or tokenizer.
+        TaggerMissing: a tagger was named and is not there.
+    """
+    title, tag = choose_tagger(tagger)
+    battery = recall_items(read_recall() if recall is None else recall)
+    # by measured time most goes into sampling
+    shares = (0.85, 0.15) if battery else (1.0, 0.0)
+    found = sample_continuations(
+        model,
+        read_prompts() if prompts is None else prompts,
+        n_samples=n_samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        on_progress=None if on_progress is None else lambda done: on_progress(shares[0] * done),
+    )
+    ratios = list(count(found, tag))
+    if battery:
+        tell = None if on_progress is None else lambda done: on_progress(shares[0] + shares[1] * done)
+        ratios += recall_ratios(battery, recall_margins(model, battery, tell))
+    table = ratio_table(ratios, seed).assign(n_continuations=len(found), tagger=title)
+    table.insert(0, "model", name or model.cfg.model_name)
+    table.insert(1, "seed", seed)
+    return TextQuality(table, found, seed)
+
+
+def choose_tagger(name: str | None) -> tuple[str, Tagger | None]:
+    """(title, tagger) of the named pipeline; ("none", None) for "none" and, with a warning, where none was named and
+    there is none."""
+    if name == NO_TAGGER:
+        return NO_TAGGER, None
+    try:
+        return load_tagger(name)
+    except TaggerMissing as error:
+        if name is not None:
+            raise
+        warnings.warn(f"text_quality: {', '.join(TAGGED)} left out: {error}", TextQualityWarning, stacklevel=3)
+        return NO_TAGGER, None
+
+
+def count(continuations: Sequence[Continuation], tag: Tagger | None) -> Iterable[Ratio]:
+    """Every measure of the continuations; those that need a tagger only with one."""
+    prompts = list(dict.fromkeys(one.prompt for one in continuations))
+    row = {prompt: i for i, prompt in enumerate(prompts)}
+    spoken = [counts.words(one.text) for one in continuations]
+
+    def total(values: Iterable[float]) -> Float64[np.ndarray, " prompt"]:
+        sums = np.zeros(len(prompts))
+        for one, value in zip(continuations, values, strict=True):
+            sums[row[one.prompt]] += value
+        return sums
+
+    n = total(1 for _ in continuations)
+    n_words = total(len(own) for own in spoken)
+    asked = [counts.count_sentences(one.prompt, one.text) for one in continuations]
+    yield Ratio("interrogative_share", total(a for a, _ in asked), total(b for _, b in asked), "sentences")
+    discourse = total(counts.count_discourse(one.text) for one in continuations)
+    yield Ratio("discourse_markers", discourse, n_words, "words", scale=100)
+    dialogue = total(counts.count_dialogue(one.prompt, one.text) for one in continuations)
+    yield Ratio("dialogue_markers", dialogue, n_words, "words", scale=100)
+    for order in DISTINCT:
+        own = [[w for one, w in zip(continuations, spoken, strict=True) if one.prompt == p] for p in prompts]
+        pairs = np.array([counts.count_distinct(texts, order) for texts in own], dtype=float)
+        yield Ratio(f"distinct_{order}", pairs[:, 0], pairs[:, 1], f"{order}-grams of words")
+    yield Ratio("loop_rate", total(counts.is_loop(one.tokens) for one in continuations), n, "continuations")
+    yield Ratio("n_words", n_words, n, "continuations")
+    if tag is None:
+        return
+    tagged = tag([one.prompt + one.text for one in continuations])
+    seen = [count_words(one.prompt, sentences) for one, sentences in zip(continuations, tagged, strict=True)]
+    n_nouns, n_tagged = total(s.n_nouns for s in seen), total(s.n_tagged for s in seen)
+    yield Ratio("entity_fabrication", total(s.n_new_names for s in seen), n_words, "words", scale=100)
+    yield Ratio("distinct_proper_nouns", total(s.n_proper for s in seen), n, "continuations")
+    yield Ratio("noun_ratio", n_nouns, n_tagged, "words as tagged")
+    yield Ratio("pronoun_noun_ratio", total(s.n_pronouns for s in seen), n_nouns, "nouns")
+    yield Ratio("clause_depth", total(s.depth_sum for s in seen), total(s.n_sentences for s in seen), "sentences")
+
+
+def recall_ratios(items: Sequence[RecallItem], margins: Float64[np.ndarray, " item"]) -> list[Ratio]:
+    """The battery's measures: share right (a tie is half) and mean margin in nats, of all items and of each kind."""
+    right = np.where(margins == 0, 0.5, margins > 0)
+    scenario = np.array([item.scenario for item in items])
+    kinds = list(dict.fromkeys(item.kind for item in items))
+    ratios = []
+    for kind in (None, *kinds):
+        own = np.array([kind in (None, item.kind) for item in items])
+        label = "" if kind is None else f"_{kind}"
+        n_items = np.bincount(scenario[own])
+        used = n_items > 0
+        for measure, values, chance in (("recall", right, RECALL_CHANCE), ("recall_margin", margins, 0.0)):
+            sums = np.bincount(scenario[own], weights=values[own])[used]
+            ratios.append(
+                Ratio(measure + label, sums, n_items[used].astype(float), "items", unit="scenario", chance=chance)
+            )
+    return ratios
+
+
+def ratio_table(ratios: Sequence[Ratio], seed: int) -> pd.DataFrame:
+    """A row a measure: value, interval, n units that were resampled, and what the value is a ratio of."""
+    rows = []
+    for one in ratios:
+        low, high = bootstrap_interval(one, np.random.default_rng(seed))
+        total = float(one.denominator.sum())
+        rows.append(
+            {
+                "measure": one.measure,
+                "value": one.scale * float(one.numerator.sum()) / total if total else math.nan,
+                "ci_low": low,
+                "ci_high": high,
+                "n": len(one.numerator),
+                "unit": one.unit,
+                "per": one.per,
+                "n_per": total,
+                "chance": one.chance,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def bootstrap_interval(one: Ratio, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % limits of a ratio of sums over units drawn with replacement; nan for one unit, or where half of the draws
+    have a denominator of 0."""
+    n = len(one.numerator)
+    if n < 2:
+        return math.nan, math.nan
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).astype(np.float64)
+    below = drawn @ one.denominator
+    is_defined = below > 0
+    if 2 * is_defined.sum() < N_BOOTSTRAP:
+        return math.nan, math.nan
+    replicates = one.scale * (drawn @ one.numerator)[is_defined] / below[is_defined]
+    tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,107 @@
+"""The recall battery: whether a model gives what it was told of one of two people a higher logit than the other's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from workbench.data.batteries import RecallItem
+from workbench.experiments.concepts.states import first_token
+from workbench.experiments.subject import device_of
+from workbench.models.generate import last_positions
+
+LOGITS_TOGETHER = 1 << 24  # logits held at once, 64 MiB in float32
+TOKENS_TOGETHER = 2048
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """A prompt and its two answers, right and wrong, as tokens."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def encode_item(tokenizer: Any, item: RecallItem) -> EncodedItem:
+    """An item's tokens, BOS (or the end of a text) first where the tokenizer has one.
+
+    The space in front of an answer belongs to it. The prompt is tokenized alone and with each answer, and must be the
+    beginning of both.
+
+    Raises:
+        ValueError: a tokenizer for which it is not, that lacks an answer, or that gives both the same tokens.
+    """
+    bos, unknown = first_token(tokenizer), getattr(tokenizer, "unk_token_id", None)
+    head = tokenizer.encode(item.prompt, add_special_tokens=False)
+    answers = []
+    for answer in (item.right, item.wrong):
+        whole = tokenizer.encode(f"{item.prompt} {answer}", add_special_tokens=False)
+        own = tuple(whole[len(head) :])
+        if whole[: len(head)] != head or not own or (unknown != bos and unknown in own):
+            shown = tokenizer.convert_ids_to_tokens(whole)
+            raise ValueError(
+                f"recall: the tokenizer cannot place {answer!r} behind {item.prompt!r}, tokens {shown}; want an answer "
+                "whose tokens begin where it does"
+            )
+        answers.append(own)
+    if answers[0] == answers[1]:
+        raise ValueError(f"recall: {item.right!r} and {item.wrong!r} have the same tokens; want other values")
+    lead = () if bos is None else (bos,)
+    return EncodedItem((*lead, *head), (answers[0], answers[1]))
+
+
+@torch.no_grad()
+def recall_margins(
+    model: Any, items: Sequence[RecallItem], on_progress: Callable[[float], None] | None = None
+) -> Float64[np.ndarray, " item"]:
+    """ln p(right) − ln p(wrong) of every item: of answers of one token each, the difference of their logits.
+
+    An answer of several tokens has the sum of their log-probabilities.
+
+    Raises:
+        ValueError: a model without tokenizer, an item longer than the model's context, and as `encode_item`.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("recall: this model has no tokenizer; want one, items are text")
+    encoded = [encode_item(tokenizer, item) for item in items]
+    # a row is read once however many answers it scores: what is read -> (item, which answer, the answer)
+    rows: dict[tuple[tuple[int, ...], int], list[tuple[int, int, tuple[int, ...]]]] = {}
+    for i, item in enumerate(encoded):
+        for which, answer in enumerate(item.answers):
+            rows.setdefault(((*item.prompt, *answer[:-1]), len(answer)), []).append((i, which, answer))
+    longest = max(len(tokens) for tokens, _ in rows)
+    if longest > model.cfg.n_ctx:
+        raise ValueError(f"recall: an item has {longest} tokens; want at most the model's n_ctx = {model.cfg.n_ctx}")
+    scores = np.empty((len(items), 2))
+    alike: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+    for tokens, n_last in rows:
+        alike.setdefault((len(tokens), n_last), []).append(tokens)
+    n_done = 0
+    for (length, n_last), own in sorted(alike.items()):
+        size = max(1, min(TOKENS_TOGETHER // length, LOGITS_TOGETHER // (n_last * model.cfg.d_vocab)))
+        for start in range(0, len(own), size):
+            batch = own[start : start + size]
+            log_p = _last_log_probabilities(model, batch, n_last)
+            for tokens, found in zip(batch, log_p, strict=True):
+                for i, which, answer in rows[tokens, n_last]:
+                    scores[i, which] = found[range(n_last), answer].sum()
+            n_done += len(batch)
+            if on_progress is not None:
+                on_progress(n_done / len(rows))
+    return scores[:, 0] - scores[:, 1]
+
+
+def _last_log_probabilities(
+    model: Any, batch: Sequence[tuple[int, ...]], n: int
+) -> Float64[Tensor, "batch last d_vocab"]:
+    """What each sequence's last n positions predict, as log-probabilities."""
+    state = model(torch.tensor(batch, device=device_of(model)), return_type=None)
+    logits = model.to_logits(last_positions(state, n))
+    return torch.log_softmax(logits.double(), -1).cpu()
