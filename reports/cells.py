@@ -11,11 +11,12 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, an optional smaller text behind it (an interval), and whether it is a difference."""
+    """One cell: its text, an optional smaller text behind it (an interval), and whether it is a difference or words."""
 
     text: str
     note: str = ""
     is_difference: bool = False
+    is_words: bool = False  # breaks into lines, where a number does not
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Grid:
     headers: tuple[str, ...]  # names of the row-header columns
     columns: tuple[str, ...]
     rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]  # (row headers, cells)
+    is_wide: bool = False  # many columns: names break into lines, notes stand under their figures
 
 
 def fixed(value: float | None, digits: int) -> str:

@@ -17,6 +17,7 @@ from reports.bundle import pack_json, render_page
 from reports.cells import Grid, count_range, name_seeds, thousands
 from reports.panels import SECTIONS, Drawing, Panel, Section
 from reports.paper_tables import measure_text
+from reports.seeds import MIN_SEEDS
 from reports.study import Study, problems, read_study
 
 # a table whose gzip is larger is named on the page and not carried by it
@@ -35,6 +36,15 @@ VERDICTS = {
     "not enough seeds": ("…", "none"),
 }
 
+
+# tables that one analysis writes: where one is there, its companion is missing and not unwanted
+WRITTEN_TOGETHER = (
+    ("topology_stats", "head_cosines"),
+    ("sae_training_results", "sae_density"),
+    ("train_log", "baselines"),
+)
+
+INTERVAL = "a band where four models or fewer share a panel, else given on pointing"
 
 # what the page knows of a finding or a claim; others are ignored
 CLAIM_KEYS = ("finding", "why", "claim", "published", "measured", "ci_low", "ci_high", "n", "measure", "control")
@@ -92,7 +102,7 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
     for panel in section.panels:
         faults = problems(study, panel.needs)
         drawings = [] if faults else list(panel.draw(study))
-        if not drawings and not panel.is_core:
+        if not drawings and not (panel.is_core and has_part(study, panel)):
             continue
         word = "Table" if panel.is_table else "Figure"
         counts[word] += 1
@@ -125,10 +135,24 @@ def panel_facts(study: Study, panel: Panel) -> str:
         if len(seeds) > 1 and panel.is_first_seed:
             facts.append(f"{name_seeds(seeds[:1])}, the first of {len(seeds)}")
         else:
-            is_faded = len(seeds) > 1 and not panel.is_table
-            facts.append(name_seeds(seeds) + (", all but the first drawn fainter" if is_faded else ""))
+            facts.append(name_seeds(seeds) + said_of_seeds(len(seeds), panel))
     text = "; ".join(facts)
     return text if text.startswith("n ") else text.capitalize()
+
+
+def said_of_seeds(n: int, panel: Panel) -> str:
+    """Return how a panel shows several seeds; nothing for one, or where each has rows of its own."""
+    if n == 1 or panel.is_by_seed:
+        return ""
+    if n >= MIN_SEEDS:
+        return f": mean and 95 % interval over seeds, {'in brackets' if panel.is_table else INTERVAL}"
+    return ", each given" if panel.is_table else ": the line is their mean, each a faint mark"
+
+
+def has_part(study: Study, panel: Panel) -> bool:
+    """Return whether the study made what a panel shows: its tables, or another that the same analysis writes."""
+    written = [table for job in WRITTEN_TOGETHER for table in job if set(job) & set(panel.needs)]
+    return any(name in study.paths for name in (*written, *panel.needs))
 
 
 def is_numeric(column: pd.Series) -> bool:
@@ -216,8 +240,9 @@ def ledger_rows(study: Study) -> list[dict[str, str]]:
 
 def absent_panels(study: Study) -> list[str]:
     """Return the titles of the panels that are left out because their tables are not in the study."""
-    panels = [panel for section in SECTIONS for panel in section.panels if not panel.is_core]
-    return [panel.title for panel in panels if any(name not in study.tables for name in panel.needs)]
+    panels = [panel for section in SECTIONS for panel in section.panels]
+    absent = [panel for panel in panels if any(name not in study.paths for name in panel.needs)]
+    return [panel.title for panel in absent if not (panel.is_core and has_part(study, panel))]
 
 
 def source_rows(study: Study) -> list[dict[str, Any]]:

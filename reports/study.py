@@ -25,6 +25,7 @@ RECORD_TYPES = MappingProxyType(
         "versions": dict,
         "notes": list,
         "findings": list,
+        "roles": dict,
     }
 )
 

@@ -1,7 +1,7 @@
 """Plotly figures of a study: each function takes tables and returns a Figure; nothing is computed beyond reshaping."""
 
 from reports.figures.ablation import ablation_profile, ablation_strip
-from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, text_measures, weight_ranks
+from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, head_spread, text_measures, weight_ranks
 from reports.figures.concepts import (
     crystallisation,
     effective_dimension,
@@ -9,9 +9,16 @@ from reports.figures.concepts import (
     pc_alignment,
     trajectory_bars,
 )
+from reports.figures.multiples import measure_by_layer
 from reports.figures.saes import at_l1, feature_density, fvu_by_layer, l0_by_layer, of_heads, pareto
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
-from reports.figures.training import loss_curves, monitor_names, monitor_over_steps, pressure_and_redundancy
+from reports.figures.training import (
+    loss_curves,
+    monitor_names,
+    monitor_over_steps,
+    pressure_and_redundancy,
+    ranks_over_steps,
+)
 
 __all__ = [
     "ablation_profile",
@@ -24,9 +31,11 @@ __all__ = [
     "feature_density",
     "fvu_by_layer",
     "head_entropy_gallery",
+    "head_spread",
     "intrinsic_dimension",
     "l0_by_layer",
     "loss_curves",
+    "measure_by_layer",
     "monitor_names",
     "monitor_over_steps",
     "of_heads",
@@ -34,6 +43,7 @@ __all__ = [
     "pc_alignment",
     "pressure_and_redundancy",
     "rank_by_layer",
+    "ranks_over_steps",
     "redundancy_by_layer",
     "text_measures",
     "trajectory_bars",

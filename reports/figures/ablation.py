@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Cell, Draft, facets, single
+from reports.figures.draft import Cell, Draft, facets, scatter, single
 from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, sorted_layers
 
 
@@ -66,7 +66,7 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell, *, show: bool) -
         error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
         error |= {"thickness": 1.2, "width": 0, "color": run.colour}
     places = zip(rows["layer"], rows["head"], strict=True)
-    trace = go.Scatter(
+    trace = scatter(
         x=x.tolist(),
         y=rows["impact_pct"].tolist(),
         error_y=error,

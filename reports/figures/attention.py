@@ -7,54 +7,70 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import add_level, add_run, facets, layer_axis, single
-from reports.figures.style import SEQUENTIAL, label, models_of, runs_of, sorted_layers
+from reports.figures.draft import MAX_BANDED, add_level, add_mean, add_run, facets, heatmap, layer_axis, scatter
+from reports.figures.multiples import by_layer
+from reports.figures.style import SEQUENTIAL, groups_of, label, models_of, runs_of, sorted_layers
 
 
-def head_entropy_gallery(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return every head's entropy as a share of its ceiling, a layer × head heatmap a model, one scale from 0 to 1."""
+def head_entropy_gallery(
+    attention_stats: pd.DataFrame, models: Sequence[str] | None = None, seed: object = None
+) -> go.Figure:
+    """Return every head's entropy as a share of its ceiling, a layer × head heatmap a model, one scale from 0 to 1.
+
+    `seed` picks one seed, by default the first that each model has: heads of two seeds do not correspond.
+    """
     names, layers = models_of(attention_stats, models), sorted_layers(attention_stats)
-    fig, cells = facets([label(name) for name in names], columns=2, height=50 + 26 * len(layers), shared_y=True)
+    columns, row = (3 if len(names) > MAX_BANDED else 2), (14 if len(layers) > 12 else 22)
+    fig, cells = facets([label(name) for name in names], columns=columns, height=30 + row * len(layers), shared_y=True)
     for name, where in zip(names, cells, strict=True):
         df = attention_stats[attention_stats["model"] == name]
-        df = df[df["seed"] == df["seed"].iloc[0]]
+        df = df[df["seed"] == (df["seed"].iloc[0] if seed is None else seed)]
         table = df.pivot_table(index="layer", columns="head", values="entropy_share")
         hover = f"{label(name)}<br>layer %{{y}}, head %{{x}}: %{{z:.3f}}<extra></extra>"
-        trace = go.Heatmap(
+        trace = heatmap(
             z=table.to_numpy(dtype=float).tolist(), x=[int(head) for head in table.columns],
             y=[int(layer) for layer in table.index], coloraxis="coloraxis", xgap=1, ygap=1, hovertemplate=hover,
         )  # fmt: skip
         fig.add_trace(trace, **where)
         ticks = [int(head) for head in table.columns]
-        fig.update_xaxes(title_text="head", tickvals=ticks[:: max(1, len(ticks) // 8)], **where)
+        is_last = where["row"] * columns >= len(names) or (where["row"] * columns + where["col"]) > len(names)
+        fig.update_xaxes(title_text="head" if is_last else None, tickvals=ticks[:: max(1, len(ticks) // 8)], **where)
         fig.update_yaxes(title_text="layer" if where["col"] == 1 else None, autorange="reversed", **where)
-        fig.update_yaxes(showgrid=False, tickvals=layers, **where)
+        fig.update_yaxes(showgrid=False, tickvals=layers[:: -(-len(layers) // 14)], **where)
     bar = {"title": {"text": "entropy share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     scale = [list(stop) for stop in SEQUENTIAL]
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
     return fig.figure()
 
 
+def head_spread(
+    attention_stats: pd.DataFrame, models: Sequence[str] | None = None, *, is_spread: bool = True
+) -> go.Figure:
+    """Return by layer the (population) standard deviation over heads of their entropy, or its mean over heads."""
+    keys = [key for key in ("model", "seed", "layer") if key in attention_stats]
+    heads = attention_stats.groupby(keys, sort=False)["entropy"]
+    df = (heads.std(ddof=0) if is_spread else heads.mean()).reset_index()
+    title = "std over heads (nats)" if is_spread else "mean over heads (nats)"
+    return by_layer(df, "entropy", title, models).figure()
+
+
 def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the attention to position 0 by layer: a small mark a head, a line through their mean."""
-    fig = single()
-    for run in runs_of(attention_stats, models):
+    """Return the attention to position 0 by layer: a line through the heads' mean, and of few models a mark a head."""
+    fig = by_layer(attention_stats, "bos_mass", "attention to position 0", models)
+    is_dotted = attention_stats["model"].nunique() <= MAX_BANDED
+    for run in runs_of(attention_stats, models) if is_dotted else ():
         rows = run.rows.dropna(subset=["bos_mass"])
-        dots = go.Scatter(
+        dots = scatter(
             x=rows["layer"].tolist(), y=rows["bos_mass"].tolist(), mode="markers",
             legendgroup=run.model, showlegend=False,
             marker={"color": run.colour, "symbol": run.symbol, "size": 4, "opacity": 0.4},
             text=[f"layer {layer}, head {head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)],
-            hovertemplate=f"{label(run.model)}<br>%{{text}}: %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{label(run.model)}, seed {run.seed}<br>%{{text}}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(dots)
-        mean = rows.groupby("layer")["bos_mass"].mean()
-        add_run(fig, run, mean.index, mean, where={})
     if "bos_uniform" in attention_stats:
         for value in sorted(set(attention_stats["bos_uniform"].dropna())):
             add_level(fig, float(value), "uniform attention")
-    layer_axis(fig, sorted_layers(attention_stats))
-    fig.update_yaxes(title_text="attention to position 0", rangemode="tozero")
     return fig.figure()
 
 
@@ -64,11 +80,11 @@ def weight_ranks(
     """Return one of the four ranks of the weights by layer, a panel a matrix, attention before MLP."""
     matrices = list(dict.fromkeys(weight_spectra["matrix"]))
     fig, cells = facets([label(matrix) for matrix in matrices], columns=4, height=160)
+    n_models = weight_spectra["model"].nunique()
     for index, (matrix, where) in enumerate(zip(matrices, cells, strict=True)):
         df = weight_spectra[weight_spectra["matrix"] == matrix]
-        for run in runs_of(df, models):
-            rows = run.rows.sort_values("layer")
-            add_run(fig, run, rows["layer"], rows[measure], where=where, show=index == 0)
+        for group in groups_of(df, models):
+            add_mean(fig, group, "layer", measure, where=where, show=index == 0, n_models=n_models)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(matrices) else None, **where)
         fig.update_yaxes(

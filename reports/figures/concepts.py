@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import add_level, add_run, facets, layer_axis, single
+from reports.figures.draft import add_level, add_run, facets, heatmap, layer_axis, scatter, single
 from reports.figures.style import MUTED, PALETTE, SEQUENTIAL, SYMBOLS, label, models_of, runs_of, sorted_layers
 
 
@@ -54,7 +54,7 @@ def effective_dimension(concept_geometry: pd.DataFrame, models: Sequence[str] | 
         df = df[df["seed"] == df["seed"].iloc[0]]
         table = df.pivot_table(index="set", columns="layer", values="effective_dim").reindex(sets)
         hover = f"{label(name)}<br>%{{y}}, layer %{{x}}: %{{z:.2f}}<extra></extra>"
-        trace = go.Heatmap(
+        trace = heatmap(
             z=table.to_numpy(dtype=float).tolist(), x=[int(layer) for layer in table.columns],
             y=[label(name_of_set) for name_of_set in sets], coloraxis="coloraxis", xgap=1, ygap=1, hovertemplate=hover,
         )  # fmt: skip
@@ -79,7 +79,7 @@ def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = N
         titles = {"null_independent": ("independent states", "dash"), "null_random_walk": ("random walk", "dot")}
         for null, (title, dash) in titles.items():
             line = {"color": MUTED, "width": 1.2, "dash": dash}
-            trace = go.Scatter(
+            trace = scatter(
                 x=nulls["lag"].tolist(), y=nulls[null].tolist(), mode="lines", line=line, name=f"null: {title}",
                 legendgroup=null, showlegend=index == 0, hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
@@ -96,7 +96,7 @@ def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
     for index, (pc, rows) in enumerate(pc_cosine.groupby("pc", sort=True)):
         rows = rows.sort_values("layer")
         colour = PALETTE[index % len(PALETTE)]
-        trace = go.Scatter(
+        trace = scatter(
             x=rows["layer"].tolist(), y=rows["cosine"].tolist(), mode="lines+markers", name=f"PC{pc}",
             line={"color": colour, "width": 1.8}, marker={"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
             hovertemplate=f"PC{pc}, layer %{{x}}: %{{y:.4f}}<extra></extra>",

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import AXIS, FONT, GRID, INK, MUTED, PALETTE, PAPER, Run, label
+from reports.cells import name_seeds
+from reports.figures.style import AXIS, BAND, FONT, GRID, INK, MUTED, PALETTE, PAPER, Run, label, seeds_of
+from reports.seeds import over_seeds
+
+MAX_BANDED = 4  # models in one panel whose seeds' bands can still be told apart
 
 # where a panel sits in its figure: row and col, from 1; nothing in a figure of one panel
 Cell = dict[str, int]
@@ -22,7 +28,7 @@ class Draft:
     """Panels on a grid, filled trace by trace; `figure` ends it."""
 
     def __init__(self, n_rows: int, n_cols: int, layout: dict[str, Any]) -> None:
-        self.n_cols = n_cols
+        self.n_rows, self.n_cols = n_rows, n_cols
         self.traces: list[Any] = []
         self.layout: dict[str, Any] = {"shapes": [], "annotations": [], **layout}
         for number in range(1, n_rows * n_cols + 1):
@@ -111,6 +117,16 @@ def template() -> go.layout.Template:
     return go.layout.Template(layout=layout)
 
 
+def scatter(**settings: Any) -> dict[str, Any]:
+    """Return a trace of lines and marks."""
+    return {"type": "scatter", **settings}
+
+
+def heatmap(**settings: Any) -> dict[str, Any]:
+    """Return a trace of coloured cells."""
+    return {"type": "heatmap", **settings}
+
+
 def single(*, height: int = 340) -> Draft:
     """Return an empty draft of one panel; its height in pixels."""
     return Draft(1, 1, frame(height))
@@ -172,7 +188,7 @@ def add_run(fig: Draft, run: Run, x: Any, y: Any, *, where: Cell, show: bool = T
         "opacity": 1.0 if run.is_first else 0.55,
         "hovertemplate": f"{label(run.model)}, seed {run.seed}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
     }
-    trace = go.Scatter(
+    trace = scatter(
         x=list(x),
         y=list(y),
         name=label(run.model),
@@ -183,9 +199,87 @@ def add_run(fig: Draft, run: Run, x: Any, y: Any, *, where: Cell, show: bool = T
     fig.add_trace(trace, **where)
 
 
+def add_mean(
+    fig: Draft,
+    group: Run,
+    x: str,
+    y: str,
+    *,
+    where: Cell,
+    show: bool = True,
+    offset: float = 0.0,
+    n_models: int = 1,
+    **marks: Any,
+) -> None:
+    """Add a model's line over its seeds.
+
+    A lone seed is its line; two are the line of their means and a faint mark each; from three on that line has the band
+    of its 95 % interval (error bars where it is marks only). Rows of one seed and one x (heads, matrices) are averaged
+    first. `group` holds a model's rows of all seeds. Where more than `MAX_BANDED` of `n_models` share the panel, their
+    intervals would hide each other and are in the text of the marks only.
+    """
+    rows = group.rows[group.rows[y].notna()].sort_values(x, kind="stable")
+    found = over_seeds(rows, [x], y).rename(columns={x: "x"})
+    seeds = seeds_of(rows)
+    if len(seeds) == 2:
+        _add_each(fig, group, rows.groupby(["seed", x], sort=False)[y].mean().reset_index(), offset, where)
+    add_summary(fig, group, found, seeds, where=where, show=show, offset=offset, n_models=n_models, **marks)
+
+
+def add_summary(
+    fig: Draft,
+    group: Run,
+    found: pd.DataFrame,
+    seeds: Sequence[object],
+    *,
+    where: Cell,
+    show: bool = True,
+    offset: float = 0.0,
+    n_models: int = 1,
+    **marks: Any,
+) -> None:
+    """Add a model's line of means already taken: columns x, mean, low and high, in the order of x. As `add_mean`."""
+    at = found["x"] + offset
+    banded = found["low"].notna() & (n_models <= MAX_BANDED)
+    is_line = "lines" in marks.get("mode", "lines") and len(found) > 1
+    if is_line and banded.any():
+        fig.add_trace(_band(group, at[banded], found[banded]), **where)
+    elif banded.any():
+        half = (found["high"] - found["mean"]).fillna(0.0).tolist()
+        marks["error_y"] = {"type": "data", "array": half, "thickness": 1.2, "width": 0, "color": group.colour}
+    add_run(fig, group, at, found["mean"], where=where, show=show, **{**_hover(group, found, seeds), **marks})
+
+
+def _add_each(fig: Draft, group: Run, dots: pd.DataFrame, offset: float, where: Cell) -> None:
+    seed, x, y = dots.columns
+    trace = scatter(
+        x=(dots[x] + offset).tolist(), y=dots[y].tolist(), mode="markers", showlegend=False, legendgroup=group.model,
+        marker={"color": group.colour, "symbol": group.symbol, "size": 4, "opacity": 0.5},
+        text=[str(value) for value in dots[seed]],
+        hovertemplate=f"{label(group.model)}, seed %{{text}}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+    )  # fmt: skip
+    fig.add_trace(trace, **where)
+
+
+def _band(group: Run, x: pd.Series, found: pd.DataFrame) -> dict[str, Any]:
+    return scatter(
+        x=[*x, *x[::-1]], y=[*found["high"], *found["low"][::-1]], mode="lines", fill="toself",
+        fillcolor=group.colour + BAND, line={"color": group.colour, "width": 0}, legendgroup=group.model,
+        showlegend=False, hoverinfo="skip", name=f"{label(group.model)}, 95 % interval",
+    )  # fmt: skip
+
+
+def _hover(group: Run, found: pd.DataFrame, seeds: Sequence[object]) -> dict[str, Any]:
+    name = f"{label(group.model)}, {name_seeds(seeds)}" if seeds else label(group.model)
+    known = zip(found["low"], found["high"], strict=True)
+    notes = [f" [{low:.4g}, {high:.4g}]" if low == low else "" for low, high in known]  # nan is not itself
+    return {"text": notes, "hovertemplate": f"{name}<br>%{{x}}: %{{y:.4g}}%{{text}}<extra></extra>"}
+
+
 def add_level(fig: Draft, value: float, text: str) -> None:
-    """Add a horizontal reference line with its name at the right end."""
-    fig.add_hline(value, {"color": MUTED, "width": 1.2, "dash": "dot"})
+    """Add a horizontal reference line to every panel, with its name at the right end of the first."""
+    for row, col in product(range(1, fig.n_rows + 1), range(1, fig.n_cols + 1)):
+        fig.add_hline(value, {"color": MUTED, "width": 1.2, "dash": "dot"}, row=row, col=col)
     font = {"size": 11, "color": MUTED}
     fig.annotate(
         text=label(text), font=font, x=1, xref="x domain", xanchor="right", y=value, yref="y", yanchor="bottom"

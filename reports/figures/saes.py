@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Cell, Draft, add_run, facets, layer_axis, single
+from reports.figures.draft import Cell, Draft, add_run, facets, layer_axis, scatter, single
 from reports.figures.style import MUTED, Run, label, models_of, runs_of, sorted_layers
 
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
@@ -54,7 +54,7 @@ def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None,
             hover = f"{name}, {label(run.model)}<br>layer %{{x}}: %{{y:.4g}}<extra></extra>"
             line = {"color": MUTED, "width": 1.4, "dash": CONTROL_DASHES[dictionary]}
             marker = {"color": MUTED, "symbol": run.symbol, "size": 5}
-            trace = go.Scatter(
+            trace = scatter(
                 x=mean.index.tolist(), y=mean.tolist(), name=name, legendgroup=dictionary, showlegend=not shown,
                 mode="lines+markers", line=line, marker=marker, hovertemplate=hover,
             )  # fmt: skip
@@ -79,7 +79,7 @@ def _add_layers(fig: Draft, df: pd.DataFrame, measure: str, models: Sequence[str
             f"{label(run.model)}<br>layer {layer}, head {head}"
             for layer, head in zip(rows["layer"], rows["head"], strict=True)
         ]
-        dots = go.Scatter(
+        dots = scatter(
             x=(rows["layer"] + offset).tolist(), y=rows[measure].tolist(), text=hover, mode="markers",
             marker={"color": run.colour, "symbol": run.symbol, "size": 4, "opacity": 0.4}, showlegend=False,
             legendgroup=run.model, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
@@ -119,7 +119,7 @@ def _add_density(fig: Draft, run: Run, dead: float, width: float, where: Cell, *
             marker={"color": run.colour, "symbol": run.symbol, "size": 4})  # fmt: skip
     if counts.get(dead, 0) > 0:
         marker = {"color": run.colour, "symbol": f"{run.symbol}-open", "size": 9, "line": {"width": 1.6}}
-        trace = go.Scatter(
+        trace = scatter(
             x=[dead], y=[int(counts[dead])], mode="markers", marker=marker, legendgroup=run.model, showlegend=False,
             hovertemplate=f"{name}, seed {run.seed}<br>%{{y}} features never fire<extra></extra>",
         )  # fmt: skip

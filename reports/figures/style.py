@@ -1,23 +1,26 @@
 """What all figures share: colours and marks of models, axes, facets. One look, written once.
 
-Colours are those of Okabe & Ito (2008), which the common kinds of colour blindness keep apart, darkened where white
-paper asks for it; every model also has a marker and a dash of its own, so that nothing hangs on colour. Figures carry
-the light colours; `DARK` says what each of them becomes on a dark page.
+The first colours are those of Okabe & Ito (2008), which the common kinds of colour blindness keep apart, darkened where
+white paper asks for it; a study of more than six models goes on with darker ones. No two of nine models share a colour
+or a marker, so that nothing hangs on colour. Figures carry the light colours; `DARK` says what each of them becomes on
+a dark page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import pandas as pd
 
 INK, MUTED, AXIS, GRID, PAPER = "#1c2127", "#5f6b78", "#9aa5b1", "#e3e7ec", "#ffffff"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#3C9BD0"
-PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
+CHARCOAL, WINE, OLIVE = "#444444", "#882255", "#6B7A1E"
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, CHARCOAL, WINE, OLIVE)
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star", "hourglass")
 DASHES = ("solid", "8px,2px", "dash", "dot", "dashdot", "longdash")
+BAND = "20"  # the alpha of a seeds' band, in hexadecimal behind its colour
 
 # diverging around 0 and sequential from 0; their ends stay apart for every kind of colour blindness
 COOL, MIDDLE, WARM, PALE = "#2166AC", "#F7F7F6", "#B2182B", "#F1F4F7"
@@ -38,6 +41,9 @@ DARK = MappingProxyType(
         PURPLE: "#DB86CC",
         ORANGE: "#E5BC4F",
         SKY: "#9AD5F7",
+        CHARCOAL: "#C9CED4",
+        WINE: "#E8617F",
+        OLIVE: "#C3D267",
         COOL: "#5AA5EE",
         MIDDLE: "#20252a",
         WARM: "#F4775E",
@@ -52,10 +58,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Helvetica, Arial
 
 @dataclass(frozen=True)
 class Run:
-    """One model's rows of one seed, with the marks that its model has in every figure."""
+    """One model's rows of one seed, or of all, with the marks that its model has in every figure."""
 
     model: str
-    seed: object
+    seed: object  # None where the rows are of all seeds
     rows: pd.DataFrame
     colour: str
     symbol: str
@@ -72,15 +78,25 @@ def models_of(df: pd.DataFrame, models: Sequence[str] | None = None) -> list[str
 
 def runs_of(df: pd.DataFrame, models: Sequence[str] | None = None) -> Iterator[Run]:
     """Yield the rows of each model and seed. The marks go by place in `models`, so they agree between figures."""
+    for group in groups_of(df, models):
+        seeds = seeds_of(group.rows)
+        for seed in seeds:
+            of_seed = group.rows[group.rows["seed"] == seed] if "seed" in group.rows else group.rows
+            yield replace(group, seed=seed, rows=of_seed, is_first=seed == seeds[0])
+
+
+def groups_of(df: pd.DataFrame, models: Sequence[str] | None = None) -> Iterator[Run]:
+    """Yield the rows of each model, all its seeds together, with the marks of `runs_of`."""
     order = list(dict.fromkeys([*(models or ()), *df["model"]]))
     for model in models_of(df, models):
-        rows = df[df["model"] == model]
         index = order.index(model)
-        seeds = list(dict.fromkeys(rows["seed"])) if "seed" in rows else [0]
-        for seed in seeds:
-            of_seed = rows[rows["seed"] == seed] if "seed" in rows else rows
-            colour, symbol, dash = (marks[index % len(marks)] for marks in (PALETTE, SYMBOLS, DASHES))
-            yield Run(model, seed, of_seed, colour, symbol, dash, seed == seeds[0])
+        colour, symbol, dash = (marks[index % len(marks)] for marks in (PALETTE, SYMBOLS, DASHES))
+        yield Run(model, None, df[df["model"] == model], colour, symbol, dash, is_first=True)
+
+
+def seeds_of(df: pd.DataFrame) -> list:
+    """Return the seeds of `df` in their order; a table without the column is of one seed, 0."""
+    return list(dict.fromkeys(df["seed"])) if "seed" in df else [0]
 
 
 def sorted_layers(df: pd.DataFrame) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Cell, Draft, add_run, facets, layer_axis
+from reports.figures.draft import Cell, Draft, add_run, facets, heatmap, layer_axis
 from reports.figures.style import AXIS, DIVERGING, INK, label, models_of, runs_of, sorted_layers
 
 BASES = {"z": "z", "pattern": "attention pattern", "residual": "residual contribution"}
@@ -54,7 +54,7 @@ def _add_heatmap(fig: Draft, rows: pd.DataFrame, model: str, where: Cell, *, is_
     heads = [int(head) for head in square.columns]
     hover = f"{label(model)}<br>heads %{{y}}, %{{x}}: %{{z:.4f}}<extra></extra>"
     fig.add_trace(
-        go.Heatmap(z=z.tolist(), x=heads, y=heads, coloraxis="coloraxis", hovertemplate=hover, xgap=0.5, ygap=0.5),
+        heatmap(z=z.tolist(), x=heads, y=heads, coloraxis="coloraxis", hovertemplate=hover, xgap=0.5, ygap=0.5),
         **where,
     )
     ticks = {"tickvals": heads[:: max(1, (len(heads) + 3) // 4)], "ticks": "", "showgrid": False, "showline": False}

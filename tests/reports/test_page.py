@@ -113,7 +113,7 @@ def test_a_missing_table_costs_its_figures_only(study_copy):
     text = visible(write_report(study_copy).read_text(encoding="utf-8"))
     assert "Not drawn. head_cosines.csv is not in this study." in " ".join(text.split())
     assert text.count("Not drawn.") == 1
-    assert "Not measured in this study, so not shown: Crystallisation of concept sets" in text
+    assert "Not measured in this study, so not shown: Head entropies" in text
     assert "Figure 2" in text
 
 

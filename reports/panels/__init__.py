@@ -1,0 +1,13 @@
+"""What the page shows, in its order."""
+
+from reports.panels.attention import ATTENTION
+from reports.panels.concepts import CONCEPTS
+from reports.panels.heads import PAPER, TOPOLOGY
+from reports.panels.kotodama import LINEAGE
+from reports.panels.panel import Drawing, Panel, Section
+from reports.panels.text import TEXT
+from reports.panels.training import TRAINING
+
+SECTIONS = (PAPER, TOPOLOGY, LINEAGE, TRAINING, ATTENTION, CONCEPTS, TEXT)
+
+__all__ = ["SECTIONS", "Drawing", "Panel", "Section"]

@@ -1,0 +1,80 @@
+"""Panels of attention and weights."""
+
+from __future__ import annotations
+
+from reports import figures
+from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants
+from reports.study import Study
+
+RANKS = ("nuclear_rank", "stable_rank", "effective_rank", "participation_ratio")
+
+
+def entropies(study: Study) -> list[Drawing]:
+    """Return the gallery of head entropies, a variant a seed."""
+    df = study.tables["attention_stats"]
+    return [(name, figures.head_entropy_gallery(df, study.models, seed)) for name, seed in seed_variants(df)]
+
+
+def spreads(study: Study) -> list[Drawing]:
+    """Return the spread of head entropies by layer, and their mean."""
+    df = study.tables["attention_stats"]
+    return [
+        ("standard deviation over heads", figures.head_spread(df, study.models)),
+        ("mean over heads", figures.head_spread(df, study.models, is_spread=False)),
+    ]
+
+
+def weight_ranks(study: Study) -> list[Drawing]:
+    """Return the weights' ranks by layer, a variant a rank."""
+    df = study.tables["weight_spectra"]
+    known = [rank for rank in RANKS if rank in df]
+    return [(rank.replace("_", " "), figures.weight_ranks(df, study.models, rank)) for rank in known]
+
+
+ATTENTION = Section(
+    "attention",
+    "Attention and weights",
+    "Where heads look, and how many directions the weights use.",
+    (
+        Panel(
+            "entropy",
+            "Head entropies",
+            "Dark heads attend broadly, pale ones to few tokens. Specialised heads show as contrast within a row.",
+            needing("attention_stats", "model seed layer head entropy_share"),
+            entropies,
+            ("n_tokens", "tokens"),
+            "Share of the uniform-causal ceiling. Heads of two seeds do not correspond: each seed has its own picture.",
+            is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "head-spread",
+            "Head entropy and its spread over heads, by layer",
+            "A spread that is large in layer 0 and small behind it is what NCA pre-training is said to leave: heads "
+            "that have parted their work at the entrance.",
+            needing("attention_stats", "model seed layer head entropy"),
+            spreads,
+            ("n_tokens", "tokens"),
+            is_core=False,
+        ),
+        Panel(
+            "bos",
+            "Attention to position 0, by layer",
+            "High means that heads rest on the first token: an attention sink.",
+            needing("attention_stats", "model seed layer head bos_mass"),
+            drawn("attention_stats", figures.bos_mass_by_layer),
+            ("n_tokens", "tokens"),
+            "Mean over queries from position 1; lines are means over heads. Small marks, where four models or fewer "
+            "share the figure, are heads.",
+            is_core=False,
+        ),
+        Panel(
+            "spectra",
+            "Rank of the weight matrices, by layer",
+            "Where models differ in attention matrices and agree in the MLP, the intervention stayed where it acted.",
+            needing("weight_spectra", "model seed layer matrix nuclear_rank"),
+            weight_ranks,
+            is_core=False,
+        ),
+    ),
+)

@@ -1,0 +1,203 @@
+"""Panels of head redundancy, SAEs and ablation: the first paper's tables and figures, and what it does not show."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports import figures, paper_tables
+from reports.figures.topology import BASES
+from reports.panels.panel import Drawing, Panel, Section, needing
+from reports.study import Study
+
+
+def heatmaps(study: Study) -> list[Drawing]:
+    """Return Figure 1, a variant a basis."""
+    df = study.tables["head_cosines"]
+    bases = [basis for basis in BASES if (df["basis"] == basis).any()]
+    return [(BASES[basis], figures.cosine_heatmaps(df, basis, study.models)) for basis in bases]
+
+
+def redundancy(study: Study) -> list[Drawing]:
+    """Return mean |cos| by layer."""
+    return [("", figures.redundancy_by_layer(study.tables["topology_stats"], study.models))]
+
+
+def ranks(study: Study) -> list[Drawing]:
+    """Return nuclear rank by layer."""
+    return [("", figures.rank_by_layer(study.tables["topology_stats"], study.models))]
+
+
+def l0(study: Study) -> list[Drawing]:
+    """Return Figure 2, a variant an l1."""
+    df = figures.of_heads(study.tables["sae_training_results"])
+    return [(name, figures.l0_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
+
+
+def fvu(study: Study) -> list[Drawing]:
+    """Return fvu by layer, a variant an l1."""
+    df = figures.of_heads(study.tables["sae_training_results"])
+    return [(name, figures.fvu_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
+
+
+def l1_variants(df: pd.DataFrame) -> list[tuple[str, float | None]]:
+    """Return (name, l1) of each coefficient of a sweep; one unnamed variant with every row where there is no sweep."""
+    values = sorted(df["l1"].dropna().unique()) if "l1" in df else []
+    return [(f"l1 {value:g}", float(value)) for value in values] if len(values) > 1 else [("", None)]
+
+
+def pareto(study: Study) -> list[Drawing]:
+    """Return fvu against l0 where the table holds a sweep; nothing where it does not."""
+    df = figures.of_heads(study.tables["sae_training_results"])
+    return [("", figures.pareto(df, study.models))] if df["l1"].nunique() > 1 else []
+
+
+def density(study: Study) -> list[Drawing]:
+    """Return Figure 3."""
+    df = study.tables["sae_density"]
+    if "sae_seed" in df:  # the counts of one dictionary a head, not of several
+        df = df[df["sae_seed"] == df["sae_seed"].min()]
+    return [(name, figures.feature_density(figures.at_l1(df, l1), study.models)) for name, l1 in l1_variants(df)]
+
+
+def ablation(study: Study) -> list[Drawing]:
+    """Return Figure 4, a variant a kind of ablation, zero first."""
+    df = study.tables["ablation_results"]
+    kinds = sorted(set(df["kind"]), key=lambda kind: (kind != "zero", kind))
+    return [
+        (kind if len(kinds) > 1 else "", figures.ablation_profile(df, kind, study.models))
+        for kind in kinds
+    ]  # fmt: skip
+
+
+PAPER = Section(
+    "paper",
+    "The paper’s tables and figures",
+    "Tables 1 to 3 and Figures 1 to 4 of the first paper, drawn for the models of this study. Δ is the difference "
+    "from the reference model, in per cent of it.",
+    (
+        Panel(
+            "topology",
+            "Redundancy and rank of attention heads, by layer",
+            "Head-orthogonality pressure should lower the cosines. If they fall on z and not on the residual "
+            "contribution, the pressure changed a basis and not what the heads write.",
+            needing("topology_stats", "model seed layer basis max_cos mean_cos nuclear_rank rank_utilization"),
+            paper_tables.topology_grids,
+            ("n_tokens", "held-out tokens"),
+            "Cosines over i ≠ j; nuclear rank (Σσ)²/Σσ² of the concatenated z, uncentred; utilization is rank over "
+            "width.",
+            is_table=True,
+        ),
+        Panel(
+            "heatmaps",
+            "Cosine between heads, layer by layer",
+            "Fainter panels are less redundant heads. Look whether the second model’s panels are fainter on all three "
+            "bases or on z alone.",
+            needing("head_cosines", "model seed layer basis head_i head_j cos"),
+            heatmaps,
+            detail="Diagonal left blank; one colour scale for all panels of a basis.",
+            is_first_seed=True,
+        ),
+        Panel(
+            "saes",
+            "Sparse autoencoders on each head’s z, by layer",
+            "The paper reports fewer active features early and more of them deep. A trained dictionary means "
+            "something only as far as its fvu lies below that of a random one.",
+            needing("sae_training_results", "model seed layer head l0 fvu dead_fraction l1"),
+            paper_tables.sae_grids,
+            ("n_eval_tokens", "held-out tokens an SAE"),
+            "Means over heads, (d) of sums over them; controls: a random dictionary of the same size, the same SAE on "
+            "shuffled activations.",
+            is_table=True,
+        ),
+        Panel(
+            "l0",
+            "Active features a token (l0), by layer",
+            "Compare the lines layer by layer, but only where fvu (Figure 7) is alike: a lower l0 bought with a "
+            "higher fvu is no gain.",
+            needing("sae_training_results", "model seed layer head l0"),
+            l0,
+            ("n_eval_tokens", "held-out tokens an SAE"),
+            "Small marks are heads, lines their mean.",
+        ),
+        Panel(
+            "density",
+            "How often features fire",
+            "A shift to the left means rarer, more specific features; the open marks on the far left count features "
+            "that never fire.",
+            needing("sae_density", "model seed layer head log10_density_bin n_features"),
+            density,
+            detail=(
+                "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer summed."
+            ),
+        ),
+        Panel(
+            "ablation-table",
+            "The heads that cost most to remove",
+            "The paper finds one load-bearing head. Overlapping intervals mean that this study cannot tell the top "
+            "heads apart.",
+            needing("ablation_results", "model seed layer head kind impact_pct"),
+            paper_tables.ablation_grids,
+            ("n_tokens", "held-out tokens, the same for all heads"),
+            "Loss increase in per cent of the base loss; brackets are 95 % bootstrap intervals over sequences.",
+            is_table=True,
+        ),
+        Panel(
+            "ablation",
+            "Loss increase when a head is removed",
+            "A head far above the others is load-bearing; marks below zero are heads without which the model does "
+            "better.",
+            needing("ablation_results", "model seed layer head kind impact_pct"),
+            ablation,
+            ("n_tokens", "held-out tokens, the same for all heads"),
+            "Bars are 95 % bootstrap intervals over sequences.",
+        ),
+    ),
+)
+
+TOPOLOGY = Section(
+    "more",
+    "Redundancy, rank and reconstruction",
+    "The same measures as lines over depth, beside what the paper does not show: the gauge-free basis and the "
+    "controls.",
+    (
+        Panel(
+            "redundancy",
+            "Mean |cos| between heads, by layer and basis",
+            "The residual contribution (right) does not change under a rotation of the value basis; the left panel "
+            "does. A gap that is there on the left only is a matter of basis.",
+            needing("topology_stats", "model seed layer basis mean_cos"),
+            redundancy,
+            ("n_tokens", "held-out tokens"),
+            "Every panel has its own scale, from 0.",
+        ),
+        Panel(
+            "ranks",
+            "Nuclear rank of the concatenated z, by layer",
+            "Higher means that the heads together use more directions. The paper’s rank rises mid-network under "
+            "pressure.",
+            needing("topology_stats", "model seed layer basis nuclear_rank"),
+            ranks,
+            ("n_tokens", "held-out tokens"),
+        ),
+        Panel(
+            "fvu",
+            "Variance that the SAEs leave unexplained (fvu), by layer",
+            "Lower is better. The grey lines are dictionaries that learned nothing, or nothing about tokens: only the "
+            "distance to them counts.",
+            needing("sae_training_results", "model seed layer head fvu"),
+            fvu,
+            ("n_eval_tokens", "held-out tokens an SAE"),
+            "Small marks are heads, lines their mean.",
+        ),
+        Panel(
+            "pareto",
+            "fvu against l0 over a sweep of l1",
+            "At the same l0, the lower curve has the features that explain more.",
+            needing("sae_training_results", "model seed layer head l0 fvu l1"),
+            pareto,
+            ("n_eval_tokens", "held-out tokens an SAE"),
+            "Means over heads.",
+            is_core=False,
+        ),
+    ),
+)

@@ -1,0 +1,60 @@
+"""What a panel and a section of the page are: title, what to read from it, the columns it needs, who draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports.cells import Grid
+from reports.figures.style import seeds_of
+from reports.study import Study
+
+Drawing = tuple[str, go.Figure]  # the name of a variant ("" if it is the only one) and its figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One table or figure of the page. `needs` are the columns without which it cannot be drawn."""
+
+    key: str
+    title: str
+    read: str
+    needs: Mapping[str, tuple[str, ...]]
+    draw: Callable[[Study], Sequence[Drawing | Grid]]
+    n: tuple[str, str] = ("", "")  # the column of the first table that holds n, and its unit
+    detail: str = ""  # intervals, scales and other small print
+    uses: tuple[str, ...] = ()  # tables that it draws when they are there
+    is_table: bool = False
+    is_first_seed: bool = False  # draws each model's first seed only
+    is_by_seed: bool = False  # a row, or a variant, a seed
+    is_core: bool = True  # where it cannot be drawn, the page says why; others are left out with their table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and the panels under it."""
+
+    key: str
+    title: str
+    lead: str
+    panels: tuple[Panel, ...] = field(default=())
+
+
+def drawn(table: str, draw: Callable[..., go.Figure]) -> Callable[[Study], list[Drawing]]:
+    """Return a panel's draw for a figure that takes one table and the models."""
+    return lambda study: [("", draw(study.tables[table], study.models))]
+
+
+def needing(table: str, columns: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the needs of a panel that draws one table."""
+    return MappingProxyType({table: tuple(columns.split())})
+
+
+def seed_variants(df: pd.DataFrame) -> list[tuple[str, object]]:
+    """Return (name, seed) of each seed; one unnamed variant where there is one."""
+    seeds = seeds_of(df)
+    return [(f"seed {seed}", seed) for seed in seeds] if len(seeds) > 1 else [("", None)]

@@ -1,0 +1,24 @@
+"""Panels of sampled text."""
+
+from __future__ import annotations
+
+from reports import figures
+from reports.panels.panel import Panel, Section, drawn, needing
+
+TEXT = Section(
+    "text",
+    "Text quality",
+    "What sampled continuations look like when they are counted.",
+    (
+        Panel(
+            "text-quality",
+            "Measures of sampled text",
+            "Overlapping intervals mean no difference that this many samples can show.",
+            needing("text_quality", "model seed measure value ci_low ci_high"),
+            drawn("text_quality", figures.text_measures),
+            ("n", "continuations"),
+            "Bars are 95 % intervals.",
+            is_core=False,
+        ),
+    ),
+)

@@ -1,0 +1,104 @@
+"""Panels of training: losses, pressure, and what the monitor saw of heads and weights."""
+
+from __future__ import annotations
+
+from reports import figures, paper_tables
+from reports.panels.panel import Drawing, Panel, Section, needing
+from reports.study import Study
+
+RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
+
+
+def losses(study: Study) -> list[Drawing]:
+    """Return the loss curves, a variant a phase, the last phase first."""
+    log = study.tables["train_log"]
+    baselines = study.tables.get("baselines")
+    if baselines is not None and not {"name", "nats"} <= set(baselines.columns):
+        baselines = None
+    phases = list(dict.fromkeys(log["phase"])) if "phase" in log else [""]
+    parts = {phase: log[log["phase"] == phase] for phase in phases} if len(phases) > 1 else {"": log}
+    # another phase has another vocabulary: the baselines are those of the text, which is trained last
+    return [
+        (phase, figures.loss_curves(part, baselines if phase in ("", phases[-1]) else None, study.models))
+        for phase, part in reversed(parts.items())
+    ]
+
+
+def pressure(study: Study) -> list[Drawing]:
+    """Return λ and σ over steps."""
+    return [("", figures.pressure_and_redundancy(study.tables["train_log"], study.models))]
+
+
+def monitors(study: Study) -> list[Drawing]:
+    """Return every weight monitor over steps, a variant each."""
+    log = study.tables["train_log"]
+    return [(name, figures.monitor_over_steps(log, name, study.models)) for name in figures.monitor_names(log)]
+
+
+def rank_trajectories(study: Study) -> list[Drawing]:
+    """Return the ranks of the weight matrices over steps, a variant a rank that the log has."""
+    log = study.tables["train_log"]
+    names = figures.monitor_names(log)
+    known = [rank for rank in RANKS if any(name.startswith(f"{rank}.") for name in names)]
+    return [(rank.replace("_", " "), figures.ranks_over_steps(log, rank, study.models)) for rank in known]
+
+
+TRAINING = Section(
+    "training",
+    "Training",
+    "How far the models came, and what the pressure did on the way.",
+    (
+        Panel(
+            "loss",
+            "Loss over steps",
+            "A model that ends below the bigram line has learned more than which token follows which.",
+            needing("train_log", "model seed step loss"),
+            losses,
+            detail=(
+                "Marks: held-out text, the text whose unigram and bigram entropies are drawn. Thin, where four models "
+                "or fewer share the figure: training batches. Steps count from the start of the phase."
+            ),
+            uses=("baselines",),
+        ),
+        Panel(
+            "losses",
+            "Final held-out loss beside the baselines",
+            "The difference between the models is the price of the pressure.",
+            {**needing("train_log", "model seed step held_out_loss"), **needing("baselines", "name nats")},
+            paper_tables.loss_grids,
+            detail="Nats a token.",
+            is_table=True,
+        ),
+        Panel(
+            "pressure",
+            "Pressure λ and redundancy σ over steps",
+            "σ on z is what the controller sees and presses on. The other two show whether anything else followed.",
+            needing("train_log", "model seed step lambda sigma_z"),
+            pressure,
+            detail=(
+                "σ is the mean |cos| between heads, here the mean over layers; every panel has its own scale, from 0."
+            ),
+        ),
+        Panel(
+            "rank-trajectories",
+            "Ranks of the weight matrices over training",
+            "Lines that part early and stay apart are models whose weights went different ways; look at W_O, whose "
+            "rank NCA pre-training is said to keep.",
+            needing("train_log", "model seed step"),
+            rank_trajectories,
+            detail=(
+                "Means over layers. Where a model has several phases, 0 is the start of the last one (language); what "
+                "lies left of it is pre-training."
+            ),
+            is_core=False,
+        ),
+        Panel(
+            "monitors",
+            "Heads and weights over training",
+            "Falling entropies are heads that settle on few tokens, falling ranks weights on few directions.",
+            needing("train_log", "model seed step"),
+            monitors,
+            is_core=False,
+        ),
+    ),
+)
