@@ -20,6 +20,9 @@ from reports.seeds import over_seeds
 
 MAX_BANDED = 4  # models in one panel whose seeds' bands can still be told apart
 
+# pixels of the legend above a figure: a line's height, an entry's mark and letter, and the width that it mostly has
+LEGEND_LINE, LEGEND_MARK, LEGEND_LETTER, LEGEND_WIDTH = 24, 52, 7, 880
+
 # where a panel sits in its figure: row and col, from 1; nothing in a figure of one panel
 Cell = dict[str, int]
 
@@ -82,8 +85,13 @@ class Draft:
         self.layout.update(settings)
 
     def figure(self) -> go.Figure:
-        """Return the figure, checked by plotly."""
-        return go.Figure(data=self.traces, layout={"template": template(), **self.layout})
+        """Return the figure, checked by plotly; a long legend has its further lines above the panels."""
+        names = [trace["name"] for trace in self.traces if trace.get("name") and trace.get("showlegend", True)]
+        n_lines = max(1, -(-sum(LEGEND_MARK + LEGEND_LETTER * len(name) for name in names) // LEGEND_WIDTH))
+        extra = (n_lines - 1) * LEGEND_LINE
+        margin = self.layout["margin"]
+        tall = {"height": self.layout["height"] + extra, "margin": {**margin, "t": margin["t"] + extra}}
+        return go.Figure(data=self.traces, layout={"template": template(), **self.layout, **tall})
 
 
 @cache

@@ -22,8 +22,8 @@ LINEAGE = Section(
             lineage.lineage_grids,
             detail=(
                 "Held-out loss in nats a token, entropies in nats (standard deviation over the heads of layer 0); BOS "
-                "mass is the mean over heads of the layer at the depth of 14 of 28, ranks are means over layers, consistency "
-                "over concept sets. What attention_stats and weight_spectra do not hold is the training "
+                "mass is the mean over heads of the layer at the depth of 14 of 28, ranks are means over layers, "
+                "consistency over concept sets. What attention_stats and weight_spectra do not hold is the training "
                 "monitor’s last word. Models with NCA pre-training have seen automata too; all have seen as much text."
             ),
             uses=TABLES,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from fake_study import study_record, write_attention_and_spectra, write_concepts, write_training
 
-from reports.lineage import MEASURES, is_middle, lineage_data, lineage_grids, lineage_models, step_grids
+from reports.lineage import MEASURES, lineage_data, lineage_grids, lineage_models, middle_layer, step_grids
 from reports.page import write_report
 from reports.study import read_study
 from reports.tables import read_csv, write_table
@@ -105,11 +105,9 @@ def test_roles_name_the_models_and_others_have_no_lineage(directory, made_study,
     assert lineage_models(read_study(tmp_path)) == {"p3-muon": "theirs"}
 
 
-@pytest.mark.parametrize(
-    ("n_layers", "middle"), [(1, [0]), (2, [0, 1]), (3, [1]), (6, [2, 3]), (28, list(range(9, 19)))]
-)
-def test_the_middle_third(n_layers, middle):
-    assert [layer for layer in range(n_layers) if is_middle(layer, n_layers)] == middle
+@pytest.mark.parametrize(("n_layers", "middle"), [(1, 0), (2, 0), (3, 1), (6, 2), (12, 5), (28, 14)])
+def test_the_middle_layer_lies_where_fourteen_of_twenty_eight_does(n_layers, middle):
+    assert middle_layer(n_layers) == middle
 
 
 def test_a_study_of_the_lineage_leaves_out_what_it_did_not_make(directory, tmp_path):
