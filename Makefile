@@ -39,6 +39,7 @@ bench: .venv/installed-test
 
 docs: .venv/installed
 	$(BIN)/python -m docs.build
+	$(BIN)/python -m docs.claims
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from docs import claims
 from docs.build import PAGE, render
 
 ROOT = Path(__file__).parents[2]
@@ -12,6 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_page_of_verbs_is_current():
     assert PAGE.read_text(encoding="utf-8") == render(), "run `make docs`"
+
+
+def test_the_page_of_claims_is_current():
+    assert claims.PAGE.read_text(encoding="utf-8") == claims.render(), "run `make docs`"
 
 
 def test_every_relative_link_of_the_docs_leads_somewhere():

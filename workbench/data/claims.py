@@ -108,7 +108,7 @@ class Claim(Frozen):
             direction, a margin of anything but likeness, and a scale that its unit does not fit.
     """
 
-    id: str = Field(description="short name, that of its table in the file", pattern=r"[a-z0-9]+(-[a-z0-9]+)*")
+    id: str = Field(description="short name, that of its table in the file", pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     group: str = Field(description="whose claim: janus, kotodama …", min_length=1)
     claim: str = Field(description="in one sentence, without a full stop", min_length=1)
     published: str = Field(description="the published figure as text", min_length=1)

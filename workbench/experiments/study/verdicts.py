@@ -23,10 +23,11 @@ Verdicts, with p the published effect on the same scale:
     same direction     the interval lies on p's side, otherwise
 
 A claim whose effect was published without a figure has a direction only: reproduced then asks for no size. A claim of
-likeness (p = 0: two things agree) names a margin: reproduced where the interval lies within ± margin, reversed where
-it lies wholly outside, not seen where it holds an edge; same direction in place of reproduced with an interval of its
-own. Bounds belong to their interval: one that ends at 0 holds it. |e| equal to |p|/2 is enough. Seeds that agree to
-the last digit give an interval of no width; equal models so give e = 0, which is not seen.
+likeness (two things agree: p is 0 or near it) names a margin, which is ours: reproduced where the interval lies within
+± margin, reversed where it lies wholly outside, not seen where it reaches over an edge; same direction in place of
+reproduced with an interval of its own. Bounds belong to their interval: one that ends at 0 holds it. |e| equal to
+|p|/2 is enough. Seeds that agree to the last digit give an interval of no width; equal models so give e = 0, which is
+not seen.
 """
 
 from __future__ import annotations

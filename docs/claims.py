@@ -1,0 +1,84 @@
+"""`python -m docs.claims`: writes docs/claims.md from the claims and the rules themselves, so that none disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench.data.claims import Claim, read_claims
+from workbench.experiments.study import measures, verdicts
+
+PAGE = Path(__file__).parent / "claims.md"
+HEAD = """# Claims
+
+Written by `make docs` from `workbench/data/claims.toml` and the rules in the code. A study whose recipe names `roles`
+(which model plays which part) writes `claims.csv`: a row for each claim here, with the measured effect, its 95 %
+interval over seeds, n, the verdict, the rows it was read from (`source_table`, `source_rows`), and what speaks for or
+against reading it as published (`control`, `why`). A claim that the study's models or tables do not cover is
+`not measured`, and its `why` says what is missing.
+
+Two things the verdicts do not do. They are not corrected for how many there are: of seventeen intervals of 95 % about
+one misses its truth. And they speak of the models of this study: where sizes, steps or text are not the published
+ones, a claim that is not seen here is not refuted there.
+
+## Rules
+"""
+GROUPS = {
+    "janus": "First paper: pressure on heads (Janus)",
+    "kotodama": "Second paper: Muon, automata, attention residuals (Kotodama)",
+}
+LAYERS = {
+    "all": "all layers",
+    "first": "the first layer",
+    "last": "the last layer",
+    "first third": "the first third of the layers",
+    "last third": "the last third of the layers",
+}
+
+
+def render() -> str:
+    """The page: the rules, then a section a claim."""
+    # a reader of the page sees the rules as the code states them
+    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (verdicts, measures)]
+    sections = [HEAD, *rules]
+    claims = read_claims()
+    for group in dict.fromkeys(claim.group for claim in claims):
+        sections.append(f"## {GROUPS.get(group, group)}\n")
+        sections += [_section(claim) for claim in claims if claim.group == group]
+    return "\n".join(sections)
+
+
+def _section(claim: Claim) -> str:
+    measure, compared = claim.measure, claim.compared
+    if compared.pairs:
+        whom = "pairs " + ", ".join(f"{a} and {b}" for a, b in compared.pairs)
+    elif compared.reference:
+        whom = f"{compared.treated} against {compared.reference}"
+    else:
+        whom = f"{compared.treated} against {compared.null:g}"
+    where = LAYERS.get(measure.layers, measure.layers)
+    if " of " in where:
+        where = f"layer {where}"
+    rows = [
+        ("published", f"{claim.published} ({claim.source})"),
+        ("direction", claim.direction + (f", within ± {100 * claim.margin:.0f} %" if claim.margin else "")),
+        ("models", whom),
+        ("measure", f"{measure.name}; {where}; a {claim.scale}"),
+        ("source", f"`{measure.table}.csv`, `{measure.column}`"),
+        ("beside it", "; ".join(other.name for other in claim.beside)),
+        ("control models", "; ".join(_against(claim, i) for i in range(len(claim.against)))),
+        ("confounds", claim.control),
+        ("to read", claim.why),
+    ]
+    lines = [f"### {claim.claim}\n", "| | |", "|---|---|"]
+    lines += [f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in rows if text]
+    return "\n".join(lines) + "\n"
+
+
+def _against(claim: Claim, index: int) -> str:
+    other = claim.against[index]
+    reference = other.reference or claim.compared.reference
+    return f"{other.name} ({other.treated}{f' against {reference}' if reference else ''})"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
