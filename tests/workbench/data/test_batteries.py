@@ -1,0 +1,93 @@
+"""Prompts and recall items: what comes along, what is built of it, and files that are refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+
+from workbench.data.batteries import RecallSet, read_markers, read_prompts, read_recall, recall_items
+
+HATS = RecallSet(
+    kind="hats",
+    statement="{name} wears a {value} hat.",
+    question="The colour of {name}'s hat is {value}",
+    names=("Anna", "Paul", "Mary", "John"),
+    values=("red", "blue"),
+)
+
+
+def test_a_scenario_is_asked_in_all_eight_forms():
+    items = [item for item in recall_items([HATS]) if item.scenario == 0]
+    red, blue = "wears a red hat.", "wears a blue hat."
+    told = [
+        f"{a} {x} {b} {y}"
+        for (a, b), (x, y) in itertools.product([("Anna", "Paul"), ("Paul", "Anna")], [(red, blue), (blue, red)])
+    ]
+    wanted = set()
+    for text, asked in itertools.product(told, ("Anna", "Paul")):
+        right = "red" if f"{asked} {red}" in text else "blue"
+        wrong = "blue" if right == "red" else "red"
+        wanted.add((f"{text} The colour of {asked}'s hat is", right, wrong))
+    assert {(item.prompt, item.right, item.wrong) for item in items} == wanted
+    assert len(items) == 8
+
+
+def test_the_battery_is_balanced():
+    for _, group in itertools.groupby(recall_items(read_recall()), key=lambda item: item.scenario):
+        items = list(group)
+        assert Counter(item.right for item in items) == Counter(item.wrong for item in items)
+        # who says the last value, or the first, or the answer that stands nearest, is right in half of the forms
+        last = [item.prompt.rfind(item.right) > item.prompt.rfind(item.wrong) for item in items]
+        assert len(items) == 8
+        assert sum(last) == 4
+        by_place = Counter((item.right, is_last) for item, is_last in zip(items, last, strict=True))
+        assert set(by_place.values()) == {2}
+
+
+def test_what_comes_along():
+    prompts = [prompt for one in read_prompts() for prompt in one.prompts]
+    assert len(prompts) == 32
+    assert len({item.scenario for item in recall_items(read_recall())}) == 32
+    for phrases in read_markers().values():
+        assert all(phrase == phrase.lower().strip() for phrase in phrases)
+        assert len(set(phrases)) == len(phrases)
+    assert set(read_markers()) == {"discourse", "dialogue"}
+
+
+@pytest.mark.parametrize(
+    ("reader", "text", "message"),
+    [
+        (read_prompts, None, "prompts: no file"),
+        (read_prompts, "", "is empty; want a table"),
+        (read_prompts, "[a\n", "is not TOML"),
+        (read_prompts, "a = 1", "a is a int; want a table"),
+        (read_prompts, "[a]\nprompts = []", r"\[a\] prompts: "),
+        (read_prompts, '[a]\nprompts = ["x", " y"]', "got ' y'; want text without white space around it"),
+        (read_prompts, '[a]\nprompts = ["x"]\n[b]\nprompts = ["x"]', "'x' stands twice"),
+        (read_prompts, '[a]\nprompt = ["x"]', "prompts: Field required"),
+        (read_recall, '[a]\nstatement = "{name} is."', "question: Field required"),
+        (
+            read_recall,
+            '[a]\nstatement = "{name} is."\nquestion = "{name} is {value}"\nnames = ["A", "B"]\nvalues = ["x", "y"]',
+            "statement: got '{name} is.'; want one {name} and one {value}",
+        ),
+        (
+            read_recall,
+            '[a]\nstatement = "{name} {value}."\nquestion = "{value}, {name}"\nnames = ["A", "B"]\nvalues = ["x", "y"]',
+            "want a sentence that ends in ' {value}'",
+        ),
+        (
+            read_recall,
+            '[a]\nstatement = "{name} {value}."\nquestion = "{name} {value}"\nnames = ["A", "A"]\nvalues = ["x", "y"]',
+            "names: 'A' stands twice",
+        ),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused(tmp_path, reader, text, message):
+    file = tmp_path / "file.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        reader(file)
