@@ -322,7 +322,11 @@ def features_of_our_own(cfg: ModelConfig) -> list[str]:
 def describe_errors(error: ValidationError) -> str:
     """One line for all of a ValidationError: `field: what is wrong` joined by semicolons."""
     parts = []
-    for item in error.errors():
+    found = error.errors()
+    for item in found:
+        # a tuple that lost a wrong member is then said to be too short as well
+        if item["type"] == "too_short" and any(o["loc"][: len(item["loc"])] == item["loc"] for o in found if o != item):
+            continue
         where = ".".join(str(p) for p in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         got: Any = item.get("input")

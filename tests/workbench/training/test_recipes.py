@@ -235,6 +235,15 @@ def test_files_that_are_no_recipe(content, message, tmp_path):
         load_recipe(path)
 
 
+def test_one_wrong_setting_is_one_complaint():
+    with pytest.raises(ValueError, match=r"eval_every") as caught:
+        apply_overrides(load_recipe("p3-muon-nano"), {"phases.0.eval_every": 0})
+    assert "too short" not in str(caught.value)
+    assert ";" not in str(caught.value)
+    with pytest.raises(ValueError, match="phases: .*at least 1"):
+        parse_recipe(TINY | {"phases": []})
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(ValueError, match="nearest: janus-v3-adaptive"):
         load_recipe("janus-v3-adaptiv")
