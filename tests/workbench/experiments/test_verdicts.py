@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.page import VERDICTS as SHOWN_VERDICTS
+from reports.ledger import VERDICTS as SHOWN_VERDICTS
 from workbench.experiments.study.verdicts import UNKNOWN, VERDICTS, Effect, effect_over_seeds, judge, shown, working
 
 P = math.log(0.5)  # a published fall by half
@@ -71,6 +71,8 @@ def test_a_direction_alone_asks_for_no_size() -> None:
         (over_seeds(0.0, 0.05), "reproduced"),
         (over_seeds(0.0, 0.0), "reproduced"),  # a published effect of zero, met exactly
         (over_seeds(0.05, 0.05), "reproduced"),  # the margin's edge belongs to it
+        (Effect(0.15, (0.1, 0.2), 3, "paired"), "not seen"),  # so it does from outside
+        (Effect(-0.15, (-0.2, -0.1), 3, "paired"), "not seen"),
         (over_seeds(0.05, 0.06), "not seen"),
         (over_seeds(-0.05, 0.06), "not seen"),
         (over_seeds(0.0, 9.0), "not seen"),  # nothing is known: that is no agreement

@@ -207,6 +207,19 @@ def _on_divergence(evidence: Evidence) -> str:
     return f"Between seeds of one and the same model attention diverges {_times(known)} as far as MLPs: the null."
 
 
+def _on_bos_mass(evidence: Evidence) -> str:
+    """Whether the reference has a sink at all: more than twice what even attention gives to position 0."""
+    measure = evidence.claim.measure
+    rows = rows_of(evidence.tables, measure.table, measure.where, [evidence.model(evidence.claim.compared.reference)])
+    if "bos_uniform" not in rows or rows["bos_uniform"].isna().all():
+        return ""
+    even = float(rows["bos_uniform"].mean())
+    said = f"Even attention over these windows would give position 0 {100 * even:.1f} %."
+    if evidence.reference.mean > 2 * even:
+        return said
+    return said + " The reference gives it less than twice that: it has no sink that could be taken away."
+
+
 def _on_trajectories(evidence: Evidence) -> str:
     """Where the value lies between the two nulls of the same rows."""
     measure = evidence.claim.measure
@@ -245,6 +258,7 @@ REMARKS: dict[str, Callable[[Evidence], str]] = {
     "janus-early-l0": _on_l0,
     "janus-deep-l0": _on_l0,
     "janus-top-head": _on_top_head,
+    "kotodama-bos-mass": _on_bos_mass,
     "kotodama-trajectories": _on_trajectories,
     "kotodama-pc1": _on_components,
     "kotodama-mlp-spectra": _on_divergence,
