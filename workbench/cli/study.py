@@ -27,6 +27,21 @@ def study(
     ] = None,
     device: options.Device = "auto",
     resume: options.Resume = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reuse", help="Another study's directory; its finished jobs of the same content are copied; several."
+        ),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="Who runs the jobs: in-process, or ray, several at once.")
+    ] = "in-process",
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="A running Ray cluster. [default: one is started here]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads of every job. [default: as torch has them]", min=1)
+    ] = None,
     dry_run: options.DryRun = False,
     settings: options.Settings = None,
     as_json: options.Json = False,
@@ -53,6 +68,10 @@ def study(
         device=device,
         resume=resume,
         overrides=overrides,
+        reuse=reuse or (),
+        executor=executor,
+        ray_address=ray_address,
+        n_threads=threads,
         command=shlex.join(["workbench", *sys.argv[1:]]),
         show=None if as_json else progress,
     )

@@ -122,18 +122,26 @@ def _non_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:
         raise ValueError(f"data: {name} holds no text; want at least one document that is not blank")
 
 
-def _read_path(path: Path, text_column: str) -> Iterator[Document]:
+def text_files(path: Path) -> list[Path]:
+    """The files that a local source is read from, sorted: the file itself, or those of a known kind in the folder.
+
+    Raises:
+        ValueError: neither file nor folder, or none of a known kind.
+    """
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise ValueError(f"data: {path} is of no known kind; want one of {', '.join(SUFFIXES)}")
-        yield from _read_file(path, path.name, text_column)
-        return
+        return [path]
     if not path.is_dir():
         raise ValueError(f"data: {path} is neither file nor folder; want one of them")
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES) and f.name[0] != ".")
     if not files:
         raise ValueError(f"data: {path} holds no file to read; want files ending in {', '.join(SUFFIXES)}")
-    for file in files:
+    return files
+
+
+def _read_path(path: Path, text_column: str) -> Iterator[Document]:
+    for file in text_files(path):
         yield from _read_file(file, path.name, text_column)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -12,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tomli_w
+from studies_for_tests import TABLES, context_of, tables_of, write_place
 from typer.testing import CliRunner
 
 from reports.tables import COLUMNS, read_table
 from workbench.cli.app import app
 from workbench.data.ngrams import ngram_baselines
-from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import held_out_windows
 from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.saes.atlas_features import atlas_features
@@ -25,7 +23,7 @@ from workbench.experiments.saes.head_saes import find_stack, one_a_slot
 from workbench.experiments.study import study as module
 from workbench.experiments.study import work
 from workbench.experiments.study.claims import judge_claims
-from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
+from workbench.experiments.study.jobs import Job, left_out, plan_jobs
 from workbench.experiments.study.recipe import DEFAULT, StudyRecipe, load_study, study_names
 from workbench.experiments.study.study import plan, study
 from workbench.experiments.study.work import read_feed, tokens_of, train_recipe
@@ -35,51 +33,17 @@ from workbench.training import Interrupted, load_recipe
 
 # too few held-out tokens for ranks, in the smallest studies
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
-WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
-MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
-TABLES = (
-    "ablation_results", "ablation_summary", "attention_stats", "baselines", "feature_atlas", "head_cosines",
-    "sae_density", "sae_training_results", "topology_stats", "train_log",
-)  # fmt: skip
 RUN = CliRunner()
+
+
+class Killed(BaseException):
+    """What no job's failure is: the end of the process."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A text, its tokenizer, two training recipes of it and a study of both."""
-    place, rng = tmp_path_factory.mktemp("study"), random.Random(0)
-    rows = [{"text": " ".join(rng.choices(WORDS.split(), k=400))} for _ in range(30)]
-    (place / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_bpe((row["text"] for row in rows), 300).save(str(place / "tokenizer.json"))
-    phase = {"n_steps": 4, "batch_size": 2, "eval_every": 2, "log_every": 1}
-    phase |= {"optimizer": {"adamw": {"lr": 1e-2}}, "schedule": {"kind": "constant"}}
-    data = {"source": str(place / "text.jsonl"), "tokenizer": str(place), "held_out_fraction": 0.3}
-    for name, own in (("control", {}), ("adaptive", {"vsm": {"controller": {"kind": "fixed", "weight": 0.1}}})):
-        recipe = {"name": f"tiny-{name}", "model": MODEL, "data": data, "phases": [phase | own]}
-        recipe["monitor"] = {"every": 2, "n_sequences": 2}
-        (place / f"{name}.toml").write_text(tomli_w.dumps(recipe))
-    (place / "tiny.toml").write_text(tomli_w.dumps(tiny(place)))
-    return place
-
-
-def tiny(place: Path) -> dict:
-    saes = {"normalize": "mean_norm", "n_train_tokens": 512, "batch_size": 64, "buffer_tokens": 128, "n_ce_tokens": 64}
-    return {
-        "name": "tiny",
-        "title": "Two tiny models",
-        "models": [str(place / "control.toml"), str(place / "adaptive.toml")],
-        "roles": {"control": "tiny-control", "adaptive": "tiny-adaptive"},
-        "sae_l1": [0.5, 1.0],
-        "sae_seeds": [3],
-        "saes": saes | {"expansion": 3},
-        "measure": {
-            "n_eval_tokens": 512,
-            "n_ablation_tokens": 256,
-            "n_topology_tokens": 256,
-            "n_atlas_tokens": 256,
-            "n_contexts": 2,
-        },
-    }
+    return write_place(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,15 +57,6 @@ def cache(tmp_path_factory):
 def made(place) -> Path:
     """The study, made once."""
     return study(place / "tiny.toml", place / "made", seeds=2, device="cpu", command="workbench study tiny")
-
-
-def tables_of(directory: Path) -> dict[str, str]:
-    """sha256 of every merged table, the columns of clocks left out."""
-    found = {}
-    for name in TABLES:
-        text = read_table(directory, name).drop(columns="tokens_per_s", errors="ignore").to_csv()
-        found[name] = hashlib.sha256(text.encode()).hexdigest()
-    return found
 
 
 # --- the recipe
@@ -269,8 +224,7 @@ def test_tables_hold_every_model_and_seed(made) -> None:
 
 
 def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
-    recipe = load_study(made / "config.toml")
-    context = Context(recipe, made, "cpu")
+    context = context_of(made)
     job = Job("ablation", "tiny-adaptive", 1)
     model = load(made / "models" / "tiny-adaptive-seed1")
     tokens = tokens_of(job, context, "held_out", 256)
@@ -286,7 +240,7 @@ def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
 
 
 def test_tokens_come_from_the_split_and_the_size_asked_for(made) -> None:
-    context = Context(load_study(made / "config.toml"), made, "cpu")
+    context = context_of(made)
     job = Job("ablation", "tiny-control", 0)
     feed = read_feed(train_recipe(job, context), None)
     for split, file in (("held_out", feed.held_out), ("train", feed.train)):
@@ -335,7 +289,7 @@ def test_the_ledger_is_judged_from_the_merged_tables(made) -> None:
 
 
 def test_baselines_are_those_of_the_text_that_judges_training(made) -> None:
-    context = Context(load_study(made / "config.toml"), made, "cpu")
+    context = context_of(made)
     recipe = train_recipe(Job("train", "tiny-control", 0), context)
     feed = read_feed(recipe, None)
     want = ngram_baselines(feed.train, held_out_windows(feed.held_out, 16, recipe.data.n_held_out_windows))
@@ -385,16 +339,16 @@ def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypat
 
     def dies(job, context, tell, **rest):
         if job.kind == kind and job.model == "tiny-adaptive":
-            raise MemoryError("killed")
+            raise Killed
         run_job(job, context, tell, **rest)
 
     def dies_merging(jobs, context):
-        raise MemoryError("killed")
+        raise Killed
 
     if kind == "merge":
         monkeypatch.setattr(module, "merge_tables", dies_merging)
     monkeypatch.setattr(work, "run_job", dies)
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         study(place / "tiny.toml", tmp_path / "out", device="cpu")
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
@@ -410,16 +364,18 @@ def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypat
     out = study(place / "tiny.toml", tmp_path / "out", device="cpu", resume=True)
     assert all((out / p.relative_to(tmp_path / "out.partial")).stat().st_mtime_ns == t for p, t in before.items())
     assert tables_of(out) == one_seed
-    assert len(done) == len(plan_jobs(load_study(place / "tiny.toml")))
+    names = [job.name for job in plan_jobs(load_study(place / "tiny.toml"))]
+    first = len(names) if kind == "merge" else names.index(f"{kind}/tiny-adaptive-seed0")
+    assert done == names[first:], "what is done is not begun again"
 
 
 @pytest.mark.usefixtures("no_pages")
 def test_an_altered_job_is_named_before_the_study_goes_on(place, tmp_path, monkeypatch) -> None:
     def dies(jobs, context):
-        raise MemoryError("killed")
+        raise Killed
 
     monkeypatch.setattr(module, "merge_tables", dies)
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         study(place / "tiny.toml", tmp_path / "out", device="cpu")
     monkeypatch.undo()
     file = tmp_path / "out.partial" / "ablation" / "tiny-control-seed0" / "ablation_results.csv"

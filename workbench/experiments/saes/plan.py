@@ -41,7 +41,7 @@ class HeadSaeSettings(Frozen):
         default=False, description="hold decoder rows at norm 1; else l1 weighs each activation by its row's norm"
     )
     normalize: Literal["none", "mean_norm"] = Field(
-        "none",
+        default="none",
         description="mean_norm: train on x·√d_in/mean‖x‖, so that one l1 means the same for every head; folded away",
     )
     n_train_tokens: int | None = Field(
@@ -51,7 +51,8 @@ class HeadSaeSettings(Frozen):
     buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
     lr: float = Field(default=3e-3, description="peak learning rate of Adam", gt=0)
     schedule: tuple[Share, Share] = Field(
-        (0.1, 0.3), description="shares of steps, 0 to .5: the first, while lr and l1 rise; the last, while lr falls"
+        default=(0.1, 0.3),
+        description="shares of steps, 0 to .5: the first, while lr and l1 rise; the last, while lr falls",
     )
     n_resamples: int = Field(
         default=2, description="times that dead features are resampled, in the first two thirds", ge=0

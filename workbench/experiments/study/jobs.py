@@ -14,7 +14,9 @@ from workbench.training.recipe import Recipe
 Kind = Literal["train"] | Analysis
 
 # analyses that read one trained model and nothing else
-OF_A_MODEL: tuple[Analysis, ...] = ("saes", "ablation", "topology", "attention", "probe", "evaluation")
+OF_A_MODEL: tuple[Analysis, ...] = (
+    "saes", "ablation", "topology", "attention", "probe", "evaluation", "text_quality",
+)  # fmt: skip
 OF_RECURRENCE: tuple[Analysis, ...] = ("mechanisms", "ladder")
 DIRECTORIES: Mapping[str, str] = MappingProxyType({"train": "models"})  # of the other kinds: the kind itself
 
@@ -54,11 +56,15 @@ class Context:
     """What every job of a study shares."""
 
     recipe: StudyRecipe
+    trainings: tuple[Recipe, ...]
+    """the training recipe of each model"""
     directory: Path
     """the study's directory while it is made"""
     device: str = "auto"
     cache: Path | None = None
     """where packed tokens are kept; the user's cache if None"""
+    n_threads: int = 1
+    """CPU threads of every job: sums in float32, and so results, depend on it"""
 
 
 def plan_jobs(recipe: StudyRecipe) -> list[Job]:

@@ -13,7 +13,7 @@ from workbench.data.ngrams import ngram_baselines
 from workbench.experiments.saes.comparison import compare_at_matched_l0
 from workbench.experiments.saes.head_saes import CURVES
 from workbench.experiments.study.jobs import Context, Job, share_heads
-from workbench.experiments.study.work import MATCH, read_feed, train_recipe
+from workbench.experiments.study.work import CONTINUATIONS, MATCH, read_feed, train_recipe
 from workbench.runs import atomic_write
 from workbench.training.feed import evaluation_windows
 
@@ -33,6 +33,7 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "intrinsic_dimension", "intrinsic_dimension_curve",
         ),
         "evaluation": ("evaluation",),
+        "text_quality": ("text_quality",),
         "mechanisms": ("mechanisms",),
         "ladder": ("ladder",),
     }
@@ -66,6 +67,11 @@ def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFram
         _merge_curves(jobs, context)
     if "feature_atlas" in tables:
         tables["feature_atlas"] = _with_matches(tables["feature_atlas"], jobs, context)
+    if "text_quality" in tables:
+        texts = [
+            (context.directory / job.path / CONTINUATIONS).read_text() for job in jobs if job.kind == "text_quality"
+        ]
+        atomic_write(context.directory / CONTINUATIONS, "".join(texts))
     if "train_log" in tables:
         tables["baselines"] = _baselines(jobs[0], context)
     return tables
@@ -80,7 +86,7 @@ def _named(table: pd.DataFrame, name: str, job: Job) -> pd.DataFrame:
 
 def _matched_l0(results: pd.DataFrame, context: Context) -> dict[str, pd.DataFrame]:
     """Every further model with the reference's layers and heads against it, at matched l0; nothing without one."""
-    reference, *others = context.recipe.train_recipes()
+    reference, *others = context.trainings
     present = set(results["model"])
     pairs = [own.name for own in others if share_heads(reference, own) and {reference.name, own.name} <= present]
     found = [compare_at_matched_l0(results, reference.name, name) for name in pairs]

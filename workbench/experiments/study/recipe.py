@@ -17,8 +17,8 @@ from workbench.training.recipe import MAX_RECIPE_BYTES, RECIPES, Recipe, apply_o
 STUDIES = RECIPES / "studies"
 DEFAULT = "janus-nano"
 Analysis = Literal[
-    "saes", "ablation", "topology", "attention", "features", "match", "spectra", "probe", "evaluation", "mechanisms",
-    "ladder",
+    "saes", "ablation", "topology", "attention", "features", "match", "spectra", "probe", "evaluation",
+    "text_quality", "mechanisms", "ladder",
 ]  # fmt: skip
 DEFAULT_ANALYSES: tuple[Analysis, ...] = ("saes", "ablation", "topology", "attention", "features", "match")
 
@@ -38,6 +38,8 @@ class Measure(Frozen):
     )
     n_sequences: int = Field(default=64, description="held-out windows that two models' states are compared on", ge=4)
     n_bytes: int = Field(default=200_000, description="held-out text of bits per byte, at most", ge=1)
+    n_samples: int = Field(default=4, description="continuations of each prompt", ge=1)
+    n_new_tokens: int = Field(default=96, description="tokens of a continuation, at most", ge=1)
     use_int8: bool = Field(default=False, description="bits per byte of the weights after int8 and zlib as well")
 
 
@@ -65,7 +67,7 @@ class StudyRecipe(Frozen):
         default=(2.0,), description="sparsity coefficients of the head SAEs", min_length=1
     )
     sae_seeds: tuple[int, ...] = Field(
-        (0,), description="seeds of the head SAEs, the same for every model", min_length=1
+        default=(0,), description="seeds of the head SAEs, the same for every model", min_length=1
     )
     saes: HeadSaeSettings = Field(
         default_factory=lambda: HeadSaeSettings(normalize="mean_norm"), description="how SAEs are trained and measured"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -17,16 +18,17 @@ from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
 from workbench.experiments.study.claims import judge_claims
-from workbench.experiments.study.executors import Show, run_jobs
+from workbench.experiments.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
 from workbench.experiments.study.merge import merge_tables
 from workbench.experiments.study.recipe import StudyRecipe, load_study
-from workbench.experiments.study.work import read_feed, train_recipe
+from workbench.experiments.study.work import read_feed
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run
 from workbench.training.plan import plan as plan_training
 
-REPORT, ATLAS, RECORD = "report.html", "atlas.html", "study.json"
+ATLAS, RECORD = "atlas.html", "study.json"
+EXECUTORS = ("in-process", "ray")
 _VERSIONS = ("torch", "transformer-lens", "numpy", "prescriptive-workbench")
 
 
@@ -39,6 +41,10 @@ def study(
     resume: bool = False,
     overrides: Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
+    reuse: Sequence[str | Path] = (),
+    executor: str = "in-process",
+    ray_address: str | None = None,
+    n_threads: int | None = None,
     command: str = "",
     show: Show | None = None,
 ) -> Path:
@@ -53,33 +59,67 @@ def study(
         resume: go on with an unfinished study; its finished jobs are checked and kept.
         overrides: settings to replace, as `load_study` takes them.
         cache: where packed tokens are kept; the user's cache unless given.
+        reuse: directories of other studies; their finished jobs of the same content are copied.
+        executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
+        n_threads: CPU threads of every job, on which sums in float32 depend; as torch has them unless given.
         command: what was typed, for the page.
         show: draws progress: given a label, a context manager whose function takes the share done.
 
     Raises:
-        ValueError: a wrong recipe, setting or device; a directory in the way; altered files in a job's directory.
+        ValueError: a wrong recipe, setting, device or executor; a directory in the way; no study in reuse.
+        JobsFailed: (a ValueError) jobs failed, and those that need them were not begun; the others are done, and the
+            page of what there is lies in `<out>.partial`. resume goes on.
         Interrupted: a training was interrupted, its state is saved; resume goes on.
     """
     settings = load_study(recipe, _with_seeds(overrides, seeds))
     device = resolve_device(device)
-    jobs = plan_jobs(settings)
+    if n_threads is not None and n_threads < 1:
+        raise ValueError(f"threads: got {n_threads}; want at least 1")
+    jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
     config = {"verb": "study", "recipe": settings.model_dump(mode="json")}
     with open_run(out, config, resume=resume, device=device) as run:
         if run.is_complete:
             return run.out
-        context = Context(settings, run.path, device, None if cache is None else Path(cache))
-        run_jobs(jobs, context, show)
-        tables = merge_tables(jobs, context)
-        if settings.roles:
-            tables["claims"] = judge_claims(tables, settings.roles)
-        for name, table in tables.items():
-            write_table(table, run.path, name)
-        record = describe_study(jobs, context, command)
-        atomic_write(run.path / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        write_report(run.path)
-        if "feature_atlas" in tables:
-            write_atlas(run.path, run.path / ATLAS)
+        context = Context(
+            settings, trainings, run.path, device, None if cache is None else Path(cache),
+            n_threads or torch.get_num_threads(),
+        )  # fmt: skip
+        with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
+            outcome = run_jobs(jobs, context, engine, [Path(directory) for directory in reuse])
+        if outcome.done:
+            write_pages(outcome, context, command)
+        outcome.check()
     return run.out
+
+
+def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | None, show: Show | None) -> Executor:
+    """The executor of that name. Raises ValueError for another name, and as `OnRay`."""
+    if name not in EXECUTORS:
+        raise ValueError(f"executor: got {name!r}; want one of {', '.join(EXECUTORS)}")
+    if ray_address is not None and name != "ray":
+        raise ValueError(f"ray_address: got {ray_address!r} with executor {name!r}; want executor 'ray'")
+    if name == "in-process":
+        return InProcess(context, show)
+    from workbench.experiments.study.on_ray import OnRay
+
+    return OnRay(context, n_jobs, ray_address, show)
+
+
+def write_pages(outcome: Outcome, context: Context, command: str) -> None:
+    """Nothing comes back: tables, ledger, study.json and pages of what is done lie in the study's directory."""
+    directory, roles = context.directory, context.recipe.roles
+    with threads(context.n_threads):
+        tables = merge_tables(outcome.done, context)
+        if roles:
+            tables["claims"] = judge_claims(tables, roles)
+    for name, table in tables.items():
+        write_table(table, directory, name)
+    record = describe_study(outcome, context, command)
+    atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if tables:
+        write_report(directory)
+    if "feature_atlas" in tables:
+        write_atlas(directory, directory / ATLAS)
 
 
 def _with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
@@ -117,10 +157,9 @@ def plan(
     }
 
 
-def describe_study(jobs: Sequence[Job], context: Context, command: str) -> dict[str, Any]:
+def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:
     """What study.json says: the page's headline, its models, where and how it ran, notes."""
-    recipe = context.recipe
-    own = train_recipe(jobs[0], context)
+    recipe, own, jobs = context.recipe, context.trainings[0], outcome.done
     feed = read_feed(own, context.cache)
     return {
         "title": recipe.title or recipe.name,
@@ -130,10 +169,10 @@ def describe_study(jobs: Sequence[Job], context: Context, command: str) -> dict[
             f"{own.data.source}: {feed.train.n_tokens:,} tokens to train on, {feed.held_out.n_tokens:,} held out by "
             f"document, vocabulary {feed.train.d_vocab:,}"
         ),
-        "device": device_name(context.device),
+        "device": device_name(context),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONS},
-        "notes": notes(recipe, context),
+        "notes": [*notes(context), *notes_of_failure(outcome)],
         "timings": {job.name: _seconds(job, context) for job in jobs},
     }
 
@@ -154,9 +193,17 @@ def _seconds(job: Job, context: Context) -> float:
     return float(json.loads((context.directory / job.path / ENV).read_text(encoding="utf-8"))["seconds"])
 
 
-def notes(recipe: StudyRecipe, context: Context) -> list[str]:
+def notes_of_failure(outcome: Outcome) -> list[str]:
+    """Sentences about what is missing from the page."""
+    said = [f"{ended.task.job.name} failed: {ended.error}." for ended in outcome.failed]
+    if outcome.left:
+        said.append(f"Not begun, for want of what failed: {', '.join(job.name for job in outcome.left)}.")
+    return said
+
+
+def notes(context: Context) -> list[str]:
     """Sentences that a reader of the page needs beside its figures."""
-    own = recipe.train_recipes()[0]
+    recipe, own = context.recipe, context.trainings[0]
     n_steps = sum(phase.n_steps for phase in own.phases)
     said = [
         f"{own.name} has {own.model.n_layers} layers of width {own.model.d_model} and was trained for {n_steps:,} "
@@ -196,9 +243,9 @@ def notes(recipe: StudyRecipe, context: Context) -> list[str]:
     return said
 
 
-def device_name(device: str) -> str:
+def device_name(context: Context) -> str:
     """The device in words, for the page."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    n = torch.get_num_threads()
-    return f"{device}, {n} thread{'s' if n > 1 else ''}"
+    if context.device.startswith("cuda"):
+        return torch.cuda.get_device_name(context.device)
+    n = context.n_threads
+    return f"{context.device}, {n} thread{'s' if n > 1 else ''}"

@@ -24,12 +24,13 @@ from workbench.experiments.ablation.precision import as_float32
 from workbench.experiments.attention import attention
 from workbench.experiments.compare import compare, weight_spectra
 from workbench.experiments.concepts.probe import probe, text_length
-from workbench.experiments.evaluate import evaluate
+from workbench.experiments.evaluate import STRIDE, evaluate
 from workbench.experiments.mechanisms import ladder, mechanisms
 from workbench.experiments.saes.atlas_features import atlas_features, match_cells, match_features
 from workbench.experiments.saes.head_saes import find_stack, one_a_slot, sae_train
 from workbench.experiments.study.jobs import Context, Job
 from workbench.experiments.study.recipe import StudyRecipe
+from workbench.experiments.text_quality.quality import text_quality
 from workbench.experiments.topology import topology_tables
 from workbench.models import HookedLM
 from workbench.models.load import load, weights_sha256
@@ -38,7 +39,7 @@ from workbench.training import train
 from workbench.training.feed import Feed, open_feed
 from workbench.training.recipe import Phase, Recipe
 
-MATCH = "match.csv"
+MATCH, CONTINUATIONS = "match.csv", "continuations.jsonl"
 MATCH_TOKENS = 16_384  # held-out tokens that features of two models are matched on
 Tell = Callable[[float], None]
 
@@ -54,6 +55,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "spectra": ("measure.n_sequences",),
     "probe": ("measure.n_permutations", "measure.n_points"),
     "evaluation": ("measure.n_bytes", "measure.use_int8"),
+    "text_quality": ("measure.n_samples", "measure.n_new_tokens"),
     "mechanisms": ("measure.n_bytes",),
     "ladder": ("measure.n_bytes",),
 }
@@ -82,6 +84,7 @@ def run_job(job: Job, context: Context, tell: Tell, *, is_shown: bool = False) -
             "spectra": _measure_spectra,
             "probe": _probe,
             "evaluation": _evaluate,
+            "text_quality": _continue_prompts,
             "mechanisms": _turn_off,
         }[job.kind]
         model = _load(job, context)
@@ -111,7 +114,7 @@ def settings_of(job: Job, recipe: StudyRecipe) -> dict[str, Any]:
 
 def train_recipe(job: Job, context: Context) -> Recipe:
     """The training recipe of a job's model."""
-    return next(own for own in context.recipe.train_recipes() if own.name == job.model)
+    return next(own for own in context.trainings if own.name == job.model)
 
 
 def _load(job: Job, context: Context, name: str = "") -> HookedLM:
@@ -281,13 +284,28 @@ def _probe(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) ->
 def _evaluate(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
     use_int8 = context.recipe.measure.use_int8
     texts = texts_of(job, context)
-    table = evaluate(model, texts, quantized=use_int8, seed=job.seed, name=job.model, on_progress=tell)
+    stride = min(STRIDE, model.cfg.n_ctx)
+    table = evaluate(model, texts, stride=stride, quantized=use_int8, seed=job.seed, name=job.model, on_progress=tell)
     write_table(table, run.path, "evaluation")
 
 
 def _turn_off(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
     table = mechanisms(model, texts_of(job, context), seed=job.seed, name=job.model, on_progress=tell)
     write_table(table, run.path, "mechanisms")
+
+
+def _continue_prompts(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
+    measure = context.recipe.measure
+    found = text_quality(
+        model,
+        n_samples=measure.n_samples,
+        max_new_tokens=measure.n_new_tokens,
+        seed=job.seed,
+        name=job.model,
+        on_progress=tell,
+    )
+    atomic_write(run.path / CONTINUATIONS, found.to_jsonl())
+    write_table(found.table, run.path, "text_quality")
 
 
 def _climb(job: Job, context: Context, run: Run, tell: Tell) -> None:
