@@ -16,7 +16,7 @@ TEXT = Section(
             "Overlapping intervals mean no difference that this many samples can show.",
             needing("text_quality", "model seed measure value ci_low ci_high"),
             drawn("text_quality", figures.text_measures),
-            ("n", "continuations"),
+            ("n", "prompts, of recall scenarios"),
             "Bars are 95 % intervals.",
             is_core=False,
         ),

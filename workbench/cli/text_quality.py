@@ -49,10 +49,10 @@ def text_quality(
     from workbench.experiments.text_quality.quality import choose_tagger
     from workbench.models.load import load
 
-    batteries = [
+    batteries = (
         read_prompts() if prompts is None else read_prompts(prompts),
         read_recall() if recall is None else read_recall(recall),
-    ]
+    )
     model = load(ckpt, device, dtype)
     check_batteries(model, *batteries, max_new_tokens)
     if dry_run:
@@ -72,7 +72,7 @@ def text_quality(
     report(as_json=as_json, out=path, table=read_table(path, "text_quality"))
 
 
-def _run(ckpt: str, model: Any, batteries: list[Any], config: dict[str, Any], out: Path, resume: bool) -> Path:
+def _run(ckpt: str, model: Any, batteries: tuple[Any, Any], config: dict[str, Any], out: Path, resume: bool) -> Path:
     """The run directory, the table and the continuations written."""
     from reports.tables import write_table
     from workbench.experiments.text_quality.quality import text_quality as measure

@@ -1,0 +1,88 @@
+"""`workbench text-quality`: its files against the function, its plan, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from reports.tables import read_table
+from workbench import runs
+from workbench.cli.app import app
+from workbench.data.batteries import read_prompts, read_recall
+from workbench.experiments.text_quality.quality import text_quality
+from workbench.models.load import load
+
+PROMPTS = '[a]\nprompts = ["The cat", "A river of the"]\n'
+RECALL = """[hats]
+statement = "{name} is {value}."
+question = "{name} is {value}"
+names = ["Mary", "Henry"]
+values = ["good", "ill"]
+"""
+FILES = ("--prompts", "prompts.toml", "--recall", "recall.toml")
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["text-quality", *(str(a) for a in arguments)])
+
+
+@pytest.fixture(autouse=True)
+def files(at_home):
+    Path("prompts.toml").write_text(PROMPTS)
+    Path("recall.toml").write_text(RECALL)
+
+
+def test_it_writes_what_the_function_returns(place):
+    settings = ("--n-samples", 3, "--max-new-tokens", 9, "--tagger", "none", "--seed", 2, "--temperature", 0.9)
+    arguments = ("--ckpt", place / "model", *FILES, *settings, "--out", "t")
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(Path.cwd() / "t")
+    wanted = text_quality(
+        load(place / "model"),
+        read_prompts("prompts.toml"),
+        read_recall("recall.toml"),
+        n_samples=3,
+        max_new_tokens=9,
+        temperature=0.9,
+        tagger="none",
+        seed=2,
+    )
+    pd.testing.assert_frame_equal(read_table("t", "text_quality"), wanted.table, check_dtype=False)
+    assert Path("t/continuations.jsonl").read_text(encoding="utf-8") == wanted.to_jsonl()
+    runs.verify_manifest("t")
+    assert call(*arguments).exit_code == 1, "not without --resume"
+    again = call(*arguments, "--resume")
+    assert again.exit_code == 0
+    assert again.stdout == result.stdout
+
+
+def test_a_dry_run_plans_and_writes_nothing(place):
+    before = sorted(Path.cwd().iterdir())
+    result = call("--ckpt", place / "model", *FILES, "--max-new-tokens", 9, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["n_prompts"], plan["n_continuations"], plan["n_tokens"], plan["n_recall_items"]) == (2, 8, 72, 8)
+    assert plan["seconds"] >= 0
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-new-tokens", 30), "30 new ones short of the model's n_ctx = 24"),
+        (("--prompts", "no.toml"), "prompts: no file 'no.toml'"),
+        (("--recall", "prompts.toml"), "[a] statement: Field required"),
+        (("--tagger", "no_such_pipeline"), "tagger: "),
+    ],
+)
+def test_what_cannot_be_done_is_an_error_before_any_directory(place, arguments, message):
+    result = call("--ckpt", place / "model", *FILES, "--max-new-tokens", 5, *arguments, "--out", "t")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(Path.cwd().glob("t*"))
