@@ -25,6 +25,8 @@ N_BOOTSTRAP = 2000
 LEVEL = 0.95
 DISTINCT = (1, 2, 3)
 TAGGED = ("entity_fabrication", "distinct_proper_nouns", "noun_ratio", "pronoun_noun_ratio", "clause_depth")
+# what JSON lets stand and some readers take for the end of a line
+_LINE_ENDS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 RECALL_CHANCE = 0.5  # exact: every value is right in as many forms of a scenario as it is wrong
 
 
@@ -57,7 +59,8 @@ class TextQuality:
             }
             for one in self.continuations
         )
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        return text.translate(_LINE_ENDS)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from workbench.experiments.text_quality.continuations import Continuation, sampl
 from workbench.experiments.text_quality.quality import (
     TAGGED,
     Ratio,
+    TextQuality,
     TextQualityWarning,
     bootstrap_interval,
     count,
@@ -93,6 +94,22 @@ def test_a_continuation_depends_on_its_own_prompt_sample_and_seed_alone(model):
 
 def made_up(prompt, *texts):
     return [Continuation("k", prompt, i, text, tuple(range(40)), False) for i, text in enumerate(texts)]
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "\u202eright to left\u202c", "nul\0 and bell\a", "line\u2028end\x85and\u2029more\r\n",
+    "🦊👩‍👩‍👧", "\ufffd\ufffd", '"""“““', "??!!...", "", " ", "\n\n\n", "A" * 5000, "and so " * 400, "Ünïcödé Straße",
+]  # fmt: skip
+
+
+def test_hostile_text_is_counted_and_written():
+    found = made_up("Once", *HOSTILE)
+    tag = pytest.importorskip("spacy") and load_tagger()[1]
+    table = ratio_table(list(count(found, tag)), 0)
+    assert np.isfinite(table["value"]).all()
+    written = TextQuality(table.assign(model="m"), found, 0).to_jsonl()
+    assert [json.loads(line)["text"] for line in written.splitlines()] == HOSTILE
 
 
 def test_ratios_are_sums_over_all_continuations():
