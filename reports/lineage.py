@@ -182,6 +182,24 @@ def step_grids(study: Study) -> list[Grid]:
     return [Grid("", (), ("step", "from → to"), titles, tuple(rows), is_wide=True)] if rows else []
 
 
+def two_by_two_grids(study: Study) -> list[Grid]:
+    """Return the effective dimension of concepts with and without NCA and AttnRes, published beside it; nothing where
+    the study does not have all four models."""
+    models, data = lineage_models(study), lineage_data()["two_by_two"]
+    keys = [data["without_nca"], data["with_nca"]]
+    if not {key for row in keys for key in row} <= set(models):
+        return []
+    df = study.tables["concept_geometry"]
+    middle = df.groupby("model")["layer"].transform(lambda layers: middle_layer(int(layers.max()) + 1))
+    values = df[df["layer"] == middle].groupby(KEYS, sort=False)["effective_dim"].mean()
+    rows = []
+    for title, pair, published in zip(("without NCA", "with NCA"), keys, data["published"], strict=True):
+        cells = [over_seeds_cell(of_model(values, models[key]), 2) for key in pair]
+        rows.append(((title,), (*cells, Cell(published or MISSING))))
+    columns = ("without AttnRes", "with AttnRes", "with AttnRes, published")
+    return [Grid("", (), ("",), columns, tuple(rows))]
+
+
 def over_seeds_cell(values: pd.Series, digits: int) -> Cell:
     """Return a mean over seeds with its interval; the figures themselves where they are too few for one."""
     known = values.dropna()

@@ -15,9 +15,10 @@ import plotly.graph_objects as go
 
 from reports.bundle import pack_json, render_page
 from reports.cells import Grid, count_range, name_seeds, thousands
+from reports.ledger import NEEDS as LEDGER_NEEDS
+from reports.ledger import claim_texts, drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
-from reports.paper_tables import measure_text
-from reports.seeds import MIN_SEEDS
+from reports.seeds import FORMULA, MIN_SEEDS
 from reports.study import Study, problems, read_study
 
 # a table whose gzip is larger is named on the page and not carried by it
@@ -26,28 +27,12 @@ MAX_EMBEDDED_BYTES = 600_000
 SCRIPTS = ("unpack.js", "theme.js", "plots.js", "report.js")
 STYLES = ("base.css", "report.css")
 
-# verdict -> (mark, class): the mark says in black and white what the class says in colour
-VERDICTS = {
-    "reproduced": ("✓", "good"),
-    "same direction": ("↗", "fair"),
-    "not seen": ("○", "none"),
-    "reversed": ("↺", "bad"),
-    "not measured": ("–", "none"),
-    "not enough seeds": ("…", "none"),
-}
-
-
 # tables that one analysis writes: where one is there, its companion is missing and not unwanted
 WRITTEN_TOGETHER = (
     ("topology_stats", "head_cosines"),
     ("sae_training_results", "sae_density"),
     ("train_log", "baselines"),
 )
-
-INTERVAL = "a band where four models or fewer share a panel, else given on pointing"
-
-# what the page knows of a finding or a claim; others are ignored
-CLAIM_KEYS = ("finding", "why", "claim", "published", "measured", "ci_low", "ci_high", "n", "measure", "control")
 
 
 @dataclass(frozen=True)
@@ -76,6 +61,7 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     counts = {"Table": 0, "Figure": 0}
     payload: dict[str, list[Any]] = {}
     sections = [(section, show_section(study, section, counts, payload)) for section in SECTIONS]
+    groups = ledger_groups(study)
     has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
     return render_page(
         "report.html.j2",
@@ -86,8 +72,13 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
         notes=[as_text(note) for note in study.record.get("notes", ())],
         facts=describe(study.record),
         models=model_rows(study),
-        findings=[with_verdict(finding) for finding in study.record.get("findings", ())],
-        ledger=ledger_rows(study),
+        findings=[] if groups else [claim_texts(finding) for finding in study.record.get("findings", ())],
+        ledger=groups,
+        ledger_problems=problems(study, LEDGER_NEEDS) if "claims" in study.paths else [],
+        counts=verdict_counts(groups),
+        drawn_in=drawn_in(sections),
+        formula=FORMULA,
+        n_seeds=count_seeds(study),
         sections=[(section, shown) for section, shown in sections if shown],
         absent=absent_panels(study),
         sources=source_rows(study),
@@ -145,8 +136,14 @@ def said_of_seeds(n: int, panel: Panel) -> str:
     if n == 1 or panel.is_by_seed:
         return ""
     if n >= MIN_SEEDS:
-        return f": mean and 95 % interval over seeds, {'in brackets' if panel.is_table else INTERVAL}"
+        return f": mean and 95 % interval over seeds, {'in brackets' if panel.is_table else panel.interval}"
     return ", each given" if panel.is_table else ": the line is their mean, each a faint mark"
+
+
+def count_seeds(study: Study) -> int:
+    """Return the largest number of seeds that one model has in any table."""
+    tables = [df for df in study.tables.values() if {"model", "seed"} <= set(df.columns) and len(df)]
+    return max((int(df.groupby("model")["seed"].nunique().max()) for df in tables), default=0)
 
 
 def has_part(study: Study, panel: Panel) -> bool:
@@ -192,20 +189,27 @@ def as_text(value: Any) -> str:
 
 
 def model_rows(study: Study) -> list[dict[str, str]]:
-    """Return a row a model and seed: the record's where there is one, else the names that the tables hold."""
+    """Return a row a model, its seeds together: the record's where there is one, else the names in the tables."""
     listed = study.record.get("models") or [{"name": name} for name in study.names]
-    return [
-        {
-            "short": study.names.get(str(model.get("name")), ""),
-            "name": str(model.get("name", "")),
-            "recipe": str(model.get("recipe", "")),
-            "seed": str(model.get("seed", "")),
-            "parameters": millions(model.get("n_parameters")),
-            "without": millions(model.get("n_parameters_no_embedding")),
-            "time": duration(model.get("seconds")),
-        }
-        for model in listed
-    ]
+    rows = []
+    for name in dict.fromkeys(str(model.get("name", "")) for model in listed):
+        own = [model for model in listed if str(model.get("name", "")) == name]
+        seeds = [str(model["seed"]) for model in own if model.get("seed") is not None]
+        seconds = [model["seconds"] for model in own if isinstance(model.get("seconds"), int | float)]
+        rows.append(
+            {
+                "short": study.names.get(name, ""),
+                "name": name,
+                "recipe": str(own[0].get("recipe", "")),
+                "seeds": ", ".join(seeds),
+                "parameters": millions(own[0].get("n_parameters")),
+                "without": millions(own[0].get("n_parameters_no_embedding")),
+                "time": " to ".join(dict.fromkeys(duration(end) for end in (min(seconds), max(seconds))))
+                if seconds
+                else "",
+            }
+        )
+    return rows
 
 
 def millions(count: Any) -> str:
@@ -220,22 +224,6 @@ def duration(seconds: Any) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def with_verdict(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a finding or a claim as text, with the mark and the class of its verdict."""
-    verdict = str(row.get("verdict", ""))
-    mark, kind = VERDICTS.get(verdict.strip().lower(), ("", "none"))
-    texts = {key: measure_text(row[key]) for key in CLAIM_KEYS if row.get(key) is not None}
-    return {**dict.fromkeys(CLAIM_KEYS, ""), **texts, "mark": mark, "kind": kind, "verdict": verdict}
-
-
-def ledger_rows(study: Study) -> list[dict[str, str]]:
-    """Return the claims ledger, if the study has one with its claims, figures and verdicts."""
-    if problems(study, {"claims": ("claim", "published", "measured", "verdict")}):
-        return []
-    rows = study.tables["claims"].to_dict("records")
-    return [with_verdict({str(key): value for key, value in row.items()}) for row in rows]
 
 
 def absent_panels(study: Study) -> list[str]:

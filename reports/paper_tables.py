@@ -10,7 +10,7 @@ from collections.abc import Hashable
 
 import pandas as pd
 
-from reports.cells import MISSING, Cell, Grid, fixed, percent_change, significant
+from reports.cells import MISSING, Cell, Grid, fixed, percent_change
 from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
 from reports.study import Study
@@ -188,10 +188,3 @@ def loss_grids(study: Study) -> list[Grid]:
 def _signed(value: float) -> str:
     text = fixed(value, 3)
     return f"+{text}" if value > 0 else text
-
-
-def measure_text(value: object) -> str:
-    """Return a cell of a table that mixes numbers and words, such as the ledger's measured effect."""
-    if isinstance(value, float):
-        return significant(value)
-    return str(value) if str(value) else MISSING

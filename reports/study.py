@@ -61,8 +61,9 @@ def read_study(directory: str | Path) -> Study:
         raise ValueError(f"{directory}: holds no known table; want CSV files such as topology_stats.csv")
     empty = frozenset(name for name, path in paths.items() if path.stat().st_size == 0)
     tables = {name: read_csv(path) for name, path in paths.items() if name not in empty and name != "feature_atlas"}
-    names = short_names(order_models(record, tables))
-    for name, df in tables.items():
+    of_models = {name: df for name, df in tables.items() if name != "ladder"}  # its rungs are no models of the study
+    names = short_names(order_models(record, of_models))
+    for name, df in of_models.items():
         renamed = {column: df[column].map(names) for column in MODEL_COLUMNS if column in df}
         tables[name] = df.assign(**renamed)
     return Study(Path(directory), record, tables, empty, names, paths)

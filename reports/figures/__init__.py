@@ -2,6 +2,7 @@
 
 from reports.figures.ablation import ablation_profile, ablation_strip
 from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, head_spread, text_measures, weight_ranks
+from reports.figures.comparisons import lag_decay, raw_against_partial, spectra_divergence, trajectory_regimes
 from reports.figures.concepts import (
     crystallisation,
     effective_dimension,
@@ -10,6 +11,7 @@ from reports.figures.concepts import (
     trajectory_bars,
 )
 from reports.figures.multiples import measure_by_layer
+from reports.figures.recurrent import ladder, mechanism_bars
 from reports.figures.saes import at_l1, feature_density, fvu_by_layer, l0_by_layer, of_heads, pareto
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
 from reports.figures.training import (
@@ -34,8 +36,11 @@ __all__ = [
     "head_spread",
     "intrinsic_dimension",
     "l0_by_layer",
+    "ladder",
+    "lag_decay",
     "loss_curves",
     "measure_by_layer",
+    "mechanism_bars",
     "monitor_names",
     "monitor_over_steps",
     "of_heads",
@@ -44,8 +49,11 @@ __all__ = [
     "pressure_and_redundancy",
     "rank_by_layer",
     "ranks_over_steps",
+    "raw_against_partial",
     "redundancy_by_layer",
+    "spectra_divergence",
     "text_measures",
     "trajectory_bars",
+    "trajectory_regimes",
     "weight_ranks",
 ]

@@ -8,8 +8,33 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import add_level, add_run, facets, heatmap, layer_axis, scatter, single
-from reports.figures.style import MUTED, PALETTE, SEQUENTIAL, SYMBOLS, label, models_of, runs_of, sorted_layers
+from reports.figures.comparisons import NULLS, pair_names
+from reports.figures.draft import (
+    MAX_BANDED,
+    add_mean,
+    add_run,
+    facets,
+    heatmap,
+    layer_axis,
+    scatter,
+    single,
+)
+from reports.figures.multiples import by_layer
+from reports.figures.style import (
+    DASHES,
+    MUTED,
+    PALETTE,
+    SEQUENTIAL,
+    SYMBOLS,
+    Run,
+    groups_of,
+    label,
+    models_of,
+    runs_of,
+    seeds_of,
+    sorted_layers,
+)
+from reports.seeds import over_seeds
 
 
 def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -19,14 +44,17 @@ def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None =
     fig, cells = facets(
         [f"{label(name)} ({label(topology[name])})" for name in sets], columns=4, height=170, shared_y=True
     )
+    n_models = concept_mantel["model"].nunique()
     for index, (name, where) in enumerate(zip(sets, cells, strict=True)):
         df = concept_mantel[concept_mantel["set"] == name]
-        for run in runs_of(df, models):
-            rows = run.rows.sort_values("layer")
-            add_run(fig, run, rows["layer"], rows["r"], where=where, show=index == 0, **interval_bars(rows, run.colour))
-            if "partial_r" in rows and rows["partial_r"].notna().any():
-                line = {"color": run.colour, "width": 1.2, "dash": "dot"}
-                add_run(fig, run, rows["layer"], rows["partial_r"], where=where, show=False, mode="lines", line=line)
+        for group in groups_of(df, models):
+            is_lone = len(seeds_of(group.rows)) == 1 and n_models <= MAX_BANDED
+            bars = interval_bars(group.rows.sort_values("layer"), group.colour) if is_lone else {}
+            add_mean(fig, group, "layer", "r", where=where, show=index == 0, n_models=n_models, **bars)
+            if n_models <= MAX_BANDED and "partial_r" in df and group.rows["partial_r"].notna().any():
+                line = {"color": group.colour, "width": 1.2, "dash": "dot"}
+                found = over_seeds(group.rows.sort_values("layer"), ["layer"], "partial_r")
+                add_run(fig, group, found["layer"], found["mean"], where=where, show=False, mode="lines", line=line)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(sets) else None, **where)
@@ -44,14 +72,19 @@ def interval_bars(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
     return {"error_y": bars | {"thickness": 0.8, "width": 0, "color": colour}}
 
 
-def effective_dimension(concept_geometry: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the effective dimension of every concept set and layer as a heatmap a model, one colour scale for all."""
+def effective_dimension(
+    concept_geometry: pd.DataFrame, models: Sequence[str] | None = None, seed: object = None
+) -> go.Figure:
+    """Return the effective dimension of every concept set and layer as a heatmap a model, one colour scale for all: of
+    one seed, or the mean over all."""
+    if seed is not None:
+        concept_geometry = concept_geometry[concept_geometry["seed"] == seed]
     names = models_of(concept_geometry, models)
     sets = list(dict.fromkeys(concept_geometry["set"]))
-    fig, cells = facets([label(name) for name in names], columns=2, height=60 + 22 * len(sets), shared_y=True)
+    columns = 3 if len(names) > MAX_BANDED else 2
+    fig, cells = facets([label(name) for name in names], columns=columns, height=50 + 15 * len(sets), shared_y=True)
     for name, where in zip(names, cells, strict=True):
         df = concept_geometry[concept_geometry["model"] == name]
-        df = df[df["seed"] == df["seed"].iloc[0]]
         table = df.pivot_table(index="set", columns="layer", values="effective_dim").reindex(sets)
         hover = f"{label(name)}<br>%{{y}}, layer %{{x}}: %{{z:.2f}}<extra></extra>"
         trace = heatmap(
@@ -70,14 +103,13 @@ def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = N
     """Return the mean cosine of displacements k layers apart, a panel a concept set, with its two nulls as lines."""
     sets = list(dict.fromkeys(trajectories["set"]))
     fig, cells = facets([label(name) for name in sets], columns=4, height=170, shared_y=True)
+    n_models = trajectories["model"].nunique()
     for index, (name, where) in enumerate(zip(sets, cells, strict=True)):
         df = trajectories[trajectories["set"] == name]
-        for run in runs_of(df, models):
-            rows = run.rows.sort_values("lag")
-            add_run(fig, run, rows["lag"], rows["value"], where=where, show=index == 0)
+        for group in groups_of(df, models):
+            add_mean(fig, group, "lag", "value", where=where, show=index == 0, n_models=n_models)
         nulls = df.drop_duplicates("lag").sort_values("lag")
-        titles = {"null_independent": ("independent states", "dash"), "null_random_walk": ("random walk", "dot")}
-        for null, (title, dash) in titles.items():
+        for null, (title, dash) in NULLS.items():
             line = {"color": MUTED, "width": 1.2, "dash": dash}
             trace = scatter(
                 x=nulls["lag"].tolist(), y=nulls[null].tolist(), mode="lines", line=line, name=f"null: {title}",
@@ -91,26 +123,29 @@ def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = N
 
 
 def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
-    """Return |cos| of the principal components of two models by layer, beside the isotropic baseline."""
-    fig = single()
-    for index, (pc, rows) in enumerate(pc_cosine.groupby("pc", sort=True)):
-        rows = rows.sort_values("layer")
-        colour = PALETTE[index % len(PALETTE)]
-        trace = scatter(
-            x=rows["layer"].tolist(), y=rows["cosine"].tolist(), mode="lines+markers", name=f"PC{pc}",
-            line={"color": colour, "width": 1.8}, marker={"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
-            hovertemplate=f"PC{pc}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
-        )  # fmt: skip
-        fig.add_trace(trace)
-    for baseline in sorted(set(pc_cosine["baseline"].dropna())):
-        add_level(fig, float(baseline), "isotropic baseline")
-    layer_axis(fig, sorted_layers(pc_cosine))
-    fig.update_yaxes(title_text="|cos|", rangemode="tozero")
+    """Return |cos| of two models' principal components by layer, a panel a pair, beside the isotropic baseline."""
+    df = pc_cosine.assign(pair=pair_names(pc_cosine))
+    pairs = list(dict.fromkeys(df["pair"]))
+    height = 150 if len(pairs) > 1 else 280
+    fig, cells = facets([label(pair) for pair in pairs], columns=3, height=height, shared_y=True)
+    for index, (pair, where) in enumerate(zip(pairs, cells, strict=True)):
+        rows = df[df["pair"] == pair]
+        for k, (pc, own) in enumerate(rows.groupby("pc", sort=True)):
+            marks = (PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)], DASHES[k % len(DASHES)])
+            group = Run(f"PC{pc:g}", None, own, *marks, is_first=True)
+            add_mean(fig, group, "layer", "cosine", where=where, show=index == 0)
+        for baseline in sorted(set(rows["baseline"].dropna())):
+            fig.add_hline(float(baseline), {"color": MUTED, "width": 1.2, "dash": "dot"}, **where)
+        layer_axis(fig, sorted_layers(rows), **where)
+        fig.update_xaxes(title_text="layer" if index + 3 >= len(pairs) else None, **where)
+        fig.update_yaxes(title_text="|cos|" if where["col"] == 1 else None, rangemode="tozero", **where)
     return fig.figure()
 
 
 def intrinsic_dimension(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the TwoNN dimension by layer with its standard error."""
+    """Return the TwoNN dimension by layer; over one seed with the standard error of its fit."""
+    if len(seeds_of(table)) > 1 or table["model"].nunique() > MAX_BANDED:
+        return by_layer(table, "dimension", "intrinsic dimension", models).figure()
     fig = single()
     for run in runs_of(table, models):
         rows = run.rows.sort_values("layer")

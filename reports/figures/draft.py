@@ -196,14 +196,8 @@ def add_run(fig: Draft, run: Run, x: Any, y: Any, *, where: Cell, show: bool = T
         "opacity": 1.0 if run.is_first else 0.55,
         "hovertemplate": f"{label(run.model)}, seed {run.seed}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
     }
-    trace = scatter(
-        x=list(x),
-        y=list(y),
-        name=label(run.model),
-        legendgroup=run.model,
-        showlegend=run.is_first and show,
-        **{**style, **marks},
-    )
+    names = {"name": label(run.model), "legendgroup": run.model, "showlegend": run.is_first and show}
+    trace = scatter(x=list(x), y=list(y), **{**names, **style, **marks})
     fig.add_trace(trace, **where)
 
 

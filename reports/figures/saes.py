@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Cell, Draft, add_run, facets, layer_axis, scatter, single
-from reports.figures.style import MUTED, Run, label, models_of, runs_of, sorted_layers
+from reports.figures.draft import MAX_BANDED, Cell, Draft, add_mean, add_run, facets, layer_axis, scatter, single
+from reports.figures.style import MUTED, Run, groups_of, label, models_of, runs_of, sorted_layers
 
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
 CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
@@ -43,13 +43,13 @@ def l0_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, 
 
 
 def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
-    """Return the fraction of variance unexplained by layer, beside the control dictionaries (grey, mean over heads)."""
+    """Return the fraction of variance unexplained by layer, beside the control dictionaries (grey means)."""
     fig = single()
     df = at_l1(sae_results, l1)
     _add_layers(fig, of_dictionary(df, "trained"), "fvu", models)
     for dictionary, name in CONTROLS.items():
         shown = False
-        for run in runs_of(of_dictionary(df, dictionary), models):
+        for run in groups_of(of_dictionary(df, dictionary), models):
             mean = run.rows.groupby("layer")["fvu"].mean()
             hover = f"{name}, {label(run.model)}<br>layer %{{x}}: %{{y:.4g}}<extra></extra>"
             line = {"color": MUTED, "width": 1.4, "dash": CONTROL_DASHES[dictionary]}
@@ -72,7 +72,7 @@ def at_l1(sae_results: pd.DataFrame, l1: float | None) -> pd.DataFrame:
 
 def _add_layers(fig: Draft, df: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
     order = models_of(df, models)
-    for run in runs_of(df, models):
+    for run in runs_of(df, models) if len(order) <= MAX_BANDED else ():
         rows = run.rows.dropna(subset=[measure])
         offset = 0.08 * (order.index(run.model) - (len(order) - 1) / 2)
         hover = [
@@ -85,8 +85,9 @@ def _add_layers(fig: Draft, df: pd.DataFrame, measure: str, models: Sequence[str
             legendgroup=run.model, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(dots)
-        mean = rows.groupby("layer")[measure].mean()
-        add_run(fig, run, mean.index + offset, mean, where={})
+    for group in groups_of(df, models):
+        offset = 0.08 * (order.index(group.model) - (len(order) - 1) / 2)
+        add_mean(fig, group, "layer", measure, where={}, offset=offset, n_models=len(order))
 
 
 def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Cell, Draft, add_run, facets, heatmap, layer_axis
-from reports.figures.style import AXIS, DIVERGING, INK, label, models_of, runs_of, sorted_layers
+from reports.figures.draft import Cell, Draft, add_mean, facets, heatmap, layer_axis
+from reports.figures.style import AXIS, DIVERGING, INK, groups_of, label, models_of, sorted_layers
 
 BASES = {"z": "z", "pattern": "attention pattern", "residual": "residual contribution"}
 
@@ -70,9 +70,9 @@ def redundancy_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | No
     fig, cells = facets([BASES[basis] for basis in bases], columns=3, height=230)
     layers = sorted_layers(topology_stats)
     for index, (basis, where) in enumerate(zip(bases, cells, strict=True)):
-        for run in runs_of(topology_stats[topology_stats["basis"] == basis], models):
-            rows = run.rows.sort_values("layer")
-            add_run(fig, run, rows["layer"], rows["mean_cos"], where=where, show=index == 0)
+        df = topology_stats[topology_stats["basis"] == basis]
+        for group in groups_of(df, models):
+            add_mean(fig, group, "layer", "mean_cos", where=where, show=index == 0, n_models=df["model"].nunique())
         layer_axis(fig, layers, **where)
         fig.update_yaxes(rangemode="tozero", title_text="mean |cos| between heads" if index == 0 else None, **where)
     return fig.figure()
@@ -85,9 +85,8 @@ def rank_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = N
     measures = {column: title for column, title in measures.items() if column in df}
     fig, cells = facets(list(measures.values()), columns=2, height=230)
     for index, (measure, where) in enumerate(zip(measures, cells, strict=True)):
-        for run in runs_of(df, models):
-            rows = run.rows.sort_values("layer")
-            add_run(fig, run, rows["layer"], rows[measure], where=where, show=index == 0)
+        for group in groups_of(df, models):
+            add_mean(fig, group, "layer", measure, where=where, show=index == 0, n_models=df["model"].nunique())
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_yaxes(rangemode="tozero", linecolor=AXIS, **where)
     return fig.figure()

@@ -5,9 +5,10 @@ from reports.panels.concepts import CONCEPTS
 from reports.panels.heads import PAPER, TOPOLOGY
 from reports.panels.kotodama import LINEAGE
 from reports.panels.panel import Drawing, Panel, Section
+from reports.panels.recurrent import RECURRENT
 from reports.panels.text import TEXT
 from reports.panels.training import TRAINING
 
-SECTIONS = (PAPER, TOPOLOGY, LINEAGE, TRAINING, ATTENTION, CONCEPTS, TEXT)
+SECTIONS = (PAPER, TOPOLOGY, LINEAGE, TRAINING, ATTENTION, CONCEPTS, RECURRENT, TEXT)
 
 __all__ = ["SECTIONS", "Drawing", "Panel", "Section"]

@@ -55,6 +55,7 @@ ATTENTION = Section(
             needing("attention_stats", "model seed layer head entropy"),
             spreads,
             ("n_tokens", "tokens"),
+            interval="a band",
             is_core=False,
         ),
         Panel(
@@ -66,6 +67,19 @@ ATTENTION = Section(
             ("n_tokens", "tokens"),
             "Mean over queries from position 1; lines are means over heads. Small marks, where four models or fewer "
             "share the figure, are heads.",
+            interval="a band",
+            is_core=False,
+        ),
+        Panel(
+            "divergence",
+            "Do two models’ spectra differ in attention or in the MLP?",
+            "Attention marks to the right of the MLP’s are interventions that reach attention and leave the MLP’s "
+            "spectra alone: three to four times further in the report.",
+            needing("eigenspectra_divergence", "model_a model_b part divergence"),
+            lambda study: [("", figures.spectra_divergence(study.tables["eigenspectra_divergence"]))],
+            ("n", "matrices"),
+            "Mean over layers and matrices of |nuclear rank a − b| / their mean; bars are 95 % intervals over seeds.",
+            interval="a bar",
             is_core=False,
         ),
         Panel(

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from reports import figures
-from reports.panels.panel import Panel, Section, drawn, needing
+from reports import figures, lineage
+from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants
+from reports.study import Study
+
+
+def dimensions(study: Study) -> list[Drawing]:
+    """Return the heatmaps of effective dimension: the mean over seeds, then each."""
+    df = study.tables["concept_geometry"]
+    variants = seed_variants(df)
+    if len(variants) > 1:
+        variants = [(f"mean of {len(variants)} seeds", None), *variants]
+    return [(name, figures.effective_dimension(df, study.models, seed)) for name, seed in variants]
+
+
+def partial(study: Study) -> list[Drawing]:
+    """Return raw against partial correlations, a variant a set that has them, the years first."""
+    df = study.tables["concept_mantel"]
+    sets = list(dict.fromkeys(df[df["partial_r"].notna()]["set"]))
+    sets.sort(key=lambda name: not name.startswith("years"))  # stable: the others keep their order
+    return [(name if len(sets) > 1 else "", figures.raw_against_partial(df, name, study.models)) for name in sets]
+
+
+def decay(study: Study) -> list[Drawing]:
+    """Return lag decay over all sets, a panel a model, and by set."""
+    df = study.tables["trajectories"]
+    return [
+        ("mean over concept sets", figures.lag_decay(df, study.models)),
+        ("each concept set", figures.trajectory_bars(df, study.models)),
+    ]
+
 
 CONCEPTS = Section(
     "concepts",
@@ -13,12 +41,25 @@ CONCEPTS = Section(
         Panel(
             "crystallisation",
             "Crystallisation of concept sets, by layer",
-            "A curve that rises early and stays is a geometry that the model builds and keeps. Dotted: what is left "
-            "when the confound is partialled out.",
+            "A curve that rises early and stays is a geometry that the model builds and keeps. Dotted, where four "
+            "models or fewer share the figure: what is left when spelling is partialled out.",
             needing("concept_mantel", "model seed set topology layer r"),
             drawn("concept_mantel", figures.crystallisation),
             ("n_permutations", "permutations"),
-            "Mantel correlation (Spearman) of the states’ distances with the set’s; layer −1 is the embedding.",
+            "Mantel correlation (Spearman) of the states’ distances with the set’s; layer −1 is the embedding. Bars of "
+            "a lone seed: 95 % over resampled concepts.",
+            is_core=False,
+        ),
+        Panel(
+            "partial",
+            "Raw against partial correlations: years, and other sets",
+            "The gap between the two lines is what spelling explains: years that are near in time look alike. Only the "
+            "lower line is order that the model made.",
+            needing("concept_mantel", "model seed set layer r partial_r"),
+            partial,
+            ("n", "concepts a set"),
+            "Partial Mantel r given the Levenshtein distances of the words; layer −1 is the embedding.",
+            interval="a band",
             is_core=False,
         ),
         Panel(
@@ -26,18 +67,43 @@ CONCEPTS = Section(
             "Effective dimension of concept sets",
             "Dark cells are sets spread over many directions; a pale row is a set that has collapsed to a line.",
             needing("concept_geometry", "model seed set layer effective_dim"),
-            drawn("concept_geometry", figures.effective_dimension),
+            dimensions,
             ("n", "concepts a set"),
             "Participation ratio of the centred mean states; at most n − 1.",
-            is_first_seed=True,
+            is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "two-by-two",
+            "NCA and attention residuals, two by two",
+            "If attention residuals collapse concepts only without NCA, one cell is near 1 and the other three are "
+            "not.",
+            needing("concept_geometry", "model seed set layer effective_dim"),
+            lineage.two_by_two_grids,
+            ("n", "concepts a set"),
+            "Effective dimension, mean over concept sets, at the layer at the depth of 14 of 28.",
+            is_table=True,
+            is_core=False,
+        ),
+        Panel(
+            "regimes",
+            "Three regimes of trajectories",
+            "Compare with the two nulls, not with 0 alone: states that share nothing give −.5, a random walk gives 0; "
+            "bars above are steps that agree, bars between are steps that partly undo each other.",
+            needing("trajectories", "model seed set measure lag value null_independent null_random_walk"),
+            drawn("trajectories", figures.trajectory_regimes),
+            ("n", "concepts a set"),
+            "Mean cosine of successive displacements (lag 1), mean over concept sets; small marks are sets, bars on "
+            "bars 95 % over seeds, grey bands the middle 95 % of single null trajectories.",
+            interval="a bar",
             is_core=False,
         ),
         Panel(
             "trajectories",
             "Do a concept’s steps through the layers agree?",
-            "Compare with the two nulls, not with 0: independent states give −.5 at lag 1, a random walk gives 0.",
+            "A memory longer than one layer is a line that stays away from both nulls beyond lag 1.",
             needing("trajectories", "model seed set lag value null_independent null_random_walk"),
-            drawn("trajectories", figures.trajectory_bars),
+            decay,
             detail="Mean cosine of displacements that many layers apart.",
             is_core=False,
         ),
@@ -48,6 +114,8 @@ CONCEPTS = Section(
             needing("pc_cosine", "model_a model_b layer pc cosine baseline"),
             lambda study: [("", figures.pc_alignment(study.tables["pc_cosine"]))],
             ("n", "sequences"),
+            "Dotted: the mean |cos| of two random directions.",
+            interval="a band",
             is_core=False,
         ),
         Panel(
@@ -57,7 +125,8 @@ CONCEPTS = Section(
             needing("intrinsic_dimension", "model seed layer dimension stderr"),
             drawn("intrinsic_dimension", figures.intrinsic_dimension),
             ("n_used", "points"),
-            "Facco et al. 2017; bars are standard errors of the fit.",
+            "Facco et al. 2017; bars of a lone seed are standard errors of the fit.",
+            interval="a band",
             is_core=False,
         ),
     ),

@@ -6,7 +6,7 @@ import pandas as pd
 
 from reports import figures, paper_tables
 from reports.figures.topology import BASES
-from reports.panels.panel import Drawing, Panel, Section, needing
+from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants
 from reports.study import Study
 
 
@@ -60,13 +60,16 @@ def density(study: Study) -> list[Drawing]:
 
 
 def ablation(study: Study) -> list[Drawing]:
-    """Return Figure 4, a variant a kind of ablation, zero first."""
+    """Return Figure 4, a variant a kind of ablation, zero first, and a seed."""
     df = study.tables["ablation_results"]
     kinds = sorted(set(df["kind"]), key=lambda kind: (kind != "zero", kind))
-    return [
-        (kind if len(kinds) > 1 else "", figures.ablation_profile(df, kind, study.models))
-        for kind in kinds
-    ]  # fmt: skip
+    drawings = []
+    for kind in kinds:
+        for name, seed in seed_variants(df):
+            own = df if seed is None else df[df["seed"] == seed]
+            words = [kind] * (len(kinds) > 1) + [name] * bool(name)
+            drawings.append((", ".join(words), figures.ablation_profile(own, kind, study.models)))
+    return drawings
 
 
 PAPER = Section(
@@ -86,6 +89,7 @@ PAPER = Section(
             "Cosines over i ≠ j; nuclear rank (Σσ)²/Σσ² of the concatenated z, uncentred; utilization is rank over "
             "width.",
             is_table=True,
+            is_by_seed=True,
         ),
         Panel(
             "heatmaps",
@@ -108,6 +112,7 @@ PAPER = Section(
             "Means over heads, (d) of sums over them; controls: a random dictionary of the same size, the same SAE on "
             "shuffled activations.",
             is_table=True,
+            is_by_seed=True,
         ),
         Panel(
             "l0",
@@ -127,8 +132,10 @@ PAPER = Section(
             needing("sae_density", "model seed layer head log10_density_bin n_features"),
             density,
             detail=(
-                "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer summed."
+                "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer "
+                "summed. Seeds after the first are fainter."
             ),
+            is_by_seed=True,
         ),
         Panel(
             "ablation-table",
@@ -140,6 +147,7 @@ PAPER = Section(
             ("n_tokens", "held-out tokens, the same for all heads"),
             "Loss increase in per cent of the base loss; brackets are 95 % bootstrap intervals over sequences.",
             is_table=True,
+            is_by_seed=True,
         ),
         Panel(
             "ablation",
@@ -149,7 +157,8 @@ PAPER = Section(
             needing("ablation_results", "model seed layer head kind impact_pct"),
             ablation,
             ("n_tokens", "held-out tokens, the same for all heads"),
-            "Bars are 95 % bootstrap intervals over sequences.",
+            "Bars are 95 % bootstrap intervals over sequences; heads of two seeds do not correspond: none are averaged.",
+            is_by_seed=True,
         ),
     ),
 )
@@ -196,8 +205,9 @@ TOPOLOGY = Section(
             needing("sae_training_results", "model seed layer head l0 fvu l1"),
             pareto,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Means over heads.",
+            "Means over heads. Seeds after the first are fainter.",
             is_core=False,
+            is_by_seed=True,
         ),
     ),
 )

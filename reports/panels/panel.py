@@ -13,6 +13,7 @@ from reports.cells import Grid
 from reports.figures.style import seeds_of
 from reports.study import Study
 
+INTERVAL = "a band where four models or fewer share a panel, else given on pointing"
 Drawing = tuple[str, go.Figure]  # the name of a variant ("" if it is the only one) and its figure
 
 
@@ -30,6 +31,7 @@ class Panel:
     uses: tuple[str, ...] = ()  # tables that it draws when they are there
     is_table: bool = False
     is_first_seed: bool = False  # draws each model's first seed only
+    interval: str = INTERVAL  # how the interval over seeds is drawn
     is_by_seed: bool = False  # a row, or a variant, a seed
     is_core: bool = True  # where it cannot be drawn, the page says why; others are left out with their table
 

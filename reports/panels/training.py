@@ -68,6 +68,7 @@ TRAINING = Section(
             paper_tables.loss_grids,
             detail="Nats a token.",
             is_table=True,
+            is_by_seed=True,
         ),
         Panel(
             "pressure",

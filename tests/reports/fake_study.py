@@ -15,6 +15,7 @@ import pandas as pd
 from reports.tables import COLUMNS, write_table
 
 BASES = ("z", "pattern", "residual")
+PARTS = {"attention": 3.5, "mlp": 1.0, "all": 2.0}
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out")
 
 # every token that has ever broken a page, and some that may
@@ -66,6 +67,8 @@ HOSTILE = (
     "<math><mtext></form>",
     "=cmd|' /C calc'!A0",
 )
+
+HOSTILE_WHY = "One seed; both intervals overlap </script><script>window.pwned=1</script>."
 
 COMMON_WORDS = """
 the of and a to in he was that it his her with had as for she not at but on be you is by said my from all
@@ -119,6 +122,7 @@ def write_fake_study(
         write_concepts(directory, rng, runs, n_layers)
         write_attention_and_spectra(directory, rng, runs, n_layers, n_heads)
         write_text_and_claims(directory, rng, runs)
+        write_recurrent(directory, rng, seeds, models[0])
     (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
     return directory
 
@@ -341,8 +345,38 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
     models = list(dict.fromkeys(model for model, _ in runs))
     if len(models) > 1:
         places = [(layer, pc) for layer in range(n_layers) for pc in (1, 2, 3)]
-        rows = [(*models[:2], layer, pc, rng.uniform(0, 0.2), 0.0705, 512) for layer, pc in places]
-        write_rows(rows, directory, "pc_cosine")
+        seeds = list(dict.fromkeys(seed for _, seed in runs))
+        rows, parts = [], []
+        for other in models[1:]:
+            for seed in seeds:
+                pair = (models[0], other)
+                rows += [(*pair, layer, pc, rng.uniform(0, 0.2), 0.0705, 512, seed) for layer, pc in places]
+                parts += [(*pair, part, rng.uniform(0.05, 0.1) * k, 8, seed) for part, k in PARTS.items()]
+        write_rows(rows, directory, "pc_cosine", "seed")
+        write_rows(parts, directory, "eigenspectra_divergence", "seed")
+
+
+def write_recurrent(directory: Path, rng: np.random.Generator, seeds: Sequence[int], model: str) -> None:
+    """Write ladder, mechanisms and evaluation, as if `model` were a recurrent one."""
+    names = ["base", "low-rank K", "carry", "exit gate", "memory", "skips"]
+    ladder, mechanisms, evaluation = [], [], []
+    for seed in seeds:
+        bits = 2.4 + rng.normal(0, 0.01)
+        for rung, name in enumerate(names):
+            delta = float("nan") if rung == 0 else rng.normal(-0.01, 0.01)
+            bits += 0 if rung == 0 else delta
+            ladder.append((f"recurrent-nano-{rung:02d}", seed, rung, name, bits, delta, 500_000 + 1000 * rung, 300))
+        for name in names[1:]:
+            cost = rng.normal(0.02, 0.02)
+            interval = (0.004, cost - 0.008, cost + 0.008)
+            mechanisms.append((model, seed, name, bits, bits + cost, cost, *interval, 50_000, 180_000, 256))
+        for weights, windows in (("stored", "plain"), ("int8", "sliding")):
+            value = bits - 0.02 * (windows == "sliding")
+            row = (256, 64, value / 3, value, 0.01, value - 0.02, value + 0.02, 50_000, 180_000, 700_123, 2.6)
+            evaluation.append((model, seed, weights, windows, *row))
+    write_rows(ladder, directory, "ladder")
+    write_rows(mechanisms, directory, "mechanisms")
+    write_rows(evaluation, directory, "evaluation")
 
 
 def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> None:
@@ -353,17 +387,45 @@ def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> No
             rows.append((model, seed, measure, value, value - 0.04, value + 0.04, 64))
     write_rows(rows, directory, "text_quality")
     nan = np.nan
+    trailing = ("claim_id", "group", "scale", "effect", "published_effect", "interval", "why", "source_rows")
     claims = [
-        ("Inter-head correlation falls", "−60.3 % at layer 9", "−95 % on z at layer 3", -97.0, -92.0, 3, "reproduced")
-        + ("mean_cos", "topology_stats", "mean_cos on the residual contributions"),
-        ("Rank expands mid-network", "+9.0 % at layer 6", "−31 %", -35.0, -27.0, 3, "reversed")
-        + ("nuclear_rank", "topology_stats", ""),
-        ("The top head's impact is 2.54 times", "2.54 ×", "0.49 ×", 0.2, 1.4, 3, "not seen")
-        + ("impact_pct", "ablation_results", ""),
+        ("Inter-head correlation falls", "−60.3 % at layer 9", "−95 % on z at layer 3", -0.97, -0.92, 3, "reproduced")
+        + ("mean_cos", "topology_stats", "mean_cos on the residual contributions")
+        + ("janus-correlation", "janus", "ratio", -0.95, -0.603, "paired", HOSTILE_WHY, "layer=3 basis=z"),
+        ("Rank expands mid-network", "+9.0 % at layer 6", "−31 %", -0.35, -0.27, 3, "reversed")
+        + ("nuclear_rank", "topology_stats", "", "janus-rank", "janus", "ratio", -0.31, 0.09, "paired", "", "layer=1"),
+        ("The top head's impact is 2.54 times", "2.54 ×", "0.49 ×", -0.8, 0.4, 3, "not seen")
+        + ("impact_pct", "ablation_results", "", "janus-top", "janus", "ratio", -0.51, 1.54, "paired", "", "kind=zero"),
+        ("Years are ordered by time", ".21 → .60", "+.1", 0.02, 0.18, 3, "same direction")
+        + (
+            "partial_r",
+            "concept_mantel",
+            "",
+            "kotodama-years",
+            "kotodama",
+            "difference",
+            0.1,
+            0.39,
+            "paired",
+            "",
+            "set=years",
+        ),
         ("NCA specialises layer-0 heads", "entropy std ×14", "", nan, nan, 0, "not measured")
-        + ("head_entropy", "", ""),
+        + (
+            "head_entropy",
+            "",
+            "",
+            "kotodama-nca",
+            "kotodama",
+            "ratio",
+            nan,
+            13.0,
+            "none",
+            "No model in that role.",
+            "",
+        ),
     ]
-    write_rows(claims, directory, "claims")
+    write_rows(claims, directory, "claims", *trailing)
 
 
 def study_record(models: Sequence[str], seeds: Sequence[int]) -> dict:

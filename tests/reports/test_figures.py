@@ -178,12 +178,41 @@ def test_correlations_of_concepts_carry_their_intervals():
     assert figures.crystallisation(df.drop(columns="ci_low")).data[0].error_y.array is None
 
 
-def test_seeds_are_lines_of_their_own():
-    rows = [("a", seed, layer, "z", 0.1, 0.1 * seed + layer, 1.0, 0.5) for seed in (1, 2) for layer in range(3)]
-    columns = ["model", "seed", "layer", "basis", "max_cos", "mean_cos", "nuclear_rank", "rank_utilization"]
-    fig = figures.redundancy_by_layer(pd.DataFrame(rows, columns=columns))
-    assert [list(trace.y) for trace in fig.data] == [[0.1, 1.1, 2.1], [0.2, 1.2, 2.2]]
-    assert [trace.showlegend for trace in fig.data] == [True, False]
+def topology_rows(seeds, models=("a",)) -> pd.DataFrame:
+    rows = [(model, seed, layer, "z", 0.1 * seed + layer) for model in models for seed in seeds for layer in range(3)]
+    return pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "mean_cos"])
+
+
+def test_one_seed_is_a_line_and_two_are_marks_about_their_mean():
+    (line,) = figures.redundancy_by_layer(topology_rows([4])).data
+    assert list(line.y) == [0.4, 1.4, 2.4]
+    marks, line = figures.redundancy_by_layer(topology_rows([1, 2])).data
+    assert sorted(zip(marks.x, marks.y, strict=True)) == [(0, 0.1), (0, 0.2), (1, 1.1), (1, 1.2), (2, 2.1), (2, 2.2)]
+    assert marks.mode == "markers"
+    assert list(line.y) == pytest.approx([0.15, 1.15, 2.15])
+    assert (marks.showlegend, line.showlegend) == (False, True)
+
+
+def test_three_seeds_are_a_mean_and_its_band():
+    band, line = figures.redundancy_by_layer(topology_rows([0, 1, 2])).data
+    half = 4.302653 * 0.1 / np.sqrt(3)  # t(.975, 2) · s/√n, s of 0, .1, .2
+    assert list(line.y) == pytest.approx([0.1, 1.1, 2.1])
+    above, below = [0.1 + half, 1.1 + half, 2.1 + half], [2.1 - half, 1.1 - half, 0.1 - half]
+    assert list(band.y) == pytest.approx(above + below, rel=1e-6)
+    assert band.fill == "toself"
+    assert line.text[0] == f" [{0.1 - half:.4g}, {0.1 + half:.4g}]"
+
+
+def test_many_models_keep_their_intervals_in_the_text_or_have_a_panel_each():
+    df = topology_rows([0, 1, 2], models="abcdefghi")
+    lines = figures.redundancy_by_layer(df).data
+    assert [trace.fill for trace in lines] == [None] * 9
+    assert all(text for trace in lines for text in trace.text)
+    marks = {(trace.line.color, trace.marker.symbol) for trace in lines}
+    assert len({colour for colour, _ in marks}) == len({symbol for _, symbol in marks}) == 9
+    panels = figures.measure_by_layer(df, "mean_cos", "cos").data
+    assert sum(trace.fill == "toself" for trace in panels) == 9
+    assert len({trace.xaxis for trace in panels}) == 9
 
 
 def test_marks_agree_between_figures_when_a_model_is_missing():

@@ -55,13 +55,40 @@ def test_a_figure_that_names_another_names_the_right_one(page):
     assert f"only where fvu (Figure {number[1]}) is alike" in visible(page)
 
 
-def test_findings_are_rendered_as_given(page):
-    text = visible(page)
+def test_the_ledger_comes_first_in_words_marks_and_links(page):
+    text = " ".join(visible(page).split())
+    main = page[page.index("<main") :]
+    assert main.index('id="ledger"') < main.index('id="topology"')
+    assert re.search(r"1 ✓ reproduced 1 ↗ same direction 1 ○ not seen 1 ↺ reversed 1 – not measured", text)
+    row = re.search(r'<tr id="claim-janus-correlation">(.*?)</tr>', page, flags=re.DOTALL)[1]
+    words = " ".join(visible(row).split())
+    assert "−60.3 % at layer 9" in words
+    assert "[−97.0, −92.0] % over seeds, paired" in words
+    assert "topology_stats.csv rows layer=3 basis=z · Table 1" in words
+    assert 'href="#topology"' in row
+    assert 'data-table="topology_stats"' in row
+    assert "[0.0200, 0.180]" in text  # a difference is given as it is
+    assert "1 claim not measured in this study" in text
+    assert "Inter-head correlation falls with depth" not in text  # the record's own findings are superseded
+    assert "<script>window.pwned" not in page
+
+
+def test_an_older_study_without_a_ledger_shows_its_findings(study_copy):
+    page = write_report(study_copy).read_text(encoding="utf-8")
+    text = " ".join(visible(page).split())
     assert "Inter-head correlation falls with depth" in text
     assert "−60.3 % at layer 9" in text
     assert "same direction" in text
-    assert "One seed; both intervals overlap </script><script>window.pwned=1</script>." in " ".join(text.split())
+    assert "One seed; both intervals overlap </script><script>window.pwned=1</script>." in text
     assert "<script>window.pwned" not in page
+    assert 'id="ledger"' not in page
+
+
+def test_a_ledger_that_lacks_columns_says_which(study_copy):
+    (study_copy / "study.json").unlink()
+    (study_copy / "claims.csv").write_text("claim,published\nx,y\n")
+    text = " ".join(visible(write_report(study_copy).read_text(encoding="utf-8")).split())
+    assert "No ledger. claims.csv lacks the columns measured, verdict." in text
 
 
 def test_figures_carry_the_numbers_of_the_tables(page, made_study):
@@ -182,7 +209,7 @@ def test_many_variants_are_a_list(study_copy):
 def test_without_a_record_the_tables_speak_alone(study_copy):
     (study_copy / "study.json").unlink()
     text = visible(write_report(study_copy).read_text(encoding="utf-8"))
-    assert "study.json names no findings" in text
+    assert "This study judges no published claims" in text
     assert "janus-v3-adaptive-nano" in text
 
 

@@ -1,0 +1,119 @@
+"""The claims ledger as the page shows it: published claims in groups, each with verdict, interval and source rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from reports.cells import MISSING, fixed, significant, thousands
+from reports.study import Study, problems
+
+NEEDS = MappingProxyType({"claims": ("claim", "published", "measured", "verdict")})
+
+# verdict -> (mark, class): the mark says in black and white what the class says in colour
+VERDICTS = {
+    "reproduced": ("✓", "good"),
+    "same direction": ("↗", "fair"),
+    "not seen": ("○", "none"),
+    "reversed": ("↺", "bad"),
+    "not enough seeds": ("…", "none"),
+    "not measured": ("–", "none"),
+}
+# what the page knows of a claim or a finding; others are ignored
+TEXTS = ("claim", "finding", "published", "measured", "measure", "control", "why", "source_table", "source_rows")
+TEXTS = (*TEXTS, "published_in", "interval", "claim_id")
+INTERVALS = {
+    "paired": "over seeds, paired",
+    "welch": "over seeds, unpaired",
+    "own": "of the measure itself, not over seeds",
+}
+GROUPS = {"janus": "Janus", "kotodama": "Kotodama", "recurrent": "Recurrent"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The claims of one system: those that this study measures first, the others apart."""
+
+    title: str
+    measured: tuple[dict[str, str], ...]
+    unmeasured: tuple[dict[str, str], ...]
+
+
+def ledger_groups(study: Study) -> list[Group]:
+    """Return the ledger by group, in the table's order; nothing without a usable claims table."""
+    if problems(study, NEEDS):
+        return []
+    rows = [{str(key): value for key, value in row.items()} for row in study.tables["claims"].to_dict("records")]
+    titles = list(dict.fromkeys(str(row.get("group") or "") for row in rows))
+    return [_group(title, [row for row in rows if str(row.get("group") or "") == title]) for title in titles]
+
+
+def _group(title: str, rows: Sequence[Mapping[str, Any]]) -> Group:
+    shown = [claim_texts(row) for row in rows]
+    unmeasured = tuple(row for row in shown if row["verdict"] == "not measured")
+    measured = tuple(row for row in shown if row["verdict"] != "not measured")
+    return Group(GROUPS.get(title, title.capitalize()), measured, unmeasured)
+
+
+def verdict_counts(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """Return how often each verdict was given, as (number, verdict, mark, class), in the order of `VERDICTS`."""
+    given = [row["verdict"] for group in groups for row in (*group.measured, *group.unmeasured)]
+    order = dict.fromkeys([*VERDICTS, *given])
+    counts = {verdict: given.count(verdict) for verdict in order}
+    return [marked(verdict) | {"count": str(n)} for verdict, n in counts.items() if n]
+
+
+def marked(verdict: str) -> dict[str, str]:
+    """Return a verdict with its mark and its class; an unknown one has neither."""
+    mark, kind = VERDICTS.get(verdict.strip().lower(), ("", "none"))
+    return {"verdict": verdict, "mark": mark, "kind": kind}
+
+
+def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a claim, or a finding of an older study, as texts; what it does not say is empty."""
+    texts = {key: cell_text(row.get(key)) for key in TEXTS}
+    bounds = interval_text(row.get("ci_low"), row.get("ci_high"), str(row.get("scale", "")))
+    n = row.get("n")
+    return {
+        **texts,
+        **marked(cell_text(row.get("verdict")).strip()),
+        "bounds": bounds,
+        "interval": INTERVALS.get(texts["interval"], "") if bounds else "",
+        "n": thousands(n) if isinstance(n, int | float) and math.isfinite(n) else "",
+        "control": "" if texts["control"] == MISSING else texts["control"],
+    }
+
+
+def cell_text(value: Any) -> str:
+    """Return a cell that may be a number or a text; nothing for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return significant(value) if isinstance(value, float) else str(value)
+
+
+def interval_text(low: Any, high: Any, scale: str) -> str:
+    """Return an interval; of a ratio in per cent of change. Nothing where it is not there or undefined."""
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (low, high)):
+        return ""
+    if scale == "ratio":
+        digits = 1 if max(abs(low), abs(high)) < 10 else 0
+        return f"[{_signed(100 * low, digits)}, {_signed(100 * high, digits)}] %"
+    return f"[{significant(float(low))}, {significant(float(high))}]"
+
+
+def _signed(value: float, digits: int) -> str:
+    text = fixed(value, digits)
+    return f"+{text}" if value > 0 else text
+
+
+def drawn_in(sections: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, tuple[str, str]]:
+    """Return table -> (anchor, number) of the first panel that draws it: where a claim's rows can be looked at."""
+    found: dict[str, tuple[str, str]] = {}
+    for _, shown in sections:
+        for item in shown:
+            for name in item.sources if not item.problems else ():
+                found.setdefault(name, (item.panel.key, item.number))
+    return found

@@ -1,0 +1,107 @@
+"""Panels of bits per byte and of depth-recurrent models."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports import figures
+from reports.cells import MISSING, Cell, Grid, fixed, thousands
+from reports.figures.style import models_of
+from reports.lineage import over_seeds_cell
+from reports.panels.panel import Drawing, Panel, Section, drawn, needing
+from reports.study import Study
+
+
+def bits_grids(study: Study) -> list[Grid]:
+    """Return bits per byte by model: a column a form of the weights and of the windows."""
+    df = study.tables["evaluation"]
+    forms = list(dict.fromkeys(zip(df["weights"], df["windows"], strict=True)))
+    rows = []
+    for model in models_of(df, study.models):
+        own = df[df["model"] == model]
+        cells = []
+        for weights, windows in forms:
+            found = own[(own["weights"] == weights) & (own["windows"] == windows)]
+            cells.append(over_seeds_cell(found.set_index("seed")["bits_per_byte"], 4))
+        size = own["artifact_bytes"].dropna() if "artifact_bytes" in own else pd.Series(dtype=float)
+        cells.append(Cell(thousands(size.max()) if len(size) else MISSING))
+        rows.append(((model,), tuple(cells)))
+    names = tuple(f"{weights} weights, {windows} windows" for weights, windows in forms)
+    return [Grid("", (), ("model",), (*names, "packed, bytes"), tuple(rows), is_wide=True)]
+
+
+def ladder_grids(study: Study) -> list[Grid]:
+    """Return the ladder as rows: bits per byte of each rung and the change that it made."""
+    df = study.tables["ladder"]
+    rows = []
+    for rung in sorted(set(df["rung"])):
+        own = df[df["rung"] == rung].set_index("seed")
+        cells = (
+            over_seeds_cell(own["bits_per_byte"], 4),
+            over_seeds_cell(own["delta_bits"], 4),
+            Cell(thousands(own["n_parameters"].iloc[0])),
+            Cell(fixed(own["n_steps"].iloc[0], 0)),
+        )
+        rows.append(((str(int(rung)), str(own["mechanism"].iloc[0])), cells))
+    columns = ("bits per byte", "change", "parameters", "steps")
+    return [Grid("", (), ("rung", "mechanism added"), columns, tuple(rows))]
+
+
+def ladder_figure(study: Study) -> list[Drawing]:
+    """Return the ladder's figure."""
+    return [("", figures.ladder(study.tables["ladder"]))]
+
+
+RECURRENT = Section(
+    "recurrent",
+    "Bits per byte and recurrence",
+    "What each mechanism of the recurrent model is worth: added on a ladder and trained anew, or turned off at the "
+    "end.",
+    (
+        Panel(
+            "ladder",
+            "The ladder: one mechanism more at each rung",
+            "A step to the left of zero in the right panel is a mechanism that earned its place; marks on both sides "
+            "of it are seeds that disagree.",
+            needing("ladder", "model seed rung mechanism bits_per_byte delta_bits"),
+            ladder_figure,
+            ("n_steps", "training steps a rung"),
+            "From the bottom up. Filled marks are means over seeds, bars their 95 % intervals, open marks seeds.",
+            is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "ladder-table",
+            "The ladder in figures",
+            "Compare a change with its own bracket: a rung whose bracket holds 0 did nothing that these seeds can "
+            "show.",
+            needing("ladder", "model seed rung mechanism bits_per_byte delta_bits n_parameters n_steps"),
+            ladder_grids,
+            detail="Changes are to the rung below with the same seed.",
+            is_table=True,
+            is_core=False,
+        ),
+        Panel(
+            "mechanisms",
+            "What turning a mechanism off costs",
+            "Right of zero the model misses it. It was trained with all of them: what one is worth here and what it "
+            "adds to the ladder need not agree.",
+            needing("mechanisms", "model seed mechanism delta_bits ci_low ci_high"),
+            drawn("mechanisms", figures.mechanism_bars),
+            ("n_tokens", "held-out tokens"),
+            "Bars are 95 % intervals paired over stretches of text; a mark a seed.",
+            is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "bits",
+            "Bits per byte",
+            "Lower is better; comparable over vocabularies, which loss in nats a token is not.",
+            needing("evaluation", "model seed weights windows bits_per_byte"),
+            bits_grids,
+            ("n_tokens", "held-out tokens"),
+            is_table=True,
+            is_core=False,
+        ),
+    ),
+)
