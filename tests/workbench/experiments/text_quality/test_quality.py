@@ -13,7 +13,7 @@ from models_for_tests import small_model
 
 from workbench.data.batteries import PromptSet, RecallSet
 from workbench.data.tokenizer import load_tokenizer
-from workbench.experiments.text_quality import quality
+from workbench.experiments.text_quality import continuations, quality
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
 from workbench.experiments.text_quality.quality import (
     TAGGED,
@@ -90,6 +90,19 @@ def test_a_continuation_depends_on_its_own_prompt_sample_and_seed_alone(model):
     assert len({one.tokens for one in many}) == len(many)
     other = sample_continuations(double, PROMPTS, n_samples=3, max_new_tokens=12, seed=6)
     assert all(a.tokens != b.tokens for a, b in zip(many, other, strict=True))
+
+
+def test_no_two_continuations_are_drawn_with_the_same_numbers(model, monkeypatch):
+    drawn = []
+
+    def record(model, prompts, max_new_tokens, uniforms, **_):
+        drawn.extend(map(tuple, uniforms.tolist()))
+        return [[1]] * len(prompts)
+
+    monkeypatch.setattr(continuations, "continue_prompts", record)
+    for seed in (0, 1):
+        sample_continuations(model, PROMPTS, n_samples=3, max_new_tokens=5, seed=seed)
+    assert len(set(drawn)) == len(drawn) == 18
 
 
 def made_up(prompt, *texts):
