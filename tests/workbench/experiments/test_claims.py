@@ -331,6 +331,28 @@ def test_controls_are_measured_as_the_claim_is() -> None:
     assert "Here:" not in row_of(claim_id, planted(claim_id, 13.0), without)["control"]
 
 
+def test_a_control_may_have_a_reference_of_its_own() -> None:
+    claim_id = "kotodama-two-nn"
+    tables = planted(claim_id, 0.0)
+    other = [
+        plant(claim_id, MODELS[role], seed, value)
+        for role, value in (("p1-adamw", 4.0), ("p3-muon", 6.0))
+        for seed in range(3)
+    ]
+    table = pd.concat([tables["intrinsic_dimension"], pd.DataFrame([row for rows in other for row in rows])])
+    control = row_of(claim_id, {"intrinsic_dimension": table})["control"]
+    assert "p3-muon against p1-adamw +50.0 % (3 seeds" in control
+    assert "p3-attnres against p3-muon undefined" in control
+
+
+def test_pairs_are_averaged_over_seeds_that_all_of_them_have() -> None:
+    df = spectra(0.12, 0.04)["weight_spectra"]
+    fewer = df[(df["model"] != MODELS["nca-002"]) | (df["seed"] != 2)]
+    row = row_of("kotodama-mlp-spectra", {"weight_spectra": fewer})
+    assert (row["n"], row["verdict"]) == (2, "not enough seeds")
+    assert row["effect"] == pytest.approx(2 * math.exp(-0.01) + math.exp(-0.01) - 1)
+
+
 # --- the whole ledger
 
 
