@@ -101,11 +101,13 @@ def over_steps(
     is_shared: bool = False,
 ) -> go.Figure:
     """Return the mean of some columns over steps, a panel an entry; steps count from the start of the last phase."""
-    last = train_log[train_log["phase"] == train_log["phase"].iloc[-1]] if "phase" in train_log else train_log
-    has_phases = len(last) < len(train_log)
-    log = since(train_log, last) if has_phases else train_log.assign(x=train_log["step"])
+    keys = [key for key in ("model", "seed", "phase", "step") if key in train_log]
+    wanted = list(dict.fromkeys(column for own in panels.values() for column in own))
+    log = train_log[[*keys, *wanted]].copy()  # of hundreds of columns, few
+    last = log[log["phase"] == log["phase"].iloc[-1]] if "phase" in log else log
+    has_phases = len(last) < len(log)
+    log = since(log, last) if has_phases else log.assign(x=log["step"])
     keys = [key for key in ("model", "seed", "step", "x") if key in log]
-    log = log[[*keys, *dict.fromkeys(column for own in panels.values() for column in own)]]
     fig, cells = facets([label(title) for title in panels], columns=columns, height=height, shared_y=is_shared)
     seeds = {group.model: seeds_of(group.rows) for group in groups_of(log, models)}
     for index, (own, where) in enumerate(zip(panels.values(), cells, strict=True)):

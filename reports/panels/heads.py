@@ -157,7 +157,7 @@ PAPER = Section(
             needing("ablation_results", "model seed layer head kind impact_pct"),
             ablation,
             ("n_tokens", "held-out tokens, the same for all heads"),
-            "Bars are 95 % bootstrap intervals over sequences; heads of two seeds do not correspond: none are averaged.",
+            "Bars are 95 % bootstrap intervals over sequences. Heads of two seeds do not correspond: no means.",
             is_by_seed=True,
         ),
     ),
