@@ -45,6 +45,14 @@ def draw_all(study) -> dict[str, object]:
         "entropy": figures.head_entropy_gallery(tables["attention_stats"], models),
         "bos": figures.bos_mass_by_layer(tables["attention_stats"], models),
         "weights": figures.weight_ranks(tables["weight_spectra"], models),
+        "rank trajectories": figures.ranks_over_steps(tables["train_log"], "stable_rank", models),
+        "spread": figures.head_spread(tables["attention_stats"], models),
+        "regimes": figures.trajectory_regimes(tables["trajectories"], models),
+        "decay": figures.lag_decay(tables["trajectories"], models),
+        "partial": figures.raw_against_partial(tables["concept_mantel"], "years", models),
+        "divergence": figures.spectra_divergence(tables["eigenspectra_divergence"]),
+        "ladder": figures.ladder(tables["ladder"]),
+        "mechanisms": figures.mechanism_bars(tables["mechanisms"], models),
         "text": figures.text_measures(tables["text_quality"], models),
     }
 
@@ -201,6 +209,33 @@ def test_three_seeds_are_a_mean_and_its_band():
     assert list(band.y) == pytest.approx(above + below, rel=1e-6)
     assert band.fill == "toself"
     assert line.text[0] == f" [{0.1 - half:.4g}, {0.1 + half:.4g}]"
+
+
+def test_bars_are_means_over_sets_of_lag_one(study, drawn):
+    df = study.tables["trajectories"].query("measure == 'trajectory_consistency'")
+    bars = [trace for trace in drawn["regimes"].data if trace.type == "bar"]
+    wanted = [df[df["model"] == model]["value"].mean() for model in study.models]
+    assert [bar.y[0] for bar in bars] == pytest.approx(wanted)
+    nulls = {trace.name: trace.y[0] for trace in drawn["regimes"].data if str(trace.name).startswith("null")}
+    assert nulls == {"null: independent states": -0.5, "null: a random walk": 0.0}
+
+
+def test_the_ladder_holds_every_rung_and_its_change(study, drawn):
+    table = study.tables["ladder"].sort_values("rung")
+    bits, delta = drawn["ladder"].data
+    assert list(bits.x) == table["bits_per_byte"].tolist()
+    assert list(delta.x) == table["delta_bits"].dropna().tolist()
+    assert list(delta.y) == [1, 2, 3, 4, 5]  # the base has none
+
+
+def test_steps_count_from_the_start_of_the_last_phase():
+    rows = [("a", 0, "nca", 0, 9.0), ("a", 0, "nca", 10, 8.0)]
+    rows += [("a", 0, "language", 20, 7.0), ("a", 0, "language", 30, 6.0)]
+    rows += [("b", 0, "language", 0, 5.0), ("b", 0, "language", 10, 4.0)]
+    log = pd.DataFrame(rows, columns=["model", "seed", "phase", "step", "stable_rank.W_O.0"])
+    first, second = figures.monitor_over_steps(log, "stable_rank.W_O").data
+    assert (list(first.x), list(first.y)) == ([-20, -10, 0, 10], [9.0, 8.0, 7.0, 6.0])
+    assert (list(second.x), list(second.y)) == ([0, 10], [5.0, 4.0])
 
 
 def test_many_models_keep_their_intervals_in_the_text_or_have_a_panel_each():
