@@ -86,9 +86,11 @@ def study(
         )  # fmt: skip
         with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
             outcome = run_jobs(jobs, context, engine, [Path(directory) for directory in reuse])
-        if outcome.done:
-            write_pages(outcome, context, command)
-        outcome.check()
+        try:
+            if outcome.done:
+                write_pages(outcome, context, command)
+        finally:  # what failed is said, whatever becomes of the page without it
+            outcome.check()
     return run.out
 
 
