@@ -22,10 +22,10 @@ def trajectory_regimes(trajectories: pd.DataFrame, models: Sequence[str] | None 
     names = models_of(df, models)
     fig = single(height=380)
     add_nulls(fig, df.drop_duplicates("lag"), [-0.6, len(names) - 0.4])
-    found = over_seeds(df, ["model"], "value").set_index("model")
+    found = {str(row["model"]): row for row in over_seeds(df, ["model"], "value").to_dict("records")}
     sets = over_seeds(df, ["model", "set"], "value")
     for index, group in enumerate(groups_of(df, models)):
-        row = found.loc[group.model]
+        row = found[group.model]
         bar: dict[str, Any] = {
             "type": "bar", "x": [index], "y": [float(row["mean"])], "width": [0.62], "name": label(group.model),
             "marker": {"color": group.colour, "opacity": 0.35, "line": {"color": group.colour, "width": 1.5}},
@@ -102,9 +102,8 @@ def raw_against_partial(concept_mantel: pd.DataFrame, name: str, models: Sequenc
     }
     for index, (group, where) in enumerate(zip(groups_of(df, models), cells, strict=True)):
         for column, (title, colour, symbol, dash) in kinds.items():
-            marks = {"name": title, "legendgroup": column}
             as_kind = type(group)(group.model, None, group.rows, colour, symbol, dash, is_first=True)
-            add_mean(fig, as_kind, "layer", column, where=where, show=index == 0, **marks)
+            add_mean(fig, as_kind, "layer", column, where=where, show=index == 0, name=title, legendgroup=column)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(names) else None, **where)
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)
