@@ -133,3 +133,19 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(place, tmp_path, whole) -> N
     finish(process)
     assert n_killed == 2
     assert digests(out) == whole
+
+
+def test_a_study_by_ray_that_is_killed_goes_on_in_one_process(place, tmp_path, whole) -> None:
+    out = tmp_path / "out"
+    process = begin(place, out, "--executor", "ray")
+    until = time.monotonic() + PATIENCE_S
+    while jobs_done(out) < 5 and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    busy = workers(process)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(busy, timeout=60)
+    assert not alive, "Ray's workers end with the study"
+    finish(begin(place, out, "--resume"))
+    assert digests(out) == whole
