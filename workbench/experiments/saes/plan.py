@@ -25,6 +25,7 @@ FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
 # ones, whose blocks stay in the cache as they are, no faster, and takes up to a minute
 COMPILED_TOKENS = 10_000_000
 N_TIMED = 3  # steps that it times, of which the fastest counts
+DECODER_INIT_NORM = 0.1  # of decoder rows that are free to grow
 Share = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -205,5 +206,5 @@ def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig
         architecture=settings.architecture,
         k=settings.k,
         use_unit_norm_decoder=settings.use_unit_norm_decoder,
-        **({"decoder_init_norm": 1.0} if settings.use_unit_norm_decoder else {}),
+        decoder_init_norm=1.0 if settings.use_unit_norm_decoder else DECODER_INIT_NORM,
     )
