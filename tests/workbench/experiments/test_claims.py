@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reports.lineage import middle_layer
 from reports.tables import COLUMNS, read_table, write_table
 from workbench.data.claims import Claim, read_claims
 from workbench.experiments.study.claims import TRAILING, judge_claims
@@ -469,3 +470,9 @@ def test_a_malformed_file_of_claims_is_refused(text, said, tmp_path) -> None:
         read_claims(tmp_path / "claims.toml")
     with pytest.raises(ValueError, match="no file"):
         read_claims(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("n_layers", range(1, 61))
+def test_the_page_reads_the_middle_layer_that_the_ledger_judges(n_layers) -> None:
+    """The page may not import the ledger's rule (tests/policy), so that both are held to one another here."""
+    assert middle_layer(n_layers) == matching_layer(14, 28, n_layers)

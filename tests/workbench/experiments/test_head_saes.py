@@ -499,20 +499,11 @@ def test_a_run_directory_holds_everything_and_is_reused(model, tokens, held_out,
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 9])
-def test_a_killed_run_goes_on_bit_for_bit(model, tokens, held_out, tmp_path, monkeypatch, stop) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(model, tokens, held_out, tmp_path, dying_at_step, stop) -> None:
     arguments = {"l1": [0.5, 2.0], "held_out": held_out, "n_resamples": 2} | QUICK
     sae_train(model, tokens, out=tmp_path / "whole", **arguments)
-    step = Trainer.step
-
-    def dies(trainer, x):
-        if trainer.n_steps_done == stop:
-            raise MemoryError("killed")
-        return step(trainer, x)
-
-    monkeypatch.setattr(Trainer, "step", dies)
-    with pytest.raises(MemoryError):
+    with dying_at_step(stop):
         sae_train(model, tokens, out=tmp_path / "run", **arguments)
-    monkeypatch.undo()
     sae_train(model, tokens, out=tmp_path / "run", resume=True, **arguments)
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
 

@@ -88,20 +88,11 @@ def test_more_tokens_than_were_harvested_pass_over_them_again(model, path, held_
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
-def test_a_killed_run_goes_on_bit_for_bit(model, path, held_out, tmp_path, monkeypatch, stop):
+def test_a_killed_run_goes_on_bit_for_bit(model, path, held_out, tmp_path, dying_at_step, stop):
     arguments = QUICK | {"held_out": held_out}
     sae_train(model, path, out=tmp_path / "whole", **arguments)
-    step = Trainer.step
-
-    def dies(trainer, x):
-        if trainer.n_steps_done == stop:
-            raise MemoryError("killed")
-        return step(trainer, x)
-
-    monkeypatch.setattr(Trainer, "step", dies)
-    with pytest.raises(MemoryError):
+    with dying_at_step(stop):
         sae_train(model, path, out=tmp_path / "run", **arguments)
-    monkeypatch.undo()
     sae_train(model, path, out=tmp_path / "run", resume=True, **arguments)
     for name in FILES:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
