@@ -51,13 +51,14 @@ def test_stderr_is_the_spread_of_the_bootstrap(seed):
     np.testing.assert_allclose(found.stderr, width, rtol=0.1)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_the_interval_holds_the_truth_as_often_as_it_says(record_property):
     truth = 100 * (0.02 + 0.02 / np.exp(1.2 + 0.3**2 / 2))
     hits = []
     for seed in range(500):
         base, ablated = sample(seed, n=64, rows=1)
         found = impacts(base, ablated, np.random.default_rng(seed), n_bootstrap=400)
         hits.append(found.ci_low[0] <= truth <= found.ci_high[0])
+    record_property("share of intervals that hold the truth", float(np.mean(hits)))
     # 95 % nominal; two standard errors of 500 draws are 2 points, and the percentile interval is good to O(1/√n)
     assert 0.92 <= np.mean(hits) <= 0.98
 
@@ -77,7 +78,7 @@ def pool():
     return join(list(found))
 
 
-def test_the_interval_holds_the_large_sample_impact_on_resampled_text(pool):
+def test_the_interval_holds_the_large_sample_impact_on_resampled_text(pool, record_property):
     base, ablated = pool.base.numpy(), pool.ablated.numpy()
     truth = 100 * (ablated.sum(1) - base.sum()) / base.sum()
     assert np.std(base) / np.mean(base) > 0.05, "sequences differ"
@@ -87,6 +88,7 @@ def test_the_interval_holds_the_large_sample_impact_on_resampled_text(pool):
         which = rng.integers(0, len(base), 48)
         found = impacts(base[which], ablated[:, which], rng, n_bootstrap=400)
         hits.append((found.ci_low <= truth) & (truth <= found.ci_high))
+    record_property("share of intervals that hold the truth", float(np.mean(hits)))
     # 95 % nominal; heads share their sequences, so that one standard error of the mean is about a point
     assert 0.92 <= np.mean(hits) <= 0.98
     # of one head, two points more for two standard errors of 400 draws
