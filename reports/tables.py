@@ -79,6 +79,11 @@ COLUMNS = MappingProxyType(
             "model", "seed", "set", "n", "topology", "layer", "layer_low", "layer_high", "maximum", "layer_of_maximum",
             "share",
         ),
+        # a concept word's mean state on the first two principal components of its set, at the embedding (layer -1), the
+        # layer with the largest Mantel r (trailing column is_best) and the last; place is the word's rank in its set
+        "concept_points": (
+            "model", "seed", "set", "n", "topology", "layer", "item", "place", "pc1", "pc2", "share_pc1", "share_pc2",
+        ),
         # mean cosine of pair differences against shuffled pairs, with n_removed leading components taken out
         "antonym_parallelism": (
             "model", "seed", "set", "n", "layer", "n_removed", "parallelism", "null_mean", "null_std", "p", "q",
@@ -145,6 +150,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
+        "item",
     )
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ import tokenizers
 import torch
 from models_for_tests import small_model
 from scipy import stats
+from sklearn.decomposition import PCA
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ from workbench.cli.app import app
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
 from workbench.data.corpus import EMBEDDED
 from workbench.data.tokenizer import load_tokenizer, train_bpe
+from workbench.experiments.concepts.points import point_rows, principal_plane
 from workbench.experiments.concepts.probe import crystallised, isotropic_dimension, probe
 from workbench.experiments.concepts.states import TEMPLATES, build_prompts, concept_states, state_hooks, text_states
 from workbench.experiments.texts import analysis_tokens
@@ -316,8 +318,8 @@ def test_tables_keep_the_contract(found):
     result = found[0]
     tables = result.tables()
     assert set(tables) == {
-        "concept_mantel", "crystallisation", "concept_geometry", "trajectories", "antonym_parallelism",
-        "intrinsic_dimension", "intrinsic_dimension_curve",
+        "concept_mantel", "crystallisation", "concept_points", "concept_geometry", "trajectories",
+        "antonym_parallelism", "intrinsic_dimension", "intrinsic_dimension_curve",
     }  # fmt: skip
     for name, table in tables.items():
         assert set(COLUMNS[name]) <= set(table.columns), name
@@ -387,6 +389,41 @@ def test_crystallisation_interval_counts_resamples():
     low, high = np.quantile([0, -1, 1, 0], [0.025, 0.975])  # the resample without a correlation above 0 is left out
     assert (row["layer_low"], row["layer_high"]) == (low, high)
     assert all(np.isnan(v) for k, v in crystallised(np.array([-0.1, np.nan]), replicates).items() if k != "share")
+
+
+def test_points_are_those_of_a_pca_at_three_layers(found):
+    result, means, _ = found
+    assert set(result.concept_points["set"]) == {"weekdays", "months", "digits"}
+    for (model, name), rows in result.concept_points.groupby(["model", "set"]):
+        r = result.concept_mantel.query("set == @name and model == @model").sort_values("layer")["r"].to_numpy()
+        assert set(rows["layer"]) == {-1, r.argmax() - 1, len(r) - 2}
+        assert set(rows["layer"][rows["is_best"] == 1]) == {r.argmax() - 1}
+        for layer, own in rows.groupby("layer"):
+            states = means["ab".index(model)][name][:, layer + 1]
+            pca = PCA(2).fit(states)
+            wanted, got = pca.transform(states), own[["pc1", "pc2"]].to_numpy()
+            wanted *= np.sign((wanted * got).sum(axis=0))
+            np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+            np.testing.assert_allclose(
+                own[["share_pc1", "share_pc2"]].iloc[0], pca.explained_variance_ratio_, atol=1e-5
+            )
+            assert tuple(own["item"]) == BY_NAME[name].words
+            assert own["place"].tolist() == list(range(len(own)))
+            assert np.corrcoef(own["place"], own["pc1"])[0, 1] >= 0
+            assert own["pc2"].max() >= -own["pc2"].min()
+
+
+def test_points_turn_with_the_states_and_are_undefined_without_spread():
+    states = np.random.default_rng(0).normal(size=(9, 16))
+    turn = stats.ortho_group.rvs(16, random_state=1)
+    for there, here in zip(principal_plane(3 + states @ turn), principal_plane(states), strict=True):
+        np.testing.assert_allclose(there, here, atol=2e-4)
+    points, shares = principal_plane(np.ones((4, 3)))
+    assert (points == 0).all()
+    assert np.isnan(shares).all()
+    assert principal_plane(np.arange(4.0)[:, None])[1].tolist() == [1.0, 0.0]  # one dimension
+    rows = point_rows({}, FRUIT, states[:4, None], [np.nan])
+    assert [row["is_best"] for row in rows] == [0] * 4
 
 
 def test_geometry_and_trajectories_equal_the_probes(found):
@@ -602,7 +639,8 @@ def test_json_plan_and_errors_of_the_verb(place):
     answer = json.loads(call(*place, "--json", "--set", "n_points=0").stdout)
     assert {row["set"] for row in answer["rows"]} == {"seasons"}
     assert {p.stem for p in Path("runs/probe").glob("*.csv")} == {
-        "antonym_parallelism", "concept_geometry", "concept_mantel", "crystallisation", "trajectories"
+        "antonym_parallelism", "concept_geometry", "concept_mantel", "concept_points", "crystallisation",
+        "trajectories",
     }  # fmt: skip
     plan = json.loads(call(*place, "--json", "--dry-run", "--out", "q").stdout)
     assert (plan["n_sets"], plan["n_words"]) == (2, 20)

@@ -22,6 +22,8 @@ from torch import Tensor
 
 import probes
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
+from workbench.experiments.concepts.points import TOPOLOGIES as DRAWN
+from workbench.experiments.concepts.points import point_rows
 from workbench.experiments.concepts.states import TEMPLATES, ConceptStates, concept_states, text_states
 from workbench.experiments.texts import analysis_tokens, window_length
 
@@ -42,6 +44,8 @@ class ConceptProbes:
     """a (model, set with a topology, layer): correlation with the target, p, q, given spelling, intervals"""
     crystallisation: pd.DataFrame
     """a (model, set with a topology): the layer at which 90 % of the largest correlation is reached"""
+    concept_points: pd.DataFrame
+    """a (model, ordinal or cyclic set, one of three layers, word): its place on the first two principal components"""
     concept_geometry: pd.DataFrame
     """a (model, set, layer): effective dimension of the means"""
     trajectories: pd.DataFrame
@@ -144,6 +148,7 @@ def measure_states(
     return ConceptProbes(
         concept_mantel=mantel,
         crystallisation=pd.DataFrame([row for _, rows in tests for row in rows]),
+        concept_points=points_table(subjects, sets, mantel),
         concept_geometry=pd.DataFrame([row for subject in subjects for row in geometry_rows(subject)]),
         trajectories=pd.DataFrame([row for subject in subjects for row in trajectory_rows(subject, seed)]),
         antonym_parallelism=parallelism_table(subjects, sets, n_permutations, seed),
@@ -248,7 +253,18 @@ def crystallised(r: Float64[np.ndarray, " state"], replicates: Float64[np.ndarra
     }
 
 
-# --- geometry, trajectories, pairs, dimension
+# --- points, geometry, trajectories, pairs, dimension
+
+
+def points_table(subjects: Sequence[_Subject], sets: Sequence[ConceptSet], mantel: pd.DataFrame) -> pd.DataFrame:
+    """concept_points' rows: every ordinal and cyclic set of every model."""
+    rows = []
+    for one in (s for s in sets if s.topology in DRAWN):
+        of_set = mantel[mantel["set"] == one.name]
+        for subject in subjects:
+            own = of_set[(of_set["model"] == subject.key["model"]) & (of_set["seed"] == subject.key["seed"])]
+            rows += point_rows(subject.key, one, subject.states.means[one.name], own["r"].tolist())
+    return pd.DataFrame(rows)
 
 
 def geometry_rows(subject: _Subject) -> list[dict[str, Any]]:

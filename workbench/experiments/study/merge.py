@@ -29,8 +29,8 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "match": (),
         "spectra": ("weight_spectra", "pc_cosine", "eigenspectra_divergence"),
         "probe": (
-            "concept_mantel", "crystallisation", "antonym_parallelism", "concept_geometry", "trajectories",
-            "intrinsic_dimension", "intrinsic_dimension_curve",
+            "concept_mantel", "crystallisation", "concept_points", "antonym_parallelism", "concept_geometry",
+            "trajectories", "intrinsic_dimension", "intrinsic_dimension_curve",
         ),
         "evaluation": ("evaluation",),
         "text_quality": ("text_quality",),
@@ -68,10 +68,8 @@ def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFram
     if "feature_atlas" in tables:
         tables["feature_atlas"] = _with_matches(tables["feature_atlas"], jobs, context)
     if "text_quality" in tables:
-        texts = [
-            (context.directory / job.path / CONTINUATIONS).read_text() for job in jobs if job.kind == "text_quality"
-        ]
-        atomic_write(context.directory / CONTINUATIONS, "".join(texts))
+        paths = [context.directory / job.path / CONTINUATIONS for job in jobs if job.kind == "text_quality"]
+        atomic_write(context.directory / CONTINUATIONS, "".join(path.read_text(encoding="utf-8") for path in paths))
     if "train_log" in tables:
         tables["baselines"] = _baselines(jobs[0], context)
     return tables
