@@ -8,7 +8,6 @@ b/n! where every permutation is enumerated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import factorial
@@ -132,7 +131,8 @@ def mantel(
     Args:
         x, y: distances, square [n, n] or condensed [n(n − 1)/2], n ≥ 3; any unit. Slight asymmetry (1e-9 of the
             largest) is averaged away.
-        n_resamples: random permutations m; 0 gives the statistic with p = nan.
+        n_resamples: random permutations m, drawn as a grid of products (`probes.permutations.PermutationGrid`), for
+            which the p-value is exactly valid; 0 gives the statistic with p = nan.
         exact: "auto" enumerates all n! permutations for n ≤ 8 (p = b/n!); True asks for it (n ≤ 10), False forbids it.
         rng: generator or seed of permutations and interval.
         permutations: [m, n] integers, fixes the permutations (no enumeration then).
@@ -140,8 +140,8 @@ def mantel(
     A constant x or y gives nan and a `ConstantInputWarning`. Raises ValueError for matrices that are not square,
     asymmetric, with a diagonal, of fewer than 3 items, of unequal size, or with NaN or inf.
 
-    Source: Mantel 1967; Legendre & Legendre 2012, §10.5. scikit-bio defaults to Pearson, two-sided, and never
-    enumerates; with float32 distances its ties depend on summation order.
+    Source: Mantel 1967; Legendre & Legendre 2012, §10.5; for the grid Ramdas et al. 2023. scikit-bio defaults to
+    Pearson, two-sided, and never enumerates; with float32 distances its ties depend on summation order.
 
     >>> day = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
     >>> result = mantel(day, day**2)
@@ -181,8 +181,8 @@ def mantel_many(
 ) -> MantelManyResult:
     """Mantel correlations of k sets of distances with one target, with raw and Westfall–Young p-values.
 
-    What `mantel(x, y)` gives for each x with the same permutations, at the price of one gather of the target a
-    permutation and one matrix product for all k: layers and models of one concept set.
+    What `mantel(x, y)` gives for each x with the same permutations, which all k share: layers and models of one concept
+    set.
 
     Args:
         xs: k sets of distances, [k, n, n], condensed [k, n(n − 1)/2], or a sequence of either.
@@ -382,10 +382,9 @@ def _partial_null(
 ) -> np.ndarray:
     """Partial correlations [k, m] of scores x [k, n_pairs] with y given z, y and z permuted together; where undefined,
     the most extreme value there is."""
-    again = replace(plan, rng=deepcopy(plan.rng))  # z must meet the same permutations
     columns = np.ascontiguousarray(x.T)
     null_xy = permuted_sums(squareform(y), columns, plan)
-    null_xz = permuted_sums(squareform(z), columns, again)
+    null_xz = permuted_sums(squareform(z), columns, plan)
     null = partial_correlation(null_xy, null_xz, r_yz)
     return np.where(np.isnan(null), -np.inf if alternative == "less" else np.inf, null)
 

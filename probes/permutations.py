@@ -1,43 +1,76 @@
-"""Permutations of items, and sums over item pairs under each of them: the engine of the Mantel tests."""
+"""Permutations of items, and sums over item pairs under each of them: the engine of the Mantel tests.
+
+Random permutations come as a grid: all products of two short lists that each begin with the identity. A sum over pairs
+under a product is the inner product of one set of distances permuted by the first factor with the other permuted by the
+second, so that m permutations cost about 2√m gathers and a matrix product instead of m gathers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import factorial
+from math import factorial, isqrt
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.sparse import csr_array
+from scipy.spatial.distance import squareform
 
 EXACT_UP_TO = 8  # 8! = 40,320: what `exact="auto"` enumerates
 EXACT_LIMIT = 10  # 10! = 3,628,800: what `exact=True` may still ask for
 # A batch is small enough to stay in the second-level cache, and its rows long enough to be vectorised.
-PAIRS_A_BATCH = 1 << 19
+ENTRIES_A_BATCH = 1 << 19
 PERMUTATIONS_A_BATCH = 512
+ENTRIES_A_GRID_BLOCK = 1 << 17  # both sides, their indices and the columns they are taken from share the cache
+
+
+@dataclass(frozen=True)
+class PermutationGrid:
+    """Permutations a∘c⁻¹ for every a in `left` and c in `right`, the first of either the identity, [A, n] and [B, n].
+
+    All but the identity are uniform and any two independent, so that the number of extreme ones has the mean and the
+    variance it has for independent permutations; and since a uniformly chosen member may be divided out of the grid
+    without changing its law, (b + 1)/(A·B) is an exactly valid p-value (Ramdas, Barber, Candès & Tibshirani 2023,
+    Theorem 2). Independent permutations are the grid of A = 1.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, n_resamples: int, n: int) -> PermutationGrid:
+        """A grid of `n_resamples` permutations beside the identity, as near to square as its divisors allow."""
+        short = next(d for d in range(isqrt(n_resamples + 1), 0, -1) if (n_resamples + 1) % d == 0)
+        sides = ((n_resamples + 1) // short, short)
+        left, right = (np.vstack([np.arange(n), random_permutations(rng, side - 1, n)]) for side in sides)
+        return cls(left, right)
+
+    def products(self, start: int, stop: int) -> np.ndarray:
+        """Permutations `start` … `stop` − 1 of the grid row by row, the identity left out, int64 [stop − start, n]."""
+        a, c = np.divmod(np.arange(start + 1, stop + 1), len(self.right))
+        return np.take_along_axis(self.left[a], np.argsort(self.right, axis=1)[c], axis=1)
 
 
 @dataclass(frozen=True)
 class PermutationPlan:
-    """Which permutations to walk through: all, given ones, or random ones."""
+    """Which permutations to walk through: all, given ones, or a grid of random ones."""
 
     n: int
     n_resamples: int
     exact: bool
     given: np.ndarray | None = None
-    rng: np.random.Generator | None = None
+    grid: PermutationGrid | None = None
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Permutations [≤ size, n] in turn; random ones do not depend on `size`."""
-        if self.given is None and not self.exact:
-            assert self.rng is not None
-            for start in range(0, self.n_resamples, size):
-                yield random_permutations(self.rng, min(size, self.n_resamples - start), self.n)
-            return
-        permutations = all_permutations(self.n) if self.given is None else self.given
+        """Permutations [≤ size, n] in turn."""
+        permutations = all_permutations(self.n) if self.exact else self.given
         for start in range(0, self.n_resamples, size):
-            yield permutations[start : start + size].astype(np.int64)
+            stop = min(start + size, self.n_resamples)
+            if self.grid is not None:
+                yield self.grid.products(start, stop)
+            else:
+                assert permutations is not None
+                yield permutations[start:stop].astype(np.int64)
 
 
 def plan_permutations(
@@ -62,7 +95,9 @@ def plan_permutations(
         raise ValueError(f"{who}: n_resamples is {n_resamples}; want an integer ≥ 0")
     if n_resamples and (exact is True or (exact == "auto" and n <= EXACT_UP_TO)):
         return PermutationPlan(n, factorial(n), exact=True)
-    return PermutationPlan(n, int(n_resamples), exact=False, rng=np.random.default_rng(rng))
+    n_resamples = int(n_resamples)
+    grid = PermutationGrid.draw(np.random.default_rng(rng), n_resamples, n)
+    return PermutationPlan(n, n_resamples, exact=False, grid=grid)
 
 
 def _checked(who: str, n: int, permutations: np.ndarray) -> np.ndarray:
@@ -102,22 +137,57 @@ def random_permutations(rng: np.random.Generator, m: int, n: int) -> np.ndarray:
 def permuted_sums(square: np.ndarray, weights: np.ndarray, plan: PermutationPlan) -> np.ndarray:
     """Σ over pairs i < j of square[pᵢ, pⱼ]·weights[pair, k], for every permutation p of the plan, [k, m].
 
-    `square` is symmetric [n, n], `weights` [n(n − 1)/2, k] in the order of `scipy.spatial.distance.squareform`. Pairs
-    are walked as (i, i + 1 … i + n//2 around the circle): every row of pairs is a window of the permutation, equally
-    long, and looks into one row of the square. For even n opposite items meet twice, at half weight.
+    `square` is symmetric [n, n], `weights` [n(n − 1)/2, k] in the order of `scipy.spatial.distance.squareform`.
+    """
+    square = np.ascontiguousarray(square, dtype=np.float64)
+    if plan.grid is not None:
+        n_gathers = len(plan.grid.left) + weights.shape[1] * len(plan.grid.right)
+        if n_gathers <= plan.n_resamples:
+            return _grid_sums(square, weights, plan.grid)
+    return _listed_sums(square, weights, plan)
+
+
+def _grid_sums(square: np.ndarray, weights: np.ndarray, grid: PermutationGrid) -> np.ndarray:
+    """The sums under a∘c⁻¹ as products of `square` permuted by a and the weights permuted by c, block by block."""
+    (n_left, n), (n_right, k) = grid.left.shape, (len(grid.right), weights.shape[1])
+    columns = np.stack([squareform(column).reshape(-1) for column in weights.T])
+    first, second = np.triu_indices(n, 1)
+    sums = np.zeros((n_left, k * n_right))
+    size = max(1, ENTRIES_A_GRID_BLOCK // (n_left + k * n_right))
+    for start in range(0, len(first), size):
+        i, j = first[start : start + size], second[start : start + size]
+        left = square.reshape(-1).take(grid.left[:, i] * n + grid.left[:, j])
+        right = columns.take(grid.right[:, i] * n + grid.right[:, j], axis=1)
+        sums += left @ right.reshape(k * n_right, -1).T
+    return sums.reshape(n_left, k, n_right).transpose(1, 0, 2).reshape(k, -1)[:, 1:]
+
+
+def _listed_sums(square: np.ndarray, weights: np.ndarray, plan: PermutationPlan) -> np.ndarray:
+    """The sums one gather a permutation, shared by all columns of weights through one matrix product.
+
+    Pairs are walked as (i, i + 1 … i + n//2 around the circle): every row of pairs is a window of the permutation,
+    equally long, and looks into one row of the square. For even n opposite items meet twice, at half weight.
+    Permutations run along the last axis, so that few items still make long rows.
     """
     n, half = plan.n, plan.n // 2
     doubled = np.ones((n, half, 1))
     if n % 2 == 0:
         doubled[:, -1] = 0.5
-    around = weights[_pairs_around(n)] * doubled.reshape(-1, 1)
-    table = np.ascontiguousarray(square, dtype=np.float64).reshape(-1)
-    size = max(1, min(PAIRS_A_BATCH // len(around), PERMUTATIONS_A_BATCH, plan.n_resamples))
+    around = np.ascontiguousarray((weights[_pairs_around(n)] * doubled.reshape(-1, 1)).T)
+    size = max(1, min(ENTRIES_A_BATCH // around.shape[1], PERMUTATIONS_A_BATCH, plan.n_resamples))
+    index = np.zeros((n, half, size), dtype=np.intp)
+    gathered = np.empty((around.shape[1], size))
+    circle = np.zeros((n + half, size), dtype=np.intp)
+    windows = sliding_window_view(circle, half, axis=0)[1 : n + 1].transpose(0, 2, 1)
     sums = np.empty((weights.shape[1], plan.n_resamples))
     start = 0
-    for batch in (_single_sums if weights.shape[1] == 1 else _shared_sums)(table, around, plan, size):
-        sums[:, start : start + batch.shape[1]] = batch
-        start += batch.shape[1]
+    for p in plan.batches(size):
+        circle[:n, : len(p)] = p.T  # a short last batch leaves old, valid entries behind it
+        circle[n:, : len(p)] = p.T[:half]
+        np.add((circle[:n] * n)[:, None], windows, out=index)
+        np.take(square.reshape(-1), index.reshape(-1, size), out=gathered, mode="clip")  # in range; no buffer
+        sums[:, start : start + len(p)] = (around @ gathered)[:, : len(p)]
+        start += len(p)
     assert start == plan.n_resamples
     return sums
 
@@ -128,42 +198,3 @@ def _pairs_around(n: int) -> np.ndarray:
     j = (i + np.arange(1, n // 2 + 1)) % n
     low, high = np.minimum(i, j), np.maximum(i, j)
     return (low * (2 * n - low - 1) // 2 + high - low - 1).reshape(-1)
-
-
-def _single_sums(table: np.ndarray, weights: np.ndarray, plan: PermutationPlan, size: int) -> Iterator[np.ndarray]:
-    """Batches of sums [1, ≤ size] for one column of weights: gathered and summed in one compiled pass.
-
-    Row r of a sparse matrix holds the weights at the places that permutation r takes its pairs from, so that its
-    product with the flat square is the sum. The matrix is built once around the index array, which each batch refills.
-    """
-    n, half, n_pairs = plan.n, plan.n // 2, len(weights)
-    index = np.zeros((size, n, half), dtype=np.int32)
-    indptr = np.arange(0, (size + 1) * n_pairs, n_pairs, dtype=np.int32)
-    matrix = csr_array((np.tile(weights[:, 0], size), index.reshape(-1), indptr), shape=(size, table.size))
-    assert np.shares_memory(matrix.indices, index)
-    circle = np.zeros((size, n + half), dtype=np.int32)
-    windows = sliding_window_view(circle, half, axis=1)[:, 1 : n + 1]
-    for p in plan.batches(size):
-        circle[: len(p), :n] = p  # a short last batch leaves old, valid entries behind it
-        circle[: len(p), n:] = p[:, :half]
-        np.add((circle[:, :n] * n)[:, :, None], windows, out=index)
-        yield (matrix @ table)[None, : len(p)]
-
-
-def _shared_sums(table: np.ndarray, weights: np.ndarray, plan: PermutationPlan, size: int) -> Iterator[np.ndarray]:
-    """Batches of sums [k, ≤ size]: one gather a permutation, shared by all columns through one matrix product.
-
-    Permutations run along the last axis, so that few items still make long rows.
-    """
-    n, half = plan.n, plan.n // 2
-    columns = np.ascontiguousarray(weights.T)
-    index = np.zeros((n, half, size), dtype=np.intp)
-    gathered = np.empty((len(weights), size))
-    circle = np.zeros((n + half, size), dtype=np.intp)
-    windows = sliding_window_view(circle, half, axis=0)[1 : n + 1].transpose(0, 2, 1)
-    for p in plan.batches(size):
-        circle[:n, : len(p)] = p.T
-        circle[n:, : len(p)] = p.T[:half]
-        np.add((circle[:n] * n)[:, None], windows, out=index)
-        np.take(table, index.reshape(-1, size), out=gathered, mode="clip")  # in range; "clip" skips a buffer
-        yield (columns @ gathered)[:, : len(p)]
