@@ -22,8 +22,8 @@ VERDICTS = {
     "not enough seeds": ("…", "none"),
     "not measured": ("–", "none"),
 }
-# what the page knows of a claim or a finding; others are ignored
-TEXTS = ("claim", "finding", "published", "measured", "measure", "control", "why", "source_table", "source_rows")
+# what the page knows of a claim; others are ignored
+TEXTS = ("claim", "published", "measured", "measure", "control", "why", "source_table", "source_rows")
 TEXTS = (*TEXTS, "published_in", "interval", "claim_id")
 INTERVALS = {
     "paired": "over seeds, paired",
@@ -73,7 +73,7 @@ def marked(verdict: str) -> dict[str, str]:
 
 
 def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a claim, or a finding of an older study, as texts; what it does not say is empty."""
+    """Return a claim as texts; what it does not say is empty."""
     texts = {key: cell_text(row.get(key)) for key in TEXTS}
     bounds = interval_text(row.get("ci_low"), row.get("ci_high"), str(row.get("scale", "")))
     n = row.get("n")

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from reports.bundle import pack_json, render_page
 from reports.cells import Grid, count_range, name_seeds, thousands
 from reports.ledger import NEEDS as LEDGER_NEEDS
-from reports.ledger import claim_texts, drawn_in, ledger_groups, verdict_counts
+from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
 from reports.seeds import FORMULA, MIN_SEEDS
 from reports.study import Study, problems, read_study
@@ -72,7 +72,6 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
         notes=[as_text(note) for note in study.record.get("notes", ())],
         facts=describe(study.record),
         models=model_rows(study),
-        findings=[] if groups else [claim_texts(finding) for finding in study.record.get("findings", ())],
         ledger=groups,
         ledger_problems=problems(study, LEDGER_NEEDS) if "claims" in study.paths else [],
         counts=verdict_counts(groups),

@@ -24,7 +24,6 @@ RECORD_TYPES = MappingProxyType(
         "created": str,
         "versions": dict,
         "notes": list,
-        "findings": list,
         "roles": dict,
     }
 )
@@ -80,7 +79,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, findings, …") from error
+        raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, notes, …") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: got a {type(record).__name__}; want an object")
     for key, kind in RECORD_TYPES.items():
@@ -89,9 +88,8 @@ def read_record(path: Path) -> dict[str, Any]:
             kinds = kind if isinstance(kind, tuple) else (kind,)
             wanted = " or ".join(a_kind.__name__ for a_kind in kinds)
             raise ValueError(f"{path}: {key} is a {type(value).__name__}; want a {wanted}")
-    for key in ("models", "findings"):
-        if not all(isinstance(entry, dict) for entry in record.get(key) or ()):
-            raise ValueError(f"{path}: {key} holds something that is not an object; want a list of objects")
+    if not all(isinstance(entry, dict) for entry in record.get("models") or ()):
+        raise ValueError(f"{path}: models holds something that is not an object; want a list of objects")
     return {key: value for key, value in record.items() if value is not None}
 
 

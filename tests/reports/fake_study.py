@@ -449,27 +449,4 @@ def study_record(models: Sequence[str], seeds: Sequence[int]) -> dict:
         "created": "2026-01-05T10:00:00+00:00",
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
         "notes": ["A made-up study: every number here was drawn from a random generator."],
-        "findings": [
-            {
-                "finding": "Inter-head correlation falls with depth",
-                "published": "−60.3 % at layer 9",
-                "measured": "−95 % on z at layer 3, −19 % on the residual contributions",
-                "verdict": "same direction",
-                "why": "Most of the fall is a change of basis: the gauge-free measure moves far less.",
-            },
-            {
-                "finding": "Rank expands mid-network",
-                "published": "+9.0 % at layer 6",
-                "measured": "−31 % at layer 2",
-                "verdict": "reversed",
-                "why": "At this width the pressure removes directions rather than freeing them.",
-            },
-            {
-                "finding": "One head becomes load-bearing",
-                "published": "2.54 ×",
-                "measured": "0.49 ×",
-                "verdict": "not seen",
-                "why": "One seed; both intervals overlap </script><script>window.pwned=1</script>.",
-            },
-        ],
     }

@@ -69,23 +69,10 @@ def test_the_ledger_comes_first_in_words_marks_and_links(page):
     assert 'data-table="topology_stats"' in row
     assert "[0.0200, 0.180]" in text  # a difference is given as it is
     assert "1 claim not measured in this study" in text
-    assert "Inter-head correlation falls with depth" not in text  # the record's own findings are superseded
     assert "<script>window.pwned" not in page
-
-
-def test_an_older_study_without_a_ledger_shows_its_findings(study_copy):
-    page = write_report(study_copy).read_text(encoding="utf-8")
-    text = " ".join(visible(page).split())
-    assert "Inter-head correlation falls with depth" in text
-    assert "−60.3 % at layer 9" in text
-    assert "same direction" in text
-    assert "One seed; both intervals overlap </script><script>window.pwned=1</script>." in text
-    assert "<script>window.pwned" not in page
-    assert 'id="ledger"' not in page
 
 
 def test_a_ledger_that_lacks_columns_says_which(study_copy):
-    (study_copy / "study.json").unlink()
     (study_copy / "claims.csv").write_text("claim,published\nx,y\n")
     text = " ".join(visible(write_report(study_copy).read_text(encoding="utf-8")).split())
     assert "No ledger. claims.csv lacks the columns measured, verdict." in text

@@ -65,7 +65,7 @@ def test_problems_name_table_column_and_type(study_copy):
         ("[]", r"study.json: got a list; want an object"),
         (json.dumps({"models": "two"}), r"models is a str; want a list"),
         (json.dumps({"corpus": 3}), r"corpus is a int; want a str or dict"),
-        (json.dumps({"findings": ["one"]}), r"findings holds something that is not an object"),
+        (json.dumps({"models": ["one"]}), r"models holds something that is not an object"),
     ],
 )
 def test_a_malformed_record_is_refused(tmp_path, text, message):
