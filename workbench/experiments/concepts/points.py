@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from workbench.data.concepts import ConceptSet
 
 TOPOLOGIES = ("ordinal", "cyclic")  # whose shape a plane can show: a line, a ring
-N_DIGITS = 5  # significant, of the largest coordinate: points of a picture, of which a study has thousands
+N_DIGITS = 4  # significant, of the largest coordinate: points of a picture, of which a study has thousands
 
 
 def point_rows(
@@ -45,7 +45,7 @@ def principal_plane(
     """(coordinates on the first two principal components, their shares of the variance).
 
     A component's sign is nobody's: the first is turned so that it does not fall with the words' order, the second so
-    that its largest coordinate is positive. Coordinates are rounded to 5 digits of the largest. Shares are nan where
+    that its largest coordinate is positive. Coordinates are rounded to 4 digits of the largest. Shares are nan where
     all states are equal.
 
     >>> principal_plane(np.array([[0.0, 4.0], [0.0, 2.0], [0.0, 0.0]]))[0].tolist()
