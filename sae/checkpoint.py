@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError naming the file if it is missing or holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); want a JSON object") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}; want a JSON object")

@@ -26,7 +26,7 @@ import sys
 import time
 import tomllib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -68,7 +68,8 @@ def open_run(
     device: str = "cpu",
     seed: int = 0,
 ) -> Iterator[Run]:
-    """A `Run` to write in, renamed to `out` on normal exit; on an exception the partial directory stays as it is.
+    """A `Run` to write in, renamed to `out` on normal exit; on an exception the partial directory stays as it is, and
+    goes if nothing was written into it.
 
     config: a mapping (nested; None is dropped, paths become strings) or a pydantic model, written as config.toml.
     device, seed: only recorded, in env.json.
@@ -89,7 +90,12 @@ def open_run(
             return
         is_resumed = _prepare(partial, resolved, resume)
         clock, started = time.monotonic(), datetime.now(UTC)
-        yield Run(path=partial, out=out, is_complete=False, is_resumed=is_resumed)
+        try:
+            yield Run(path=partial, out=out, is_complete=False, is_resumed=is_resumed)
+        except BaseException:
+            if not is_resumed and [path.name for path in partial.iterdir()] == [CONFIG]:
+                shutil.rmtree(partial)  # refused before it began: nothing is there to go on with, or to be in the way
+            raise
         env = _environment(device) | {
             "seed": seed,
             "started": started.isoformat(timespec="seconds"),
@@ -123,7 +129,7 @@ def write_manifest(directory: Path) -> dict[str, Any]:
     """
     files = {}
     for name, path in _walk(directory):
-        files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        files[name] = _entry(path)
     manifest = {"format": MANIFEST_FORMAT, "files": files}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -137,20 +143,58 @@ def verify_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     directory = Path(path)
     manifest = _read_manifest(directory)
-    found = dict(_walk(directory))
-    for name, entry in manifest["files"].items():
+    _compare(directory, manifest["files"], dict(_walk(directory)))
+    return manifest
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+
+
+def _compare(directory: Path, entries: dict[str, Any], found: dict[str, Path]) -> None:
+    """Raise ValueError naming the first file that is not what its entry says; sizes are compared before contents."""
+    for name, entry in entries.items():
         if name not in found:
             raise ValueError(f"manifest: {directory / name} is missing; want {entry['bytes']} bytes")
         n_bytes = found[name].stat().st_size
         if n_bytes != entry["bytes"]:
             raise ValueError(f"manifest: {directory / name} is altered, {n_bytes} bytes; want {entry['bytes']}")
     for name in found:
-        if name not in manifest["files"]:
+        if name not in entries:
             raise ValueError(f"manifest: {directory / name} is not in the manifest; want only the run's own files")
-    for name, entry in manifest["files"].items():
+    for name, entry in entries.items():
         if (sha256 := sha256_file(found[name])) != entry["sha256"]:
             raise ValueError(f"manifest: {directory / name} is altered, sha256 {sha256}; want {entry['sha256']}")
-    return manifest
+
+
+def verify_files(path: str | os.PathLike[str], wanted: Callable[[str], bool]) -> None:
+    """Nothing comes back: files of a run directory whose relative posix path is `wanted` are as its manifest says.
+
+    For readers of a part of it, who need not wait until all of it is read. A directory that is no run (it has neither
+    a manifest nor the config of a verb), and one that is not whole yet (`.partial`), has nothing to be compared with.
+
+    Raises ValueError as `verify_manifest`.
+    """
+    directory = Path(path)
+    if directory.suffix == ".partial":
+        return
+    if not (directory / MANIFEST).is_file() and not (
+        (directory / CONFIG).is_file() and "verb" in read_config(directory)
+    ):
+        return
+    entries = {name: entry for name, entry in _read_manifest(directory)["files"].items() if wanted(name)}
+    _compare(directory, entries, {name: file for name, file in _walk(directory) if wanted(name)})
+
+
+def amend_manifest(path: str | os.PathLike[str], names: Collection[str]) -> None:
+    """Nothing comes back: the manifest of a whole run lists these files of it as they now are, pages drawn anew."""
+    directory = Path(path)
+    if not (directory / MANIFEST).is_file():
+        return
+    manifest = _read_manifest(directory)
+    for name in names:
+        manifest["files"][name] = _entry(directory / name)
+    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -164,8 +208,23 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     text = read_settings(file, "config", "a run directory's settings")
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"config: {file} is not TOML ({error}); want key = value lines") from None
+
+
+def read_json(file: Path, what: str, wanted: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError as `read_settings`, and if it holds no JSON object."""
+    try:
+        content = json.loads(read_settings(file, what, wanted))
+    except RecursionError as error:
+        raise ValueError(f"{what}: {file} is not JSON ({error}); want {wanted}") from None
+    except ValueError as error:
+        if str(error).startswith(f"{what}: {file} "):
+            raise
+        raise ValueError(f"{what}: {file} is not JSON ({error}); want {wanted}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{what}: {file} holds a {type(content).__name__}; want {wanted}")
+    return content
 
 
 def read_settings(file: Path, what: str, wanted: str) -> str:
@@ -325,10 +384,14 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
     """
     import fcntl
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in out.parents if not parent.exists()]  # the nearest first
     path = out.with_name(out.name + ".lock")
     while True:
-        file = _open_lock(path)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = _open_lock(path)
+        except FileNotFoundError:
+            continue  # another process, which had made the parent and wrote nothing, took it away again
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -348,6 +411,9 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
+        for parent in made:
+            with contextlib.suppress(OSError):  # it holds what was written
+                parent.rmdir()
 
 
 def _open_lock(path: Path) -> BinaryIO:

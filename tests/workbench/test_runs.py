@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,19 @@ def test_an_exception_leaves_the_partial_directory(tmp_path: Path, error: BaseEx
     assert runs.verify_manifest(out)["files"].keys() == {"config.toml", "env.json", "half.txt"}
 
 
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+def test_an_exception_before_anything_was_written_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "here").mkdir()
+
+    def refuse() -> None:
+        with runs.open_run(tmp_path / "here" / "runs" / "deep" / "run", CONFIG):
+            raise error
+
+    with pytest.raises(type(error)):
+        refuse()
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
 def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:
     out = _whole(tmp_path)
     before = runs.sha256_file(out / "manifest.json")
@@ -138,8 +152,8 @@ def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:
     ],
 )
 def test_resume_names_the_first_key_that_differs(tmp_path: Path, change: dict, message: str) -> None:
-    with pytest.raises(RuntimeError), runs.open_run(tmp_path / "run", CONFIG):
-        raise RuntimeError
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "config.toml").write_text(tomli_w.dumps(runs._as_toml(CONFIG)))
     with pytest.raises(ValueError, match=message):
         runs.open_run(tmp_path / "run", CONFIG | change, resume=True).__enter__()
     assert (tmp_path / "run.partial").is_dir()
@@ -162,6 +176,7 @@ def test_any_config_resumes_with_itself(tmp_path_factory: pytest.TempPathFactory
     def fail(resume: bool) -> None:
         with runs.open_run(out, config, resume=resume) as run:
             assert run.is_resumed is resume
+            (run.path / "begun").touch()
             raise RuntimeError
 
     for resume in (False, True):

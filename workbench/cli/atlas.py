@@ -10,7 +10,7 @@ import typer
 from workbench.cli import options
 from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
-from workbench.cli.reading import digest, identify, open_subject
+from workbench.cli.reading import check_tables, digest, identify, open_subject
 
 
 def atlas(
@@ -46,7 +46,12 @@ def atlas(
     if (directory is None) == (not sae):
         raise UsageError("atlas: want either a study's directory or --sae with --ckpt")
     if directory is not None:
-        report(as_json=as_json, out=write_atlas(directory, directory / "atlas.html"))
+        from workbench.runs import amend_manifest
+
+        check_tables(directory)
+        page = write_atlas(directory, directory / "atlas.html")
+        amend_manifest(directory, [page.name])
+        report(as_json=as_json, out=page)
         return
     stacks, models = sae or [], ckpt or []
     if len(stacks) != len(models):

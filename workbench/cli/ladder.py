@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.output import progress, report
-from workbench.cli.reading import read_texts
+from workbench.cli.reading import parse_overrides, read_texts
 
 
 def ladder(
@@ -29,9 +29,9 @@ def ladder(
     from workbench.experiments.mechanisms import ladder as climb
     from workbench.experiments.mechanisms import ladder_recipes
     from workbench.runs import open_run
-    from workbench.training import apply_overrides, load_recipe, parse_override
+    from workbench.training import apply_overrides, load_recipe
 
-    own = apply_overrides(load_recipe(recipe), dict(parse_override(text) for text in settings or []))
+    own = apply_overrides(load_recipe(recipe), parse_overrides(settings))
     rungs = ladder_recipes(own)
     if dry_run:
         from workbench.training.plan import plan

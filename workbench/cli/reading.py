@@ -32,6 +32,26 @@ def parse_list(text: str | None, what: str) -> list[int] | None:
     return numbers
 
 
+def parse_overrides(settings: Sequence[str] | None) -> dict[str, Any]:
+    """The KEY=VALUE pairs of --set; values are read as TOML reads them.
+
+    Raises:
+        UsageError: no pair, or a key given twice.
+    """
+    from workbench.training.recipe import parse_override
+
+    found: dict[str, Any] = {}
+    for text in settings or []:
+        try:
+            key, value = parse_override(text)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if key in found:
+            raise UsageError(f"set: {key} is given twice; want it once")
+        found[key] = value
+    return found
+
+
 def parse_settings(settings: Sequence[str] | None, function: Callable, taken: Sequence[str] = ()) -> dict[str, Any]:
     """The KEY=VALUE pairs of --set as keyword arguments of `function`; values are read as TOML reads them.
 
@@ -42,25 +62,16 @@ def parse_settings(settings: Sequence[str] | None, function: Callable, taken: Se
         UsageError: no pair, a key that is no such argument (the others are named), a value of another type than the
             default's, or a key given twice.
     """
-    from workbench.training.recipe import parse_override
-
     parameters = inspect.signature(function).parameters.values()
     offered = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in (*taken, "on_progress")]
     known = {p.name: type(p.default) for p in offered}
-    found: dict[str, Any] = {}
-    for text in settings or []:
-        try:
-            key, value = parse_override(text)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+    found = parse_overrides(settings)
+    for key, value in found.items():
         if key not in known:
             raise UsageError(f"set: unknown key {key!r}; want one of {', '.join(known)}")
-        if key in found:
-            raise UsageError(f"set: {key} is given twice; want it once")
         # a default of None leaves the type to the function
         if known[key] is not type(None) and type(value) is not known[key]:
             raise UsageError(f"set: {key} = {value!r}; want {known[key].__name__}")
-        found[key] = value
     return found
 
 
@@ -98,6 +109,13 @@ def check_selection(model: Any, layers: list[int] | None, heads: list[int] | Non
 
     choose("layers", layers, model.cfg.n_layers)
     choose("heads", heads, model.cfg.n_heads)
+
+
+def check_tables(directory: Path) -> None:
+    """Raise ValueError naming a table, or study.json, that is not what the run in this directory wrote."""
+    from workbench.runs import verify_files
+
+    verify_files(directory, lambda name: "/" not in name and (name.endswith(".csv") or name == "study.json"))
 
 
 def digest(tokens: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options, output
+from workbench.cli.reading import check_tables
 
 
 def report(
@@ -18,5 +19,10 @@ def report(
 ) -> None:
     """Draw a study's page from its CSV files alone; a page that is there is replaced."""
     from reports.page import write_report
+    from workbench.runs import amend_manifest
 
-    output.report(as_json=as_json, out=write_report(directory, out))
+    check_tables(directory)
+    page = write_report(directory, out)
+    if page.parent.absolute() == directory.absolute():
+        amend_manifest(directory, [page.name])
+    output.report(as_json=as_json, out=page)

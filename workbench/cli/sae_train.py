@@ -10,7 +10,7 @@ import typer
 from workbench.cli import options
 from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
-from workbench.cli.reading import identify, parse_list
+from workbench.cli.reading import identify, parse_list, parse_overrides
 
 N_TOKENS = 1_000_000  # trained on unless told otherwise
 
@@ -58,9 +58,8 @@ def sae_train(
     """SAEs for every head at once, from one pass of the model; --set changes batch_size, lr, expansion and so on."""
     from workbench.experiments.saes.head_saes import sae_train as run
     from workbench.models.load import load
-    from workbench.training import parse_override
 
-    overrides = dict(parse_override(text) for text in settings or [])
+    overrides = parse_overrides(settings)
     found = _open(shards)
     n_tokens = n_tokens or (N_TOKENS if found is None else found.n_tokens)
     overrides |= {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens}

@@ -11,6 +11,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.output import progress, report
+from workbench.cli.reading import parse_overrides
 
 
 def study(
@@ -51,9 +52,7 @@ def study(
 
     --set train.KEY=VALUE changes every model's training recipe, --set KEY=VALUE the study itself.
     """
-    from workbench.training import parse_override
-
-    overrides = dict(parse_override(text) for text in settings or [])
+    overrides = parse_overrides(settings)
     if dry_run:
         from workbench.experiments.study.study import plan
 

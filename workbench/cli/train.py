@@ -10,6 +10,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.output import report
+from workbench.cli.reading import parse_overrides
 
 
 def train(
@@ -39,10 +40,10 @@ def train(
     debug: options.Debug = False,
 ) -> None:
     """Train one model; an interrupt saves the state, and --resume goes on from it."""
-    from workbench.training import apply_overrides, load_recipe, parse_override
+    from workbench.training import apply_overrides, load_recipe
     from workbench.training import train as run
 
-    overrides = dict(parse_override(text) for text in settings or [])
+    overrides = parse_overrides(settings)
     for key, value in (("data.source", data), ("data.tokenizer", tokenizer), ("checkpoint.keep", keep)):
         if value is not None:
             overrides[key] = value

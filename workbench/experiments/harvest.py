@@ -27,7 +27,7 @@ from torch import Tensor
 from workbench.experiments.subject import check_hooks, checked_tokens, device_of, last_layer
 from workbench.models.config import parse_dtype
 from workbench.models.load import weights_sha256
-from workbench.runs import Run, atomic_write, open_run, read_settings, sha256_file
+from workbench.runs import Run, atomic_write, open_run, read_json, sha256_file, verify_files
 
 INDEX, FORMAT = "shards.json", "workbench-shards/1"
 INDEX_COLUMNS = ("token", "sequence", "position")  # int64 a row: what was read, and where it stood in `tokens`
@@ -144,6 +144,8 @@ def harvest(
     """
     tokens = checked_tokens("harvest", model, tokens)
     check_hooks(model, hooks)
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes: got {shard_bytes}; want at least 1")
     shapes, stored = probe_shapes(model, tokens, hooks, dtype)
     n, n_ctx = tokens.shape
     row_bytes = sum(math.prod(s) for s in shapes.values()) * stored.itemsize + 8 * len(INDEX_COLUMNS)
@@ -263,15 +265,17 @@ def open_shards(path: str | Path) -> Shards:
     """
     path = Path(path)
     file = path / INDEX
+    verify_files(path, lambda name: name == INDEX)
+    index = read_json(file, "shards", "a harvest's directory")
     try:
-        index = json.loads(read_settings(file, "shards", "a harvest's directory"))
         if index.pop("format") != FORMAT:
             raise ValueError(f"another format than {FORMAT}")
         shards = tuple(Shard(**entry) for entry in index.pop("shards"))
         hooks = {name: tuple(shape) for name, shape in index.pop("hooks").items()}
         found = Shards(path=path, hooks=hooks, shards=shards, **index)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"shards: {file} cannot be read ({error}); want the index that a harvest wrote") from None
+    _check_index(found, file)
     for shard in shards:
         if not _SHARD_NAME.match(shard.file):
             raise ValueError(f"shards: {file} names {shard.file!r}; want shard_NNNNN.safetensors")
@@ -281,6 +285,15 @@ def open_shards(path: str | Path) -> Shards:
             what = "missing" if n_bytes is None else f"altered, {n_bytes} bytes"
             raise ValueError(f"shards: {at} is {what}; want {shard.bytes} bytes")
     return found
+
+
+def _check_index(found: Shards, file: Path) -> None:
+    """Raise ValueError unless the index holds counts and names where they belong."""
+    counts = [found.n_tokens, found.n_ctx, *(n for shape in found.hooks.values() for n in shape)]
+    counts += [n for shard in found.shards for n in (shard.rows, shard.bytes)]
+    names = [found.dtype, found.model_sha256, *(name for shard in found.shards for name in (shard.file, shard.sha256))]
+    if not all(type(n) is int and n > 0 for n in counts) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"shards: {file} holds what is no count or no name; want the index that a harvest wrote")
 
 
 def check_shard(path: Path, shard: Shard) -> None:

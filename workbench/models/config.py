@@ -7,7 +7,9 @@ its `extensions` object, is what that class takes.
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import torch
@@ -43,14 +45,14 @@ Dtype = Annotated[
 class Frozen(BaseModel):
     """A record that cannot change and accepts no unknown key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class Shape(Frozen):
     """Sizes of the whole, and where the weights live."""
 
     model_name: str = Field(default="custom", description="name shown in tables")
-    n_layers: int = Field(description="number of blocks, effective layers in a recurrent model", ge=1)
+    n_layers: int = Field(description="number of blocks, effective layers in a recurrent model", ge=1, le=10_000)
     d_model: int = Field(description="width of the residual stream", ge=1)
     n_ctx: int = Field(description="longest sequence, tokens", ge=1)
     d_vocab: int = Field(description="number of token ids", ge=2)
@@ -251,10 +253,10 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
         """
         try:
             return cls.model_validate(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: not JSON ({error}); want a model configuration") from error
         except ValidationError as error:
-            raise ValueError(f"{source}: {describe_errors(error)}") from error
+            raise ValueError(f"{source}: {describe_errors(error, cls.model_fields)}") from error
+        except (ValueError, RecursionError) as error:  # json's own is a ValueError, but not for numbers without end
+            raise ValueError(f"{source}: not JSON ({error}); want a model configuration") from error
 
 
 def check_boundaries(boundaries: tuple[int, ...], n_layers: int) -> None:
@@ -319,8 +321,9 @@ def features_of_our_own(cfg: ModelConfig) -> list[str]:
     return [name for name, is_on in features.items() if is_on]
 
 
-def describe_errors(error: ValidationError) -> str:
-    """One line for all of a ValidationError: `field: what is wrong` joined by semicolons."""
+def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
+    """One line for all of a ValidationError: `field: what is wrong` joined by semicolons; of the `known` keys the
+    nearest are named for an unknown one."""
     parts = []
     found = error.errors()
     for item in found:
@@ -328,6 +331,10 @@ def describe_errors(error: ValidationError) -> str:
         if item["type"] == "too_short" and any(o["loc"][: len(item["loc"])] == item["loc"] for o in found if o != item):
             continue
         where = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=3, cutoff=0.4) or sorted(known)
+            parts.append(f"unknown key {where!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
+            continue
         message = item["msg"].removeprefix("Value error, ")
         got: Any = item.get("input")
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from pydantic import ValidationError
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig
+from workbench.models.config import Extensions, ModelConfig, describe_errors
+from workbench.models.load import check_numbers
 from workbench.models.transformer import HookedLM
 
 # architectures whose llama.cpp converter stores q and k with adjacent rotary pairs
@@ -37,7 +39,10 @@ def load_gguf(file: Path) -> HookedLM:
         raise ValueError(f"{file}: damaged or not GGUF ({error})") from error
     fields = dict(reader.fields)
     tensors = {t.name: t for t in reader.tensors}
-    cfg, kind = _read_config(fields, tensors, file)
+    try:
+        cfg, kind = _read_config(fields, tensors, file)
+    except ValidationError as error:
+        raise ValueError(f"{file}: {describe_errors(error)}") from error
     model = HookedLM(cfg, seed=None)
     _fill(model, tensors, kind, file)
     model.tokenizer = _load_tokenizer(file)
@@ -126,6 +131,7 @@ def _fill(model: HookedLM, tensors: dict[str, Any], kind: str, file: Path) -> No
             raise ValueError(
                 f"{file}: {theirs} has shape {list(stored.shape)}; does not fit {ours} {list(parameters[ours].shape)}"
             )
+        check_numbers(value, theirs, str(file))
         parameters[ours].copy_(value)
 
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig, features_of_our_own
+from workbench.models.config import Extensions, ModelConfig, describe_errors, features_of_our_own
 from workbench.models.load import fill
 from workbench.models.transformer import HookedLM
+from workbench.runs import MAX_SETTINGS_BYTES
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
@@ -30,12 +32,15 @@ def find_folder(name: str) -> Path:
         ValueError: no such folder, and no such repository within reach.
     """
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{name}: holds neither latest, hooked_config.json nor config.json; want a checkpoint")
         return path
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: not there; want a run directory, a Hugging Face folder or hub name, or a .gguf file")
+        shown = name if name.isprintable() and name else repr(name)
+        raise ValueError(
+            f"{shown}: not there; want a run directory, a Hugging Face folder or hub name, or a .gguf file"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -53,11 +58,11 @@ def load_folder(folder: Path) -> HookedLM:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
     """
     config_file = folder / "config.json"
+    config = _read_json(config_file)
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config_file}: not JSON ({error})") from error
-    cfg = read_config(config, str(config_file))
+        cfg = read_config(config, str(config_file))
+    except ValidationError as error:
+        raise ValueError(f"{config_file}: {describe_errors(error)}") from error
     tensors = _open_all(folder)
     _check_names(tensors, cfg, config["model_type"], str(folder))
     model = HookedLM(cfg, seed=None)
@@ -78,29 +83,29 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         return _gpt2_config(config, source)
     if kind not in LLAMA_FAMILY:
         raise ValueError(f"{source}: model_type = {kind!r}; want one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}")
-    heads, width = _need(config, "num_attention_heads", source), _need(config, "hidden_size", source)
+    heads, width = _count(config, "num_attention_heads", source), _count(config, "hidden_size", source)
     kv_heads = config.get("num_key_value_heads") or heads
     d_head = config.get("head_dim") or width // heads
     if config.get("mlp_bias"):
         raise ValueError(f"{source}: mlp_bias = true; a gated MLP's inner biases cannot be expressed")
-    n_ctx = _need(config, "max_position_embeddings", source)
+    n_ctx = _count(config, "max_position_embeddings", source)
     window = config.get("sliding_window")
     if window and config.get("use_sliding_window", kind == "mistral"):
         n_ctx = min(n_ctx, window)  # within one window, sliding attention is plain causal attention
     bias = bool(config.get("attention_bias", kind == "qwen2"))
     return ModelConfig(
         model_name=config.get("_name_or_path") or kind,
-        n_layers=_need(config, "num_hidden_layers", source),
+        n_layers=_count(config, "num_hidden_layers", source),
         d_model=width,
         n_ctx=n_ctx,
-        d_vocab=_need(config, "vocab_size", source),
+        d_vocab=_count(config, "vocab_size", source),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         initializer_range=config.get("initializer_range", 0.02),
         n_heads=heads,
         n_key_value_heads=None if kv_heads == heads else kv_heads,
         d_head=d_head,
         use_qk_norm=kind == "qwen3",
-        d_mlp=_need(config, "intermediate_size", source),
+        d_mlp=_count(config, "intermediate_size", source),
         act_fn=_activation(config.get("hidden_act", "silu"), source),
         gated_mlp=True,
         normalization_type="RMS",
@@ -115,6 +120,8 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
 def _rotary_fields(config: dict[str, Any], d_head: int, source: str) -> dict[str, Any]:
     """RoPE's settings, in the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`)."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{source}: rope_parameters are {rope!r}; want an object")
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     fields: dict[str, Any] = {"rotary_base": base}
@@ -122,14 +129,14 @@ def _rotary_fields(config: dict[str, Any], d_head: int, source: str) -> dict[str
     if partial != 1.0:
         fields["rotary_dim"] = int(d_head * partial)
     if kind == "linear":
-        fields["rotary_scaling_factor"] = rope["factor"]
+        fields["rotary_scaling_factor"] = _need(rope, "factor", source)
     elif kind == "llama3":
         fields |= {
             "use_NTK_by_parts_rope": True,
-            "NTK_by_parts_factor": rope["factor"],
-            "NTK_by_parts_low_freq_factor": rope["low_freq_factor"],
-            "NTK_by_parts_high_freq_factor": rope["high_freq_factor"],
-            "NTK_original_ctx_len": rope["original_max_position_embeddings"],
+            "NTK_by_parts_factor": _need(rope, "factor", source),
+            "NTK_by_parts_low_freq_factor": _need(rope, "low_freq_factor", source),
+            "NTK_by_parts_high_freq_factor": _need(rope, "high_freq_factor", source),
+            "NTK_original_ctx_len": _need(rope, "original_max_position_embeddings", source),
         }
     elif kind != "default":
         raise ValueError(f"{source}: rope_type = {kind!r}; want default, linear or llama3")
@@ -140,13 +147,13 @@ def _gpt2_config(config: dict[str, Any], source: str) -> ModelConfig:
     for key, wanted in {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}.items():
         if config.get(key, wanted) != wanted:
             raise ValueError(f"{source}: {key} = {config[key]!r}; want {wanted!r}")
-    width, heads = _need(config, "n_embd", source), _need(config, "n_head", source)
+    width, heads = _count(config, "n_embd", source), _count(config, "n_head", source)
     return ModelConfig(
         model_name=config.get("_name_or_path") or "gpt2",
-        n_layers=_need(config, "n_layer", source),
+        n_layers=_count(config, "n_layer", source),
         d_model=width,
-        n_ctx=_need(config, "n_positions", source),
-        d_vocab=_need(config, "vocab_size", source),
+        n_ctx=_count(config, "n_positions", source),
+        d_vocab=_count(config, "vocab_size", source),
         tie_word_embeddings=config.get("tie_word_embeddings", True),
         initializer_range=config.get("initializer_range", 0.02),
         n_heads=heads,
@@ -166,6 +173,13 @@ def _need(config: dict[str, Any], key: str, source: str) -> Any:
     if config.get(key) is None:
         raise ValueError(f"{source}: {key} is missing")
     return config[key]
+
+
+def _count(config: dict[str, Any], key: str, source: str) -> int:
+    value = _need(config, key, source)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{source}: {key} is {value!r}; want a whole number, 1 or more")
+    return value
 
 
 def _activation(name: str, source: str) -> Any:
@@ -193,11 +207,26 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
             readers[name.removeprefix("transformer.")] = lambda file=file, name=name: _read(file, name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = _read_json(index).get("weight_map")
+        if not isinstance(listed, dict):
+            raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
         absent = [n for n in listed if n.removeprefix("transformer.") not in readers]
         if absent:
             raise ValueError(f"{index}: lists {absent[0]!r} in {listed[absent[0]]}, which is not there")
     return readers
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, which in a hub's cache may be a link."""
+    if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
+        raise ValueError(f"{file}: {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
+    try:
+        content = json.loads(file.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({error}); want an object") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: holds a {type(content).__name__}; want an object")
+    return content
 
 
 def _read(file: Path, name: str) -> Tensor:

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from workbench.models.config import ModelConfig, parse_dtype
 from workbench.models.transformer import HookedLM
+from workbench.runs import read_json, read_settings, verify_files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "hooked_config.json", "tokenizer.json"
+_SPECIAL = "special_tokens.json"
+_READ = frozenset((WEIGHTS, CONFIG, TOKENIZER, _SPECIAL))
 _BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 
 
@@ -77,21 +80,31 @@ def find_checkpoint(path: Path) -> Path | None:
     pointer = path / "latest"
     if not pointer.is_file():
         return None
-    name = pointer.read_text(encoding="utf-8").strip()
+    name = pointer.read_bytes().decode("utf-8", "replace").strip()
     directory = path / name
-    if Path(name).name != name or not (directory / CONFIG).is_file():
-        raise ValueError(f"{pointer}: names {name!r}; want a step directory beside it that holds {CONFIG}")
+    if Path(name).name != name or len(name) > 255 or not (directory / CONFIG).is_file():
+        raise ValueError(f"{pointer}: names {name[:80]!r}; want a step directory beside it that holds {CONFIG}")
     return directory
 
 
 def _load_ours(directory: Path) -> HookedLM:
+    _verify(directory)
     config_file = directory / CONFIG
-    cfg = ModelConfig.from_json(config_file.read_text(encoding="utf-8"), str(config_file))
+    cfg = ModelConfig.from_json(read_settings(config_file, "model", "a model's configuration"), str(config_file))
     model = HookedLM(cfg, seed=None)
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
         model.tokenizer = load_fast_tokenizer(directory)
     return model
+
+
+def _verify(directory: Path) -> None:
+    """Raise ValueError unless what is read of a checkpoint is what its run wrote: a flipped bit of a weight is a weight
+    like any other."""
+    verify_files(directory, lambda name: name in _READ)
+    if (directory.parent / "latest").is_file():  # the checkpoint of a training is a directory within the run
+        own = {f"{directory.name}/{name}" for name in _READ} | {"latest"}
+        verify_files(directory.parent, lambda name: name in own)
 
 
 def open_tensors(file: Path) -> dict[str, Tensor]:
@@ -114,7 +127,8 @@ def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors into the model's parameters; all names and shapes are checked before the first is copied.
 
     Raises:
-        ValueError: naming `source` and up to five missing, unknown or misshapen tensors.
+        ValueError: naming `source` and up to five missing, unknown or misshapen tensors, or one that does not hold
+            finite numbers.
     """
     parameters = dict(model.named_parameters())
     wrong = [f"{n} is missing" for n in parameters if n not in tensors]
@@ -128,7 +142,16 @@ def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{source}: {'; '.join(wrong[:5])}{more}")
     for name, parameter in parameters.items():
+        check_numbers(tensors[name], name, source)
         parameter.copy_(tensors[name])
+
+
+def check_numbers(tensor: Tensor, name: str, source: str) -> None:
+    """Raise ValueError unless the tensor holds finite floating-point numbers, as weights do."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; want floating point")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{source}: {name} has NaN or inf; want finite weights")
 
 
 def save(model: HookedLM, directory: str | Path) -> None:
@@ -138,10 +161,12 @@ def save(model: HookedLM, directory: str | Path) -> None:
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / CONFIG).write_text(model.cfg.to_json(), encoding="utf-8")
     if model.tokenizer is not None:
-        model.tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
+        # not by the library's own save, which says of a full disk no more than a bare Exception
+        text = model.tokenizer.backend_tokenizer.to_str(pretty=True)
+        (directory / TOKENIZER).write_text(text, encoding="utf-8")
         special = {"bos_token": model.tokenizer.bos_token, "eos_token": model.tokenizer.eos_token}
         text = json.dumps(special, indent=2, ensure_ascii=False) + "\n"
-        (directory / "special_tokens.json").write_text(text, encoding="utf-8")
+        (directory / _SPECIAL).write_text(text, encoding="utf-8")
 
 
 def wrap_tokenizer(tokenizer: Any, bos: str | None = None, eos: str | None = None) -> Any:
@@ -167,13 +192,15 @@ def load_fast_tokenizer(directory: Path) -> Any:
     """
     from tokenizers import Tokenizer
 
-    file = directory / TOKENIZER
+    file, has_special = directory / TOKENIZER, (directory / _SPECIAL).is_file()
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{file}: not a tokenizers file ({error})") from error
-    special_file = directory / "special_tokens.json"
-    special = json.loads(special_file.read_text(encoding="utf-8")) if special_file.is_file() else {}
+    special = read_json(directory / _SPECIAL, "tokenizer", "bos_token and eos_token") if has_special else {}
+    for name in ("bos_token", "eos_token"):
+        if not isinstance(special.get(name), str | None):
+            raise ValueError(f"tokenizer: {directory / _SPECIAL} has {name} {special[name]!r}; want a token")
     return wrap_tokenizer(tokenizer, special.get("bos_token"), special.get("eos_token"))
 
 

@@ -161,7 +161,8 @@ TINY = ["model.n_layers=1", "model.n_ctx=32", "phases.0.n_steps=4", "phases.0.ba
 
 
 def tiny(place, *more):
-    pairs = [word for setting in (*TINY, *more) for word in ("--set", setting)]
+    settings = dict(setting.split("=", 1) for setting in (*TINY, *more))  # the later one counts
+    pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return ["train", "janus-v3-control-nano", "--data", place / "text.txt", *pairs]
 
 

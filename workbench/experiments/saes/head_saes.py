@@ -43,7 +43,7 @@ from workbench.experiments.saes.plan import (
 from workbench.experiments.saes.shard_activations import ShardActivations, check_shards, shards_sha256
 from workbench.experiments.subject import checked_tokens, device_of
 from workbench.models.load import weights_sha256
-from workbench.runs import Run, atomic_write, open_run
+from workbench.runs import Run, atomic_write, open_run, verify_files
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
@@ -382,7 +382,10 @@ def find_stack(path: str | Path) -> StackedSAE:
     Raises ValueError if there is none, or it is altered.
     """
     path = Path(path)
-    return StackedSAE.load(path / STACK if (path / STACK).is_dir() else path)
+    if not (path / STACK).is_dir():
+        return StackedSAE.load(path)
+    verify_files(path, lambda name: name.startswith(f"{STACK}/"))
+    return StackedSAE.load(path / STACK)
 
 
 def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ctx"]:
