@@ -37,7 +37,7 @@ def ablate(
     ] = None,
     kind: Annotated[str, typer.Option("--kind", help="zero, mean or resample.")] = "zero",
     n_resamples: Annotated[int, typer.Option("--n-resamples", help="Donors a sequence, for resample.", min=1)] = 1,
-    memory_gib: Annotated[float, typer.Option("--memory-gib", help="Budget besides the weights, GiB.", min=0)] = 1.0,
+    memory_gib: Annotated[float, typer.Option("--memory-gib", help="Besides the weights, GiB.", min=0, max=1e6)] = 1.0,
     data: options.Data = "embedded",
     n_sequences: options.NSequences = 64,
     n_ctx: options.NCtx = None,

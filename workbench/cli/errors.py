@@ -52,11 +52,23 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or (module is not None and isinstance(error, module.Interrupted))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or the device did not suffice; torch says so on a CPU by a bare RuntimeError."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def describe(error: BaseException) -> str:
     """One line for a person."""
     text = " ".join(str(error).split("\n")).strip()
     if is_interrupt(error):
         return f"interrupted: {text or 'stopped before the end; --resume goes on where the verb can'}"
+    if is_out_of_memory(error):
+        return (
+            f"error: out of memory ({text or 'no room'}); want less at once: a smaller batch, window, budget or model"
+        )
     if isinstance(error, ValueError | OSError):
         return f"error: {text or type(error).__name__}"
     return f"error: {type(error).__name__}: {text or 'no message'} (--debug shows where)"

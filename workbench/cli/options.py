@@ -15,7 +15,7 @@ Checkpoints = Annotated[
     typer.Option("--ckpt", help="As --ckpt elsewhere; give it several times for several models.", metavar="MODEL"),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Directory to write; must not exist. [default: runs/VERB]")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.", min=0)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=2**63 - 1)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:n].")]
 Dtype = Annotated[
     str | None,

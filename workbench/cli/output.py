@@ -65,7 +65,11 @@ def progress(label: str) -> Iterator[Callable[[float], None]]:
     )
     with bars.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+        try:
+            yield lambda share: bar.update(task, completed=share)
+        except BaseException:
+            bar.live.transient = bar.tasks[0].completed == 0  # what failed before it began says one line, and no bar
+            raise
 
 
 def _plain(value: Any) -> str:

@@ -73,7 +73,7 @@ def compare(
     Raises:
         ValueError: unequal vocabularies, tokens that do not fit a model, too few sequences, components out of range.
     """
-    n = len(tokens)
+    n = len(checked_tokens("compare", a, tokens, min_ctx=2))
     check_pair(a, b, n, n_components)
     called, trained = names or (a.cfg.model_name, b.cfg.model_name), seeds or (0, 0)
     tell = on_progress or (lambda share: None)

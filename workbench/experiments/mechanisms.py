@@ -142,6 +142,8 @@ BASE = "base"
 
 def ladder_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
     """(rung, its recipe): base with everything off, then one mechanism more each time; the last is `recipe` itself."""
+    if recipe.model.extensions.recurrence is None:
+        raise ValueError(f"ladder: {recipe.name} has no model.extensions.recurrence; want a recurrent model's recipe")
     names = [BASE, *RUNGS]
     rungs = []
     for i, name in enumerate(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,8 +161,8 @@ def _draw(
 
 
 def _check(temperature: float, top_k: int | None, top_p: float | None, max_new: int) -> None:
-    if temperature < 0:
-        raise ValueError(f"temperature: got {temperature}; want 0 or more")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: got {temperature}; want a finite number, 0 or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: got {top_k}; want 1 or more")
     if top_p is not None and not 0 < top_p <= 1:

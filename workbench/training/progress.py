@@ -47,4 +47,8 @@ def progress_meter(recipe: Recipe, *, enabled: bool) -> Iterator[Meter]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         total = sum(phase.n_steps for phase in recipe.phases)
-        yield Meter(bar, bar.add_task(recipe.name, total=total, loss="–", rate="–"))
+        try:
+            yield Meter(bar, bar.add_task(recipe.name, total=total, loss="–", rate="–"))
+        except BaseException:
+            bar.live.transient = bar.tasks[0].completed == 0  # what failed before it began says one line, and no bar
+            raise

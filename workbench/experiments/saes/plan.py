@@ -99,7 +99,7 @@ def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
     try:
         return HeadSaeSettings.model_validate(settings)
     except ValidationError as error:
-        raise ValueError(f"sae_train: {describe_errors(error)}") from None
+        raise ValueError(f"sae_train: {describe_errors(error, HeadSaeSettings.model_fields)}") from None
 
 
 def make_plan(

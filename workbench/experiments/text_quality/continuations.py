@@ -97,6 +97,8 @@ def encode_prompts(model: Any, prompts: Sequence[PromptSet], max_new_tokens: int
         raise ValueError("prompts: got none; want at least one")
     encoded = {text: model.to_tokens(text, truncate=False)[0].tolist() for text in texts}
     limit = model.cfg.n_ctx - max_new_tokens
+    if limit < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}; want less than the model's n_ctx = {model.cfg.n_ctx}")
     for text, tokens in encoded.items():
         if not 1 <= len(tokens) <= limit:
             raise ValueError(
