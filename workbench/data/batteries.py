@@ -155,7 +155,7 @@ def _read_tables(what: str, path: Path) -> dict[str, Any]:
         raise ValueError(f"{what}: {path} has {path.stat().st_size} bytes; want at most {MAX_BATTERY_BYTES}")
     try:
         tables = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what}: {path} is not TOML ({error})") from None
     if not tables:
         raise ValueError(f"{what}: {path} is empty; want a table [name] for each kind")

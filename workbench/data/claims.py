@@ -161,7 +161,7 @@ def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
         raise ValueError(f"claims: no file {str(path)!r}; want a TOML file of claims")
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"claims: {path} is not TOML ({error})") from None
     if not tables:
         raise ValueError(f"claims: {path} is empty; want a table [name] for each claim")

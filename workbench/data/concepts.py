@@ -98,7 +98,7 @@ def read_concepts(path: str | Path = EMBEDDED_SETS) -> tuple[ConceptSet, ...]:
         raise ValueError(f"concepts: {path} has {path.stat().st_size} bytes; want at most {MAX_CONCEPTS_BYTES}")
     try:
         tables = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"concepts: {path} is not TOML ({error})") from None
     if not tables:
         raise ValueError(f"concepts: {path} is empty; want a table [name] for each set")

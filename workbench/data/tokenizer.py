@@ -18,7 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 # what families call the token that ends a document, in the order in which they are looked for
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")
 MAX_TOKENIZER_BYTES = 512 << 20
-_EMBEDDED_PART = re.compile(r"^embedded-(\d{3,4})$")
+_EMBEDDED_PART = re.compile(r"^embedded-(\d+)$")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 

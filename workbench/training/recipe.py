@@ -103,13 +103,20 @@ class Recipe(Frozen):
         ValueError: (pydantic's ValidationError) for unknown keys, values out of range, parts that do not fit together.
     """
 
-    name: str = Field(description="the recipe's own name", min_length=1)
+    name: str = Field(description="the recipe's own name; directories are called by it", min_length=1, max_length=200)
     description: str = Field(default="", description="one line for `workbench recipes`")
     model: ModelConfig = Field(description="the architecture, in TransformerLens's field names")
     data: DataConfig = Field(default_factory=DataConfig, description="text and tokenizer")
     phases: tuple[Phase, ...] = Field(description="stretches of training, in order", min_length=1)
     monitor: MonitorConfig = Field(default_factory=MonitorConfig, description="geometry during training")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="what is saved when")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_directory(cls, name: str) -> str:
+        if name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
+            raise ValueError(f"got {name!r}; want a name that a directory can have, without / \\ : and a dot in front")
+        return name
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -170,7 +177,7 @@ def load_recipe(name: str | Path) -> Recipe:
         raise ValueError(f"recipe: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
     try:
         data = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"recipe: {path} is not TOML ({error})") from None
     if isinstance(data.get("recipe"), dict):
         data = data["recipe"]
@@ -221,6 +228,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"set: {key} cannot be read ({error}); want a value as TOML writes it, or a word") from None
 
 
 def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
@@ -275,4 +284,4 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
 
 def _nearest(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-    return f"; nearest: {', '.join(near)}" if near else ""
+    return f"; nearest: {', '.join(near[:12])}{' …' if len(near) > 12 else ''}" if near else ""

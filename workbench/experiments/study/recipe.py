@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -63,7 +63,7 @@ class StudyRecipe(Frozen):
         default_factory=dict,
         description="role in the published claims -> name of the training recipe that plays it; empty: no ledger",
     )
-    sae_l1: tuple[float, ...] = Field(
+    sae_l1: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(2.0,), description="sparsity coefficients of the head SAEs", min_length=1
     )
     sae_seeds: tuple[int, ...] = Field(
@@ -141,7 +141,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
         raise ValueError(f"study: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
     try:
         data = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"study: {path} is not TOML ({error})") from None
     # the config.toml of a study's directory holds the recipe as a table
     return (data["recipe"] if isinstance(data.get("recipe"), dict) else data), str(path)
@@ -164,4 +164,4 @@ def _parse(data: Mapping[str, Any], where: str) -> StudyRecipe:
     try:
         return StudyRecipe.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"{where}: {describe_errors(error)}") from None
+        raise ValueError(f"{where}: {describe_errors(error, StudyRecipe.model_fields)}") from None
