@@ -38,16 +38,24 @@ def warn(category: type[ProbeWarning], message: str, *, stacklevel: int = 3) -> 
     return message
 
 
-def as_real(who: str, name: str, values: object) -> np.ndarray:
-    """A float64 array of `values`; `ValueError` where they are not real numbers, are empty, or hold NaN or inf."""
-    array = np.asarray(values)
+def as_numbers(who: str, name: str, values: object) -> np.ndarray:
+    """A float64 array of `values`, NaN and inf as they are; `ValueError` where they are not real numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # NumPy's own, of rows of unequal length
+        raise ValueError(f"{who}: {name} is ragged; want an array of real numbers") from error
     if array.dtype.name == "bfloat16":  # ml_dtypes registers it with kind "V"
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{who}: {name} has dtype {array.dtype}; want real numbers")
+    return array.astype(np.float64, copy=False)
+
+
+def as_real(who: str, name: str, values: object) -> np.ndarray:
+    """A float64 array of `values`; `ValueError` where they are not real numbers, are empty, or hold NaN or inf."""
+    array = as_numbers(who, name, values)
     if array.size == 0:
         raise ValueError(f"{who}: {name} has shape {array.shape}; want at least one value")
-    array = array.astype(np.float64, copy=False)
     if not np.isfinite(array).all():
         n_bad = int(np.size(array) - np.isfinite(array).sum())
         raise ValueError(f"{who}: {name} has {n_bad} values that are NaN or inf; want finite numbers")

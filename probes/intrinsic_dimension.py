@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Real
 from scipy.optimize import root_scalar
 
-from probes.checks import ConstantInputWarning, DuplicatePointsWarning, LowPrecisionWarning, warn
+from probes.checks import ConstantInputWarning, DuplicatePointsWarning, LowPrecisionWarning, as_numbers, warn
 from probes.neighbours import nearest_distances
 
 Fit = Literal["regression", "mle", "mle_censored"]
@@ -123,7 +123,7 @@ def two_nn_from_distances(
     Points with r₁ = 0 are left out and counted as duplicates. Rest as in `two_nn`. Raises ValueError for r₂ < r₁ < 0.
     """
     _check_fit("two_nn_from_distances", fit, discard_fraction)
-    first, second = np.asarray(r1, dtype=np.float64), np.asarray(r2, dtype=np.float64)
+    first, second = as_numbers("two_nn_from_distances", "r1", r1), as_numbers("two_nn_from_distances", "r2", r2)
     if first.ndim != 1 or first.shape != second.shape or first.size < 3:
         raise ValueError(f"two_nn_from_distances: r1 {first.shape}, r2 {second.shape}; want both [n], n ≥ 3")
     if not (np.isfinite(second).all() and (first >= 0).all() and (second >= first).all()):

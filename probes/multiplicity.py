@@ -8,6 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from probes.checks import as_numbers
+
 # Correlations closer than this count as tied: an automorphism of a target gives the same sum in another order.
 TIE_TOLERANCE = 1e-9
 
@@ -43,7 +45,7 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray
     >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03])).round(3).tolist()
     [0.03, 0.04, 0.04]
     """
-    p = np.asarray(pvalues, dtype=np.float64)
+    p = as_numbers("benjamini_hochberg", "pvalues", pvalues)
     known = p[~np.isnan(p)]
     if known.size and (known.min() < 0 or known.max() > 1):
         raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; want values in [0, 1]")
@@ -71,8 +73,8 @@ def westfall_young(
     under subset pivotality, which one target against k exchangeable sets has. nan statistics stay nan and are left out
     of the maxima. Raises ValueError where the shapes do not fit. Source: Westfall & Young 1993, algorithm 4.1.
     """
-    observed = np.asarray(observed, dtype=np.float64)
-    null = np.asarray(null, dtype=np.float64)
+    observed = as_numbers("westfall_young", "observed", observed)
+    null = as_numbers("westfall_young", "null", null)
     if alternative not in ALTERNATIVES:
         raise ValueError(f"westfall_young: alternative is {alternative!r}; want one of {ALTERNATIVES}")
     if observed.ndim != 1 or null.ndim != 2 or null.shape[1] != observed.size or null.shape[0] == 0:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Real
 
-from probes.checks import ConstantInputWarning, as_matrix, centered, warn
+from probes.checks import ConstantInputWarning, as_matrix, as_numbers, centered, warn
 
 # Singular values come from the Gram matrix where the bound on the relative error of Σσ that this causes is below this:
 # two digits past the six that any table prints.
@@ -87,7 +87,7 @@ def ranks_of_spectrum(sigma: Real[np.ndarray, " k"]) -> MatrixRanks:
     Participation is taken of λ = σ² as given: centre the data first if its "effective dimensionality" is meant.
     All nan, with a `ConstantInputWarning`, where every σ is 0. Raises ValueError for negative or non-finite values.
     """
-    values = np.asarray(sigma, dtype=np.float64)
+    values = as_numbers("ranks_of_spectrum", "sigma", sigma)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(f"ranks_of_spectrum: sigma has shape {values.shape}; want finite values ≥ 0 of shape [k]")
     if values.max() == 0:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Real
 
-from probes.checks import ConstantInputWarning, as_matrix, as_real, centered, warn
+from probes.checks import ConstantInputWarning, as_matrix, as_numbers, as_real, centered, warn
 from probes.multiplicity import TIE_TOLERANCE
 from probes.permutations import plan_permutations
 
@@ -154,9 +154,11 @@ def crystallisation(r: Real[np.ndarray, " n_layers"], share: float = 0.9) -> Cry
     >>> crystallisation(np.array([0.1, 0.5, 0.95, 1.0])).layer
     2.0
     """
-    values = np.asarray(r, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0 or np.isinf(values).any():
-        raise ValueError(f"crystallisation: r is {values!r:.80}; want correlations or nan, [n_layers ≥ 1]")
+    values = as_numbers("crystallisation", "r", r)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"crystallisation: r has shape {values.shape}; want correlations or nan, [n_layers ≥ 1]")
+    if np.isinf(values).any():
+        raise ValueError("crystallisation: r holds inf; want correlations or nan")
     if not 0 < share <= 1:
         raise ValueError(f"crystallisation: share is {share}; want a number in (0, 1]")
     known = np.where(np.isnan(values), -np.inf, values)
