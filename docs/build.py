@@ -14,6 +14,9 @@ HEAD = """# Verbs
 Written by `make docs` from the command line itself. stdout holds data and, last, the output path; stderr
 holds progress.
 Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted with the state saved.
+
+`workbench --offline VERB …` refuses every connection that would leave the machine: a hub name is taken from the local
+cache, or refused. Without it the network is used only where a hub name was given.
 """
 
 

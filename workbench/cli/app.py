@@ -11,6 +11,7 @@ import typer
 
 from workbench.cli.allocator import keep_large_blocks
 from workbench.cli.errors import guarded, show_warning
+from workbench.cli.offline import stay_offline
 
 # verb -> its module under workbench.cli, in the order of the help page
 VERBS = MappingProxyType(
@@ -61,8 +62,16 @@ def workbench(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="Refuse every connection: a hub name is taken from the local cache, or refused."
+        ),
+    ] = False,
 ) -> None:
     """Train small language models under interventions on their geometry, then open them up."""
+    if offline:
+        stay_offline()
 
 
 for _verb, _module in VERBS.items():
