@@ -22,6 +22,7 @@ SCRIPTS = (
     "plots.js",
     "atlas_data.js",
     "atlas_search.js",
+    "characters.js",
     "atlas_view.js",
     "atlas_plots.js",
     "atlas.js",

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from reports.bundle import pack_json, render_page
 from reports.cells import Grid, count_range, name_seeds, thousands
+from reports.continuations import Continuations
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
@@ -24,7 +25,7 @@ from reports.study import Study, problems, read_study
 # a table whose gzip is larger is named on the page and not carried by it
 MAX_EMBEDDED_BYTES = 600_000
 
-SCRIPTS = ("unpack.js", "theme.js", "plots.js", "report.js")
+SCRIPTS = ("unpack.js", "theme.js", "plots.js", "characters.js", "continuations.js", "report.js")
 STYLES = ("base.css", "report.css")
 
 # tables that one analysis writes: where one is there, its companion is missing and not unwanted
@@ -37,12 +38,13 @@ WRITTEN_TOGETHER = (
 
 @dataclass(frozen=True)
 class Shown:
-    """A panel as the page shows it: numbered, with its grids, or its figure's variants, or what it lacks."""
+    """A panel as the page shows it: numbered, with its grids, or its figure's variants, or texts, or what it lacks."""
 
     panel: Panel
     number: str  # "Table 1", "Figure 2"
     grids: tuple[Grid, ...]
     variants: tuple[str, ...]
+    texts: Continuations | None
     problems: tuple[str, ...]
     facts: str  # n, seeds
     sources: tuple[str, ...]
@@ -90,9 +92,9 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
     """Return the panels of a section, numbering them on in `counts` and adding their figures to `payload`."""
     shown = []
     for panel in section.panels:
-        faults = problems(study, panel.needs)
+        faults = problems(study, panel.needs) or list(panel.faults(study))
         drawings = [] if faults else list(panel.draw(study))
-        if not drawings and not (panel.is_core and has_part(study, panel)):
+        if not drawings and not (panel.is_core and has_part(study, panel)) and not panel.faults(study):
             continue
         word = "Table" if panel.is_table else "Figure"
         counts[word] += 1
@@ -105,9 +107,10 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
                 f"{word} {counts[word]}",
                 tuple(drawing for drawing in drawings if isinstance(drawing, Grid)),
                 tuple(name for name, _ in plots),
+                next((drawing for drawing in drawings if isinstance(drawing, Continuations)), None),
                 tuple(faults) or (() if drawings else ("Its tables hold no row that it could show.",)),
                 panel_facts(study, panel),
-                tuple(name for name in (*panel.needs, *panel.uses) if name in study.tables),
+                tuple(name for name in (*panel.needs, *panel.uses) if name in study.paths),
             )
         )
     return shown
@@ -243,6 +246,7 @@ def source_rows(study: Study) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
+                "file": path.name,
                 "rows": thousands(len(table)) if table is not None else "",
                 "size": f"{path.stat().st_size / 1000:,.1f} kB",
                 "columns": list(table.columns) if table is not None else [],

@@ -13,6 +13,7 @@ import pandas as pd
 from reports.cells import MISSING, Cell, Grid, fixed, percent_change
 from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
+from reports.lineage import over_seeds_cell
 from reports.study import Study
 
 BASIS_TITLES = {
@@ -168,6 +169,25 @@ def _head_cells(row: pd.Series) -> list[Cell]:
     if {"ci_low", "ci_high"} <= set(row.index) and pd.notna(row["ci_low"]) and pd.notna(row["ci_high"]):
         interval = f"[{fixed(row['ci_low'], 2)}, {fixed(row['ci_high'], 2)}]"
     return [Cell(f"L{int(row['layer'])} H{int(row['head'])}"), Cell(fixed(row["impact_pct"], 2), interval)]
+
+
+def summary_grids(study: Study) -> list[Grid]:
+    """Return a model's ablations in one number a layer: a grid a measure, its layers as rows (−1 is all layers)."""
+    df = study.tables["ablation_summary"]
+    kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
+    df = df[df["kind"] == kind]
+    models = models_of(df, study.models)
+    grids = []
+    for measure in dict.fromkeys(df["measure"]):
+        own = df[df["measure"] == measure]
+        rows = []
+        for layer in sorted(set(own["layer"]), key=lambda layer: (layer < 0, layer)):
+            of_layer = own[own["layer"] == layer]
+            values = [of_layer[of_layer["model"] == model].set_index("seed")["value"] for model in models]
+            name = "all" if layer < 0 else str(int(layer))
+            rows.append(((name,), tuple(over_seeds_cell(value, 3) for value in values)))
+        grids.append(Grid(str(measure).replace("_", " "), (), ("layer",), tuple(models), tuple(rows)))
+    return grids
 
 
 def loss_grids(study: Study) -> list[Grid]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.continuations import FILE as CONTINUATIONS
 from reports.tables import TEXT_COLUMNS, find_tables, missing_columns, read_csv
 
 # keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
@@ -40,7 +41,7 @@ class Study:
     tables: Mapping[str, pd.DataFrame]  # without the feature atlas, which has a page of its own
     empty: frozenset[str]  # tables whose file has not even a header
     names: Mapping[str, str]  # model as the tables name it -> short name; the reference model first
-    paths: Mapping[str, Path]
+    paths: Mapping[str, Path]  # of the tables by name, and of what else the page carries by the name of its file
 
     @property
     def models(self) -> list[str]:
@@ -65,7 +66,10 @@ def read_study(directory: str | Path) -> Study:
     for name, df in of_models.items():
         renamed = {column: df[column].map(names) for column in MODEL_COLUMNS if column in df}
         tables[name] = df.assign(**renamed)
-    return Study(Path(directory), record, tables, empty, names, paths)
+    texts = Path(directory) / CONTINUATIONS
+    return Study(
+        Path(directory), record, tables, empty, names, paths | ({texts.name: texts} if texts.is_file() else {})
+    )
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, notes, …") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: got a {type(record).__name__}; want an object")

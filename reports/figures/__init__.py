@@ -1,18 +1,38 @@
 """Plotly figures of a study: each function takes tables and returns a Figure; nothing is computed beyond reshaping."""
 
-from reports.figures.ablation import ablation_profile, ablation_strip
+from reports.figures.ablation import ablation_profile, ablation_strip, pair_interactions
 from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, head_spread, text_measures, weight_ranks
-from reports.figures.comparisons import lag_decay, raw_against_partial, spectra_divergence, trajectory_regimes
+from reports.figures.comparisons import (
+    lag_decay,
+    raw_against_partial,
+    raw_beside_partial,
+    spectra_divergence,
+    trajectory_regimes,
+)
 from reports.figures.concepts import (
     crystallisation,
+    crystallisation_layers,
+    dimension_by_points,
     effective_dimension,
     intrinsic_dimension,
+    pair_parallelism,
     pc_alignment,
     trajectory_bars,
 )
+from reports.figures.interventions import Change, changes
 from reports.figures.multiples import measure_by_layer
+from reports.figures.points import concept_points
 from reports.figures.recurrent import ladder, mechanism_bars
-from reports.figures.saes import at_l1, feature_density, fvu_by_layer, l0_by_layer, of_heads, pareto
+from reports.figures.saes import (
+    at_l1,
+    feature_density,
+    fvu_by_layer,
+    l0_by_layer,
+    matched_l0,
+    of_heads,
+    pareto,
+    stability,
+)
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
 from reports.figures.training import (
     loss_curves,
@@ -23,12 +43,17 @@ from reports.figures.training import (
 )
 
 __all__ = [
+    "Change",
     "ablation_profile",
     "ablation_strip",
     "at_l1",
     "bos_mass_by_layer",
+    "changes",
+    "concept_points",
     "cosine_heatmaps",
     "crystallisation",
+    "crystallisation_layers",
+    "dimension_by_points",
     "effective_dimension",
     "feature_density",
     "fvu_by_layer",
@@ -39,19 +64,24 @@ __all__ = [
     "ladder",
     "lag_decay",
     "loss_curves",
+    "matched_l0",
     "measure_by_layer",
     "mechanism_bars",
     "monitor_names",
     "monitor_over_steps",
     "of_heads",
+    "pair_interactions",
+    "pair_parallelism",
     "pareto",
     "pc_alignment",
     "pressure_and_redundancy",
     "rank_by_layer",
     "ranks_over_steps",
     "raw_against_partial",
+    "raw_beside_partial",
     "redundancy_by_layer",
     "spectra_divergence",
+    "stability",
     "text_measures",
     "trajectory_bars",
     "trajectory_regimes",

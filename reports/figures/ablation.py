@@ -8,7 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.figures.draft import Cell, Draft, facets, scatter, single
-from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, sorted_layers
+from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, seeds_of, sorted_layers
+
+N_PAIRS = 12  # pairs of heads that are shown of each model
 
 
 def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
@@ -81,3 +83,34 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell, *, show: bool) -
         "layer %{customdata[1]}, head %{customdata[2]}: %{y:+.3f} %<extra></extra>",
     )
     fig.add_trace(trace, **where)
+
+
+def pair_interactions(ablation_pairs: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the pairs of heads whose interaction is furthest from 0, a mark each with its interval, a panel a model
+    and seed; at most `N_PAIRS`."""
+    df = ablation_pairs[ablation_pairs["kind"] == kind]
+    runs = list(runs_of(df, models))
+    several = len(seeds_of(df)) > 1
+    titles = [label(run.model) + f", seed {run.seed}" * several for run in runs]
+    fig, cells = facets(titles, columns=2, height=40 + 18 * N_PAIRS)
+    for index, (run, where) in enumerate(zip(runs, cells, strict=True)):
+        order = run.rows["interaction_pct"].abs().sort_values(ascending=False, kind="stable").index[:N_PAIRS]
+        rows = run.rows.loc[order]
+        names = [
+            f"L{a:.0f} H{i:.0f} + L{b:.0f} H{j:.0f}"
+            for a, i, b, j in rows[["layer_a", "head_a", "layer_b", "head_b"]].to_numpy()
+        ]
+        above, below = rows["ci_high"] - rows["interaction_pct"], rows["interaction_pct"] - rows["ci_low"]
+        error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
+        trace = scatter(
+            x=rows["interaction_pct"].tolist(), y=list(range(len(rows))), mode="markers", showlegend=False,
+            marker={"color": run.colour, "symbol": run.symbol, "size": 7}, text=names,
+            error_x=error | {"thickness": 1.2, "width": 0, "color": run.colour},
+            hovertemplate=f"{label(run.model)}, %{{text}}: %{{x:+.3f}} %<extra></extra>",
+        )  # fmt: skip
+        fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
+        fig.add_trace(trace, **where)
+        ticks = {"tickvals": list(range(len(rows))), "ticktext": names, "range": [len(rows) - 0.5, -0.5], "ticks": ""}
+        fig.update_yaxes(**ticks, **where)
+        fig.update_xaxes(title_text="interaction (%)" if index + 2 >= len(runs) else None, showgrid=True, **where)
+    return fig.figure()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from reports.figures.draft import Draft, add_mean, facets, layer_axis, scatter, single
-from reports.figures.style import BLUE, MUTED, VERMILION, groups_of, label, models_of, sorted_layers
+from reports.figures.style import AXIS, BLUE, INK, MUTED, VERMILION, groups_of, label, models_of, sorted_layers
 from reports.seeds import over_seeds
 
 NULLS = {"null_independent": ("independent states", "dash"), "null_random_walk": ("a random walk", "dot")}
@@ -107,6 +107,42 @@ def raw_against_partial(concept_mantel: pd.DataFrame, name: str, models: Sequenc
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(names) else None, **where)
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)
+    return fig.figure()
+
+
+def raw_beside_partial(
+    concept_mantel: pd.DataFrame, name: str, depth: Callable[[int], int], models: Sequence[str] | None = None
+) -> go.Figure:
+    """Return of one concept set, at one layer, bars of raw r and of what is left given spelling, two a model.
+
+    depth: number of layers -> the layer.
+    """
+    df = concept_mantel[concept_mantel["set"] == name]
+    n_layers = df.groupby("model")["layer"].transform("max") + 1
+    df = df[df["layer"] == n_layers.map(lambda n: depth(int(n)))]
+    names, layers = models_of(df, models), sorted(set(df["layer"]))
+    kinds = {"r": ("raw r", BLUE, ""), "partial_r": ("partial r, given spelling", VERMILION, "/")}
+    fig = single(height=360)
+    fig.add_hline(0, {"color": AXIS, "width": 1})
+    for k, (column, (title, colour, pattern)) in enumerate(kinds.items()):
+        found = over_seeds(df, ["model"], column)
+        found = found.set_index("model").reindex([model for model in names if model in set(found["model"])])
+        half = (found["high"] - found["mean"]).fillna(0.0).tolist()
+        bar = {
+            "type": "bar", "x": [names.index(str(model)) + 0.36 * (k - 0.5) for model in found.index],
+            "y": found["mean"].tolist(), "width": 0.34, "name": title,
+            "marker": {
+                "color": colour, "opacity": 0.8, "line": {"color": colour, "width": 1.2}, "pattern": {"shape": pattern}
+            },
+            "error_y": {
+                "type": "data", "array": half, "thickness": 1.4, "width": 4, "color": INK, "visible": any(half)
+            },
+            "text": [label(model) for model in found.index],
+            "textposition": "none", "hovertemplate": f"%{{text}}, {title}: %{{y:.3f}}<extra></extra>",
+        }  # fmt: skip
+        fig.add_trace(bar)
+    model_axis(fig, names)
+    fig.update_yaxes(title_text="Mantel r at layer " + " or ".join(str(int(layer)) for layer in layers))
     return fig.figure()
 
 

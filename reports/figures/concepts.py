@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.comparisons import NULLS, pair_names
+from reports.figures.comparisons import NULLS, model_axis, pair_names
 from reports.figures.draft import (
     MAX_BANDED,
     add_mean,
@@ -96,6 +96,78 @@ def effective_dimension(
         fig.update_yaxes(showgrid=False, autorange="reversed", **where)
     bar = {"title": {"text": "dimensions"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     fig.update_layout(coloraxis={"colorscale": [list(stop) for stop in SEQUENTIAL], "cmin": 0, "colorbar": bar})
+    return fig.figure()
+
+
+def crystallisation_layers(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the layer at which each set reaches its share of the largest correlation, mean over seeds, as a heatmap of
+    sets by models with the layer in each cell; blank where nothing crystallised."""
+    names, sets = models_of(table, models), list(dict.fromkeys(table["set"]))
+    means = table.pivot_table(index="set", columns="model", values="layer", aggfunc="mean", dropna=False)
+    largest = table.pivot_table(index="set", columns="model", values="maximum", aggfunc="mean", dropna=False)
+    means, largest = (frame.reindex(index=sets, columns=names) for frame in (means, largest))
+    hover = "%{x}, %{y}<br>layer %{z:.3g}, largest r %{customdata:.2f}<extra></extra>"
+    texts = [["" if value != value else f"{value:.3g}".replace("-", "−") for value in row] for row in means.to_numpy()]
+    fig = single(height=110 + 20 * len(sets))
+    trace = heatmap(
+        z=means.to_numpy(dtype=float).tolist(), x=list(range(len(names))), y=[label(name) for name in sets],
+        customdata=largest.to_numpy(dtype=float).tolist(), coloraxis="coloraxis", xgap=1, ygap=1, text=texts,
+        texttemplate="%{text}", textfont={"size": 11}, hovertemplate=hover,
+    )  # fmt: skip
+    fig.add_trace(trace)
+    model_axis(fig, names)
+    fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")
+    bar = {"title": {"text": "layer"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
+    fig.update_layout(coloraxis={"colorscale": [list(stop) for stop in SEQUENTIAL], "colorbar": bar})
+    return fig.figure()
+
+
+def pair_parallelism(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return by layer the mean cosine of pair differences with and without the leading components, a panel a model,
+    with the mean of shuffled pairs in grey and a band of twice its standard deviation."""
+    names, levels = models_of(table, models), sorted(set(table["n_removed"]))
+    columns = min(4, len(names))
+    fig, cells = facets([label(name) for name in names], columns=columns, height=150, shared_y=True)
+    for index, (group, where) in enumerate(zip(groups_of(table, models), cells, strict=True)):
+        first = group.rows[group.rows["n_removed"] == levels[0]].groupby("layer")[["null_mean", "null_std"]].mean()
+        x, middle, width = first.index.tolist(), first["null_mean"], 2 * first["null_std"]
+        low, high = middle - width, middle + width
+        band = scatter(
+            x=[*x, *x[::-1]], y=[*high, *low[::-1]], mode="lines", fill="toself", fillcolor=MUTED + "1C",
+            line={"width": 0, "color": MUTED}, showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
+        fig.add_trace(band, **where)
+        line = {"color": MUTED, "width": 1.2, "dash": "dot"}
+        shuffled = scatter(
+            x=x, y=middle.tolist(), mode="lines", line=line, name="shuffled pairs", legendgroup="null",
+            showlegend=index == 0, hovertemplate="shuffled pairs: %{y:.3f}<extra></extra>",
+        )  # fmt: skip
+        fig.add_trace(shuffled, **where)
+        for k, n_removed in enumerate(levels):
+            title = "all components" if n_removed == 0 else f"without the first {n_removed:g}"
+            marks = (PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)], DASHES[k % len(DASHES)])
+            own = Run(title, None, group.rows[group.rows["n_removed"] == n_removed], *marks, is_first=True)
+            add_mean(fig, own, "layer", "parallelism", where=where, show=index == 0)
+        layer_axis(fig, sorted_layers(group.rows), **where)
+        fig.update_xaxes(title_text="layer" if index + columns >= len(names) else None, **where)
+        fig.update_yaxes(title_text="mean cos" if where["col"] == 1 else None, **where)
+    return fig.figure()
+
+
+def dimension_by_points(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the TwoNN dimension against the number of points that it was taken on, a panel a layer."""
+    layers, n_models = sorted_layers(table), table["model"].nunique()
+    titles = ["embedding" if layer < 0 else f"layer {layer}" for layer in layers]
+    fig, cells = facets(titles, columns=4, height=150)
+    for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
+        for group in groups_of(table[table["layer"] == layer], models):
+            marker = {"color": group.colour, "symbol": group.symbol, "size": 5}
+            add_mean(
+                fig, group, "n_points", "dimension", where=where, show=index == 0, n_models=n_models, marker=marker
+            )
+        fig.update_xaxes(type="log", dtick=1, **where)
+        fig.update_xaxes(title_text="points" if index + 4 >= len(layers) else None, **where)
+        fig.update_yaxes(title_text="dimension" if where["col"] == 1 else None, rangemode="tozero", **where)
     return fig.figure()
 
 

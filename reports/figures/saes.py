@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.figures.comparisons import pair_names
 from reports.figures.draft import MAX_BANDED, Cell, Draft, add_mean, add_run, facets, layer_axis, scatter, single
-from reports.figures.style import MUTED, Run, groups_of, label, models_of, runs_of, sorted_layers
+from reports.figures.style import AXIS, MUTED, Run, groups_of, label, models_of, runs_of, sorted_layers
 
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
 CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
@@ -145,4 +146,41 @@ def pareto(sae_results: pd.DataFrame, models: Sequence[str] | None = None) -> go
             add_run(fig, run, curve["l0"], curve["fvu"], where=where, show=index == 0)
         fig.update_xaxes(title_text="l0" if index + 4 >= len(layers) else None, **where)
         fig.update_yaxes(title_text="fvu" if where["col"] == 1 else None, **where)
+    return fig.figure()
+
+
+def stability(sae_stability: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
+    """Return by layer how well features are found again with another seed of the SAE, beside random directions: the
+    mean largest cosine, and the share above .7; means over heads and pairs of seeds."""
+    df = at_l1(sae_stability, l1)
+    panels = {
+        "mean largest cosine": ("stability", "stability_random"),
+        "share of features above .7": ("share_above", "share_random"),
+    }
+    fig, cells = facets(list(panels), columns=2, height=230)
+    for index, ((value, chance), where) in enumerate(zip(panels.values(), cells, strict=True)):
+        for group in groups_of(df, models):
+            add_mean(fig, group, "layer", value, where=where, show=index == 0, n_models=df["model"].nunique())
+        by_chance = df.groupby("layer")[chance].mean()
+        line = {"color": MUTED, "width": 1.4, "dash": "dot"}
+        trace = scatter(
+            x=by_chance.index.tolist(), y=by_chance.tolist(), mode="lines", line=line, name="random directions",
+            legendgroup="random", showlegend=index == 0, hovertemplate="random directions: %{y:.3g}<extra></extra>",
+        )  # fmt: skip
+        fig.add_trace(trace, **where)
+        layer_axis(fig, sorted_layers(df), **where)
+        fig.update_yaxes(rangemode="tozero", **where)
+    return fig.figure()
+
+
+def matched_l0(sae_matched_l0: pd.DataFrame) -> go.Figure:
+    """Return by layer the difference of two models at equal l0, in fvu and in recovered loss; a line a pair."""
+    df = sae_matched_l0.assign(model=pair_names(sae_matched_l0))
+    panels = {"fvu": "fvu_difference", "loss recovered": "ce_recovered_difference"}
+    fig, cells = facets([f"difference in {title}" for title in panels], columns=2, height=230)
+    for index, (value, where) in enumerate(zip(panels.values(), cells, strict=True)):
+        fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
+        for group in groups_of(df):
+            add_mean(fig, group, "layer", value, where=where, show=index == 0, n_models=df["model"].nunique())
+        layer_axis(fig, sorted_layers(df), **where)
     return fig.figure()

@@ -19,9 +19,42 @@ def dimensions(study: Study) -> list[Drawing]:
 def partial(study: Study) -> list[Drawing]:
     """Return raw against partial correlations, a variant a set that has them, the years first."""
     df = study.tables["concept_mantel"]
-    sets = list(dict.fromkeys(df[df["partial_r"].notna()]["set"]))
-    sets.sort(key=lambda name: not name.startswith("years"))  # stable: the others keep their order
+    sets = years_first(list(dict.fromkeys(df[df["partial_r"].notna()]["set"])))
     return [(name if len(sets) > 1 else "", figures.raw_against_partial(df, name, study.models)) for name in sets]
+
+
+def years_first(sets: list[str]) -> list[str]:
+    """Return the sets with those of years in front, the others in their order."""
+    return sorted(sets, key=lambda name: not name.startswith("years"))
+
+
+def partial_bars(study: Study) -> list[Drawing]:
+    """Return raw beside partial correlations at the middle layer, a variant a set that has them, the years first."""
+    df = study.tables["concept_mantel"]
+    sets = years_first(list(dict.fromkeys(df[df["partial_r"].notna()]["set"])))
+    return [
+        (name if len(sets) > 1 else "", figures.raw_beside_partial(df, name, lineage.middle_layer, study.models))
+        for name in sets
+    ]
+
+
+def points(study: Study) -> list[Drawing]:
+    """Return the words of every set in the plane of their components, a variant a set, ordinal ones first."""
+    df, mantel = study.tables["concept_points"], study.tables.get("concept_mantel")
+    if mantel is not None and not {"model", "set", "layer", "r"} <= set(mantel.columns):
+        mantel = None
+    is_line = dict(zip(df["set"], df["topology"] == "ordinal", strict=True))
+    sets = sorted(is_line, key=lambda name: not is_line[name])  # stable: the others keep their order
+    return [(name if len(sets) > 1 else "", figures.concept_points(df, mantel, name, study.models)) for name in sets]
+
+
+def parallelism(study: Study) -> list[Drawing]:
+    """Return the parallelism of pairs by layer, a variant a set."""
+    df = study.tables["antonym_parallelism"]
+    sets = list(dict.fromkeys(df["set"]))
+    return [
+        (name if len(sets) > 1 else "", figures.pair_parallelism(df[df["set"] == name], study.models)) for name in sets
+    ]
 
 
 def decay(study: Study) -> list[Drawing]:
@@ -39,6 +72,21 @@ CONCEPTS = Section(
     "Whether the order, the circle or the map of a set of concepts can be read off the model’s states.",
     (
         Panel(
+            "points",
+            "Ordinal and cyclic concepts on their first two components",
+            "A line that runs from pale to dark without turning back is an order the model holds in space; a ring is a "
+            "cycle. A tangle under a high curve has its order in directions that this plane does not show.",
+            needing("concept_points", "model seed set topology layer item place pc1 pc2 share_pc1 share_pc2"),
+            points,
+            ("n", "concepts a set"),
+            "Every model at the layer where its own Mantel r, drawn in the first panel, is largest; colour goes with a "
+            "word’s place, neighbours are joined. The plane is each model’s own: shapes compare, coordinates do not. "
+            "Points are of each model’s first seed; the curves are means over seeds.",
+            uses=("concept_mantel",),
+            is_first_seed=True,
+            is_core=False,
+        ),
+        Panel(
             "crystallisation",
             "Crystallisation of concept sets, by layer",
             "A curve that rises early and stays is a geometry that the model builds and keeps. Dotted, where four "
@@ -48,6 +96,31 @@ CONCEPTS = Section(
             ("n_permutations", "permutations"),
             "Mantel correlation (Spearman) of the states’ distances with the set’s; layer −1 is the embedding. Bars of "
             "a lone seed: 95 % over resampled concepts.",
+            is_core=False,
+        ),
+        Panel(
+            "crystallisation-layers",
+            "The layer at which concept sets crystallise",
+            "A pale row is a set that is there from the start; a column paler than its neighbours is a model that "
+            "arranges its concepts earlier. Point at a cell: early means little where the largest r is near 0.",
+            needing("crystallisation", "model seed set layer maximum share"),
+            drawn("crystallisation", figures.crystallisation_layers),
+            ("n", "concepts a set"),
+            "The first layer with 90 % of the set’s largest r over layers, mean over seeds; −1 is the embedding, "
+            "blank: no r above 0. Intervals over words are in the table.",
+            is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "partial-bars",
+            "Years raw against partial, at the middle layer",
+            "Compare hatched bars between models: what is left of the order once spelling has explained its part.",
+            needing("concept_mantel", "model seed set layer r partial_r"),
+            partial_bars,
+            ("n", "concepts a set"),
+            "Mantel r and partial Mantel r given the Levenshtein distances of the words, at the layer at the depth of "
+            "14 of 28. Bars on bars: 95 % over seeds; of a lone seed none.",
+            interval="a bar",
             is_core=False,
         ),
         Panel(
@@ -126,6 +199,30 @@ CONCEPTS = Section(
             drawn("intrinsic_dimension", figures.intrinsic_dimension),
             ("n_used", "points"),
             "Facco et al. 2017; bars of a lone seed are standard errors of the fit.",
+            interval="a band",
+            is_core=False,
+        ),
+        Panel(
+            "dimension-curve",
+            "Intrinsic dimension against the number of points",
+            "A curve that still rises at its right end has no dimension to report yet: compare models at one number of "
+            "points only.",
+            needing("intrinsic_dimension_curve", "model seed layer n_points dimension"),
+            drawn("intrinsic_dimension_curve", figures.dimension_by_points),
+            ("n_points", "points"),
+            "TwoNN of n, n/2, n/4 … points, means over disjoint subsamples; logarithmic axis.",
+            is_core=False,
+        ),
+        Panel(
+            "parallelism",
+            "Are the differences of antonyms parallel?",
+            "Only what lies outside the grey band is a shared direction; a line that falls into it once the first "
+            "component is taken out was that component alone.",
+            needing("antonym_parallelism", "model seed set n layer n_removed parallelism null_mean null_std"),
+            parallelism,
+            ("n", "pairs"),
+            "Mean pairwise cosine of second − first. Grey: the same with the seconds shuffled among the pairs, mean "
+            "and twice its standard deviation.",
             interval="a band",
             is_core=False,
         ),

@@ -59,6 +59,19 @@ def density(study: Study) -> list[Drawing]:
     return [(name, figures.feature_density(figures.at_l1(df, l1), study.models)) for name, l1 in l1_variants(df)]
 
 
+def stability(study: Study) -> list[Drawing]:
+    """Return how well features are found again with other seeds, a variant an l1."""
+    df = figures.of_heads(study.tables["sae_stability"])
+    return [(name, figures.stability(df, study.models, l1)) for name, l1 in l1_variants(df)]
+
+
+def pairs(study: Study) -> list[Drawing]:
+    """Return the strongest interactions of pairs of heads, a variant a kind of ablation, zero first."""
+    df = study.tables["ablation_pairs"]
+    kinds = sorted(set(df["kind"]), key=lambda kind: (kind != "zero", kind))
+    return [(kind if len(kinds) > 1 else "", figures.pair_interactions(df, kind, study.models)) for kind in kinds]
+
+
 def ablation(study: Study) -> list[Drawing]:
     """Return Figure 4, a variant a kind of ablation, zero first, and a seed."""
     df = study.tables["ablation_results"]
@@ -208,6 +221,56 @@ TOPOLOGY = Section(
             "Means over heads. Seeds after the first are fainter.",
             is_core=False,
             is_by_seed=True,
+        ),
+        Panel(
+            "matched",
+            "Two models’ SAEs at equal l0",
+            "Below 0 on the left, the second model’s activations are explained better by as many features; a "
+            "difference at equal l1 that is gone here was one of sparsity.",
+            needing("sae_matched_l0", "model_a model_b seed layer fvu_difference ce_recovered_difference"),
+            lambda study: [("", figures.matched_l0(study.tables["sae_matched_l0"]))],
+            detail="Second − first, means over the range of l0 that both sweeps of l1 reach, heads together.",
+            uses=("sae_training_results",),
+            is_core=False,
+        ),
+        Panel(
+            "stability",
+            "Are the same features found with another seed?",
+            "Only the distance to the dotted line counts: among many random directions some are always near.",
+            needing("sae_stability", "model seed layer head stability stability_random share_above share_random"),
+            stability,
+            ("n_features", "features an SAE"),
+            "Largest cosine of a feature’s decoder row with any of another SAE seed’s, of the same activations; means "
+            "over features, heads and ordered pairs of SAE seeds.",
+            is_core=False,
+        ),
+        Panel(
+            "ablation-summary",
+            "Ablation in one number a layer",
+            "A Gini coefficient near 1 is a layer in which one head does the work; a small load-bearing p says that "
+            "the top head’s lead over the others is more than sampling of sequences gives.",
+            needing("ablation_summary", "model seed kind layer measure value"),
+            paper_tables.summary_grids,
+            ("n", "heads"),
+            "Rank correlation is of measured impacts with their first-order estimates, over all heads.",
+            is_table=True,
+            is_core=False,
+        ),
+        Panel(
+            "pairs",
+            "Pairs of heads that stand in for each other",
+            "Right of zero, removing both costs more than the sum of each: either can do the other’s work. Left, they "
+            "overlap: the second costs less once the first is gone.",
+            needing(
+                "ablation_pairs",
+                "model seed layer_a head_a layer_b head_b kind interaction_pct ci_low ci_high",
+            ),
+            pairs,
+            ("n_tokens", "held-out tokens"),
+            "Joint impact − both impacts, in per cent of the base loss; bars are 95 % intervals over sequences. The "
+            "strongest of many: their intervals are too narrow for that choice.",
+            is_by_seed=True,
+            is_core=False,
         ),
     ),
 )

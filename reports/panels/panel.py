@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.cells import Grid
+from reports.continuations import Continuations
 from reports.figures.style import seeds_of
 from reports.study import Study
 
@@ -25,10 +26,11 @@ class Panel:
     title: str
     read: str
     needs: Mapping[str, tuple[str, ...]]
-    draw: Callable[[Study], Sequence[Drawing | Grid]]
+    draw: Callable[[Study], Sequence[Drawing | Grid | Continuations]]
     n: tuple[str, str] = ("", "")  # the column of the first table that holds n, and its unit
     detail: str = ""  # intervals, scales and other small print
     uses: tuple[str, ...] = ()  # tables that it draws when they are there
+    faults: Callable[[Study], Sequence[str]] = lambda study: ()  # what else keeps it from being drawn, in sentences
     is_table: bool = False
     is_first_seed: bool = False  # draws each model's first seed only
     interval: str = INTERVAL  # how the interval over seeds is drawn

@@ -2,14 +2,73 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from reports import figures
+from reports.cells import MISSING, Cell, Grid, fixed
+from reports.continuations import FILE, Continuations, describe_continuations
+from reports.figures.style import models_of, seeds_of
+from reports.lineage import over_seeds_cell
 from reports.panels.panel import Panel, Section, drawn, needing
+from reports.study import Study
+
+
+def quality_grids(study: Study) -> list[Grid]:
+    """Return every measure as a row, every model as a column: over seeds, or of one seed with its own interval."""
+    df = study.tables["text_quality"]
+    models, has_per = models_of(df, study.models), "per" in df
+    rows = []
+    for measure in dict.fromkeys(df["measure"]):
+        own = df[df["measure"] == measure]
+        cells = tuple(quality_cell(own[own["model"] == model]) for model in models)
+        per = str(own["per"].iloc[0]) if has_per else ""
+        rows.append(((str(measure).replace("_", " "), *([per] * has_per)), cells))
+    headers = ("measure", "of all") if has_per else ("measure",)
+    return [Grid("", (), headers, tuple(models), tuple(rows), is_wide=True)]
+
+
+def quality_cell(rows: pd.DataFrame) -> Cell:
+    """Return one model's value of a measure, with the interval over its seeds or, of one seed, the table's own."""
+    known = rows.dropna(subset=["value"])
+    if known.empty:
+        return Cell(MISSING)
+    if len(seeds_of(known)) > 1:
+        return over_seeds_cell(known.set_index("seed")["value"], 3)
+    row = known.iloc[0]
+    is_bounded = pd.notna(row["ci_low"]) and pd.notna(row["ci_high"])
+    note = f"[{fixed(row['ci_low'], 3)}, {fixed(row['ci_high'], 3)}]" if is_bounded else ""
+    return Cell(fixed(row["value"], 3), note)
+
+
+def continuations(study: Study) -> list[Continuations]:
+    """Return what continuations.jsonl holds; nothing where the study has none."""
+    found, _ = describe_continuations(study.paths[FILE]) if FILE in study.paths else (None, [])
+    return [] if found is None else [found]
+
+
+def faults(study: Study) -> list[str]:
+    """Return why the continuations that the study has cannot be shown."""
+    return describe_continuations(study.paths[FILE])[1] if FILE in study.paths else []
+
 
 TEXT = Section(
     "text",
     "Text quality",
-    "What sampled continuations look like when they are counted.",
+    "What sampled continuations look like, read and counted.",
     (
+        Panel(
+            "continuations",
+            "Continuations side by side",
+            "Read several prompts before you believe a count: one sample is an anecdote, and a model of this size "
+            "writes grammar before it writes sense.",
+            needing("text_quality", "model seed"),
+            continuations,
+            detail="Every model continues the same prompt, drawn with the same random numbers at the same temperature.",
+            uses=(FILE,),
+            faults=faults,
+            is_core=False,
+            is_by_seed=True,
+        ),
         Panel(
             "text-quality",
             "Measures of sampled text",
@@ -19,6 +78,19 @@ TEXT = Section(
             ("n", "prompts, of recall scenarios"),
             "Bars are 95 % intervals over what the column unit names; a mark a seed.",
             is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "text-table",
+            "Measures of sampled text, in figures",
+            "Read a row: models whose brackets overlap are not told apart by it. A recall of .5 and a recall margin of "
+            "0 are chance: a model that remembers nothing has them exactly.",
+            needing("text_quality", "model seed measure value ci_low ci_high"),
+            quality_grids,
+            ("n", "prompts, of recall scenarios"),
+            "One seed: brackets are 95 % intervals over prompts (recall: scenarios). “Of all” names what a value is a "
+            "share or a mean of; discourse and dialogue markers and entity fabrication are per 100.",
+            is_table=True,
             is_core=False,
         ),
     ),

@@ -6,6 +6,7 @@ async function start() {
   startSources();
   const { figures, names } = await unpackJson("page-data");
   startVariants(figures);
+  await startContinuations(names);
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
   await drawAll(figures, names);
   document.documentElement.dataset.ready = "yes";
@@ -62,16 +63,19 @@ function startSources() {
       button.title = "Too large to be carried by this page; it lies beside it in the study’s directory.";
       continue;
     }
-    button.title = `Download ${name}.csv`;
+    button.title = `Download ${fileOf(name)}`;
     button.addEventListener("click", () => download(name));
   }
 }
 
+const fileOf = (name) => (name.includes(".") ? name : `${name}.csv`);
+
 async function download(name) {
-  const address = URL.createObjectURL(new Blob([await unpackBytes(`csv-${name}`)], { type: "text/csv" }));
+  const type = name.includes(".") ? "application/jsonl" : "text/csv";
+  const address = URL.createObjectURL(new Blob([await unpackBytes(`csv-${name}`)], { type }));
   const link = document.createElement("a");
   link.href = address;
-  link.download = `${name}.csv`;
+  link.download = fileOf(name);
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

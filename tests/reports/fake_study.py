@@ -122,6 +122,8 @@ def write_fake_study(
         write_concepts(directory, rng, runs, n_layers)
         write_attention_and_spectra(directory, rng, runs, n_layers, n_heads)
         write_text_and_claims(directory, rng, runs)
+        write_continuations(directory, rng, runs)
+        write_further(directory, rng, runs, n_layers, n_heads)
         write_recurrent(directory, rng, seeds, models[0])
     (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
     return directory
@@ -310,9 +312,22 @@ def make_logits(rng: np.random.Generator, tokens: list[str], sign: int) -> str:
 def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: int) -> None:
     sets = [("months", 12, "cyclic"), ("digits", 10, "ordinal"), ("us_states", 48, "geographic")]
     sets.append(("years", 35, "ordinal"))
-    mantel, geometry, trajectories = [], [], []
+    mantel, geometry, trajectories, points, crystals, pairs = [], [], [], [], [], []
     for model, seed in runs:
+        for layer in range(-1, n_layers):
+            for n_removed in (0, 1):
+                value = rng.normal(0.1 * layer, 0.02)
+                pairs.append((model, seed, "antonyms", 8, layer, n_removed, value, -0.03, 0.02, 0.01, 0.02, 999))
         for name, n, topology in sets:
+            limits = (-1, n_layers - 1, 0.7, n_layers - 1, 0.9)
+            crystals.append((model, seed, name, n, topology, np.nan if name == "digits" else 1.0, *limits))
+            if topology in ("ordinal", "cyclic"):
+                for layer in (-1, n_layers - 2, n_layers - 1):
+                    words = [(HOSTILE[i % len(HOSTILE)] if name == "months" else str(i)) for i in range(n)]
+                    places = zip(rng.normal(size=n), rng.normal(size=n), strict=True)
+                    for place, (word, point) in enumerate(zip(words, places, strict=True)):
+                        row = (model, seed, name, n, topology, layer, clean(word), place, *point, 0.5, 0.25)
+                        points.append((*row, int(layer == n_layers - 2)))
             for layer in range(-1, n_layers):
                 r = 0.1 + 0.6 * (layer + 1) / n_layers + rng.normal(0, 0.03)
                 limits = (r - 0.1, r + 0.15) if n != 10 or layer else (np.nan, np.nan)
@@ -325,11 +340,14 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
                 trajectories.append((model, seed, name, measure, lag, value, -0.5 if lag == 1 else 0.0, 0.0))
     write_rows(mantel, directory, "concept_mantel", "ci_low", "ci_high")
     write_rows(geometry, directory, "concept_geometry")
+    write_rows(points, directory, "concept_points", "is_best")
+    write_rows(crystals, directory, "crystallisation")
+    write_rows(pairs, directory, "antonym_parallelism")
     write_rows(trajectories, directory, "trajectories")
 
 
 def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
-    attention, spectra, dimension = [], [], []
+    attention, spectra, dimension, curve = [], [], [], []
     for model, seed in runs:
         for layer in range(n_layers):
             for head in range(n_heads):
@@ -339,9 +357,13 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
                 rank = 60 + 10 * layer + rng.normal(0, 4) + 40 * (matrix in MATRICES[4:])
                 spectra.append((model, seed, layer, matrix, rank, rank * 1.2, rank / 8, rank / 2))
             dimension.append((model, seed, layer, 10 + layer + rng.normal(), 0.3, 4096, 12))
+            for k in range(4):
+                row = (4096 >> k, 10 + layer - k + rng.normal(), 0.2 if k else np.nan, 1 << k)
+                curve.append((model, seed, layer, *row))
     write_rows(attention, directory, "attention_stats")
     write_rows(spectra, directory, "weight_spectra")
     write_rows(dimension, directory, "intrinsic_dimension")
+    write_rows(curve, directory, "intrinsic_dimension_curve")
     models = list(dict.fromkeys(model for model, _ in runs))
     if len(models) > 1:
         places = [(layer, pc) for layer in range(n_layers) for pc in (1, 2, 3)]
@@ -426,6 +448,50 @@ def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> No
         ),
     ]
     write_rows(claims, directory, "claims", *trailing)
+
+
+def write_continuations(directory: Path, rng: np.random.Generator, runs) -> None:
+    """Write continuations.jsonl: hostile strings as prompts and in the texts, line ends escaped as the verb does."""
+    lines = []
+    for model, seed in runs:
+        for prompt in ("The king had", HOSTILE[1], HOSTILE[17]):
+            for sample in range(2):
+                words = [HOSTILE[i] if rng.random() < 0.3 else WORDS[i] for i in rng.integers(0, len(HOSTILE), 30)]
+                text = f" {model} {seed} {sample} " + " ".join(words) + "".join(HOSTILE)
+                record = {"model": model, "kind": "story", "prompt": prompt, "sample": sample, "seed": seed}
+                record |= {"text": clean(text), "n_tokens": 30, "is_ended": sample == 0}
+                lines.append(json.dumps(record, ensure_ascii=False).replace("\u2028", "\\u2028"))
+    (directory / "continuations.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_further(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
+    """Write what SAEs and ablations leave beside their main tables."""
+    stability, matched, pairs, summary = [], [], [], []
+    models, seeds = (list(dict.fromkeys(column)) for column in zip(*runs, strict=True))
+    for model, seed in runs:
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                for own, other in ((0, 1), (1, 0)):
+                    found = (rng.uniform(0.5, 0.9), rng.uniform(0.2, 0.6), 0.45, 0.01)
+                    stability.append((model, seed, layer, head, 0.03, own, other, 128, *found))
+            summary.append((model, seed, "zero", layer, "gini", rng.uniform(0.1, 0.6), n_heads))
+            summary.append((model, seed, "zero", layer, "load_bearing_p", rng.uniform(), n_heads))
+        summary.append((model, seed, "zero", -1, "rank_correlation", 0.8, n_heads * n_layers))
+        for i in range(n_heads):
+            for j in range(n_heads):
+                value = rng.normal(0, 0.2)
+                row = (0.3, 0.2, 0.5 + value, value, 0.05, value - 0.1, value + 0.1, 0.01, 65536)
+                pairs.append((model, seed, 0, i, n_layers - 1, j, "zero", *row))
+    for seed in seeds:
+        for other in models[1:]:
+            for layer in range(n_layers):
+                fvu = (0.2, 0.2 + 0.01 * layer, 0.01 * layer)
+                matched.append((models[0], other, seed, layer, 4.0, 9.0, *fvu, 0.9, 0.9 - 0.02 * layer, -0.02 * layer))
+    write_rows(stability, directory, "sae_stability")
+    write_rows(pairs, directory, "ablation_pairs")
+    write_rows(summary, directory, "ablation_summary")
+    if matched:
+        write_rows(matched, directory, "sae_matched_l0")
 
 
 def study_record(models: Sequence[str], seeds: Sequence[int]) -> dict:

@@ -14,6 +14,8 @@ from reports import figures
 from reports.figures.saes import of_dictionary
 from reports.figures.style import DARK, PALETTE, label
 from reports.figures.training import thin
+from reports.interventions import study_changes
+from reports.lineage import middle_layer
 from reports.study import read_study
 
 
@@ -54,6 +56,16 @@ def draw_all(study) -> dict[str, object]:
         "ladder": figures.ladder(tables["ladder"]),
         "mechanisms": figures.mechanism_bars(tables["mechanisms"], models),
         "text": figures.text_measures(tables["text_quality"], models),
+        "points": figures.concept_points(tables["concept_points"], tables["concept_mantel"], "months", models),
+        "points alone": figures.concept_points(tables["concept_points"], None, "years", models),
+        "crystal layers": figures.crystallisation_layers(tables["crystallisation"], models),
+        "years": figures.raw_beside_partial(tables["concept_mantel"], "years", middle_layer, models),
+        "parallelism": figures.pair_parallelism(tables["antonym_parallelism"], models),
+        "dimension curve": figures.dimension_by_points(tables["intrinsic_dimension_curve"], models),
+        "stability": figures.stability(tables["sae_stability"], models),
+        "matched": figures.matched_l0(tables["sae_matched_l0"]),
+        "pairs": figures.pair_interactions(tables["ablation_pairs"], "zero", models),
+        "changes": figures.changes(study_changes(study)),
     }
 
 
@@ -226,6 +238,93 @@ def test_the_ladder_holds_every_rung_and_its_change(study, drawn):
     assert list(bits.x) == table["bits_per_byte"].tolist()
     assert list(delta.x) == table["delta_bits"].dropna().tolist()
     assert list(delta.y) == [1, 2, 3, 4, 5]  # the base has none
+
+
+def test_points_stand_where_the_table_says_at_the_best_layer(study, drawn):
+    df = study.tables["concept_points"].query("set == 'months'")
+    curves = [trace for trace in drawn["points"].data if trace.xaxis == "x" and trace.mode != "markers"]
+    assert {trace.name for trace in curves} == set(study.models)
+    for k, model in enumerate(study.models):
+        path, marks = [trace for trace in drawn["points"].data if trace.xaxis == f"x{k + 2}"]
+        own = df[(df["model"] == model) & (df["layer"] == 0)]  # of layers -1, 0 and 1, the one marked best
+        assert (list(marks.x), list(marks.y)) == (own["pc1"].tolist(), own["pc2"].tolist())
+        assert list(path.x) == [*marks.x, marks.x[0]], "months are a ring"
+        assert list(marks.customdata) == [label(item) for item in own["item"]]
+        assert [text for text in marks.text if text] == [label(own["item"].iloc[k]) for k in (0, -1)]
+    titles = [note.text for note in drawn["points"].layout.annotations]
+    assert titles == ["Mantel r by layer", "control, layer 0", "adaptive, layer 0"]
+    path, marks = drawn["points alone"].data[:2]
+    assert list(path.x) == list(marks.x), "years are a line"
+    unmarked = figures.concept_points(df.drop(columns="is_best"), None, "months", study.models)
+    assert unmarked.layout.annotations[0].text == "control, layer 1"  # else the last
+
+
+def test_layers_of_crystallisation_are_cells_and_nothing_is_blank(drawn):
+    (trace,) = drawn["crystal layers"].data
+    cells = {(name, k): trace.z[i][k] for i, name in enumerate(trace.y) for k in (0, 1)}
+    assert all(np.isnan(cells["digits", k] or np.nan) for k in (0, 1))
+    assert all(cells[name, k] == 1.0 for name in ("months", "us_states", "years") for k in (0, 1))
+
+
+def test_bars_of_years_are_of_the_middle_layer(study, drawn):
+    df = study.tables["concept_mantel"].query("set == 'years' and layer == 0")  # of two layers, (0 + 1)/2 is 15/28
+    bars = [trace for trace in drawn["years"].data if trace.type == "bar"]
+    for bar, column in zip(bars, ("r", "partial_r"), strict=True):
+        assert list(bar.y) == [df[df["model"] == model][column].item() for model in study.models]
+        assert not bar.error_y.visible  # one seed
+    rows = [("a", seed, "years", layer, 0.1 * seed, 0.0) for seed in range(3) for layer in (-1, 0, 1)]
+    three = pd.DataFrame(rows, columns=["model", "seed", "set", "layer", "r", "partial_r"])
+    bar = figures.raw_beside_partial(three, "years", middle_layer).data[0]
+    assert (bar.y[0], bar.error_y.array[0]) == pytest.approx((0.1, 4.302653 * 0.1 / np.sqrt(3)))
+
+
+def test_parallel_pairs_stand_on_the_band_of_shuffled_ones(study, drawn):
+    df = study.tables["antonym_parallelism"].query("model == 'control'")
+    band, shuffled, whole, without = [trace for trace in drawn["parallelism"].data if trace.xaxis == "x"]
+    assert list(band.y) == pytest.approx([0.01] * 3 + [-0.07] * 3)  # -.03 ± 2 · .02
+    assert list(shuffled.y) == [-0.03] * 3
+    for trace, n_removed in ((whole, 0), (without, 1)):
+        assert list(trace.y) == df[df["n_removed"] == n_removed]["parallelism"].tolist()
+
+
+def test_dimensions_go_with_the_number_of_points(study, drawn):
+    df = study.tables["intrinsic_dimension_curve"].query("model == 'adaptive' and layer == 1").sort_values("n_points")
+    trace = [trace for trace in drawn["dimension curve"].data if trace.name == "adaptive"][1]
+    assert (list(trace.x), list(trace.y)) == (df["n_points"].tolist(), df["dimension"].tolist())
+
+
+def test_stability_stands_beside_random_directions(study, drawn):
+    df = study.tables["sae_stability"]
+    traces = [trace for trace in drawn["stability"].data if trace.xaxis == "x"]
+    for trace, model in zip(traces, study.models, strict=False):
+        means = [df[(df["model"] == model) & (df["layer"] == layer)]["stability"].mean() for layer in (0, 1)]
+        assert list(trace.y) == pytest.approx(means)
+    assert list(traces[-1].y) == pytest.approx([0.45, 0.45])
+    assert [list(trace.y) for trace in drawn["matched"].data] == [[0.0, 0.01], [0.0, -0.02]]
+
+
+def test_the_strongest_pairs_of_heads_are_shown_with_their_intervals(study, drawn):
+    df = study.tables["ablation_pairs"]
+    for trace, model in zip(drawn["pairs"].data, study.models, strict=True):
+        own = sorted(df[df["model"] == model]["interaction_pct"], key=abs, reverse=True)
+        assert list(trace.x) == own[:12]
+        assert list(trace.error_x.array) == pytest.approx([0.1] * 12)
+
+
+def test_changes_are_differences_of_means_and_filled_where_seeds_agree(study, drawn):
+    df = study.tables["topology_stats"].query("basis == 'residual'")
+    means = {model: df[df["model"] == model]["mean_cos"].mean() for model in study.models}
+    found = {(one.comparison, one.measure): one for one in study_changes(study)}
+    one = found["control → adaptive", "mean |cos|, residual"]
+    assert (one.mean, one.n) == (pytest.approx(means["adaptive"] - means["control"]), 1)
+    assert np.isnan(one.low)
+    assert {"held-out loss", "SAE l0", "largest head impact (%)", "nuclear rank of W_O"} <= {m for _, m in found}
+    assert {symbol for trace in drawn["changes"].data for symbol in trace.marker.symbol} == {"circle-open"}
+    sure = figures.Change("a → b", "x", 1.0, 0.5, 1.5, 3)
+    unsure = figures.Change("a → c", "x", -1.0, -2.5, 0.5, 3)
+    (trace,) = figures.changes([sure, unsure]).data
+    assert list(trace.marker.symbol) == ["circle", "circle-open"]
+    assert list(trace.error_x.array) == [0.5, 1.5]
 
 
 def test_steps_count_from_the_start_of_the_last_phase():
