@@ -1,9 +1,9 @@
 """What all figures share: colours and marks of models, axes, facets. One look, written once.
 
 The first colours are those of Okabe & Ito (2008), which the common kinds of colour blindness keep apart, darkened where
-white paper asks for it; a study of more than six models goes on with darker ones. No two of nine models share a colour
-or a marker, so that nothing hangs on colour. Figures carry the light colours; `DARK` says what each of them becomes on
-a dark page.
+white paper asks for it; a study of more than six models goes on with darker ones. No two of nine models share a colour,
+a marker or a dash, so that nothing hangs on colour; the first four, whose bands overlap, stay apart by colour alone.
+Figures carry the light colours; `DARK` says what each of them becomes on a dark page.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from types import MappingProxyType
 import pandas as pd
 
 INK, MUTED, AXIS, GRID, PAPER = "#1c2127", "#5f6b78", "#9aa5b1", "#e3e7ec", "#ffffff"
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#3C9BD0"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#6C2673", "#B8860B", "#3C9BD0"
 CHARCOAL, WINE, OLIVE = "#444444", "#882255", "#6B7A1E"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, CHARCOAL, WINE, OLIVE)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star", "hourglass")
-DASHES = ("solid", "8px,2px", "dash", "dot", "dashdot", "longdash")
+DASHES = (
+    "solid", "8px,2px", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,6px", "12px,3px,2px,3px,2px,3px",
+)  # fmt: skip
 BAND = "20"  # the alpha of a seeds' band, in hexadecimal behind its colour
 
 # diverging around 0 and sequential from 0; their ends stay apart for every kind of colour blindness
@@ -38,7 +40,7 @@ DARK = MappingProxyType(
         BLUE: "#56A9E6",
         VERMILION: "#FF8B4D",
         GREEN: "#35C99D",
-        PURPLE: "#DB86CC",
+        PURPLE: "#B95BA1",
         ORANGE: "#E5BC4F",
         SKY: "#9AD5F7",
         CHARCOAL: "#C9CED4",
