@@ -26,6 +26,26 @@ class StopRequest:
 
 
 @contextlib.contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM raises Interrupted, as SIGINT raises KeyboardInterrupt: for one who waits for others.
+
+    Outside the main thread signals cannot be caught, and nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}; go on with --resume")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def stop_requests(*, is_patient: bool = False) -> Iterator[StopRequest]:
     """A `StopRequest` that the first SIGINT or SIGTERM sets; a second one acts as it would have without us.
 

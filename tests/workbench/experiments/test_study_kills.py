@@ -135,17 +135,21 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(place, tmp_path, whole) -> N
     assert digests(out) == whole
 
 
-def test_a_study_by_ray_that_is_killed_goes_on_in_one_process(place, tmp_path, whole) -> None:
+def test_a_study_by_ray_that_is_stopped_and_then_killed_goes_on_in_one_process(place, tmp_path, whole) -> None:
     out = tmp_path / "out"
-    process = begin(place, out, "--executor", "ray")
-    until = time.monotonic() + PATIENCE_S
-    while jobs_done(out) < 5 and process.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    busy = workers(process)
-    process.kill()
-    process.communicate()
-    _, alive = psutil.wait_procs(busy, timeout=60)
-    assert not alive, "Ray's workers end with the study"
+    for number, wanted in ((signal.SIGTERM, 2), (signal.SIGKILL, 6)):
+        process = begin(place, out, "--executor", "ray", "--resume")
+        until = time.monotonic() + PATIENCE_S
+        while (jobs_done(out) < wanted or not workers(process)) and process.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        busy = workers(process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        if number == signal.SIGTERM:
+            assert process.returncode == 130, errors[-2000:]
+            assert errors.splitlines()[-1] == "interrupted: stopped by SIGTERM; go on with --resume"
+        _, alive = psutil.wait_procs(busy, timeout=60)
+        assert not alive, "Ray's workers end with the study"
     finish(begin(place, out, "--resume"))
     assert digests(out) == whole

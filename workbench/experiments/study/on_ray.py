@@ -15,7 +15,7 @@ from typing import Any
 from workbench.cli.allocator import keep_large_blocks
 from workbench.experiments.study.executors import Ended, Show, Task, describe_error, do_task, threads
 from workbench.experiments.study.jobs import Context
-from workbench.training.interrupts import Interrupted
+from workbench.training.interrupts import Interrupted, raising_on_sigterm
 
 N_RETRIES = 3  # times that a job whose worker died is begun again
 GRACE_S = 60  # seconds that jobs have to save their state when the study is stopped
@@ -33,6 +33,8 @@ class OnRay:
         self._n_ended = 0
         self._stack = contextlib.ExitStack()
         self._connect(address)
+        # Ray's own answer to SIGTERM is to abort the process
+        self._stack.enter_context(raising_on_sigterm())
         if self.n_slots == 0:
             self._stack.close()
             gpu = " and a GPU" if self._needs_gpu else ""
