@@ -91,7 +91,8 @@ def open_run(
         is_resumed = _prepare(partial, resolved, resume)
         clock, started = time.monotonic(), datetime.now(UTC)
         try:
-            yield Run(path=partial, out=out, is_complete=False, is_resumed=is_resumed)
+            with naming(partial):
+                yield Run(path=partial, out=out, is_complete=False, is_resumed=is_resumed)
         except BaseException:
             if not is_resumed and [path.name for path in partial.iterdir()] == [CONFIG]:
                 shutil.rmtree(partial)  # refused before it began: nothing is there to go on with, or to be in the way
@@ -102,9 +103,26 @@ def open_run(
             "seconds": round(time.monotonic() - clock, 3),
             "resumed": is_resumed,
         }
-        atomic_write(partial / ENV, json.dumps(env, indent=2) + "\n")
-        write_manifest(partial)
-        publish(partial, out)
+        with naming(partial):
+            atomic_write(partial / ENV, json.dumps(env, indent=2) + "\n")
+            write_manifest(partial)
+            publish(partial, out)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside the block a write that fails says where: the system knows but a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        # of libraries in Rust, safetensors and tokenizers, each in a kind of its own
+        if "(os error " in str(error) and not isinstance(error, ValueError):
+            raise OSError(f"{path}: {error}") from error
+        raise
 
 
 def publish(partial: Path, out: Path) -> None:
@@ -253,7 +271,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -120,6 +121,26 @@ def test_an_exception_before_anything_was_written_leaves_nothing(tmp_path: Path,
     with pytest.raises(type(error)):
         refuse()
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "write"])
+def test_a_write_that_fails_says_where(tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system names no file where it only has a descriptor."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def job() -> None:
+        with runs.open_run(tmp_path / "run", CONFIG) as run:
+            (run.path / "begun").touch()
+            if broken == "write":
+                fail()
+            monkeypatch.setattr(os, "fsync", fail)
+            runs.atomic_write(run.path / "table.csv", "a")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*run\.partial") as caught:
+        job()
+    assert ("table.csv" in str(caught.value)) is (broken == "fsync")
 
 
 def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:

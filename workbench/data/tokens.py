@@ -131,9 +131,10 @@ def pack(documents: Iterable[Document], tokenizer: Tokenizer, path: str | os.Pat
             shutil.rmtree(partial)  # of a process that was killed: the lock is ours
         partial.mkdir()
         try:
-            index = _write(documents, tokenizer, partial)
-            runs.atomic_write(partial / "index.json", json.dumps({"format": FORMAT} | index, indent=2) + "\n")
-            runs.publish(partial, path)
+            with runs.naming(partial):
+                index = _write(documents, tokenizer, partial)
+                runs.atomic_write(partial / "index.json", json.dumps({"format": FORMAT} | index, indent=2) + "\n")
+                runs.publish(partial, path)
         except BaseException:
             shutil.rmtree(partial)
             raise

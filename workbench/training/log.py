@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from reports.tables import COLUMNS
+from workbench.runs import naming
 
 NAME = "train_log.csv"
 
@@ -54,7 +55,8 @@ class TrainLog:
 
     def sync(self) -> dict[str, Any]:
         """{"n_bytes", "sha256"} of the file, after all rows are on disk."""
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
         return {"n_bytes": self._file.tell(), "sha256": self._digest.hexdigest()}
 
     def __enter__(self) -> Self:
@@ -64,7 +66,10 @@ class TrainLog:
         self._file.close()
 
     def _append(self, line: bytes) -> None:
-        self._file.write(line)
+        left = memoryview(line)
+        with naming(self.path):
+            while left:  # a file that is not buffered may take less than it is given
+                left = left[self._file.write(left) :]
         self._digest.update(line)
 
 
