@@ -337,6 +337,10 @@ def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
             continue
         message = item["msg"].removeprefix("Value error, ")
         got: Any = item.get("input")
-        shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+        shown = f" (got {_shorten(repr(got))})" if isinstance(got, str | int | float | bool) else ""
         parts.append(f"{where}: {message}{shown}" if where else message)
     return "; ".join(parts)
+
+
+def _shorten(text: str, n: int = 80) -> str:
+    return text if len(text) <= n else f"{text[: n - 1]}…"

@@ -115,7 +115,7 @@ class Recipe(Frozen):
     @classmethod
     def _names_a_directory(cls, name: str) -> str:
         if name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
-            raise ValueError(f"got {name!r}; want a name that a directory can have, without / \\ : and a dot in front")
+            raise ValueError(f"got {name[:80]!r}; want what a directory may be called, no / \\ :, no dot in front")
         return name
 
     @model_validator(mode="after")

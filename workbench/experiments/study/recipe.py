@@ -108,6 +108,10 @@ class StudyRecipe(Frozen):
         return recipes
 
 
+# what a key may be called, at any depth
+_KEYS = {*StudyRecipe.model_fields, *Measure.model_fields, *HeadSaeSettings.model_fields}
+
+
 def study_names() -> list[str]:
     """Names of the studies that come with the package, sorted."""
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
@@ -164,4 +168,4 @@ def _parse(data: Mapping[str, Any], where: str) -> StudyRecipe:
     try:
         return StudyRecipe.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"{where}: {describe_errors(error, StudyRecipe.model_fields)}") from None
+        raise ValueError(f"{where}: {describe_errors(error, _KEYS)}") from None
