@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/study
 WORKERS := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: study test test-all test-more check bench docs clean
+.PHONY: study test test-all test-more check bench docs faults fuzz clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -37,9 +37,29 @@ check: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks
 
+# the full form of tests/faults, and its table in docs/faults.md; one after another, because kills go by the clock
+KILLS ?= 100
+CORRUPTIONS ?= 1000
+EXAMPLES ?= 2000
+FAULTS := benchmarks/results/faults.csv
+
+faults: .venv/installed-test
+	$(BIN)/python -m pytest tests/faults -m '' --timeout 0 --kills $(KILLS) --corruptions $(CORRUPTIONS) \
+	  --examples $(EXAMPLES) --tally $(FAULTS); found=$$?; $(BIN)/python -m docs.faults; exit $$found
+
+# readers under a fuzzer that watches which branches it reaches, so many seconds each; atheris is for Linux and macOS
+SECONDS_EACH ?= 60
+READERS := manifest recipe concepts
+
+fuzz: .venv/installed-test
+	$(BIN)/python -m pip install -q atheris
+	for reader in $(READERS); do \
+	  $(BIN)/python tests/faults/fuzz_readers.py $$reader -max_total_time=$(SECONDS_EACH) || exit 1; done
+
 docs: .venv/installed
 	$(BIN)/python -m docs.build
 	$(BIN)/python -m docs.claims
+	$(BIN)/python -m docs.faults
 
 clean:
 	rm -rf .venv build *.egg-info

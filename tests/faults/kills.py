@@ -107,18 +107,18 @@ def warm() -> None:
     import workbench.training.loop  # noqa: F401
 
 
-def begin(command: str, before: Callable[[], object] = dict) -> int:
-    """The process of the verb, which first calls `before`."""
+def begin(command: str, before: Callable[[], object] = dict, log: str = "last.log") -> int:
+    """The process of the verb, which first calls `before`; what it says goes to a file."""
     pid = os.fork()
     if pid:
         return pid
     code = 70  # of what no verb should come to
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
-        log = os.open("last.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(nowhere, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         from workbench.cli.app import app
 
         before()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs import claims
+from docs import claims, faults
 from docs.build import PAGE, render
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +17,10 @@ def test_the_page_of_verbs_is_current():
 
 def test_the_page_of_claims_is_current():
     assert claims.PAGE.read_text(encoding="utf-8") == claims.render(), "run `make docs`"
+
+
+def test_the_page_of_faults_is_current():
+    assert faults.PAGE.read_text(encoding="utf-8") == faults.render(), "run `make docs`"
 
 
 def test_every_relative_link_of_the_docs_leads_somewhere():

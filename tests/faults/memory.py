@@ -1,0 +1,63 @@
+"""`python tests/faults/memory.py PLACE [VERB …]`: peak memory of each verb against its --dry-run, at the nano size.
+
+Prints rows of (verb, planned bytes, peak bytes), each as JSON. The peak is VmHWM of the verb's own process, as its
+env.json has it. The model is `janus-v3-control-nano` after a few steps: as large as any of its kind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FEW = "--set phases.0.n_steps=6 --set monitor.every=3 --set phases.0.eval_every=3"
+FEW += " --set phases.0.schedule.n_warmup_steps=1"
+COMMANDS = {
+    "train": f"train janus-v3-control-nano {FEW}",
+    "train, recurrent": f"train recurrent-nano {FEW}",
+    "harvest": "harvest --ckpt train --layers all --n-sequences 32",
+    "sae-train": "sae-train --ckpt train --n-tokens 40960 --n-eval-tokens 8192 --set n_ce_tokens=1024",
+    "ablate": "ablate --ckpt train --layers 0,3 --n-sequences 4",
+    "ablate, small budget": "ablate --ckpt train --layers 0,3 --n-sequences 4 --memory-gib 0.25",
+    "topology": "topology --ckpt train --n-sequences 32",
+    "attention": "attention --ckpt train --n-sequences 32",
+    "evaluate": "evaluate --ckpt train --max-bytes 40000",
+    "probe": "probe --ckpt train --n-sequences 32 --set n_permutations=99",
+    "compare": "compare train train --n-sequences 32",
+    "text-quality": "text-quality --ckpt train --n-samples 1 --max-new-tokens 24 --tagger none",
+}
+
+
+def run(words: list[str], place: Path) -> str:
+    """What a verb in a process of its own says on stdout."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", *words],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def main(place: Path, names: list[str]) -> None:
+    """Print a row a verb."""
+    if not (place / "train").exists():
+        run([*COMMANDS["train"].split(), "--device", "cpu", "--json", "--out", "train"], place)
+    for name in names or COMMANDS:
+        words = [*COMMANDS[name].split(), "--device", "cpu", "--json"]
+        planned = json.loads(run([*words, "--dry-run"], place))["bytes_in_memory"]
+        out = "m-" + name.replace(", ", "-").replace(" ", "-")
+        run([*words, "--out", out], place)
+        peak = json.loads((place / out / "env.json").read_text())["peak_memory_bytes"]
+        print(json.dumps((name, planned, peak)), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), sys.argv[2:])

@@ -1,0 +1,29 @@
+"""A disk that is full, fails or cannot be written (`writes`), at each write of every verb that writes a directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+STAGES = ("training", "harvest", "SAE training", "ablation", "probe", "export", "import", "study")
+QUICK = ("training", "harvest", "ablation")  # the others belong to the slow tests
+
+
+@pytest.mark.parametrize(
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+)
+def test_a_write_that_fails_costs_nothing_that_was_there(ground, tally, count, stage) -> None:
+    command = [sys.executable, str(HERE / "writes.py"), str(ground.place), stage, str(count("writes"))]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for found in json.loads(done.stdout.splitlines()[-1]):
+        tally("disk", f"{found['kind']}: {stage}", found["n_tried"], found["n_right"])
+        assert found["n_tried"] > 0
+        assert not found["wrong"], "\n".join(found["wrong"])

@@ -1,0 +1,183 @@
+"""Writes that fail: `python tests/faults/writes.py PLACE STAGE N` prints, as JSON, what became of the verb.
+
+Every write of a verb is counted once: bytes to a file, a sync, a rename, a new directory. Then the verb is run again
+and again (in children of a process that has loaded everything, see `kills`), and from its n-th write on the disk is
+full, or its n-th write alone fails by an I/O error, half done. It must end with one line and exit code 1, leave nothing
+under the wanted name, and with --resume and a sound disk come to the bytes of an undisturbed run. N of the writes are
+tried, evenly spaced; 0: all.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kills
+
+# how the disk fails -> (error, whether it stays so, what of writing it concerns)
+KINDS = {
+    "full": (errno.ENOSPC, True, {"write", "tensors", "mkdir"}),
+    "I/O error": (errno.EIO, False, {"write", "tensors", "sync", "rename", "mkdir"}),
+    "short write": (0, True, {"short"}),  # no error: the system took half, and says so
+    "read-only": (errno.EROFS, True, {"write", "tensors", "rename", "mkdir", "open"}),
+}
+COUNTED = "writes.txt"
+
+
+@dataclass
+class Outcome:
+    """What became of the failing writes of one stage."""
+
+    stage: str
+    n_writes: int = 0
+    """of an undisturbed run"""
+    n_tried: int = 0
+    n_right: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Disk:
+    """Counts writes, and fails one or all from one on; with n = 0 it only counts."""
+
+    def __init__(self, n: int, kind: str) -> None:
+        self.n_done, self.n = 0, n
+        self.error, self.is_lasting, self.concerns = KINDS[kind]
+
+    def fails(self, what: str) -> bool:
+        """Whether this write fails."""
+        if what not in self.concerns:
+            return False
+        self.n_done += 1
+        return bool(self.n) and (self.n_done >= self.n if self.is_lasting else self.n_done == self.n)
+
+    def refuse(self, path: object = None) -> None:
+        """Raise what the operating system would; of a descriptor it knows no path."""
+        raise OSError(self.error, os.strerror(self.error), *(() if path is None else (str(path),)))
+
+
+def install(disk: Disk, place: Path) -> None:
+    """Nothing comes back: from now on what this process writes below `place` goes by that disk."""
+    import safetensors.torch
+
+    real_open, real_tensors = io.open, safetensors.torch.serialize_file
+
+    def is_ours(path: object) -> bool:
+        return str(path if Path(str(path)).is_absolute() else Path.cwd() / str(path)).startswith(f"{place}/cut")
+
+    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        name = Path(f"/proc/self/fd/{file}").readlink() if isinstance(file, int) else file
+        is_written = any(letter in mode for letter in "wax+") and is_ours(name)
+        if is_written and disk.fails("open"):
+            disk.refuse(name)
+        stream = real_open(file, mode, *args, **kwargs)
+        if is_written:
+            write = stream.write
+
+            def half(data: Any) -> int:
+                if disk.fails("write"):
+                    write(data[: len(data) // 2])
+                    disk.refuse()
+                if isinstance(stream, io.FileIO) and disk.fails("short"):
+                    return write(data[: max(1, len(data) // 2)])
+                return write(data)
+
+            stream.write = half
+        return stream
+
+    def tensors(flat: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        real_tensors(flat, path, *args, **kwargs)
+        if is_ours(path) and disk.fails("tensors"):
+            os.truncate(path, Path(path).stat().st_size // 2)
+            raise safetensors.SafetensorError(
+                f"Error while serializing: I/O error: {os.strerror(disk.error)} (os error {disk.error})"
+            )
+
+    def guarded(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            name = Path(f"/proc/self/fd/{path}").readlink() if isinstance(path, int) else path
+            if is_ours(name) and disk.fails(what):
+                disk.refuse(None if isinstance(path, int) else name)
+            return function(path, *args, **kwargs)
+
+        return call
+
+    io.open = builtins.open = opened  # type: ignore[assignment]
+    safetensors.torch.serialize_file = tensors
+    os.fsync = guarded("sync", os.fsync)
+    os.mkdir = guarded("mkdir", os.mkdir)
+    os.rename, os.replace = guarded("rename", os.rename), guarded("rename", os.replace)
+
+
+def try_writes(stage: str, command: str, kind: str, n: int) -> Outcome:
+    """What became of n failing writes (0: of all) of a stage, in the working directory."""
+    outcome, here = Outcome(stage), Path.cwd()
+    assert kills.end(kills.begin(f"{command} --out whole")) == 0, Path("last.log").read_text()[-2000:]
+    wanted = kills.digests(Path("whole"))
+    outcome.n_writes = _count(command, kind, here)
+    numbers = range(1, outcome.n_writes + 1)
+    for number in numbers if not n else sorted({1 + i * outcome.n_writes // n for i in range(n)}):
+        outcome.n_tried += 1
+        if wrong := _one(command, Disk(number, kind), here, wanted):
+            outcome.wrong.append(f"write {number} of {outcome.n_writes}: {wrong}")
+        else:
+            outcome.n_right += 1
+        for left in here.glob("cut*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    shutil.rmtree("whole")
+    return outcome
+
+
+def _count(command: str, kind: str, here: Path) -> int:
+    """Writes that a disk of this kind would see, of a run that it lets through."""
+    disk = Disk(0, kind)
+    real_exit = os._exit
+
+    def say(code: int) -> None:
+        (here / COUNTED).write_text(str(disk.n_done))
+        real_exit(code)
+
+    def prepare() -> None:
+        install(disk, here)
+        os._exit = say  # type: ignore[assignment]
+
+    assert kills.end(kills.begin(f"{command} --out cut", prepare)) == 0, Path("last.log").read_text()[-2000:]
+    shutil.rmtree("cut")
+    return int((here / COUNTED).read_text())
+
+
+def _one(command: str, disk: Disk, here: Path, wanted: dict[str, str]) -> str:
+    """What went wrong with one failing write, or nothing."""
+    code = kills.end(kills.begin(f"{command} --out cut", lambda: install(disk, here)))
+    said = Path("last.log").read_text()
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    if code == 0 and not kills.differing("cut", wanted):
+        return ""  # it was a write that may fail, such as the words in a lock
+    if code != 1 or len(errors) != 1 or "Traceback" in said or "--debug shows where" in said:
+        return f"exit {code}: {said[-300:]}"
+    if os.strerror(disk.error) not in errors[0] or "cut" not in errors[0]:
+        return f"says nothing of it: {errors[0]}"
+    if Path("cut").exists():
+        # whole, and only what comes behind the rename failed: then it must be what was wanted
+        return kills.differing("cut", wanted)
+    option = "" if command.startswith(("export", "import")) else " --resume"
+    if option == "" and Path("cut.partial").exists():
+        shutil.rmtree("cut.partial")  # these two begin anew, and say so
+    code = kills.end(kills.begin(f"{command} --out cut{option}"))
+    if code:
+        return f"resumed: exit {code}: {Path('last.log').read_text()[-300:]}"
+    return kills.differing("cut", wanted)
+
+
+if __name__ == "__main__":
+    found = kills.enter(Path(sys.argv[1]).absolute())
+    results = [try_writes(sys.argv[2], found[sys.argv[2]], kind, int(sys.argv[3])) for kind in KINDS]
+    print(json.dumps([asdict(one) | {"kind": kind} for one, kind in zip(results, KINDS, strict=True)]))
