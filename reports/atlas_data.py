@@ -22,6 +22,7 @@ import pandas as pd
 from reports.tables import replace_surrogates
 from reports.windows import overlay
 
+NUMBERS = ("layer", "head", "feature", "density", "max_act", "mean_act")
 N_LEVELS = 255  # steps of an activation between 0 and the feature's largest
 
 
@@ -68,9 +69,13 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
     """Return the atlas of a feature_atlas table; `extra` joins the header (title, ablation, …).
 
     Raises:
-        ValueError: if a JSON cell is not what the column contract says; the row is named.
+        ValueError: if a column of numbers holds text, or a JSON cell is not what the column contract says; the row is
+            named.
     """
     df = table.reset_index(drop=True)
+    for column in NUMBERS:
+        if not pd.api.types.is_numeric_dtype(df[column]):
+            raise ValueError(f"feature_atlas: {column} holds text; want numbers")
     vocabulary, columns = Vocabulary(), Columns()
     models, seeds = list(dict.fromkeys(df["model"])), seeds_of(df)
     for row, (text, largest) in enumerate(zip(df["top_contexts"], df["max_act"], strict=True)):
@@ -120,7 +125,7 @@ def read_cell(text: object, column: str, row: int) -> list[Any]:
         return []
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"feature_atlas: {column} of row {row} is not JSON ({error}); want a JSON list") from error
     if value is None:
         return []
@@ -148,6 +153,8 @@ def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int
                 f"feature_atlas: a context of row {row} has {len(tokens)} tokens and {len(acts)} acts; "
                 "want as many of each, at least one, tokens as strings"
             )
+        if not all(isinstance(act, int | float) for act in acts):
+            raise ValueError(f"feature_atlas: a context of row {row} has acts that are no numbers; want numbers")
         columns.window.append(columns.windows.setdefault(tuple(tokens), len(columns.windows)))
         columns.peak.append(context["peak"] if "peak" in context else max(range(len(acts)), key=acts.__getitem__))
         columns.level.append(round(min(1.0, max(acts) / largest) * 65535) if largest > 0 and acts else 0)
@@ -169,6 +176,8 @@ def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:
     for row, pairs in enumerate(rows):
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
             raise ValueError(f"feature_atlas: {column} of row {row} holds no pairs; want [[token, value], …]")
+        if not all(isinstance(value, int | float) for _, value in pairs):
+            raise ValueError(f"feature_atlas: {column} of row {row} holds values that are no numbers; want numbers")
     return rows
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -223,21 +224,27 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Return the CSV at `path` whatever columns it has: the page says itself what is missing.
 
     Raises:
-        ValueError: if the file has no header, or a row more cells than it.
+        ValueError: if the file has no header, is not UTF-8, or a row has more cells than the header.
     """
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty; want a CSV with a header")
-    header = list(pd.read_csv(path, nrows=0, encoding="utf-8").columns)
+    header: list[str] = []
     try:
-        return pd.read_csv(
-            path,
-            encoding="utf-8",
-            dtype={column: "str" for column in header if column in TEXT_COLUMNS},
-            keep_default_na=False,
-            na_values={column: list(MISSING_NUMBERS) for column in header if column not in TEXT_COLUMNS},
-            low_memory=False,
-        )
-    except pd.errors.ParserError as error:
+        header = list(pd.read_csv(path, nrows=0, encoding="utf-8").columns)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of cells that would be cut off
+            return pd.read_csv(
+                path,
+                encoding="utf-8",
+                dtype={column: "str" for column in header if column in TEXT_COLUMNS},
+                keep_default_na=False,
+                na_values={column: list(MISSING_NUMBERS) for column in header if column not in TEXT_COLUMNS},
+                low_memory=False,
+                index_col=False,  # else a first row that is too long would make its first cells an index
+            )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); want a CSV in UTF-8") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path}: not a whole CSV ({str(error).strip()}); want {len(header)} cells a row") from error
 
 
