@@ -185,9 +185,17 @@ def summary_grids(study: Study) -> list[Grid]:
             of_layer = own[own["layer"] == layer]
             values = [of_layer[of_layer["model"] == model].set_index("seed")["value"] for model in models]
             name = "all" if layer < 0 else str(int(layer))
-            rows.append(((name,), tuple(over_seeds_cell(value, 3) for value in values)))
+            # a p is each seed's own: a mean of them says nothing
+            cells = [each_cell(value) if str(measure).endswith("_p") else over_seeds_cell(value, 3) for value in values]
+            rows.append(((name,), tuple(cells)))
         grids.append(Grid(str(measure).replace("_", " "), (), ("layer",), tuple(models), tuple(rows)))
     return grids
+
+
+def each_cell(values: pd.Series) -> Cell:
+    """Return every seed's value side by side."""
+    known = values.dropna()
+    return Cell(" / ".join(fixed(float(value), 3) for value in known) if len(known) else MISSING)
 
 
 def loss_grids(study: Study) -> list[Grid]:

@@ -92,7 +92,7 @@ def pair_interactions(ablation_pairs: pd.DataFrame, kind: str, models: Sequence[
     runs = list(runs_of(df, models))
     several = len(seeds_of(df)) > 1
     titles = [label(run.model) + f", seed {run.seed}" * several for run in runs]
-    fig, cells = facets(titles, columns=2, height=40 + 18 * N_PAIRS)
+    fig, cells = facets(titles, columns=2, height=40 + 18 * N_PAIRS, gap=0.16)
     for index, (run, where) in enumerate(zip(runs, cells, strict=True)):
         order = run.rows["interaction_pct"].abs().sort_values(ascending=False, kind="stable").index[:N_PAIRS]
         rows = run.rows.loc[order]

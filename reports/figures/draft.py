@@ -141,13 +141,22 @@ def single(*, height: int = 340) -> Draft:
 
 
 def facets(
-    titles: Sequence[str], *, columns: int, height: int, shared_y: bool = False, vertical_spacing: int = 56
+    titles: Sequence[str],
+    *,
+    columns: int,
+    height: int,
+    shared_y: bool = False,
+    vertical_spacing: int = 56,
+    gap: float | None = None,
 ) -> tuple[Draft, list[Cell]]:
-    """Return an empty draft of small panels, `columns` a row, and the place of each; heights in pixels."""
+    """Return an empty draft of small panels, `columns` a row, and the place of each; heights in pixels.
+
+    gap: between panels side by side, in widths of the figure, where tick labels are longer than numbers.
+    """
     columns = max(1, min(columns, len(titles)))
     n_rows = max(1, -(-len(titles) // columns))
     total = n_rows * height + (n_rows - 1) * vertical_spacing
-    gap_x, gap_y = 0.03 if shared_y else 0.075, vertical_spacing / total
+    gap_x, gap_y = gap or (0.03 if shared_y else 0.075), vertical_spacing / total
     width, depth = (1 - gap_x * (columns - 1)) / columns, height / total
     draft = Draft(n_rows, columns, {**frame(total + 108, top=60), "meta": {"columns": columns}})
     cells: list[Cell] = []

@@ -30,6 +30,7 @@ def changes(found: Sequence[Change], *, columns: int = 4) -> go.Figure:
     height = 24 + 20 * len(comparisons)
     columns = min(columns, len(measures))
     fig, cells = facets([label(measure) for measure in measures], columns=columns, height=height, shared_y=True)
+    fig.update_layout(meta={"columns": columns + 1})  # the names of the comparisons take the width of a panel
     for measure, where in zip(measures, cells, strict=True):
         fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
         own = [one for one in found if one.measure == measure]

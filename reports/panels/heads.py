@@ -252,7 +252,8 @@ TOPOLOGY = Section(
             needing("ablation_summary", "model seed kind layer measure value"),
             paper_tables.summary_grids,
             ("n", "heads"),
-            "Rank correlation is of measured impacts with their first-order estimates, over all heads.",
+            "Rank correlation is of measured impacts with their first-order estimates, over all heads; p is given for "
+            "each seed.",
             is_table=True,
             is_core=False,
         ),

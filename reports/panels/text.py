@@ -16,15 +16,13 @@ from reports.study import Study
 def quality_grids(study: Study) -> list[Grid]:
     """Return every measure as a row, every model as a column: over seeds, or of one seed with its own interval."""
     df = study.tables["text_quality"]
-    models, has_per = models_of(df, study.models), "per" in df
+    models = models_of(df, study.models)
     rows = []
     for measure in dict.fromkeys(df["measure"]):
         own = df[df["measure"] == measure]
         cells = tuple(quality_cell(own[own["model"] == model]) for model in models)
-        per = str(own["per"].iloc[0]) if has_per else ""
-        rows.append(((str(measure).replace("_", " "), *([per] * has_per)), cells))
-    headers = ("measure", "of all") if has_per else ("measure",)
-    return [Grid("", (), headers, tuple(models), tuple(rows), is_wide=True)]
+        rows.append(((str(measure).replace("_", " "),), cells))
+    return [Grid("", (), ("measure",), tuple(models), tuple(rows), is_wide=True)]
 
 
 def quality_cell(rows: pd.DataFrame) -> Cell:
@@ -88,8 +86,8 @@ TEXT = Section(
             needing("text_quality", "model seed measure value ci_low ci_high"),
             quality_grids,
             ("n", "prompts, of recall scenarios"),
-            "One seed: brackets are 95 % intervals over prompts (recall: scenarios). “Of all” names what a value is a "
-            "share or a mean of; discourse and dialogue markers and entity fabrication are per 100.",
+            "One seed: brackets are 95 % intervals over prompts (recall: scenarios). Discourse and dialogue markers "
+            "and entity fabrication are per 100 words; the table’s column per says what each is a share or a mean of.",
             is_table=True,
             is_core=False,
         ),

@@ -15,7 +15,7 @@ function element(tag, attributes = {}, ...children) {
 function tokenElement(text, { level = 0, isPeak = false, isHit = false, value = null } = {}) {
   const node = element("span", { class: `tok${isPeak ? " peak" : ""}${isHit ? " hit" : ""}` });
   if (level > 0) {
-    node.style.setProperty("--a", (0.6 * level).toFixed(3));
+    node.style.setProperty("--a", level.toFixed(3));
     if (value !== null) node.title = formatNumber(value);
   }
   if (text === "") node.append(element("span", { class: "glyph" }, "∅"));

@@ -46,7 +46,7 @@ const visibleText = (text) =>
 
 function cardOf(record, name) {
   const card = document.createElement("article");
-  const title = document.createElement("h4");
+  const title = document.createElement("h3");
   title.textContent = name;
   const text = document.createElement("p");
   const prompt = document.createElement("span");

@@ -70,6 +70,8 @@ HOSTILE = (
 
 HOSTILE_WHY = "One seed; both intervals overlap </script><script>window.pwned=1</script>."
 
+LINE_ENDS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
+
 COMMON_WORDS = """
 the of and a to in he was that it his her with had as for she not at but on be you is by said my from all
 which so him would have one no were been they this there when or an who out we what if me up could into then
@@ -460,7 +462,7 @@ def write_continuations(directory: Path, rng: np.random.Generator, runs) -> None
                 text = f" {model} {seed} {sample} " + " ".join(words) + "".join(HOSTILE)
                 record = {"model": model, "kind": "story", "prompt": prompt, "sample": sample, "seed": seed}
                 record |= {"text": clean(text), "n_tokens": 30, "is_ended": sample == 0}
-                lines.append(json.dumps(record, ensure_ascii=False).replace("\u2028", "\\u2028"))
+                lines.append(json.dumps(record, ensure_ascii=False).translate(LINE_ENDS))
     (directory / "continuations.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
