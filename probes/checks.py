@@ -38,12 +38,17 @@ def warn(category: type[ProbeWarning], message: str, *, stacklevel: int = 3) -> 
     return message
 
 
+def as_array(who: str, name: str, values: object) -> np.ndarray:
+    """An array of `values`, of whatever they are; `ValueError` for rows of unequal length."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{who}: {name} is ragged; want an array of real numbers") from error
+
+
 def as_numbers(who: str, name: str, values: object) -> np.ndarray:
     """A float64 array of `values`, NaN and inf as they are; `ValueError` where they are not real numbers."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:  # NumPy's own, of rows of unequal length
-        raise ValueError(f"{who}: {name} is ragged; want an array of real numbers") from error
+    array = as_array(who, name, values)
     if array.dtype.name == "bfloat16":  # ml_dtypes registers it with kind "V"
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":

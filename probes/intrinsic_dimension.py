@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Float, Integer, Real
 from scipy.optimize import root_scalar
 
-from probes.checks import ConstantInputWarning, DuplicatePointsWarning, LowPrecisionWarning, as_numbers, warn
+from probes.checks import (
+    ConstantInputWarning,
+    DuplicatePointsWarning,
+    LowPrecisionWarning,
+    as_array,
+    as_numbers,
+    warn,
+)
 from probes.neighbours import nearest_distances
 
 Fit = Literal["regression", "mle", "mle_censored"]
@@ -221,7 +228,7 @@ def _prepared(who: str, X: object, duplicates: str) -> tuple[np.ndarray, int, tu
     """Distinct points in float32 or float64, the number of rows left out, and warnings."""
     if duplicates not in DUPLICATES:
         raise ValueError(f"{who}: duplicates is {duplicates!r}; want one of {DUPLICATES}")
-    points = np.asarray(X)
+    points = as_array(who, "X", X)
     is_half = points.dtype.name in ("float16", "bfloat16")
     if points.dtype.kind not in "fiub" and not is_half:
         raise ValueError(f"{who}: X has dtype {points.dtype}; want real numbers")

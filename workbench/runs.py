@@ -422,9 +422,10 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
         file.close()
     _HELD.add(file)
     try:
-        file.truncate(0)
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
+        with naming(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -332,7 +332,7 @@ def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
             continue
         where = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=3, cutoff=0.4) or sorted(known)
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=3, cutoff=0.4) or sorted(known)[:12]
             parts.append(f"unknown key {where!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
             continue
         message = item["msg"].removeprefix("Value error, ")
