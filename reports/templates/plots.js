@@ -2,6 +2,7 @@
 
 const PLOT_CONFIG = {
   displaylogo: false,
+  typesetMath: false, // names may hold dollars
   responsive: true,
   modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_study import feature_atlas
+from fake_study import HOSTILE, clean, feature_atlas
 
 from reports.atlas import write_atlas
 from reports.page import write_report
-from reports.tables import read_table, write_table
+from reports.tables import TEXT_COLUMNS, read_csv, read_table, write_table
 
 pytestmark = pytest.mark.browser
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+# letters that are shown as they are; capitals and signs also name what cannot be seen
+WORD_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz</>'\"=;{}$")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 
 
@@ -153,6 +156,26 @@ def test_report_leads_from_a_head_to_its_features(tab, pages):
     tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
     assert target[0] == "control"
     assert all(text.startswith(f"●control L{target[1]} H{target[2]} ") for text in keys(tab))
+
+
+def test_continuations_are_read_side_by_side(tab, pages, made_study):
+    lines = (made_study / "continuations.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    tab.open(pages / "report.html")
+    reader = tab.page.locator("#continuations-reader")
+    assert reader.locator("h3").all_inner_texts() == ["control", "adaptive"]
+    assert reader.locator(".prompt option").count() == 3
+    for prompt, sample in ((0, 0), (1, 1), (2, 0)):
+        reader.locator(".prompt").select_option(index=prompt)
+        reader.locator(".sample").select_option(index=sample)
+        own = records[2 * prompt + sample]
+        shown = reader.locator("article p").first
+        assert f"janus-v3-control-nano 0 {sample} " in shown.inner_text()
+        assert shown.locator("span").count() == shown.locator("*").count() == 3  # no text became an element
+        plain = "".join(c for c in own["prompt"] + own["text"] if c in WORD_LETTERS)
+        assert plain in "".join(c for c in shown.text_content() if c in WORD_LETTERS)
+    assert "U+202E" in reader.inner_text()
+    assert "\u202e" not in reader.text_content()
 
 
 def test_report_prints(tab, pages):
@@ -346,3 +369,128 @@ def test_a_large_atlas_paints_and_searches_in_time(browser, tab, tmp_path):
     times = sorted(tab.page.evaluate("performance.getEntriesByName('search').map(entry => entry.duration)"))
     assert paint < 1000
     assert times[len(times) // 2] < 50, times
+
+
+# --- accessibility
+
+
+def violations(tab: Tab) -> list[str]:
+    """What axe-core finds wrong with the page as it stands, a line each."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(tab.page).response["violations"]
+    return [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]]
+
+
+SCHEMES = [{"color_scheme": "light"}, {"color_scheme": "dark"}]
+
+
+@pytest.mark.parametrize("tab", SCHEMES, indirect=True, ids=["light", "dark"])
+def test_the_report_is_accessible(tab, pages):
+    tab.open(pages / "report.html")
+    assert violations(tab) == []
+
+
+@pytest.mark.parametrize("tab", SCHEMES, indirect=True, ids=["light", "dark"])
+def test_the_atlas_is_accessible(tab, pages):
+    tab.open(pages / "atlas.html")
+    tab.page.locator(".opener").first.click()
+    assert violations(tab) == []
+
+
+def test_axe_sees_what_is_wrong(tab, tmp_path):
+    """The check itself: a picture without a text and grey on grey."""
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><html data-ready><title>x</title><main><h1>x</h1><img src='data:,'>"
+        "<p style='color:#999;background:#aaa'>grey</p></main></html>"
+    )
+    tab.open(tmp_path / "bad.html")
+    assert {line.partition(":")[0] for line in violations(tab)} >= {"image-alt", "color-contrast", "html-has-lang"}
+
+
+# --- hostile strings in every cell that holds text
+
+
+def hostile_strings() -> list[str]:
+    """At least a hundred strings that try to become markup, script, formula or layout."""
+    run = "window.pwned=1"
+    handlers = ("onerror", "onload", "onclick", "onfocus", "onmouseover", "ontoggle", "onanimationstart", "onbegin")
+    tags = ("img src=x", "svg", "body", "details open", "video src=x", "iframe", "input autofocus", "style", "marquee")
+    made = [f"<{tag} {handler}={run}>" for tag in tags for handler in handlers[:5]]
+    made += [f'" {handler}="{run}' for handler in handlers] + [f"' {handler}='{run}" for handler in handlers]
+    made += [f"{scheme}:{run}" for scheme in ("javascript", "JaVaScRiPt", "data:text/html,<script>", "vbscript")]
+    made += [f"<a href='javascript:{run}'>x</a>", f"</script><script>{run}</script>", f"]]><script>{run}</script>"]
+    made += [f"{{{{constructor.constructor('{run}')()}}}}", f"{{% raw %}}{run}", f"${{{run}}}", f"#{{{run}}}"]
+    made += ["=1+1", "+1", "-1", "@SUM(A1)", '=HYPERLINK("javascript:x")', "%{customdata}", "%{x:.3f}<extra>", "$x^2$"]
+    return [*made, *HOSTILE]
+
+
+def spoil(study: Path, out: Path, strings: list[str]) -> Path:
+    """A copy of a study whose texts are all among `strings`, but for those that tell the code what a row is."""
+    shutil.copytree(study, out, ignore=shutil.ignore_patterns("*.html"))
+    places = itertools.count()
+    named: dict[tuple[str, str], str] = {}
+
+    def hostile(kind: str, value: str) -> str:
+        """The same text becomes the same string everywhere, so that models and sets stay what they are."""
+        if (kind, value) not in named:
+            named[kind, value] = f"{strings[next(places) % len(strings)]}{len(named)}"
+        return named[kind, value]
+
+    for path in sorted(out.glob("*.csv")):
+        table = read_csv(path)
+        for column in set(table.columns) & TEXT_COLUMNS - JSON_COLUMNS:
+            kind = "model" if column.startswith("model") else column
+            values = [
+                value if (column, value) in KNOWN_WORDS else clean(hostile(kind, value)) for value in table[column]
+            ]
+            table[column] = values
+        write_table(table, out, path.stem)
+    lines = [json.loads(line) for line in (out / "continuations.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [record | {"model": clean(hostile("model", record["model"]))} for record in lines]
+    texts = itertools.cycle(clean(text) for text in strings)
+    records = [record | {"text": next(texts), "kind": next(texts)} for record in records]
+    (out / "continuations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    record = json.loads((out / "study.json").read_text())
+    models = [
+        model | {"name": clean(hostile("model", model["name"])), "recipe": next(texts)} for model in record["models"]
+    ]
+    record |= {"models": models, "notes": [next(texts) for _ in strings], "roles": {}}
+    record |= {key: next(texts) for key in ("title", "command", "corpus", "device", "created")}
+    (out / "study.json").write_text(json.dumps(record))
+    return out
+
+
+# texts that name a kind of row: another one in their place would only leave a figure out
+KINDS = {
+    "basis": ("z", "pattern", "residual"), "kind": ("zero",), "dictionary": ("trained", "random", "shuffled"),
+    "topology": ("ordinal", "cyclic"), "part": ("attention", "mlp"), "log10_density_bin": (), "name": (),
+    "measure": ("trajectory_consistency", "lag_decay", "gini"), "matrix": ("W_Q", "W_O"), "source_table": (),
+}  # fmt: skip
+KNOWN_WORDS = frozenset((column, value) for column, values in KINDS.items() for value in values)
+JSON_COLUMNS = frozenset(
+    ("top_contexts", "logit_promoted", "logit_suppressed", "neighbours", "match", "log10_density_bin")
+)
+
+
+def test_no_text_of_any_table_becomes_markup_or_script(tab, made_study, tmp_path):
+    """Two models, two layers, every table: each text another hostile string; both pages render and nothing runs."""
+    strings = hostile_strings()
+    assert len(strings) > 100
+    study = spoil(made_study, tmp_path / "spoilt", strings)
+    sources = {"report": write_report(study), "atlas": write_atlas(study, study / "atlas.html")}
+    for name, path in sources.items():
+        tab.open(path)
+        if name == "report":
+            assert all(plot.get_attribute("data-drawn") == "yes" for plot in tab.page.locator(".plot:visible").all())
+            assert tab.page.locator("#topology table.grid").count() > 0
+            for option in range(tab.page.locator(".prompt option").count()):
+                tab.page.locator(".prompt").select_option(index=option)
+        else:
+            tab.page.locator("#state").select_option("all")
+            for opener in tab.page.locator(".opener").all()[:12]:
+                opener.click()
+        scripts = tab.page.locator("script:not([type='text/plain']):not([type=module])").count()
+        assert scripts == 0, "an element that a text made"
+        assert tab.page.locator("img, iframe, video, marquee, [onerror], [onclick], [onload]").count() == 0
+        assert tab.page.locator("a[href^='javascript' i]").count() == 0
+        tab.check()

@@ -9,6 +9,7 @@ import pytest
 from reports import paper_tables
 from reports.cells import fixed
 from reports.study import read_study
+from reports.tables import COLUMNS, write_table
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,17 @@ def test_one_model_has_no_differences(study):
     grid = paper_tables.by_layer(study, alone, "t", {"mean |cos|": ("mean_cos", 4)})
     assert grid.columns == ("adaptive",)
     assert not any(cell.is_difference for _, cells in grid.rows for cell in cells)
+
+
+def test_ablation_in_one_number_is_a_mean_over_seeds_but_every_seeds_own_p(tmp_path):
+    rows = [("a", seed, "zero", layer, "gini", 0.1 * seed, 4) for seed in range(3) for layer in (0, 1)]
+    rows += [("a", seed, "zero", 0, "load_bearing_p", 0.2 + seed / 100, 4) for seed in range(3)]
+    rows += [("a", 0, "mean", 0, "gini", 9.0, 4), ("a", 0, "zero", -1, "rank_correlation", 0.5, 8)]
+    write_table(pd.DataFrame(rows, columns=COLUMNS["ablation_summary"]), tmp_path, "ablation_summary")
+    grids = {grid.title: grid for grid in paper_tables.summary_grids(read_study(tmp_path))}
+    half = 4.302653 * 0.1 / 3**0.5
+    assert [headers for headers, _ in grids["gini"].rows] == [("0",), ("1",)]
+    cell = grids["gini"].rows[0][1][0]
+    assert (cell.text, cell.note) == ("0.100", f"[−{half - 0.1:.3f}, {half + 0.1:.3f}]")
+    assert grids["load bearing p"].rows[0][1][0].text == "0.200 / 0.210 / 0.220"
+    assert (grids["rank correlation"].rows[0][0], grids["rank correlation"].rows[0][1][0].text) == (("all",), "0.500")
