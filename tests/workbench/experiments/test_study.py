@@ -170,7 +170,7 @@ def test_jobs_stand_behind_what_they_need(place) -> None:
     assert kinds == {"train": 4, "saes": 4, "ablation": 4, "topology": 4, "attention": 4, "features": 2, "match": 1}
     assert jobs[0].path == "models/tiny-control-seed0"
     match = jobs[-1]
-    assert (match.model, match.other) == ("tiny-adaptive", "tiny-control")
+    assert (match.model, match.others) == ("tiny-adaptive", ("tiny-control",))
 
 
 def test_models_of_different_texts_are_not_matched(place, tmp_path) -> None:

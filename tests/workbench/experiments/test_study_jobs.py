@@ -247,7 +247,7 @@ def test_a_study_of_models_of_other_depth_and_other_text(place, tmp_path) -> Non
     overrides = {"models": models, "analyses": ["saes", "features", "match", "spectra"]}
     out = run(place, tmp_path / "out", overrides=overrides)
     jobs = plan_jobs(load_study(out / "config.toml"))
-    assert [job.other for job in jobs if job.kind == "spectra"] == ["", "tiny-control", ""]
+    assert [job.others for job in jobs if job.kind == "spectra"] == [(), ("tiny-control",), ()]
     assert not [job for job in jobs if job.kind == "match"]
     said = json.loads((out / "study.json").read_text())["notes"]
     assert "tiny-apart read other tokens than tiny-control: features are not matched, states not compared." in said
@@ -255,6 +255,21 @@ def test_a_study_of_models_of_other_depth_and_other_text(place, tmp_path) -> Non
     assert set(read_table(out, "weight_spectra")["model"]) == {"tiny-control", "tiny-deep", "tiny-apart"}
     assert set(read_table(out, "pc_cosine")["model_b"]) == {"tiny-deep"}
     assert set(read_table(out, "sae_matched_l0")["model_b"]) == {"tiny-apart"}
+
+
+def test_pairs_are_compared_beside_the_reference(place, tmp_path) -> None:
+    recipe = load_recipe(place / "adaptive.toml").model_dump(mode="json", exclude_none=True)
+    (tmp_path / "third.toml").write_text(tomli_w.dumps(recipe | {"name": "tiny-third"}))
+    models = [str(place / "control.toml"), str(place / "adaptive.toml"), str(tmp_path / "third.toml")]
+    overrides = {"models": models, "analyses": ["spectra"], "pairs": [["tiny-adaptive", "tiny-third"]]}
+    out = run(place, tmp_path / "out", overrides=overrides)
+    table = read_table(out, "pc_cosine")
+    assert set(zip(table["model_a"], table["model_b"], strict=True)) == {
+        ("tiny-control", "tiny-adaptive"), ("tiny-control", "tiny-third"), ("tiny-adaptive", "tiny-third"),
+    }  # fmt: skip
+    for pair in (["tiny-third", "tiny-adaptive"], ["tiny-third", "tiny-third"], ["tiny-third", "nobody"]):
+        with pytest.raises(ValueError, match=r"pairs: got \['tiny-third', .*want two of the models in their order"):
+            load_study(place / "tiny.toml", overrides | {"pairs": [pair]}).train_recipes()
 
 
 def test_mechanisms_are_of_recurrent_models() -> None:

@@ -32,8 +32,8 @@ class Job:
     """seed of the training"""
     needs: tuple[str, ...] = ()
     """names of the jobs whose directories are read"""
-    other: str = ""
-    """the model that this one is compared with"""
+    others: tuple[str, ...] = ()
+    """the models that this one is compared with"""
 
     @property
     def subject(self) -> str:
@@ -81,7 +81,7 @@ def plan_jobs(recipe: StudyRecipe) -> list[Job]:
             if "features" in asked and seed == 0:
                 jobs.append(Job("features", own.name, seed, (trained.name, Job("saes", own.name, seed).name)))
             if "spectra" in asked:
-                jobs.append(_spectra(own, reference, seed))
+                jobs.append(_spectra(own, recipe, recipes, seed))
             if own.model.extensions.recurrence is not None:
                 needs: dict[str, tuple[str, ...]] = {"mechanisms": (trained.name,), "ladder": ()}
                 jobs += [Job(kind, own.name, seed, needs[kind]) for kind in OF_RECURRENCE if kind in asked]
@@ -89,16 +89,17 @@ def plan_jobs(recipe: StudyRecipe) -> list[Job]:
         for own in recipes[1:]:
             if share_text(reference, own) and share_heads(reference, own):
                 read = [Job(kind, name, 0).name for name in (reference.name, own.name) for kind in ("train", "saes")]
-                jobs.append(Job("match", own.name, 0, tuple(read), other=reference.name))
+                jobs.append(Job("match", own.name, 0, tuple(read), others=(reference.name,)))
     return jobs
 
 
-def _spectra(own: Recipe, reference: Recipe, seed: int) -> Job:
-    """The job on a model's weights: beside the reference of the same seed, where both read the same tokens."""
-    trained = Job("train", own.name, seed).name
-    if own is reference or not share_text(reference, own):
-        return Job("spectra", own.name, seed, (trained,))
-    return Job("spectra", own.name, seed, (Job("train", reference.name, seed).name, trained), other=reference.name)
+def _spectra(own: Recipe, recipe: StudyRecipe, recipes: Sequence[Recipe], seed: int) -> Job:
+    """The job on a model's weights: beside the reference and its partners of the same seed, where both read the same
+    tokens."""
+    partners = {recipes[0].name, *(first for first, second in recipe.pairs if second == own.name)} - {own.name}
+    others = tuple(other.name for other in recipes if other.name in partners and share_text(other, own))
+    trained = tuple(Job("train", name, seed).name for name in (*others, own.name))
+    return Job("spectra", own.name, seed, trained, others)
 
 
 def share_text(a: Recipe, b: Recipe) -> bool:
@@ -120,6 +121,10 @@ def left_out(recipe: StudyRecipe) -> list[str]:
         said.append(
             f"{_listed(apart)} read other tokens than {reference.name}: features are not matched, states not compared."
         )
+    by_name = {own.name: own for own in recipes}
+    for a, b in recipe.pairs if "spectra" in asked else ():
+        if not share_text(by_name[a], by_name[b]):
+            said.append(f"{a} and {b} read different tokens: their states are not compared.")
     uneven = [own.name for own in others if share_text(reference, own) and not share_heads(reference, own)]
     if uneven and "match" in asked:
         said.append(f"{_listed(uneven)} have other layers or heads than {reference.name}: features are not matched.")

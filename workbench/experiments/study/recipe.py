@@ -59,6 +59,11 @@ class StudyRecipe(Frozen):
     analyses: tuple[Analysis, ...] = Field(
         default=DEFAULT_ANALYSES, description="what every model is opened with", min_length=1
     )
+    pairs: tuple[tuple[str, str], ...] = Field(
+        default=(),
+        description="models whose states and spectra are compared, besides each one's with the reference's; the one "
+        "that comes earlier in the study first",
+    )
     roles: dict[str, str] = Field(
         default_factory=dict,
         description="role in the published claims -> name of the training recipe that plays it; empty: no ledger",
@@ -95,8 +100,8 @@ class StudyRecipe(Frozen):
         """The training recipes of the models, in order, with the study's settings.
 
         Raises:
-            ValueError: a recipe that does not exist, a setting that none or not all of them have, two of one name, or a
-                role for a model that is not there.
+            ValueError: a recipe that does not exist, a setting that none or not all of them have, two of one name, a
+                role for a model that is not there, or a pair of such, of one model, or the wrong way round.
         """
         recipes = [apply_overrides(load_recipe(name), self.train) for name in self.models]
         names = [recipe.name for recipe in recipes]
@@ -105,6 +110,10 @@ class StudyRecipe(Frozen):
         for role, name in self.roles.items():
             if name not in names:
                 raise ValueError(f"roles.{role}: got {name!r}; want one of the models, {', '.join(names)}")
+        for pair in self.pairs:
+            places = [names.index(name) for name in pair if name in names]
+            if len(places) < 2 or places[0] >= places[1]:
+                raise ValueError(f"pairs: got {list(pair)}; want two of the models in their order, {', '.join(names)}")
         return recipes
 
 

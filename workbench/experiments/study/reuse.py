@@ -35,7 +35,7 @@ def content_hashes(jobs: Sequence[Job], context: Context) -> dict[str, str]:
         content: dict[str, Any] = {
             "kind": job.kind,
             "model": job.model,
-            "other": job.other,
+            "other": " ".join(job.others),
             "seed": job.seed,
             "settings": settings_of(job, context.recipe),
             "needs": [hashes[name] for name in job.needs],

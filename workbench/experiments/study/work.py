@@ -96,7 +96,7 @@ def run_job(job: Job, context: Context, tell: Tell, *, is_shown: bool = False) -
 
 def _config(job: Job, context: Context) -> dict[str, Any]:
     """What a job's config.toml says."""
-    config = {"verb": job.kind, "model": job.model, "other": job.other or None, "seed": job.seed}
+    config = {"verb": job.kind, "model": job.model, "others": list(job.others), "seed": job.seed}
     return config | {"settings": settings_of(job, context.recipe)}
 
 
@@ -237,11 +237,12 @@ def _describe_features(job: Job, context: Context, model: HookedLM, run: Run, te
 
 def _match(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
     """match.csv: model, other, layer, head, feature, match of every feature, in both directions."""
-    own, theirs = shown_stack(job, context), shown_stack(job, context, job.other)
+    (reference,) = job.others
+    own, theirs = shown_stack(job, context), shown_stack(job, context, reference)
     tokens = tokens_of(job, context, "held_out", MATCH_TOKENS)
-    found = match_features(model, own, _load(job, context, job.other), theirs, tokens, tell)
+    found = match_features(model, own, _load(job, context, reference), theirs, tokens, tell)
     parts = []
-    for matches, name, other in ((found[0], job.model, job.other), (found[1], job.other, job.model)):
+    for matches, name, other in ((found[0], job.model, reference), (found[1], reference, job.model)):
         keys = [
             (name, other, source.layer, -1 if source.head is None else source.head, feature)
             for source in own.info.sources
@@ -253,15 +254,25 @@ def _match(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) ->
 
 
 def _measure_spectra(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
-    """weight_spectra of the model; beside a reference, what `compare` says of the two as well."""
+    """weight_spectra of the model; what `compare` says of it and each of the models beside it."""
     write_table(weight_spectra(model, name=job.model, seed=job.seed), run.path, "weight_spectra")
-    if job.other:
-        n_ctx = model.cfg.n_ctx
-        tokens = tokens_of(job, context, "held_out", context.recipe.measure.n_sequences * n_ctx)
-        reference = _load(job, context, job.other)
-        found = compare(reference, model, tokens, names=(job.other, job.model), seed=job.seed, on_progress=tell)
-        for name in ("pc_cosine", "eigenspectra_divergence"):
-            write_table(found.tables()[name], run.path, name)
+    if not job.others:
+        return
+    tokens = tokens_of(job, context, "held_out", context.recipe.measure.n_sequences * model.cfg.n_ctx)
+    found: dict[str, list[pd.DataFrame]] = {"pc_cosine": [], "eigenspectra_divergence": []}
+    for i, name in enumerate(job.others):
+        tables = compare(
+            _load(job, context, name),
+            model,
+            tokens,
+            names=(name, job.model),
+            seed=job.seed,
+            on_progress=lambda share, i=i: tell((i + share) / len(job.others)),
+        ).tables()
+        for table, rows in found.items():
+            rows.append(tables[table])
+    for table, rows in found.items():
+        write_table(pd.concat(rows, ignore_index=True), run.path, table)
 
 
 def _probe(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
