@@ -34,8 +34,10 @@ from workbench.training.state import (
     last_good,
     load_checkpoint,
     random_state,
+    remove_old,
     restore_random_state,
     save_checkpoint,
+    step_name,
 )
 from workbench.training.vsm import Pressure
 
@@ -124,6 +126,7 @@ def train(
             return run.out
         feed = feed or open_feed(recipe, cache)
         trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype(dtype), autocast)
+        trainer.remove_old()
         with (
             stop_requests() as request,
             progress_meter(recipe, enabled=progress) as meter,
@@ -171,6 +174,12 @@ class Trainer:
             self._enter(0, None)
         else:
             self._resume(checkpoint)
+
+    def remove_old(self) -> None:
+        """Nothing; checkpoints beyond those to keep are removed, which a run that died as it saved did not come to."""
+        newest = self.directory / step_name(self.position.step)
+        if newest.is_dir():
+            remove_old(self.directory, newest, self.recipe.checkpoint.keep)
 
     @property
     def phase(self) -> Phase:

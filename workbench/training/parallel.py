@@ -149,6 +149,9 @@ def train_together(
             trainer = ParallelTrainer(
                 ranks, fsdp, recipe, feed, directory, seed, ranks.device, weights_dtype(dtype), autocast
             )
+        with ranks.together():
+            if ranks.is_first:
+                trainer.remove_old()
         shown = progress and ranks.is_first
         try:
             with stop_requests(is_patient=True) as request, progress_meter(recipe, enabled=shown) as meter:

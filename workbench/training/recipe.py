@@ -170,7 +170,11 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     names = recipe_names()
     path = RECIPES / f"{name}.toml" if str(name) in names else Path(name)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # a name that no file can have
+        raise ValueError(f"recipe: {str(name)[:80]!r}: {error.strerror}; want a recipe's name or a file") from None
+    if not is_there:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
         raise ValueError(f"recipe: no recipe or file {str(name)!r}; nearest: {', '.join(near or names)}")
     if path.stat().st_size > MAX_RECIPE_BYTES:

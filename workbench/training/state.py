@@ -109,7 +109,7 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _remove_old(directory, target, keep)
+    remove_old(directory, target, keep)
     return target
 
 
@@ -213,7 +213,8 @@ def _require_space(directory: Path, model: HookedLM, tensors: dict[str, Tensor])
         raise OSError(errno.ENOSPC, f"{n_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
 
 
-def _remove_old(directory: Path, newest: Path, keep: int | None) -> None:
+def remove_old(directory: Path, newest: Path, keep: int | None) -> None:
+    """Nothing; checkpoints beyond the `keep` newest are removed (none: all stay), `newest` never."""
     steps = sorted(path for path in directory.iterdir() if _STEP.match(path.name) and path != newest)
     for path in steps[: max(0, len(steps) - keep + 1)] if keep is not None else ():
         shutil.rmtree(path)

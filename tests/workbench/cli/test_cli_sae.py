@@ -110,7 +110,7 @@ def test_shards_of_another_model_altered_or_held_out_are_one_line(place, small):
         (["--l1", "a,b"], 2, "--l1: got 'a,b'; want numbers such as 1,2,4"),
         (["--seeds", "x"], 2, "--seeds: got 'x'"),
         (["--hook", "hook_zz"], 1, "hook 'blocks.0.hook_zz' does not exist; nearest"),
-        (["--set", "bach=3"], 1, "bach: Extra inputs are not permitted"),
+        (["--set", "bach=3"], 1, "unknown key 'bach'; nearest: batch_size"),
     ],
 )
 def test_bad_input_is_one_line(small, arguments, code, message):

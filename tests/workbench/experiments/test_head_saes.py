@@ -441,7 +441,7 @@ def test_evenly_spaced_sequences() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bach_size": 3}, "bach_size: Extra inputs are not permitted"),
+        ({"bach_size": 3}, "unknown key 'bach_size'; nearest: batch_size"),
         ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
         ({"batch_size": 128}, "buffer_tokens: got 64; want at least batch_size = 128"),
         ({"n_train_tokens": 10}, "10 tokens are less than a batch of 32"),

@@ -92,7 +92,7 @@ def test_generation_ends_at_the_context():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -1.0}, "temperature: got -1.0; want 0 or more"),
+        ({"temperature": -1.0}, "temperature: got -1.0; want a finite number, 0 or more"),
         ({"top_k": 0}, "top_k: got 0; want 1 or more"),
         ({"top_p": 0.0}, "top_p: got 0.0; want 0 < top_p ≤ 1"),
         ({"top_p": 1.1}, "top_p: got 1.1"),
