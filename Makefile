@@ -24,11 +24,11 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: .venv/installed-test
-	$(BIN)/python -m pytest $(WORKERS) -m 'not gpu'
+	$(BIN)/python -m pytest $(WORKERS) -m 'not gpu and not full'
 
 # what test-all runs beyond test
 test-more: .venv/installed-test
-	$(BIN)/python -m pytest $(WORKERS) --durations=12 -m '(slow or browser) and not gpu'
+	$(BIN)/python -m pytest $(WORKERS) --durations=12 -m '(slow or browser) and not full and not gpu'
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ QUICK = ("training", "harvest")
 
 
 @pytest.mark.parametrize(
-    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.full) for stage in STAGES]
 )
 def test_killed_runs_go_on_to_the_same_bytes(ground, tally, count, record_property, stage) -> None:
     n = count("kills")

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 SHARE = 0.25  # that a plan may be off, of the peak
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_plan_says_how_much_memory_a_verb_takes(tmp_path, tally, record_property) -> None:
     command = [sys.executable, str(HERE / "memory.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

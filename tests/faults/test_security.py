@@ -199,7 +199,7 @@ print(json.dumps({"tried": tried, "n_verbs": len(MADE) + len(more)}))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_no_verb_opens_a_socket_unless_a_hub_name_was_given(tmp_path, tally) -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-c", WATCHED, str(tmp_path / "g"), str(here), str(here.parent / "workbench"), str(ROOT)]

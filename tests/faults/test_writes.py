@@ -12,11 +12,11 @@ import pytest
 
 HERE = Path(__file__).parent
 STAGES = ("training", "harvest", "SAE training", "ablation", "probe", "export", "import", "study")
-QUICK = ("training", "harvest", "ablation")  # the others belong to the slow tests
+QUICK = ("training", "harvest", "ablation")  # the others belong to the long form
 
 
 @pytest.mark.parametrize(
-    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.full) for stage in STAGES]
 )
 def test_a_write_that_fails_costs_nothing_that_was_there(ground, tally, count, stage) -> None:
     command = [sys.executable, str(HERE / "writes.py"), str(ground.place), stage, str(count("writes"))]
