@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import factorial, isqrt
 from typing import Any
 
@@ -48,7 +49,11 @@ class PermutationGrid:
     def products(self, start: int, stop: int) -> np.ndarray:
         """Permutations `start` … `stop` − 1 of the grid row by row, the identity left out, int64 [stop − start, n]."""
         a, c = np.divmod(np.arange(start + 1, stop + 1), len(self.right))
-        return np.take_along_axis(self.left[a], np.argsort(self.right, axis=1)[c], axis=1)
+        return np.take_along_axis(self.left[a], self._right_inverses[c], axis=1)
+
+    @cached_property
+    def _right_inverses(self) -> np.ndarray:
+        return np.argsort(self.right, axis=1)
 
 
 @dataclass(frozen=True)
