@@ -142,22 +142,32 @@ def publish(partial: Path, out: Path) -> None:
 def write_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of every file below `directory` except itself, written as manifest.json.
 
-    Form: {"format": "workbench-manifest/1", "files": {relative posix path: {"sha256": hex, "bytes": n}}}.
+    Form: {"format": "workbench-manifest/1", "files": {relative posix path: {"sha256": hex, "bytes": n}}, "sha256": hex
+    of the files as `_seal` writes them}, so that who reads a part of a run still finds every bit altered in it.
     Raises ValueError on a symbolic link, a device or a name that is not UTF-8.
     """
     files = {}
     for name, path in _walk(directory):
         files[name] = _entry(path)
-    manifest = {"format": MANIFEST_FORMAT, "files": files}
+    return _write_manifest(directory, files)
+
+
+def _write_manifest(directory: Path, files: dict[str, Any]) -> dict[str, Any]:
+    manifest = {"format": MANIFEST_FORMAT, "files": files, "sha256": _seal(files)}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _seal(files: dict[str, Any]) -> str:
+    """Hex sha256 of the entries as JSON, in their order, without white space."""
+    return hashlib.sha256(json.dumps(files, separators=(",", ":")).encode()).hexdigest()
 
 
 def verify_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a whole run directory, after every file has been read and compared with it.
 
     Raises ValueError naming the first file that is missing, altered or not in the manifest, a symbolic link, a manifest
-    path that leaves the directory, and a manifest that cannot be read.
+    path that leaves the directory, and a manifest that cannot be read or was itself altered.
     """
     directory = Path(path)
     manifest = _read_manifest(directory)
@@ -209,10 +219,10 @@ def amend_manifest(path: str | os.PathLike[str], names: Collection[str]) -> None
     directory = Path(path)
     if not (directory / MANIFEST).is_file():
         return
-    manifest = _read_manifest(directory)
+    files = _read_manifest(directory)["files"]
     for name in names:
-        manifest["files"][name] = _entry(directory / name)
-    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        files[name] = _entry(directory / name)
+    _write_manifest(directory, files)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -521,14 +531,19 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f'manifest: {file} has another format; want "format": "{MANIFEST_FORMAT}"')
     if not isinstance(manifest.get("files"), dict):
         raise ValueError(f'manifest: {file} has no "files"; want an object of paths')
+    if unknown := sorted(set(manifest) - {"format", "files", "sha256"}):
+        raise ValueError(f"manifest: {file} has a key {unknown[0]!r}; want format, files and sha256")
     for name, entry in manifest["files"].items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or str(pure) != name or re.search(r"[\\\0:]", name) or name == ".":
             raise ValueError(f"manifest: path {name!r} in {file}; want a relative path that stays in the directory")
         n_bytes, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         is_size = isinstance(n_bytes, int) and not isinstance(n_bytes, bool) and n_bytes >= 0
-        if not (is_size and isinstance(sha256, str) and _SHA256.match(sha256)):
+        if not (is_size and isinstance(sha256, str) and _SHA256.match(sha256) and len(entry) == 2):
             raise ValueError(f'manifest: entry {name!r} in {file}; want {{"sha256": 64 hex digits, "bytes": n ≥ 0}}')
+    # runs of before there was one have none; no flipped bit makes a manifest look like one of theirs
+    if "sha256" in manifest and manifest["sha256"] != (seal := _seal(manifest["files"])):
+        raise ValueError(f"manifest: {file} is altered, its files' sha256 is {seal}; want {manifest['sha256']!r}")
     return manifest
 
 

@@ -375,9 +375,12 @@ def test_one_of_many_racing_processes_wins(tmp_path: Path) -> None:
 # --- the manifest
 
 
-def _edit_manifest(out: Path, edit: Callable[[dict], object]) -> None:
+def _edit_manifest(out: Path, edit: Callable[[dict], object], seals: bool = True) -> None:
+    """Edited and, unless told otherwise, sealed again: by somebody who knows how, not by chance."""
     manifest = json.loads((out / "manifest.json").read_text())
     edit(manifest)
+    if seals:
+        manifest["sha256"] = runs._seal(manifest["files"])
     (out / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -427,6 +430,10 @@ _ENTRY = {"sha256": "0" * 64, "bytes": 1}
         (lambda o: _edit_manifest(o, lambda m: m["files"]["empty"].update(bytes=True)), r"entry 'empty'"),
         (lambda o: _edit_manifest(o, lambda m: m["files"]["empty"].update(sha256="F" * 64)), r"entry 'empty'"),
         (lambda o: _edit_manifest(o, lambda m: m["files"].pop("empty")), r"empty is not in the manifest"),
+        (lambda o: _edit_manifest(o, lambda m: m["files"]["empty"].update(mode=1)), r"entry 'empty'"),
+        (lambda o: _edit_manifest(o, lambda m: m.update(note="")), r"has a key 'note'"),
+        (lambda o: _edit_manifest(o, lambda m: m["files"].pop("empty"), seals=False), r"json is altered, its files'"),
+        (lambda o: _edit_manifest(o, lambda m: m.update(sha256=[]), seals=False), r"want \[\]"),
     ],
 )
 def test_verify_manifest_names_the_damage(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -435,6 +442,27 @@ def test_verify_manifest_names_the_damage(tmp_path: Path, damage: Callable[[Path
     damage(out)
     with pytest.raises(ValueError, match=rf"manifest: .*{message}"):
         runs.verify_manifest(out)
+
+
+def test_every_bit_of_a_manifest_counts_for_who_reads_a_part_of_the_run(tmp_path: Path) -> None:
+    out = _whole(tmp_path)
+    manifest = out / "manifest.json"
+    data = manifest.read_bytes()
+    runs.verify_files(out, lambda name: False)  # nothing is read but the manifest
+    for bit in range(8 * len(data)):
+        altered = bytearray(data)
+        altered[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(altered)
+        with pytest.raises(ValueError, match=r"manifest: .*manifest\.json"):
+            runs.verify_files(out, lambda name: False)
+
+
+def test_a_manifest_without_a_seal_is_read(tmp_path: Path) -> None:
+    out = _whole(tmp_path)  # as runs of before had it
+    _edit_manifest(out, lambda m: m.pop("sha256"), seals=False)
+    runs.verify_manifest(out)
+    runs.amend_manifest(out, ["empty"])
+    assert runs.verify_manifest(out)["sha256"] == runs._seal(runs.verify_manifest(out)["files"])
 
 
 def test_a_manifest_of_no_directory_and_one_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
