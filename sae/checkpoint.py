@@ -75,11 +75,11 @@ def load_stack(directory: str | Path) -> StackedSAE:
         raise ValueError(f"{config_path}: info.sources has {len(record.info.sources)} entries; want {n_saes}")
     tensors = read_tensors(weights_path, tensor_shapes(record.config))
     for name, tensor in tensors.items():
-        digest = hash_tensor(tensor)
-        if record.sha256.get(name) != digest:
+        digest, wanted = hash_tensor(tensor), record.sha256.get(name)
+        if wanted != digest:
             raise ValueError(
-                f"{weights_path}: tensor {name} has sha256 {digest}; want {record.sha256.get(name)} ({CONFIG_FILE}); "
-                "one of the two files was altered"
+                f"{weights_path}: tensor {name} has sha256 {digest}; want {shorten(str(wanted))} ({CONFIG_FILE}); one "
+                "of the two files was altered"
             )
     try:
         return StackedSAE.from_tensors(record.config, tensors, record.info)
@@ -98,7 +98,8 @@ def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = Non
         raise ValueError(f"check_model: the SAEs do not say which model they belong to; want {given}")
     if own != model_sha256:
         raise ValueError(
-            f"check_model: the SAEs belong to {sae.info.model_name or 'a model'} with sha256 {own}; want {given}"
+            f"check_model: the SAEs belong to {shorten(sae.info.model_name or 'a model')} with sha256 {shorten(own)}; "
+            f"want {given}"
         )
 
 
@@ -132,7 +133,7 @@ def read_tensors(
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if not set(shapes) <= names <= set(shapes) | optional:
-                raise ValueError(f"{path}: holds tensors {sorted(names)}; want {sorted(shapes)}")
+                raise ValueError(f"{path}: holds tensors {shorten(str(sorted(names)), 400)}; want {sorted(shapes)}")
             for name, shape in shapes.items():
                 got = tuple(file.get_slice(name).get_shape())
                 if got != shape:
@@ -143,10 +144,17 @@ def read_tensors(
 
 
 def describe_validation(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line: field, what is wrong, what was given."""
+    """The first fault of a pydantic error in one line: field, what is wrong, what was given; no text of the file is
+    quoted at length."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "content"
-    return f"{field}: got {str(first['input'])[:80]!r}; {first['msg']}"
+    return f"{shorten(field)}: got {str(first['input'])[:80]!r}; {first['msg']}"
+
+
+def shorten(text: str, n: int = 80) -> str:
+    """Text of a file as an error quotes it: printable, on one line, at most n characters."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= n else f"{text[: n - 1]}…"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae.checkpoint import describe_validation, new_directory, read_json, read_tensors
+from sae.checkpoint import describe_validation, new_directory, read_json, read_tensors, shorten
 from sae.config import SAEConfig, SAESource, StackInfo
 from sae.model import StackedSAE
 
@@ -176,13 +176,15 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
     if architecture == "standard" and activation == "topk":
         architecture = "topk"
     elif architecture == "standard" and activation != "relu":
-        raise ValueError(f"{path}: activation_fn: got {activation!r}; want 'relu' or 'topk'")
+        raise ValueError(f"{path}: activation_fn: got {shorten(repr(activation))}; want 'relu' or 'topk'")
     if not isinstance(architecture, str) or architecture not in _FROM_SAE_LENS:
-        raise ValueError(f"{path}: architecture: got {architecture!r}; want one of {sorted(_FROM_SAE_LENS)}")
+        raise ValueError(
+            f"{path}: architecture: got {shorten(repr(architecture))}; want one of {sorted(_FROM_SAE_LENS)}"
+        )
     normalisation = fields.get("normalize_activations", "none")
     if normalisation not in ("none", None, False):
         raise ValueError(
-            f"{path}: normalize_activations: got {normalisation!r}; want 'none' (fold it in SAELens first)"
+            f"{path}: normalize_activations: got {shorten(repr(normalisation))}; want 'none' (fold it in SAELens first)"
         )
     try:
         return SAEConfig(

@@ -267,6 +267,16 @@ def read_settings(file: Path, what: str, wanted: str) -> str:
         raise ValueError(f"{what}: {file} is not UTF-8; want UTF-8 text") from None
 
 
+def shorten(text: str, n: int = 80) -> str:
+    """What a file or a caller said, as an error quotes it: printable, on one line, at most n characters.
+
+    >>> shorten("[" * 9, 4)
+    '[[[…'
+    """
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= n else f"{text[: n - 1]}…"
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
@@ -366,7 +376,8 @@ def _check_same_config(directory: Path, resolved: dict[str, Any]) -> None:
         raise ValueError(f"out: {directory} is not a directory; want a run directory to resume")
     if difference := _first_difference(read_config(directory), resolved, ""):
         key, old, new = difference
-        raise ValueError(f"resume: {key} is {old} in {directory / CONFIG}, got {new}; want the same settings")
+        found, wanted = f"{shorten(old)} in {directory / CONFIG}", shorten(new)
+        raise ValueError(f"resume: {shorten(key)} is {found}, got {wanted}; want the same settings")
 
 
 def _first_difference(old: Any, new: Any, key: str) -> tuple[str, str, str] | None:
@@ -532,18 +543,23 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("files"), dict):
         raise ValueError(f'manifest: {file} has no "files"; want an object of paths')
     if unknown := sorted(set(manifest) - {"format", "files", "sha256"}):
-        raise ValueError(f"manifest: {file} has a key {unknown[0]!r}; want format, files and sha256")
+        raise ValueError(f"manifest: {file} has a key {shorten(repr(unknown[0]))}; want format, files and sha256")
     for name, entry in manifest["files"].items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or str(pure) != name or re.search(r"[\\\0:]", name) or name == ".":
-            raise ValueError(f"manifest: path {name!r} in {file}; want a relative path that stays in the directory")
+            raise ValueError(
+                f"manifest: path {shorten(repr(name))} in {file}; want a relative path that stays in the directory"
+            )
         n_bytes, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         is_size = isinstance(n_bytes, int) and not isinstance(n_bytes, bool) and n_bytes >= 0
         if not (is_size and isinstance(sha256, str) and _SHA256.match(sha256) and len(entry) == 2):
-            raise ValueError(f'manifest: entry {name!r} in {file}; want {{"sha256": 64 hex digits, "bytes": n ≥ 0}}')
+            raise ValueError(
+                f'manifest: entry {shorten(repr(name))} in {file}; want {{"sha256": 64 hex digits, "bytes": n ≥ 0}}'
+            )
     # runs of before there was one have none; no flipped bit makes a manifest look like one of theirs
     if "sha256" in manifest and manifest["sha256"] != (seal := _seal(manifest["files"])):
-        raise ValueError(f"manifest: {file} is altered, its files' sha256 is {seal}; want {manifest['sha256']!r}")
+        stated = shorten(repr(manifest["sha256"]))
+        raise ValueError(f"manifest: {file} is altered, its files' sha256 is {seal}; want {stated}")
     return manifest
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
+import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +47,7 @@ READERS: dict[str, tuple[str, Callable, Callable[[Path], object]]] = {
 }
 
 
+LONG = "a key\n" * 1000
 # what is put in besides words of the file itself
 PIECES = (
     b"[", b"]", b"{", b"}", b'"', b"'", b"=", b"\n", b".", b",", b"\0", b"-", b"nan", b"inf", b"1e999", b"9" * 40,
@@ -115,6 +120,42 @@ def test_a_reader_reads_or_refuses(ground, home, tally, count, name) -> None:
         run()
     tally("fuzzing", name, n_tried[0], n_tried[0] - len(wrong))
     assert not wrong, "\n".join(random.Random(0).sample(wrong, min(5, len(wrong))))
+
+
+def lengthened(content: Any) -> Iterator[Any]:
+    """The content with one value after another, at every depth, made long; and an unknown long key in every table."""
+    if isinstance(content, dict):
+        yield content | {LONG: 1}
+        for key, value in content.items():
+            yield {LONG if k == key else k: v for k, v in content.items()}
+            yield from (content | {key: other} for other in lengthened(value))
+    elif isinstance(content, list):
+        yield from ([other, *content[1:]] for other in (lengthened(content[0]) if content else ()))
+    else:
+        yield from (LONG, [LONG], {LONG: LONG})
+
+
+@pytest.mark.parametrize("name", [name for name, (file, _, _) in READERS.items() if file.endswith(("json", "toml"))])
+def test_what_a_file_says_at_length_is_quoted_in_few_words(ground, home, name) -> None:
+    file, origin, read = READERS[name]
+    path, source = home / file, origin(ground)
+    if isinstance(source, Path):
+        shutil.copytree(source, path.parent)
+        if name != "manifest":
+            for record in ("manifest.json", "config.toml"):
+                (path.parent / record).unlink(missing_ok=True)
+        source = path.read_bytes()
+    is_json = file.endswith("json")
+    good = json.loads(source) if is_json else tomllib.loads(source.decode())
+    said: list[str] = []
+    for content in itertools.islice(lengthened(good), 400):
+        path.write_text(json.dumps(content) if is_json else tomli_w.dumps(content))
+        try:
+            read(path)
+        except (ValueError, OSError) as error:
+            said.append(str(error))
+    assert said or name == "config"  # of a run: whatever its verb wrote
+    assert not [text for text in said if "\n" in text or len(text) > 2000]
 
 
 def test_the_good_files_are_read(ground, home) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.models.config import Frozen, describe_errors
+from workbench.runs import shorten
 
 EMBEDDED_PROMPTS = Path(__file__).parent / "prompts.toml"
 EMBEDDED_RECALL = Path(__file__).parent / "recall.toml"
@@ -63,9 +64,9 @@ class RecallSet(Frozen):
         for field in ("statement", "question"):
             text = getattr(self, field)
             if text.count("{name}") != 1 or text.count("{value}") != 1:
-                raise ValueError(f"{field}: got {text!r}; want one {{name}} and one {{value}}")
+                raise ValueError(f"{field}: got {shorten(repr(text))}; want one {{name}} and one {{value}}")
         if not self.question.endswith(" {value}"):
-            raise ValueError(f"question: got {self.question!r}; want a sentence that ends in ' {{value}}'")
+            raise ValueError(f"question: got {shorten(repr(self.question))}; want a sentence that ends in ' {{value}}'")
         _check_strings("names", self.names)
         _check_strings("values", self.values)
         return self
@@ -141,11 +142,13 @@ def read_markers() -> dict[str, tuple[str, ...]]:
 def _parse(kind: type[Table], what: str, path: str | Path) -> Iterator[Table]:
     for name, table in _read_tables(what, Path(path)).items():
         if not isinstance(table, dict):
-            raise ValueError(f"{what}: {path}: {name} is a {type(table).__name__}; want a table [{name}]")
+            raise ValueError(
+                f"{what}: {path}: {shorten(name)} is a {type(table).__name__}; want a table [{shorten(name)}]"
+            )
         try:
             yield kind.model_validate(table | {"kind": name})
         except ValidationError as error:
-            raise ValueError(f"{what}: {path}: [{name}] {describe_errors(error)}") from None
+            raise ValueError(f"{what}: {path}: [{shorten(name)}] {describe_errors(error)}") from None
 
 
 def _read_tables(what: str, path: Path) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _check_strings(what: str, strings: Sequence[str]) -> None:
     seen: set[str] = set()
     for text in strings:
         if not text or text != text.strip():
-            raise ValueError(f"{what}: got {text!r}; want text without white space around it")
+            raise ValueError(f"{what}: got {shorten(repr(text))}; want text without white space around it")
         if text in seen:
-            raise ValueError(f"{what}: {text!r} stands twice; want each once")
+            raise ValueError(f"{what}: {shorten(repr(text))} stands twice; want each once")
         seen.add(text)

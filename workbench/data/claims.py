@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.models.config import Frozen, describe_errors
+from workbench.runs import shorten
 
 EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
 LAYERS = re.compile(r"all|first|last|first third|last third|\d+ of \d+")
@@ -47,12 +48,14 @@ class Measure(Frozen):
     def _layers_are_named(self) -> Measure:
         if not LAYERS.fullmatch(self.layers):
             raise ValueError(
-                f'layers: got {self.layers!r}; want all, first, last, first third, last third or "9 of 12"'
+                f'layers: got {shorten(repr(self.layers))}; want all, first, last, first third, last third or "9 of 12"'
             )
         if " of " in self.layers:
             layer, n_layers = map(int, self.layers.split(" of "))
             if layer >= n_layers:
-                raise ValueError(f"layers: got {self.layers!r}; want a layer, from 0, below the number of layers")
+                raise ValueError(
+                    f"layers: got {shorten(repr(self.layers))}; want a layer, from 0, below the number of layers"
+                )
         return self
 
 
@@ -168,9 +171,11 @@ def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
     claims = []
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise ValueError(f"claims: {path}: {name} is a {type(table).__name__}; want a table [{name}]")
+            raise ValueError(
+                f"claims: {path}: {shorten(name)} is a {type(table).__name__}; want a table [{shorten(name)}]"
+            )
         try:
             claims.append(Claim.model_validate(table | {"id": name}))
         except ValidationError as error:
-            raise ValueError(f"claims: {path}: [{name}] {describe_errors(error)}") from None
+            raise ValueError(f"claims: {path}: [{shorten(name)}] {describe_errors(error)}") from None
     return tuple(claims)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.models.config import Frozen, describe_errors
+from workbench.runs import shorten
 
 EMBEDDED_SETS = Path(__file__).parent / "concepts.toml"
 MAX_CONCEPTS_BYTES = 1 << 20  # lists of words: a few pages of text
@@ -108,7 +109,7 @@ def read_concepts(path: str | Path = EMBEDDED_SETS) -> tuple[ConceptSet, ...]:
 def parse_set(name: str, table: Any, source: str = "concepts") -> ConceptSet:
     """The set that one table describes. Raises ValueError naming `source`, the set and every wrong field."""
     if not isinstance(table, dict):
-        raise ValueError(f"{source}: {name} is a {type(table).__name__}; want a table [{name}]")
+        raise ValueError(f"{source}: {shorten(name)} is a {type(table).__name__}; want a table [{shorten(name)}]")
     try:
         return ConceptSet.model_validate(table | {"name": name})
     except ValidationError as error:
@@ -116,10 +117,10 @@ def parse_set(name: str, table: Any, source: str = "concepts") -> ConceptSet:
         if unknown:
             known = sorted(set(ConceptSet.model_fields) - {"name"})
             near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.4) or known
-            message = f"unknown key {unknown[0]!r}; nearest: {', '.join(near)}"
+            message = f"unknown key {shorten(repr(unknown[0]))}; nearest: {', '.join(near)}"
         else:
             message = describe_errors(error)
-        raise ValueError(f"{source}: [{name}] {message}") from None
+        raise ValueError(f"{source}: [{shorten(name)}] {message}") from None
 
 
 def choose_sets(offered: Sequence[ConceptSet], names: Sequence[str] | None = None) -> tuple[ConceptSet, ...]:
@@ -152,8 +153,8 @@ def _check_words(words: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for word in words:
         if not word or word != word.strip():
-            raise ValueError(f"words: got {word!r}; want words without white space around them")
+            raise ValueError(f"words: got {shorten(repr(word))}; want words without white space around them")
         normal = unicodedata.normalize("NFC", word)
         if normal in seen:
-            raise ValueError(f"words: {word!r} stands twice; want each once")
+            raise ValueError(f"words: {shorten(repr(word))} stands twice; want each once")
         seen[normal] = word

@@ -355,14 +355,15 @@ def _read_index(file: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or index.pop("format", None) != FORMAT:
         raise ValueError(f'tokens: {file} has another format; want "format": "{FORMAT}"')
     if index.keys() != {*counts, *sums, "dtype"}:
-        raise ValueError(f"tokens: {file} has {sorted(index)}; want {sorted([*counts, *sums, 'dtype'])}")
+        got = runs.shorten(repr(sorted(index)), 200)
+        raise ValueError(f"tokens: {file} has {got}; want {sorted([*counts, *sums, 'dtype'])}")
     for key in counts:
         least = 0 if key == "eot_id" else 1
         if type(index[key]) is not int or not least <= index[key] < 1 << 62:
-            raise ValueError(f"tokens: {file} has {key} {index[key]!r}; want a count")
+            raise ValueError(f"tokens: {file} has {key} {runs.shorten(repr(index[key]))}; want a count")
     for key in sums:
         if not isinstance(index[key], str):
-            raise ValueError(f"tokens: {file} has {key} {index[key]!r}; want a sha256")
+            raise ValueError(f"tokens: {file} has {key} {runs.shorten(repr(index[key]))}; want a sha256")
     if index["dtype"] not in ("uint16", "uint32"):
-        raise ValueError(f"tokens: {file} has dtype {index['dtype']!r}; want uint16 or uint32")
+        raise ValueError(f"tokens: {file} has dtype {runs.shorten(repr(index['dtype']))}; want uint16 or uint32")
     return index

@@ -27,7 +27,7 @@ from torch import Tensor
 from workbench.experiments.subject import check_hooks, checked_tokens, device_of, last_layer
 from workbench.models.config import parse_dtype
 from workbench.models.load import weights_sha256
-from workbench.runs import Run, atomic_write, open_run, read_json, sha256_file, verify_files
+from workbench.runs import Run, atomic_write, open_run, read_json, sha256_file, shorten, verify_files
 
 INDEX, FORMAT = "shards.json", "workbench-shards/1"
 INDEX_COLUMNS = ("token", "sequence", "position")  # int64 a row: what was read, and where it stood in `tokens`
@@ -274,11 +274,13 @@ def open_shards(path: str | Path) -> Shards:
         hooks = {name: tuple(shape) for name, shape in index.pop("hooks").items()}
         found = Shards(path=path, hooks=hooks, shards=shards, **index)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"shards: {file} cannot be read ({error}); want the index that a harvest wrote") from None
+        raise ValueError(
+            f"shards: {file} cannot be read ({shorten(str(error))}); want the index that a harvest wrote"
+        ) from None
     _check_index(found, file)
     for shard in shards:
         if not _SHARD_NAME.match(shard.file):
-            raise ValueError(f"shards: {file} names {shard.file!r}; want shard_NNNNN.safetensors")
+            raise ValueError(f"shards: {file} names {shorten(repr(shard.file))}; want shard_NNNNN.safetensors")
         at = path / shard.file
         n_bytes = at.stat().st_size if at.is_file() and not at.is_symlink() else None
         if n_bytes != shard.bytes:
@@ -319,7 +321,7 @@ def read_shards(
     wanted = list(found.hooks) if hooks is None else list(hooks)
     for name in wanted:
         if name not in found.hooks:
-            raise ValueError(f"shards: {path} has no {name!r}; want some of {', '.join(found.hooks)}")
+            raise ValueError(f"shards: {path} has no {name!r}; want some of {shorten(', '.join(found.hooks), 400)}")
     for shard in found.shards:
         tensors = read_shard(found.path, shard, verify=verify)
         yield {name: tensors[name].to(device) for name in (*wanted, *INDEX_COLUMNS)}

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from workbench.runs import shorten
+
+MAX_FAULTS = 5  # that an error names
 _DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -33,7 +36,7 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
         return name
     short = str(name).removeprefix("torch.")
     if short not in _DTYPES:
-        raise ValueError(f"dtype: got {name!r}; want one of {', '.join(_DTYPES)}")
+        raise ValueError(f"dtype: got {shorten(repr(name))}; want one of {', '.join(_DTYPES)}")
     return _DTYPES[short]
 
 
@@ -322,25 +325,27 @@ def features_of_our_own(cfg: ModelConfig) -> list[str]:
 
 
 def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
-    """One line for all of a ValidationError: `field: what is wrong` joined by semicolons; of the `known` keys the
-    nearest are named for an unknown one."""
+    """One line for a ValidationError: `field: what is wrong` of the first faults, joined by semicolons; of the `known`
+    keys the nearest are named for an unknown one."""
     parts = []
     found = error.errors()
     for item in found:
         # a tuple that lost a wrong member is then said to be too short as well
         if item["type"] == "too_short" and any(o["loc"][: len(item["loc"])] == item["loc"] for o in found if o != item):
             continue
-        where = ".".join(str(p) for p in item["loc"])
+        where = shorten(".".join(str(p) for p in item["loc"]))
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=3, cutoff=0.4) or sorted(known)[:12]
-            parts.append(f"unknown key {where!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
+            parts.append(f"unknown key '{where}'" + (f"; nearest: {', '.join(near)}" if near else ""))
             continue
         message = item["msg"].removeprefix("Value error, ")
         got: Any = item.get("input")
-        shown = f" (got {_shorten(repr(got))})" if isinstance(got, str | int | float | bool) else ""
+        shown = f" (got {shorten(repr(got))})" if isinstance(got, str | int | float | bool) else ""
         parts.append(f"{where}: {message}{shown}" if where else message)
-    return "; ".join(parts)
+    return join_faults(parts)
 
 
-def _shorten(text: str, n: int = 80) -> str:
-    return text if len(text) <= n else f"{text[: n - 1]}…"
+def join_faults(parts: Sequence[str]) -> str:
+    """The first MAX_FAULTS, joined by semicolons, and how many more there are."""
+    more = f" and {len(parts) - MAX_FAULTS} more" if len(parts) > MAX_FAULTS else ""
+    return "; ".join(parts[:MAX_FAULTS]) + more

@@ -11,9 +11,10 @@ from einops import rearrange
 from pydantic import ValidationError
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig, describe_errors
+from workbench.models.config import Extensions, ModelConfig, describe_errors, join_faults
 from workbench.models.load import check_numbers
 from workbench.models.transformer import HookedLM
+from workbench.runs import shorten
 
 # architectures whose llama.cpp converter stores q and k with adjacent rotary pairs
 _PERMUTED = ("llama",)
@@ -59,7 +60,7 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
 
     kind = get("general.architecture")
     if kind not in _SUPPORTED:
-        raise ValueError(f"{file}: architecture {kind!r}; want one of {', '.join(_SUPPORTED)}")
+        raise ValueError(f"{file}: architecture {shorten(repr(kind))}; want one of {', '.join(_SUPPORTED)}")
     if "rope_freqs.weight" in tensors or get(f"{kind}.rope.scaling.type", "none") not in ("none", "linear"):
         raise ValueError(f"{file}: stretched rotary frequencies; want a file without rope scaling, or linear scaling")
     if get(f"{kind}.expert_count", 0, required=False):
@@ -116,9 +117,9 @@ def _fill(model: HookedLM, tensors: dict[str, Any], kind: str, file: Path) -> No
 
     names, parameters = _names(model.cfg), dict(model.named_parameters())
     wrong = [f"{n} is missing" for n in names.values() if n not in tensors]
-    wrong += [f"{n} is unknown" for n in tensors if n not in names.values()]
+    wrong += [f"{shorten(n)} is unknown" for n in tensors if n not in names.values()]
     if wrong:
-        raise ValueError(f"{file}: {'; '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
+        raise ValueError(f"{file}: {join_faults(wrong)}")
     for ours, theirs in names.items():
         try:
             stored = torch.from_numpy(

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig, describe_errors, features_of_our_own
+from workbench.models.config import Extensions, ModelConfig, describe_errors, features_of_our_own, join_faults
 from workbench.models.load import fill
 from workbench.models.transformer import HookedLM
-from workbench.runs import MAX_SETTINGS_BYTES
+from workbench.runs import MAX_SETTINGS_BYTES, shorten
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
@@ -82,7 +82,9 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
     if kind == "gpt2":
         return _gpt2_config(config, source)
     if kind not in LLAMA_FAMILY:
-        raise ValueError(f"{source}: model_type = {kind!r}; want one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}")
+        raise ValueError(
+            f"{source}: model_type = {shorten(repr(kind))}; want one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}"
+        )
     heads, width = _count(config, "num_attention_heads", source), _count(config, "hidden_size", source)
     kv_heads = config.get("num_key_value_heads") or heads
     d_head = config.get("head_dim") or width // heads
@@ -121,7 +123,7 @@ def _rotary_fields(config: dict[str, Any], d_head: int, source: str) -> dict[str
     """RoPE's settings, in the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`)."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"{source}: rope_parameters are {rope!r}; want an object")
+        raise ValueError(f"{source}: rope_parameters are {shorten(repr(rope))}; want an object")
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     fields: dict[str, Any] = {"rotary_base": base}
@@ -139,14 +141,14 @@ def _rotary_fields(config: dict[str, Any], d_head: int, source: str) -> dict[str
             "NTK_original_ctx_len": _need(rope, "original_max_position_embeddings", source),
         }
     elif kind != "default":
-        raise ValueError(f"{source}: rope_type = {kind!r}; want default, linear or llama3")
+        raise ValueError(f"{source}: rope_type = {shorten(repr(kind))}; want default, linear or llama3")
     return fields
 
 
 def _gpt2_config(config: dict[str, Any], source: str) -> ModelConfig:
     for key, wanted in {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}.items():
         if config.get(key, wanted) != wanted:
-            raise ValueError(f"{source}: {key} = {config[key]!r}; want {wanted!r}")
+            raise ValueError(f"{source}: {key} = {shorten(repr(config[key]))}; want {wanted!r}")
     width, heads = _count(config, "n_embd", source), _count(config, "n_head", source)
     return ModelConfig(
         model_name=config.get("_name_or_path") or "gpt2",
@@ -178,14 +180,16 @@ def _need(config: dict[str, Any], key: str, source: str) -> Any:
 def _count(config: dict[str, Any], key: str, source: str) -> int:
     value = _need(config, key, source)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{source}: {key} is {value!r}; want a whole number, 1 or more")
+        raise ValueError(f"{source}: {key} is {shorten(repr(value))}; want a whole number, 1 or more")
     return value
 
 
 def _activation(name: str, source: str) -> Any:
     name = _ACTIVATIONS.get(name, name)
     if name not in ("silu", "gelu", "gelu_new", "relu", "relu2"):
-        raise ValueError(f"{source}: activation {name!r}; want silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2")
+        raise ValueError(
+            f"{source}: activation {shorten(repr(name))}; want silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2"
+        )
     return name
 
 
@@ -212,7 +216,9 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
             raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
         absent = [n for n in listed if n.removeprefix("transformer.") not in readers]
         if absent:
-            raise ValueError(f"{index}: lists {absent[0]!r} in {listed[absent[0]]}, which is not there")
+            raise ValueError(
+                f"{index}: lists {shorten(repr(absent[0]))} in {shorten(str(listed[absent[0]]))}, which is not there"
+            )
     return readers
 
 
@@ -264,10 +270,11 @@ def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: s
     extra = {n for n in tensors if n not in expected and not n.endswith(buffers)}
     if cfg.tie_word_embeddings:
         extra -= {"lm_head.weight"}
-    wrong = [f"{n} is missing" for n in sorted(expected - set(tensors))] + [f"{n} is unknown" for n in sorted(extra)]
+    wrong = [f"{n} is missing" for n in sorted(expected - set(tensors))] + [
+        f"{shorten(n)} is unknown" for n in sorted(extra)
+    ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"{source}: {'; '.join(wrong[:5])}{more}")
+        raise ValueError(f"{source}: {join_faults(wrong)}")
 
 
 def swap_pairing(W: Tensor, to_halves: bool) -> Tensor:

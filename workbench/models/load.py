@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import ModelConfig, parse_dtype
+from workbench.models.config import ModelConfig, join_faults, parse_dtype
 from workbench.models.transformer import HookedLM
-from workbench.runs import read_json, read_settings, verify_files
+from workbench.runs import read_json, read_settings, shorten, verify_files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "hooked_config.json", "tokenizer.json"
 _SPECIAL = "special_tokens.json"
@@ -83,7 +83,7 @@ def find_checkpoint(path: Path) -> Path | None:
     name = pointer.read_bytes().decode("utf-8", "replace").strip()
     directory = path / name
     if Path(name).name != name or len(name) > 255 or not (directory / CONFIG).is_file():
-        raise ValueError(f"{pointer}: names {name[:80]!r}; want a step directory beside it that holds {CONFIG}")
+        raise ValueError(f"{pointer}: names {shorten(repr(name))}; want a step directory beside it that holds {CONFIG}")
     return directory
 
 
@@ -132,15 +132,14 @@ def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
     """
     parameters = dict(model.named_parameters())
     wrong = [f"{n} is missing" for n in parameters if n not in tensors]
-    wrong += [f"{n} is unknown" for n in tensors if n not in parameters]
+    wrong += [f"{shorten(n)} is unknown" for n in tensors if n not in parameters]
     wrong += [
         f"{n} has shape {list(t.shape)}, want {list(parameters[n].shape)}"
         for n, t in tensors.items()
         if n in parameters and t.shape != parameters[n].shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"{source}: {'; '.join(wrong[:5])}{more}")
+        raise ValueError(f"{source}: {join_faults(wrong)}")
     for name, parameter in parameters.items():
         check_numbers(tensors[name], name, source)
         parameter.copy_(tensors[name])
@@ -200,7 +199,9 @@ def load_fast_tokenizer(directory: Path) -> Any:
     special = read_json(directory / _SPECIAL, "tokenizer", "bos_token and eos_token") if has_special else {}
     for name in ("bos_token", "eos_token"):
         if not isinstance(special.get(name), str | None):
-            raise ValueError(f"tokenizer: {directory / _SPECIAL} has {name} {special[name]!r}; want a token")
+            raise ValueError(
+                f"tokenizer: {directory / _SPECIAL} has {name} {shorten(repr(special[name]))}; want a token"
+            )
     return wrap_tokenizer(tokenizer, special.get("bos_token"), special.get("eos_token"))
 
 

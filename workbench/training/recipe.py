@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from workbench.data.nca import PRESETS, NCAConfig
-from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors
+from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors, join_faults
+from workbench.runs import shorten
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule
@@ -69,7 +70,7 @@ class Phase(Frozen):
         if not isinstance(value, str):
             return value
         if value not in PRESETS:
-            raise ValueError(f"nca: got {value!r}; want settings, or one of {', '.join(PRESETS)}")
+            raise ValueError(f"nca: got {shorten(repr(value))}; want settings, or one of {', '.join(PRESETS)}")
         return PRESETS[value]
 
     @model_validator(mode="after")
@@ -115,7 +116,9 @@ class Recipe(Frozen):
     @classmethod
     def _names_a_directory(cls, name: str) -> str:
         if name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
-            raise ValueError(f"got {name[:80]!r}; want what a directory may be called, no / \\ :, no dot in front")
+            raise ValueError(
+                f"got {shorten(repr(name))}; want what a directory may be called, no / \\ :, no dot in front"
+            )
         return name
 
     @model_validator(mode="after")
@@ -173,10 +176,12 @@ def load_recipe(name: str | Path) -> Recipe:
     try:
         is_there = path.is_file()
     except OSError as error:  # a name that no file can have
-        raise ValueError(f"recipe: {str(name)[:80]!r}: {error.strerror}; want a recipe's name or a file") from None
+        raise ValueError(
+            f"recipe: {shorten(repr(str(name)))}: {error.strerror}; want a recipe's name or a file"
+        ) from None
     if not is_there:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
-        raise ValueError(f"recipe: no recipe or file {str(name)!r}; nearest: {', '.join(near or names)}")
+        raise ValueError(f"recipe: no recipe or file {shorten(repr(str(name)))}; nearest: {', '.join(near or names)}")
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"recipe: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
     try:
@@ -197,7 +202,7 @@ def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     except ValidationError as error:
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
         if unknown:
-            raise ValueError(f"{source}: {'; '.join(_unknown_key(loc) for loc in unknown)}") from None
+            raise ValueError(f"{source}: {join_faults([_unknown_key(loc) for loc in unknown])}") from None
         raise ValueError(f"{source}: {describe_errors(error)}") from None
 
 
@@ -225,7 +230,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not equals or not key:
-        raise ValueError(f"set: got {text!r}; want key=value")
+        raise ValueError(f"set: got {shorten(repr(text))}; want key=value")
     if value.lower() == "none":
         return key, None
     try:
@@ -249,7 +254,7 @@ def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
             index = part
             known = set(data).union(*(record.model_fields for record in records))
             if part not in known:
-                raise ValueError(f"set {key}: unknown key {part!r}{_nearest(part, known)}")
+                raise ValueError(f"set {shorten(key)}: unknown key {shorten(repr(part))}{_nearest(part, known)}")
             if is_last and part == "kind" and depth and parts[-2] == "controller" and data.get(part) != value:
                 data.clear()  # each controller has its own fields
             if not is_last and data.get(part) is None:
@@ -283,7 +288,7 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         records = _within(records, part)
     known = set().union(*(record.model_fields for record in records))
-    return f"unknown key {'.'.join(map(str, location))!r}{_nearest(str(location[-1]), known)}"
+    return f"unknown key '{shorten('.'.join(map(str, location)))}'{_nearest(str(location[-1]), known)}"
 
 
 def _nearest(name: str, known: set[str]) -> str:

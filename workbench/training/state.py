@@ -27,7 +27,7 @@ from torch import Tensor
 
 from workbench.models import HookedLM
 from workbench.models.load import load, save
-from workbench.runs import atomic_write, sha256_file
+from workbench.runs import atomic_write, sha256_file, shorten
 
 LATEST, TENSORS, INFO = "latest", "train_state.safetensors", "train_state.json"
 FORMAT = "workbench-train-state/1"
@@ -143,7 +143,9 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
         return None
     name = (directory / LATEST).read_bytes().decode("utf-8", "replace").strip()
     if not _STEP.match(name):
-        raise ValueError(f"checkpoint: {directory / LATEST} holds {name[:80]!r}; want the name of a step directory")
+        raise ValueError(
+            f"checkpoint: {directory / LATEST} holds {shorten(repr(name))}; want the name of a step directory"
+        )
     path = directory / name
     info = _read_info(path)
     for file, want in info.pop("sha256").items():

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from workbench.experiments.saes.plan import HeadSaeSettings
 from workbench.models.config import Frozen, describe_errors
+from workbench.runs import shorten
 from workbench.training.recipe import MAX_RECIPE_BYTES, RECIPES, Recipe, apply_overrides, load_recipe
 
 STUDIES = RECIPES / "studies"
@@ -109,11 +110,15 @@ class StudyRecipe(Frozen):
             raise ValueError(f"models: their recipes are called {names}; want each name once")
         for role, name in self.roles.items():
             if name not in names:
-                raise ValueError(f"roles.{role}: got {name!r}; want one of the models, {', '.join(names)}")
+                raise ValueError(
+                    f"roles.{shorten(role)}: got {shorten(repr(name))}; want one of the models, {', '.join(names)}"
+                )
         for pair in self.pairs:
             places = [names.index(name) for name in pair if name in names]
             if len(places) < 2 or places[0] >= places[1]:
-                raise ValueError(f"pairs: got {list(pair)}; want two of the models in their order, {', '.join(names)}")
+                raise ValueError(
+                    f"pairs: got {shorten(repr(list(pair)))}; want two of the models in their order, {', '.join(names)}"
+                )
         return recipes
 
 
@@ -149,7 +154,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     path = STUDIES / f"{source}.toml" if str(source) in names else Path(source)
     if not path.is_file():
         near = difflib.get_close_matches(str(source), names, n=3, cutoff=0.4) or names
-        raise ValueError(f"study: no study or file {str(source)!r}; nearest: {', '.join(near)}")
+        raise ValueError(f"study: no study or file {shorten(repr(str(source)))}; nearest: {', '.join(near)}")
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"study: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
     try:
@@ -164,7 +169,7 @@ def _replace(data: dict[str, Any], key: str, value: Any) -> None:
     head, _, rest = key.partition(".")
     if head not in StudyRecipe.model_fields:
         near = difflib.get_close_matches(head, StudyRecipe.model_fields, n=3, cutoff=0.4) or StudyRecipe.model_fields
-        raise ValueError(f"set {key}: unknown key {head!r}; nearest: {', '.join(near)}")
+        raise ValueError(f"set {shorten(key)}: unknown key {shorten(repr(head))}; nearest: {', '.join(near)}")
     if not rest:
         data[head] = value
     elif head in ("train", "saes", "measure", "roles"):
