@@ -34,6 +34,8 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
+from workbench.memory import peak_bytes
+
 CONFIG, ENV, MANIFEST = "config.toml", "env.json", "manifest.json"
 MANIFEST_FORMAT = "workbench-manifest/1"
 MAX_SETTINGS_BYTES = 64 << 20  # a larger config or manifest is not one of ours: refuse before reading it into memory
@@ -477,7 +479,7 @@ def _environment(device: str) -> dict[str, Any]:
         "git_revision": _git_revision(),
         "device": device,
         "n_cpus": os.cpu_count(),
-        "peak_memory_bytes": _peak_memory_bytes(),  # of the process so far, not of this job alone
+        "peak_memory_bytes": peak_bytes(),  # of the process so far, not of this job alone
     }
     torch = sys.modules.get("torch")  # asked only if the job used it: this module must not load it
     if torch is not None:
@@ -486,18 +488,6 @@ def _environment(device: str) -> dict[str, Any]:
             env["device_name"] = torch.cuda.get_device_name(device)
             env["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     return env
-
-
-def _peak_memory_bytes() -> int:
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss would begin at the peak of the process that started this one
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
 
 
 def _git_revision() -> str | None:

@@ -107,7 +107,10 @@ CASES = [
     (f"sae-train --ckpt {{model}} {T} --set lr", 2, "want key=value"),
     (f"sae-train --ckpt {{model}} {T} --set batch_size=0", 1, "batch_size"),
     (f"sae-train --ckpt {{model}} {T} --set expansion=-2", 1, "expansion"),
-    (f"sae-train --ckpt {{model}} {T} --set expansion=1000000000", 1, "out of memory"),
+    (f"sae-train --ckpt {{model}} {T} --set expansion=1000000000", 1, "GiB are free on cpu; want less"),
+    (f"sae-train --ckpt {{model}} {T} --set expansion=1000000000 --dry-run", 1, "GiB are free on cpu; want less"),
+    (f"sae-train --ckpt {{model}} {T} --set buffer_tokens=1000000000000", 1, "buffer of 1,000,000,000,000 tokens"),
+    ("train {recipe.toml} --set model.d_model=800000000", 1, "a model of d_model = 800,000,000 needs"),
     ("sae-train --ckpt {model} --shards nowhere", 1, "nowhere/shards.json is missing"),
     ("sae-train --ckpt {model} --shards {model}", 1, "shards.json is missing; want a harvest's directory"),
     # windows and data

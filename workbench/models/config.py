@@ -262,6 +262,14 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
             raise ValueError(f"{source}: not JSON ({error}); want a model configuration") from error
 
 
+def least_bytes(cfg: ModelConfig) -> int:
+    """Bytes of the large matrices that every model of these sizes has: no more than all of its weights."""
+    recurrence = cfg.extensions.recurrence
+    n_blocks = cfg.n_layers if recurrence is None else recurrence.n_unique
+    n_weights = cfg.d_model * (cfg.d_vocab + 2 * n_blocks * (cfg.d_mlp + cfg.n_heads * cfg.d_head))
+    return n_weights * cfg.dtype.itemsize
+
+
 def check_boundaries(boundaries: tuple[int, ...], n_layers: int) -> None:
     """Raise ValueError unless boundaries rise strictly from 0 and stay below n_layers."""
     rising = all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from workbench.memory import check_memory
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, State
-from workbench.models.config import ModelConfig, Recurrence
+from workbench.models.config import ModelConfig, Recurrence, least_bytes
 from workbench.models.cross_entropy import linear_cross_entropy, softcap
 from workbench.models.hooking import CheckedHooks
 from workbench.models.layers import KeyValueCache, Norm
@@ -69,10 +70,14 @@ class HookedLM(CheckedHooks):
         seed: initial weights, drawn on the CPU by a generator of their own, so equal on every device; None leaves the
             weights unset, for a caller about to fill every one.
         tokenizer: a Hugging Face tokenizer for `to_tokens` and `generate`, or none.
+
+    Raises:
+        ValueError: a model that memory cannot hold.
     """
 
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
+        check_memory(f"a model of d_model = {cfg.d_model:,}", least_bytes(cfg), cfg.device)
         self.cfg, self.tokenizer = cfg, tokenizer
         self.shares_routing = True  # a block then reads later blocks' queries: not where weights are sharded by block
         self.embed, self.hook_embed = Embed(cfg), HookPoint()

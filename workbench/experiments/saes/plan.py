@@ -15,7 +15,9 @@ from sae.config import Architecture, SAEConfig, TrainConfig
 from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, collect
+from workbench.experiments.harvest import run_watched
 from workbench.experiments.subject import check_hooks, device_of
+from workbench.memory import check_memory
 from workbench.models.config import Frozen, describe_errors
 from workbench.training.plan import PROCESS_BYTES
 
@@ -110,7 +112,10 @@ def make_plan(
     seeds: Sequence[int],
     settings: HeadSaeSettings,
 ) -> Plan:
-    """The stack's SAEs, in its order. Raises ValueError for anything out of range, given twice or not given."""
+    """The stack's SAEs, in its order.
+
+    Raises ValueError for anything out of range, given twice or not given, and for what memory cannot hold.
+    """
     slots = choose_slots(model.cfg, layers, heads, settings.hook)
     check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
     coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float) else l1)]
@@ -124,7 +129,23 @@ def make_plan(
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise ValueError(f"seeds: got {seeds}; want integers ≥ 0, each once")
     every = [(i, c, s) for i in range(len(slots)) for c in coefficients for s in seeds]
+    _check_memory(model, slots, len(every), settings)
     return Plan(slots, [i for i, _, _ in every], [c for _, c, _ in every], [s for _, _, s in every])
+
+
+def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeSettings) -> None:
+    """Raise ValueError unless the parameters, gradients and moments of the stack and the buffer have room."""
+    device = device_of(model)
+    names = list(dict.fromkeys(slot.hook_name for slot in slots))
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)  # its activations say how wide they are
+    shape = next(iter(run_watched(model, token, names, max(slot.layer for slot in slots) + 1).values())).shape[2:]
+    d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
+    d_sae = settings.expansion * d_in
+    check_memory(
+        f"a stack of {n_saes} SAEs of {d_sae:,} features beside a buffer of {settings.buffer_tokens:,} tokens",
+        16 * n_saes * (2 * d_in * d_sae + d_in + d_sae) + 4 * len(slots) * settings.buffer_tokens * d_in,
+        device,
+    )
 
 
 def train_config(settings: HeadSaeSettings, n_steps: int, n_saes: int = 1) -> TrainConfig:

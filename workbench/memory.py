@@ -1,0 +1,63 @@
+"""How much memory this process takes and the machine has; like `runs`, this module does not load torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+# what a container may take at all, version 2 and 1 of Linux's control groups; "max" or a huge number: no limit
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def peak_bytes() -> int:
+    """The most that this process has had in memory at once, since it began."""
+    import resource
+
+    if _STATUS.is_file():  # ru_maxrss would begin at the peak of the process that started this one
+        return _kilobytes(_STATUS)["VmHWM"] * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
+
+
+def free_bytes(device: Any = "cpu") -> int:
+    """What can still be had on a device: on the CPU what the kernel would give away without killing anyone, swap and
+    caches among it, and no more than the container may have; elsewhere than on Linux all that the machine has."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    if not _MEMINFO.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = _kilobytes(_MEMINFO)
+    limits = [path.read_text(encoding="utf-8").strip() for path in _LIMITS if path.is_file()]
+    free = (found["MemAvailable"] + found.get("SwapFree", 0)) * 1024
+    return min([free, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def check_memory(what: str, n_bytes: int, device: Any = "cpu") -> None:
+    """Nothing; raises ValueError where `what` needs more bytes than are free.
+
+    To be asked before anything is allocated: a kernel that promises more memory than there is does not refuse, it kills
+    the process when the pages are written.
+    """
+    if n_bytes > (free := free_bytes(device)):
+        raise ValueError(
+            f"memory: {what} needs {_gib(n_bytes)} and {_gib(free)} are free on {device}; want less at once"
+        )
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 30):,.1f} GiB"
+
+
+def _kilobytes(file: Path) -> dict[str, int]:
+    """The lines `name: n kB` of a file of the kernel's."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            found[name] = int(value.split()[0])
+    return found
