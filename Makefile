@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/study
 WORKERS := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: study test test-all test-more check bench docs faults fuzz clean
+.PHONY: study test test-all test-more test-gpu check bench docs faults fuzz clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -29,6 +29,10 @@ test-all: .venv/installed-test
 # what test-all runs beyond test
 test-more: .venv/installed-test
 	$(BIN)/python -m pytest $(WORKERS) --durations=12 -m '(slow or browser) and not full and not gpu'
+
+# what needs a CUDA device; without one all are skipped
+test-gpu: .venv/installed-test
+	$(BIN)/python -m pytest tests -m gpu
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def _print_peak(which: str, dtype: str) -> None:
 
 
 def _autocast_loss(model, ids: torch.Tensor, dtype: str) -> torch.Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=dtype == "bf16"):
         return model(ids, return_type="loss")
 
 

@@ -37,13 +37,15 @@ def make_activations() -> torch.Tensor:
     return x
 
 
-def make_sae_lens(start: StackedSAE, k: int, n_steps: int, autocast: bool):
+def make_sae_lens(start: StackedSAE, k: int, n_steps: int, autocast: bool, device: str = "cpu"):
     """SAELens's trainer of one standard SAE that starts where SAE k of a stack does."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes import StandardTrainingSAE, StandardTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=SIZES.d_in, d_sae=SIZES.d_sae, l1_coefficient=L1))
+    sae = StandardTrainingSAE(
+        StandardTrainingSAEConfig(d_in=SIZES.d_in, d_sae=SIZES.d_sae, l1_coefficient=L1, device=device)
+    )
     with torch.no_grad():
         for name, parameter in start.named_parameters():
             getattr(sae, name).copy_(parameter[k])
@@ -53,6 +55,7 @@ def make_sae_lens(start: StackedSAE, k: int, n_steps: int, autocast: bool):
         lr=LR,
         lr_end=LR,
         autocast=autocast,
+        device=device,
         logger=LoggingConfig(log_to_wandb=False),
     )
     return SAETrainer(config, sae, iter([]))

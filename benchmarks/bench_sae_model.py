@@ -55,7 +55,8 @@ def our_turn(model: HookedLM, tokens: torch.Tensor, **settings: bool) -> tuple[T
     """Two steps of all 24 SAEs with the forward that feeds them; and the trainer, which says whether it compiled."""
     slots = choose_slots(model.cfg, LAYERS)
     source = ShuffledActivations(model, tokens, slots, batch_size=BATCH, buffer_tokens=TURN_TOKENS)
-    stack = StackedSAE(SIZES.model_copy(update={"n_saes": N_HEADS}), torch.Generator().manual_seed(0))
+    sizes = SIZES.model_copy(update={"n_saes": N_HEADS})
+    stack = StackedSAE(sizes, torch.Generator().manual_seed(0), device=model.cfg.device)
     config = TrainConfig(n_steps=ALL_STEPS, lr=LR, **settings)
     trainer = Trainer(stack, config, L1, torch.Generator().manual_seed(0))
 
@@ -71,17 +72,19 @@ def their_turn(model, tokens: torch.Tensor, *, is_multi_hook: bool, autocast: bo
     from datasets import Dataset
     from sae_lens import ActivationsStore
 
+    device = str(model.cfg.device)
     hooks = [f"blocks.{layer}.attn.hook_z" for layer in LAYERS]
     d_in = CONFIG.d_head
     common = {
         "model": model, "dataset": Dataset.from_dict({"tokens": tokens.tolist()}), "streaming": False,
         "context_size": N_CTX, "n_batches_in_buffer": TURN_TOKENS // N_CTX, "total_training_tokens": 1,
         "store_batch_size_prompts": BATCH // N_CTX, "train_batch_size_tokens": BATCH, "prepend_bos": False,
-        "normalize_activations": "none", "device": torch.device("cpu"), "dtype": "float32", "autocast_lm": autocast,
+        "normalize_activations": "none", "device": torch.device(device), "dtype": "float32", "autocast_lm": autocast,
         "disable_concat_sequences": True,
     }  # fmt: skip
     start = StackedSAE(SIZES, torch.Generator().manual_seed(0))
-    trainers = [make_sae_lens(start, k, ALL_STEPS, autocast) for k in range(len(hooks) if is_multi_hook else 1)]
+    n_trainers = len(hooks) if is_multi_hook else 1
+    trainers = [make_sae_lens(start, k, ALL_STEPS, autocast, device) for k in range(n_trainers)]
     if is_multi_hook:
         sizes, heads = dict.fromkeys(hooks, d_in), dict.fromkeys(hooks, 0)
         store = ActivationsStore.from_config_multi_hook(
@@ -101,10 +104,10 @@ def their_turn(model, tokens: torch.Tensor, *, is_multi_hook: bool, autocast: bo
     return turn
 
 
-def compare_training(case: str, dtype: torch.dtype, target: str, n_runs: int) -> list[dict]:
+def compare_training(case: str, dtype: torch.dtype, target: str, n_runs: int, device: str = "cpu") -> list[dict]:
     """Rows of token·heads/s against both of SAELens's ways; the target is for the first."""
     tokens, is_bf16 = sequences(16 * TURN_TOKENS), dtype == torch.bfloat16
-    model = HookedLM(CONFIG).eval()
+    model = HookedLM(CONFIG).eval().to(device)
     hooked = to_hooked_transformer(model)
     ours, trainer = our_turn(model.to(dtype), tokens, use_bf16=is_bf16, use_compile=True)
     ours()

@@ -27,14 +27,14 @@ from workbench.training.objective import autocast_dtype, precision
 from workbench.training.recipe import Recipe, phase_model
 
 N_STEPS = 10  # a turn
-AUTOCAST = autocast_dtype("cpu", "auto")
 
 
-def trainer_of(name: str, **changes: object) -> Trainer:
+def trainer_of(name: str, device: str = "cpu", **changes: object) -> Trainer:
     """A trainer at its first step, on the embedded text, that measures nothing by itself."""
     changes = {"data.source": "embedded", "data.tokenizer": "embedded", "data.held_out_fraction": 0.05} | changes
     recipe = apply_overrides(load_recipe(name), changes)
-    return Trainer(recipe, open_feed(recipe), Path(tempfile.mkdtemp()), 0, "cpu", autocast=AUTOCAST)
+    autocast = autocast_dtype(device, "auto")
+    return Trainer(recipe, open_feed(recipe), Path(tempfile.mkdtemp()), 0, device, autocast=autocast)
 
 
 def steps_of(trainer: Trainer, n: int = N_STEPS) -> Callable[[], None]:
@@ -49,18 +49,18 @@ def steps_of(trainer: Trainer, n: int = N_STEPS) -> Callable[[], None]:
     return run
 
 
-def bare_loop(recipe: Recipe, n: int = N_STEPS) -> Callable[[], None]:
+def bare_loop(recipe: Recipe, n: int = N_STEPS, device: str = "cpu") -> Callable[[], None]:
     """The same number of steps of the plain network under torch's AdamW, on fixed random windows."""
     phase, cfg = recipe.phases[-1], phase_model(recipe, -1)
-    model, generator = HookedLM(cfg), torch.Generator().manual_seed(0)
+    model, generator = HookedLM(cfg).to(device), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.optimizer.adamw.lr, fused=True)
     shape = (phase.batch_size, cfg.n_ctx)
 
     def run() -> None:
         for _ in range(n):
             for _ in range(phase.n_accumulation):
-                ids = torch.randint(0, cfg.d_vocab, shape, generator=generator)
-                with precision("cpu", AUTOCAST):
+                ids = torch.randint(0, cfg.d_vocab, shape, generator=generator).to(device)
+                with precision(device, autocast_dtype(device, "auto")):
                     loss = plain_loss(model, ids)
                 (loss / phase.n_accumulation).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
@@ -92,14 +92,14 @@ def plain_loss(model: HookedLM, ids: torch.Tensor) -> torch.Tensor:
     return linear_cross_entropy(x.flatten(0, 1), model.W_U, ids[:, 1:].flatten())
 
 
-def gradient_step(name: str, n_rows: int, n_ctx: int, **changes: object) -> Callable[[], None]:
+def gradient_step(name: str, n_rows: int, n_ctx: int, device: str = "cpu", **changes: object) -> Callable[[], None]:
     """Forward and backward of a recipe's model at its full width, without the optimizer, whose work is the same."""
     recipe = load_recipe(name)
-    model = HookedLM(phase_model(recipe, -1).model_copy(update=changes))
-    ids = torch.randint(0, model.cfg.d_vocab, (n_rows, n_ctx), generator=torch.Generator().manual_seed(0))
+    model = HookedLM(phase_model(recipe, -1).model_copy(update=changes)).to(device)
+    ids = torch.randint(0, model.cfg.d_vocab, (n_rows, n_ctx), generator=torch.Generator().manual_seed(0)).to(device)
 
     def run() -> None:
-        with precision("cpu", AUTOCAST):
+        with precision(device, autocast_dtype(device, "auto")):
             loss = model(ids, return_type="loss", z_loss=1e-5)
         loss.backward()
         for parameter in model.parameters():

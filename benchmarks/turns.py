@@ -19,7 +19,9 @@ COLUMNS = [
 
 
 def machine() -> str:
-    """Processor, cores and torch's version, in a few words."""
+    """Processor and cores, or the GPU in use, and torch's version, in a few words."""
+    if torch.cuda.is_initialized():
+        return f"{torch.cuda.get_device_name()}, torch {version('torch')}"
     names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {version('torch')}"
 
@@ -39,13 +41,21 @@ def by_turns(ours: Callable[[], object], peer: Callable[[], object], n_runs: int
     """Seconds of n_runs calls of each, alternating, after one uncounted call of both."""
     ours()
     peer()
+    wait()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(n_runs):
         for into, run in zip(times, (ours, peer), strict=True):
             started = time.perf_counter()
             run()
+            wait()
             into.append(time.perf_counter() - started)
     return times
+
+
+def wait() -> None:
+    """Until a GPU, where one is in use, has done what was asked of it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def compare(case: str, quantity: str, times, peer_name: str, target: str, scale: float = 1.0) -> dict[str, object]:

@@ -33,6 +33,10 @@ class SAEMetrics(NamedTuple):
     density: Float[Tensor, "n_saes d_sae"]
     """Share of tokens on which each feature fired."""
 
+    def cpu(self) -> SAEMetrics:
+        """The same, on the CPU."""
+        return SAEMetrics(*(value.cpu() if isinstance(value, Tensor) else value for value in self))
+
 
 class MetricSums:
     """Running sums from which `result` gives the `SAEMetrics` of all tokens seen, whatever the batches were.

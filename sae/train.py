@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.config import TrainConfig
@@ -124,13 +124,17 @@ class Trainer:
             self.sae, x, l1, self._input_index, use_bf16=self.config.use_bf16, block_sums=self._block
         )
         loss = result.squared_error + l1 * result.sparsity
-        if not bool(loss.isfinite().all()):
+        steps_since_fired = torch.where(result.n_active > 0, 0, self._steps_since_fired + 1)
+        dead = steps_since_fired >= self.config.dead_window
+        # read together: each read waits for the device
+        is_bad, is_all_dead = torch.stack([~loss.isfinite(), dead.all(dim=-1)]).cpu()
+        if bool(is_bad.any()):
             raise ValueError(self._describe_bad_loss(loss, x))
         grad_norm = self._update(result.gradients, lr)
         self._keep_batchtopk_threshold(result)
+        self._steps_since_fired.copy_(steps_since_fired)
         self.n_steps_done += 1
-        dead = self._count_dead(result.n_active)
-        self._warn_all_dead(dead)
+        self._warn_all_dead(is_all_dead)
         n_resampled = torch.zeros_like(dead.sum(dim=-1))
         if self.n_steps_done in self.config.resample_steps:
             n_resampled = self._resample(dead, x)
@@ -239,13 +243,8 @@ class Trainer:
         threshold, least = self.sae.threshold, result.least_active.unsqueeze(-1)
         threshold.copy_(torch.where(least.isfinite(), threshold.lerp(least, weight), threshold))
 
-    def _count_dead(self, n_active: Float[Tensor, "n_saes d_sae"]) -> Tensor:
-        self._steps_since_fired += 1
-        self._steps_since_fired.masked_fill_(n_active > 0, 0)
-        return self._steps_since_fired >= self.config.dead_window
-
-    def _warn_all_dead(self, dead: Tensor) -> None:
-        is_new = dead.all(dim=-1).cpu() & ~self._has_warned_dead
+    def _warn_all_dead(self, is_all_dead: Bool[Tensor, " n_saes"]) -> None:
+        is_new = is_all_dead & ~self._has_warned_dead
         if bool(is_new.any()):
             self._has_warned_dead |= is_new
             which = is_new.nonzero().flatten().tolist()

@@ -73,9 +73,13 @@ def _describe(
     from reports.tables import write_table
     from workbench.experiments.saes.atlas_features import atlas_features
     from workbench.experiments.saes.head_saes import find_stack, one_a_slot
+    from workbench.experiments.subject import device_of
     from workbench.runs import open_run
 
-    loaded = [(one_a_slot(find_stack(path), settings["l1"]), model, tokens) for path, model, tokens in subjects]
+    loaded = [
+        (one_a_slot(find_stack(path), settings["l1"]).to(device_of(model)), model, tokens)
+        for path, model, tokens in subjects
+    ]
     called = [identify(name, model, 0) for name, (_, model, _) in zip(names, loaded, strict=True)]
     if len({name for name, _ in called}) < len(called):
         called = [(Path(path).name, seed) for path, (_, seed) in zip(names, called, strict=True)]

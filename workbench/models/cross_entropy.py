@@ -6,9 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.models.alignment import n_missing, pad
+
 CHUNK_ELEMENTS = (
     1 << 25
 )  # logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
+
+
+PAD_LOGIT = -1e30  # exp is 0, and 0 times it is 0, as −∞ would not be
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
@@ -23,10 +28,13 @@ def _slices(n_rows: int, n_columns: int) -> list[slice]:
     return [slice(i, min(i + step, n_rows)) for i in range(0, n_rows, step)]
 
 
-def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float, bonus: float = 0.0):
+def _row_losses(
+    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float, bonus: float = 0.0, n_pad: int = 0
+):
     """(losses [rows], e, total, lse, slope, surprise).
 
     e = exp(logits − max), total = Σ e, slope = d capped / d raw or None, surprise = log p + H or None without a bonus.
+    The last n_pad columns of W are no tokens: e is 0 there.
     """
     logits = (x @ W if b is None else torch.addmm(b, x, W)).float()
     slope = None
@@ -34,6 +42,8 @@ def _row_losses(x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: fl
         logits = logits.div_(cap).tanh_()
         slope = 1 - logits.square()
         logits *= cap
+    if n_pad:
+        logits[:, -n_pad:] = PAD_LOGIT
     picked = logits.gather(1, targets[:, None]).squeeze(1)
     top = logits.amax(-1)
     logits.sub_(top[:, None])
@@ -67,12 +77,14 @@ def _gradients(
     x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights: Tensor, cap: float, z: float, bonus: float
 ):
     """(Σ weights·loss, grad x, grad W, grad b), one chunk of logits at a time."""
+    d_vocab = W.shape[1]
+    W, b, n_pad = _aligned(W, b)
     loss_sum = torch.zeros((), dtype=torch.float32, device=x.device)
     grad_x = torch.empty_like(x)
     grad_W: Tensor | None = None
     grad_b = None if b is None else torch.zeros_like(b, dtype=torch.float32)
     for rows in _slices(len(x), W.shape[1]):
-        loss, e, total, lse, slope, surprise = _row_losses(x[rows], W, b, targets[rows], cap, z, bonus)
+        loss, e, total, lse, slope, surprise = _row_losses(x[rows], W, b, targets[rows], cap, z, bonus, n_pad)
         loss_sum += loss @ weights[rows]
         d = _logit_gradient(e, total, lse, slope, surprise, targets[rows], weights[rows], z, bonus)
         if grad_b is not None:
@@ -85,7 +97,24 @@ def _gradients(
             part if grad_W is None else grad_W.add_(part) if grad_W.dtype == torch.float32 else grad_W.float() + part
         )
     assert grad_W is not None
-    return loss_sum, grad_x, grad_W.T.to(W.dtype), None if grad_b is None or b is None else grad_b.to(b.dtype)
+    grad_W = grad_W[:d_vocab].T.to(W.dtype)
+    return loss_sum, grad_x, grad_W, None if grad_b is None or b is None else grad_b[:d_vocab].to(b.dtype)
+
+
+def _aligned(W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    """W and b with as many columns of zeros as the device's products want, and how many."""
+    n_pad = n_missing(W.shape[1], W)
+    # by rows: the order in which a tied or transposed W lies in memory
+    return pad(W.T, n_pad, 0).T, None if b is None else pad(b, n_pad, 0), n_pad
+
+
+def _losses(
+    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, settings: tuple[float, float, float]
+) -> Float[Tensor, " rows"]:
+    """The loss of every row."""
+    W, b, n_pad = _aligned(W, b)
+    slices = _slices(len(x), W.shape[1])
+    return torch.cat([_row_losses(x[rows], W, b, targets[rows], *settings, n_pad)[0] for rows in slices])
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -95,8 +124,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, W, b, targets, *settings):  # type: ignore[override]
         ctx.save_for_backward(x, W, b, targets)
         ctx.settings = settings
-        slices = _slices(len(x), W.shape[1])
-        return torch.cat([_row_losses(x[rows], W, b, targets[rows], *settings)[0] for rows in slices])
+        return _losses(x, W, b, targets, settings)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
@@ -169,7 +197,5 @@ def linear_cross_entropy(
         if weights is None:
             weights = torch.full((len(x),), 1 / max(1, len(x)), dtype=torch.float32, device=x.device)
         if not torch.is_grad_enabled():
-            slices = _slices(len(x), W.shape[1])
-            losses = [_row_losses(x[rows], W, b, targets[rows], *settings)[0] @ weights[rows] for rows in slices]
-            return torch.stack(losses).sum()
+            return _losses(x, W, b, targets, settings) @ weights
         return _WeightedLinearCrossEntropy.apply(x, W, b, targets, weights.float(), *settings)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from workbench.models.alignment import n_missing, pad
 from workbench.models.config import ModelConfig
 
 ACTIVATIONS = {
@@ -334,15 +335,23 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         biased = self.cfg.extensions.mlp_bias
         x = x.to(_product_dtype(x))  # once for both products
+        points = (module for module in self.children() if isinstance(module, HookPoint))
+        n_pad = 0 if is_watched(*points) else n_missing(self.cfg.d_mlp, x)  # who watches sees d_mlp entries
+
+        def own(name: str, dim: int) -> Tensor:
+            """A weight, padded along its axis d_mlp."""
+            weight = getattr(self, name)
+            return pad(weight.to(x.dtype), n_pad, dim) if n_pad else weight
+
         if self.cfg.gated_mlp:
-            pre = self.hook_pre(x @ self.W_gate)
-            post = self.act(pre) * self.hook_pre_linear(x @ self.W_in)
+            pre = self.hook_pre(x @ own("W_gate", 1))
+            post = self.act(pre) * self.hook_pre_linear(x @ own("W_in", 1))
             # TransformerLens adds a gated MLP's b_in after the product
-            post = post + self.b_in if biased else post
+            post = post + own("b_in", 0) if biased else post
         else:
-            pre = x @ self.W_in
-            post = self.act(self.hook_pre(pre + self.b_in if biased else pre))
-        out = self.hook_post(post) @ self.W_out
+            pre = x @ own("W_in", 1)
+            post = self.act(self.hook_pre(pre + own("b_in", 0) if biased else pre))
+        out = self.hook_post(post) @ own("W_out", 0)
         return out + self.b_out if biased else out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -123,6 +124,25 @@ def held_out_loss(model: HookedLM, held_out: Batch, batch_size: int) -> float:
 def precision(device_type: str, autocast: torch.dtype | None) -> AbstractContextManager:
     """The autocast context of a forward pass, or none."""
     return nullcontext() if autocast is None else torch.autocast(device_type, autocast)
+
+
+@contextmanager
+def reproducible(device: str) -> Iterator[None]:
+    """While it lasts, a CUDA device takes only kernels that add up in one order, so that a resumed run equals one that
+    never stopped; on a CPU every kernel does. Attention's and the embedding's default backward do not."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's own condition, read when it is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help in finding faults, at the price of a pass
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def autocast_dtype(device: str, dtype: str) -> torch.dtype | None:

@@ -148,7 +148,7 @@ def scan(
     radius: int,
     on_progress: Callable[[float], None] | None = None,
 ) -> FeatureSums:
-    """One pass over the tokens: counts, sums and strongest contexts of every feature.
+    """One pass over the tokens: counts, sums and strongest contexts of every feature, brought to the CPU.
 
     slots: what each SAE reads; several SAEs may read one slot.
     """
@@ -171,7 +171,7 @@ def scan(
         keeper.update(rearrange(acts, "sae (batch pos) feature -> sae batch pos feature", pos=n_ctx), MIN_PEAK)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    return FeatureSums(tokens.numel(), n_active, total, keeper.contexts())
+    return FeatureSums(tokens.numel(), n_active.cpu(), total.cpu(), keeper.contexts())
 
 
 class ContextKeeper:
@@ -210,8 +210,9 @@ class ContextKeeper:
         self._windows[sae, feature, rank] = torch.where(is_inside, window, 0).float()
 
     def contexts(self) -> Contexts:
-        """What is kept so far."""
-        return Contexts(self._top.values, self._top.tokens, self._peaks, self._windows)
+        """What is kept so far, on the CPU."""
+        kept = (self._top.values, self._top.tokens, self._peaks, self._windows)
+        return Contexts(*(tensor.cpu() for tensor in kept))
 
 
 @torch.no_grad()
@@ -321,15 +322,16 @@ def match_features(
     tokens = checked_tokens("match", model_a, tokens)
     unique = list(dict.fromkeys(slots))
     index = torch.tensor([unique.index(slot) for slot in slots])
-    sums = PairSums.zeros(len(slots), sae_a.config.d_sae, sae_b.config.d_sae)
+    device = device_of(sae_a)
+    sums = PairSums.zeros(len(slots), sae_a.config.d_sae, sae_b.config.d_sae, device)
     batches = forward_batches(tokens)
     for number, batch in enumerate(batches):
         x_a, x_b = (collect(model, batch, unique, number) for model in (model_a, model_b))
         for block_a, block_b in zip(x_a.split(BLOCK_TOKENS, dim=1), x_b.split(BLOCK_TOKENS, dim=1), strict=True):
-            sums.update(sae_a.encode(block_a[index]).cpu(), sae_b.encode(block_b[index]).cpu())
+            sums.update(sae_a.encode(block_a[index]), sae_b.encode(block_b[index]).to(device))
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    r = sums.correlations()
+    r = sums.correlations().cpu()
     return _best(r), _best(rearrange(r, "sae a b -> sae b a"))
 
 
@@ -345,10 +347,10 @@ class PairSums:
     ab: Float64[Tensor, "n_saes a b"]
 
     @classmethod
-    def zeros(cls, n_saes: int, n_a: int, n_b: int) -> PairSums:
+    def zeros(cls, n_saes: int, n_a: int, n_b: int, device: torch.device | str = "cpu") -> PairSums:
         """Sums of no token."""
         sizes = ((n_saes, n_a), (n_saes, n_b), (n_saes, n_a), (n_saes, n_b), (n_saes, n_a, n_b))
-        return cls(0, *(torch.zeros(size, dtype=torch.float64) for size in sizes))
+        return cls(0, *(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
 
     def update(self, a: Float[Tensor, "n_saes tokens a"], b: Float[Tensor, "n_saes tokens b"]) -> None:
         """Add tokens; a block's products are float32, what they are added to is float64."""

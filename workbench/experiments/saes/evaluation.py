@@ -68,7 +68,7 @@ def measure(
     generator: torch.Generator | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, SAEMetrics]:
-    """The measures of every dictionary on all tokens, from one pass of the model.
+    """The measures of every dictionary on all tokens, from one pass of the model; on the CPU, where tables are made.
 
     Args:
         slots: what the model's hooks give.
@@ -93,7 +93,7 @@ def measure(
             _add(sums["shuffled"], dictionaries[shuffled], shuffle_coordinates(x, generator), index)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    return {name: own.result() for name, own in sums.items()}
+    return {name: own.result().cpu() for name, own in sums.items()}
 
 
 def _add(
