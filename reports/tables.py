@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import tempfile
+import secrets
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -250,16 +250,16 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    # a name by which whoever goes on with the directory knows what a kill left of a write
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp gives 0600; a table is as readable as any other file
-        os.replace(temporary, path)  # noqa: PTH105 - the atomic call, named as such
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -40,6 +40,14 @@ CONCEPTS = {
     "things": {"category": "colour", "topology": "ordinal", "words": ["river", "forest", "stone", "king", "queen"]}
 }
 
+# short: the embedded battery's items are longer than the models' windows
+RECALL = {
+    "hats": {
+        "statement": "{name} a {value}", "question": "{name} {value}", "names": ["king", "queen"],
+        "values": ["stone", "river"],
+    }
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -100,6 +108,7 @@ def write_ground(place: Path) -> Ground:
     (place / "tiny.toml").write_text(f"analyses = {STUDY['analyses']}\n{study}")
     (place / "concepts.toml").write_text(tomli_w.dumps(CONCEPTS))
     (place / "prompts.toml").write_text('[plain]\nprompts = ["the king", "a river"]\n')
+    (place / "recall.toml").write_text(tomli_w.dumps(RECALL))
     (place / "cache").mkdir(exist_ok=True)
     from workbench.models.interop import export  # loads transformers: not where a ground is only read
 

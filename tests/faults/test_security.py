@@ -191,7 +191,8 @@ more = ["hooks --ckpt {model}", "recipes", "generate --ckpt {model} the", "repor
         "export --ckpt {model} --to transformer-lens --out {cache}/t",
         "export --ckpt {saes} --to sae-lens --out {cache}/s",
         "import {hf} --out {cache}/i",
-        "text-quality --ckpt {model} --prompts {prompts.toml} --tagger none --max-new-tokens 4 --out {cache}/q"]
+        "text-quality --ckpt {model} --prompts {prompts.toml} --recall {recall.toml} --tagger none --n-samples 1 "
+        "--max-new-tokens 4 --out {cache}/q"]
 for command in more:
     result = call(*ground.fill(command))
     assert result.exit_code == 0, (command, result.output)

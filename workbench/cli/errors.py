@@ -25,8 +25,8 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
             verb(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise  # the command-line library's own
-        except (Exception, KeyboardInterrupt) as error:
-            if kwargs.get("debug"):
+        except BaseException as error:
+            if kwargs.get("debug") or not (isinstance(error, Exception | KeyboardInterrupt) or is_panic(error)):
                 raise
             typer.echo(describe(error), err=True)
             raise typer.Exit(exit_code(error)) from None
@@ -53,11 +53,21 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or the device did not suffice; torch says so on a CPU by a bare RuntimeError."""
+    """Whether memory of the machine or the device did not suffice: torch says so on a CPU by a bare RuntimeError, and a
+    thread that has no room for its stack by the words of who wanted it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if kinds & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    if is_panic(error):
+        return "ThreadPoolBuildError" in str(error)
+    return isinstance(error, RuntimeError) and any(
+        w in str(error) for w in ("can't allocate memory", "start new thread")
     )
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up (tokenizers, safetensors): no Exception to Python, though it is one."""
+    return type(error).__name__ == "PanicException"
 
 
 def describe(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -23,7 +24,7 @@ from workbench.training.interrupts import Interrupted, StopRequest, stop_request
 from workbench.training.log import TrainLog
 from workbench.training.mirror import Write, mirror
 from workbench.training.monitor import measure, monitor_columns
-from workbench.training.objective import Objective, autocast_dtype, held_out_loss, objective
+from workbench.training.objective import Objective, autocast_dtype, held_out_loss, objective, reproducible
 from workbench.training.optimizers import Optimizer
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Phase, Recipe, apply_overrides, load_recipe, phase_model
@@ -179,7 +180,12 @@ class Trainer:
         """Nothing; checkpoints beyond those to keep are removed, which a run that died as it saved did not come to."""
         newest = self.directory / step_name(self.position.step)
         if newest.is_dir():
-            remove_old(self.directory, newest, self.recipe.checkpoint.keep)
+            remove_old(self.directory, newest, self.recipe.checkpoint.keep, self._is_planned)
+
+    def _is_planned(self, step: int) -> bool:
+        """Whether a checkpoint is made at this step of the run, interrupted or not."""
+        ends = itertools.accumulate(phase.n_steps for phase in self.recipe.phases)
+        return step % self.recipe.checkpoint.every == 0 or step in ends
 
     @property
     def phase(self) -> Phase:
@@ -193,7 +199,7 @@ class Trainer:
         self._send_on = send_on
         last_step = None if stop_after is None else self.position.step + stop_after
         columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor))
-        with self._open_log(columns):
+        with self._open_log(columns), reproducible(self.device):
             if self.position.step == 0:
                 self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
             self._reset_clock()
@@ -242,7 +248,7 @@ class Trainer:
         evaluates = is_end or step % phase.eval_every == 0
         monitors = bool(every) and (is_end or step % every == 0)
         logs = evaluates or monitors or step % phase.log_every == 0
-        saves = is_end or overall % self.recipe.checkpoint.every == 0 or bool(request)
+        saves = self._is_planned(overall) or bool(request)
         if logs or saves:
             self._read_window()
         if logs:
@@ -354,7 +360,7 @@ class Trainer:
             "log": self._log.sync(),
         }
         keep = self.recipe.checkpoint.keep
-        return save_checkpoint(self.directory, self.position, model, tensors, info, keep)
+        return save_checkpoint(self.directory, self.position, model, tensors, info, keep, self._is_planned)
 
     # --- phases and resuming
 

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ def save_checkpoint(
     tensors: dict[str, Tensor],
     info: dict[str, Any],
     keep: int | None,
+    is_planned: Callable[[int], bool] = lambda step: True,
 ) -> Path:
-    """The new checkpoint's path, once it is whole on disk and `latest` names it; older ones beyond `keep` are removed.
+    """The new checkpoint's path, once it is whole on disk and `latest` names it; older ones are removed as `remove_old`
+    says.
 
     Raises:
         ValueError: where the disk is full or the checkpoint cannot be written; what was there before is intact.
@@ -109,7 +112,7 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    remove_old(directory, target, keep)
+    remove_old(directory, target, keep, is_planned)
     return target
 
 
@@ -215,11 +218,17 @@ def _require_space(directory: Path, model: HookedLM, tensors: dict[str, Tensor])
         raise OSError(errno.ENOSPC, f"{n_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
 
 
-def remove_old(directory: Path, newest: Path, keep: int | None) -> None:
-    """Nothing; checkpoints beyond the `keep` newest are removed (none: all stay), `newest` never."""
-    steps = sorted(path for path in directory.iterdir() if _STEP.match(path.name) and path != newest)
-    for path in steps[: max(0, len(steps) - keep + 1)] if keep is not None else ():
-        shutil.rmtree(path)
+def remove_old(
+    directory: Path, newest: Path, keep: int | None, is_planned: Callable[[int], bool] = lambda step: True
+) -> None:
+    """Nothing; of the checkpoints at planned steps those beyond the `keep` newest are removed (none: all stay), and all
+    at other steps, which an interrupt made; `newest` never. So a run that was interrupted leaves what another does."""
+    found = {int(match[1]): path for path in directory.iterdir() if (match := _STEP.match(path.name))}
+    planned = sorted(step for step in found if is_planned(step))
+    staying = planned if keep is None else planned[max(0, len(planned) - keep) :]
+    for step, path in found.items():
+        if step not in staying and path != newest:
+            shutil.rmtree(path)
 
 
 def _sync(path: Path) -> None:

@@ -194,3 +194,16 @@ def test_a_log_that_does_not_fit_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="train_log.csv is altered or cut"):
         TrainLog(tmp_path, ["x"], at)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(None, [2, 4, 6]), (1, [6]), (2, [4, 6])])
+def test_what_an_interrupt_made_goes_with_the_next_and_costs_no_other(tmp_path, keep, left):
+    def is_planned(step: int) -> bool:
+        return step % 2 == 0
+
+    for step in (2, 3, 4, 5):
+        tensors = {"rng/x": torch.zeros(1)}
+        save_checkpoint(tmp_path, Position(step=step), model(step), tensors, INFO, keep, is_planned)
+    assert names(tmp_path)[-1] == "step_00000005", "the newest stays, planned or not"
+    save_checkpoint(tmp_path, Position(step=6), model(6), {"rng/x": torch.zeros(1)}, INFO, keep, is_planned)
+    assert names(tmp_path) == ["latest", *(f"step_{n:08d}" for n in left)]
