@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from grounds import Ground, write_ground  # noqa: E402 - the path above leads to it
 
 # the short form, for every run of the tests; `make faults` gives the counts of the full one
-COUNTS = {"kills": 2, "corruptions": 60, "examples": 60, "writes": 6, "tokens": 200}
+COUNTS = {"kills": 2, "corruptions": 60, "examples": 60, "writes": 6, "tokens": 200, "load-seconds": 60}
 COLUMNS = ("kind", "what", "n_tried", "n_right")
 
 

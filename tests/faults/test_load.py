@@ -1,0 +1,49 @@
+"""A long mixed load (`load`): after the first rounds neither memory, nor open files, nor threads, nor files grow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+from processes import environment
+
+HERE = Path(__file__).parent
+GROWTH = 0.02  # share of memory by which it may have grown from the first quarter's median to the last one's
+
+
+@pytest.mark.full
+def test_nothing_grows(tmp_path, tally, count, record_property) -> None:
+    command = [sys.executable, str(HERE / "load.py"), str(tmp_path / "place"), str(count("load-seconds"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    grown = growth(rounds)
+    record_property("load", json.dumps({"n_rounds": len(rounds), "seconds": rounds[-1]["seconds"], **grown}))
+    for what, value in grown.items():
+        tally("load", what, 1, int(value <= (GROWTH if what == "resident_bytes" else 0)))
+    assert grown["resident_bytes"] <= GROWTH, grown
+    assert max(value for what, value in grown.items() if what != "resident_bytes") <= 0, grown
+
+
+def growth(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """From the first quarter after the warm-up to the last: memory's as a share, the others' as numbers."""
+    assert len(rounds) >= 12, f"{len(rounds)} rounds; want 12 or more, so a longer load"
+    settled = rounds[len(rounds) // 4 :]
+    quarter = max(1, len(settled) // 4)
+    found = {}
+    for what in ("resident_bytes", "open_files", "threads", "files"):
+        before, after = (median(r[what] for r in part) for part in (settled[:quarter], settled[-quarter:]))
+        found[what] = round(after / before - 1, 4) if what == "resident_bytes" else after - before
+    return found
+
+
+def test_growth_is_told_from_noise() -> None:
+    still = [{"resident_bytes": 1e9 + 1e6 * (i % 3), "open_files": 9, "threads": 1, "files": 40} for i in range(40)]
+    leaking = [row | {"resident_bytes": 1e9 + 2e6 * i, "files": 40 + i} for i, row in enumerate(still)]
+    assert growth(still)["resident_bytes"] == pytest.approx(0, abs=0.002)
+    assert growth(leaking)["resident_bytes"] > GROWTH
+    assert growth(leaking)["files"] > 0
