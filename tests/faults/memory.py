@@ -7,12 +7,12 @@ env.json has it. The model is `janus-v3-control-nano` after a few steps: as larg
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from processes import environment
+
 FEW = "--set phases.0.n_steps=6 --set monitor.every=3 --set phases.0.eval_every=3"
 FEW += " --set phases.0.schedule.n_warmup_steps=1"
 COMMANDS = {
@@ -33,11 +33,10 @@ COMMANDS = {
 
 def run(words: list[str], place: Path) -> str:
     """What a verb in a process of its own says on stdout."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "workbench", *words],
         cwd=place,
-        env=environment,
+        env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         check=False,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT, environment
 
 HERE = Path(__file__).parent
 STAGES = ("training", "automata", "harvest", "SAE training", "ablation", "probe", "study")
@@ -22,8 +22,8 @@ QUICK = ("training", "harvest")
 def test_killed_runs_go_on_to_the_same_bytes(ground, tally, count, record_property, stage) -> None:
     n = count("kills")
     command = [sys.executable, str(HERE / "kills.py"), str(ground.place), stage, str(n), "0"]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], env=environment, check=False)
+    own = environment(PYTHONWARNINGS="ignore")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     tally("kills", stage, found["n_kills"], found["n_right"])

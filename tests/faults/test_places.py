@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from processes import ROOT, environment
 
 HERE = Path(__file__).parent
 
 
 def test_hostile_places_change_nothing(ground, tally, count) -> None:
     command = [sys.executable, str(HERE / "places.py"), str(ground.place), str(max(1, count("kills") // 5))]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], env=environment, check=False)
+    own = environment(PYTHONWARNINGS="ignore")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = defaultdict(list)
     for sort, wrong in json.loads(done.stdout.splitlines()[-1]):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT, environment
 
 HERE = Path(__file__).parent
 STAGES = ("training", "harvest", "SAE training", "ablation", "probe", "export", "import", "study")
@@ -20,8 +20,8 @@ QUICK = ("training", "harvest", "ablation")  # the others belong to the long for
 )
 def test_a_write_that_fails_costs_nothing_that_was_there(ground, tally, count, stage) -> None:
     command = [sys.executable, str(HERE / "writes.py"), str(ground.place), stage, str(count("writes"))]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], env=environment, check=False)
+    own = environment(PYTHONWARNINGS="ignore")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for found in json.loads(done.stdout.splitlines()[-1]):
         tally("disk", f"{found['kind']}: {stage}", found["n_tried"], found["n_right"])
