@@ -456,7 +456,7 @@ def write_continuations(directory: Path, rng: np.random.Generator, runs) -> None
     """Write continuations.jsonl: hostile strings as prompts and in the texts, line ends escaped as the verb does."""
     lines = []
     for model, seed in runs:
-        for prompt in ("The king had", HOSTILE[1], HOSTILE[17]):
+        for prompt in ("The king had" + " a long way to go before the night" * 4, HOSTILE[1], HOSTILE[17]):
             for sample in range(2):
                 words = [HOSTILE[i] if rng.random() < 0.3 else WORDS[i] for i in rng.integers(0, len(HOSTILE), 30)]
                 text = f" {model} {seed} {sample} " + " ".join(words) + "".join(HOSTILE)
