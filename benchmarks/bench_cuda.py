@@ -10,6 +10,7 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 
@@ -20,7 +21,7 @@ from benchmarks.bench_sae_model import compare_training
 from benchmarks.bench_training import bare_loop, gradient_step, steps_of, trainer_of
 from benchmarks.turns import by_turns, compare, write
 from sae import StackedSAE, TrainConfig, Trainer
-from workbench.models import HookedLM
+from workbench.models import HookedLM, cross_entropy, layers
 from workbench.models.transformer_lens import to_hooked_transformer
 from workbench.training.objective import reproducible
 
@@ -48,11 +49,20 @@ def model_rows(n_runs: int) -> Iterator[Row]:
             times = by_turns(lambda f=read: f(model), lambda f=read: f(hooked), n_runs)
             yield compare(f"{what}, {dtype}", "tokens/s", times, "TransformerLens", "", ids.numel())
 
+    step = trainer(model, lambda: _autocast_loss(model, ids, "bf16"))
+
+    def unpadded() -> None:
+        none = lambda width, like: 0  # noqa: E731
+        with mock.patch.object(layers, "n_missing", none), mock.patch.object(cross_entropy, "n_missing", none):
+            step()
+
+    yield compare("odd widths padded, train step bf16", "s", by_turns(step, unpadded, n_runs), "as they are", "")
+
     def plain() -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16):
             return plain_loss(model, ids)
 
-    times = by_turns(trainer(model, lambda: _autocast_loss(model, ids, "bf16")), trainer(model, plain), n_runs)
+    times = by_turns(step, trainer(model, plain), n_runs)
     yield compare("unwatched hooks, train step bf16", "s", times, "same network, no hook points", "")
     peaks = []
     for subject in (model, hooked):
