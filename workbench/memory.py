@@ -22,6 +22,12 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
 
 
+def resident_bytes() -> int:
+    """What this process has in memory now, the pages of its libraries included; their peak where the kernel does not
+    say."""
+    return _kilobytes(_STATUS)["VmRSS"] * 1024 if _STATUS.is_file() else peak_bytes()
+
+
 def free_bytes(device: Any = "cpu") -> int:
     """What can still be had on a device: on the CPU what the kernel would give away without killing anyone, swap and
     caches among it, and no more than the container may have; elsewhere than on Linux all that the machine has."""

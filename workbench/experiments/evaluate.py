@@ -25,6 +25,7 @@ from torch import Tensor
 from workbench.data.tokenizer import eot_id
 from workbench.experiments.ablation.impacts import impacts
 from workbench.experiments.subject import device_of
+from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.recurrence import exit_depth
@@ -282,7 +283,8 @@ def evaluate(
 def plan_evaluation(
     model: Any, text: EncodedText, n_ctx: int | None, stride: int | None, quantized: bool, *, n_times: int = 1
 ) -> dict[str, Any]:
-    """Facts about an evaluation by name, before it is made: windows, tokens through the model, seconds from one batch.
+    """Facts about an evaluation by name, before it is made: windows, tokens through the model, seconds and memory from
+    one batch.
 
     Args:
         stride: of the sliding windows; none: plain ones only.
@@ -300,6 +302,9 @@ def plan_evaluation(
     started = time.perf_counter()
     token_nats(model, text, part)
     seconds = (time.perf_counter() - started) / len(part)
+    n_weights = sum(p.numel() for p in model.parameters())
+    # a second model, and its weights as single bytes: one by one, joined, and packed
+    quantized_bytes = n_weights * (next(model.parameters()).element_size() + 3) if quantized else 0
     return {
         "n_ctx": length,
         "n_bytes": text.n_bytes,
@@ -307,6 +312,7 @@ def plan_evaluation(
         "n_windows_plain": len(plain),
         "n_windows_sliding": len(sliding),
         "n_tokens_read": n_windows * length,
+        "bytes_in_memory": peak_bytes() + quantized_bytes,
         "tokens_read_per_scored_token": round(n_windows * length / text.n_scored, 2),
         "seconds": round(seconds * n_windows, 1),
     }

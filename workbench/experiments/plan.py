@@ -1,6 +1,7 @@
 """What an analysis would take, before any text is read or a file written: tokens, bytes on disk and in memory, seconds.
 
-Seconds come from timing a small part on made-up tokens, on the machine as busy as it is.
+Seconds come from timing a small part on made-up tokens, on the machine as busy as it is. Memory is the peak of this
+very process, libraries and weights included, after a batch as large as the run's, plus what grows with the run.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor
 import probes
 from workbench.data.concepts import ConceptSet
 from workbench.experiments.ablation.ablate import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
+from workbench.experiments.ablation.engine import bytes_per_sequence
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
+from workbench.memory import peak_bytes
 from workbench.models import HookedLM
-from workbench.training.plan import PROCESS_BYTES
 
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
 
@@ -49,8 +51,8 @@ def plan_harvest(
         "n_tokens": n_tokens,
         "bytes_on_disk": n_tokens * row_bytes,
         "n_shards": math.ceil(n_tokens * row_bytes / a_shard),
-        # a shard is held twice: as tensors, and as the bytes that are written
-        "bytes_in_memory": PROCESS_BYTES + _weight_bytes(model) + 2 * a_shard + 2 * size * n_ctx * row_bytes,
+        # a shard is held as tensors, as the bytes of each, and as the file's
+        "bytes_in_memory": peak_bytes() + 3 * a_shard,
         "seconds": round(seconds * n_sequences / size, 1),
     }
 
@@ -79,12 +81,15 @@ def plan_ablation(
         return lambda: list(iterate_ablation(model, tokens, [layer], heads, **limits))
 
     mean = (fastest(run(chosen[0]), cfg.device) + fastest(run(chosen[-1]), cfg.device)) / 2
+    # one layer's clean states were kept at a time; the run keeps those of all
+    n_kept = len(chosen) - 1 if isinstance(model, HookedLM) else 0
+    kept = n_kept * (bytes_per_sequence(model, n_ctx, 2, 1)[0] - bytes_per_sequence(model, n_ctx, 1, 1)[0])
     return {
         "n_tokens": n_sequences * n_ctx,
         "n_ablations": len(parts),
         "n_batches": math.ceil(n_sequences / size),
         "bytes_on_disk": 8 * n_sequences * (1 + 3 * len(parts)),
-        "bytes_in_memory": PROCESS_BYTES + _weight_bytes(model) + memory_budget_bytes,
+        "bytes_in_memory": peak_bytes() + size * kept,
         "seconds": round(mean * len(chosen) * n_resamples * n_sequences / size, 1),
     }
 
@@ -98,7 +103,7 @@ def plan_reading(
     seconds = fastest(lambda: measure(tokens), model.cfg.device)
     return {
         "n_tokens": n_sequences * n_ctx,
-        "bytes_in_memory": PROCESS_BYTES + _weight_bytes(model) + (256 << 20),
+        "bytes_in_memory": peak_bytes(),
         "seconds": round(seconds * n_sequences / size, 1),
     }
 
@@ -126,7 +131,7 @@ def plan_probe(
             own / tokens.numel()
         )
         n_tokens += own
-        n_bytes += len(hooks) * model.cfg.d_model * (4 * n_points + 12 * TOKENS_A_BATCH) + _weight_bytes(model)
+        n_bytes += len(hooks) * model.cfg.d_model * n_points * max(4, model.cfg.dtype.itemsize)  # states of the text
     rng = np.random.default_rng(0)
     tested = [len(one.words) for one in sets if one.topology not in ("free", "paired")]
     if tested:
@@ -143,7 +148,7 @@ def plan_probe(
         "n_sets": len(sets),
         "n_words": sum(len(one.all_words) for one in sets),
         "n_tokens": n_tokens,
-        "bytes_in_memory": PROCESS_BYTES + n_bytes,
+        "bytes_in_memory": peak_bytes() + n_bytes,
         "seconds": round(seconds, 1),
     }
 
@@ -163,7 +168,3 @@ def fastest(run: Callable[[], object], device: str, n_timed: int = N_TIMED) -> f
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _weight_bytes(model: HookedLM) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())

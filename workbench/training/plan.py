@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.memory import peak_bytes, resident_bytes
 from workbench.models import HookedLM
 from workbench.models.load import resolve_device
 from workbench.training.objective import Batch, autocast_dtype, objective
@@ -17,7 +18,6 @@ from workbench.training.recipe import Recipe, n_tokens_per_step, phase_model
 
 TIMED_TOKENS = 2048  # a micro-batch of about this many tokens is timed
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
-PROCESS_BYTES = 700 << 20  # of the interpreter with torch and TransformerLens loaded, measured on Linux
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,21 @@ class PhaseCost:
     checkpoint_bytes: int
     """weights and optimizer state"""
     memory_bytes: int
-    """of the process at the peak of a step"""
+    """at the peak of a step, without what was loaded before"""
 
 
 def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
     """Parameters, tokens, bytes on disk and in memory, and estimated seconds of a recipe, by name.
 
     Time and memory come from real steps of each phase on made-up tokens: a small micro-batch, scaled up to the
-    recipe's. Nothing is downloaded or written.
+    recipe's, and what this process has in memory before, its libraries above all. Nothing is downloaded or written.
 
     Raises:
         ValueError: for a device or dtype that cannot be had.
     """
-    device = resolve_device(device)
+    import workbench.training.loop  # noqa: F401 - what it loads counts among the bytes in memory
+
+    device, loaded = resolve_device(device), resident_bytes()
     autocast = autocast_dtype(device, dtype)
     weights_dtype = torch.float64 if dtype == "float64" else torch.float32
     costs = []
@@ -63,7 +65,7 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
         "n_checkpoints_kept": kept,
         # while the newest is being written there is one more
         "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * (kept + 1),
-        "bytes_in_memory": max(c.memory_bytes for c in costs),
+        "bytes_in_memory": max(peak_bytes(), loaded + max(c.memory_bytes for c in costs)),
         "tokens_per_s_by_phase": {
             p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True)
         },
@@ -103,7 +105,7 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
         # weights, gradients and moments; what backward needs, and half as much again in flight
-        memory_bytes=PROCESS_BYTES + 2 * weights + state + int(1.5 * scale * sum(saved.values())),
+        memory_bytes=2 * weights + state + int(1.5 * scale * sum(saved.values())),
     )
 
 

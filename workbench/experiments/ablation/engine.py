@@ -50,7 +50,7 @@ def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget:
     """
     cfg = model.cfg
     scale = 1 if model.W_E.device.type == "cpu" else _ON_A_GPU
-    clean, continued = _bytes_per_sequence(model, n_ctx, n_layers, n_heads)
+    clean, continued = bytes_per_sequence(model, n_ctx, n_layers, n_heads)
     clean *= n_passes
     fixed = 2 * 4 * min(MAX_COLUMNS, cfg.d_vocab) * cfg.d_model  # a block of W_U, rounded
     least = fixed + 3 * 4 * cfg.d_vocab + clean + continued
@@ -65,7 +65,7 @@ def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget:
     return Sizes(batch_size, n_together // batch_size * batch_size, logits_held)
 
 
-def _bytes_per_sequence(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int) -> tuple[int, int]:
+def bytes_per_sequence(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int) -> tuple[int, int]:
     """(clean, continued) bytes that one sequence holds: kept of the clean forward; at the widest point of a block."""
     cfg = model.cfg
     width_z = cfg.n_heads * cfg.d_head

@@ -10,16 +10,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
+from safetensors.torch import save
+from torch import Tensor
 
 from sae.config import Architecture, SAEConfig, TrainConfig
 from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, collect
 from workbench.experiments.harvest import run_watched
+from workbench.experiments.saes.evaluation import measure, splice
 from workbench.experiments.subject import check_hooks, device_of
-from workbench.memory import check_memory
+from workbench.memory import check_memory, peak_bytes
 from workbench.models.config import Frozen, describe_errors
-from workbench.training.plan import PROCESS_BYTES
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of a SAE's seed
 FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
@@ -176,7 +178,8 @@ def estimate(
     shard_bytes: size of the largest shard, where activations are read from shards and no forward is run.
 
     Seconds come from one forward and a few steps on made-up tokens, on the machine as busy as it is; measuring the
-    trained SAEs comes on top.
+    trained SAEs comes on top. Memory is the peak of this process after that, after a state as it is saved and after a
+    batch of each measurement, and the buffer.
     """
     device = device_of(model)
     tokens = torch.arange(n_ctx).remainder(model.cfg.d_vocab).expand(max(1, FORWARD_TOKENS // n_ctx), -1)
@@ -200,7 +203,9 @@ def estimate(
         trainer.step(batch)
         step_s.append(time.perf_counter() - start)
     n_weights = sum(parameter.numel() for parameter in trainer.sae.parameters())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    save({name: tensor.contiguous() for name, tensor in trainer.state_dict().items()})
+    _measure_batch(model, tokens, plan, trainer.sae)
+    n_sequences = math.ceil(settings.buffer_tokens / n_ctx)
     return {
         "n_saes": config.n_saes,
         "d_in": d_in,
@@ -209,13 +214,19 @@ def estimate(
         "n_steps": n_steps,
         # the stack; while it trains, the state with its moments
         "bytes_on_disk": 4 * n_weights + 12 * n_weights,
-        # the buffer, or a shard as a file and as tensors; weights, gradients and moments
-        "bytes_in_memory": PROCESS_BYTES
-        + weights
-        + (4 * len(plan.slots) * settings.buffer_tokens * d_in if shard_bytes is None else 2 * shard_bytes)
-        + 16 * n_weights,
+        # the buffer, or a shard as a file and as tensors
+        "bytes_in_memory": peak_bytes()
+        + (4 * len(plan.slots) * n_sequences * n_ctx * d_in if shard_bytes is None else 2 * shard_bytes),
         "seconds": round(n_steps * min(step_s) + n_tokens * forward_s, 1),
     }
+
+
+def _measure_batch(model: Any, tokens: Tensor, plan: Plan, sae: StackedSAE) -> None:
+    """What the evaluation of a trained stack does with a batch, for the memory that it takes."""
+    dictionaries = {"trained": sae, "random": sae}
+    shuffler = torch.Generator().manual_seed(SHUFFLE)
+    measure(model, tokens, plan.slots, plan.slot_index, dictionaries, generator=shuffler)
+    splice(model, tokens, plan.slots, plan.slot_index, dictionaries)
 
 
 def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:

@@ -11,8 +11,8 @@ from workbench.data.batteries import PromptSet, RecallSet, recall_items
 from workbench.experiments.plan import fastest
 from workbench.experiments.text_quality.continuations import ROWS_TOGETHER, encode_prompts
 from workbench.experiments.text_quality.recall import encode_item, recall_margins
+from workbench.memory import peak_bytes
 from workbench.models.generate import continue_prompts
-from workbench.training.plan import PROCESS_BYTES
 
 N_TOKENS_TIMED = 8
 
@@ -28,7 +28,7 @@ def plan_text_quality(
     model: Any, prompts: Sequence[PromptSet], recall: Sequence[RecallSet], *, n_samples: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Facts about `text_quality`; arguments and errors as there. A few tokens of one batch and a few items are timed;
-    tagging is not."""
+    tagging is not, nor is what a tagger holds among the bytes in memory."""
     encoded = list(encode_prompts(model, prompts, max_new_tokens).values())
     items = recall_items(recall)
     n_rows = len(encoded) * n_samples
@@ -43,13 +43,14 @@ def plan_text_quality(
     if few:
         seconds += fastest(lambda: recall_margins(model, few), model.cfg.device) * len(items) / len(few)
     cfg = model.cfg
-    cached = 2 * cfg.n_layers * len(batch) * (max(map(len, encoded)) + max_new_tokens) * cfg.kv_heads * cfg.d_head
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # keys and values of the tokens that were not timed
+    n_left = max(map(len, encoded)) + max_new_tokens - max(map(len, batch)) - n_timed
+    cached = 2 * cfg.n_layers * len(batch) * n_left * cfg.kv_heads * cfg.d_head * cfg.dtype.itemsize
     return {
         "n_prompts": len(encoded),
         "n_continuations": n_rows,
         "n_tokens": n_rows * max_new_tokens,
         "n_recall_items": len(items),
-        "bytes_in_memory": PROCESS_BYTES + weights + 4 * cached + 12 * len(batch) * cfg.d_vocab,
+        "bytes_in_memory": peak_bytes() + cached,
         "seconds": round(seconds, 1),
     }
