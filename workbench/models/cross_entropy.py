@@ -21,6 +21,13 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
+def chunk_bytes(n_rows: int, d_vocab: int, product_bytes: int, soft_cap: float = -1.0) -> int:
+    """What a chunk of logits takes at once while its gradients are made: itself in float32, where the products are
+    narrower (`product_bytes` an element) what came out of one and what goes into the next, a soft cap's slope."""
+    narrow = 2 * product_bytes if product_bytes < 4 else 0
+    return min(n_rows * d_vocab, CHUNK_ELEMENTS) * (4 + narrow + 4 * (soft_cap > 0))
+
+
 def _slices(n_rows: int, n_columns: int) -> list[slice]:
     """Equal runs of rows, each of at most CHUNK_ELEMENTS logits."""
     n = -(-n_rows * n_columns // CHUNK_ELEMENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from workbench.memory import peak_bytes, resident_bytes
 from workbench.models import HookedLM
+from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
 from workbench.training.objective import Batch, autocast_dtype, objective
 from workbench.training.optimizers import Optimizer
-from workbench.training.recipe import Recipe, n_tokens_per_step, phase_model
+from workbench.training.recipe import Phase, Recipe, n_tokens_per_step, phase_model
 
 TIMED_TOKENS = 2048  # a micro-batch of about this many tokens is timed
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
@@ -29,21 +31,22 @@ class PhaseCost:
     checkpoint_bytes: int
     """weights and optimizer state"""
     memory_bytes: int
-    """at the peak of a step, without what was loaded before"""
+    """of the process, and on a GPU of the device too, at the peak of a step"""
 
 
 def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
     """Parameters, tokens, bytes on disk and in memory, and estimated seconds of a recipe, by name.
 
     Time and memory come from real steps of each phase on made-up tokens: a small micro-batch, scaled up to the
-    recipe's, and what this process has in memory before, its libraries above all. Nothing is downloaded or written.
+    recipe's; memory, from the peak of this process after it and after another of twice the size. Nothing is downloaded
+    or written.
 
     Raises:
         ValueError: for a device or dtype that cannot be had.
     """
     import workbench.training.loop  # noqa: F401 - what it loads counts among the bytes in memory
 
-    device, loaded = resolve_device(device), resident_bytes()
+    device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
     weights_dtype = torch.float64 if dtype == "float64" else torch.float32
     costs = []
@@ -65,7 +68,7 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
         "n_checkpoints_kept": kept,
         # while the newest is being written there is one more
         "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * (kept + 1),
-        "bytes_in_memory": max(peak_bytes(), loaded + max(c.memory_bytes for c in costs)),
+        "bytes_in_memory": max(c.memory_bytes for c in costs),
         "tokens_per_s_by_phase": {
             p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True)
         },
@@ -77,7 +80,6 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
     phase, n_ctx = recipe.phases[index], recipe.model.n_ctx
     optimizer = Optimizer(model, phase.optimizer)
     n_rows = max(1, min(phase.batch_size, TIMED_TOKENS // n_ctx))
-    tokens = torch.arange(n_rows * n_ctx, device=device).reshape(n_rows, n_ctx) % model.cfg.d_vocab
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}  # storage -> bytes of what backward needs
 
@@ -87,13 +89,17 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    micro_s, step_s = [], []
-    for _ in range(N_TIMED):
+    def run(n_rows: int) -> None:
+        tokens = torch.arange(n_rows * n_ctx, device=device).reshape(n_rows, n_ctx) % model.cfg.d_vocab
         saved.clear()
-        start = _clock(device)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             total = objective(model, Batch(tokens), phase, weight=0.01, autocast=autocast).total
         total.backward()
+
+    micro_s, step_s = [], []
+    for _ in range(N_TIMED):
+        start = _clock(device)
+        run(n_rows)
         between = _clock(device)
         optimizer.step()
         micro_s.append(between - start)
@@ -104,9 +110,38 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
     return PhaseCost(
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
-        # weights, gradients and moments; what backward needs, and half as much again in flight
-        memory_bytes=2 * weights + state + int(1.5 * scale * sum(saved.values())),
+        memory_bytes=_device_peak(model, phase, n_ctx, state, int(scale * sum(saved.values())), autocast)
+        if device.startswith("cuda")
+        else _process_peak(model, phase, n_ctx, run, n_rows, autocast),
     )
+
+
+def _process_peak(
+    model: HookedLM, phase: Phase, n_ctx: int, run: Callable[[int], None], n_rows: int, autocast: torch.dtype | None
+) -> int:
+    """The process's peak at the phase's whole micro-batch, of which n_rows rows were run: it grows with them in a
+    straight line, but for the logits, of which no more than a chunk is held."""
+    before, n_more = peak_bytes(), min(2 * n_rows, phase.batch_size)
+    per_row = 0.0
+    if n_more > n_rows:
+        run(n_more)
+        of_logits = _logits(model, n_more * n_ctx, autocast) - _logits(model, n_rows * n_ctx, autocast)
+        per_row = max(0.0, (peak_bytes() - before - of_logits) / (n_more - n_rows))
+    more_logits = _logits(model, phase.batch_size * n_ctx, autocast) - _logits(model, n_more * n_ctx, autocast)
+    return peak_bytes() + more_logits + int(per_row * (phase.batch_size - n_more))
+
+
+def _device_peak(model: HookedLM, phase: Phase, n_ctx: int, state: int, kept: int, autocast: torch.dtype | None) -> int:
+    """Weights, gradients and moments; what backward needs; and beside it the logits at its beginning, or gradients of
+    activations, half as much again, on its way; with what the process itself holds."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    in_flight = max(_logits(model, phase.batch_size * n_ctx, autocast), kept // 2)
+    return resident_bytes() + 2 * weights + state + kept + in_flight
+
+
+def _logits(model: HookedLM, n_tokens: int, autocast: torch.dtype | None) -> int:
+    cfg = model.cfg
+    return chunk_bytes(n_tokens, cfg.d_vocab, (autocast or cfg.dtype).itemsize, cfg.output_logits_soft_cap)
 
 
 def _clock(device: str) -> float:
