@@ -35,7 +35,7 @@ class SAEMetrics(NamedTuple):
 
     def cpu(self) -> SAEMetrics:
         """The same, on the CPU."""
-        return SAEMetrics(*(value.cpu() if isinstance(value, Tensor) else value for value in self))
+        return self._replace(**{name: own.cpu() for name, own in self._asdict().items() if isinstance(own, Tensor)})
 
 
 class MetricSums:
