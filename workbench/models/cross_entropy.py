@@ -8,11 +8,8 @@ from torch import Tensor
 
 from workbench.models.alignment import n_missing, pad
 
-CHUNK_ELEMENTS = (
-    1 << 25
-)  # logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
-
-
+# logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
+CHUNK_ELEMENTS = 1 << 25
 PAD_LOGIT = -1e30  # exp is 0, and 0 times it is 0, as −∞ would not be
 
 

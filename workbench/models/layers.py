@@ -335,8 +335,9 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         biased = self.cfg.extensions.mlp_bias
         x = x.to(_product_dtype(x))  # once for both products
-        points = (module for module in self.children() if isinstance(module, HookPoint))
-        n_pad = 0 if is_watched(*points) else n_missing(self.cfg.d_mlp, x)  # who watches sees d_mlp entries
+        n_pad = n_missing(self.cfg.d_mlp, x)
+        if n_pad and is_watched(*(m for m in self.children() if isinstance(m, HookPoint))):
+            n_pad = 0  # who watches sees d_mlp entries
 
         def own(name: str, dim: int) -> Tensor:
             """A weight, padded along its axis d_mlp."""
