@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from benchmarks.bench_model import CONFIG
-from benchmarks.turns import by_turns, compare, machine, peak_resident_bytes, write
+from benchmarks.turns import by_turns, compare, machine, write
 from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.attention import MAP_ELEMENTS, attention
+from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.transformer_lens import to_hooked_transformer
 
@@ -116,9 +117,9 @@ def print_peak(config: ModelConfig, budget: int) -> None:
     model, ids = HookedLM(config), tokens(config, 8)
     with torch.no_grad():
         model(ids[:1, :2])  # what a first forward sets up
-    before = peak_resident_bytes()
+    before = process_peak_bytes()
     ablate(model, ids, layers=[0], memory_budget_bytes=budget, n_bootstrap=100)
-    print(peak_resident_bytes() - before)
+    print(process_peak_bytes() - before)
 
 
 def growth_rows(config: ModelConfig):

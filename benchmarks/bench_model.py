@@ -13,7 +13,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from benchmarks.turns import by_turns, compare, peak_resident_bytes, write
+from benchmarks.turns import by_turns, compare, write
+from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.transformer_lens import to_hooked_transformer
@@ -73,7 +74,7 @@ def _print_peak(which: str, dtype: str) -> None:
     step = trainer(subject, lambda: _autocast_loss(subject, ids, dtype))
     step()
     step()
-    print(peak_resident_bytes())
+    print(process_peak_bytes())
 
 
 def _autocast_loss(model, ids: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -27,13 +27,14 @@ import torch
 
 from benchmarks.bench_model import CONFIG
 from benchmarks.bench_sae import BATCH, L1, LR, SIZES, make_sae_lens
-from benchmarks.turns import by_turns, compare, machine, peak_resident_bytes, write
+from benchmarks.turns import by_turns, compare, machine, write
 from sae import StackedSAE, TrainConfig, Trainer
 from workbench.experiments.activations import ShuffledActivations, choose_slots, collect
 from workbench.experiments.saes.atlas_features import scan
 from workbench.experiments.saes.evaluation import forward_batches
 from workbench.experiments.saes.head_saes import HeadSaeJob
 from workbench.experiments.saes.plan import HeadSaeSettings, make_plan
+from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM
 from workbench.models.transformer_lens import to_hooked_transformer
 
@@ -160,7 +161,7 @@ def _print_peak(n_tokens: int) -> None:
     plan = make_plan(model, [0, 1, 2], "all", L1, [0], settings)
     job = HeadSaeJob(model, sequences(n_tokens), sequences(BATCH), plan, settings, "chassis", 0, lambda share: None)
     job.train(None)
-    print(peak_resident_bytes())
+    print(process_peak_bytes())
 
 
 def compare_memory(n_tokens: tuple[int, ...]) -> list[dict]:

@@ -31,12 +31,6 @@ def _cpu_lines() -> list[str]:
     return info.read_text(encoding="utf-8").splitlines() if info.exists() else []
 
 
-def peak_resident_bytes() -> int:
-    """The most this process ever held in memory (Linux). Not ru_maxrss, which it inherits from what started it."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
-
-
 def by_turns(ours: Callable[[], object], peer: Callable[[], object], n_runs: int) -> tuple[list[float], list[float]]:
     """Seconds of n_runs calls of each, alternating, after one uncounted call of both."""
     ours()
