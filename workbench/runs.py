@@ -341,10 +341,12 @@ def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
     partial.mkdir(exist_ok=True)
     try:
         atomic_write(partial / CONFIG, tomli_w.dumps(resolved))
+        _sync(partial.parent)
     except BaseException:
-        partial.rmdir()  # on a full disk: nothing was begun, so nothing is left to resume or to remove
+        # on a full disk: nothing was begun, so nothing is left to resume or to remove
+        (partial / CONFIG).unlink(missing_ok=True)
+        partial.rmdir()
         raise
-    _sync(partial.parent)
     return False
 
 
@@ -563,6 +565,7 @@ def _sync(path: Path) -> None:
     """fsync of a file, or of the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

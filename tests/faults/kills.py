@@ -229,6 +229,7 @@ def enter(place: Path) -> dict[str, str]:
     if not (place / "model").exists():
         from grounds import write_ground
 
+        place.mkdir(parents=True, exist_ok=True)
         write_ground(place)
     os.environ["WORKBENCH_CACHE"] = str(place / "cache")
     os.chdir(place)

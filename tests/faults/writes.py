@@ -1,10 +1,10 @@
-"""Writes that fail: `python tests/faults/writes.py PLACE STAGE N` prints, as JSON, what became of the verb.
+"""Writes that fail: `python tests/faults/writes.py PLACE STAGE KIND N [PART OF]` prints, as JSON, what became of them.
 
 Every write of a verb is counted once: bytes to a file, a sync, a rename, a new directory. Then the verb is run again
 and again (in children of a process that has loaded everything, see `kills`), and from its n-th write on the disk is
 full, or its n-th write alone fails by an I/O error, half done. It must end with one line and exit code 1, leave nothing
 under the wanted name, and with --resume and a sound disk come to the bytes of an undisturbed run. N of the writes are
-tried, evenly spaced; 0: all.
+tried, evenly spaced; 0: all. Of these, PART (0, 1, … OF − 1) is every OF-th, where several processes share them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Outcome:
     """What became of the failing writes of one stage."""
 
     stage: str
+    kind: str
     n_writes: int = 0
     """of an undisturbed run"""
     n_tried: int = 0
@@ -117,14 +118,15 @@ def install(disk: Disk, place: Path) -> None:
     os.rename, os.replace = guarded("rename", os.rename), guarded("rename", os.replace)
 
 
-def try_writes(stage: str, command: str, kind: str, n: int) -> Outcome:
-    """What became of n failing writes (0: of all) of a stage, in the working directory."""
-    outcome, here = Outcome(stage), Path.cwd()
+def try_writes(stage: str, command: str, kind: str, n: int, part: int = 0, n_parts: int = 1) -> Outcome:
+    """What became of n failing writes (0: of all) of a stage, in the working directory; of their part-th share."""
+    outcome, here = Outcome(stage, kind), Path.cwd()
     assert kills.end(kills.begin(f"{command} --out whole")) == 0, Path("last.log").read_text()[-2000:]
     wanted = kills.digests(Path("whole"))
     outcome.n_writes = _count(command, kind, here)
-    numbers = range(1, outcome.n_writes + 1)
-    for number in numbers if not n else sorted({1 + i * outcome.n_writes // n for i in range(n)}):
+    every = range(1, outcome.n_writes + 1)
+    numbers = sorted({1 + i * outcome.n_writes // n for i in range(n)}) if n else list(every)
+    for number in numbers[part::n_parts]:
         outcome.n_tried += 1
         if wrong := _one(command, Disk(number, kind), here, wanted):
             outcome.wrong.append(f"write {number} of {outcome.n_writes}: {wrong}")
@@ -178,6 +180,6 @@ def _one(command: str, disk: Disk, here: Path, wanted: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    found = kills.enter(Path(sys.argv[1]).absolute())
-    results = [try_writes(sys.argv[2], found[sys.argv[2]], kind, int(sys.argv[3])) for kind in KINDS]
-    print(json.dumps([asdict(one) | {"kind": kind} for one, kind in zip(results, KINDS, strict=True)]))
+    place, stage, kind, *numbers = sys.argv[1:]
+    found = kills.enter(Path(place).absolute())
+    print(json.dumps(asdict(try_writes(stage, found[stage], kind, *map(int, numbers)))))
