@@ -149,9 +149,14 @@ def training_rows(n_runs: int) -> Iterator[Row]:
 
     for name in ("janus-v3-control", "p3-attnres"):
         changes = {} if name.startswith("janus") else {"phases.0.n_accumulation": 1}
-        step = steps_of(trainer_of(name, "cuda", **changes), 1)
-        times = by_turns(reproducibly(step), step, n_runs)
+        step, default = (steps_of(trainer_of(name, "cuda", **changes), 1) for _ in range(2))
+        times = by_turns(reproducibly(step), default, n_runs)
         yield compare(f"reproducible step, {name}", "s", times, "CUDA's default kernels", "")
+    for name in ("janus-v3-control", "janus-v3-adaptive", "p3-attnres", "recurrent-golf"):
+        changes = CHANGES.get(name, {}) | {"phases.0.n_accumulation": 4}
+        graphs, launched = (trainer_of(name, "cuda", graphs, **changes) for graphs in (True, False))
+        times = by_turns(reproducibly(steps_of(graphs, 1)), reproducibly(steps_of(launched, 1)), n_runs)
+        yield compare(f"replayed step, {name}, 4 micro-batches", "s", times, "kernels launched one by one", "")
     pressed = trainer_of("janus-v3-adaptive", "cuda")
     times = by_turns(steps_of(pressed, 1), steps_of(free, 1), n_runs)
     yield compare("VSM on z, step of janus-v3-adaptive", "s", times, "janus-v3-control", "")

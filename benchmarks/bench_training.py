@@ -29,12 +29,12 @@ from workbench.training.recipe import Recipe, phase_model
 N_STEPS = 10  # a turn
 
 
-def trainer_of(name: str, device: str = "cpu", **changes: object) -> Trainer:
+def trainer_of(name: str, device: str = "cpu", graphs: bool = True, **changes: object) -> Trainer:
     """A trainer at its first step, on the embedded text, that measures nothing by itself."""
     changes = {"data.source": "embedded", "data.tokenizer": "embedded", "data.held_out_fraction": 0.05} | changes
     recipe = apply_overrides(load_recipe(name), changes)
     autocast = autocast_dtype(device, "auto")
-    return Trainer(recipe, open_feed(recipe), Path(tempfile.mkdtemp()), 0, device, autocast=autocast)
+    return Trainer(recipe, open_feed(recipe), Path(tempfile.mkdtemp()), 0, device, autocast=autocast, graphs=graphs)
 
 
 def steps_of(trainer: Trainer, n: int = N_STEPS) -> Callable[[], None]:

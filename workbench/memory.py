@@ -22,12 +22,6 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
 
 
-def resident_bytes() -> int:
-    """What this process has in memory now, the pages of its libraries included; their peak where the kernel does not
-    say."""
-    return _kilobytes(_STATUS)["VmRSS"] * 1024 if _STATUS.is_file() else peak_bytes()
-
-
 def free_bytes(device: Any = "cpu") -> int:
     """What can still be had on a device: on the CPU what the kernel would give away without killing anyone, swap and
     caches among it, and no more than the container may have; elsewhere than on Linux all that the machine has."""
@@ -41,6 +35,17 @@ def free_bytes(device: Any = "cpu") -> int:
     limits = [path.read_text(encoding="utf-8").strip() for path in _LIMITS if path.is_file()]
     free = (found["MemAvailable"] + found.get("SwapFree", 0)) * 1024
     return min([free, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def planned_bytes(device: Any, *, on_host: int = 0, on_device: int = 0) -> dict[str, int]:
+    """What a plan says of memory: `bytes_in_memory`, this process's peak so far and what is to come beside it; on a GPU
+    that is `on_host` alone, and `bytes_on_device` the same of the GPU, as its allocator counts."""
+    if not str(device).startswith("cuda"):
+        return {"bytes_in_memory": peak_bytes() + on_host + on_device}
+    import torch
+
+    peak = torch.cuda.max_memory_allocated(device)
+    return {"bytes_in_memory": peak_bytes() + on_host, "bytes_on_device": peak + on_device}
 
 
 def check_memory(what: str, n_bytes: int, device: Any = "cpu") -> None:

@@ -69,6 +69,15 @@ def test_stopped_and_resumed_to_the_bit(tmp_path: Path, name: str, dtype: str) -
     assert weights_sha256(load(cut)) == weights_sha256(load(whole))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_replayed_graphs_train_what_launched_kernels_train(tmp_path: Path, name: str, dtype: str) -> None:
+    recipe, options = short(name), {"device": "cuda", "dtype": dtype, "progress": False}
+    runs = [train(recipe, tmp_path / str(graphs), graphs=graphs, **options) for graphs in (True, False)]
+    assert losses(runs[0]) == losses(runs[1])
+    assert weights_sha256(load(runs[0])) == weights_sha256(load(runs[1]))
+
+
 @pytest.mark.parametrize("name", ["janus-v3-adaptive", "p3-attnres", "recurrent-golf"])
 def test_a_model_of_full_size_too(tmp_path: Path, name: str) -> None:
     """Attention and embedding of this size have faster kernels whose sums have no fixed order."""

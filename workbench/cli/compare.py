@@ -36,7 +36,7 @@ def compare(
     from workbench.experiments.compare import compare as measure
     from workbench.experiments.plan import fastest, plan_reading
     from workbench.experiments.texts import analysis_tokens, window_length
-    from workbench.memory import peak_bytes
+    from workbench.memory import planned_bytes
     from workbench.models.load import load
 
     extra = parse_settings(settings, measure, taken=("names", "seeds", "seed"))
@@ -48,7 +48,7 @@ def compare(
         spectra = sum(fastest(lambda m=m: matrix_spectra(m), "cpu", 1) for m in pair)
         total = round(sum(plan["seconds"] for plan in plans) + spectra, 1)
         # of the second model and of the spectra too
-        report(as_json=as_json, facts=plans[0] | {"bytes_in_memory": peak_bytes(), "seconds": total})
+        report(as_json=as_json, facts=plans[0] | planned_bytes(pair[0].cfg.device) | {"seconds": total})
         return
     tokens = analysis_tokens(pair[0], data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
     path = _run((a, b), pair, tokens, {"seed": seed} | extra, out or Path("runs/compare"), resume)

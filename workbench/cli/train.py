@@ -35,6 +35,13 @@ def train(
     monitor: Annotated[
         str | None, typer.Option("--monitor", help="Send the log on to tensorboard or wandb.", metavar="WHERE")
     ] = None,
+    graphs: Annotated[
+        bool,
+        typer.Option(
+            "--graphs/--no-graphs",
+            help="On one GPU, replay a micro-batch as a CUDA graph or launch each kernel anew: the same numbers.",
+        ),
+    ] = True,
     settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -50,7 +57,7 @@ def train(
     if dry_run:
         from workbench.training.plan import plan
 
-        report(as_json=as_json, facts=plan(apply_overrides(load_recipe(recipe), overrides)))
+        report(as_json=as_json, facts=plan(apply_overrides(load_recipe(recipe), overrides), device=device, dtype=dtype))
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(
@@ -64,6 +71,7 @@ def train(
         progress=not as_json,
         fsdp=fsdp,
         monitor=monitor,
+        graphs=graphs,
     )
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
         report(as_json=as_json, out=path)

@@ -25,7 +25,7 @@ from torch import Tensor
 from workbench.data.tokenizer import eot_id
 from workbench.experiments.ablation.impacts import impacts
 from workbench.experiments.subject import device_of
-from workbench.memory import peak_bytes
+from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.recurrence import exit_depth
@@ -312,7 +312,7 @@ def plan_evaluation(
         "n_windows_plain": len(plain),
         "n_windows_sliding": len(sliding),
         "n_tokens_read": n_windows * length,
-        "bytes_in_memory": peak_bytes() + quantized_bytes,
+        **planned_bytes(device_of(model), on_host=quantized_bytes),
         "tokens_read_per_scored_token": round(n_windows * length / text.n_scored, 2),
         "seconds": round(seconds * n_windows, 1),
     }

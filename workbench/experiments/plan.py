@@ -23,7 +23,7 @@ from workbench.experiments.ablation.engine import bytes_per_sequence
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
-from workbench.memory import peak_bytes
+from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
@@ -52,7 +52,7 @@ def plan_harvest(
         "bytes_on_disk": n_tokens * row_bytes,
         "n_shards": math.ceil(n_tokens * row_bytes / a_shard),
         # a shard is held as tensors, as the bytes of each, and as the file's
-        "bytes_in_memory": peak_bytes() + 3 * a_shard,
+        **planned_bytes(model.cfg.device, on_host=3 * a_shard),
         "seconds": round(seconds * n_sequences / size, 1),
     }
 
@@ -89,7 +89,7 @@ def plan_ablation(
         "n_ablations": len(parts),
         "n_batches": math.ceil(n_sequences / size),
         "bytes_on_disk": 8 * n_sequences * (1 + 3 * len(parts)),
-        "bytes_in_memory": peak_bytes() + size * kept,
+        **planned_bytes(model.cfg.device, on_device=size * kept),
         "seconds": round(mean * len(chosen) * n_resamples * n_sequences / size, 1),
     }
 
@@ -103,7 +103,7 @@ def plan_reading(
     seconds = fastest(lambda: measure(tokens), model.cfg.device)
     return {
         "n_tokens": n_sequences * n_ctx,
-        "bytes_in_memory": peak_bytes(),
+        **planned_bytes(model.cfg.device),
         "seconds": round(seconds * n_sequences / size, 1),
     }
 
@@ -148,7 +148,7 @@ def plan_probe(
         "n_sets": len(sets),
         "n_words": sum(len(one.all_words) for one in sets),
         "n_tokens": n_tokens,
-        "bytes_in_memory": peak_bytes() + n_bytes,
+        **planned_bytes(models[0].cfg.device, on_host=n_bytes),
         "seconds": round(seconds, 1),
     }
 

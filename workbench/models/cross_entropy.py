@@ -10,6 +10,7 @@ from workbench.models.alignment import n_missing, pad
 
 # logits held at once, in elements: 128 MiB in float32; fewer chunks add up fewer gradients of W
 CHUNK_ELEMENTS = 1 << 25
+Scalar = float | Float[Tensor, ""]
 PAD_LOGIT = -1e30  # exp is 0, and 0 times it is 0, as −∞ would not be
 
 
@@ -25,6 +26,11 @@ def chunk_bytes(n_rows: int, d_vocab: int, product_bytes: int, soft_cap: float =
     return min(n_rows * d_vocab, CHUNK_ELEMENTS) * (4 + narrow + 4 * (soft_cap > 0))
 
 
+def _weighs(bonus: Scalar) -> bool:
+    """Whether it may be other than 0: a tensor's value is not read, which on a GPU would wait for it."""
+    return isinstance(bonus, Tensor) or bonus != 0
+
+
 def _slices(n_rows: int, n_columns: int) -> list[slice]:
     """Equal runs of rows, each of at most CHUNK_ELEMENTS logits."""
     n = -(-n_rows * n_columns // CHUNK_ELEMENTS)
@@ -33,7 +39,7 @@ def _slices(n_rows: int, n_columns: int) -> list[slice]:
 
 
 def _row_losses(
-    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float, bonus: float = 0.0, n_pad: int = 0
+    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, cap: float, z: float, bonus: Scalar = 0.0, n_pad: int = 0
 ):
     """(losses [rows], e, total, lse, slope, surprise).
 
@@ -51,7 +57,7 @@ def _row_losses(
     picked = logits.gather(1, targets[:, None]).squeeze(1)
     top = logits.amax(-1)
     logits.sub_(top[:, None])
-    surprise = logits.clone() if bonus else None
+    surprise = logits.clone() if _weighs(bonus) else None
     e = logits.exp_()
     total = e.sum(-1)
     lse = total.log() + top
@@ -66,7 +72,9 @@ def _row_losses(
     return loss, e, total, lse, slope, surprise
 
 
-def _logit_gradient(e, total, lse, slope, surprise, targets: Tensor, weights: Tensor, z: float, bonus: float) -> Tensor:
+def _logit_gradient(
+    e, total, lse, slope, surprise, targets: Tensor, weights: Tensor, z: float, bonus: Scalar
+) -> Tensor:
     """weights · d loss / d raw logits, [rows vocab], written over e."""
     factor = 1 + 2 * z * lse if z else torch.ones_like(lse)
     if surprise is None:
@@ -78,7 +86,7 @@ def _logit_gradient(e, total, lse, slope, surprise, targets: Tensor, weights: Te
 
 
 def _gradients(
-    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights: Tensor, cap: float, z: float, bonus: float
+    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, weights: Tensor, cap: float, z: float, bonus: Scalar
 ):
     """(Σ weights·loss, grad x, grad W, grad b), one chunk of logits at a time."""
     d_vocab = W.shape[1]
@@ -113,7 +121,7 @@ def _aligned(W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
 
 
 def _losses(
-    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, settings: tuple[float, float, float]
+    x: Tensor, W: Tensor, b: Tensor | None, targets: Tensor, settings: tuple[float, float, Scalar]
 ) -> Float[Tensor, " rows"]:
     """The loss of every row."""
     W, b, n_pad = _aligned(W, b)
@@ -160,7 +168,7 @@ def linear_cross_entropy(
     weights: Float[Tensor, "rows"] | None = None,
     soft_cap: float = -1.0,
     z_loss: float = 0.0,
-    entropy_bonus: float = 0.0,
+    entropy_bonus: Scalar = 0.0,
     per_row: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "rows"]:
     """Return cross-entropy in nats of softmax(cap(x W_U + b_U)) against targets, plus z_loss·logsumexp², less
@@ -190,7 +198,7 @@ def linear_cross_entropy(
             logits = softcap(x @ W if b is None else x @ W + b, soft_cap)
             lse = torch.logsumexp(logits, dim=-1)
             loss = lse - logits.gather(1, targets[:, None]).squeeze(1) + z_loss * lse.square()
-            if entropy_bonus:
+            if _weighs(entropy_bonus):
                 log_p = logits - lse[:, None]
                 loss = loss + entropy_bonus * (log_p.exp() * log_p).sum(-1)
             if per_row:

@@ -16,7 +16,7 @@ from workbench.memory import check_memory
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, State
 from workbench.models.config import ModelConfig, Recurrence, least_bytes
-from workbench.models.cross_entropy import linear_cross_entropy, softcap
+from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooking import CheckedHooks
 from workbench.models.layers import KeyValueCache, Norm
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
@@ -105,7 +105,7 @@ class HookedLM(CheckedHooks):
         tokens: Int[Tensor, "batch pos"] | None = None,
         loss_mask: Tensor | None = None,
         z_loss: float = 0.0,
-        entropy_bonus: float = 0.0,
+        entropy_bonus: Scalar = 0.0,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
@@ -194,7 +194,7 @@ class HookedLM(CheckedHooks):
         per_token: bool = False,
         loss_mask: Tensor | None = None,
         z_loss: float = 0.0,
-        entropy_bonus: float = 0.0,
+        entropy_bonus: Scalar = 0.0,
     ) -> Tensor:
         """Next-token loss of a state after the last layer, by chunked cross-entropy: scalar, or [batch, pos − 1]."""
         x = self.ln_final(self.read_out(state))[:, :-1]

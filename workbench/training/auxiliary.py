@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from workbench.models.config import Frozen, ModelConfig
+from workbench.models.cross_entropy import Scalar
 from workbench.training.quantization import int8_distance
 
 _NEAREST = 1e-6  # of a probability to 0 and 1
@@ -29,9 +30,17 @@ class Auxiliary(Frozen):
     compression: float = Field(default=0.0, description="weight of mean |W − int8 round trip of W|", ge=0)
 
 
-def entropy_bonus(aux: Auxiliary, step: int) -> float:
-    """β·T at `step` (0-based in its phase), T = temperature·e^(−step/n_temperature_steps)."""
-    return aux.thermodynamic * aux.temperature * math.exp(-step / aux.n_temperature_steps)
+def entropy_bonus(aux: Auxiliary, step: int | Int[Tensor, ""]) -> Scalar:
+    """β·T at `step` (0-based in its phase), T = temperature·e^(−step/n_temperature_steps); 0 where it never weighs.
+
+    Of a step that is a tensor a float64 tensor, computed where the step lies.
+    """
+    start = aux.thermodynamic * aux.temperature
+    if not start:
+        return 0.0
+    if isinstance(step, Tensor):
+        return start * torch.exp(-step.double() / aux.n_temperature_steps)
+    return start * math.exp(-step / aux.n_temperature_steps)
 
 
 def check_auxiliary(aux: Auxiliary, cfg: ModelConfig, where: str) -> None:

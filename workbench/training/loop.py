@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,12 @@ from workbench.models import HookedLM
 from workbench.models.load import resolve_device, wrap_tokenizer
 from workbench.runs import open_run
 from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
+from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log import TrainLog
 from workbench.training.mirror import Write, mirror
 from workbench.training.monitor import measure, monitor_columns
-from workbench.training.objective import Objective, autocast_dtype, held_out_loss, objective, reproducible
+from workbench.training.objective import Objective, autocast_dtype, held_out_loss, reproducible
 from workbench.training.optimizers import Optimizer
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Phase, Recipe, apply_overrides, load_recipe, phase_model
@@ -73,6 +74,7 @@ def train(
     cache: str | Path | None = None,
     fsdp: bool = False,
     monitor: str | None = None,
+    graphs: bool = True,
     **settings: Any,
 ) -> Path:
     """The run directory `out`, once every phase of the recipe has been trained.
@@ -93,6 +95,8 @@ def train(
         stop_after: stop as an interrupt would after this many steps of this call.
         cache: where packed tokens are kept; the user's cache unless given.
         fsdp: under torchrun, shard weights and optimizer state over the processes too (else only data and Muon's work).
+        graphs: on one GPU, record a micro-batch as a CUDA graph and replay it, instead of launching every kernel anew:
+            the same numbers, faster.
         monitor: "tensorboard" or "wandb", to which every row of the log is sent too.
         settings: further overrides, as keywords: `train(..., **{"phases.0.n_steps": 10})`.
 
@@ -126,7 +130,7 @@ def train(
         if run.is_complete:
             return run.out
         feed = feed or open_feed(recipe, cache)
-        trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype(dtype), autocast)
+        trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype(dtype), autocast, graphs)
         trainer.remove_old()
         with (
             stop_requests() as request,
@@ -163,9 +167,10 @@ class Trainer:
         device: str,
         weights_dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
+        graphs: bool = True,
     ) -> None:
         self.recipe, self.feed, self.directory, self.seed = recipe, feed, directory, seed
-        self.device, self.autocast = device, autocast
+        self.device, self.autocast, self.graphs = device, autocast, graphs
         self._weights_dtype = weights_dtype
         self._window: list[StepRecord] = []  # steps since the last row of the log
         self._log_at: dict[str, Any] | None = None  # length and sha256 of the log at the checkpoint
@@ -223,9 +228,7 @@ class Trainer:
         parts = []
         for i in range(phase.n_accumulation):
             self._prepare_micro_batch(is_last=i + 1 == phase.n_accumulation)
-            part = objective(self.model, self._source.next_batch(), phase, weight, self.autocast, step, self._call)
-            (part.total / phase.n_accumulation).backward()
-            parts.append(part)
+            parts.append(self._gradients(self._source.next_batch(), weight, step))
         grad_norm = self._clip(phase.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -280,9 +283,10 @@ class Trainer:
 
     # --- what several processes do in another way
 
-    def _prepare(self, model: HookedLM) -> Callable[..., Tensor]:
-        """What is called to train `model`, which it may change: here the model as it is."""
-        return model
+    def _prepare(self, model: HookedLM) -> Gradients:
+        """What makes the gradients of `model`, which it may change."""
+        kind = RecordedGradients if self.graphs and self.device.startswith("cuda") else Gradients
+        return kind(model, self.phase, self.autocast)
 
     def _build_optimizer(self, model: HookedLM) -> Optimizer:
         return Optimizer(model, self.phase.optimizer)
@@ -382,7 +386,7 @@ class Trainer:
         phase = self.phase
         self.model = model.train()
         model.tokenizer = wrap_tokenizer(self.feed.tokenizer) if phase.kind == "language" else None
-        self._call = self._prepare(model)
+        self._gradients = self._prepare(model)
         self.optimizer = self._build_optimizer(model)
         self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None
         index = self.position.phase

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.models import HookedLM
+from workbench.models.cross_entropy import Scalar
 from workbench.training.auxiliary import Auxiliary, auxiliary_loss, entropy_bonus, seeing
 from workbench.training.recipe import Phase
 from workbench.training.vsm import attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
@@ -45,14 +46,15 @@ def objective(
     model: HookedLM,
     batch: Batch,
     phase: Phase,
-    weight: float,
+    weight: Scalar,
     autocast: torch.dtype | None = None,
-    step: int = 0,
+    step: int | Int[Tensor, ""] = 0,
     call: Callable[..., Tensor] | None = None,
 ) -> Objective:
     """The loss of one micro-batch of step `step` of its phase, with VSM at λ = `weight`.
 
-    `call` is called in the model's place, where several processes wrap it.
+    `call` is called in the model's place, where several processes wrap it. Where `weight` and `step` are tensors on the
+    model's device, nothing of it depends on their values but the numbers: a tensor `weight` presses.
 
     Attention maps are formed only while they weigh something: with `on = "pattern"` and both λ and the coherence 0,
     attention stays fused and there is no σ.
@@ -70,12 +72,12 @@ def objective(
         if vsm.coherence:
             entropies.append(attention_entropy(z_or_pattern))
 
-    is_pressed = vsm is not None and (vsm.on == "z" or bool(weight or vsm.coherence))
+    is_pressed = vsm is not None and (vsm.on == "z" or presses(weight) or vsm.coherence > 0)
     watched = watching(model, f"attn.hook_{vsm.on}", note) if vsm is not None and is_pressed else nullcontext()
     aux = phase.auxiliary or Auxiliary()
     extras = {"loss_mask": batch.mask, "z_loss": phase.z_loss, "entropy_bonus": entropy_bonus(aux, step)}
     with precision(batch.tokens.device.type, autocast), watched, seeing(model, aux) as seen:
-        loss = (call or model)(batch.tokens, return_type="loss", **extras)
+        loss = (model if call is None else call)(batch.tokens, return_type="loss", **extras)
     more = auxiliary_loss(model, aux, seen)
     total = loss if more is None else loss + more
     if not grams:
@@ -88,6 +90,11 @@ def objective(
     with torch.no_grad():
         mean_sigma = torch.stack([sigma(gram) for gram in grams]).mean()
     return Objective(total, loss.detach(), pressure.detach(), mean_sigma)
+
+
+def presses(weight: Scalar) -> bool:
+    """Whether VSM of this λ may weigh: of a tensor, whose value would have to be waited for, always."""
+    return isinstance(weight, Tensor) or weight != 0
 
 
 @contextmanager

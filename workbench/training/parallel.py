@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +29,7 @@ from workbench.models import HookedLM
 from workbench.models.load import resolve_device
 from workbench.runs import open_run
 from workbench.training.feed import Source, open_feed
+from workbench.training.gradients import Gradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.loop import NonFiniteLoss, StepRecord, Trainer, weights_dtype
 from workbench.training.mirror import mirror
@@ -185,13 +186,14 @@ class ParallelTrainer(Trainer):
         self.processes = f"{ranks.n} processes, {'FSDP' if fsdp else 'DDP'}"
         super().__init__(*arguments)
 
-    def _prepare(self, model: HookedLM) -> Callable[..., Tensor]:
+    def _prepare(self, model: HookedLM) -> Gradients:
         if self.fsdp:
             shard(model)
-            return model
+            return Gradients(model, self.phase, self.autocast)
         device_ids = [self.device] if self.device.startswith("cuda") else None
         is_recurrent = model.cfg.extensions.recurrence is not None  # some of its weights are read in some passes only
-        return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=is_recurrent)
+        call = DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=is_recurrent)
+        return Gradients(model, self.phase, self.autocast, call)
 
     def _build_optimizer(self, model: HookedLM) -> ShardedOptimizer:
         return ShardedOptimizer(model, self.phase.optimizer)
@@ -201,8 +203,8 @@ class ParallelTrainer(Trainer):
 
     def _prepare_micro_batch(self, *, is_last: bool) -> None:
         # gradients of the earlier ones stay where they are and go out with the last one's
-        if isinstance(self._call, DistributedDataParallel):
-            self._call.require_backward_grad_sync = is_last
+        if isinstance(self._gradients.call, DistributedDataParallel):
+            self._gradients.call.require_backward_grad_sync = is_last
         elif isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(is_last)
 

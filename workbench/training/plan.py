@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.memory import peak_bytes, resident_bytes
+from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
@@ -31,7 +31,9 @@ class PhaseCost:
     checkpoint_bytes: int
     """weights and optimizer state"""
     memory_bytes: int
-    """of the process, and on a GPU of the device too, at the peak of a step"""
+    """of the process at the peak of a step"""
+    device_bytes: int | None
+    """of a GPU at the peak of a step; None on a CPU"""
 
 
 def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
@@ -55,6 +57,7 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
         costs.append(_measure(model, recipe, index, device, autocast))
     n_steps = sum(phase.n_steps for phase in recipe.phases)
     tokens = [phase.n_steps * n_tokens_per_step(recipe, i) for i, phase in enumerate(recipe.phases)]
+    on_device = [c.device_bytes for c in costs if c.device_bytes is not None]
     kept = recipe.checkpoint.keep or n_steps // recipe.checkpoint.every + 1
     return {
         "recipe": recipe.name,
@@ -69,6 +72,7 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
         # while the newest is being written there is one more
         "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * (kept + 1),
         "bytes_in_memory": max(c.memory_bytes for c in costs),
+        **({"bytes_on_device": max(on_device)} if on_device else {}),
         "tokens_per_s_by_phase": {
             p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True)
         },
@@ -104,15 +108,16 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
         optimizer.step()
         micro_s.append(between - start)
         step_s.append(_clock(device) - between)
-    scale = phase.batch_size / n_rows
+    scale, is_cuda = phase.batch_size / n_rows, device.startswith("cuda")
     state = sum(t.numel() * t.element_size() for t in optimizer.state_dict().values())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return PhaseCost(
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
-        memory_bytes=_device_peak(model, phase, n_ctx, state, int(scale * sum(saved.values())), autocast)
-        if device.startswith("cuda")
-        else _process_peak(model, phase, n_ctx, run, n_rows, autocast),
+        memory_bytes=peak_bytes() if is_cuda else _process_peak(model, phase, n_ctx, run, n_rows, autocast),
+        device_bytes=_device_peak(model, phase, n_ctx, state, int(scale * sum(saved.values())), autocast)
+        if is_cuda
+        else None,
     )
 
 
@@ -133,10 +138,10 @@ def _process_peak(
 
 def _device_peak(model: HookedLM, phase: Phase, n_ctx: int, state: int, kept: int, autocast: torch.dtype | None) -> int:
     """Weights, gradients and moments; what backward needs; and beside it the logits at its beginning, or gradients of
-    activations, half as much again, on its way; with what the process itself holds."""
+    activations, half as much again, on its way."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     in_flight = max(_logits(model, phase.batch_size * n_ctx, autocast), kept // 2)
-    return resident_bytes() + 2 * weights + state + kept + in_flight
+    return 2 * weights + state + kept + in_flight
 
 
 def _logits(model: HookedLM, n_tokens: int, autocast: torch.dtype | None) -> int:

@@ -23,6 +23,7 @@ from workbench.training.quantization import (
     unpack_model,
 )
 from workbench.training.recipe import MonitorConfig, Phase, load_recipe, parse_recipe
+from workbench.training.vsm import Vsm
 
 EVERY = Auxiliary(td=0.001, gate_entropy=0.005, thermodynamic=0.05, temperature=0.5, compression=0.1)
 
@@ -83,6 +84,22 @@ def test_the_total_is_what_the_cache_gives():
     torch.testing.assert_close(found.total, expected)
     torch.testing.assert_close(found.loss, loss.detach())
     assert not any(point._forward_hooks for point in model.hook_points()), "the hooks are gone"
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "janus-v3"])
+def test_scalars_that_lie_in_tensors_make_the_same_gradients(kind):
+    """As a recorded graph has them: it cannot read λ and the step, which change behind it."""
+    of = {"auxiliary": EVERY} if kind == "recurrent" else {"vsm": Vsm()}
+    found = []
+    for weight, step in ((0.07, 300), (torch.tensor(0.07, dtype=torch.float64), torch.tensor(300))):
+        model = small_model(kind)
+        part = objective(model, Batch(tokens_for(model)), phase(**of), weight if "vsm" in of else 0.0, step=step)
+        part.total.backward()
+        found.append((part.total.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
+    (total, gradients), (again, others) = found
+    assert torch.equal(total, again)
+    assert len(gradients) == len(others) > 0
+    assert all(map(torch.equal, gradients, others))
 
 
 def test_no_weights_no_change():

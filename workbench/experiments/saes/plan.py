@@ -20,7 +20,7 @@ from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, coll
 from workbench.experiments.harvest import run_watched
 from workbench.experiments.saes.evaluation import measure, splice
 from workbench.experiments.subject import check_hooks, device_of
-from workbench.memory import check_memory, peak_bytes
+from workbench.memory import check_memory, planned_bytes
 from workbench.models.config import Frozen, describe_errors
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of a SAE's seed
@@ -205,7 +205,7 @@ def estimate(
     n_weights = sum(parameter.numel() for parameter in trainer.sae.parameters())
     save({name: tensor.contiguous() for name, tensor in trainer.state_dict().items()})
     _measure_batch(model, tokens, plan, trainer.sae)
-    n_sequences = math.ceil(settings.buffer_tokens / n_ctx)
+    buffered = 4 * len(plan.slots) * math.ceil(settings.buffer_tokens / n_ctx) * n_ctx * d_in
     return {
         "n_saes": config.n_saes,
         "d_in": d_in,
@@ -215,8 +215,7 @@ def estimate(
         # the stack; while it trains, the state with its moments
         "bytes_on_disk": 4 * n_weights + 12 * n_weights,
         # the buffer, or a shard as a file and as tensors
-        "bytes_in_memory": peak_bytes()
-        + (4 * len(plan.slots) * n_sequences * n_ctx * d_in if shard_bytes is None else 2 * shard_bytes),
+        **planned_bytes(device, on_host=2 * (shard_bytes or 0), on_device=0 if shard_bytes is not None else buffered),
         "seconds": round(n_steps * min(step_s) + n_tokens * forward_s, 1),
     }
 

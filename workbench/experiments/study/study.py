@@ -143,6 +143,7 @@ def plan(
     settings = load_study(recipe, _with_seeds(overrides, seeds))
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
     trainings = {own.name: plan_training(own, device=device) for own in recipes}
+    memory = [what for what in ("bytes_in_memory", "bytes_on_device") if what in trainings[recipes[0].name]]
     n_slots = sum(own.model.n_layers * own.model.n_heads for own in recipes) * n_seeds
     return {
         "study": settings.name,
@@ -153,7 +154,7 @@ def plan(
         "n_saes": n_slots * len(settings.sae_l1) * len(settings.sae_seeds) * ("saes" in settings.analyses),
         "n_train_tokens": n_seeds * sum(found["n_tokens"] for found in trainings.values()),
         "bytes_on_disk": n_seeds * sum(found["bytes_on_disk"] for found in trainings.values()),
-        "bytes_in_memory": max(found["bytes_in_memory"] for found in trainings.values()),
+        **{what: max(found[what] for found in trainings.values()) for what in memory},
         "seconds_of_training": n_seeds * sum(found["seconds"] for found in trainings.values()),
         "trainings": trainings,
     }

@@ -11,7 +11,7 @@ from workbench.data.batteries import PromptSet, RecallSet, recall_items
 from workbench.experiments.plan import fastest
 from workbench.experiments.text_quality.continuations import ROWS_TOGETHER, encode_prompts
 from workbench.experiments.text_quality.recall import encode_item, recall_margins
-from workbench.memory import peak_bytes
+from workbench.memory import planned_bytes
 from workbench.models.generate import continue_prompts
 
 N_TOKENS_TIMED = 8
@@ -51,6 +51,6 @@ def plan_text_quality(
         "n_continuations": n_rows,
         "n_tokens": n_rows * max_new_tokens,
         "n_recall_items": len(items),
-        "bytes_in_memory": peak_bytes() + cached,
+        **planned_bytes(cfg.device, on_device=cached),
         "seconds": round(seconds, 1),
     }
