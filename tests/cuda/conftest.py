@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # whose ground, a run of every kind, serves here too
+HERE = Path(__file__).parent
+
+sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]  
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    here = [item for item in items if HERE in item.path.parents]
     for item in here:
         item.add_marker(pytest.mark.gpu)
         if not torch.cuda.is_available():

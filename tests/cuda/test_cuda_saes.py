@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from waits import waits
 
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer
 
@@ -71,7 +72,7 @@ def test_compiled_is_the_same_arithmetic(use_bf16: bool) -> None:
     for use_compile in (False, True):
         trainer = trainer_on("cuda", torch.float32, {}, use_bf16=use_bf16, use_compile=use_compile)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
+            warnings.simplefilter("ignore")  # the compiler's own
             stats = [trainer.step(x.cuda()) for x in batches(torch.float32)]
         assert stats[-1].is_compiled is use_compile
         losses.append(torch.stack([s.loss for s in stats]).cpu())
@@ -83,12 +84,8 @@ def test_a_step_waits_for_the_device_once() -> None:
     """The loss is read, so that training stops before a nan reaches the weights; nothing else is."""
     trainer, data = trainer_on("cuda", torch.float32, {}), [x.cuda() for x in batches(torch.float32)]
     trainer.step(data[0])
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            trainer.step(data[1])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    waits = [str(w.message) for w in seen if "synchroniz" in str(w.message)]
-    assert len(waits) <= 1, waits
+    with warnings.catch_warnings(record=True) as seen, waits("warn"):
+        warnings.simplefilter("always")
+        trainer.step(data[1])
+    reads = [str(w.message) for w in seen if "synchroniz" in str(w.message)]
+    assert len(reads) <= 1, reads

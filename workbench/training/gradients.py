@@ -61,6 +61,8 @@ class RecordedGradients(Gradients):
         super().__init__(model, phase, autocast)
         self._recordings: dict[bool, _Recording] = {}
         self._kept: list[tuple[Tensor, Tensor]] = []  # a weight that has a gradient, and the memory for it
+        # of all recordings: a weight's node in autograd's graph may outlive one, and belongs to its stream
+        self._stream = torch.cuda.Stream(model.W_E.device)
 
     def __call__(self, batch: Batch, weight: Scalar, step: int | Tensor) -> Objective:
         is_pressed = presses(weight)
@@ -87,25 +89,25 @@ class RecordedGradients(Gradients):
     def _record(self, batch: Batch, is_pressed: bool) -> _Recording:
         device = batch.tokens.device
         own = Batch(batch.tokens.clone(), None if batch.mask is None else batch.mask.clone())
-        weight = torch.zeros((), dtype=torch.float64, device=device) if is_pressed else 0.0
+        # as wide as the loss: between two scalars the wider decides
+        weight = torch.zeros((), dtype=self.model.W_E.dtype, device=device) if is_pressed else 0.0
         step = torch.zeros((), dtype=torch.int64, device=device)
         parameters = list(self.model.parameters())
         before = [p.grad for p in parameters]
-        # once as usual, on a stream of its own, as CUDA asks: libraries set themselves up, and it turns out which
-        # weights have a gradient at all
+        # once as usual, beside the stream that is waited for, as CUDA asks: libraries set themselves up, and it turns
+        # out which weights have a gradient at all
         for parameter in parameters:
             parameter.grad = None
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
             super().__call__(own, weight, step)
-        torch.cuda.current_stream(device).wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(self._stream)
         if not self._kept:
             self._kept = [(p, torch.zeros_like(p)) for p in parameters if p.grad is not None]
         for parameter, kept in self._kept:
             parameter.grad = kept
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # notes what would run, and runs nothing
+        with torch.cuda.graph(graph, stream=self._stream):  # notes what would run, and runs nothing
             part = super().__call__(own, weight, step)
         for parameter, grad in zip(parameters, before, strict=True):
             parameter.grad = grad

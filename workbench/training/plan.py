@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
-from workbench.training.objective import Batch, autocast_dtype, objective
+from workbench.training.gradients import Gradients
+from workbench.training.monitor import measure
+from workbench.training.objective import Batch, autocast_dtype, held_out_loss
 from workbench.training.optimizers import Optimizer
 from workbench.training.recipe import Phase, Recipe, n_tokens_per_step, phase_model
 
@@ -81,24 +82,18 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
 
 
 def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast: torch.dtype | None) -> PhaseCost:
-    phase, n_ctx = recipe.phases[index], recipe.model.n_ctx
-    optimizer = Optimizer(model, phase.optimizer)
+    phase, n_ctx, is_cuda = recipe.phases[index], recipe.model.n_ctx, device.startswith("cuda")
+    optimizer, gradients = Optimizer(model, phase.optimizer), Gradients(model, phase, autocast)
     n_rows = max(1, min(phase.batch_size, TIMED_TOKENS // n_ctx))
-    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    saved: dict[int, int] = {}  # storage -> bytes of what backward needs
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def made_up(n: int) -> Batch:
+        return Batch(torch.arange(n * n_ctx, device=device).reshape(n, n_ctx) % model.cfg.d_vocab)
 
-    def run(n_rows: int) -> None:
-        tokens = torch.arange(n_rows * n_ctx, device=device).reshape(n_rows, n_ctx) % model.cfg.d_vocab
-        saved.clear()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            total = objective(model, Batch(tokens), phase, weight=0.01, autocast=autocast).total
-        total.backward()
+    def run(n: int) -> None:
+        gradients(made_up(n), 0.01, 0)
+
+    def peak() -> int:
+        return torch.cuda.max_memory_allocated(device) if is_cuda else peak_bytes()
 
     micro_s, step_s = [], []
     for _ in range(N_TIMED):
@@ -108,40 +103,42 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
         optimizer.step()
         micro_s.append(between - start)
         step_s.append(_clock(device) - between)
-    scale, is_cuda = phase.batch_size / n_rows, device.startswith("cuda")
+    scale = phase.batch_size / n_rows
     state = sum(t.numel() * t.element_size() for t in optimizer.state_dict().values())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    at_peak = _peak_of_step(model, phase, n_ctx, run, n_rows, autocast, peak)
+    if is_cuda:  # of its memory libraries take no part, in which what judges the training would vanish
+        held_out_loss(model, made_up(min(phase.batch_size, recipe.data.n_held_out_windows)), phase.batch_size)
+        if recipe.monitor.every:
+            measure(model, made_up(recipe.monitor.n_sequences).tokens, recipe.monitor)
     return PhaseCost(
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
-        memory_bytes=peak_bytes() if is_cuda else _process_peak(model, phase, n_ctx, run, n_rows, autocast),
-        device_bytes=_device_peak(model, phase, n_ctx, state, int(scale * sum(saved.values())), autocast)
-        if is_cuda
-        else None,
+        # a checkpoint passes the host as tensors and as bytes
+        memory_bytes=peak_bytes() + 2 * (weights + state) if is_cuda else at_peak,
+        device_bytes=max(at_peak, peak()) if is_cuda else None,
     )
 
 
-def _process_peak(
-    model: HookedLM, phase: Phase, n_ctx: int, run: Callable[[int], None], n_rows: int, autocast: torch.dtype | None
+def _peak_of_step(
+    model: HookedLM,
+    phase: Phase,
+    n_ctx: int,
+    run: Callable[[int], None],
+    n_rows: int,
+    autocast: torch.dtype | None,
+    peak: Callable[[], int],
 ) -> int:
-    """The process's peak at the phase's whole micro-batch, of which n_rows rows were run: it grows with them in a
-    straight line, but for the logits, of which no more than a chunk is held."""
-    before, n_more = peak_bytes(), min(2 * n_rows, phase.batch_size)
+    """The peak at the phase's whole micro-batch, of which n_rows rows were run: it grows with them in a straight line,
+    but for the logits, of which no more than a chunk is held."""
+    before, n_more = peak(), min(2 * n_rows, phase.batch_size)
     per_row = 0.0
     if n_more > n_rows:
         run(n_more)
         of_logits = _logits(model, n_more * n_ctx, autocast) - _logits(model, n_rows * n_ctx, autocast)
-        per_row = max(0.0, (peak_bytes() - before - of_logits) / (n_more - n_rows))
+        per_row = max(0.0, (peak() - before - of_logits) / (n_more - n_rows))
     more_logits = _logits(model, phase.batch_size * n_ctx, autocast) - _logits(model, n_more * n_ctx, autocast)
-    return peak_bytes() + more_logits + int(per_row * (phase.batch_size - n_more))
-
-
-def _device_peak(model: HookedLM, phase: Phase, n_ctx: int, state: int, kept: int, autocast: torch.dtype | None) -> int:
-    """Weights, gradients and moments; what backward needs; and beside it the logits at its beginning, or gradients of
-    activations, half as much again, on its way."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    in_flight = max(_logits(model, phase.batch_size * n_ctx, autocast), kept // 2)
-    return 2 * weights + state + kept + in_flight
+    return peak() + more_logits + int(per_row * (phase.batch_size - n_more))
 
 
 def _logits(model: HookedLM, n_tokens: int, autocast: torch.dtype | None) -> int:

@@ -91,9 +91,9 @@ def test_scalars_that_lie_in_tensors_make_the_same_gradients(kind):
     """As a recorded graph has them: it cannot read λ and the step, which change behind it."""
     of = {"auxiliary": EVERY} if kind == "recurrent" else {"vsm": Vsm()}
     found = []
-    for weight, step in ((0.07, 300), (torch.tensor(0.07, dtype=torch.float64), torch.tensor(300))):
+    for weight, step in ((0.07, 300), (torch.tensor(0.07), torch.tensor(300))):
         model = small_model(kind)
-        part = objective(model, Batch(tokens_for(model)), phase(**of), weight if "vsm" in of else 0.0, step=step)
+        part = objective(model, Batch(tokens_for(model)), phase(**of), weight, step=step)
         part.total.backward()
         found.append((part.total.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
     (total, gradients), (again, others) = found
