@@ -13,7 +13,7 @@ import torch
 
 HERE = Path(__file__).parent
 
-sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]  
+sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]  # whose ground, a run of every kind, serves here too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
