@@ -114,8 +114,7 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
     return PhaseCost(
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
-        # a checkpoint passes the host as tensors and as bytes
-        memory_bytes=peak_bytes() + 2 * (weights + state) if is_cuda else at_peak,
+        memory_bytes=peak_bytes() + weights + state if is_cuda else at_peak,  # a checkpoint passes the host
         device_bytes=max(at_peak, peak()) if is_cuda else None,
     )
 
