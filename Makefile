@@ -45,12 +45,14 @@ bench: .venv/installed-test
 KILLS ?= 100
 CORRUPTIONS ?= 1000
 EXAMPLES ?= 2000
+# 0: every write; those of the study alone take two hours
+WRITES ?= 0
 LOAD_SECONDS ?= 7200
 FAULTS := benchmarks/results/faults.csv
 
 faults: .venv/installed-test
 	$(BIN)/python -m pytest tests/faults -m '' --timeout 0 --kills $(KILLS) --corruptions $(CORRUPTIONS) \
-	  --examples $(EXAMPLES) --load-seconds $(LOAD_SECONDS) --tally $(FAULTS); found=$$?; $(BIN)/python -m docs.faults; exit $$found
+	  --examples $(EXAMPLES) --writes $(WRITES) --load-seconds $(LOAD_SECONDS) --tally $(FAULTS); found=$$?; $(BIN)/python -m docs.faults; exit $$found
 
 # readers under a fuzzer that watches which branches it reaches, so many seconds each; atheris is for Linux and macOS
 SECONDS_EACH ?= 60
