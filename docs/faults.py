@@ -13,8 +13,8 @@ HEAD = """# Faults
 Written by `make docs` from `benchmarks/results/faults.csv`, which `make faults` measures anew. *Tried* is how many
 faults of a kind were made, *right* how many came out as they must. A short form runs with the other tests.
 
-The figures here were put together from runs of its parts, on two cores and, for disks, places and the kills of
-training, harvest, SAEs and ablation, on a machine with sixteen. The disks' are the short form: six writes of each sort.
+The figures here were put together from runs of its parts, on two cores and, for a study's disks and kills and part of the
+other kills, on a machine with sixteen. Disks: every write of every verb, and besides a tmpfs of 24 sizes.
 """
 # kind in the table -> what was done, and what is right
 KINDS = {

@@ -1,4 +1,4 @@
-"""A disk that is really full: `python tests/faults/small_disk.py PLACE STAGE N` prints, as JSON, what became of the verb.
+"""A disk that is really full: `python tests/faults/small_disk.py PLACE STAGE N` prints, as JSON, what became of N.
 
 A tmpfs is mounted, of N sizes from a page to what an undisturbed run leaves, and the verb writes into it (in a child of
 a process that has loaded everything, see `kills`). It must end with one line and exit code 1, leave nothing under the

@@ -13,7 +13,7 @@ from processes import ROOT, environment
 HERE = Path(__file__).parent
 STAGES = ("training", "automata", "harvest", "SAE training", "ablation", "probe", "study")
 # what takes a moment; the others belong to the slow tests
-QUICK = ("training", "harvest")
+QUICK = ("training", "automata", "harvest")
 
 
 @pytest.mark.parametrize(
