@@ -8,7 +8,7 @@ the same kernels on the same numbers in the same order, so that what is trained 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -115,6 +115,9 @@ class RecordedGradients(Gradients):
 
 
 def _copy(part: Objective) -> Objective:
-    """The same numbers in memory of their own."""
-    values = {f.name: getattr(part, f.name) for f in fields(Objective)}
-    return Objective(**{name: None if value is None else value.detach().clone() for name, value in values.items()})
+    """The same numbers in memory of their own, with nothing of autograd's."""
+
+    def own(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach().clone()
+
+    return Objective(part.total.detach().clone(), part.loss.clone(), own(part.vsm), own(part.sigma))
