@@ -41,8 +41,8 @@ def fill(stage: str, command: str, n: int) -> Outcome:
     # a page more for each: names and directories lie there too
     n_pages = sum(-(-path.stat().st_size // PAGE_BYTES) + 1 for path in Path("whole").rglob("*"))
     outcome.n_writes = n_pages
-    for i in range(n):
-        size = PAGE_BYTES * (2 + i * n_pages // n)
+    for n_here in sorted({2 + i * n_pages // n for i in range(n)}):
+        size = PAGE_BYTES * n_here
         mount(size)
         try:
             wrong = _one(command, wanted)
