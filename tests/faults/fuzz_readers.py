@@ -38,11 +38,7 @@ def _concepts(_: Path) -> list[bytes]:
 # name -> (the file that is written, good files to begin with, how it is read)
 READERS: dict[str, tuple[str, Callable[[Path], list[bytes]], Callable[[Path], object]]] = {
     "manifest": ("manifest.json", _manifests, lambda path: verify_manifest(path.parent)),
-    "recipe": (
-        "recipe.toml",
-        lambda _: [path.read_bytes() for path in sorted(RECIPES.glob("*-nano.toml"))],
-        load_recipe,
-    ),
+    "recipe": ("recipe.toml", _recipes, load_recipe),
     "concepts": ("concepts.toml", _concepts, read_concepts),
 }
 
