@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process, a place for helpers that are not tests, `--figures`."""
+"""Shared by all tests: one thread a process, the places of helpers that are not tests, `--figures`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 # tests run side by side, and small tensors gain nothing by a second thread; torch reads this once
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-sys.path.insert(0, str(Path(__file__).parent / "workbench"))
+sys.path[:0] = [str(Path(__file__).parent / place) for place in ("workbench", "faults")]
 
 
 def pytest_addoption(parser) -> None:

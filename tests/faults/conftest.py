@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import csv
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from grounds import Ground, write_ground  # noqa: E402 - the path above leads to it
+from grounds import Ground, write_ground
 
 # the short form, for every run of the tests; `make faults` gives the counts of the full one
 COUNTS = {"kills": 2, "corruptions": 60, "examples": 60, "writes": 6, "tokens": 200, "load-seconds": 60}

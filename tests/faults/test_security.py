@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from damage import copy
 from grounds import call
+from processes import environment
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(file for package in ("workbench", "sae", "probes", "reports") for file in (ROOT / package).rglob("*.py"))
@@ -236,10 +236,10 @@ HUB_NAMES = (
 
 def test_offline_refuses_a_hub_name_without_a_connection(tmp_path, tally) -> None:
     """Its own process: what --offline refuses is refused until the process ends."""
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hub")}
+    own = environment(HF_HOME=str(tmp_path / "hub"))
     command = [sys.executable, "-c", OFFLINE, str(ROOT)]
     done = subprocess.run(
-        command, input=json.dumps(HUB_NAMES), capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        command, input=json.dumps(HUB_NAMES), capture_output=True, text=True, cwd=tmp_path, env=own, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     connected, results = json.loads(done.stdout.splitlines()[-1])
@@ -271,4 +271,4 @@ def test_offline_refuses_any_connection() -> None:
         "server = socket.create_server(('127.0.0.1', 0))\n"
         "socket.create_connection(server.getsockname(), 1).close()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from processes import environment
 from typer.testing import CliRunner
 
 from reports.tables import read_table
@@ -410,7 +411,7 @@ def test_the_allocator_is_set_unless_it_is_switched_off(switch, wanted):
         "import os; from workbench.cli.allocator import keep_large_blocks as keep\n"
         "print(keep(), os.environ.get('THP_MEM_ALLOC_ENABLE'))"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
-    environment |= {"WORKBENCH_ALLOCATOR": switch, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    env = environment(WORKBENCH_ALLOCATOR=switch)
+    env.pop("THP_MEM_ALLOC_ENABLE", None)
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == wanted

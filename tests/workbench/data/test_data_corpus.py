@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import environment
 
 from workbench.data.corpus import EMBEDDED, Document, iter_documents, read_documents, split_documents
 
@@ -185,7 +186,7 @@ def test_a_hub_name_is_read_from_the_local_cache_offline_and_refused_without(tmp
             else:
                 raise AssertionError(name)
     """
-    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
+    env = environment(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

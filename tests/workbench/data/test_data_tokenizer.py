@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import environment
 from tokenizers import Tokenizer
 
 from workbench.data.corpus import EMBEDDED, read_documents, split_documents
@@ -138,7 +138,7 @@ def test_a_hub_name_comes_from_the_cache_offline_or_is_refused(tmp_path: Path, e
             else:
                 raise AssertionError(name)
     """
-    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
+    env = environment(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, check=False
     )
