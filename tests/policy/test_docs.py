@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs import claims, faults
+from docs import claims, faults, numerics
 from docs.build import PAGE, render
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,10 @@ def test_the_page_of_claims_is_current():
 
 def test_the_page_of_faults_is_current():
     assert faults.PAGE.read_text(encoding="utf-8") == faults.render(), "run `make docs`"
+
+
+def test_the_page_of_numerics_is_current():
+    assert numerics.PAGE.read_text(encoding="utf-8") == numerics.render(), "run `make docs`"
 
 
 def test_every_relative_link_of_the_docs_leads_somewhere():
