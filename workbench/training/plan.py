@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.memory import peak_bytes
 from workbench.models import HookedLM
@@ -92,9 +93,6 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
     def run(n: int) -> None:
         gradients(made_up(n), 0.01, 0)
 
-    def peak() -> int:
-        return torch.cuda.max_memory_allocated(device) if is_cuda else peak_bytes()
-
     micro_s, step_s = [], []
     for _ in range(N_TIMED):
         start = _clock(device)
@@ -106,7 +104,7 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
     scale = phase.batch_size / n_rows
     state = sum(t.numel() * t.element_size() for t in optimizer.state_dict().values())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    at_peak = _peak_of_step(model, phase, n_ctx, run, n_rows, autocast, peak)
+    at_peak = _peak_of_step(model, phase, n_ctx, run, n_rows, autocast)
     if is_cuda:  # of its memory libraries take no part, in which what judges the training would vanish
         held_out_loss(model, made_up(min(phase.batch_size, recipe.data.n_held_out_windows)), phase.batch_size)
         if recipe.monitor.every:
@@ -115,29 +113,48 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
         memory_bytes=peak_bytes() + weights + state if is_cuda else at_peak,  # a checkpoint passes the host
-        device_bytes=max(at_peak, peak()) if is_cuda else None,
+        device_bytes=max(at_peak, _peak(device)) if is_cuda else None,
     )
 
 
 def _peak_of_step(
-    model: HookedLM,
-    phase: Phase,
-    n_ctx: int,
-    run: Callable[[int], None],
-    n_rows: int,
-    autocast: torch.dtype | None,
-    peak: Callable[[], int],
+    model: HookedLM, phase: Phase, n_ctx: int, run: Callable[[int], None], n_rows: int, autocast: torch.dtype | None
 ) -> int:
     """The peak at the phase's whole micro-batch, of which n_rows rows were run: it grows with them in a straight line,
-    but for the logits, of which no more than a chunk is held."""
-    before, n_more = peak(), min(2 * n_rows, phase.batch_size)
+    but for the logits, of which no more than a chunk is held. The line rises by what the peak has grown over twice the
+    rows; on a CPU, where libraries may have made the first peak, at least by what backward needs of a row, and half
+    as much again for gradients on their way."""
+    device = model.cfg.device
+    before, n_more = _peak(device), min(2 * n_rows, phase.batch_size)
     per_row = 0.0
     if n_more > n_rows:
-        run(n_more)
+        needed = 1.5 * _kept_for_backward(model, lambda: run(n_more)) / n_more
         of_logits = _logits(model, n_more * n_ctx, autocast) - _logits(model, n_rows * n_ctx, autocast)
-        per_row = max(0.0, (peak() - before - of_logits) / (n_more - n_rows))
+        grown = (_peak(device) - before - of_logits) / (n_more - n_rows)
+        per_row = max(0.0, grown) if device.startswith("cuda") else max(needed, grown)
     more_logits = _logits(model, phase.batch_size * n_ctx, autocast) - _logits(model, n_more * n_ctx, autocast)
-    return peak() + more_logits + int(per_row * (phase.batch_size - n_more))
+    return _peak(device) + more_logits + int(per_row * (phase.batch_size - n_more))
+
+
+def _peak(device: str) -> int:
+    """The most that a GPU has had allocated, or this process in memory."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak_bytes()
+
+
+def _kept_for_backward(model: HookedLM, run: Callable[[], None]) -> int:
+    """Bytes of the tensors that autograd keeps while it runs, the weights left out."""
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
 
 
 def _logits(model: HookedLM, n_tokens: int, autocast: torch.dtype | None) -> int:
