@@ -111,6 +111,7 @@ CASES = [
     (f"sae-train --ckpt {{model}} {T} --set expansion=1000000000 --dry-run", 1, "GiB are free on cpu; want less"),
     (f"sae-train --ckpt {{model}} {T} --set buffer_tokens=1000000000000", 1, "buffer of 1,000,000,000,000 tokens"),
     ("train {recipe.toml} --set model.d_model=800000000", 1, "a model of d_model = 800,000,000 needs"),
+    ("train {recipe.toml} --set phases.0.batch_size=100000000000", 1, "(phases.0.batch_size) needs"),
     ("sae-train --ckpt {model} --shards nowhere", 1, "nowhere/shards.json is missing"),
     ("sae-train --ckpt {model} --shards {model}", 1, "shards.json is missing; want a harvest's directory"),
     # windows and data

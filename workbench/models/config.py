@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from workbench.memory import check_memory
 from workbench.runs import shorten
 
 MAX_FAULTS = 5  # that an error names
@@ -268,6 +269,11 @@ def least_bytes(cfg: ModelConfig) -> int:
     n_blocks = cfg.n_layers if recurrence is None else recurrence.n_unique
     n_weights = cfg.d_model * (cfg.d_vocab + 2 * n_blocks * (cfg.d_mlp + cfg.n_heads * cfg.d_head))
     return n_weights * cfg.dtype.itemsize
+
+
+def check_size(cfg: ModelConfig) -> None:
+    """Nothing; raises ValueError for a model that memory cannot hold."""
+    check_memory(f"a model of d_model = {cfg.d_model:,}", least_bytes(cfg), cfg.device)
 
 
 def check_boundaries(boundaries: tuple[int, ...], n_layers: int) -> None:

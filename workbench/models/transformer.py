@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from workbench.memory import check_memory
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, State
-from workbench.models.config import ModelConfig, Recurrence, least_bytes
+from workbench.models.config import ModelConfig, Recurrence, check_size
 from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooking import CheckedHooks
 from workbench.models.layers import KeyValueCache, Norm
@@ -77,7 +76,7 @@ class HookedLM(CheckedHooks):
 
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
-        check_memory(f"a model of d_model = {cfg.d_model:,}", least_bytes(cfg), cfg.device)
+        check_size(cfg)
         self.cfg, self.tokenizer = cfg, tokenizer
         self.shares_routing = True  # a block then reads later blocks' queries: not where weights are sharded by block
         self.embed, self.hook_embed = Embed(cfg), HookPoint()

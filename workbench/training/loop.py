@@ -28,7 +28,7 @@ from workbench.training.monitor import measure, monitor_columns
 from workbench.training.objective import Objective, autocast_dtype, held_out_loss, reproducible
 from workbench.training.optimizers import Optimizer
 from workbench.training.progress import Meter, progress_meter
-from workbench.training.recipe import Phase, Recipe, apply_overrides, load_recipe, phase_model
+from workbench.training.recipe import Phase, Recipe, apply_overrides, check_room, load_recipe, phase_model
 from workbench.training.schedules import multiplier
 from workbench.training.state import (
     Checkpoint,
@@ -101,8 +101,8 @@ def train(
         settings: further overrides, as keywords: `train(..., **{"phases.0.n_steps": 10})`.
 
     Raises:
-        ValueError: a wrong recipe, override, device or dtype; data that do not fit; a directory in the way; a
-            checkpoint that is altered or of something else; a disk that is full.
+        ValueError: a wrong recipe, override, device or dtype; data that do not fit; a micro-batch that memory cannot
+            hold; a directory in the way; a checkpoint that is altered or of something else; a disk that is full.
         NonFiniteLoss: naming the step and the last good checkpoint.
         Interrupted: after SIGINT, SIGTERM or stop_after, with the state saved.
     """
@@ -123,6 +123,7 @@ def train(
         raise ValueError("fsdp: got one process; want several, started by torchrun")
     device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
+    check_room(recipe, device)
     # Data that do not fit leave nothing behind; where something is in the way, that is said first.
     is_new = not Path(out).exists() and not Path(f"{out}.partial").exists()
     feed = open_feed(recipe, cache) if is_new else None

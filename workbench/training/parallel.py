@@ -35,7 +35,7 @@ from workbench.training.loop import NonFiniteLoss, StepRecord, Trainer, weights_
 from workbench.training.mirror import mirror
 from workbench.training.objective import Objective, autocast_dtype
 from workbench.training.progress import Meter, progress_meter
-from workbench.training.recipe import Recipe
+from workbench.training.recipe import Recipe, check_room
 from workbench.training.sharded_optimizer import ShardedOptimizer, whole
 from workbench.training.state import clear_leftovers, step_name
 
@@ -136,6 +136,7 @@ def train_together(
         with ranks.together():
             autocast = autocast_dtype(ranks.device, dtype)
             check_batches(recipe, ranks.n)
+            check_room(recipe, ranks.device, ranks.n)
             feed = open_feed(recipe, cache)
         with ranks.together():
             run = None

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from workbench.data.nca import PRESETS, NCAConfig
-from workbench.models.config import AttnRes, Frozen, ModelConfig, describe_errors, join_faults
+from workbench.memory import check_memory
+from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, join_faults
 from workbench.runs import shorten
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
@@ -158,6 +159,20 @@ def n_tokens_per_step(recipe: Recipe, index: int) -> int:
     """Tokens that one optimizer step of phase `index` reads."""
     phase = recipe.phases[index]
     return phase.batch_size * phase.n_accumulation * recipe.model.n_ctx
+
+
+def check_room(recipe: Recipe, device: str = "cpu", n_processes: int = 1) -> None:
+    """Nothing; raises ValueError where memory cannot hold the model, or a process's share of a micro-batch: at the very
+    least its tokens, and for every layer the residual stream that the backward pass needs."""
+    cfg = recipe.model
+    for i, phase in enumerate(recipe.phases):
+        check_size(phase_model(recipe, i))
+        n_rows = phase.batch_size // n_processes
+        check_memory(
+            f"a micro-batch of {n_rows:,} sequences of {cfg.n_ctx:,} tokens (phases.{i}.batch_size)",
+            n_rows * cfg.n_ctx * (8 + 4 * cfg.d_model * cfg.n_layers),
+            device,
+        )
 
 
 def recipe_names() -> list[str]:
