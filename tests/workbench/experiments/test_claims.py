@@ -268,6 +268,21 @@ def test_mlp_spectra_diverge_as_much_as_their_ranks_say() -> None:
     assert same["verdict"] == "not measured"  # nothing to divide by
 
 
+def test_spectra_that_seeds_of_one_model_would_give_are_not_seen() -> None:
+    tables = spectra(0.12, 0.04)  # three times as far
+    df = tables["weight_spectra"]
+    is_attention = df["matrix"].isin(["W_Q", "W_O"])
+    # seeds of one model lie apart by `gap` of their mean in attention, by .02 in MLPs; pairs of models as before
+    for gap, verdict in ((0.1, "not seen"), (0.03, "reproduced")):
+        apart = [((2 + g) / (2 - g)) ** df["seed"] for g in (gap, 0.02)]
+        ranks = (df["nuclear_rank"] / (20.0 + df["layer"] + 3 * df["seed"])) * (20.0 + df["layer"])
+        altered = df.assign(nuclear_rank=ranks * np.where(is_attention, *apart))
+        row = row_of("kotodama-mlp-spectra", {"weight_spectra": altered})
+        assert row["effect"] == pytest.approx(2.0)
+        assert row["verdict"] == verdict
+        assert row["why"].startswith("Between seeds of one and the same model attention diverges")
+
+
 def components(cosine: float, baseline: float = 0.07, seeds=(0, 1, 2)) -> dict[str, pd.DataFrame]:
     """pc_cosine of P3-Muon against two others, once named first and once second; the embedding and the second component
     hold nonsense."""

@@ -201,3 +201,21 @@ def test_no_effect_is_called_one_in_twenty_times() -> None:
     called = np.mean([verdict != "not seen" for verdict in verdicts])
     assert called == pytest.approx(0.05, abs=3 * math.sqrt(0.95 * 0.05 / n_studies))
     assert verdicts.count("reversed") / n_studies == pytest.approx(0.025, abs=0.0075)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "chance", "verdict"),
+    [
+        ((0.4, 1.0), 0.3, "reproduced"),
+        ((0.4, 1.0), 0.4, "not seen"),  # an interval that ends at what chance gives holds it
+        ((0.4, 1.0), 0.9, "not seen"),
+        ((0.4, 1.0), 2.0, "not seen"),
+        ((0.4, 1.0), -2.0, "reproduced"),
+        ((-1.0, -0.4), 0.9, "reversed"),
+    ],
+)
+def test_what_chance_gives_too_is_not_seen(bounds, chance, verdict) -> None:
+    low, high = bounds
+    assert judge(Effect((low + high) / 2, bounds, 3, "paired"), 0.8, 1, chance=chance) == verdict
+    mirrored = Effect(-(low + high) / 2, (-high, -low), 3, "paired")
+    assert judge(mirrored, -0.8, -1, chance=-chance) == verdict

@@ -58,7 +58,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "ci_low": shown(low, claim.scale),
         "ci_high": shown(high, claim.scale),
         "n": effect.n,
-        "verdict": judge(effect, published, SIDES[claim.direction], margin),
+        "verdict": judge(effect, published, SIDES[claim.direction], margin, evidence.chance),
         "measure": claim.measure.name,
         "source_table": claim.measure.table,
         "control": wording.control(evidence),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from workbench.experiments.study.measures import (
     Tables,
     component_ratio,
     divergence_ratio,
+    part_divergence,
     ratio_bounds,
     read_measure,
+    spectra,
     top_heads,
 )
 from workbench.experiments.study.verdicts import UNKNOWN, Effect, effect_over_seeds
@@ -39,6 +42,8 @@ class Evidence:
     """name -> the same measure on another model"""
     n_pairs: int = 0
     """pairs that the study has"""
+    chance: float | None = None
+    """the effect between seeds of one and the same model, where the measure has one there and it was measured"""
 
     @property
     def missing_roles(self) -> tuple[str, ...]:
@@ -61,7 +66,8 @@ def gather(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> Evidence:
     if claim.compared.pairs:
         reading, n_pairs = read_pairs(claim, tables, roles)
         effect = effect_over_seeds(claim.compared.null, reading.values, claim.scale)
-        return Evidence(claim, tables, roles, effect, treated=reading, n_pairs=n_pairs)
+        chance = by_chance(claim, tables, roles) if claim.measure.kind == "divergence" else None
+        return Evidence(claim, tables, roles, effect, treated=reading, n_pairs=n_pairs, chance=chance)
     reference, treated, effect = compare(claim, claim.measure, claim.compared, tables, roles)
     beside = {}
     for other in claim.beside:
@@ -91,6 +97,17 @@ def compare(
     if measure.kind == "top head":
         own = ratio_bounds(*(top_heads(tables, measure, model) for model in models))
     return reference, treated, effect_over_seeds(reference.values, treated.values, claim.scale, own)
+
+
+def by_chance(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> float | None:
+    """Mean log of the divergence ratio between seeds of one and the same model, each seed and the next, over the first
+    models of the pairs; None where no model has two seeds."""
+    logs = []
+    for role in dict.fromkeys(first for first, _ in claim.compared.pairs if first in roles):
+        own = list(spectra(tables, claim.measure.table, roles[role]).values())
+        ratios = [part_divergence(a, b) for a, b in itertools.pairwise(own)]
+        logs += [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
+    return float(np.mean(logs)) if logs else None
 
 
 def read_pairs(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> tuple[Reading, int]:

@@ -215,9 +215,10 @@ def notes(context: Context) -> list[str]:
     if recipe.roles:
         said.append(
             "The ledger’s layers correspond to the published models’ by (layer + 1) / layers. A verdict asks for a "
-            "95 % interval, over three or more seeds or the measure’s own: “not seen” where it holds zero, “reversed” "
-            "on the other side of zero than the published effect, “reproduced” on its side with at least half of its "
-            "size over three or more seeds, else “same direction”; “not enough seeds” where there is no interval."
+            "95 % interval, over three or more seeds or the measure’s own: “not seen” where it holds zero, or what "
+            "seeds of one model give where that is known, “reversed” on the other side of zero than the published "
+            "effect, “reproduced” on its side with at least half of its size over three or more seeds, else “same "
+            "direction”; “not enough seeds” where there is no interval."
         )
     if recipe.n_seeds == 1:
         said.append(

@@ -17,7 +17,7 @@ Verdicts, with p the published effect on the same scale:
 
     not measured       the tables do not hold the measure, or it is undefined
     not enough seeds   it is measured, but has no interval: fewer than three seeds and none of its own
-    not seen           the interval holds 0
+    not seen           the interval holds 0, or does not lie wholly beyond what seeds of one model give, where known
     reversed           the interval lies on the other side of 0 than p
     reproduced         the interval lies on p's side, over three or more seeds, and |e| ≥ |p|/2
     same direction     the interval lies on p's side, otherwise
@@ -136,13 +136,17 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Bounds:
     return mean - half, mean + half
 
 
-def judge(effect: Effect, published: float | None, direction: int, margin: float | None = None) -> Verdict:
+def judge(
+    effect: Effect, published: float | None, direction: int, margin: float | None = None, chance: float | None = None
+) -> Verdict:
     """The verdict by the rules at the head of this module.
 
     Args:
         published: the published effect on the effect's working scale; None where only its direction was published.
         direction: 1 or −1, the side of 0 on which the published effect lies; not read with a margin.
         margin: of a claim of likeness, on the working scale; None for a claim of a change.
+        chance: the effect between seeds of one and the same model, on the working scale, for a measure that has one
+            there; not read with a margin. None: 0.
     """
     if not effect.is_known:
         return "not measured"
@@ -160,6 +164,9 @@ def judge(effect: Effect, published: float | None, direction: int, margin: float
         return "not seen"
     if (low > 0) != (direction > 0):
         return "reversed"
+    nearest = low if direction > 0 else high
+    if chance is not None and direction * (nearest - chance) <= 0:
+        return "not seen"
     is_large = published is None or abs(effect.estimate) >= abs(published) / 2 * (1 - TIE)
     return "reproduced" if is_over_seeds and is_large else "same direction"
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from sae.metrics import match_l0
 from workbench.data.claims import Measure
 from workbench.experiments.study.evidence import Evidence
-from workbench.experiments.study.measures import Frame, Reading, lead, part_divergence, rows_of, spectra, top_heads
+from workbench.experiments.study.measures import Frame, Reading, lead, rows_of, top_heads
 from workbench.experiments.study.verdicts import Effect, effect_over_seeds, shown
 
 MISSING = "–"
@@ -196,15 +196,11 @@ def _name_heads(evidence: Evidence) -> str:
 
 def _on_divergence(evidence: Evidence) -> str:
     """The null: how far seeds of one and the same model diverge, attention over MLP."""
-    ratios = []
-    for role in dict.fromkeys(first for first, _ in evidence.claim.compared.pairs):
-        if role in evidence.roles:
-            own = list(spectra(evidence.tables, evidence.claim.measure.table, evidence.model(role)).values())
-            ratios += [part_divergence(a, b) for a, b in zip(own, own[1:], strict=False)]
-    known = [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
-    if not known:
+    chance = evidence.chance
+    if chance is None:
         return "Two seeds of one model, the null of this ratio, were not both measured."
-    return f"Between seeds of one and the same model attention diverges {_times(known)} as far as MLPs: the null."
+    times = f"{math.exp(chance):.2f} times"
+    return f"Between seeds of one and the same model attention diverges {times} as far as MLPs: the null."
 
 
 def _on_bos_mass(evidence: Evidence) -> str:
@@ -246,10 +242,6 @@ def _on_components(evidence: Evidence) -> str:
     own = df[[{a, b} in named for a, b in zip(df["model_a"], df["model_b"], strict=True)]]
     cka, null = (own.loc[own["layer"] >= 0, column].mean() for column in ("cka", "cka_null"))
     return f"In item space the same pairs have a CKA of {cka:.2f} (items shuffled: {null:.2f})."
-
-
-def _times(logs: Sequence[float]) -> str:
-    return f"{math.exp(float(np.mean(logs))):.2f} times"
 
 
 REMARKS: dict[str, Callable[[Evidence], str]] = {
