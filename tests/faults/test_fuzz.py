@@ -47,6 +47,10 @@ READERS: dict[str, tuple[str, Callable, Callable[[Path], object]]] = {
 }
 
 
+# what a reader of files may be: slow, and fed with much
+SLOW_OR_LARGE = (
+    HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much,
+)  # fmt: skip
 LONG = "a key\n" * 1000
 # what is put in besides words of the file itself
 PIECES = (
@@ -102,7 +106,7 @@ def test_a_reader_reads_or_refuses(ground, home, tally, count, name) -> None:
     n_tried, wrong = [0], []
 
     @settings(max_examples=count("examples"), deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck.__members__.values()))  # fmt: skip
+              suppress_health_check=SLOW_OR_LARGE)  # fmt: skip
     @given(altered(good))
     def run(data: bytes) -> None:
         n_tried[0] += 1
