@@ -28,6 +28,10 @@ COLUMNS = MappingProxyType(
         ),
         # cosine of every ordered pair of heads of a layer
         "head_cosines": ("model", "seed", "layer", "basis", "head_i", "head_j", "cos"),
+        # n_parameters of a * utilization_a / utilization_b, utilization the mean over layers of rank_utilization
+        "effective_size": (
+            "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
+        ),
         # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together
         "sae_training_results": (
             "model", "seed", "layer", "head", "d_in", "d_sae", "l1", "l0", "mse", "fvu", "dead_fraction", "ce_base",

@@ -25,7 +25,8 @@ def topology(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Redundancy of heads on z, pattern and residual, and ranks of z, for each layer."""
+    """Redundancy of heads on z, pattern and residual, and ranks of z, for each layer; of several models their
+    effective sizes too."""
     chosen = parse_list(layers, "--layers")
     from reports.tables import read_table
     from workbench.experiments.plan import plan_reading
@@ -48,11 +49,11 @@ def topology(
 
 
 def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], out: Path, resume: bool) -> Path:
-    """The run directory, both tables of all models written."""
+    """The run directory, all tables of all models written."""
     import pandas as pd
 
     from reports.tables import write_table
-    from workbench.experiments.topology import topology_tables
+    from workbench.experiments.topology import effective_sizes, topology_tables
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
@@ -72,6 +73,10 @@ def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], ou
                 with progress(f"topology of {name}") as tell:
                     found = topology_tables(model, tokens, config["layers"], seed=seed, name=name, on_progress=tell)
                 pairs.append(found)
-            write_table(pd.concat([stats for stats, _ in pairs]), run.path, "topology_stats")
+            stats = pd.concat([stats for stats, _ in pairs])
+            write_table(stats, run.path, "topology_stats")
+            if len(models) > 1:
+                sizes = [sum(p.numel() for p in model.parameters()) for model in models]
+                write_table(effective_sizes(stats, sizes), run.path, "effective_size")
             write_table(pd.concat([cosines for _, cosines in pairs]), run.path, "head_cosines")
     return run.out

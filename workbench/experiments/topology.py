@@ -52,6 +52,34 @@ def topology(
     return topology_tables(model, tokens, layers, seed=seed, name=name, on_progress=on_progress)[0]
 
 
+def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.DataFrame:
+    """effective_size.csv's rows, one an ordered pair of models: n_eff = n_parameters of a · utilization_a /
+    utilization_b, the size at which a model that fills its heads as b does would fill as many dimensions as a.
+
+    Utilization is the mean over layers of rank_utilization; nan where that is.
+
+    Args:
+        stats: `topology` of several models, one below the other.
+        n_parameters: of each, in their order there.
+
+    Raises:
+        ValueError: another number of sizes than of models in the table.
+    """
+    found = stats[stats["basis"] == "z"].groupby(["model", "seed"], sort=False)["rank_utilization"].mean()
+    if len(found) != len(n_parameters):
+        raise ValueError(f"effective_sizes: got {len(n_parameters)} sizes for {len(found)} models; want one a model")
+    rows = [
+        {
+            "model_a": name_a, "seed_a": seed_a, "model_b": name_b, "seed_b": seed_b, "n_parameters": n,
+            "utilization_a": used, "utilization_b": other, "n_eff": n * used / other,
+        }
+        for i, (((name_a, seed_a), used), n) in enumerate(zip(found.items(), n_parameters, strict=True))
+        for j, ((name_b, seed_b), other) in enumerate(found.items())
+        if i != j
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def head_cosines(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],

@@ -97,6 +97,9 @@ def test_topology_takes_several_models(place, subject):
         wanted = topology_tables(*read(place, name), name=str(place / name))
         same(stats[stats["model"] == str(place / name)], wanted[0])
         same(cosines[cosines["model"] == str(place / name)], wanted[1])
+    sizes = read_table("t", "effective_size")
+    assert sizes["model_a"].tolist() == [str(place / "model"), str(place / "other")]
+    assert (sizes["n_parameters"] > 1000).all()
 
 
 def test_attention_writes_what_the_function_returns(place, subject):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from models_for_tests import small_model, tokens_for
 
 import probes
 from workbench.experiments import topology as topology_module
-from workbench.experiments.topology import head_cosines, sigma_of_moment, topology, topology_tables
+from workbench.experiments.topology import effective_sizes, head_cosines, sigma_of_moment, topology, topology_tables
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = [
@@ -167,6 +168,21 @@ def test_too_few_tokens_have_cosines_and_no_ranks():
         stats = topology(model, tokens_for(model, 255, 16))
     assert stats[list(topology_module.RANKS)].isna().all().all()
     assert stats[["max_cos", "mean_cos"]].notna().all().all()
+
+
+def test_effective_size_is_the_share_of_utilizations():
+    rows = [
+        {"model": name, "seed": 0, "layer": layer, "basis": basis, "rank_utilization": used}
+        for name, of_layers in (("a", (0.5, 0.7)), ("b", (0.2, 0.4)))
+        for layer, used in enumerate(of_layers)
+        for basis in ("z", "residual")
+    ]
+    found = effective_sizes(pd.DataFrame(rows), [1000, 3000]).set_index(["model_a", "model_b"])
+    assert list(found.columns) == ["seed_a", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff"]
+    assert found.loc[("a", "b"), "n_eff"] == pytest.approx(1000 * 0.6 / 0.3)
+    assert found.loc[("b", "a"), "n_eff"] == pytest.approx(3000 * 0.3 / 0.6)
+    with pytest.raises(ValueError, match="got 1 sizes for 2 models"):
+        effective_sizes(pd.DataFrame(rows), [1000])
 
 
 def test_one_head_has_no_redundancy():
