@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import environment
 from waits import waits
 
 from workbench.models.load import load, weights_sha256
@@ -132,3 +136,19 @@ def test_a_checkpoint_of_the_device_opens_on_the_cpu(tmp_path: Path) -> None:
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     tokens = torch.arange(64)[None]
     torch.testing.assert_close(model(tokens), load(run, device="cuda")(tokens.cuda()).cpu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["janus-v3-adaptive-nano", "lang-ddv1-nano"])
+def test_a_plan_says_what_the_device_will_hold(tmp_path: Path, name: str) -> None:
+    """In a process of its own: the allocator's peak is that of all that the process has done."""
+    few = ("n_steps=6", "schedule.n_warmup_steps=1")
+    settings = [f"--set=phases.{i}.{one}" for i in range(len(load_recipe(name).phases)) for one in few]
+    command = [sys.executable, "-m", "workbench", "train", name, *settings, "--device", "cuda", "--json"]
+    runs = [
+        subprocess.run([*command, *more], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        for more in (["--dry-run"], ["--out", "run"])
+    ]
+    assert [run.returncode for run in runs] == [0, 0], [run.stderr[-500:] for run in runs]
+    planned, env = json.loads(runs[0].stdout), json.loads((tmp_path / "run" / "env.json").read_text())
+    assert planned["bytes_on_device"] == pytest.approx(env["peak_device_memory_bytes"], rel=0.25)
+    assert planned["seconds"] > 0

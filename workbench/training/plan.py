@@ -14,7 +14,7 @@ from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
-from workbench.training.gradients import Gradients
+from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss
 from workbench.training.optimizers import Optimizer
@@ -104,17 +104,30 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
     scale = phase.batch_size / n_rows
     state = sum(t.numel() * t.element_size() for t in optimizer.state_dict().values())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    at_peak = _peak_of_step(model, phase, n_ctx, run, n_rows, autocast)
+    at_peak = on_device = _peak_of_step(model, phase, n_ctx, run, n_rows, autocast)
     if is_cuda:  # of its memory libraries take no part, in which what judges the training would vanish
         held_out_loss(model, made_up(min(phase.batch_size, recipe.data.n_held_out_windows)), phase.batch_size)
         if recipe.monitor.every:
             measure(model, made_up(recipe.monitor.n_sequences).tokens, recipe.monitor)
+        on_device = max(at_peak, _peak(device))
+        micro_s = _replays(RecordedGradients(model, phase, autocast), made_up(n_rows), device)
     return PhaseCost(
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
         memory_bytes=peak_bytes() + weights + state if is_cuda else at_peak,  # a checkpoint passes the host
-        device_bytes=max(at_peak, _peak(device)) if is_cuda else None,
+        device_bytes=on_device if is_cuda else None,
     )
+
+
+def _replays(gradients: RecordedGradients, batch: Batch, device: str) -> list[float]:
+    """Seconds of N_TIMED micro-batches as one GPU trains them, after one that records."""
+    gradients(batch, 0.01, 0)
+    seconds = []
+    for _ in range(N_TIMED):
+        start = _clock(device)
+        gradients(batch, 0.01, 0)
+        seconds.append(_clock(device) - start)
+    return seconds
 
 
 def _peak_of_step(
@@ -128,10 +141,10 @@ def _peak_of_step(
     before, n_more = _peak(device), min(2 * n_rows, phase.batch_size)
     per_row = 0.0
     if n_more > n_rows:
-        needed = 1.5 * _kept_for_backward(model, lambda: run(n_more)) / n_more
+        kept = _kept_for_backward(model, lambda: run(n_more))
         of_logits = _logits(model, n_more * n_ctx, autocast) - _logits(model, n_rows * n_ctx, autocast)
         grown = (_peak(device) - before - of_logits) / (n_more - n_rows)
-        per_row = max(0.0, grown) if device.startswith("cuda") else max(needed, grown)
+        per_row = max(0.0 if device.startswith("cuda") else 1.5 * kept / n_more, grown)
     more_logits = _logits(model, phase.batch_size * n_ctx, autocast) - _logits(model, n_more * n_ctx, autocast)
     return _peak(device) + more_logits + int(per_row * (phase.batch_size - n_more))
 
