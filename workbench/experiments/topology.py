@@ -21,6 +21,9 @@ from workbench.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_a
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
+EFFECTIVE_SIZE = (
+    "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
+)  # fmt: skip
 MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
 GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
 
@@ -65,19 +68,15 @@ def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.Data
     Raises:
         ValueError: another number of sizes than of models in the table.
     """
-    found = stats[stats["basis"] == "z"].groupby(["model", "seed"], sort=False)["rank_utilization"].mean()
+    of_z = stats[stats["basis"] == "z"].rename(columns={"rank_utilization": "utilization"})
+    found = of_z.groupby(["model", "seed"], sort=False, as_index=False)["utilization"].mean()
     if len(found) != len(n_parameters):
         raise ValueError(f"effective_sizes: got {len(n_parameters)} sizes for {len(found)} models; want one a model")
-    rows = [
-        {
-            "model_a": name_a, "seed_a": seed_a, "model_b": name_b, "seed_b": seed_b, "n_parameters": n,
-            "utilization_a": used, "utilization_b": other, "n_eff": n * used / other,
-        }
-        for i, (((name_a, seed_a), used), n) in enumerate(zip(found.items(), n_parameters, strict=True))
-        for j, ((name_b, seed_b), other) in enumerate(found.items())
-        if i != j
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    found["n_parameters"] = list(n_parameters)
+    pairs = found.merge(found.drop(columns="n_parameters"), how="cross", suffixes=("_a", "_b"))
+    pairs = pairs[(pairs["model_a"] != pairs["model_b"]) | (pairs["seed_a"] != pairs["seed_b"])].reset_index(drop=True)
+    pairs["n_eff"] = pairs["n_parameters"] * pairs["utilization_a"] / pairs["utilization_b"]
+    return pairs[list(EFFECTIVE_SIZE)]
 
 
 def head_cosines(
