@@ -15,15 +15,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probes import SmallSampleWarning, ranks_of_spectrum
+from reports.tables import COLUMNS
 from workbench.experiments.harvest import stream
 from workbench.experiments.subject import checked_tokens, choose, device_of
 from workbench.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
-EFFECTIVE_SIZE = (
-    "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
-)  # fmt: skip
 MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
 GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
 
@@ -76,7 +74,7 @@ def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.Data
     pairs = found.merge(found.drop(columns="n_parameters"), how="cross", suffixes=("_a", "_b"))
     pairs = pairs[(pairs["model_a"] != pairs["model_b"]) | (pairs["seed_a"] != pairs["seed_b"])].reset_index(drop=True)
     pairs["n_eff"] = pairs["n_parameters"] * pairs["utilization_a"] / pairs["utilization_b"]
-    return pairs[list(EFFECTIVE_SIZE)]
+    return pairs[list(COLUMNS["effective_size"])]
 
 
 def head_cosines(

@@ -26,9 +26,9 @@ def chunk_bytes(n_rows: int, d_vocab: int, product_bytes: int, soft_cap: float =
     return min(n_rows * d_vocab, CHUNK_ELEMENTS) * (4 + narrow + 4 * (soft_cap > 0))
 
 
-def _weighs(bonus: Scalar) -> bool:
-    """Whether it may be other than 0: a tensor's value is not read, which on a GPU would wait for it."""
-    return isinstance(bonus, Tensor) or bonus != 0
+def weighs(weight: Scalar) -> bool:
+    """Whether a weight may be other than 0: a tensor's value is not read, which on a GPU would wait for it."""
+    return isinstance(weight, Tensor) or weight != 0
 
 
 def _slices(n_rows: int, n_columns: int) -> list[slice]:
@@ -57,7 +57,7 @@ def _row_losses(
     picked = logits.gather(1, targets[:, None]).squeeze(1)
     top = logits.amax(-1)
     logits.sub_(top[:, None])
-    surprise = logits.clone() if _weighs(bonus) else None
+    surprise = logits.clone() if weighs(bonus) else None
     e = logits.exp_()
     total = e.sum(-1)
     lse = total.log() + top
@@ -198,7 +198,7 @@ def linear_cross_entropy(
             logits = softcap(x @ W if b is None else x @ W + b, soft_cap)
             lse = torch.logsumexp(logits, dim=-1)
             loss = lse - logits.gather(1, targets[:, None]).squeeze(1) + z_loss * lse.square()
-            if _weighs(entropy_bonus):
+            if weighs(entropy_bonus):
                 log_p = logits - lse[:, None]
                 loss = loss + entropy_bonus * (log_p.exp() * log_p).sum(-1)
             if per_row:

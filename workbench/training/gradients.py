@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from workbench.models import HookedLM
-from workbench.models.cross_entropy import Scalar
-from workbench.training.objective import Batch, Objective, objective, presses
+from workbench.models.cross_entropy import Scalar, weighs
+from workbench.training.objective import Batch, Objective, objective
 from workbench.training.recipe import Phase
 
 
@@ -65,7 +65,7 @@ class RecordedGradients(Gradients):
         self._stream = torch.cuda.Stream(model.W_E.device)
 
     def __call__(self, batch: Batch, weight: Scalar, step: int | Tensor) -> Objective:
-        is_pressed = presses(weight)
+        is_pressed = weighs(weight)
         if is_pressed not in self._recordings:
             self._recordings[is_pressed] = self._record(batch, is_pressed)
         recording = self._recordings[is_pressed]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.models import HookedLM
-from workbench.models.cross_entropy import Scalar
+from workbench.models.cross_entropy import Scalar, weighs
 from workbench.training.auxiliary import Auxiliary, auxiliary_loss, entropy_bonus, seeing
 from workbench.training.recipe import Phase
 from workbench.training.vsm import attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
@@ -72,7 +72,7 @@ def objective(
         if vsm.coherence:
             entropies.append(attention_entropy(z_or_pattern))
 
-    is_pressed = vsm is not None and (vsm.on == "z" or presses(weight) or vsm.coherence > 0)
+    is_pressed = vsm is not None and (vsm.on == "z" or weighs(weight) or vsm.coherence != 0)
     watched = watching(model, f"attn.hook_{vsm.on}", note) if vsm is not None and is_pressed else nullcontext()
     aux = phase.auxiliary or Auxiliary()
     extras = {"loss_mask": batch.mask, "z_loss": phase.z_loss, "entropy_bonus": entropy_bonus(aux, step)}
@@ -90,11 +90,6 @@ def objective(
     with torch.no_grad():
         mean_sigma = torch.stack([sigma(gram) for gram in grams]).mean()
     return Objective(total, loss.detach(), pressure.detach(), mean_sigma)
-
-
-def presses(weight: Scalar) -> bool:
-    """Whether VSM of this λ may weigh: of a tensor, whose value would have to be waited for, always."""
-    return isinstance(weight, Tensor) or weight != 0
 
 
 @contextmanager
