@@ -11,12 +11,11 @@ from workbench.cli.app import app
 PAGE = Path(__file__).parent / "verbs.md"
 HEAD = """# Verbs
 
-Written by `make docs` from the command line itself. stdout holds data and, last, the output path; stderr
-holds progress.
-Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted with the state saved.
+Written by `make docs` from the command line itself. A verb prints its results and, last, its output path on stdout;
+progress goes to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with the state saved.
 
-`workbench --offline VERB …` refuses every connection that would leave the machine: a hub name is taken from the local
-cache, or refused. Without it the network is used only where a hub name was given.
+`workbench --offline VERB …` refuses every connection that would leave the machine: a hub name must then be in the local
+cache. Without it, the network is used only where a hub name is given.
 """
 
 
@@ -29,6 +28,7 @@ def render() -> str:
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join(["workbench", name, *(p.metavar or p.name.upper() for p in arguments)])
         lines = [f"## {name}\n", f"{command.help}\n", f"    {usage} [options]\n", "| option | meaning |", "|---|---|"]
+        lines += [f"| `{p.metavar or p.name.upper()}` | {_meaning(p)} |" for p in arguments]
         lines += [f"| {_flags(p)} | {_meaning(p)} |" for p in options]
         sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
@@ -43,6 +43,8 @@ def _meaning(option: object) -> str:
     default = option.default  # type: ignore[attr-defined]
     if option.required:  # type: ignore[attr-defined]
         return f"{text} Required."
+    if isinstance(option.show_default, str):  # type: ignore[attr-defined]
+        return f"{text} [default: {option.show_default}]"  # type: ignore[attr-defined]
     plain = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
     return f"{text} [default: {default}]" if plain else text
 

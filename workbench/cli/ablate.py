@@ -24,20 +24,24 @@ def ablate(
     layers: options.Layers = None,
     heads: options.Heads = None,
     components: Annotated[
-        str, typer.Option("--components", help="What is taken out of a layer: some of head,layer,mlp.", metavar="LIST")
+        str, typer.Option("--components", help="What to ablate: any of head,layer,mlp.", metavar="LIST")
     ] = "head",
     pairs: Annotated[
         str | None,
         typer.Option(
             "--pairs",
-            help="Pairs of heads besides: within (all pairs of a layer), or as 0.1+0.3,2.0+3.1 (LAYER.HEAD).",
+            help="Pairs of heads too: within (all pairs of each layer), or LAYER.HEAD pairs such as 0.1+0.3,2.0+3.1.",
             metavar="LIST",
             show_default=False,
         ),
     ] = None,
     kind: Annotated[str, typer.Option("--kind", help="zero, mean or resample.")] = "zero",
-    n_resamples: Annotated[int, typer.Option("--n-resamples", help="Donors a sequence, for resample.", min=1)] = 1,
-    memory_gib: Annotated[float, typer.Option("--memory-gib", help="Besides the weights, GiB.", min=0, max=1e6)] = 1.0,
+    n_resamples: Annotated[
+        int, typer.Option("--n-resamples", help="With --kind resample: donor sequences for each sequence.", min=1)
+    ] = 1,
+    memory_gib: Annotated[
+        float, typer.Option("--memory-gib", help="Memory to use besides the weights, GiB.", min=0, max=1e6)
+    ] = 1.0,
     data: options.Data = "embedded",
     n_sequences: options.NSequences = 64,
     n_ctx: options.NCtx = None,
@@ -47,8 +51,8 @@ def ablate(
         str | None,
         typer.Option(
             "--dtype",
-            help="To run in; the error of bfloat16 or float16 on the impacts is measured. [default: float32]",
-            show_default=False,
+            help="Dtype to run in; the error that bfloat16 or float16 brings to the impacts is measured.",
+            show_default="float32",
         ),
     ] = None,
     resume: options.Resume = False,
@@ -57,7 +61,7 @@ def ablate(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Each head's impact on the loss, with intervals; layers, MLPs and pairs of heads too; --resume after a kill."""
+    """Impact of every head on the loss, with intervals; also of layers, MLPs and pairs of heads."""
     if kind not in ("zero", "mean", "resample"):
         raise UsageError(f"--kind: got {kind!r}; want zero, mean or resample")
     selection = parse_list(layers, "--layers"), parse_list(heads, "--heads")

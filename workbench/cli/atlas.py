@@ -15,20 +15,20 @@ from workbench.cli.reading import check_tables, digest, identify, open_subject
 
 def atlas(
     directory: Annotated[
-        Path | None, typer.Argument(help="A study's directory, whose feature_atlas.csv is drawn.", metavar="[DIR]")
+        Path | None, typer.Argument(help="Directory of a study, whose feature_atlas.csv is drawn.", metavar="[DIR]")
     ] = None,
     sae: Annotated[
         list[Path] | None,
-        typer.Option("--sae", help="SAEs to describe: a directory of sae-train. Repeatable.", metavar="DIR"),
+        typer.Option("--sae", help="SAEs to describe: a directory that sae-train wrote. Repeatable.", metavar="DIR"),
     ] = None,
     ckpt: Annotated[
         list[str] | None,
         typer.Option("--ckpt", help="The model of each --sae, in the same order.", metavar="MODEL"),
     ] = None,
     l1: Annotated[
-        float | None, typer.Option("--l1", help="Coefficient to show of a sweep. [default: the lowest]")
+        float | None, typer.Option("--l1", help="Which l1 of a sweep to show.", show_default="the lowest")
     ] = None,
-    n_contexts: Annotated[int, typer.Option("--n-contexts", help="Contexts a feature.", min=1)] = 8,
+    n_contexts: Annotated[int, typer.Option("--n-contexts", help="Contexts per feature.", min=1)] = 8,
     data: options.Data = "embedded",
     n_sequences: options.NSequences = 512,
     n_ctx: options.NCtx = None,
@@ -40,7 +40,7 @@ def atlas(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """The feature atlas, one HTML file that opens offline: of a study (DIR), or of SAEs with their models."""
+    """Draw the feature atlas of a study (DIR), or of SAEs and their models: one HTML file that opens offline."""
     from reports.atlas import write_atlas
 
     if (directory is None) == (not sae):

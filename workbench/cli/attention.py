@@ -26,7 +26,7 @@ def attention(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Entropy, mass on position 0, induction and previous-token scores of every head."""
+    """Entropy, mass on position 0, induction score and previous-token score of every head."""
     chosen = parse_list(layers, "--layers")
     from reports.tables import read_table
     from workbench.experiments.attention import attention as measure

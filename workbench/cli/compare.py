@@ -11,7 +11,7 @@ from workbench.cli import options
 from workbench.cli.output import progress, report
 from workbench.cli.reading import digest, identify, parse_settings
 
-Model = Annotated[str, typer.Argument(help="As --ckpt of other verbs.")]
+Model = Annotated[str, typer.Argument(help="Run directory, Hugging Face folder or hub name, or GGUF file.")]
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Two models of one vocabulary: principal components and geometry of their states, spectra of their weights."""
+    """Compare two models of one vocabulary: geometry of their states, spectra of their weights."""
     from reports.tables import read_table
     from workbench.experiments.compare import NO_SHARED_BASIS, check_pair, matrix_spectra, mean_pooled
     from workbench.experiments.compare import compare as measure

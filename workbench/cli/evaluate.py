@@ -18,10 +18,11 @@ def evaluate(
     data: options.AnyText = "embedded",
     split: options.Split = "held_out",
     max_bytes: options.MaxBytes = None,
-    n_ctx: options.NCtx = None,
-    stride: Annotated[int, typer.Option("--stride", help="Tokens that a sliding window scores.", min=1)] = 64,
+    n_ctx: options.WholeNCtx = None,
+    stride: Annotated[int, typer.Option("--stride", help="Tokens that each sliding window scores.", min=1)] = 64,
     quantized: Annotated[
-        bool, typer.Option("--int8/--no-int8", help="Also after an int8 + zlib round trip, with its bytes.")
+        bool,
+        typer.Option("--int8/--no-int8", help="Also measure after an int8 + zlib round trip, with its size in bytes."),
     ] = True,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -31,7 +32,7 @@ def evaluate(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Bits per byte of any text, over plain and sliding windows, before and after int8."""
+    """Bits per byte of any text, with plain and sliding windows, before and after int8 quantization."""
     from reports.tables import read_table
     from workbench.experiments.evaluate import encode_text, plan_evaluation
     from workbench.models.load import load

@@ -17,15 +17,18 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="transformer-lens; hf, a Hugging Face folder; sae-lens (--ckpt: a run of sae-train)."
+            "--to", help="transformer-lens, hf (a Hugging Face folder) or sae-lens (--ckpt: a run of sae-train)."
         ),
     ],
-    out: options.Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Directory to write; must not exist yet.", show_default="runs/export-TO"),
+    ] = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a model, or SAEs, in another library's form; that library must agree before it is put in place."""
+    """Write a model or SAEs in another library's format, after that library has reproduced their outputs."""
     if to not in ("transformer-lens", "hf", "sae-lens"):
         raise UsageError(f"--to: got {to!r}; want transformer-lens, hf or sae-lens")
     if to == "sae-lens":

@@ -11,13 +11,19 @@ from workbench.cli.output import report
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="Text to go on from.", metavar="PROMPT...")],
+    prompts: Annotated[list[str], typer.Argument(help="Text to continue.", metavar="PROMPT...")],
     ckpt: options.Checkpoint,
-    n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations of each prompt.", min=1)] = 1,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations per prompt.", min=1)] = 1,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to add.", min=1)] = 60,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.", min=0)] = 0.7,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens.", min=1)] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from this much probability.")] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Sampling temperature; 0 takes the likeliest token.", min=0)
+    ] = 0.7,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Sample from this many of the likeliest tokens.", min=1)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample from the likeliest tokens that hold this much probability.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = None,

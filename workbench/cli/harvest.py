@@ -18,17 +18,19 @@ def harvest(
     out: options.Out = None,
     hook: Annotated[
         list[str] | None,
-        typer.Option("--hook", help="Hook point; with --layers, its name within a block (attn.hook_z). Repeatable."),
+        typer.Option(
+            "--hook", help="Hook point; with --layers, its name within a block, such as attn.hook_z. Repeatable."
+        ),
     ] = None,
     layers: options.Layers = None,
     data: options.Data = "embedded",
     split: Annotated[
-        str, typer.Option("--split", help="held_out, or train: the part of the text that SAEs are trained on.")
+        str, typer.Option("--split", help="Part of the text: held_out, or train, which is for training SAEs.")
     ] = "held_out",
     n_sequences: options.NSequences = 64,
     n_ctx: options.NCtx = None,
     store_dtype: Annotated[
-        str | None, typer.Option("--store-dtype", help="Of the shards. [default: the model's]")
+        str | None, typer.Option("--store-dtype", help="Dtype of the shards.", show_default="the model's")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -39,7 +41,7 @@ def harvest(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Store activations as shuffled, checksummed shards; a killed run goes on with --resume."""
+    """Store activations as shuffled, checksummed shards."""
     if layers is None and not hook:
         raise UsageError("harvest: got neither --hook nor --layers; want hook names, or layers (of whose z is stored)")
     chosen = parse_list(layers, "--layers")

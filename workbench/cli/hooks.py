@@ -12,12 +12,12 @@ from workbench.cli.output import report
 
 def hooks(
     ckpt: options.Checkpoint,
-    n_ctx: Annotated[int, typer.Option("--n-ctx", help="Tokens of the sequence that is run.", min=2)] = 16,
+    n_ctx: Annotated[int, typer.Option("--n-ctx", help="Length of the sequence that is run.", min=2)] = 16,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the hook points of a model, with the shape and dtype each has on one sequence."""
+    """List a model's hook points, each with its shape and dtype on one sequence."""
     import pandas as pd
     import torch
 

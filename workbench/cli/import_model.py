@@ -19,7 +19,7 @@ def import_model(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a foreign model as a checkpoint directory of ours, or SAELens's SAEs as a stack of ours."""
+    """Convert a model to a checkpoint directory of the workbench, or SAELens's SAEs to a stack."""
     if any(any(Path(source).glob(f"{depth}sae_weights.safetensors")) for depth in ("", "*/")):
         from workbench.experiments.saes.interop import import_saes as write
     else:

@@ -15,7 +15,7 @@ from workbench.cli.reading import parse_overrides, read_texts
 def ladder(
     recipe: Annotated[str, typer.Argument(help="Recipe of a recurrent model.", metavar="RECIPE")] = "recurrent-nano",
     out: options.Out = None,
-    n_seeds: Annotated[int, typer.Option("--n-seeds", help="Trainings of each rung, seeds 0, 1, …", min=1)] = 3,
+    n_seeds: Annotated[int, typer.Option("--n-seeds", help="Trainings of each rung, with seeds 0, 1, …", min=1)] = 3,
     max_bytes: options.MaxBytes = 200_000,
     device: options.Device = "auto",
     resume: options.Resume = False,
@@ -24,7 +24,7 @@ def ladder(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train the base of a recurrent model, then with one mechanism more each time; an interrupt keeps what is done."""
+    """Train a recurrent model without its mechanisms, then with one more each time, to see what each is worth."""
     from reports.tables import read_table, write_table
     from workbench.experiments.mechanisms import ladder as climb
     from workbench.experiments.mechanisms import ladder_recipes

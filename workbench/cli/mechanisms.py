@@ -15,7 +15,7 @@ def mechanisms(
     data: options.AnyText = "embedded",
     split: options.Split = "held_out",
     max_bytes: options.MaxBytes = 200_000,
-    n_ctx: options.NCtx = None,
+    n_ctx: options.WholeNCtx = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
@@ -24,7 +24,7 @@ def mechanisms(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Bits per byte of a recurrent model with each of its mechanisms turned off."""
+    """Bits per byte of a recurrent model with each of its mechanisms turned off in turn."""
     from reports.tables import read_table, write_table
     from workbench.experiments.evaluate import encode_text, plan_evaluation
     from workbench.experiments.mechanisms import mechanisms as measure

@@ -1,4 +1,8 @@
-"""Options that several verbs share, each with its one help text. Like a verb's module, this one loads nothing heavy."""
+"""Options that several verbs share, each with one help text. Like the verbs' modules, this one loads nothing heavy.
+
+A default that the signature does not show is given as `show_default`: inside a help text, Rich takes [brackets] for
+markup.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +16,56 @@ Checkpoint = Annotated[
 ]
 Checkpoints = Annotated[
     list[str],
-    typer.Option("--ckpt", help="As --ckpt elsewhere; give it several times for several models.", metavar="MODEL"),
+    typer.Option(
+        "--ckpt",
+        help="Run directory, Hugging Face folder or hub name, or GGUF file. Repeat it for several models.",
+        metavar="MODEL",
+    ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Directory to write; must not exist. [default: runs/VERB]")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=2**63 - 1)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:n].")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Directory to write; must not exist yet.", show_default="runs/VERB")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", help="Of the weights: float32, bfloat16, float16, float64. [default: as stored]"),
+    typer.Option(
+        "--dtype", help="Dtype of the weights: float32, bfloat16, float16 or float64.", show_default="as stored"
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished --out; a finished one is checked.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished --out; a finished one is verified.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (tokens, bytes, memory, time) and stop.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other setting; may be given several times.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other setting. Repeatable; an unknown KEY is answered with the known ones.",
+        metavar="KEY=VALUE",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 Data = Annotated[
-    str, typer.Option("--data", help="Text: embedded, a file, a folder, or a hub name; its held-out part is read.")
+    str, typer.Option("--data", help="Text: embedded, a file, a folder or a hub name. Its held-out part is read.")
 ]
-NSequences = Annotated[int, typer.Option("--n-sequences", help="Windows of text.", min=1)]
-NCtx = Annotated[int | None, typer.Option("--n-ctx", help="Tokens a window. [default: the model's n_ctx]", min=2)]
+NSequences = Annotated[int, typer.Option("--n-sequences", help="Number of windows of text.", min=1)]
+NCtx = Annotated[
+    int | None,
+    typer.Option("--n-ctx", help="Tokens per window.", min=2, show_default="the model's n_ctx, at most 512"),
+]
+WholeNCtx = Annotated[
+    int | None, typer.Option("--n-ctx", help="Tokens per window.", min=2, show_default="the model's n_ctx")
+]
 Layers = Annotated[
-    str | None, typer.Option("--layers", help="Layers, as 0,2,5-7. [default: all]", metavar="LIST", show_default=False)
+    str | None, typer.Option("--layers", help="Layers, such as 0,2,5-7.", metavar="LIST", show_default="all")
 ]
 Heads = Annotated[
-    str | None, typer.Option("--heads", help="Heads, as 0,2,5-7. [default: all]", metavar="LIST", show_default=False)
+    str | None, typer.Option("--heads", help="Heads, such as 0,2,5-7.", metavar="LIST", show_default="all")
 ]
-AnyText = Annotated[str, typer.Option("--data", help="Text: embedded, a file, a folder, or a hub name.")]
+AnyText = Annotated[str, typer.Option("--data", help="Text: embedded, a file, a folder or a hub name.")]
 Split = Annotated[str, typer.Option("--split", help="Part of the text: held_out, train, or all.")]
 MaxBytes = Annotated[
-    int | None, typer.Option("--max-bytes", help="Read this much of the text, taken from all over it.", min=1)
+    int | None,
+    typer.Option("--max-bytes", help="Bytes of text to read, the same share of every document.", min=1),
 ]

@@ -13,21 +13,23 @@ from workbench.cli.reading import digest, identify, parse_settings
 
 Concepts = Annotated[
     Path | None,
-    typer.Option("--concepts", help="TOML file of concept sets of your own, beside those that come along."),
+    typer.Option("--concepts", help="TOML file of your own concept sets, in addition to the built-in ones."),
 ]
 Sets = Annotated[
-    str | None, typer.Option("--sets", help="Names of sets, as months,us_states. [default: all]", metavar="LIST")
+    str | None,
+    typer.Option("--sets", help="Names of sets, such as months,us_states.", metavar="LIST", show_default="all"),
 ]
 Template = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
         metavar="TEXT",
-        help="Text with one {X}, and {category} if wanted; several in place of the usual three.",
+        help="Prompt with one {X}, and {category} if wanted. Repeatable; replaces the default three.",
     ),
 ]
 NCtx = Annotated[
-    int | None, typer.Option("--n-ctx", help="Tokens a window. [default: 128, or the model's n_ctx if less]", min=2)
+    int | None,
+    typer.Option("--n-ctx", help="Tokens per window.", min=2, show_default="128, or the model's n_ctx if less"),
 ]
 TAKEN = ("templates", "names", "seeds", "seed")
 
@@ -50,7 +52,7 @@ def probe(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of a text's states."""
+    """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of text states."""
     from reports.tables import read_table
     from workbench.data.concepts import choose_sets, read_concepts
     from workbench.experiments.concepts.probe import check_settings, text_length, text_windows

@@ -7,7 +7,7 @@ from workbench.cli.output import report
 
 
 def recipes(as_json: options.Json = False, debug: options.Debug = False) -> None:
-    """List the recipes that come with the package."""
+    """List the built-in recipes."""
     import pandas as pd
 
     from workbench.training import load_recipe, recipe_names

@@ -12,12 +12,14 @@ from workbench.cli.reading import check_tables
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(help="A study's directory, or one with its CSV files.", metavar="DIR")],
-    out: Annotated[Path | None, typer.Option("--out", help="The page to write. [default: DIR/report.html]")] = None,
+    directory: Annotated[Path, typer.Argument(help="Directory of a study, or of its CSV files.", metavar="DIR")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page to write.", show_default="DIR/report.html")
+    ] = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a study's page from its CSV files alone; a page that is there is replaced."""
+    """Draw a study's report from its CSV files alone, replacing an older one."""
     from reports.page import write_report
     from workbench.runs import amend_manifest
 

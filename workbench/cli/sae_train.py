@@ -20,28 +20,31 @@ def sae_train(
     out: options.Out = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            "--layers", "--layer", help="Layers, as 0,2,5-7. [default: all]", metavar="LIST", show_default=False
-        ),
+        typer.Option("--layers", "--layer", help="Layers, such as 0,2,5-7.", metavar="LIST", show_default="all"),
     ] = None,
-    heads: Annotated[str, typer.Option("--heads", help="'all', or heads as 0,2,5-7.", metavar="LIST")] = "all",
-    l1: Annotated[str, typer.Option("--l1", help="Sparsity coefficients, as 1,2,4.", metavar="LIST")] = "2",
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the SAEs, as 0-2.", metavar="LIST")] = "0",
+    heads: Annotated[str, typer.Option("--heads", help="all, or heads such as 0,2,5-7.", metavar="LIST")] = "all",
+    l1: Annotated[str, typer.Option("--l1", help="Sparsity coefficients, such as 1,2,4.", metavar="LIST")] = "2",
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the SAEs, such as 0-2.", metavar="LIST")] = "0",
     hook: Annotated[
-        str, typer.Option("--hook", help="z (a SAE a head), z_concat, or a hook of a block: hook_resid_post.")
+        str,
+        typer.Option("--hook", help="z (one SAE per head), z_concat, or a hook of the block such as hook_resid_post."),
     ] = "z",
     normalize: Annotated[
         str,
-        typer.Option("--normalize", help="mean_norm: scale inputs to one mean norm, folded into the weights; or none."),
+        typer.Option(
+            "--normalize", help="mean_norm (inputs scaled to a common mean norm, folded into the weights) or none."
+        ),
     ] = "mean_norm",
     data: options.Data = "embedded",
     shards: Annotated[
         Path | None,
-        typer.Option("--shards", help="Train on a harvest's activations (harvest --split train), not on text."),
+        typer.Option("--shards", help="Train on the activations of a harvest --split train instead of on text."),
     ] = None,
     n_tokens: Annotated[
         int | None,
-        typer.Option("--n-tokens", help="Tokens to train on. [default: 1,000,000, or as many as --shards has]", min=1),
+        typer.Option(
+            "--n-tokens", help="Tokens to train on.", min=1, show_default="1,000,000, or as many as --shards has"
+        ),
     ] = None,
     n_eval_tokens: Annotated[
         int, typer.Option("--n-eval-tokens", help="Held-out tokens to measure on.", min=1)
@@ -55,7 +58,7 @@ def sae_train(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """SAEs for every head at once, from one pass of the model; --set changes batch_size, lr, expansion and so on."""
+    """Train SAEs for every head at once from one pass of the model; --set takes batch_size, lr, expansion and more."""
     from workbench.experiments.saes.head_saes import sae_train as run
     from workbench.models.load import load
 

@@ -17,40 +17,39 @@ from workbench.cli.reading import parse_overrides
 def study(
     recipe: Annotated[
         str | None,
-        typer.Argument(
-            help="Name of a study, or a TOML file. [default: janus-nano]", metavar="[RECIPE]", show_default=False
-        ),
+        typer.Argument(help="Name of a study, or a TOML file.", metavar="[RECIPE]", show_default="janus-nano"),
     ] = None,
     out: options.Out = None,
     seeds: Annotated[
         int | None,
-        typer.Option("--seeds", help="Trainings of each model, from seeds 0, 1, … [default: the study's]", min=1),
+        typer.Option("--seeds", help="Trainings of each model, with seeds 0, 1, …", min=1, show_default="the study's"),
     ] = None,
     device: options.Device = "auto",
     resume: options.Resume = False,
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
-            "--reuse", help="Another study's directory; its finished jobs of the same content are copied; several."
+            "--reuse", help="Another study's directory, whose finished jobs of the same content are copied. Repeatable."
         ),
     ] = None,
     executor: Annotated[
-        str, typer.Option("--executor", help="Who runs the jobs: in-process, or ray, several at once.")
+        str, typer.Option("--executor", help="How jobs run: in-process, one at a time, or ray, several at once.")
     ] = "in-process",
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="A running Ray cluster. [default: one is started here]")
+        str | None,
+        typer.Option("--ray-address", help="Address of a running Ray cluster.", show_default="one is started here"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads of every job. [default: as torch has them]", min=1)
+        int | None, typer.Option("--threads", help="CPU threads per job.", min=1, show_default="torch's own choice")
     ] = None,
     dry_run: options.DryRun = False,
     settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Everything, end to end: train the models of a study, open them with every analysis it names, draw the page.
+    """Run a study end to end: train its models, analyse them in every way that it names, draw the report.
 
-    --set train.KEY=VALUE changes every model's training recipe, --set KEY=VALUE the study itself.
+    --set train.KEY=VALUE changes the training recipe of every model, --set KEY=VALUE the study itself.
     """
     overrides = parse_overrides(settings)
     if dry_run:

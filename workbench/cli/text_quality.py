@@ -16,22 +16,24 @@ def text_quality(
     ckpt: options.Checkpoint,
     out: options.Out = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="TOML file of prompts, in place of those that come along.")
+        Path | None, typer.Option("--prompts", help="TOML file of prompts, instead of the built-in ones.")
     ] = None,
     recall: Annotated[
         Path | None,
-        typer.Option("--recall", help="TOML file of a recall battery, in place of the one that comes along."),
+        typer.Option("--recall", help="TOML file of a recall battery, instead of the built-in one."),
     ] = None,
-    n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations of each prompt.", min=1)] = 4,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens of a continuation.", min=1)] = 96,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.", min=0)] = 0.7,
+    n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations per prompt.", min=1)] = 4,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens per continuation.", min=1)] = 96,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Sampling temperature; 0 takes the likeliest token.", min=0)
+    ] = 0.7,
     tagger: Annotated[
         str | None,
         typer.Option(
             "--tagger",
             metavar="NAME_OR_PATH",
-            help="spaCy pipeline for what needs tagged words, or none. [default: the small English one]",
-            show_default=False,
+            help="spaCy pipeline for the measures that need tagged words, or none.",
+            show_default="the small English one",
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -42,7 +44,7 @@ def text_quality(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Counts over sampled continuations, with intervals; recall of what a text said, by logits."""
+    """Measures of sampled continuations, with intervals; recall of facts in the prompt, by logits."""
     from reports.tables import read_table
     from workbench.data.batteries import read_prompts, read_recall
     from workbench.experiments.text_quality.plan import check_batteries, plan_text_quality

@@ -25,8 +25,7 @@ def topology(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Redundancy of heads on z, pattern and residual, and ranks of z, for each layer; of several models their
-    effective sizes too."""
+    """Redundancy of heads and ranks of z, layer by layer; effective sizes where several models are given."""
     chosen = parse_list(layers, "--layers")
     from reports.tables import read_table
     from workbench.experiments.plan import plan_reading

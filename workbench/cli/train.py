@@ -15,9 +15,12 @@ from workbench.cli.reading import parse_overrides
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file.", metavar="RECIPE")],
-    out: options.Out = None,
-    data: Annotated[str | None, typer.Option("--data", help="Text in place of the recipe's.")] = None,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Tokenizer in place of the recipe's.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Directory to write; must not exist yet.", show_default="runs/RECIPE-seedN"),
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Text to train on, instead of the recipe's.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Tokenizer, instead of the recipe's.")] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16 (autocast), float32 or float64.")] = "auto",
@@ -29,24 +32,27 @@ def train(
     keep: Annotated[
         int | None,
         typer.Option(
-            "--keep", help="Newest checkpoints to keep. [default: the recipe's; checkpoint.keep=none: all]", min=1
+            "--keep",
+            help="How many of the newest checkpoints to keep; --set checkpoint.keep=none keeps all.",
+            min=1,
+            show_default="the recipe's",
         ),
     ] = None,
     monitor: Annotated[
-        str | None, typer.Option("--monitor", help="Send the log on to tensorboard or wandb.", metavar="WHERE")
+        str | None, typer.Option("--monitor", help="Also send the log to tensorboard or wandb.", metavar="WHERE")
     ] = None,
     graphs: Annotated[
         bool,
         typer.Option(
             "--graphs/--no-graphs",
-            help="On one GPU, replay a micro-batch as a CUDA graph or launch each kernel anew: the same numbers.",
+            help="On one GPU, replay each micro-batch as a CUDA graph, or launch its kernels one by one. Same numbers.",
         ),
     ] = True,
     settings: options.Settings = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train one model; an interrupt saves the state, and --resume goes on from it."""
+    """Train one model. An interrupt saves the state; --resume continues from it."""
     from workbench.training import apply_overrides, load_recipe
     from workbench.training import train as run
 

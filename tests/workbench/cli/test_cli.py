@@ -14,7 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import typer.main
 from processes import environment
+from rich.text import Text
 from typer.testing import CliRunner
 
 from reports.tables import read_table
@@ -363,6 +365,18 @@ def test_every_verb_explains_itself(verb):
     assert result.exit_code == 0
     assert "--debug" in result.stdout
     assert "--json" in result.stdout
+
+
+def test_every_word_of_the_help_is_shown():
+    for verb, command in typer.main.get_command(app).commands.items():
+        for text in (command.help, *(p.help for p in command.params)):
+            assert Text.from_markup(text).plain == text, f"{verb}: Rich takes the [brackets] of this text for markup"
+
+
+def test_a_default_outside_the_signature_is_shown(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "[default: (runs/VERB)]" in call("ablate", "--help").stdout
+    assert "[default: (runs/RECIPE-seedN)]" in call("train", "--help").stdout
 
 
 def test_help_loads_nothing_heavy():
