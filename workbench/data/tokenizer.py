@@ -7,7 +7,9 @@ import lzma
 import os
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Tokenizer
@@ -84,6 +86,26 @@ def eot_id(tokenizer: Tokenizer) -> int:
         if (token := tokenizer.token_to_id(name)) is not None:
             return token
     raise ValueError(f"tokenizer: has no token that ends a text; want one of {', '.join(_END_OF_TEXT_NAMES)}")
+
+
+def text_encoder(tokenizer: Any) -> Tokenizer:
+    """`tokenizer` as it reads plain text: nothing is cut or padded, and a special token's name in a text is text.
+
+    tokenizer: a `tokenizers.Tokenizer` or a Hugging Face fast tokenizer; it is not changed. Equal ones get one and the
+    same encoder, which its users must not change.
+    """
+    return _text_encoder(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+
+
+# tokenizers (0.23) keeps the words that each tokenizer has met, up to 4 MB for every thread, until the thread ends:
+# an encoder of its own for every call would let a long session grow
+@lru_cache(maxsize=8)
+def _text_encoder(form: str) -> Tokenizer:
+    encoder = Tokenizer.from_str(form)
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True  # "<|endoftext|>" written in a text must not end the document
+    return encoder
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

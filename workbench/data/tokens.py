@@ -25,7 +25,7 @@ from torch import Tensor
 
 from workbench import runs
 from workbench.data.corpus import Document
-from workbench.data.tokenizer import eot_id, vocabulary_size
+from workbench.data.tokenizer import eot_id, text_encoder, vocabulary_size
 
 FORMAT = "workbench-tokens/1"
 _BATCH_CHARACTERS = 4 << 20  # encoded at once: enough to keep all cores busy, little enough to hold
@@ -311,10 +311,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
 def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
     """What index.json holds, after tokens.bin and documents.bin have been written."""
     end, d_vocab = eot_id(tokenizer), vocabulary_size(tokenizer)
-    encoder = Tokenizer.from_str(tokenizer.to_str())
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True  # "<|endoftext|>" written in a text must not end the document
+    encoder = text_encoder(tokenizer)
     dtype = np.dtype("<u2" if d_vocab <= 1 << 16 else "<u4")
     corpus, n_tokens, n_bytes, offsets = hashlib.sha256(), 0, 0, []
     with (directory / "tokens.bin").open("wb") as file:

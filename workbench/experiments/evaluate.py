@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from workbench.data.tokenizer import eot_id
+from workbench.data.tokenizer import eot_id, text_encoder
 from workbench.experiments.ablation.impacts import impacts
 from workbench.experiments.subject import device_of
 from workbench.memory import planned_bytes
@@ -66,10 +66,7 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
         raise ValueError("evaluate: this model has no tokenizer; want one, bits per byte are counted over text")
     if isinstance(texts, str) or not any(texts):
         raise ValueError(f"evaluate: got {texts!r:.40}; want a list of documents that are not all empty")
-    encoder = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True  # the name of a special token, written in a text, is text
+    encoder = text_encoder(tokenizer)
     end, tokens, is_text, n_bytes = eot_id(encoder), [], [], 0
     for text in texts:
         try:

@@ -18,7 +18,16 @@ from processes import environment
 from tokenizers import Tokenizer
 
 from workbench.data.corpus import EMBEDDED, read_documents, split_documents
-from workbench.data.tokenizer import END_OF_TEXT, _first_entries, eot_id, load_tokenizer, train_bpe, vocabulary_size
+from workbench.data.tokenizer import (
+    END_OF_TEXT,
+    _first_entries,
+    eot_id,
+    load_tokenizer,
+    text_encoder,
+    train_bpe,
+    vocabulary_size,
+)
+from workbench.models.load import wrap_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +163,21 @@ def test_end_of_text_goes_by_its_names() -> None:
     assert vocabulary_size(words("a", "b", "c")) == 15  # ids may have gaps
     with pytest.raises(ValueError, match=r"tokenizer: has no token that ends a text; want one of <\|endoftext\|>"):
         eot_id(words("a", "b"))
+
+
+def test_equal_tokenizers_share_one_encoder_of_plain_text() -> None:
+    # an encoder of its own for every call would keep every word it met (tokenizers 0.23), megabytes a model loaded
+    first, second = load_tokenizer("embedded"), load_tokenizer("embedded")
+    first.enable_truncation(3)
+    second.enable_truncation(3)
+    encoder, text = text_encoder(first), "One two three four five six seven <|endoftext|> eight"
+    assert text_encoder(second) is encoder
+    plain = load_tokenizer("embedded")
+    assert text_encoder(wrap_tokenizer(plain)) is text_encoder(plain)
+    assert len(first.encode(text).ids) == 3
+    ids = encoder.encode(text).ids
+    assert eot_id(first) not in ids
+    assert encoder.decode(ids) == text
 
 
 def test_bpe_needs_room_for_the_bytes() -> None:
