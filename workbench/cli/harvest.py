@@ -78,6 +78,6 @@ def harvest(
         "n_tokens": shards.n_tokens,
         "n_shards": len(shards.shards),
         "bytes_on_disk": sum(shard.bytes for shard in shards.shards),
-        "hooks": list(shards.hooks) if as_json else ", ".join(shards.hooks),
+        "hooks": list(shards.hooks),
     }
     report(as_json=as_json, out=shards.path, facts=facts)

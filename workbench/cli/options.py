@@ -39,7 +39,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any other setting. Repeatable; an unknown KEY is answered with the known ones.",
+        help="Any other setting of the verb or its recipe. Repeatable.",
         metavar="KEY=VALUE",
     ),
 ]

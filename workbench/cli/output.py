@@ -73,6 +73,10 @@ def progress(label: str) -> Iterator[Callable[[float], None]]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

@@ -53,9 +53,14 @@ def study(
     """
     overrides = parse_overrides(settings)
     if dry_run:
+        import pandas as pd
+
         from workbench.experiments.study.study import plan
 
-        report(as_json=as_json, facts=plan(recipe, seeds, device=device, overrides=overrides))
+        facts = plan(recipe, seeds, device=device, overrides=overrides)
+        columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
+        table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
+        report(as_json=as_json, facts=facts, table=table)
         return
     from workbench.experiments.study.study import study as run
 
