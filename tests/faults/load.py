@@ -3,9 +3,10 @@
 Prints a row a round, as JSON: seconds so far, resident bytes, open files, threads, and files under PLACE. A round
 trains, harvests, trains SAEs, ablates, measures topology and probes, and removes what it wrote.
 
-Two things that are no verb's would grow here. typer keeps each new standard output for good (its cache of streams holds
-a stream by itself), so all verbs write to one. safetensors (0.8) keeps 56 bytes for each tensor that it has read (the
-ends of the slice it cuts), some 6 kB a round.
+Three libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of
+streams holds a stream by itself), so all verbs write to one. safetensors (0.8) keeps 56 bytes for each tensor that it
+has read (the ends of the slice it cuts), some 6 kB a round. tokenizers (0.23) keeps the words that each newly loaded
+tokenizer has met, some 4 kB a round for the probe's prompts.
 """
 
 from __future__ import annotations
