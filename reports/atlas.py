@@ -98,7 +98,10 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
         return {"figure": None, "heads": [], "colours": colours}
     figure = ablation_strip(df.assign(model=df["model"].map(names)), kind, list(names.values()))
     interval = {"ci_low", "ci_high"} <= set(df.columns)
-    seeds = df["seed"] if "seed" in df else [""] * len(df)
+    has_seeds = "seed" in df and "seed" in tables["feature_atlas"]
+    if not has_seeds and "seed" in df and df["seed"].nunique() > 1:
+        df = df.iloc[:0]  # nobody can say which of its seeds the features are of
+    seeds = df["seed"] if has_seeds else [""] * len(df)  # "": of any
     numbers = [df[column] if interval else [None] * len(df) for column in ("ci_low", "ci_high")]
     columns = (df["model"], seeds, df["layer"], df["head"], df["impact_pct"], *numbers)
     heads = [

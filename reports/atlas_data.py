@@ -156,8 +156,12 @@ def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int
         if not all(isinstance(act, int | float) for act in acts):
             raise ValueError(f"feature_atlas: a context of row {row} has acts that are no numbers; want numbers")
         columns.window.append(columns.windows.setdefault(tuple(tokens), len(columns.windows)))
-        columns.peak.append(context["peak"] if "peak" in context else max(range(len(acts)), key=acts.__getitem__))
-        columns.level.append(round(min(1.0, max(acts) / largest) * 65535) if largest > 0 and acts else 0)
+        peak = context.get("peak", max(range(len(acts)), key=acts.__getitem__))
+        if not isinstance(peak, int) or not 0 <= peak < len(acts):
+            raise ValueError(f"feature_atlas: a context of row {row} has its peak at {peak!r}; want 0…{len(acts) - 1}")
+        columns.peak.append(peak)
+        # a token before the peak may be more active: position 0, which the largest activation leaves out
+        columns.level.append(round(min(1.0, max(0.0, acts[peak] / largest)) * 65535) if largest > 0 else 0)
         active = [(place, act) for place, act in enumerate(acts) if act > 0]
         columns.n_active.append(len(active))
         columns.active_place += [place for place, _ in active]

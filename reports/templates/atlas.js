@@ -18,7 +18,7 @@ async function start() {
   const [bytes, pageData] = await Promise.all([unpackBytes("atlas-data"), unpackJson("page-data"), loadDarkColours()]);
   atlas = readAtlas(bytes);
   index = buildIndex(atlas);
-  heads = new Map(pageData.heads.map(([model, , layer, head, impact, low, high]) => [[model, layer, head].join("|"), { impact, low, high }]));
+  heads = new Map(pageData.heads.map(([model, seed, layer, head, impact, low, high]) => [[model, seed, layer, head].join("|"), { impact, low, high }]));
   colours = pageData.colours;
   fillChoices();
   setColours();

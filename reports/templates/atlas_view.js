@@ -116,7 +116,8 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
   addFact("density", formatDensity(atlas.density[row]));
   addFact("max", formatNumber(atlas.max_act[row]));
   addFact("mean", formatNumber(atlas.mean_act[row]));
-  const head = heads.get([atlas.models[atlas.model[row]], atlas.layer[row], atlas.head[row]].join("|"));
+  const impactOf = (seed) => heads.get([atlas.models[atlas.model[row]], seed, atlas.layer[row], atlas.head[row]].join("|"));
+  const head = impactOf(atlas.seeds[atlas.seed[row]]) ?? impactOf("");
   if (head) {
     const interval = head.low === null ? "" : ` [${head.low.toFixed(2)}, ${head.high.toFixed(2)}]`;
     addFact("removing this head", `${head.impact >= 0 ? "+" : ""}${head.impact.toFixed(2)} %${interval}`.replaceAll("-", "−"));
@@ -130,7 +131,10 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
 }
 
 function contextList(atlas, row, reach) {
-  if (!atlas.n_contexts[row]) return element("p", { class: "nothing" }, "No context: this feature fired on no token of the held-out text.");
+  if (!atlas.n_contexts[row]) {
+    const where = atlas.dead[row] ? "on no token of the held-out text" : "at the first position of sequences alone, where nothing stands before it to read";
+    return element("p", { class: "nothing" }, `No context: this feature fired ${where}.`);
+  }
   const list = element("ol", { class: "contexts" });
   for (let context = atlas.firstContext[row]; context < atlas.firstContext[row + 1]; context += 1) {
     const { value } = contextOf(atlas, row, context);

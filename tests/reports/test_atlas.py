@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_study import feature_atlas, write_fake_study
 
-from reports.atlas import write_atlas
+from reports.atlas import ablation_data, write_atlas
 from reports.tables import read_table
 
 
@@ -52,6 +53,17 @@ def test_what_it_cannot_draw_is_named(made_study, tmp_path, drop, message):
 def test_leading_columns_are_enough(made_study, tmp_path):
     table = read_table(made_study, "feature_atlas").drop(columns=["seed", "dead", "neighbours", "match"])
     assert write_atlas({"feature_atlas": table}, tmp_path / "a.html").is_file()
+
+
+def test_impacts_of_heads_are_of_the_features_seed_or_of_none(made_study):
+    tables = {name: read_table(made_study, name) for name in ("feature_atlas", "ablation_results")}
+    names = {model: model for model in tables["feature_atlas"]["model"].unique()}
+    seedless = tables["feature_atlas"].drop(columns="seed")
+    two = pd.concat([tables["ablation_results"], tables["ablation_results"].assign(seed=1)])
+    seeds = {head[1] for head in ablation_data(tables | {"ablation_results": two}, names)["heads"]}
+    assert seeds == {"0", "1"}
+    assert {head[1] for head in ablation_data(tables | {"feature_atlas": seedless}, names)["heads"]} == {""}
+    assert ablation_data({"feature_atlas": seedless, "ablation_results": two}, names)["heads"] == []
 
 
 def test_an_atlas_without_features_is_drawn(made_study, tmp_path):

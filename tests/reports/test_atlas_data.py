@@ -116,6 +116,18 @@ def one_feature(**cells) -> pd.DataFrame:
     return pd.DataFrame([{**row, **cells}])
 
 
+def test_a_context_shows_its_peak_where_an_earlier_token_is_more_active():
+    """Position 0, which the largest activation leaves out, may lie in the window."""
+    contexts = [
+        {"tokens": ["a", "b", "c"], "acts": [9.0, 0.0, 2.0], "peak": 2, "value": 2.0},
+        {"tokens": ["a", "b"], "acts": [3.0, 1.0], "peak": 1, "value": 1.0},
+    ]
+    atlas = decode(encode_atlas(one_feature(max_act=2.0, density=0.1, top_contexts=json.dumps(contexts)), {}))
+    assert atlas["context_peak"].tolist() == [2, 1]
+    np.testing.assert_allclose(atlas["context_level"] / 65535 * 2.0, [2.0, 1.0], atol=1e-4)
+    assert atlas["active_level"].tolist() == [255, 255, 255, 128], "colours end at the largest activation"
+
+
 def test_a_dead_feature_of_all_heads_has_no_context():
     atlas = decode(encode_atlas(one_feature(), {}))
     assert (atlas["dead"][0], atlas["head"][0], atlas["n_contexts"][0]) == (1, -1, 0)
@@ -132,6 +144,8 @@ def test_a_dead_feature_of_all_heads_has_no_context():
         ({"top_contexts": '[{"tokens": ["a"], "acts": [1, 2]}]'}, r"has 1 tokens and 2 acts"),
         ({"top_contexts": '[{"tokens": [1], "acts": [1]}]'}, r"tokens as strings"),
         ({"top_contexts": '[{"tokens": [], "acts": []}]'}, r"at least one"),
+        ({"top_contexts": '[{"tokens": ["a"], "acts": [1], "peak": 1}]'}, r"has its peak at 1; want 0…0"),
+        ({"top_contexts": '[{"tokens": ["a"], "acts": [1], "peak": "a"}]'}, r"has its peak at 'a'"),
         ({"logit_promoted": '["a"]'}, r"logit_promoted of row 0 holds no pairs"),
         ({"neighbours": "[[1, 2, 3]]"}, r"neighbours of row 0 holds no pairs"),
     ],

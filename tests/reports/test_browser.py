@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from fake_study import HOSTILE, clean, feature_atlas
+from fake_study import HOSTILE, clean, feature_atlas, write_fake_study
 
 from reports.atlas import write_atlas
 from reports.page import write_report
@@ -289,6 +290,34 @@ def test_atlas_shows_the_match_beside_the_feature(tab, pages, made_study):
     assert cards.nth(0).locator(".logits section").nth(0).locator("li").count() == len(promoted)
     cards.nth(1).get_by_text("Open this feature").click()
     assert tab.page.locator("tr.open .opener").inner_text().endswith(f"#{feature}")
+
+
+def test_a_card_says_what_removing_the_head_costs_at_the_features_seed(tab, tmp_path):
+    write_fake_study(tmp_path, models=("solo",), seeds=(0, 1), n_layers=1, n_heads=2, d_sae=6, hostile=False)
+    impacts = read_table(tmp_path, "ablation_results").set_index(["seed", "layer", "head"])["impact_pct"]
+    table = read_table(tmp_path, "feature_atlas")
+    write_table(pd.concat([table, table.assign(seed=1)]), tmp_path, "feature_atlas")
+    write_atlas(tmp_path, tmp_path / "atlas.html")
+    shown = {}
+    for seed, head in itertools.product((0, 1), (0, 1)):
+        tab.open(tmp_path / "atlas.html", f"#open=solo|{seed}|0|{head}|3&state=all")
+        fact = tab.page.locator("tr.detail .facts li", has_text="removing this head").inner_text()
+        shown[seed, 0, head] = float(fact.split()[3].replace("−", "-"))
+        tab.page.goto("about:blank")
+    assert shown == {key: pytest.approx(impacts[key], abs=0.006) for key in shown}
+    assert len(set(shown.values())) == 4
+
+
+def test_a_feature_of_first_positions_alone_is_not_called_silent(tab, tmp_path):
+    table = feature_atlas(np.random.default_rng(0), ("solo",), 1, 1, 3, 2, 8, hostile=False, empty=True)
+    table.loc[1, ["density", "mean_act"]] = 0.1, 2.0
+    table["dead"] = [True, False, True]
+    write_atlas({"feature_atlas": table}, tmp_path / "atlas.html")
+    words = {0: "on no token of the held-out text", 1: "at the first position of sequences alone"}
+    for feature, where in words.items():
+        tab.open(tmp_path / "atlas.html", f"#state=all&open=solo|0|0|0|{feature}")
+        assert where in tab.page.locator("tr.detail .nothing").inner_text()
+        tab.page.goto("about:blank")
 
 
 def test_atlas_profile_leads_to_a_head(tab, pages):
