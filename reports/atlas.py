@@ -38,7 +38,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     `source` is a study directory, or the tables by name. Strings of tokens reach the page as text only.
 
     Raises:
-        ValueError: if there is no feature_atlas, it lacks columns, or a JSON cell is not what the contract says.
+        ValueError: if there is no feature_atlas, it lacks columns, a feature stands in two rows, or a JSON cell is not
+            what the contract says.
     """
     out = Path(out)
     tables, record = read_tables(source)
@@ -48,6 +49,7 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     missing = missing_columns(table.columns, COLUMNS["feature_atlas"])
     if missing:
         raise ValueError(f"feature_atlas: the columns {', '.join(missing)} are missing; got {', '.join(table.columns)}")
+    check_once(table)
     names = short_names(order(record, list(dict.fromkeys(table["model"]))))
     ranks = {model: rank for rank, model in enumerate(names)}
     table = table.assign(rank=table["model"].map(ranks)).sort_values(
@@ -67,6 +69,15 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         page_data=pack_json(ablation_data(tables, names)),
         atlas_data=pack(encode_atlas(table, {"title": title, "names": names})),
     )
+
+
+def check_once(table: pd.DataFrame) -> None:
+    """Raise ValueError if two rows are one feature by name, as of two SAEs of one head: the page's links know one."""
+    keys = [column for column in ("model", "seed", "layer", "head", "feature") if column in table]
+    again = table.duplicated(keys)
+    if again.any():
+        which = ", ".join(f"{key} {table.loc[again, key].iloc[0]}" for key in keys)
+        raise ValueError(f"feature_atlas: {which} stands in several rows; want one SAE a model, seed, layer and head")
 
 
 def read_tables(source: str | Path | Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:

@@ -241,7 +241,7 @@ def relation_arrays(df: pd.DataFrame, models: list[str]) -> dict[str, np.ndarray
         numbers = {model: number for number, model in enumerate(models)}
         matches = [read_cell(text, "match", row) for row, text in enumerate(df["match"])]
         known = [match if len(match) == 3 and match[0] in numbers else None for match in matches]
-        arrays["match_model"] = np.array([numbers[match[0]] if match else -1 for match in known], dtype=np.int8)
+        arrays["match_model"] = np.array([numbers[match[0]] if match else -1 for match in known], dtype=np.int16)
         arrays["match_feature"] = fit([int(match[1]) if match else 0 for match in known])
         arrays["match_score"] = quantise([float(match[2]) if match else 0.0 for match in known])
     return arrays

@@ -72,7 +72,7 @@ def _describe(
     from reports.atlas import write_atlas
     from reports.tables import write_table
     from workbench.experiments.saes.atlas_features import atlas_features
-    from workbench.experiments.saes.head_saes import find_stack, one_a_slot
+    from workbench.experiments.saes.head_saes import find_stack, one_a_slot, stack_sha256
     from workbench.experiments.subject import device_of
     from workbench.runs import open_run
 
@@ -83,9 +83,14 @@ def _describe(
     called = [identify(name, model, 0) for name, (_, model, _) in zip(names, loaded, strict=True)]
     if len({name for name, _ in called}) < len(called):
         called = [(Path(path).name, seed) for path, (_, seed) in zip(names, called, strict=True)]
+    if len(set(called)) < len(called):  # several SAEs of one model
+        called = [(f"{name} {sae.name}", seed) for (name, seed), (sae, _, _) in zip(called, subjects, strict=True)]
+    if len(set(called)) < len(called):
+        raise UsageError(f"atlas: got --sae {', '.join(str(sae) for sae, _, _ in subjects)}; want different names")
     config = settings | {
         "verb": "atlas",
-        "saes": [stack.info.model_dump(mode="json")["model_sha256"] or "" for stack, _, _ in loaded],
+        "models": [name for name, _ in called],
+        "saes": [stack_sha256(stack) for stack, _, _ in loaded],
         "tokens": [digest(tokens) for _, _, tokens in loaded],
     }
     with open_run(out, config, resume=resume, seed=settings["seed"]) as run:

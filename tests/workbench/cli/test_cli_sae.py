@@ -174,3 +174,29 @@ def test_a_model_is_no_stack_of_saes(place):
     result = call("export", "--ckpt", place / "shallow", "--to", "sae-lens", "--out", "lens")
     assert (result.exit_code, "Traceback" in result.stderr) == (1, False)
     assert "sae.json" in result.stderr
+
+
+def test_an_atlas_tells_several_saes_of_one_model_apart(place, small):
+    for hook in ("z_concat", "hook_resid_post"):
+        chosen = ["--hook", hook, "--layer", 0, "--n-tokens", 480, "--out", f"s-{hook}"]
+        assert call("sae-train", *small, *chosen).exit_code == 0
+    text = ["--data", place / "text.txt", "--n-sequences", 4, "--out", "a"]
+    both = [option for name in ("z_concat", "hook_resid_post") for option in ("--sae", f"s-{name}")]
+    result = call("atlas", *both, *["--ckpt", place / "shallow"] * 2, *text)
+    assert result.exit_code == 0, result.output
+    assert set(read_table("a", "feature_atlas")["model"]) == {"shallow s-z_concat", "shallow s-hook_resid_post"}
+    result = call("atlas", *both[:2], *both[:2], *["--ckpt", place / "shallow"] * 2, *text)
+    assert result.exit_code == 2
+    assert "got --sae s-z_concat, s-z_concat; want different names" in result.output
+
+
+def test_an_atlas_of_other_saes_is_another_run(place, small):
+    for seed in (0, 1):
+        chosen = ["--layer", 0, "--n-tokens", 480, "--seeds", seed, "--out", f"s{seed}"]
+        assert call("sae-train", *small, *chosen).exit_code == 0
+    common = ["--ckpt", place / "shallow", "--data", place / "text.txt", "--n-sequences", 4, "--out", "a", "--resume"]
+    assert call("atlas", "--sae", "s0", *common).exit_code == 0
+    assert call("atlas", "--sae", "s0", *common).exit_code == 0
+    result = call("atlas", "--sae", "s1", *common)
+    assert result.exit_code == 1
+    assert "saes" in result.output

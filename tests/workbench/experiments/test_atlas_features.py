@@ -173,8 +173,12 @@ def test_adding_a_feature_moves_the_logits_as_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hook", "writes"), [("z_concat", True), ("hook_resid_mid", True), ("mlp.hook_post", True), ("attn.hook_q", False)]
-)
+    ("hook", "writes"),
+    [
+        ("z_concat", True), ("hook_resid_mid", True), ("mlp.hook_post", True), ("attn.hook_result", True),
+        ("attn.hook_q", False),
+    ],
+)  # fmt: skip
 def test_other_hooks_write_through_their_own_matrix(model, hook, writes) -> None:
     slots = choose_slots(model.cfg, [1], hook=hook)
     sae = stack_for(model, slots)
@@ -183,7 +187,8 @@ def test_other_hooks_write_through_their_own_matrix(model, hook, writes) -> None
         assert promoted == [None]
         return
     block = model.blocks[1]
-    matrix = {"z_concat": block.attn.W_O.flatten(0, 1), "mlp.hook_post": block.mlp.W_out}.get(hook)
+    matrices = {"z_concat": block.attn.W_O.flatten(0, 1), "mlp.hook_post": block.mlp.W_out}
+    matrix = (matrices | {"attn.hook_result": torch.eye(32).repeat(4, 1)}).get(hook)
     with torch.no_grad():
         direction = sae.W_dec[0] if matrix is None else sae.W_dec[0] @ matrix
         effect = direction * model.ln_final.w @ model.W_U
@@ -223,6 +228,57 @@ def test_the_table_has_a_row_a_feature_and_goes_through_the_page(model, sae, tok
     assert bool(dead["dead"])
     assert (dead["density"], dead["max_act"], dead["mean_act"], dead["top_token"]) == (0, 0, 0, "")
     assert json.loads(dead["top_contexts"]) == []
+
+
+def test_small_activations_keep_their_digits(model, sae, tokens) -> None:
+    """Encoder over 10⁴, decoder times 10⁴: the same SAE with activations of another unit, and the reverse."""
+    table = atlas_features(model, sae, tokens, n_contexts=2)
+    for factor in (1e-4, 1e4):
+        tensors = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+        tensors["W_enc"] *= factor
+        tensors["b_enc"] *= factor
+        tensors["W_dec"] /= factor
+        scaled = atlas_features(model, StackedSAE.from_tensors(sae.config, tensors, sae.info), tokens, n_contexts=2)
+        for own, other in zip(table.itertuples(), scaled.itertuples(), strict=True):
+            for a, b in zip(json.loads(own.top_contexts), json.loads(other.top_contexts), strict=True):
+                limit = 2e-3 * own.max_act
+                np.testing.assert_allclose(np.array(b["acts"]) / factor, a["acts"], atol=limit)
+                assert b["value"] / factor == pytest.approx(a["value"], abs=limit)
+            for a, b in ((own.logit_promoted, other.logit_promoted), (own.logit_suppressed, other.logit_suppressed)):
+                pairs = list(zip(json.loads(a), json.loads(b), strict=True))
+                for (_, x), (_, y) in pairs:
+                    assert y * factor == pytest.approx(x, abs=1e-2 * abs(pairs[0][0][1]))
+
+
+def test_a_bfloat16_stack_is_counted_exactly(model, tokens) -> None:
+    sae = stack_for(model, choose_slots(model.cfg, [0]), bias=-0.01).to(torch.bfloat16)
+    found = scan(model, sae, tokens, stack_slots(sae), 2, 1)
+    acts = acts_of(model, sae, tokens)
+    torch.testing.assert_close(found.n_active, (acts > 0).sum((1, 2)).double(), atol=0, rtol=0)
+    torch.testing.assert_close(found.total, acts.double().sum((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_contexts": 0}, "atlas: n_contexts is 0; want ≥ 1"),
+        ({"radius": -1}, "atlas: radius is -1; want ≥ 0"),
+        ({"n_logits": -1}, "atlas: n_logits is -1; want ≥ 0"),
+        ({"n_neighbours": -1}, "atlas: n_neighbours is -1; want ≥ 0"),
+        ({"tokens": torch.zeros(4, 1, dtype=torch.int64)}, "atlas: windows of 1 tokens; want 2 to"),
+    ],
+)
+def test_counts_out_of_range_are_refused(model, sae, tokens, arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        atlas_features(model, sae, **{"tokens": tokens} | arguments)
+
+
+def test_several_saes_of_one_head_are_no_page(model, tokens, tmp_path) -> None:
+    slots = choose_slots(model.cfg, [0], [0])
+    table = atlas_features(model, stack_for(model, [*slots, *slots]), tokens, n_contexts=1)
+    message = r"feature_atlas: model .*, seed 0, layer 0, head 0, feature 0 stands in several rows; want one SAE"
+    with pytest.raises(ValueError, match=message):
+        write_atlas({"feature_atlas": table}, tmp_path / "a.html")
 
 
 def test_neighbours_are_the_nearest_rows_of_the_same_head(model, sae, tokens) -> None:
@@ -321,6 +377,23 @@ def test_correlations_keep_their_digits_over_many_tokens() -> None:
     for k in range(2):
         want = np.corrcoef(a[k].double().numpy().T, b[k].double().numpy().T)[:3, 3:]
         np.testing.assert_allclose(r[k], want, atol=1e-5)
+
+
+def test_features_that_are_always_on_keep_their_correlations() -> None:
+    """A mean of a thousand deviations, and one that never varies, which has no correlation."""
+    generator = torch.Generator().manual_seed(1)
+    a = torch.rand(1, 3000, 3, generator=generator)
+    b = 0.5 * a + 0.5 * torch.rand(1, 3000, 3, generator=generator)
+    a[0, :, 1] += 300
+    b[0, :, 1] += 1000
+    a[0, :, 2] = 3.3
+    sums = PairSums.zeros(1, 3, 3)
+    for start in range(0, 3000, 70):
+        sums.update(a[:, start : start + 70], b[:, start : start + 70])
+    with np.errstate(invalid="ignore"):
+        want = np.corrcoef(a[0].double().numpy().T, b[0].double().numpy().T)[:3, 3:]
+    np.testing.assert_allclose(sums.correlations()[0], want, atol=1e-5)
+    assert np.isnan(want[2]).all()
 
 
 def test_models_that_cannot_be_matched_are_refused(model, sae, tokens) -> None:

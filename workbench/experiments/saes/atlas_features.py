@@ -4,6 +4,7 @@ pushes, which features lie near it, and which feature of another model fires wit
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,8 @@ ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
 # A token at position 0 attends to itself alone: its z is one value, undiluted, and would be the peak of most features
 # of the first layer, with nothing before it to read.
 MIN_PEAK = 1
-DIGITS = 4  # decimals of activations in contexts; the page has 255 levels
+DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that
+# is not 0: an activation's unit is its decoder row's to choose; the page has 255 levels
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,20 @@ def atlas_features(
         name, seed: the columns model and seed.
 
     Raises:
-        ValueError: a stack of another model (sha256), or without sources; tokens that do not fit.
+        ValueError: a stack of another model (sha256), or without sources; tokens that do not fit; a count or a radius
+            that is negative, or no context.
     """
     slots = stack_slots(sae)
     check_model(sae, weights_sha256(model), name)
-    tokens = checked_tokens("atlas", model, tokens)
+    tokens = checked_tokens("atlas", model, tokens, min_ctx=MIN_PEAK + 1)
+    for what, given, least in (
+        ("n_contexts", n_contexts, 1),
+        ("radius", radius, 0),
+        ("n_logits", n_logits, 0),
+        ("n_neighbours", n_neighbours, 0),
+    ):
+        if given < least:
+            raise ValueError(f"atlas: {what} is {given}; want ≥ {least}")
     sums = scan(model, sae, tokens, slots, n_contexts, radius, on_progress)
     decode = token_decoder(model)
     promoted, suppressed = logit_effects(model, sae, slots, n_logits)
@@ -164,7 +175,7 @@ def scan(
         x = collect(model, batch, unique, number)
         acts = torch.empty(n_saes, x.shape[1], d_sae, device=device)
         for block, out in zip(x.split(BLOCK_TOKENS, dim=1), acts.split(BLOCK_TOKENS, dim=1), strict=True):
-            own = sae.encode(block[index])
+            own = sae.encode(block[index]).float()  # sums of bfloat16 activations would keep 8 bits of theirs
             out.copy_(own)
             n_active += own.sign().sum(dim=1).double()  # activations are never negative
             total += own.sum(dim=1).double()
@@ -253,6 +264,8 @@ def write_directions(
         return rows @ (W_O.flatten(0, 1) if slot.head is None else W_O[slot.head])
     if name == "mlp.hook_post":
         return rows @ block.mlp.W_out.float().to(rows.device)
+    if name == "attn.hook_result":  # what each head writes, side by side
+        return rows.unflatten(1, (-1, model.cfg.d_model)).sum(dim=1)
     writes = name.startswith("hook_resid_") or name in ("hook_attn_out", "hook_mlp_out")
     return rows if writes else None
 
@@ -337,9 +350,15 @@ def match_features(
 
 @dataclass
 class PairSums:
-    """Sums from which the correlations of two sets of features follow."""
+    """Sums from which the correlations of two sets of features follow.
+
+    What is summed is less the first block's smallest activations: zeros of a sparse feature stay zeros, and the
+    variance of one that is always on, or never varies, is not left to rounding.
+    """
 
     n: int
+    at_a: Float[Tensor, "n_saes 1 a"]
+    at_b: Float[Tensor, "n_saes 1 b"]
     a: Float64[Tensor, "n_saes a"]
     b: Float64[Tensor, "n_saes b"]
     aa: Float64[Tensor, "n_saes a"]
@@ -350,11 +369,15 @@ class PairSums:
     def zeros(cls, n_saes: int, n_a: int, n_b: int, device: torch.device | str = "cpu") -> PairSums:
         """Sums of no token."""
         sizes = ((n_saes, n_a), (n_saes, n_b), (n_saes, n_a), (n_saes, n_b), (n_saes, n_a, n_b))
-        return cls(0, *(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
+        shifts = (torch.zeros(n_saes, 1, n, device=device) for n in (n_a, n_b))
+        return cls(0, *shifts, *(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
 
     def update(self, a: Float[Tensor, "n_saes tokens a"], b: Float[Tensor, "n_saes tokens b"]) -> None:
         """Add tokens; a block's products are float32, what they are added to is float64."""
+        if not self.n:
+            self.at_a, self.at_b = (own.float().amin(dim=1, keepdim=True) for own in (a, b))
         self.n += a.shape[1]
+        a, b = a.float() - self.at_a, b.float() - self.at_b
         self.a += a.sum(dim=1).double()
         self.b += b.sum(dim=1).double()
         self.aa += einsum(a, a, "s t f, s t f -> s f").double()
@@ -407,7 +430,8 @@ def _top_tokens(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str]
 
 def _context_cells(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int) -> list[str]:
     sequences, peaks = contexts.sequences[k].tolist(), contexts.peaks[k].tolist()
-    windows, values = _rounded(contexts.windows[k]), _rounded(contexts.values[k])
+    largest = contexts.values[k, :, 0]
+    windows, values = _rounded(contexts.windows[k], largest), _rounded(contexts.values[k], largest)
     ids, n_ctx = tokens.tolist(), tokens.shape[1]
     cells = []
     for of_feature in zip(sequences, peaks, windows, values, strict=True):
@@ -427,9 +451,14 @@ def _context_cells(contexts: Contexts, tokens: Tensor, decode: Callable[[int], s
     return cells
 
 
-def _rounded(values: Tensor) -> list[Any]:
-    """Nested lists with DIGITS decimals."""
-    return values.double().round(decimals=DIGITS).tolist()
+def _rounded(values: Float[Tensor, "n *more"], largest: Float[Tensor, "n"]) -> list[Any]:
+    """Nested lists, each of the n with as many decimals as its largest number needs for DIGITS digits, or DIGITS."""
+    rows = zip(values.double(), largest.tolist(), strict=True)
+    return [row.round(decimals=_decimals(most)).tolist() for row, most in rows]
+
+
+def _decimals(largest: float) -> int:
+    return DIGITS if not 0 < largest < 1 else DIGITS - 1 - math.floor(math.log10(largest))
 
 
 def _pair_cells(
@@ -439,7 +468,8 @@ def _pair_cells(
     if own is None:
         return "[]"
     values, ids = own
-    rows = zip(_rounded(values), ids.tolist(), strict=True)
+    largest = values.abs().amax(dim=1) if values.shape[1] else values.new_zeros(len(values))
+    rows = zip(_rounded(values, largest), ids.tolist(), strict=True)
     return [
         json.dumps([[decode(i), v] for v, i in zip(vs, tokens, strict=True)], ensure_ascii=False) for vs, tokens in rows
     ]
@@ -448,5 +478,5 @@ def _pair_cells(
 def _neighbour_cells(cosines: Tensor | None, nearest: Tensor | None, k: int, d_sae: int) -> list[str]:
     if cosines is None or nearest is None:
         return ["[]"] * d_sae
-    rows = zip(_rounded(cosines[k]), nearest[k].tolist(), strict=True)
+    rows = zip(_rounded(cosines[k], torch.ones(d_sae)), nearest[k].tolist(), strict=True)
     return [json.dumps([[f, c] for c, f in zip(cs, fs, strict=True) if c == c]) for cs, fs in rows]

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from reports.tables import COLUMNS, read_table, write_table
-from sae.checkpoint import save_stack
+from sae.checkpoint import hash_tensor, save_stack
 from sae.config import SAESource, StackInfo
 from sae.controls import random_dictionary
 from sae.metrics import SAEMetrics, density_histogram
@@ -386,6 +386,12 @@ def find_stack(path: str | Path) -> StackedSAE:
         return StackedSAE.load(path)
     verify_files(path, lambda name: name.startswith(f"{STACK}/"))
     return StackedSAE.load(path / STACK)
+
+
+def stack_sha256(stack: StackedSAE) -> str:
+    """One hash of a stack's weights and of what it says of itself."""
+    parts = [hash_tensor(tensor) for tensor in stack.state_dict().values()]
+    return hashlib.sha256("".join([*parts, stack.info.model_dump_json()]).encode()).hexdigest()
 
 
 def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ctx"]:
