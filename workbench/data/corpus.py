@@ -41,8 +41,9 @@ def iter_documents(source: str | os.PathLike[str], *, text_column: str = "text")
 
     source: "embedded" (10.8M characters of public-domain English that come with the package); a file: .txt (one
     document), .jsonl or .parquet (one a row, the text in `text_column`; a row's own "source" and "title" are taken if
-    they are strings), .txt and .jsonl also as .gz and .xz; a folder of such files, at any depth, by path; or a name on
-    the Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split "train" unless given).
+    they are strings), .txt and .jsonl also as .gz and .xz; a folder of such files, at any depth, by path, what is
+    hidden left out; or a name on the Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split
+    "train" unless given).
     Only a hub name uses the network, and where there is none the local cache is used; a data set's code is never run.
 
     Raises ValueError naming the file and the row: nothing there, nothing in it, not UTF-8, not JSON or Parquet, a
@@ -134,10 +135,14 @@ def text_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"data: {path} is neither file nor folder; want one of them")
-    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES) and f.name[0] != ".")
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES) and not _is_hidden(f, path))
     if not files:
         raise ValueError(f"data: {path} holds no file to read; want files ending in {', '.join(SUFFIXES)}")
     return files
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _read_path(path: Path, text_column: str) -> Iterator[Document]:

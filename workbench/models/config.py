@@ -19,7 +19,7 @@ from workbench.memory import check_memory
 from workbench.runs import shorten
 
 MAX_FAULTS = 5  # that an error names
-_DTYPES = {
+DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -36,9 +36,9 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     if isinstance(name, torch.dtype):
         return name
     short = str(name).removeprefix("torch.")
-    if short not in _DTYPES:
-        raise ValueError(f"dtype: got {shorten(repr(name))}; want one of {', '.join(_DTYPES)}")
-    return _DTYPES[short]
+    if short not in DTYPES:
+        raise ValueError(f"dtype: got {shorten(repr(name))}; want one of {', '.join(DTYPES)}")
+    return DTYPES[short]
 
 
 Dtype = Annotated[
@@ -353,6 +353,8 @@ def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
             parts.append(f"unknown key '{where}'" + (f"; nearest: {', '.join(near)}" if near else ""))
             continue
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "union_tag_not_found":
+            message = f"has no {item.get('ctx', {})['discriminator']}; want one, which says what its fields are"
         got: Any = item.get("input")
         shown = f" (got {shorten(repr(got))})" if isinstance(got, str | int | float | bool) else ""
         parts.append(f"{where}: {message}{shown}" if where else message)

@@ -199,7 +199,8 @@ class HookedLM(CheckedHooks):
         x = self.ln_final(self.read_out(state))[:, :-1]
         weights = None
         if loss_mask is not None:
-            weights = loss_mask.flatten().float() / loss_mask.float().sum().clamp_min(1)
+            counted = loss_mask.flatten().to(torch.promote_types(x.dtype, torch.float32))
+            weights = counted / counted.sum().clamp_min(1)
         loss = linear_cross_entropy(
             x.flatten(0, 1),
             self.W_U,
@@ -313,23 +314,81 @@ class HookedLM(CheckedHooks):
     def to_tokens(
         self, text: str | list[str], prepend_bos: bool | None = None, truncate: bool = True, **_: Any
     ) -> Int[Tensor, "batch pos"]:
-        """Token ids of text, BOS first unless told otherwise; several texts must come out equally long: nothing pads.
+        """Token ids of text; several texts must come out equally long: nothing pads.
+
+        BOS comes first as `prepend_bos` says, and where it is None as `cfg.default_prepend_bos` does; a tokenizer that
+        has none lends EOS, and without both nothing comes first unless asked for.
 
         Raises:
             ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or texts of unequal length.
         """
-        if self.tokenizer is None:
-            raise ValueError("to_tokens: this model has no tokenizer; want one given at load, or token ids")
+        self._check_tokenizer("to_tokens")
         texts = [text] if isinstance(text, str) else text
         bos = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-        with_bos = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-        if with_bos and bos is None:
+        if prepend_bos and bos is None:
             raise ValueError("to_tokens: the tokenizer has no BOS token; want prepend_bos=False")
+        with_bos = bos is not None and (self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos)
         rows = [([bos] if with_bos else []) + self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
         rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
         if len({len(r) for r in rows}) > 1:
             raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; want equal lengths")
         return torch.tensor(rows, dtype=torch.long, device=self.cfg.device)
+
+    def to_string(self, tokens: Tensor | list[int]) -> str | list[str]:
+        """The text of token ids [pos], or the texts of [batch pos]."""
+        self._check_tokenizer("to_string")
+        tokens = torch.as_tensor(tokens)
+        decode = self.tokenizer.batch_decode if tokens.ndim == 2 else self.tokenizer.decode
+        return decode(tokens, clean_up_tokenization_spaces=False)
+
+    def to_str_tokens(self, input: str | Tensor | list, prepend_bos: bool | None = None) -> list:
+        """The text of each token of a text or of ids [pos] or [1 pos]; of a list, one such list for each of it."""
+        self._check_tokenizer("to_str_tokens")
+        if isinstance(input, list):
+            return [self.to_str_tokens(one, prepend_bos) for one in input]
+        tokens = self.to_tokens(input, prepend_bos)[0] if isinstance(input, str) else input
+        ids = [[int(token)] for token in tokens.flatten()]
+        return self.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            ValueError: it is none, or several.
+        """
+        ids = self.to_tokens(text, prepend_bos=False)[0].tolist()
+        if len(ids) != 1:
+            raise ValueError(f"to_single_token: {text!r} is {len(ids)} tokens; want a text that is one")
+        return ids[0]
+
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*tokens d_model"]:
+        """The column of W_U that each token's logit reads; of one token, also given as text, [d_model]."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        ids = torch.as_tensor(tokens, device=self.W_U.device)
+        return self.W_U.T[ids.squeeze() if ids.numel() == 1 else ids]
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, "d_model"]:
+        """Σ of b_O and, unless told otherwise, b_out of the layers before `layer`; with mlp_input, its b_O as well."""
+        total, has = torch.zeros_like(self.ln_final.w), self.cfg.extensions
+        for index, block in enumerate(self.blocks[: layer + mlp_input]):
+            total = total + block.attn.b_O if has.out_bias else total
+            total = total + block.mlp.b_out if has.mlp_bias and include_mlp_biases and index < layer else total
+        return total
+
+    def _check_tokenizer(self, who: str) -> None:
+        if self.tokenizer is None:
+            raise ValueError(f"{who}: this model has no tokenizer; want one given at load, or token ids")
+
+
+def check_ours(who: str, model: Any) -> None:
+    """Nothing; raises ValueError for a model that is no `HookedLM`."""
+    if not isinstance(model, HookedLM):
+        raise ValueError(
+            f"{who}: got a {type(model).__name__}; want a HookedLM (from_hooked_transformer makes one of that class)"
+        )
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def with_profile(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return settings
     word, _, rest = text.partition(":")
     n_blocks, _, source = rest.partition(":")
-    if word != "profile" or not n_blocks.isdigit() or not source:
+    if word != "profile" or not n_blocks.isdecimal() or not source:
         raise ValueError(f"attn_res.boundaries: got {text!r}; want a list of layers, or {FORM}")
     model, n_layers = load(source, device="cpu"), _at(settings, "model", "n_layers")
     if model.cfg.n_layers != n_layers:

@@ -29,6 +29,11 @@ class Feed:
     train: TokenFile
     held_out: TokenFile
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """sha256 of the tokens of each part: what a checkpoint knows its text by."""
+        return {"train": self.train.tokens_sha256, "held-out": self.held_out.tokens_sha256}
+
 
 def open_feed(recipe: Recipe, cache: str | Path | None = None) -> Feed:
     """The packed text of a recipe, from the cache where it was packed before, checked against the recipe's model.

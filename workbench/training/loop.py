@@ -360,6 +360,7 @@ class Trainer:
             "seed": self.seed,
             "processes": self.processes,
             "data": self._source.state_dict(),
+            "text": self.feed.checksums,
             "controller": self._pressure.state_dict() if self._pressure else None,
             "window": [[r.loss, r.grad_norm, _or_none(r.vsm), _or_none(r.sigma)] for r in self._window],
             "log": self._log.sync(),
@@ -404,6 +405,11 @@ class Trainer:
             )
         if (saved_by := info.get("processes")) != self.processes:
             raise ValueError(f"checkpoint: {file} was saved by {saved_by}; got {self.processes}; want the same again")
+        if changed := [part for part, sha256 in self.feed.checksums.items() if info["text"].get(part) != sha256]:
+            raise ValueError(
+                f"data: the {' and the '.join(changed)} text of {self.recipe.data.source!r}, or its tokenizer, has "
+                f"changed since {file} was saved; want it as it was"
+            )
         if position.phase >= len(self.recipe.phases):
             raise ValueError(
                 f"checkpoint: {file} is in phase {position.phase}; want 0 to {len(self.recipe.phases) - 1}"

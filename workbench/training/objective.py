@@ -56,8 +56,8 @@ def objective(
     `call` is called in the model's place, where several processes wrap it. Where `weight` and `step` are tensors on the
     model's device, nothing of it depends on their values but the numbers: a tensor `weight` presses.
 
-    Attention maps are formed only while they weigh something: with `on = "pattern"` and both λ and the coherence 0,
-    attention stays fused and there is no σ.
+    Attention maps are formed only while they weigh something or a controller reads their σ: with `on = "pattern"`, λ
+    and the coherence 0 and no P-controller, attention stays fused and there is no σ.
     """
     vsm = phase.vsm
     grams: list[Tensor] = []
@@ -72,7 +72,7 @@ def objective(
         if vsm.coherence:
             entropies.append(attention_entropy(z_or_pattern))
 
-    is_pressed = vsm is not None and (vsm.on == "z" or weighs(weight) or vsm.coherence != 0)
+    is_pressed = vsm is not None and (vsm.on == "z" or vsm.reads_sigma or weighs(weight) or vsm.coherence != 0)
     watched = watching(model, f"attn.hook_{vsm.on}", note) if vsm is not None and is_pressed else nullcontext()
     aux = phase.auxiliary or Auxiliary()
     extras = {"loss_mask": batch.mask, "z_loss": phase.z_loss, "entropy_bonus": entropy_bonus(aux, step)}

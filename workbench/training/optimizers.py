@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
@@ -32,6 +32,7 @@ FACTOR_LAYOUT = {
     **dict.fromkeys(("W_B", "W_Bz", "W_Bh"), "rank d_model -> d_model rank"),
 }
 _LAYOUTS = MATRIX_LAYOUT | FACTOR_LAYOUT
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamW(Frozen):
@@ -39,7 +40,7 @@ class AdamW(Frozen):
     included; norms, biases, gains and routing queries have none, as is the field's custom."""
 
     lr: float = Field(default=3e-4, description="base learning rate, times the schedule", gt=0)
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of the two moments, each in [0, 1)")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="decay of the two moments, each in [0, 1)")
     eps: float = Field(default=1e-8, description="added to the root of the second moment", gt=0)
     weight_decay: float = Field(default=0.0, description="decoupled decay of weight matrices, per unit of lr", ge=0)
     embed_lr: float | None = Field(default=None, description="base rate of embeddings and unembedding; none: lr", gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
     n_steps = sum(phase.n_steps for phase in recipe.phases)
     tokens = [phase.n_steps * n_tokens_per_step(recipe, i) for i, phase in enumerate(recipe.phases)]
     on_device = [c.device_bytes for c in costs if c.device_bytes is not None]
-    kept = recipe.checkpoint.keep or n_steps // recipe.checkpoint.every + 1
+    every, ends = recipe.checkpoint.every, itertools.accumulate(phase.n_steps for phase in recipe.phases)
+    n_checkpoints = n_steps // every + sum(end % every != 0 for end in ends)  # at every phase's end too
+    kept = min(recipe.checkpoint.keep or n_checkpoints, n_checkpoints)
     return {
         "recipe": recipe.name,
         "device": device,
@@ -71,8 +74,8 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
         "n_tokens": sum(tokens),
         "n_tokens_by_phase": {p.name: t for p, t in zip(recipe.phases, tokens, strict=True)},
         "n_checkpoints_kept": kept,
-        # while the newest is being written there is one more
-        "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * (kept + 1),
+        # while a later one is being written there is one more
+        "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * min(kept + 1, n_checkpoints),
         "bytes_in_memory": max(c.memory_bytes for c in costs),
         **({"bytes_on_device": max(on_device)} if on_device else {}),
         "tokens_per_s_by_phase": {

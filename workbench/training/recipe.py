@@ -133,6 +133,8 @@ class Recipe(Frozen):
                 raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least {n_least} for phases.{i}")
             if phase.auxiliary is not None:
                 check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
+            if phase.vsm is not None and self.model.n_heads < 2:
+                raise ValueError(f"phases.{i}.vsm: compares heads, and model.n_heads = 1; want 2 or more, or no vsm")
             size = phase.vsm.group_size if phase.vsm else None
             if size and self.model.n_heads % size:
                 raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
@@ -261,7 +263,7 @@ def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
     for depth, part in enumerate(parts):
         is_last = depth == len(parts) - 1
         if isinstance(data, list):
-            if not part.isdigit() or int(part) >= len(data):
+            if not part.isdecimal() or int(part) >= len(data):
                 at = ".".join(parts[:depth])
                 raise ValueError(f"set {key}: got {part!r} after {at!r}; want an index from 0 to {len(data) - 1}")
             index: Any = int(part)

@@ -31,7 +31,7 @@ from workbench.models.load import load, save
 from workbench.runs import atomic_write, sha256_file, shorten
 
 LATEST, TENSORS, INFO = "latest", "train_state.safetensors", "train_state.json"
-FORMAT = "workbench-train-state/1"
+FORMAT = "workbench-train-state/2"
 REQUIRED = {"model.safetensors", "hooked_config.json", TENSORS}
 _STEP = re.compile(r"^step_(\d{8,})$")
 _TEMPORARY = re.compile(r"^\.step_\d+\.[0-9a-f]{8}\.tmp$")
@@ -61,7 +61,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """optimizer moments `optimizer/…` and random states `rng/…`"""
     info: dict[str, Any]
-    """the rest of train_state.json: controller, bytes of train_log.csv, …"""
+    """the rest of train_state.json: controller, checksums of the text, bytes of train_log.csv, …"""
 
 
 def step_name(step: int) -> str:

@@ -92,6 +92,11 @@ class Vsm(Frozen):
             )
         return self
 
+    @property
+    def reads_sigma(self) -> bool:
+        """Whether λ follows σ, which must then be measured also while λ is 0: else it would stay there."""
+        return isinstance(self.controller, Proportional)
+
 
 class _Gram(torch.autograd.Function):
     """Σ_b X_b X_bᵀ of [batch, group, head, n] in float32 or float64. By hand for one reason: autograd would form the

@@ -99,6 +99,8 @@ def test_a_folder_is_read_by_path_whatever_it_holds(tmp_path: Path) -> None:
     _parquet(folder / "a.parquet", [{"text": "a"}])
     (folder / "README.md").write_text("not read")
     (folder / ".hidden.txt").write_text("not read")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "c.txt").write_text("not read")
     assert [(d.source, d.text) for d in iter_documents(folder)] == [("books", "a"), ("books", "z"), ("books", "c")]
 
 

@@ -420,6 +420,36 @@ def test_bad_input(text, tmp_path_factory, settings, message):
     assert not (directory.parent / "new").exists()
 
 
+@pytest.mark.parametrize("kind", [language, lineage], ids=["language", "nca"])
+def test_a_run_does_not_go_on_with_another_text(kind, text, tmp_path):
+    """Also where only the held-out part is another, which judges, and in a phase that reads automata."""
+    own = tmp_path / "own.txt"
+    lines = "".join(f"{line}\n" for line in (text / "text.jsonl").read_text().split(","))
+    own.write_text(lines)
+    recipe = apply_overrides(kind(text), {"data.source": str(own)})
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "run", stop_after=1)
+    own.write_text(lines + "the")  # a text of one document is cut at a line break: its first part is as it was
+    with pytest.raises(
+        ValueError, match=r"data: the held-out text of '.*own.txt', or its tokenizer, has changed since"
+    ):
+        run(recipe, tmp_path / "run", resume=True)
+    own.write_text(lines[1:])
+    with pytest.raises(ValueError, match="data: the train text of"):
+        run(recipe, tmp_path / "run", resume=True)
+    own.write_text(lines)
+    run(recipe, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "n_kept"), [(4, None, 3), (5, None, 3), (3, None, 5), (100, 9, 2), (4, 2, 2), (10, None, 2)]
+)
+def test_the_plan_counts_the_checkpoints_that_a_run_leaves(text, tmp_path, every, keep, n_kept):
+    recipe = apply_overrides(lineage(text), {"checkpoint.every": every, "checkpoint.keep": keep})  # 4 and 6 steps
+    assert plan(recipe, device="cpu", dtype="float32")["n_checkpoints_kept"] == n_kept
+    assert len(list(run(recipe, tmp_path / "run").glob("step_*"))) == n_kept
+
+
 def test_the_progress_bar_goes_to_stderr(text, tmp_path, capfd):
     run(language(text), tmp_path / "run", progress=True)
     shown = capfd.readouterr()

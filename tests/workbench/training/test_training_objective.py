@@ -13,7 +13,7 @@ from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig
 from workbench.training.monitor import measure, monitor_columns, weight_ranks
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss, objective
 from workbench.training.recipe import MonitorConfig, Phase
-from workbench.training.vsm import Vsm, attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
+from workbench.training.vsm import Proportional, Vsm, attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
 
 CFG = ModelConfig(n_layers=3, d_model=16, n_ctx=12, d_vocab=40, n_heads=4, n_key_value_heads=2, d_head=4, d_mlp=24)
 ROUTED = CFG.model_copy(update={"extensions": Extensions(attn_res=AttnRes(boundaries=(0, 2)))})
@@ -87,8 +87,11 @@ def test_maps_are_formed_only_while_they_weigh_something():
     assert idle.vsm is None
     assert idle.sigma is None
     assert objective(model, x, phase(vsm=Vsm(on="pattern")), weight=0.1).sigma is not None
-    # on z the σ that a controller needs is there at λ = 0 too
+    # the σ that a controller needs is there at λ = 0 too: else λ would never leave it
     assert objective(model, x, phase(vsm=Vsm(on="z")), weight=0.0).sigma is not None
+    followed = objective(model, x, phase(vsm=Vsm(on="pattern", controller=Proportional())), weight=0.0)
+    assert followed.sigma is not None
+    assert float(followed.total.detach()) == float(idle.total.detach())
     assert objective(model, x, phase(), weight=0.0).vsm is None
     assert not any(point._forward_hooks for point in model.hook_dict.values())
 
@@ -99,9 +102,8 @@ def test_masked_predictions_do_not_count():
     mask[:, 5:] = True
     per_token = model(x, return_type="loss", loss_per_token=True).detach()
     want = float(per_token[:, 5:].mean())
-    # the model keeps the weights of a mean in float32
-    assert float(objective(model, Batch(x, mask), phase(), 0.0).loss) == pytest.approx(want, rel=1e-6)
-    assert held_out_loss(model, Batch(x, mask), batch_size=2) == pytest.approx(want, rel=1e-6)
+    assert float(objective(model, Batch(x, mask), phase(), 0.0).loss) == pytest.approx(want, abs=1e-12)
+    assert held_out_loss(model, Batch(x, mask), batch_size=2) == pytest.approx(want, abs=1e-12)
     assert held_out_loss(model, Batch(x), batch_size=2) == pytest.approx(float(per_token.mean()), abs=1e-12)
 
 
