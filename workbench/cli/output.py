@@ -33,7 +33,7 @@ def report(
     for key, value in (dict(facts or {}) | shared).items():
         typer.echo(f"{key}: {_plain(value)}")
     if table is not None and len(table):
-        varying = table.drop(columns=list(shared)).head(MAX_ROWS)
+        varying = _left_aligned(table.drop(columns=list(shared)).head(MAX_ROWS))
         typer.echo(varying.to_string(index=False, float_format=lambda x: f"{x:.5g}", na_rep="nan"))
         if len(table) > MAX_ROWS:
             typer.echo(f"… {len(table) - MAX_ROWS} more rows in the file")
@@ -47,6 +47,18 @@ def _constant_columns(table: pd.DataFrame) -> dict[str, Any]:
         return {}
     firsts = {str(column): table[column].iloc[0] for column in table.columns}
     return {name: first for name, first in firsts.items() if all(value == first for value in table[name])}
+
+
+def _left_aligned(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns of text padded on the right: pandas aligns every column to the right."""
+    padded = {}
+    for name in map(str, table.columns):
+        column = table[name]
+        if all(isinstance(value, str) for value in column):
+            width = max(len(name), *map(len, column))
+            name, column = f"{name:<{width}}", column.str.ljust(width)
+        padded[name] = column
+    return type(table)(padded)
 
 
 @contextlib.contextmanager

@@ -178,6 +178,6 @@ def read_folder(directory: Path) -> Any:
     fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields | {"device": "cpu"}))
     tensors = open_tensors(directory / WEIGHTS)
-    hooked.to(tensors["embed.W_E"].dtype)
+    hooked.to(tensors["embed.W_E"].dtype, print_details=False)  # stdout is for what a verb says
     hooked.load_state_dict(hooked.state_dict() | tensors, strict=True)
     return hooked

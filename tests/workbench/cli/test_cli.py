@@ -154,6 +154,7 @@ def test_generate_goes_on_from_each_prompt_the_same_with_the_same_seed(place):
 def test_export_and_import_keep_the_weights(place, to):
     result = call("export", "--ckpt", place / "other", "--to", to, "--out", "exported")
     assert result.exit_code == 0, result.output
+    assert result.stdout == "exported\n"  # and nothing of what the libraries print
     assert Path("exported", "model.safetensors").is_file()
     if to == "hf":
         assert call("import", "exported", "--out", "again").exit_code == 0
