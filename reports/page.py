@@ -139,7 +139,7 @@ def said_of_seeds(n: int, panel: Panel) -> str:
         return ""
     if n >= MIN_SEEDS:
         return f": mean and 95 % interval over seeds, {'in brackets' if panel.is_table else panel.interval}"
-    return ", each given" if panel.is_table else ": the line is their mean, each a faint mark"
+    return ", each given" if panel.is_table else f": {panel.of_two}"
 
 
 def count_seeds(study: Study) -> int:

@@ -30,6 +30,7 @@ RECORD_TYPES = MappingProxyType(
 )
 
 MODEL_COLUMNS = ("model", "model_a", "model_b")
+MAX_NAME = 28  # letters of a short name: more overlap in the figures
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def order_models(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) 
 def short_names(models: Sequence[str]) -> dict[str, str]:
     """Return each model's name without the dash-separated words that all of them begin or end with.
 
-    `janus-v3-control-nano`, `janus-v3-adaptive-nano` become `control`, `adaptive`; a single model keeps its name.
+    `janus-v3-control-nano`, `janus-v3-adaptive-nano` become `control`, `adaptive`; a single model keeps its name. What
+    is still longer than `MAX_NAME` loses its middle, unless two would then be alike.
     """
     words = [model.split("-") for model in models]
     if len(models) < 2:
@@ -122,7 +124,9 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     start = 0
     while start < shortest - end - 1 and len({parts[start] for parts in words}) == 1:
         start += 1
-    return {model: "-".join(parts[start : len(parts) - end]) for model, parts in zip(models, words, strict=True)}
+    names = {model: "-".join(parts[start : len(parts) - end]) for model, parts in zip(models, words, strict=True)}
+    cut = {model: name if len(name) <= MAX_NAME else f"{name[:16]}…{name[-11:]}" for model, name in names.items()}
+    return cut if len(set(cut.values())) == len(set(names.values())) else names
 
 
 def problems(study: Study, needs: Mapping[str, Sequence[str]]) -> list[str]:

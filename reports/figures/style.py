@@ -91,9 +91,16 @@ def groups_of(df: pd.DataFrame, models: Sequence[str] | None = None) -> Iterator
     """Yield the rows of each model, all its seeds together, with the marks of `runs_of`."""
     order = list(dict.fromkeys([*(models or ()), *df["model"]]))
     for model in models_of(df, models):
-        index = order.index(model)
-        colour, symbol, dash = (marks[index % len(marks)] for marks in (PALETTE, SYMBOLS, DASHES))
-        yield Run(model, None, df[df["model"] == model], colour, symbol, dash, is_first=True)
+        yield Run(model, None, df[df["model"] == model], *marks_of(order.index(model)), is_first=True)
+
+
+def marks_of(index: int) -> tuple[str, str, str]:
+    """Return colour, symbol and dash of the model at a place; from the tenth on colours come again, with others."""
+    again = index // len(PALETTE)
+    colour, symbol, dash = (
+        marks[(index + turn * again) % len(marks)] for turn, marks in enumerate((PALETTE, SYMBOLS, DASHES))
+    )
+    return colour, symbol, dash
 
 
 def seeds_of(df: pd.DataFrame) -> list:

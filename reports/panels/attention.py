@@ -80,6 +80,7 @@ ATTENTION = Section(
             ("n", "matrices"),
             "Mean over layers and matrices of |nuclear rank a − b| / their mean; bars are 95 % intervals over seeds.",
             interval="a bar",
+            of_two="a mark is their mean",
             is_core=False,
         ),
         Panel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports import figures, lineage
-from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants
+from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants, without_numbers
 from reports.study import Study
 
 
@@ -119,8 +119,9 @@ CONCEPTS = Section(
             partial_bars,
             ("n", "concepts a set"),
             "Mantel r and partial Mantel r given the Levenshtein distances of the words, at the layer at the depth of "
-            "14 of 28. Bars on bars: 95 % over seeds; of a lone seed none.",
+            "14 of 28. Bars on bars: 95 % over three seeds or more.",
             interval="a bar",
+            of_two="a bar is their mean",
             is_core=False,
         ),
         Panel(
@@ -169,6 +170,7 @@ CONCEPTS = Section(
             "Mean cosine of successive displacements (lag 1), mean over concept sets; small marks are sets, bars on "
             "bars 95 % over seeds, grey bands the middle 95 % of single null trajectories.",
             interval="a bar",
+            of_two="a bar is their mean",
             is_core=False,
         ),
         Panel(
@@ -188,6 +190,11 @@ CONCEPTS = Section(
             lambda study: [("", figures.pc_alignment(study.tables["pc_cosine"]))],
             ("n", "sequences"),
             "Dotted: the mean |cos| of two random directions.",
+            faults=without_numbers(
+                "pc_cosine",
+                "cosine",
+                "The models’ states have different widths: directions in two such spaces have no cosine.",
+            ),
             interval="a band",
             is_core=False,
         ),

@@ -6,8 +6,17 @@ import pandas as pd
 
 from reports import figures, paper_tables
 from reports.figures.topology import BASES
-from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants
+from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants, without_numbers
 from reports.study import Study
+
+NO_PAIRS = "No layer has two heads that can be compared."
+
+
+def no_pairs(study: Study) -> list[str]:
+    """Return why there is no cosine between heads: each model has one a layer."""
+    df = study.tables.get("head_cosines", pd.DataFrame())
+    has_both = len(df) > 0 and {"head_i", "head_j"} <= set(df.columns)
+    return [NO_PAIRS] if has_both and (df["head_i"] == df["head_j"]).all() else []
 
 
 def heatmaps(study: Study) -> list[Drawing]:
@@ -112,6 +121,7 @@ PAPER = Section(
             needing("head_cosines", "model seed layer basis head_i head_j cos"),
             heatmaps,
             detail="Diagonal left blank; one colour scale for all panels of a basis.",
+            faults=no_pairs,
             is_first_seed=True,
         ),
         Panel(
@@ -153,8 +163,8 @@ PAPER = Section(
         Panel(
             "ablation-table",
             "The heads that cost most to remove",
-            "The paper finds one load-bearing head. Overlapping intervals mean that this study cannot tell the top "
-            "heads apart.",
+            "The paper finds one load-bearing head. Brackets that do not overlap tell two heads apart; where they do, "
+            "the order is open, and the load-bearing p of ablation_summary tests the top head.",
             needing("ablation_results", "model seed layer head kind impact_pct"),
             paper_tables.ablation_grids,
             ("n_tokens", "held-out tokens, the same for all heads"),
@@ -191,6 +201,7 @@ TOPOLOGY = Section(
             redundancy,
             ("n_tokens", "held-out tokens"),
             "Every panel has its own scale, from 0.",
+            faults=without_numbers("topology_stats", "mean_cos", NO_PAIRS),
         ),
         Panel(
             "ranks",
@@ -247,13 +258,14 @@ TOPOLOGY = Section(
         Panel(
             "ablation-summary",
             "Ablation in one number a layer",
-            "A Gini coefficient near 1 is a layer in which one head does the work; a small load-bearing p says that "
-            "the top head’s lead over the others is more than sampling of sequences gives.",
+            "A Gini coefficient near its ceiling 1 − 1/heads is a layer in which one head does the work; a small "
+            "load-bearing p says that the top head’s lead over the others is more than sampling of sequences gives.",
             needing("ablation_summary", "model seed kind layer measure value"),
             paper_tables.summary_grids,
             ("n", "heads"),
-            "Rank correlation is of measured impacts with their first-order estimates, over all heads; p is given for "
-            "each seed.",
+            "Gini passes its ceiling where impacts below 0 cancel others, and is no share then; a dash: they sum to "
+            "nothing positive. Rank correlation is of measured impacts with their first-order estimates, over all "
+            "heads; p is given for each seed.",
             is_table=True,
             is_core=False,
         ),

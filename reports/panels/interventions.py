@@ -36,6 +36,7 @@ INTERVENTIONS = Section(
                 "ablation_results", "concept_geometry", "evaluation", "text_quality",
             ),
             interval="a bar",
+            of_two="a mark is their mean",
             is_core=False,
         ),
     ),

@@ -34,6 +34,7 @@ class Panel:
     is_table: bool = False
     is_first_seed: bool = False  # draws each model's first seed only
     interval: str = INTERVAL  # how the interval over seeds is drawn
+    of_two: str = "the line is their mean, each a faint mark"  # how two seeds are
     is_by_seed: bool = False  # a row, or a variant, a seed
     is_core: bool = True  # where it cannot be drawn, the page says why; others are left out with their table
 
@@ -56,6 +57,16 @@ def drawn(table: str, draw: Callable[..., go.Figure]) -> Callable[[Study], list[
 def needing(table: str, columns: str) -> Mapping[str, tuple[str, ...]]:
     """Return the needs of a panel that draws one table."""
     return MappingProxyType({table: tuple(columns.split())})
+
+
+def without_numbers(table: str, column: str, fault: str) -> Callable[[Study], list[str]]:
+    """Return a panel's faults: the sentence where the table's column holds no number at all."""
+
+    def faults(study: Study) -> list[str]:
+        df = study.tables.get(table)
+        return [fault] if df is not None and column in df and len(df) and df[column].isna().all() else []
+
+    return faults
 
 
 def seed_variants(df: pd.DataFrame) -> list[tuple[str, object]]:

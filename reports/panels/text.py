@@ -70,7 +70,7 @@ TEXT = Section(
         Panel(
             "text-quality",
             "Measures of sampled text",
-            "Overlapping intervals mean no difference that this many samples can show.",
+            "Intervals that do not overlap tell two models apart; where they do, this many samples leave it open.",
             needing("text_quality", "model seed measure value ci_low ci_high"),
             drawn("text_quality", figures.text_measures),
             ("n", "prompts, of recall scenarios"),
@@ -81,8 +81,8 @@ TEXT = Section(
         Panel(
             "text-table",
             "Measures of sampled text, in figures",
-            "Read a row: models whose brackets overlap are not told apart by it. A recall of .5 and a recall margin of "
-            "0 are chance: a model that remembers nothing has them exactly.",
+            "Read a row: brackets that do not overlap tell two models apart, overlapping ones leave it open. A recall "
+            "of .5 and a recall margin of 0 are chance: a model that remembers nothing has them exactly.",
             needing("text_quality", "model seed measure value ci_low ci_high"),
             quality_grids,
             ("n", "prompts, of recall scenarios"),

@@ -79,6 +79,7 @@ TRAINING = Section(
             detail=(
                 "σ is the mean |cos| between heads, here the mean over layers; every panel has its own scale, from 0."
             ),
+            of_two="a line is their mean",
         ),
         Panel(
             "rank-trajectories",
@@ -91,6 +92,7 @@ TRAINING = Section(
                 "Means over layers. Where a model has several phases, 0 is the start of the last one (language); what "
                 "lies left of it is pre-training."
             ),
+            of_two="a line is their mean",
             is_core=False,
         ),
         Panel(
@@ -99,6 +101,7 @@ TRAINING = Section(
             "Falling entropies are heads that settle on few tokens, falling ranks weights on few directions.",
             needing("train_log", "model seed step"),
             monitors,
+            of_two="a line is their mean",
             is_core=False,
         ),
     ),

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from reports.figures.style import DARK, DASHES, PALETTE, PAPER, SYMBOLS
+from reports.figures.style import DARK, DASHES, PALETTE, PAPER, SYMBOLS, marks_of
 
 VISIONS = {
     "normal": np.eye(3),
@@ -63,6 +63,13 @@ def test_the_measures_know_what_is_known():
 def test_no_two_of_nine_share_a_marker_or_a_dash():
     for marks in (PALETTE, SYMBOLS, DASHES):
         assert len(set(marks[:N_MODELS])) == len(marks) == N_MODELS
+
+
+def test_more_than_nine_differ_in_mark_and_dash_where_the_colour_comes_again():
+    many = [marks_of(index) for index in range(45)]
+    assert many[:N_MODELS] == list(zip(PALETTE, SYMBOLS, DASHES, strict=True))
+    for one, other in combinations(many, 2):
+        assert sum(a != b for a, b in zip(one, other, strict=True)) >= 2
 
 
 @pytest.mark.parametrize("vision", VISIONS)

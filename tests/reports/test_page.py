@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from fake_study import write_fake_study
 
-from reports.page import duration, write_report
+from reports.page import SECTIONS, duration, show_section, write_report
+from reports.study import read_study
 from reports.tables import read_csv
 
 
@@ -47,6 +48,17 @@ def test_every_figure_states_seeds_and_source(page):
         text = visible(caption)
         assert "eed 0" in text or "pc_cosine.csv" in text, text
         assert ".csv" in text
+
+
+def test_two_seeds_are_said_to_be_drawn_as_they_are(tmp_path):
+    study = read_study(write_fake_study(tmp_path, n_layers=2, n_heads=3, seeds=(0, 1), atlas=False, later=True))
+    payload: dict = {}
+    shown = [item for section in SECTIONS for item in show_section(study, section, {"Table": 0, "Figure": 0}, payload)]
+    said = {item.panel.key: "faint mark" in item.facts for item in shown if "their mean" in item.facts}
+    assert len(said) >= 15
+    for key, is_said in said.items():
+        marks = [trace.get("marker", {}) for figure in payload[key] for trace in figure["data"]]
+        assert any(own.get("size") == 4 and own.get("opacity") == 0.5 for own in marks) == is_said, key
 
 
 def test_a_figure_that_names_another_names_the_right_one(page):
@@ -155,6 +167,17 @@ def test_tables_without_rows_are_said_to_be_empty(study_copy):
         path.write_text(path.read_text(encoding="utf-8").partition("\n")[0] + "\n")
     text = visible(write_report(study_copy).read_text(encoding="utf-8"))
     assert text.count("has no rows.") >= 9
+
+
+def test_what_has_nothing_to_show_says_so(tmp_path):
+    write_fake_study(tmp_path, n_layers=2, n_heads=1, atlas=False, later=True)
+    for name, columns in (("topology_stats", ["max_cos", "mean_cos"]), ("pc_cosine", ["cosine", "baseline"])):
+        path = tmp_path / f"{name}.csv"
+        read_csv(path).assign(**dict.fromkeys(columns, float("nan"))).to_csv(path, index=False)
+    text = " ".join(visible(write_report(tmp_path).read_text(encoding="utf-8")).split())
+    assert text.count("Not drawn. No layer has two heads that can be compared.") == 2
+    assert text.count("Not drawn. The models’ states have different widths") == 1
+    assert "Nuclear rank of the concatenated z, by layer." in text
 
 
 @pytest.mark.parametrize("case", ["one model", "empty SAE", "three seeds", "four models"])

@@ -16,6 +16,8 @@ from reports.study import order_models, problems, read_record, read_study, short
         (["P1-AdamW", "P3-Muon"], ["P1-AdamW", "P3-Muon"]),
         (["a-nano", "a-b-nano"], ["a", "a-b"]),  # a name that is all shared words keeps one
         (["solo"], ["solo"]),
+        (["a", "models-of-" + "x" * 30 + "-2026"], ["a", "models-of-xxxxxx…xxxxxx-2026"]),
+        (["x" * 20 + name + "y" * 20 for name in "pq"], ["x" * 20 + name + "y" * 20 for name in "pq"]),
         (["x", "x-y"], ["x", "x-y"]),
         ([], []),
     ],
