@@ -13,6 +13,7 @@ from torch import Tensor
 from sae.config import SAEConfig
 
 _TOKENS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 1024
 
 
 class SAEMetrics(NamedTuple):
@@ -189,8 +190,8 @@ def nearest_features(
 ) -> tuple[Float[Tensor, "n_saes d_sae n_neighbours"], Int[Tensor, "n_saes d_sae n_neighbours"]]:
     """(cosines, features): each feature's nearest others by cosine of decoder rows, nearest first, itself left out.
 
-    A row of zeros has cosine nan with all and is nobody's neighbour while others last. Raises ValueError unless
-    1 ≤ n_neighbours < d_sae.
+    A row of zeros has cosine nan with all and is nobody's neighbour while others last. Memory grows with d_sae, not
+    with its square. Raises ValueError unless 1 ≤ n_neighbours < d_sae.
     """
     d_sae = W_dec.shape[1]
     if not 1 <= n_neighbours < d_sae:
@@ -198,12 +199,25 @@ def nearest_features(
     cosines, features = [], []
     for rows in W_dec:
         unit = _unit_rows(rows)
-        cosine = unit @ unit.T
-        order = cosine.nan_to_num(nan=-2.0).fill_diagonal_(-torch.inf)
-        index = order.argsort(dim=-1, descending=True, stable=True)[:, :n_neighbours]
-        cosines.append(cosine.gather(-1, index).clamp(-1, 1))
-        features.append(index)
+        parts = [
+            _nearest(unit[start : start + _ROWS_AT_ONCE] @ unit.T, start, n_neighbours)
+            for start in range(0, d_sae, _ROWS_AT_ONCE)
+        ]
+        cosines.append(torch.cat([values for values, _ in parts]))
+        features.append(torch.cat([index for _, index in parts]))
     return torch.stack(cosines), torch.stack(features)
+
+
+def _nearest(
+    cosine: Float[Tensor, "rows d_sae"], first: int, n: int
+) -> tuple[Float[Tensor, "rows n"], Int[Tensor, "rows n"]]:
+    """The n largest cosines of each row but its own, which stands at column `first` and on, and their columns."""
+    order = cosine.nan_to_num(nan=-2.0)
+    order.diagonal(first).fill_(-torch.inf)
+    index = order.topk(n, dim=-1).indices.sort(dim=-1).values  # of equal cosines the smaller feature first
+    by_cosine = order.gather(-1, index).argsort(dim=-1, descending=True, stable=True)
+    index = index.gather(-1, by_cosine)
+    return cosine.gather(-1, index).clamp(-1, 1), index
 
 
 def interpolate_at_l0(l0: ArrayLike, values: ArrayLike, at: ArrayLike) -> Float[np.ndarray, " n_at"]:
@@ -256,7 +270,8 @@ def match_l0(
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     grid = np.geomspace(low, high, n_points) if low <= high else np.empty(0)
     if len(grid):
-        # the ends are the sweeps' own points and must not fall outside by a rounding
+        # the ends are the sweeps' own points; no point may fall outside by a rounding
+        grid = grid.clip(low, high)
         grid[0], grid[-1] = low, high
     first = interpolate_at_l0(l0_first, values_first, grid)
     second = interpolate_at_l0(l0_second, values_second, grid)

@@ -47,19 +47,25 @@ def geometric_median(
 ) -> Float[Tensor, "... d_in"]:
     """Point with the least summed Euclidean distance to the tokens, float64, for every leading index at once.
 
-    Weiszfeld's iteration from the mean, a token's weight being 1/max(distance, 1e-12); stops when no point moves by
-    more than `tolerance` of the mean distance. Source: Weiszfeld 1937.
+    Weiszfeld's iteration from the mean, a token's weight being 1/distance; stops when no point moves by more than
+    `tolerance` of the mean distance. Where the iterate is a token itself, the others' pull decides whether it stays
+    (Vardi & Zhang 2000). Source: Weiszfeld 1937.
     """
     x = x.double()
     median = x.mean(dim=-2)
     for _ in range(n_iterations):
-        distance = (x - median.unsqueeze(-2)).norm(dim=-1).clamp_min(1e-12)
-        weight = distance.reciprocal()
-        weight = weight / weight.sum(dim=-1, keepdim=True)
-        moved = torch.einsum("...td,...t->...d", x, weight)
-        step = (moved - median).norm(dim=-1)
-        median = moved
-        if bool((step <= tolerance * distance.mean(dim=-1)).all()):
+        distance = (x - median.unsqueeze(-2)).norm(dim=-1)
+        mean_distance = distance.mean(dim=-1, keepdim=True)
+        is_there = distance <= 1e-12 * mean_distance
+        weight = torch.where(is_there, 0, 1 / distance)
+        total = weight.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        move = torch.einsum("...td,...t->...d", x - median.unsqueeze(-2), weight / total)
+        # a token holds the point against a pull of up to 1, n tokens there against n
+        pull = (move * total).norm(dim=-1, keepdim=True)
+        held = torch.where(pull > 0, is_there.sum(dim=-1, keepdim=True) / pull, 1.0).clamp_max(1)
+        move = move * (1 - held)
+        median = median + move
+        if bool((move.norm(dim=-1) <= tolerance * mean_distance.squeeze(-1)).all()):
             break
     return median
 

@@ -6,6 +6,7 @@ Fields as of SAELens 6.54 (`SAE.load_from_disk`).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
     normalisation = fields.get("normalize_activations", "none")
     if normalisation not in ("none", None, False):
         raise ValueError(
-            f"{path}: normalize_activations: got {shorten(repr(normalisation))}; want 'none' (fold it in SAELens first)"
+            f"{path}: normalize_activations: got {shorten(repr(normalisation))}; want 'none' (SAELens folds an average "
+            "or a whitening into the weights; what depends on each token cannot be)"
         )
     try:
         return SAEConfig(
@@ -200,9 +202,14 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
 
 
 def _read_source(metadata: dict[str, Any]) -> SAESource:
+    hook_name = metadata.get("hook_name", metadata.get("hook_point"))
+    layer = metadata.get("layer", metadata.get("hook_layer", metadata.get("hook_point_layer")))
+    # from SAELens 6 on the layer stands in the hook's name alone
+    if layer is None and isinstance(hook_name, str) and (found := re.match(r"blocks\.(\d+)\.", hook_name)):
+        layer = int(found[1])
     return SAESource(
-        hook_name=metadata.get("hook_name", metadata.get("hook_point")),
-        layer=metadata.get("layer", metadata.get("hook_layer", metadata.get("hook_point_layer"))),
+        hook_name=hook_name,
+        layer=layer,
         head=metadata.get("hook_head_index", metadata.get("hook_point_head_index")),
         l1=metadata.get("l1"),
         seed=metadata.get("seed"),

@@ -14,6 +14,7 @@ from sae import (
     interpolate_at_l0,
     match_l0,
     max_cosine,
+    metrics,
     nearest_features,
     stability,
 )
@@ -187,6 +188,18 @@ def test_nearest_features_equal_the_naive_order():
             np.testing.assert_allclose(cosines[s, i].numpy(), [c for c, _ in ranked], atol=1e-12)
 
 
+def test_nearest_features_of_many_rows_and_of_equal_cosines(monkeypatch):
+    rows = torch.randn(2, 23, 4, generator=seeded(2))
+    rows[1, [3, 9, 20]] = rows[1, 14].clone()
+    whole = nearest_features(rows, 6)
+    monkeypatch.setattr(metrics, "_ROWS_AT_ONCE", 5)
+    parts = nearest_features(rows, 6)
+    assert torch.equal(parts[1], whole[1])
+    torch.testing.assert_close(parts[0], whole[0], atol=1e-12, rtol=0)
+    assert whole[1][1, 14, :3].tolist() == [3, 9, 20]
+    assert whole[1][1, 3, :3].tolist() == [9, 14, 20]
+
+
 def test_interpolation_in_log_l0():
     # fvu = a + b log10 l0 is met exactly between the points, whatever their order; outside is nan
     l0 = np.array([100.0, 1.0, 10.0])
@@ -209,6 +222,9 @@ def test_match_l0_compares_on_the_common_range_only():
     assert matched.l0[-1] == 64
     np.testing.assert_allclose(matched.second - matched.first, 0.05, atol=1e-12)
     assert matched.mean_difference == pytest.approx(0.05, abs=1e-12)
+    for l0 in np.linspace(4.1, 60, 97):  # one point within the other's range is a range too
+        one = match_l0(l0_a, value(l0_a, 0.0), [l0], [value(l0, 0.05)])
+        assert one.mean_difference == pytest.approx(0.05, abs=1e-12), l0
     apart = match_l0([1, 2], [0.5, 0.4], [10, 20], [0.3, 0.2])
     assert len(apart.l0) == 0
     assert np.isnan(apart.mean_difference)

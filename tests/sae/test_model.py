@@ -152,6 +152,11 @@ def test_geometric_median_minimises_the_summed_distance():
     line = torch.tensor([[0.0], [1.0], [2.0], [3.0], [1e6]], dtype=torch.float64)
     assert abs(float(geometric_median(line, n_iterations=2000)) - 2) < 1e-3
     assert torch.equal(geometric_median(torch.ones(4, 3)), torch.ones(3, dtype=torch.float64))
+    # the mean, where it starts, is a token: it leaves it, unless that is the median
+    line = torch.tensor([[-3.0], [0.0], [1.0], [1.0], [1.0]])
+    assert float(geometric_median(line)) == pytest.approx(1, abs=1e-6)
+    cross = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    assert torch.equal(geometric_median(cross), torch.zeros(2, dtype=torch.float64))
 
 
 def test_without_a_generator_nothing_looks_trained():

@@ -99,6 +99,18 @@ def test_we_open_sae_lens_folders_and_compute_the_same(tmp_path, architecture):
             assert torch.equal(ours(x)[1], theirs(x))
 
 
+@pytest.mark.parametrize(
+    ("hook_name", "layer"),
+    [("blocks.11.attn.hook_z", 11), ("blocks.3.hook_resid_post", 3), ("hook_embed", None), (None, None)],
+)
+def test_the_layer_stands_in_the_hooks_name(tmp_path, hook_name, layer):
+    saes = pytest.importorskip("sae_lens.saes")
+    metadata = saes.sae.SAEMetadata(hook_name=hook_name)
+    saes.StandardSAE(saes.StandardSAEConfig(d_in=4, d_sae=8, metadata=metadata)).save_model(tmp_path / "theirs")
+    source = StackedSAE.from_sae_lens(tmp_path / "theirs").info.sources[0]
+    assert (source.hook_name, source.layer) == (hook_name, layer)
+
+
 def test_a_folder_from_before_sae_lens_6(tmp_path):
     sae = stack().select([0])
     folder = sae.to_sae_lens(tmp_path / "out")[0]
