@@ -6,9 +6,12 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from workbench.data.corpus import TextSource
 
 
 def parse_list(text: str | None, what: str) -> list[int] | None:
@@ -89,17 +92,12 @@ def open_subject(
 def identify(ckpt: str, model: Any, seed: int) -> tuple[str, int]:
     """(name, seed) of a model's rows: its recipe's name and training seed where it is a run of ours, else the name in
     its configuration and `seed`."""
-    from workbench.runs import CONFIG, read_config
+    from workbench.models.load import training_config
 
-    path = Path(ckpt)
-    for directory in (path, path.parent):
-        if not (directory / CONFIG).is_file():
-            continue
-        config = read_config(directory)
-        recipe = config.get("recipe")
-        if config.get("verb") == "train" and isinstance(recipe, dict) and isinstance(recipe.get("name"), str):
-            return recipe["name"], int(config.get("seed", seed))
-        break
+    config = training_config(Path(ckpt))
+    recipe = config.get("recipe")
+    if isinstance(recipe, dict) and isinstance(recipe.get("name"), str):
+        return recipe["name"], int(config.get("seed", seed))
     return model.cfg.model_name, seed
 
 
@@ -125,20 +123,22 @@ def digest(tokens: Any) -> str:
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
-def read_texts(data: str, split: str, max_bytes: int | None, held_out_fraction: float = 0.05) -> list[str]:
-    """The documents of a text, or of a part of it; with max_bytes the beginning of each, the same share of all.
+def read_texts(data: str, split: str, max_bytes: int | None, trained_on: TextSource | None = None) -> list[str]:
+    """The documents of a text, or of a part of it, cut as where a model was trained on it; with max_bytes the beginning
+    of each, the same share of all.
 
     Raises:
         UsageError: an unknown split.
         ValueError: a text that cannot be read, is not UTF-8, or has no held-out part.
     """
-    from workbench.data.corpus import read_documents, split_documents
+    from workbench.data.corpus import as_trained, read_documents, split_documents
 
     if split not in ("held_out", "train", "all"):
         raise UsageError(f"--split: got {split!r}; want held_out, train or all")
-    documents = read_documents(data)
+    read = as_trained(data, trained_on)
+    documents = read_documents(data, text_column=read.text_column)
     if split != "all":
-        documents = split_documents(documents, held_out_fraction)[split == "held_out"]
+        documents = split_documents(documents, read.held_out_fraction)[split == "held_out"]
     texts = [document.text for document in documents]
     n_bytes = sum(len(text.encode()) for text in texts)
     if max_bytes is None or n_bytes <= max_bytes:

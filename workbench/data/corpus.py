@@ -31,6 +31,30 @@ class Document:
     """the text itself, never blank"""
 
 
+@dataclass(frozen=True)
+class TextSource:
+    """A text as a training read it."""
+
+    source: str
+    """as `iter_documents` takes it"""
+    text_column: str = "text"
+    """where its documents are rows"""
+    held_out_fraction: float = 0.05
+    """share of its documents that was held out"""
+
+    def is_named(self, source: str | os.PathLike[str]) -> bool:
+        """Whether `source` is this text: the same name, or the same file or folder."""
+        names = [os.fspath(name).removeprefix("hub:") for name in (self.source, source)]
+        paths = [Path(name).expanduser() for name in names]
+        return names[0] == names[1] or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
+
+
+def as_trained(source: str | os.PathLike[str], trained_on: TextSource | None) -> TextSource:
+    """How to read `source`: where it is what a model was `trained_on`, as then, so that what is held out is what the
+    model never saw; else with the defaults."""
+    return trained_on if trained_on is not None and trained_on.is_named(source) else TextSource(os.fspath(source))
+
+
 def read_documents(source: str | os.PathLike[str], *, text_column: str = "text") -> list[Document]:
     """All documents of `source` in memory, in the source's order; see `iter_documents`."""
     return list(iter_documents(source, text_column=text_column))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from workbench.data.corpus import read_documents, split_documents
+from workbench.data.corpus import as_trained, read_documents, split_documents
 from workbench.data.tokens import TokenFile, pack_cached
 
 MAX_N_CTX = 512  # tokens a window unless told otherwise: the context of the published models; longer only on request
@@ -25,7 +25,7 @@ def analysis_tokens(
     n_ctx: int | None = None,
     split: str = "held_out",
     seed: int = 0,
-    held_out_fraction: float = 0.05,
+    held_out_fraction: float | None = None,
     cache: str | Path | None = None,
 ) -> Int64[Tensor, "n_sequences n_ctx"]:
     """Windows of consecutive tokens, none overlapping, spread evenly over the text: the same for every model of one
@@ -40,7 +40,8 @@ def analysis_tokens(
         n_ctx: tokens a window; the model's n_ctx, at most 512, unless given.
         split: "held_out" or "train", cut by document as in training.
         seed: which window of each run.
-        held_out_fraction: as in the recipe that trained the model, so that held-out text is what it never saw.
+        held_out_fraction: of the documents; none: as in the training of this model, where `data` is what a run of ours
+            was trained on, so that held-out text is what it never saw; a twentieth of any other text.
         cache: where packed tokens are kept; the user's cache unless given.
 
     Raises:
@@ -55,7 +56,9 @@ def analysis_tokens(
     length = window_length(model, n_ctx)
     if n_sequences < 1:
         raise ValueError(f"n_sequences: got {n_sequences}; want at least 1")
-    train, held_out = split_documents(read_documents(data), held_out_fraction)
+    text = as_trained(data, getattr(model, "trained_on", None))
+    documents = read_documents(data, text_column=text.text_column)
+    train, held_out = split_documents(documents, held_out_fraction or text.held_out_fraction)
     packed = pack_cached(train if split == "train" else held_out, tokenizer.backend_tokenizer, cache)
     return _draw_windows(packed, n_sequences, length, seed, f"{data} ({split.replace('_', '-')})")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import ModelConfig, join_faults, parse_dtype
+from workbench.data.corpus import TextSource
+from workbench.models.config import DTYPES, ModelConfig, join_faults, parse_dtype
 from workbench.models.transformer import HookedLM
-from workbench.runs import read_json, read_settings, shorten, verify_files
+from workbench.runs import CONFIG as RUN_CONFIG
+from workbench.runs import read_config, read_json, read_settings, shorten, verify_files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "hooked_config.json", "tokenizer.json"
 _SPECIAL = "special_tokens.json"
@@ -30,7 +34,7 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
         source: a run or checkpoint directory of ours (`latest` is followed), a Hugging Face folder or hub name of a
             supported family (llama, mistral, qwen2, qwen3, gpt2), or a .gguf file of the Llama family.
         device: "auto" (CUDA where there is one), or a torch device.
-        dtype: of the weights; None keeps what is stored (float32 for GGUF).
+        dtype: of the weights; None keeps what is stored (float32 for GGUF; of mixed weights the one that holds all).
 
     Raises:
         ValueError: nothing there, a damaged file, missing, extra or misshapen tensors (each named), a model that
@@ -95,7 +99,30 @@ def _load_ours(directory: Path) -> HookedLM:
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
         model.tokenizer = load_fast_tokenizer(directory)
+    model.trained_on = _trained_on(directory)
     return model
+
+
+def training_config(path: Path) -> dict[str, Any]:
+    """The config.toml of the training that a run or checkpoint directory belongs to; empty where there is none."""
+    for directory in (path, path.parent):
+        if (directory / RUN_CONFIG).is_file():
+            config = read_config(directory)
+            return config if config.get("verb") == "train" else {}
+    return {}
+
+
+def _trained_on(directory: Path) -> TextSource | None:
+    if not (directory.parent / "latest").is_file():
+        return None  # not, or no longer, in its run
+    recipe = training_config(directory.parent).get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    if not isinstance(data, dict):
+        return None
+    values = [data.get(field.name) for field in fields(TextSource)]
+    if [type(value) for value in values] != [str, str, float]:
+        raise ValueError(f"config: {directory.parent / RUN_CONFIG} has data {shorten(repr(values))}; want a text's")
+    return TextSource(*values)
 
 
 def _verify(directory: Path) -> None:
@@ -103,7 +130,7 @@ def _verify(directory: Path) -> None:
     like any other."""
     verify_files(directory, lambda name: name in _READ)
     if (directory.parent / "latest").is_file():  # the checkpoint of a training is a directory within the run
-        own = {f"{directory.name}/{name}" for name in _READ} | {"latest"}
+        own = {f"{directory.name}/{name}" for name in _READ} | {"latest", RUN_CONFIG}
         verify_files(directory.parent, lambda name: name in own)
 
 
@@ -145,10 +172,16 @@ def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
         parameter.copy_(tensors[name])
 
 
+def widest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The narrowest dtype of weights that holds every number of those tensors that have one; float32 if none has."""
+    kinds = {t.dtype for t in tensors} & set(DTYPES.values())
+    return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
+
+
 def check_numbers(tensor: Tensor, name: str, source: str) -> None:
     """Raise ValueError unless the tensor holds finite floating-point numbers, as weights do."""
-    if not tensor.is_floating_point():
-        raise ValueError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; want floating point")
+    if tensor.dtype not in DTYPES.values():
+        raise ValueError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; want {', '.join(DTYPES)}")
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{source}: {name} has NaN or inf; want finite weights")
 
@@ -202,7 +235,11 @@ def load_fast_tokenizer(directory: Path) -> Any:
             raise ValueError(
                 f"tokenizer: {directory / _SPECIAL} has {name} {shorten(repr(special[name]))}; want a token"
             )
-    return wrap_tokenizer(tokenizer, special.get("bos_token"), special.get("eos_token"))
+    wrapped = wrap_tokenizer(tokenizer, special.get("bos_token"), special.get("eos_token"))
+    for name in {"bos_token", "eos_token"} & set(special):
+        if special[name] is None:  # saved without one (Qwen has no BOS): none is looked for by its name
+            setattr(wrapped, name, None)
+    return wrapped
 
 
 def _check_tokenizer(model: HookedLM, source: str | Path) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from workbench.data.corpus import TextSource
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
@@ -73,6 +74,9 @@ class HookedLM(CheckedHooks):
     Raises:
         ValueError: a model that memory cannot hold.
     """
+
+    trained_on: TextSource | None = None
+    """the text of the run that it was loaded from, where it is one of ours"""
 
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
@@ -373,7 +377,8 @@ class HookedLM(CheckedHooks):
     ) -> Float[Tensor, "d_model"]:
         """Σ of b_O and, unless told otherwise, b_out of the layers before `layer`; with mlp_input, its b_O as well."""
         total, has = torch.zeros_like(self.ln_final.w), self.cfg.extensions
-        for index, block in enumerate(self.blocks[: layer + mlp_input]):
+        for index in range(layer + mlp_input):
+            block = self.blocks[index]
             total = total + block.attn.b_O if has.out_bias else total
             total = total + block.mlp.b_out if has.mlp_bias and include_mlp_biases and index < layer else total
         return total

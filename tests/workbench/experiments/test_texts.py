@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from models_for_tests import small_model
 
+from workbench.cli.reading import read_texts
 from workbench.data.corpus import read_documents, split_documents
 from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
 from workbench.experiments.texts import analysis_tokens
-from workbench.models.load import wrap_tokenizer
+from workbench.models.load import load, wrap_tokenizer
+from workbench.training import train
+from workbench.training.recipe import parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,36 @@ def test_windows_are_held_out_text_that_the_model_can_read(model, text, tmp_path
     assert {tuple(row) for row in tokens.tolist()} <= windows["held"]
     of_train = analysis_tokens(model, text, n_sequences=4, split="train", cache=tmp_path / "cache")
     assert {tuple(row) for row in of_train.tolist()} <= windows["train"] - windows["held"]
+
+
+def test_a_model_of_ours_is_analysed_on_what_its_own_training_held_out(tmp_path):
+    """A smaller share than usual, of another column: with the defaults most of it would have been trained on."""
+    words = ["the", "cat", "river", "stone", "of", "a", "blue"]
+    texts = [f"{i} " + " ".join(np.random.default_rng(i).choice(words, 60)) for i in range(200)]
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    data = {"source": str(file), "tokenizer": "embedded-300", "text_column": "body", "held_out_fraction": 0.01}
+    recipe = {
+        "name": "tiny",
+        "model": {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "d_mlp": 8, "n_ctx": 16, "d_vocab": 300},
+        "data": data,
+        "phases": [{"n_steps": 1, "batch_size": 1}],
+        "monitor": {"every": 0},
+    }
+    out = train(parse_recipe(recipe), tmp_path / "run", device="cpu", progress=False, cache=tmp_path / "cache")
+    model = load(out, "cpu")
+    wanted = split_documents(read_documents(file, text_column="body"), 0.01)[1]
+    assert len(wanted) == 2
+    another_name = tmp_path / "run" / ".." / "text.jsonl"
+    assert read_texts(str(another_name), "held_out", None, model.trained_on) == [d.text for d in wanted]
+    packed = pack(wanted, load_tokenizer("embedded-300"), tmp_path / "held")
+    n = packed.n_tokens // 16
+    rows = analysis_tokens(model, another_name, n_sequences=n, cache=tmp_path / "cache")
+    assert rows.tolist() == packed.tokens[: n * 16].reshape(n, 16).tolist()
+    # any other text is cut as ever
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert len(read_texts(str(other), "held_out", None, model.trained_on)) == 10
 
 
 @pytest.mark.parametrize("n", [1, 5, 7])
