@@ -11,14 +11,14 @@ PAGE = Path(__file__).parent / "claims.md"
 HEAD = """# Claims
 
 Written by `make docs` from `workbench/data/claims.toml` and the rules in the code. A study whose recipe names `roles`
-(which model plays which part) writes `claims.csv`: a row for each claim here, with the measured effect, its 95 %
-interval over seeds, n, the verdict, the rows it was read from (`source_table`, `source_rows`), and what speaks for or
-against reading it as published (`control`, `why`). A claim that the study's models or tables do not cover is
-`not measured`, and its `why` says what is missing.
+(which model stands for which one of the published claims) writes `claims.csv`: one row for each claim below, with the
+measured effect, its 95 % interval over seeds, n, the verdict, the rows it was read from (`source_table`,
+`source_rows`), and what speaks for or against reading it as published (`control`, `why`). A claim that the study's
+models or tables do not cover is `not measured`, and its `why` says what is missing.
 
-Two things the verdicts do not do. They are not corrected for how many there are: of seventeen intervals of 95 % about
-one misses its truth. And they speak of the models of this study: where sizes, steps or text are not the published
-ones, a claim that is not seen here is not refuted there.
+Two limits of the verdicts. They are not corrected for multiple testing: of seventeen 95 % intervals, about one misses
+the true value. And they are about the models of the study: if sizes, steps or text differ from the published ones, a
+claim that is not seen here is not refuted there.
 
 ## Rules
 """

@@ -10,41 +10,41 @@ PAGE = Path(__file__).parent / "faults.md"
 TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.csv"
 HEAD = """# Faults
 
-Written by `make docs` from `benchmarks/results/faults.csv`, which `make faults` measures anew. *Tried* is how many
-faults of a kind were made, *right* how many came out as they must. A short form runs with the other tests.
+Written by `make docs` from `benchmarks/results/faults.csv`, which `make faults` measures anew. *Tried* is the number of
+faults of each kind, *right* the number with the outcome described. A short form runs with the other tests.
 
-The figures here were put together from runs of its parts, on two cores and, for a study's disks and part of the kills,
-on a machine with sixteen. Disks: every write of every verb, and besides a tmpfs of 24 sizes.
+The figures come from several runs of parts of the suite, on two cores and, for a study's disks and some of the kills,
+on a machine with sixteen. The disk faults cover every write of every verb, and a tmpfs of 24 sizes.
 """
 # kind in the table -> what was done, and what is right
 KINDS = {
-    "bad input": "Verbs and public functions are given what they cannot take: hostile recipes, texts, tokenizers, "
-    "models, SAEs, shards, tables and arguments. Right: one line that says what, got and wanted, the right exit code, "
-    "no traceback, nothing left behind.",
-    "kills": "kill -9, SIGINT or SIGTERM at a random moment of a run, several times a run, then `--resume`. Right: "
-    "every byte of every file is what an undisturbed run leaves, but for clocks: `env.json` (and `manifest.json`, "
-    "which has its hash), `tokens_per_s` of `train_log.csv` (and its hash in a checkpoint), and in a study the times "
-    "in `study.json` and on the page.",
-    "corruption": "A bit flipped, a file cut, lost, swapped with another, replaced by an older one or by a link, or "
-    "led out of the directory by the manifest. Right: refused when it is read, in one line that names the file.",
-    "disk": "A write that fails for want of room, with an I/O error, or half done, at each write in turn. Right: one "
-    "line, what was there before intact, and `--resume` comes to the same bytes when there is room again.",
-    "place": "Two processes in one directory, a directory that cannot be written, a lock that a dead process left, a "
-    "clock that jumps, memory that ends. Right: refused in one line, or the same bytes as ever.",
-    "security": "Pickles in every place where a file is read, code that a model's folder brings along, sockets. Right: "
-    "nothing of it runs, and no connection is tried where no hub name was given.",
-    "memory": "The peak of a verb's memory (VmHWM, from its env.json) against what `--dry-run` said, for models of the "
-    "nano size. Right: within 25 %.",
+    "bad input": "Verbs and public functions get what they cannot take: hostile recipes, texts, tokenizers, models, "
+    "SAEs, shards, tables and arguments. Right: one line that says what is wrong, what was given and what is wanted; "
+    "the right exit code; no traceback; nothing left behind.",
+    "kills": "kill -9, SIGINT or SIGTERM at random moments of a run, several times, then `--resume`. Right: every byte "
+    "of every file is what an undisturbed run leaves, except for clocks: `env.json` (and `manifest.json`, which holds "
+    "its hash), `tokens_per_s` in `train_log.csv` (and its hash in a checkpoint), and in a study the times in "
+    "`study.json` and on the page.",
+    "corruption": "A flipped bit; a file truncated, lost, swapped with another, replaced by an older one or by a link; "
+    "a manifest that points outside the directory. Right: refused on reading, in one line that names the file.",
+    "disk": "A write that fails because the disk is full, with an I/O error, or half done, at each write in turn. "
+    "Right: one line, existing files intact, and `--resume` gives the same bytes once there is room again.",
+    "place": "Two processes in one directory, a directory that is not writable, a lock left by a dead process, a clock "
+    "that jumps, memory that runs out. Right: refused in one line, or the same bytes as ever.",
+    "security": "Pickles wherever a file is read, code that comes with a model's folder, sockets. Right: none of it "
+    "runs, and no connection is attempted unless a hub name was given.",
+    "memory": "The peak memory of a verb (VmHWM, from its env.json) compared with the plan of `--dry-run`, for models "
+    "of the nano size. Right: within 25 %.",
     "load": "Verbs in turn in one process (train, harvest, SAEs, ablate, topology, probe) for up to two hours (`make "
-    "faults`). Right: from the first quarter after the warm-up to the last, resident memory has not grown by 2 %, "
-    "and open files, threads and files not at all.",
-    "determinism": "A stage run twice with the same seed, in two processes whose sets are ordered differently (the "
-    "stages that are killed above are compared there). Right: every byte of every file is the same, but for `env.json` "
-    "and `manifest.json`, which has its hash.",
-    "numerics": "Every metric in every dtype that it takes, on three random problems, against a naive reference in "
-    "float64. Right: the error is within the tolerance that [numerics.md](numerics.md) gives with its reason.",
-    "fuzzing": "Random bytes and altered good files for every reader. Right: read, or refused by a ValueError in one "
-    "line.",
+    "faults`). Right: from the first quarter after the warm-up to the last, resident memory grows by less than 2 %, "
+    "and open files, threads and files on disk not at all.",
+    "determinism": "A stage run twice with the same seed, in two processes that iterate over sets in different orders "
+    "(the stages under Kills are compared there). Right: every byte of every file is the same, except for `env.json` "
+    "and `manifest.json`, which holds its hash.",
+    "numerics": "Every metric in every dtype that it takes, on three random problems, compared with a naive reference "
+    "in float64. Right: the error is within the tolerance given, with its reason, in [numerics.md](numerics.md).",
+    "fuzzing": "Random bytes and altered valid files for every reader. Right: read, or refused with a ValueError in "
+    "one line.",
 }
 
 

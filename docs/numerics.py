@@ -16,15 +16,16 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 HEAD = """# How exact the numbers are
 
 Written by `make docs` from `benchmarks/results/numerics.csv`, which `make numerics` measures anew. Every metric is
-computed by the package and by loops in float64 that know nothing of it (`tests/faults/naive.py`), on three random
-problems each. Both get the same input, rounded to the dtype: the error is that of the arithmetic, not of the input.
+computed by the package and by independent loops in float64 (`tests/faults/naive.py`), on three random problems each.
+Both get the same input, rounded to the dtype, so the error is that of the arithmetic, not of the input.
 
-Where the name says *of a model* or *encoded*, and for the rows of ablation and splicing, the model or SAE itself ran in
-the dtype, on a CPU, beside the float64 one of the same rounded weights: the error is what running in that dtype costs.
-These are small random models (two layers, 61 tokens); what bfloat16 costs a real one, `ablate` says in `error_pct`.
+Where the name says *of a model* or *encoded*, and in the rows on ablation and splicing, the model or SAE itself runs in
+the dtype, on a CPU, and is compared with a float64 one that has the same rounded weights: the error is what running in
+that dtype costs. These are small random models (two layers, 61 tokens); `ablate` measures what bfloat16 costs on a real
+one (`error_pct`).
 
-A cell is the largest error found, and after the stroke the tolerance that the tests hold it to. Errors are absolute,
-or, where it says so, shares of the largest value of the reference.
+A cell gives the largest error found and, after the slash, the tolerance that the tests require. Errors are absolute or,
+where marked relative, shares of the largest value of the reference.
 
 | metric | float64 | float32 | bfloat16 | float16 | what the tolerance allows for |
 |---|---|---|---|---|---|

@@ -1,6 +1,6 @@
-"""How an effect is measured over seeds, and which verdict on a published one follows from it.
+"""How an effect is measured over seeds, and the verdict that follows on a published one.
 
-An effect e compares two models, or one model with a null, on one measure. It lives on one of two scales:
+An effect e compares two models, or one model with a null value, on one measure. It has one of two scales:
 
     ratio        e = log(treated / reference), shown as treated / reference − 1
     difference   e = treated − reference, in the measure's own unit
@@ -15,19 +15,19 @@ over seeds and its 95 % interval
 
 Verdicts, with p the published effect on the same scale:
 
-    not measured       the tables do not hold the measure, or it is undefined
+    not measured       the tables do not have the measure, or it is undefined
     not enough seeds   it is measured, but has no interval: fewer than three seeds and none of its own
-    not seen           the interval holds 0, or does not lie wholly beyond what seeds of one model give, where known
+    not seen           the interval contains 0, or, where known, is not wholly beyond what seeds of one model give
     reversed           the interval lies on the other side of 0 than p
     reproduced         the interval lies on p's side, over three or more seeds, and |e| ≥ |p|/2
     same direction     the interval lies on p's side, otherwise
 
-A claim whose effect was published without a figure has a direction only: reproduced then asks for no size. A claim of
-likeness (two things agree: p is 0 or near it) names a margin, which is ours: reproduced where the interval lies within
-± margin, reversed where it lies wholly outside, not seen where it reaches over an edge; same direction in place of
-reproduced with an interval of its own. Bounds belong to their interval: one that ends at 0 holds it. |e| equal to
-|p|/2 is enough. Seeds that agree to the last digit give an interval of no width; equal models so give e = 0, which is
-not seen.
+A claim published without a figure has only a direction: reproduced then requires no size. A claim of likeness (two
+things agree: p is 0 or near it) comes with a margin, which is chosen here: reproduced if the interval lies within ±
+margin, reversed if it lies wholly outside, not seen if it crosses an edge; same direction, instead of reproduced, if
+the interval is the measure's own. Bounds belong to their interval: one that ends at 0 contains 0. |e| equal to |p|/2
+is enough. Seeds that agree to the last digit give an interval of no width; equal models therefore give e = 0, which
+is not seen.
 """
 
 from __future__ import annotations
