@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.experiments.harvest import run_watched
+from workbench.experiments.harvest import count_bad, run_watched
 from workbench.experiments.subject import choose, device_of
 
 PER_HEAD, CONCATENATED = "z", "z_concat"  # what `hook` may be besides the name of a hook within a block
@@ -83,8 +83,7 @@ def collect(
     found = run_watched(model, tokens.to(device_of(model)), names, max(slot.layer for slot in slots) + 1)
     rows = {name: activation.float() for name, activation in found.items()}
     for name, activations in rows.items():
-        # a finite sum is proof at one pass without a mask; a sum can also overflow, so the mask decides
-        if not bool(activations.sum().isfinite()) and (n_bad := int((~activations.isfinite()).sum())):
+        if n_bad := count_bad(activations):
             raise ValueError(f"activations: {name} has {n_bad} nan or inf in batch {batch}; want finite activations")
     parts = [
         rows[slot.hook_name].flatten(2) if slot.head is None else rows[slot.hook_name][:, :, slot.head]

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,9 @@ def harvest(
         shard_bytes: size that a shard does not pass, unless one sequence does.
 
     Raises:
-        ValueError: as `stream`; a hook without a row a token; a disk that will not hold the shards; a directory in the
-            way; with resume, other settings, another model or an altered shard (named).
+        ValueError: as `stream`; a hook without a row a token; activations that are nan or infinite, or become it in the
+            dtype (hook and sequence are named); a disk that will not hold the shards; a directory in the way; with
+            resume, other settings, another model or an altered shard (named).
     """
     tokens = checked_tokens("harvest", model, tokens)
     check_hooks(model, hooks)
@@ -177,15 +178,28 @@ def probe_shapes(
     model: Any, tokens: Tensor, hooks: Sequence[str], dtype: str | torch.dtype | None
 ) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
     """Shape of one row at each hook, and the dtype to store."""
-    for name in hooks:
-        if name.endswith(_MAPS):
-            raise ValueError(f"harvest: {name} is [batch head query key]; want a hook with one row a token")
     first = next(stream(model, tokens[:1], hooks))
-    for name, tensor in first.items():
-        if tuple(tensor.shape[:2]) != (1, tokens.shape[1]):
-            raise ValueError(f"harvest: {name} has shape {list(tensor.shape)}; want [batch pos …], one row a token")
+    check_rows("harvest", first, (1, tokens.shape[1]))
     kind = parse_dtype(dtype) if dtype is not None else next(iter(first.values())).dtype
     return {name: tuple(tensor.shape[2:]) for name, tensor in first.items()}, kind
+
+
+def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_axes: int = 2) -> None:
+    """Nothing; raises ValueError naming a hook whose activations are not [batch pos …] of this shape, with n_axes axes
+    or more."""
+    for name, tensor in found.items():
+        if name.endswith(_MAPS):
+            raise ValueError(f"{who}: {name} is [batch head query key]; want a hook with one row a token")
+        if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
+            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; want [batch pos …], one row a token")
+
+
+def count_bad(values: Tensor) -> int:
+    """How many of the values are nan or infinite."""
+    # a finite sum is proof at one pass without a mask; a sum can also overflow, so the mask decides
+    if bool(values.sum(dtype=torch.float32).isfinite()):
+        return 0
+    return int((~values.isfinite()).sum())
 
 
 def _write_shards(
@@ -240,12 +254,27 @@ def _collect(
         n_rows = len(next(iter(batch.values()))) * n_ctx
         where = place[start : start + n_rows]
         for name, tensor in batch.items():
-            tensors[name][where] = tensor.flatten(0, 1).to("cpu", dtype)
+            values = tensor.to("cpu", dtype)
+            if n_bad := count_bad(values):
+                raise ValueError(_describe_bad(name, tensor, values, n_bad, group[start // n_ctx :]))
+            tensors[name][where] = values.flatten(0, 1)
         start += n_rows
     assert start == len(rows), "every token of the group has its row"
     tensors["token"] = tokens[group].flatten()[rows]
     tensors["sequence"], tensors["position"] = group[rows // n_ctx], rows % n_ctx
     return tensors
+
+
+def _describe_bad(name: str, tensor: Tensor, stored: Tensor, n_bad: int, group: Int64[Tensor, " sequence"]) -> str:
+    """What is wrong with a batch that has nan or inf as it would be stored; group: the sequences from its first on."""
+    first = int((~stored.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+    where = f"harvest: {name} has {n_bad} nan or inf from sequence {int(group[first])} on"
+    if count_bad(tensor):
+        return f"{where}; want finite activations"
+    kind = str(stored.dtype).removeprefix("torch.")
+    return (
+        f"{where} in {kind}, which ends at {torch.finfo(stored.dtype).max:g}; want bfloat16 or float32 (--store-dtype)"
+    )
 
 
 def check_disk(directory: Path, n_bytes: int) -> None:

@@ -119,6 +119,25 @@ def test_activations_are_stored_in_the_dtype_asked_for(tmp_path, dtype):
     torch.testing.assert_close(part[Z0], want, atol=1e-2, rtol=1e-2)
 
 
+def test_activations_that_would_be_stored_as_infinite_are_refused(tmp_path):
+    model = small_model("janus-v3")
+    tokens = tokens_for(model, 5)
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out *= 1e5
+    message = (
+        r"harvest: blocks.1.hook_resid_post has \d+ nan or inf from sequence \d on in float16, which ends at 65504"
+    )
+    with pytest.raises(ValueError, match=message):
+        harvest(model, tokens, [Z0, RESID], tmp_path / "h", dtype="float16")
+    (kept,) = read_shards(harvest(model, tokens, [RESID], tmp_path / "b", dtype="bfloat16").path)
+    assert bool(kept[RESID].isfinite().all())
+    assert float(kept[RESID].abs().max()) > 65504
+    with torch.no_grad():
+        model.embed.W_E[tokens[3, 0]] = torch.nan
+    with pytest.raises(ValueError, match=r"hook_resid_post has \d+ nan or inf from sequence \d on; want finite act"):
+        harvest(model, tokens, [RESID], tmp_path / "n")
+
+
 def test_a_killed_harvest_goes_on_and_comes_out_the_same(tmp_path, monkeypatch):
     model = small_model("janus-v3")
     tokens = tokens_for(model, 6)

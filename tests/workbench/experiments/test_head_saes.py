@@ -454,6 +454,10 @@ def test_evenly_spaced_sequences() -> None:
         ({"layers": [5]}, "layers: got 5"),
         ({"heads": [5]}, "heads: got 5"),
         ({"hook": "hook_nope", "layers": [0]}, "hook 'blocks.0.hook_nope' does not exist"),
+        (
+            {"hook": "attn.hook_pattern"},
+            r"sae_train: blocks.0.attn.hook_pattern is \[batch head query key\]; want a hook",
+        ),
         ({"tokens": torch.zeros(3, 4)}, "want integers"),
         ({"tokens": torch.full((3, 4), 999)}, "token id 999"),
         ({"tokens": torch.zeros(1, 16, dtype=torch.long)}, "1 sequence and no held_out"),
@@ -463,6 +467,12 @@ def test_bad_input_is_refused_by_name(model, tokens, arguments, message) -> None
     given = {"tokens": tokens, "l1": 1.0} | QUICK | arguments
     with pytest.raises(ValueError, match=message):
         sae_train(model, **given)
+
+
+def test_a_hook_without_a_row_a_token_is_refused() -> None:
+    model = small_model("kotodama")
+    with pytest.raises(ValueError, match=r"q_norm.hook_normalized has shape \[4, 8\]; want \[batch pos …\]"):
+        sae_train(model, tokens_for(model, batch=8), l1=1.0, **QUICK | {"hook": "attn.q_norm.hook_normalized"})
 
 
 def digests(directory: Path) -> dict[str, str]:

@@ -111,6 +111,9 @@ def test_matched_l0_averages_heads_and_is_nan_where_curves_do_not_meet():
     row = compare_at_matched_l0(pd.concat([a, b]), "a", "b").iloc[0]
     want = match_l0([2, 1], [0.4, 0.6], [2.5, 1.5], [0.4, 0.6])
     assert row["fvu_difference"] == pytest.approx(want.mean_difference)
+    one = compare_at_matched_l0(pd.concat([a, b[b["l1"] == 2]]), "a", "b").iloc[0]
+    assert (one["l0_low"], one["l0_high"], one["fvu_b"]) == (1.5, 1.5, pytest.approx(0.6))
+    assert one["fvu_a"] == pytest.approx(0.6 - 0.2 * np.log2(1.5))
     far = b.assign(l0=b["l0"] + 100)
     row = compare_at_matched_l0(pd.concat([a, far]), "a", "b").iloc[0]
     assert row[["l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference"]].isna().all()

@@ -95,8 +95,8 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
 
     Heads are averaged at each l1 first, since one model's head h is not the other's. The curves are then read at
     n_points equal steps of log l0 over the range that both sweeps reach (l0_low to l0_high), linear between points and
-    never beyond them: one l1 alone, or ranges that do not meet, leave nan. Columns a and b are means over these points,
-    `_difference` is b − a.
+    never beyond them: ranges that do not meet leave nan, and one l1 alone is a range of one point. Columns a and b are
+    means over these points, `_difference` is b − a.
 
     Raises ValueError for a model without a row.
     """

@@ -17,7 +17,7 @@ from sae.config import Architecture, SAEConfig, TrainConfig
 from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, collect
-from workbench.experiments.harvest import run_watched
+from workbench.experiments.harvest import check_rows, run_watched
 from workbench.experiments.saes.evaluation import measure, splice
 from workbench.experiments.subject import check_hooks, device_of
 from workbench.memory import check_memory, planned_bytes
@@ -116,7 +116,8 @@ def make_plan(
 ) -> Plan:
     """The stack's SAEs, in its order.
 
-    Raises ValueError for anything out of range, given twice or not given, and for what memory cannot hold.
+    Raises ValueError for anything out of range, given twice or not given, a hook without a row a token, and for what
+    memory cannot hold.
     """
     slots = choose_slots(model.cfg, layers, heads, settings.hook)
     check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
@@ -140,7 +141,9 @@ def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeS
     device = device_of(model)
     names = list(dict.fromkeys(slot.hook_name for slot in slots))
     token = torch.zeros(1, 1, dtype=torch.int64, device=device)  # its activations say how wide they are
-    shape = next(iter(run_watched(model, token, names, max(slot.layer for slot in slots) + 1).values())).shape[2:]
+    found = run_watched(model, token, names, max(slot.layer for slot in slots) + 1)
+    check_rows("sae_train", found, (1, 1), n_axes=3)
+    shape = next(iter(found.values())).shape[2:]
     d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
     d_sae = settings.expansion * d_in
     check_memory(

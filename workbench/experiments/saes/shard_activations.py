@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from workbench.experiments.activations import Slot
-from workbench.experiments.harvest import Shard, Shards, check_shard, read_shard
+from workbench.experiments.harvest import Shard, Shards, check_shard, count_bad, read_shard
 
 
 class ShardActivations:
@@ -96,7 +96,7 @@ class ShardActivations:
             self._held = {name: tensors[name] for name in self._names}
             self._number = number
         for name, held in self._held.items():
-            if n_bad := _count_bad(held[rows]):
+            if n_bad := count_bad(held[rows]):
                 raise ValueError(
                     f"activations: {name} has {n_bad} nan or inf in batch {batch} ({self._shards.path / shard.file}, "
                     f"rows {rows.start} to {rows.stop - 1}); want finite activations"
@@ -144,10 +144,3 @@ def _sequences(path: Path, shard: Shard, n_ctx: int) -> Int[Tensor, "sequence n_
     with safe_open(path / shard.file, framework="pt") as opened:
         token, sequence, position = (opened.get_tensor(name) for name in ("token", "sequence", "position"))
     return rearrange(token[(sequence * n_ctx + position).argsort()], "(sequence pos) -> sequence pos", pos=n_ctx)
-
-
-def _count_bad(values: Tensor) -> int:
-    # a finite sum is proof at one pass without a mask; a sum can also overflow, so the mask decides
-    if bool(values.sum(dtype=torch.float32).isfinite()):
-        return 0
-    return int((~values.isfinite()).sum())
