@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -75,8 +76,8 @@ def choose(what: str, given: Sequence[int] | None, n: int) -> tuple[int, ...]:
     if not len(given):
         raise ValueError(f"{what}: got an empty selection; want some of 0…{n - 1}")
     for index in given:
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n:
+        if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < n:
             raise ValueError(f"{what}: got {index!r}; want 0…{n - 1}")
     if len(set(given)) < len(given):
         raise ValueError(f"{what}: got {list(given)}; want each once")
-    return tuple(sorted(given))
+    return tuple(sorted(int(index) for index in given))

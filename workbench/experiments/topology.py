@@ -57,7 +57,7 @@ def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.Data
     """effective_size.csv's rows, one an ordered pair of models: n_eff = n_parameters of a · utilization_a /
     utilization_b, the size at which a model that fills its heads as b does would fill as many dimensions as a.
 
-    Utilization is the mean over layers of rank_utilization; nan where that is.
+    Utilization is the mean over layers of rank_utilization; nan where that of a layer is.
 
     Args:
         stats: `topology` of several models, one below the other.
@@ -67,7 +67,7 @@ def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.Data
         ValueError: another number of sizes than of models in the table.
     """
     of_z = stats[stats["basis"] == "z"].rename(columns={"rank_utilization": "utilization"})
-    found = of_z.groupby(["model", "seed"], sort=False, as_index=False)["utilization"].mean()
+    found = of_z.groupby(["model", "seed"], sort=False, as_index=False)["utilization"].mean(skipna=False)
     if len(found) != len(n_parameters):
         raise ValueError(f"effective_sizes: got {len(n_parameters)} sizes for {len(found)} models; want one a model")
     found["n_parameters"] = list(n_parameters)

@@ -266,6 +266,16 @@ def test_bad_parts_are_refused(arguments, message):
         ablate(small_model("janus-v3"), GOOD, **arguments)
 
 
+def test_a_model_without_mlps_has_none_to_ablate():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    shape = {"n_layers": 2, "d_model": 16, "n_ctx": 8, "d_head": 8, "n_heads": 2, "d_vocab": 11, "seed": 0}
+    model = HookedTransformer(HookedTransformerConfig(**shape, attn_only=True))
+    assert len(ablate(model, GOOD, components=["head", "layer"])) == 6
+    with pytest.raises(ValueError, match="components: got 'mlp' for a model of attention alone"):
+        ablate(model, GOOD, components=["head", "mlp"])
+
+
 def test_a_transformer_lens_model_takes_no_dtype():
     with pytest.raises(ValueError, match="dtype: got 'bfloat16' for a HookedTransformer; want none, or a HookedLM"):
         ablate(to_hooked_transformer(small_model("janus-v3")), GOOD, dtype="bfloat16")

@@ -166,7 +166,7 @@ def test_what_is_missing_is_said(claim_id) -> None:
         ({claim.measure.table: table[table["model"] != treated]}, MODELS, "holds no rows of"),
         ({claim.measure.table: table.drop(columns=key)}, MODELS, "holds no rows of"),
         ({claim.measure.table: table.drop(columns="seed")}, MODELS, "holds no rows of"),
-        ({claim.measure.table: table.assign(**{key: math.nan})}, MODELS, "holds no rows of"),
+        ({claim.measure.table: table.assign(**{key: math.nan})}, MODELS, "The measure is undefined on the rows of"),
         (tables, without_role, f"The study has no model in the role of {claim.compared.treated}."),
         (tables, {}, "The study has no model in the role of"),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -181,6 +183,8 @@ def test_effective_size_is_the_share_of_utilizations():
     assert len(found) == 2
     assert found.loc[("a", "b"), "n_eff"] == pytest.approx(1000 * 0.6 / 0.3)
     assert found.loc[("b", "a"), "n_eff"] == pytest.approx(3000 * 0.3 / 0.6)
+    silent = [row | {"rank_utilization": math.nan} if row["layer"] and row["model"] == "b" else row for row in rows]
+    assert effective_sizes(pd.DataFrame(silent), [1000, 3000])["n_eff"].isna().all()
     with pytest.raises(ValueError, match="got 1 sizes for 2 models"):
         effective_sizes(pd.DataFrame(rows), [1000])
 
@@ -204,6 +208,7 @@ def test_columns_layers_and_names():
     assert set(stats["seed"]) == {7}
     assert set(stats["n_tokens"]) == {48}
     assert shares[-1] == 1
+    assert topology(model, tokens_for(model, 3), layers=np.array([2, 0]), seed=7, name="a").equals(stats)
     full = topology(model, tokens_for(model, 3))
     # layer 1 is not watched here and runs the fused kernel: the seventh digit of what follows it
     np.testing.assert_allclose(stats["mean_cos"], full[full["layer"] != 1]["mean_cos"], rtol=1e-6)

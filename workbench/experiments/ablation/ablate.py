@@ -69,8 +69,9 @@ def ablate(
         name: the column model; the config's name unless given.
 
     Raises:
-        ValueError: layers or heads out of range or none, an unknown kind, component or dtype, tokens that do not fit,
-            more resamples than other sequences, a budget too small for one head of one sequence.
+        ValueError: layers or heads out of range or none, an unknown kind, component or dtype, a component that the
+            model has not, tokens that do not fit, more resamples than other sequences, a budget too small for one head
+            of one sequence.
     """
     check_bootstrap(n_bootstrap)
     subject = in_precision(model, dtype)
@@ -202,6 +203,8 @@ def check_ablation(
     tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
     cfg = model.cfg
     parts = choose_parts(model, layers, heads, components)
+    if "mlp" in components and getattr(cfg, "attn_only", False):
+        raise ValueError("components: got 'mlp' for a model of attention alone; want head or layer")
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = cfg.n_layers - parts[0].layer

@@ -54,11 +54,13 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     layers = choose_layers(measure.layers, n_layers)
     if not {measure.column, "seed"} <= set(df.columns) or ("layer" in df and not layers):
         return Reading({})
-    own = df[(df["model"] == model) & df[measure.column].notna()]
+    own = df[df["model"] == model]
     if "layer" in own:  # a table of paths has none
         own = own[own["layer"].isin(layers)]
     reduce = _ends if measure.kind == "ends" else _over(measure.column, measure.reduce)
-    values = {int(seed): reduce(rows, measure.column) for seed, rows in own.groupby("seed")}
+    values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
+    known = own.dropna(subset=[measure.column])
+    values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
     return Reading(values, layers, n_layers, chosen)
 
 

@@ -207,9 +207,9 @@ def notes_of_failure(outcome: Outcome) -> list[str]:
 def notes(context: Context) -> list[str]:
     """Sentences that a reader of the page needs beside its figures."""
     recipe, own = context.recipe, context.trainings[0]
-    n_steps = sum(phase.n_steps for phase in own.phases)
+    n_steps, s = sum(phase.n_steps for phase in own.phases), "s" * (own.model.n_layers > 1)
     said = [
-        f"{own.name} has {own.model.n_layers} layers of width {own.model.d_model} and was trained for {n_steps:,} "
+        f"{own.name} has {own.model.n_layers} layer{s} of width {own.model.d_model} and was trained for {n_steps:,} "
         "steps. Where sizes, steps and text differ from the papers’, a finding not seen here is not refuted there."
     ]
     if recipe.roles:
