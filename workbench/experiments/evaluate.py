@@ -29,6 +29,7 @@ from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.recurrence import exit_depth
+from workbench.models.transformer import check_ours
 from workbench.training.quantization import pack_model, unpack_model
 
 STRIDE = 64  # tokens that a sliding window scores
@@ -236,8 +237,11 @@ def evaluate(
         seed: of the bootstrap; fills the column seed.
 
     Raises:
-        ValueError: as `encode_text` and `plan_windows`; n_ctx longer than the model's; weights that int8 cannot hold.
+        ValueError: as `encode_text` and `plan_windows`; n_ctx longer than the model's; weights that int8 cannot hold;
+            another class of model that is to be quantized.
     """
+    if quantized:
+        check_ours("evaluate with quantized=True", model)
     length = window_length(model, n_ctx)
     text = encode_text(getattr(model, "tokenizer", None), texts)
     plans = {"plain": plan_windows(len(text.tokens), length)}

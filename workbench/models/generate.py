@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.models.layers import KeyValueCache
 from workbench.models.recurrence import RecurrentStream
+from workbench.models.transformer import check_ours
 
 
 @torch.no_grad()
@@ -40,8 +41,10 @@ def generate(
         generator: source of the draws, on the CPU; needed at a temperature above 0.
 
     Raises:
-        ValueError: a setting out of its range, an empty or too long prompt, or no generator where one is needed.
+        ValueError: a model that is no `HookedLM`, a setting out of its range, an empty or too long prompt, or no
+            generator where one is needed.
     """
+    check_ours("generate", model)
     _check(temperature, top_k, top_p, max_new_tokens)
     if temperature > 0 and generator is None:
         raise ValueError("generate: no generator given; want a torch.Generator, or temperature 0")
@@ -84,6 +87,7 @@ def continue_prompts(
     Raises:
         ValueError: as `generate`; a prompt with its new tokens longer than the model's n_ctx; uniforms misshapen.
     """
+    check_ours("generate", model)
     if not prompts:
         raise ValueError("prompts: got none; want at least one")
     _check(temperature, None, None, max_new_tokens)

@@ -22,7 +22,7 @@ _SUPPORTED = ("llama", "qwen2", "qwen3")
 
 
 def load_gguf(file: Path) -> HookedLM:
-    """The float32 model of a GGUF file with its tokenizer; peak memory is the model and one tensor.
+    """The float32 model of a GGUF file, with its tokenizer where one is there; peak memory is the model and one tensor.
 
     Raises:
         ValueError: a damaged file, another architecture, a setting `ModelConfig` cannot express, missing or extra
@@ -46,7 +46,7 @@ def load_gguf(file: Path) -> HookedLM:
         raise ValueError(f"{file}: {describe_errors(error)}") from error
     model = HookedLM(cfg, seed=None)
     _fill(model, tensors, kind, file)
-    model.tokenizer = _load_tokenizer(file)
+    model.tokenizer = _load_tokenizer(file) if "tokenizer.ggml.model" in fields else None
     return model
 
 
@@ -58,23 +58,36 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
             raise ValueError(f"{file}: {key} is missing")
         return default
 
+    def number(key: str, default: Any = None) -> Any:
+        value = get(f"{kind}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(value))}; want a number above 0")
+        return value
+
     kind = get("general.architecture")
     if kind not in _SUPPORTED:
         raise ValueError(f"{file}: architecture {shorten(repr(kind))}; want one of {', '.join(_SUPPORTED)}")
-    if "rope_freqs.weight" in tensors or get(f"{kind}.rope.scaling.type", "none") not in ("none", "linear"):
+    # as in llama.cpp: a factor without a type stretches linearly; the second key is its older name
+    factor = next((k for k in ("rope.scaling.factor", "rope.scale_linear") if f"{kind}.{k}" in fields), None)
+    scaling = get(f"{kind}.rope.scaling.type", "none" if factor is None else "linear")
+    if "rope_freqs.weight" in tensors or scaling not in ("none", "linear"):
         raise ValueError(f"{file}: stretched rotary frequencies; want a file without rope scaling, or linear scaling")
     if get(f"{kind}.expert_count", 0, required=False):
         raise ValueError(f"{file}: a mixture of experts; want a dense model")
-    heads, width = get(f"{kind}.attention.head_count"), get(f"{kind}.embedding_length")
-    kv_heads = get(f"{kind}.attention.head_count_kv", heads)
-    d_head = get(f"{kind}.attention.key_length", width // heads)
-    scaled = get(f"{kind}.rope.scaling.type", "none") == "linear"
+    heads, width = number("attention.head_count"), number("embedding_length")
+    kv_heads = number("attention.head_count_kv", heads)
+    d_head = number("attention.key_length", width // heads)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if (found := get(f"{kind}.{key}", d_head)) != d_head:
+            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(found))}; want a head's {d_head} dimensions")
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{file}: token_embd.weight is missing")
     cfg = ModelConfig(
         model_name=file.stem,
         n_layers=get(f"{kind}.block_count"),
         d_model=width,
         n_ctx=get(f"{kind}.context_length"),
-        d_vocab=int(tensors["token_embd.weight"].shape[1]),
+        d_vocab=int(tensors["token_embd.weight"].shape[-1]),
         tie_word_embeddings="output.weight" not in tensors,
         n_heads=heads,
         n_key_value_heads=None if kv_heads == heads else kv_heads,
@@ -82,9 +95,10 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
         use_qk_norm="blk.0.attn_q_norm.weight" in tensors,
         d_mlp=get(f"{kind}.feed_forward_length"),
         # stored as float32: 1e-5 comes back as 9.9999997e-06
-        eps=float(np.format_float_positional(np.float32(get(f"{kind}.attention.layer_norm_rms_epsilon")), trim="-")),
-        rotary_base=get(f"{kind}.rope.freq_base", 10000.0),
-        rotary_scaling_factor=get(f"{kind}.rope.scaling.factor") if scaled else 1.0,
+        eps=float(np.format_float_positional(np.float32(number("attention.layer_norm_rms_epsilon")), trim="-")),
+        rotary_base=number("rope.freq_base", 10000.0),
+        rotary_scaling_factor=number(factor or "rope.scaling.factor") if scaling == "linear" else 1.0,
+        default_prepend_bos=not kind.startswith("qwen"),  # Qwen was trained without one
         extensions=Extensions(qkv_bias="blk.0.attn_q.bias" in tensors, out_bias="blk.0.attn_output.bias" in tensors),
     )
     return cfg, kind
@@ -127,7 +141,10 @@ def _fill(model: HookedLM, tensors: dict[str, Any], kind: str, file: Path) -> No
             )
         except (NotImplementedError, ValueError) as error:
             raise ValueError(f"{file}: {theirs} cannot be dequantised ({error})") from error
-        value = _arrange(stored, ours, model.cfg, kind)
+        try:
+            value = _arrange(stored, ours, model.cfg, kind)
+        except RuntimeError:  # an axis that the heads do not divide
+            value = stored
         if value.shape != parameters[ours].shape:
             raise ValueError(
                 f"{file}: {theirs} has shape {list(stored.shape)}; does not fit {ours} {list(parameters[ours].shape)}"

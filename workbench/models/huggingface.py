@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.models.config import Extensions, ModelConfig, describe_errors, features_of_our_own, join_faults
-from workbench.models.load import fill
+from workbench.models.load import fill, widest_dtype
 from workbench.models.transformer import HookedLM
 from workbench.runs import MAX_SETTINGS_BYTES, shorten
 
@@ -23,6 +23,7 @@ LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
 MARK = "workbench_rotary_adjacent_pairs"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu", "gelu_fast": "gelu_new"}
+_WINDOW = 4096  # of sliding attention where config.json does not name it
 
 
 def find_folder(name: str) -> Path:
@@ -44,7 +45,7 @@ def find_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "*.txt"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
@@ -52,7 +53,7 @@ def find_folder(name: str) -> Path:
 
 
 def load_folder(folder: Path) -> HookedLM:
-    """The model of a Hugging Face folder, with its tokenizer where one is there.
+    """The model of a Hugging Face folder in the dtype of its weights, with its tokenizer where one is there.
 
     Raises:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
@@ -65,9 +66,10 @@ def load_folder(folder: Path) -> HookedLM:
         raise ValueError(f"{config_file}: {describe_errors(error)}") from error
     tensors = _open_all(folder)
     _check_names(tensors, cfg, config["model_type"], str(folder))
-    model = HookedLM(cfg, seed=None)
     convert = _from_gpt2 if config["model_type"] == "gpt2" else _from_llama
-    fill(model, convert(tensors, cfg, config.get(MARK, False)), str(folder))
+    weights = convert(tensors, cfg, config.get(MARK, False))
+    model = HookedLM(cfg.model_copy(update={"dtype": widest_dtype(weights.values())}), seed=None)
+    fill(model, weights, str(folder))
     model.tokenizer = _load_tokenizer(folder)
     return model
 
@@ -91,9 +93,10 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
     if config.get("mlp_bias"):
         raise ValueError(f"{source}: mlp_bias = true; a gated MLP's inner biases cannot be expressed")
     n_ctx = _count(config, "max_position_embeddings", source)
-    window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", kind == "mistral"):
-        n_ctx = min(n_ctx, window)  # within one window, sliding attention is plain causal attention
+    is_sliding = kind == "mistral" or (kind != "llama" and config.get("use_sliding_window", False))
+    if is_sliding and config.get("sliding_window", _WINDOW):
+        # within one window, sliding attention is plain causal attention
+        n_ctx = min(n_ctx, _count({"sliding_window": _WINDOW} | config, "sliding_window", source))
     bias = bool(config.get("attention_bias", kind == "qwen2"))
     return ModelConfig(
         model_name=config.get("_name_or_path") or kind,
@@ -103,6 +106,7 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         d_vocab=_count(config, "vocab_size", source),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         initializer_range=config.get("initializer_range", 0.02),
+        default_prepend_bos=not kind.startswith("qwen"),  # Qwen was trained without one
         n_heads=heads,
         n_key_value_heads=None if kv_heads == heads else kv_heads,
         d_head=d_head,
@@ -115,21 +119,22 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         positional_embedding_type="rotary",
         rotary_adjacent_pairs=bool(config.get(MARK, False)),
         extensions=Extensions(qkv_bias=bias, out_bias=bias and kind != "qwen2"),
-        **_rotary_fields(config, d_head, source),
+        **_rotary_fields(config, source),
     )
 
 
-def _rotary_fields(config: dict[str, Any], d_head: int, source: str) -> dict[str, Any]:
+def _rotary_fields(config: dict[str, Any], source: str) -> dict[str, Any]:
     """RoPE's settings, in the form of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`)."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{source}: rope_parameters are {shorten(repr(rope))}; want an object")
+    # as in transformers 5: a rope_scaling beside rope_parameters (added by hand, say) takes their place
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise ValueError(f"{source}: rope_parameters are {shorten(repr(rope))}; want one object for all layers")
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     fields: dict[str, Any] = {"rotary_base": base}
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0
-    if partial != 1.0:
-        fields["rotary_dim"] = int(d_head * partial)
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):  # transformers passes it over, or fails, in these families
+        raise ValueError(f"{source}: partial_rotary_factor = {shorten(repr(partial))}; want 1, or none")
     if kind == "linear":
         fields["rotary_scaling_factor"] = _need(rope, "factor", source)
     elif kind == "llama3":
@@ -184,8 +189,8 @@ def _count(config: dict[str, Any], key: str, source: str) -> int:
     return value
 
 
-def _activation(name: str, source: str) -> Any:
-    name = _ACTIVATIONS.get(name, name)
+def _activation(name: Any, source: str) -> Any:
+    name = _ACTIVATIONS.get(name, name) if isinstance(name, str) else name
     if name not in ("silu", "gelu", "gelu_new", "relu", "relu2"):
         raise ValueError(
             f"{source}: activation {shorten(repr(name))}; want silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2"
@@ -194,9 +199,21 @@ def _activation(name: str, source: str) -> Any:
 
 
 def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
-    """Readers of every tensor in the folder's safetensors files, by name without a leading `transformer.`."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    """Readers of every tensor in the folder's safetensors files, by name without a leading `transformer.`.
+
+    As in transformers: model.safetensors alone, else the files that the index lists (beside them may lie an adapter, or
+    the same weights in the maker's own form); without either, all.
+    """
+    files, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
+    listed: dict[str, Any] = {}
+    if (whole := folder / "model.safetensors").is_file():
+        files = [whole]
+    elif index.is_file():
+        listed = _read_json(index).get("weight_map")  # type: ignore[assignment]
+        if not isinstance(listed, dict):
+            raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
+        files = [file for file in files if file.name in listed.values()]
+    if not files and not listed:
         raise ValueError(
             f"{folder}: no .safetensors file; want weights in that form (pickled weights are never opened)"
         )
@@ -209,16 +226,11 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
             raise ValueError(f"{file}: damaged or not safetensors ({error})") from error
         for name in names:
             readers[name.removeprefix("transformer.")] = lambda file=file, name=name: _read(file, name)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        listed = _read_json(index).get("weight_map")
-        if not isinstance(listed, dict):
-            raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
-        absent = [n for n in listed if n.removeprefix("transformer.") not in readers]
-        if absent:
-            raise ValueError(
-                f"{index}: lists {shorten(repr(absent[0]))} in {shorten(str(listed[absent[0]]))}, which is not there"
-            )
+    absent = [n for n in listed if n.removeprefix("transformer.") not in readers]
+    if absent:
+        raise ValueError(
+            f"{index}: lists {shorten(repr(absent[0]))} in {shorten(str(listed[absent[0]]))}, which is not there"
+        )
     return readers
 
 
@@ -264,12 +276,16 @@ def _expected(cfg: ModelConfig, kind: str) -> Iterator[str]:
 
 
 def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: str) -> None:
-    """Raise ValueError naming missing and unknown tensors; buffers that old exports carry are passed over."""
+    """Raise ValueError naming missing and unknown tensors, and an unembedding of its own in a tied model; buffers that
+    old exports carry are passed over."""
     expected = set(_expected(cfg, kind))
     buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
     extra = {n for n in tensors if n not in expected and not n.endswith(buffers)}
-    if cfg.tie_word_embeddings:
+    if cfg.tie_word_embeddings and "lm_head.weight" in extra:
         extra -= {"lm_head.weight"}
+        embedding = "wte.weight" if kind == "gpt2" else "model.embed_tokens.weight"
+        if embedding in tensors and not torch.equal(tensors["lm_head.weight"](), tensors[embedding]()):
+            raise ValueError(f"{source}: lm_head.weight is not the tied {embedding}; want tie_word_embeddings = false")
     wrong = [f"{n} is missing" for n in sorted(expected - set(tensors))] + [
         f"{shorten(n)} is unknown" for n in sorted(extra)
     ]
@@ -304,7 +320,8 @@ def _from_llama(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, adja
             )
             out[f"{dst}attn.{prefix}W_{letter}"] = fix(W)
             if cfg.extensions.qkv_bias:
-                out[f"{dst}attn.{prefix}b_{letter}"] = fix(tensors[name + "bias"]().unflatten(0, (heads, -1)))
+                b = _shaped(tensors, name + "bias", (heads * cfg.d_head,))
+                out[f"{dst}attn.{prefix}b_{letter}"] = fix(b.unflatten(0, (heads, -1)))
             if cfg.use_qk_norm and letter != "V":
                 out[f"{dst}attn.{letter.lower()}_norm.w"] = fix(
                     tensors[f"{src}self_attn.{letter.lower()}_norm.weight"]()
@@ -339,11 +356,12 @@ def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, _: bo
                 tensors[f"{src}{norm}.bias"](),
             )
         joint = _shaped(tensors, src + "attn.c_attn.weight", (cfg.d_model, 3 * width)).split(width, dim=1)
-        biases = tensors[src + "attn.c_attn.bias"]().split(width)
+        biases = _shaped(tensors, src + "attn.c_attn.bias", (3 * width,)).split(width)
         for letter, W, b in zip("QKV", joint, biases, strict=True):
             out[f"{dst}attn.W_{letter}"] = rearrange(W, "d (h e) -> h d e", h=cfg.n_heads)
             out[f"{dst}attn.b_{letter}"] = b.unflatten(0, (cfg.n_heads, -1))
-        out[dst + "attn.W_O"] = rearrange(tensors[src + "attn.c_proj.weight"](), "(h e) d -> h e d", h=cfg.n_heads)
+        W = _shaped(tensors, src + "attn.c_proj.weight", (width, cfg.d_model))
+        out[dst + "attn.W_O"] = rearrange(W, "(h e) d -> h e d", h=cfg.n_heads)
         out[dst + "attn.b_O"] = tensors[src + "attn.c_proj.bias"]()
         for theirs, ours in (("c_fc", "in"), ("c_proj", "out")):
             out[f"{dst}mlp.W_{ours}"] = tensors[f"{src}mlp.{theirs}.weight"]()
@@ -407,7 +425,7 @@ def _to_llama_config(cfg: ModelConfig) -> dict[str, Any]:
             "MLP biases": ext.mlp_bias,
             "learned positions with RMSNorm": cfg.positional_embedding_type != "rotary",
             "a rotary_dim below d_head": (cfg.rotary_dim or cfg.d_head) != cfg.d_head,
-            "QK-norm with biases": cfg.use_qk_norm and (ext.qkv_bias or ext.out_bias),
+            "QK-norm with q, k, v biases alone": cfg.use_qk_norm and ext.qkv_bias and not ext.out_bias,
             "an output bias without q, k, v biases": ext.out_bias and not ext.qkv_bias,
         },
     )

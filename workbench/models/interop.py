@@ -10,7 +10,7 @@ import torch
 from workbench import runs
 from workbench.models import huggingface, transformer_lens
 from workbench.models.load import load, save, weights_sha256
-from workbench.models.transformer import HookedLM
+from workbench.models.transformer import HookedLM, check_ours
 
 TOLERANCE = 1e-4  # largest |Δ logit| allowed in float32, relative to the largest |logit| where that exceeds 1
 
@@ -23,8 +23,9 @@ def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Pa
     "hf": a folder for `AutoModelForCausalLM` and `AutoTokenizer` (Llama, Qwen2, Qwen3 or GPT-2 class).
 
     Raises:
-        ValueError: what the other form cannot express, an existing `out`, or logits that differ.
+        ValueError: no `HookedLM`, what the other form cannot express, an existing `out`, or logits that differ.
     """
+    check_ours("export", model)
     if to not in ("transformer-lens", "hf"):
         raise ValueError(f"export: to = {to!r}; want 'transformer-lens' or 'hf'")
     with runs.open_run(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import ModelConfig, features_of_our_own
+from workbench.models.config import ModelConfig, describe_errors, features_of_our_own
 from workbench.models.transformer import HookedLM
 
 CONFIG, WEIGHTS = "hooked_transformer_config.json", "model.safetensors"
@@ -101,22 +102,23 @@ def from_hooked_transformer(hooked: Any) -> HookedLM:
     tied = torch.equal(parameters["unembed.W_U"], parameters["embed.W_E"].T)
     names = set(ModelConfig.model_fields) - {"extensions", "device", "dtype", "tokenizer_name"}
     fields = {n: getattr(theirs, n) for n in names if getattr(theirs, n, None) is not None}
-    cfg = ModelConfig(
-        **fields
-        | {
-            "normalization_type": _LAYER_NORMS[theirs.normalization_type],
-            "tie_word_embeddings": tied,
-            "attn_scale": theirs.attn_scale if theirs.use_attn_scale else 1.0,
-            "dtype": theirs.dtype,
-            "device": str(parameters["embed.W_E"].device),
-            "extensions": {
-                "qkv_bias": has("b_Q", "b_K", "b_V", "_b_K", "_b_V"),
-                "out_bias": has("b_O"),
-                "mlp_bias": has("b_in", "b_out"),
-                "unembed_bias": has("b_U"),
-            },
-        }
-    )
+    fields |= {
+        "normalization_type": _LAYER_NORMS[theirs.normalization_type],
+        "tie_word_embeddings": tied,
+        "attn_scale": theirs.attn_scale if theirs.use_attn_scale else 1.0,
+        "dtype": theirs.dtype,
+        "device": str(parameters["embed.W_E"].device),
+        "extensions": {
+            "qkv_bias": has("b_Q", "b_K", "b_V", "_b_K", "_b_V"),
+            "out_bias": has("b_O"),
+            "mlp_bias": has("b_in", "b_out"),
+            "unembed_bias": has("b_U"),
+        },
+    }
+    try:
+        cfg = ModelConfig(**fields)
+    except ValidationError as error:
+        raise ValueError(f"from TransformerLens: {describe_errors(error)}") from error
     model = HookedLM(cfg, seed=None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,0 +1,398 @@
+"""Foreign models in the forms that people have: folders and GGUF files beside transformers; TransformerLens's ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models_for_tests import small_model, tokens_for
+from safetensors.torch import load_file, save_file
+
+from workbench.data.tokenizer import load_tokenizer, train_bpe
+from workbench.experiments.evaluate import evaluate
+from workbench.models.generate import generate
+from workbench.models.interop import export, import_model
+from workbench.models.load import load, weights_sha256, wrap_tokenizer
+from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+]
+
+BASE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+TOKENS = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+def random_model(class_name: str = "LlamaConfig", **changes):
+    """A transformers model with no weight at its initial value."""
+    import transformers
+
+    base = {} if class_name == "GPT2Config" else BASE
+    config = getattr(transformers, class_name)(**base | changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def edit_config(folder: Path, **changes) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_tensors(folder: Path, **changes) -> None:
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | changes, file, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def difference(folder: Path) -> float:
+    """The largest one of logits, to those of transformers' reading of the same folder, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(
+        str(folder), local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    return float((load(folder, dtype="float32")(TOKENS) - theirs.eval()(TOKENS).logits).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_folder_keeps_its_dtype_there_and_back(dtype, tmp_path):
+    model = small_model("kotodama").to(dtype)
+    back = load(export(model, "hf", tmp_path / "hf"))
+    assert back.cfg.dtype == dtype
+    assert weights_sha256(back) == weights_sha256(model)
+    assert weights_sha256(load(import_model(tmp_path / "hf", tmp_path / "ours"))) == weights_sha256(model)
+
+
+def test_of_mixed_weights_the_dtype_holds_all(tmp_path):
+    random_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    edit_tensors(tmp_path, **{"model.norm.weight": torch.full((64,), 1 + 2.0**-20)})
+    model = load(tmp_path)
+    assert model.cfg.dtype == torch.float32
+    assert float(model.ln_final.w[0]) == 1 + 2.0**-20
+
+
+class TestRotarySettings:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        random_model().save_pretrained(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},  # added by hand beside rope_parameters
+            {"rope_parameters": None, "rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": None, "rope_theta": 777.0, "rope_scaling": None},
+        ],
+    )
+    def test_are_read_as_transformers_reads_them(self, folder, changes):
+        edit_config(folder, **changes)
+        assert difference(folder) < 1e-4
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
+            ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),
+            ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5; want 1"),
+            ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "want one object for all layers"),
+        ],
+    )
+    def test_that_cannot_be_expressed_are_refused(self, folder, changes, message):
+        edit_config(folder, **changes)
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        ("changes", "n_ctx"), [({}, 48), ({"sliding_window": None}, 64), ({"use_sliding_window": False}, 48)]
+    )
+    def test_a_window_of_mistral_bounds_the_context(self, changes, n_ctx, tmp_path):
+        random_model("MistralConfig", sliding_window=48).save_pretrained(tmp_path)
+        edit_config(tmp_path, **changes)
+        assert load(tmp_path).cfg.n_ctx == n_ctx
+        assert difference(tmp_path) < 1e-4
+
+    def test_a_window_that_is_no_number(self, tmp_path):
+        random_model("MistralConfig").save_pretrained(tmp_path)
+        edit_config(tmp_path, sliding_window="long")
+        with pytest.raises(ValueError, match="sliding_window is 'long'; want a whole number"):
+            load(tmp_path)
+
+
+class TestFilesOfAFolder:
+    def test_what_lies_beside_the_weights_is_left(self, tmp_path):
+        random_model().save_pretrained(tmp_path)
+        save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
+        assert difference(tmp_path) < 1e-4
+
+    def test_shards_are_those_of_the_index(self, tmp_path):
+        random_model().save_pretrained(tmp_path, max_shard_size="40KB")
+        files = list(tmp_path.glob("*.safetensors"))
+        assert len(files) > 3
+        save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
+        assert difference(tmp_path) < 1e-4
+        files[1].unlink()
+        with pytest.raises(ValueError, match=f"in {files[1].name}, which is not there"):
+            load(tmp_path)
+
+    def test_an_unembedding_of_its_own_in_a_tied_model(self, tmp_path):
+        model = random_model(tie_word_embeddings=True)
+        model.save_pretrained(tmp_path)
+        edit_tensors(tmp_path, **{"lm_head.weight": model.model.embed_tokens.weight.detach().clone()})
+        assert difference(tmp_path) < 1e-4
+        edit_tensors(tmp_path, **{"lm_head.weight": torch.randn(300, 64)})
+        with pytest.raises(ValueError, match=r"lm_head.weight is not the tied .* want tie_word_embeddings = false"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "shape"),
+        [
+            ("Qwen2Config", "model.layers.0.self_attn.q_proj.bias", (63,)),
+            ("GPT2Config", "transformer.h.0.attn.c_attn.bias", (95,)),
+            ("GPT2Config", "transformer.h.0.attn.c_proj.weight", (47, 48)),
+        ],
+    )
+    def test_a_misshapen_tensor_is_named(self, kind, name, shape, tmp_path):
+        changes = {"n_embd": 48, "n_layer": 1, "n_head": 6, "vocab_size": 61} if kind == "GPT2Config" else {}
+        random_model(kind, **changes).save_pretrained(tmp_path)
+        edit_tensors(tmp_path, **{name: torch.zeros(shape)})
+        with pytest.raises(ValueError, match=rf"{name.removeprefix('transformer.')} has shape"):
+            load(tmp_path)
+
+    def test_numbers_of_eight_bits(self, tmp_path):
+        random_model().save_pretrained(tmp_path)
+        name = "model.layers.0.mlp.up_proj.weight"
+        edit_tensors(tmp_path, **{name: torch.zeros(96, 64).to(torch.float8_e4m3fn)})
+        with pytest.raises(ValueError, match="is of float8_e4m3fn; want float64, float32, bfloat16, float16"):
+            load(tmp_path)
+
+
+def test_qk_norm_with_all_attention_biases_is_exported(tmp_path):
+    random_model("Qwen3Config", head_dim=12, attention_bias=True).save_pretrained(tmp_path / "in")
+    model = load(tmp_path / "in")
+    assert weights_sha256(load(export(model, "hf", tmp_path / "out"))) == weights_sha256(model)
+
+
+class TestTokenizers:
+    def folder(self, directory: Path, kind: str, tokenizer, **named: str) -> Path:
+        from transformers import PreTrainedTokenizerFast
+
+        random_model(kind).save_pretrained(directory)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(directory)
+        return directory
+
+    def test_qwen_reads_without_bos_and_stays_so_when_imported(self, tmp_path):
+        tokenizer = train_bpe(["the dog"] * 9, 270)  # <|endoftext|>, which others call their BOS, is 0
+        tokenizer.add_special_tokens(["<|im_end|>"])
+        ids, end = tokenizer.encode("the dog").ids, tokenizer.token_to_id("<|im_end|>")
+        folder = self.folder(tmp_path / "in", "Qwen2Config", tokenizer, eos_token="<|im_end|>")
+        for model in (load(folder), load(import_model(folder, tmp_path / "out"))):
+            assert model.to_tokens("the dog").tolist() == [ids]
+            assert model.to_tokens("the dog", prepend_bos=True).tolist() == [[end, *ids]]  # as TransformerLens does
+            assert (model.tokenizer.bos_token, model.tokenizer.eos_token) == (None, "<|im_end|>")
+
+    def test_without_bos_and_eos_a_text_stands_alone(self, tmp_path):
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[X]": 0, "the": 1, "dog": 2}, "[X]"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        model = load(self.folder(tmp_path, "LlamaConfig", tokenizer))
+        assert model.to_tokens("the dog").tolist() == [[1, 2]]
+        with pytest.raises(ValueError, match="no BOS token; want prepend_bos=False"):
+            model.to_tokens("the dog", prepend_bos=True)
+
+
+NAMES = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+
+
+class TestGGUF:
+    """Files as llama.cpp's converter writes them, beside the transformers model whose weights they hold."""
+
+    def write(self, file: Path, model, arch: str = "llama", kind: str = "F32", reshape: dict | None = None, **changes):
+        """The model's weights in a file, dequantised back into the model; changes: metadata keys, None to leave out."""
+        import gguf
+
+        cfg, quant = model.config, gguf.GGMLQuantizationType[kind]
+        d_head = cfg.head_dim or cfg.hidden_size // cfg.num_attention_heads
+        keys = {
+            "context_length": 64, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96,
+            "attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": d_head,
+            "attention.key_length": d_head, "attention.value_length": d_head,
+            "attention.layer_norm_rms_epsilon": cfg.rms_norm_eps, "rope.freq_base": 10000.0,
+        }  # fmt: skip
+        writer = gguf.GGUFWriter(str(file), arch)
+        for key, value in (keys | changes).items():
+            add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string, type(None): None}
+            if value is not None:
+                add[type(value)](f"{arch}.{key}", value)  # type: ignore[misc]
+        state = model.state_dict()
+        for name, tensor in state.items():
+            theirs = WHOLE.get(name, "output.weight")
+            if name.startswith("model.layers."):
+                _, _, layer, part = name.split(".", 3)
+                part, leaf = part.rsplit(".", 1)
+                theirs = f"blk.{layer}.{NAMES[part]}.{leaf}"
+            weight, turned = tensor.numpy(), arch == "llama" and (".attn_q." in theirs or ".attn_k." in theirs)
+            heads = 4 if ".attn_q." in theirs else 2
+            if turned:  # halves to adjacent pairs
+                weight = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+            weight = weight[: (reshape or {}).get(theirs)]
+            data = gguf.quants.quantize(weight, quant) if weight.ndim == 2 else np.ascontiguousarray(weight)
+            writer.add_tensor(theirs, data, raw_dtype=quant if weight.ndim == 2 else None)
+            if weight.ndim == 2 and not reshape:
+                weight = gguf.quants.dequantize(data, quant)
+                if turned:
+                    weight = weight.reshape(heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+                state[name].copy_(torch.from_numpy(np.array(weight)))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+    @torch.no_grad()
+    def test_every_kind_of_weights(self, kind, tmp_path):
+        theirs = random_model()
+        self.write(tmp_path / "x.gguf", theirs, kind=kind)
+        ours = load(tmp_path / "x.gguf")
+        assert ours.tokenizer is None
+        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=1e-4)
+
+    FAMILIES = {
+        "biases": ("LlamaConfig", "llama", {"attention_bias": True}),
+        "wide heads": ("LlamaConfig", "llama", {"head_dim": 32}),
+        "qwen2": ("Qwen2Config", "qwen2", {"head_dim": 16}),
+        "qwen3": ("Qwen3Config", "qwen3", {"head_dim": 32}),
+    }
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    @torch.no_grad()
+    def test_every_family(self, family, tmp_path):
+        class_name, arch, changes = self.FAMILIES[family]
+        theirs = random_model(class_name, **changes)
+        self.write(tmp_path / "x.gguf", theirs, arch)
+        ours = load(tmp_path / "x.gguf")
+        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=1e-4)
+        assert ours.cfg.default_prepend_bos == (arch == "llama")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
+            {"rope.scaling.factor": 2.0},  # llama.cpp's default kind
+            {"rope.scale_linear": 2.0},  # and its older name of the factor
+        ],
+    )
+    @torch.no_grad()
+    def test_linear_stretching(self, changes, tmp_path):
+        rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+        theirs = random_model(rope_parameters=rope)
+        self.write(tmp_path / "x.gguf", theirs, **changes)
+        ours = load(tmp_path / "x.gguf")
+        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"rope.scaling.type": "yarn"}, "stretched rotary frequencies"),
+            ({"rope.scaling.type": "linear"}, "llama.rope.scaling.factor is missing"),
+            ({"rope.dimension_count": 8}, "rope.dimension_count is 8; want a head's 16 dimensions"),
+            ({"attention.value_length": 8}, "attention.value_length is 8"),
+            ({"attention.head_count": "x"}, "attention.head_count is 'x'; want a number above 0"),
+            ({"attention.head_count": 0}, "attention.head_count is 0; want a number above 0"),
+            ({"reshape": {"blk.0.attn_q.weight": 63}}, r"blk.0.attn_q.weight has shape \[63, 64\]; does not fit"),
+        ],
+    )
+    def test_what_cannot_be_read_is_named(self, changes, message, tmp_path):
+        with torch.no_grad():
+            self.write(tmp_path / "x.gguf", random_model(), **changes)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("kind", ["janus-small", "janus-v3", "kotodama"])
+@torch.no_grad()
+def test_logits_are_attributed_as_transformer_lens_does_it(kind):
+    tokenizer = load_tokenizer("embedded")
+    ours = small_model(kind, d_vocab=tokenizer.get_vocab_size(), tie_word_embeddings=False)
+    ours.tokenizer = wrap_tokenizer(tokenizer)
+    theirs, tokens = to_hooked_transformer(ours), tokens_for(ours)
+
+    def attributed(model):
+        cache = model.run_with_cache(tokens)[1]
+        heads, labels = cache.stack_head_results(pos_slice=-1, incl_remainder=True, return_labels=True)
+        yield cache.logit_attrs(heads, tokens=tokens[:, 3], incorrect_tokens=tokens[:, 5], pos_slice=-1)
+        yield cache.logit_attrs(cache.decompose_resid(), tokens=" the", incorrect_tokens=" a")
+        yield cache.get_full_resid_decomposition(expand_neurons=False)
+        yield cache.get_full_resid_decomposition(layer=1, mlp_input=True, expand_neurons=True, apply_ln=True)
+        for layer, mlp_input in ((0, False), (0, True), (2, True), (3, False)):
+            yield model.accumulated_bias(layer, mlp_input)
+        yield model.accumulated_bias(2, include_mlp_biases=False)
+        for one in (7, tokens[0, 0], tokens[0, :1], tokens[0], tokens):
+            yield model.tokens_to_residual_directions(one)
+        yield [labels, model.to_str_tokens("It is a truth"), model.to_str_tokens(tokens[:1]), model.to_string(tokens)]
+        yield [
+            model.to_string(tokens[0]),
+            model.to_single_token(" the"),
+            model.to_str_tokens(["It is", "truth"], False),
+        ]
+
+    for got, wanted in zip(attributed(ours), attributed(theirs), strict=True):
+        if isinstance(got, list):
+            assert got == wanted
+        else:
+            torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_a_text_of_several_tokens_is_no_single_one():
+    model = small_model("janus-v3", d_vocab=4096)
+    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+    with pytest.raises(ValueError, match=r"to_single_token: 'It is' is \d tokens; want a text that is one"):
+        model.to_single_token("It is")
+
+
+def test_what_takes_only_our_class_says_so(tmp_path):
+    hooked = to_hooked_transformer(small_model("janus-v3"))
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    for call in (
+        lambda: generate(hooked, tokens, 3, temperature=0),
+        lambda: export(hooked, "hf", tmp_path / "out"),
+        lambda: evaluate(hooked, ["text"]),
+    ):
+        with pytest.raises(ValueError, match="got a HookedTransformer; want a HookedLM"):
+            call()
+
+
+def test_an_activation_that_we_lack_is_one_line():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_ctx": 4, "d_vocab": 5, "d_head": 4, "d_mlp": 8}
+    hooked = HookedTransformer(HookedTransformerConfig(**sizes, act_fn="solu_ln"))
+    with pytest.raises(ValueError, match=r"from TransformerLens: act_fn: Input should be 'silu'[^\n]*'solu_ln'\)$"):
+        from_hooked_transformer(hooked)
