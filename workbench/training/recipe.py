@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from workbench.data.nca import PRESETS, NCAConfig
@@ -122,6 +123,16 @@ class Recipe(Frozen):
             )
         return name
 
+    @field_validator("model")
+    @classmethod
+    def _is_placed_by_the_trainer(cls, model: ModelConfig) -> ModelConfig:
+        if model.dtype != torch.float32:
+            got = str(model.dtype).removeprefix("torch.")
+            raise ValueError(f"dtype: got {got}; want none: weights are float32, or float64 with --dtype float64")
+        if model.device != "cpu":
+            raise ValueError(f"device: got {shorten(repr(model.device))}; want none, and --device")
+        return model
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         names = [phase.name for phase in self.phases]
@@ -147,11 +158,12 @@ def automata(phase: Phase) -> NCAConfig:
 
 
 def phase_model(recipe: Recipe, index: int) -> ModelConfig:
-    """The architecture during phase `index`: the recipe's, with the automata's vocabulary, and without AttnRes where
-    the phase turns it off."""
+    """The architecture during phase `index`: the recipe's, with the name of its tokenizer or the automata's vocabulary,
+    and without AttnRes where the phase turns it off."""
     cfg, phase = recipe.model, recipe.phases[index]
     attn_res: AttnRes | None = None if phase.attn_res == "off" else cfg.extensions.attn_res
     changes: dict[str, Any] = {"extensions": cfg.extensions.model_copy(update={"attn_res": attn_res})}
+    changes["tokenizer_name"] = recipe.data.tokenizer
     if phase.kind == "nca":
         changes |= {"d_vocab": automata(phase).d_vocab, "tokenizer_name": None}
     return cfg.model_copy(update=changes)

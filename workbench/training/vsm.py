@@ -188,7 +188,8 @@ def trapezoid_weight(cfg: Trapezoid, share: float) -> float:
 
 def sigmoid_weight(cfg: Sigmoid, share: float) -> float:
     """λ when `share` (0 to 1) of training is done: peak·sigmoid(slope·(share − centre))."""
-    return cfg.peak / (1 + math.exp(-cfg.slope * (share - cfg.centre)))
+    # e^700 is nearly the largest float: a slope may be as steep as a step
+    return cfg.peak / (1 + math.exp(min(700.0, -cfg.slope * (share - cfg.centre))))
 
 
 class Pressure:

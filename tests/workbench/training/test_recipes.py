@@ -190,6 +190,8 @@ def test_another_controller_starts_from_its_defaults():
         ({"model.extensions.attn_res.boundaries": [0, 3]}, "boundaries: got .0, 3.; want layers that rise"),
         ({"model.extensions.attn_res.boundaries": [1, 0]}, "boundaries: got .1, 0.; want layers that rise"),
         ({"model.d_mlp": None}, "model.d_mlp"),
+        ({"model.dtype": "bfloat16"}, "model: dtype: got bfloat16; want none: weights are float32"),
+        ({"model.device": "cuda"}, "model: device: got 'cuda'; want none, and --device"),
     ],
 )
 def test_faulty_overrides_name_the_key(overrides, message):
@@ -245,6 +247,11 @@ def test_one_wrong_setting_is_one_complaint():
     assert ";" not in str(caught.value)
     with pytest.raises(ValueError, match="phases: .*at least 1"):
         parse_recipe(TINY | {"phases": []})
+
+
+def test_a_model_says_which_tokenizer_it_had():
+    changed = apply_overrides(load_recipe("nca-002-nano"), {"data.tokenizer": "gpt2", "model.d_vocab": 50257})
+    assert [phase_model(changed, i).tokenizer_name for i in range(2)] == [None, "gpt2"]
 
 
 def test_unknown_names_are_answered_with_the_nearest():

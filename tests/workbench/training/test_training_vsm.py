@@ -168,6 +168,14 @@ def test_sigmoid_gives_the_published_pressure():
     assert vsm.sigmoid_weight(vsm.Sigmoid(), 0.5) == pytest.approx(0.075)
 
 
+@pytest.mark.parametrize("slope", [2e3, 1e308, -2e3])
+def test_a_sigmoid_may_be_as_steep_as_a_step(slope):
+    steep = vsm.Sigmoid(slope=slope)
+    low, high = (vsm.sigmoid_weight(steep, share) for share in ((0.0, 1.0) if slope > 0 else (1.0, 0.0)))
+    assert low == pytest.approx(0.0, abs=1e-300)
+    assert high == 0.15
+
+
 @pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda c: c.kind)
 def test_pressure_goes_on_from_its_state(controller):
     def weights(pressure: vsm.Pressure, steps: range) -> list[float]:
