@@ -12,8 +12,9 @@ from torch import Tensor
 
 from workbench.data.corpus import read_documents, split_documents
 from workbench.data.nca import NCASampler
-from workbench.data.tokenizer import load_tokenizer, vocabulary_size
+from workbench.data.tokenizer import eot_id, load_tokenizer, vocabulary_size
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack_cached
+from workbench.models.load import wrap_tokenizer
 from workbench.training.objective import Batch
 from workbench.training.recipe import Recipe, automata
 
@@ -28,6 +29,12 @@ class Feed:
     tokenizer: Tokenizer
     train: TokenFile
     held_out: TokenFile
+
+    def wrapped_tokenizer(self) -> Any:
+        """The tokenizer as a model carries it. BOS and EOS are the token that ends a document: in training it stands
+        before the next one too, and of the tokenizer's other special tokens the model sees none."""
+        end = self.tokenizer.id_to_token(eot_id(self.tokenizer))
+        return wrap_tokenizer(self.tokenizer, end, end)
 
     @property
     def checksums(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.models import HookedLM
-from workbench.models.load import resolve_device, wrap_tokenizer
+from workbench.models.load import resolve_device
 from workbench.runs import open_run
 from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.gradients import Gradients, RecordedGradients
@@ -387,7 +387,7 @@ class Trainer:
     def _set_up(self, model: HookedLM) -> None:
         phase = self.phase
         self.model = model.train()
-        model.tokenizer = wrap_tokenizer(self.feed.tokenizer) if phase.kind == "language" else None
+        model.tokenizer = self.feed.wrapped_tokenizer() if phase.kind == "language" else None
         self._gradients = self._prepare(model)
         self.optimizer = self._build_optimizer(model)
         self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None

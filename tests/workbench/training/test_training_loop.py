@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
 import workbench
 from reports.tables import COLUMNS, read_table
@@ -439,6 +444,20 @@ def test_a_run_does_not_go_on_with_another_text(kind, text, tmp_path):
         run(recipe, tmp_path / "run", resume=True)
     own.write_text(lines)
     run(recipe, tmp_path / "run", resume=True)
+
+
+def test_texts_begin_and_end_for_the_model_with_the_token_between_them_in_training(text, tmp_path):
+    """A Llama-like tokenizer has <s> besides; the model has never seen it."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
+    tokenizer.train_from_iterator([WORDS], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    recipe = language(text, **{"data.tokenizer": str(tmp_path), "phases.0.n_steps": 4})
+    model = load(run(recipe, tmp_path / "run"), "cpu")
+    assert (model.tokenizer.bos_token, model.tokenizer.eos_token) == ("</s>", "</s>")
+    assert model.to_tokens("the king")[0, 0] == open_feed(recipe).train.tokens[-1] == 2
 
 
 @pytest.mark.parametrize(
