@@ -80,9 +80,12 @@ class Trainer:
         l1: sparsity coefficient of every SAE (jumprelu: of the number of active features), ≥ 0. generator: one, spawned
         into a stream a SAE, or one a SAE; only resampling draws. input_index: slot of every SAE in a batch.
 
-        Raises ValueError for an l1 or generators that do not fit the stack.
+        Raises ValueError for an l1 or generators that do not fit the stack, or parameters in float16, which the sums
+        over a batch overflow.
         """
         n_saes = sae.config.n_saes
+        if sae.dtype == torch.float16:
+            raise ValueError("Trainer: the parameters are float16; want float32, float64 or bfloat16")
         coefficients = torch.as_tensor(l1, dtype=torch.float64).expand(n_saes) if _is_number(l1) else _to_float64(l1)
         if coefficients.shape != (n_saes,) or not bool((coefficients.isfinite() & (coefficients >= 0)).all()):
             raise ValueError(f"Trainer: l1 is {coefficients.tolist()}; want {n_saes} finite numbers ≥ 0")

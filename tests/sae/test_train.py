@@ -407,8 +407,8 @@ def test_train_config_refuses(fields):
         TrainConfig(**({"n_steps": 100} | fields))
 
 
-def _trainer(l1=0.1, generator=None) -> Trainer:
-    sae = StackedSAE(SAEConfig(n_saes=2, d_in=8, d_sae=16), seeded())
+def _trainer(l1=0.1, generator=None, dtype=torch.float32) -> Trainer:
+    sae = StackedSAE(SAEConfig(n_saes=2, d_in=8, d_sae=16), seeded(), dtype=dtype)
     return Trainer(sae, TrainConfig(n_steps=1), l1, generator or seeded())
 
 
@@ -428,6 +428,7 @@ def _changed(name: str, value) -> dict[str, Tensor]:
         (lambda: _trainer(l1=[0.1, -1.0]), "want 2 finite numbers ≥ 0"),
         (lambda: _trainer(l1=float("nan")), "finite"),
         (lambda: _trainer(generator=[seeded()]), "got 1 generators"),
+        (lambda: _trainer(dtype=torch.float16), "the parameters are float16; want float32"),
         (lambda: _trainer().step(torch.zeros(2, 4, 7)), "x has shape"),
         (lambda: train_stack(_trainer(), []), "batches ended after step 0; want 1"),
         (lambda: _trainer().load_state_dict(_changed("adam.exp_avg.W_enc", None)), "adam.exp_avg.W_enc"),

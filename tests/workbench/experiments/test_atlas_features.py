@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models_for_tests import ARCHITECTURES, small_model, tokens_for
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from reports.atlas import write_atlas
 from reports.tables import COLUMNS, read_table, write_table
@@ -322,6 +323,25 @@ def test_pieces_of_characters_show_their_bytes() -> None:
         assert "\ufffd" not in text
         text.encode()  # no lone surrogate
     assert token_decoder(small_model("janus-v3"))(7) == "[7]"
+
+
+def test_sentencepiece_tokens_keep_their_spaces() -> None:
+    """As Llama's and Mistral's tokenizers have them: ▁ before a word, bytes for what has no piece."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁catheng", "at", "▁c", "▁cat", "▁▁", "hen"]
+    merges = [("a", "t"), ("▁", "c"), ("▁c", "at"), ("▁", "▁"), ("h", "e"), ("he", "n")]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*pieces, "he"]))}
+    own = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    own.pre_tokenizer = pre_tokenizers.Metaspace()
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    own.decoder = decoders.Sequence(parts)
+    model = small_model("janus-v3", d_vocab=len(vocabulary))
+    model.tokenizer = wrap_tokenizer(own)
+    decode = token_decoder(model)
+    shown = [decode(token) for token in model.tokenizer.encode("cat hen  cat é", add_special_tokens=False)]
+    assert "".join(shown) == " cat hen  cat <0xC3><0xA9>"
+    assert " cat" in shown
+    assert decode(vocabulary["▁▁"]) == "  "
+    assert decode(vocabulary["at"]) == "at"
 
 
 def test_every_byte_has_one_sign() -> None:

@@ -288,10 +288,13 @@ def token_decoder(model: Any) -> Callable[[int], str]:
 
 def _decode_alone(tokenizer: Any, token: int) -> str:
     text = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    piece = tokenizer.convert_ids_to_tokens(token)
+    # a decoder of SentencePiece's takes the first token's space for one that was put before the text
+    if isinstance(piece, str) and (spaced := piece.replace("▁", " ")) != piece and spaced.endswith(text):
+        return spaced
     if "\ufffd" not in text:
         return text
     # a piece of a character: its byte-level form, one printable sign a byte, back to the bytes
-    piece = tokenizer.convert_ids_to_tokens(token)
     return piece_bytes(piece) if isinstance(piece, str) else text
 
 
