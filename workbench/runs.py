@@ -39,6 +39,7 @@ from workbench.memory import peak_bytes
 CONFIG, ENV, MANIFEST = "config.toml", "env.json", "manifest.json"
 MANIFEST_FORMAT = "workbench-manifest/1"
 MAX_SETTINGS_BYTES = 64 << 20  # a larger config or manifest is not one of ours: refuse before reading it into memory
+MAX_TOML_BYTES = 1 << 20  # what people write: recipes, concepts, prompts, a few pages of text
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")  # what atomic_write makes, and a kill may leave behind
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _PACKAGES = (
@@ -255,6 +256,16 @@ def read_json(file: Path, what: str, wanted: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{what}: {file} holds a {type(content).__name__}; want {wanted}")
     return content
+
+
+def read_toml(file: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file that someone wrote. Raises ValueError if it is too large, not UTF-8 or not TOML."""
+    if (n_bytes := file.stat().st_size) > MAX_TOML_BYTES:
+        raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_TOML_BYTES}")
+    try:
+        return tomllib.loads(file.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what}: {file} is not TOML ({error})") from None
 
 
 def read_settings(file: Path, what: str, wanted: str) -> str:

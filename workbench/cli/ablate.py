@@ -16,6 +16,22 @@ from workbench.cli.reading import check_selection, digest, identify, parse_list,
 
 LOSSES, PAIR_LOSSES = "sequence_losses.safetensors", "pair_losses.safetensors"
 COMPONENTS = ("head", "layer", "mlp")
+Pairs = Annotated[
+    str | None,
+    typer.Option(
+        "--pairs",
+        help="Pairs of heads too: within (all pairs of each layer), or LAYER.HEAD pairs such as 0.1+0.3,2.0+3.1.",
+        metavar="LIST",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Dtype to run in; the error that bfloat16 or float16 brings to the impacts is measured.",
+        show_default="float32",
+    ),
+]
 
 
 def ablate(
@@ -26,15 +42,7 @@ def ablate(
     components: Annotated[
         str, typer.Option("--components", help="What to ablate: any of head,layer,mlp.", metavar="LIST")
     ] = "head",
-    pairs: Annotated[
-        str | None,
-        typer.Option(
-            "--pairs",
-            help="Pairs of heads too: within (all pairs of each layer), or LAYER.HEAD pairs such as 0.1+0.3,2.0+3.1.",
-            metavar="LIST",
-            show_default=False,
-        ),
-    ] = None,
+    pairs: Pairs = None,
     kind: Annotated[str, typer.Option("--kind", help="zero, mean or resample.")] = "zero",
     n_resamples: Annotated[
         int, typer.Option("--n-resamples", help="With --kind resample: donor sequences for each sequence.", min=1)
@@ -47,14 +55,7 @@ def ablate(
     n_ctx: options.NCtx = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            help="Dtype to run in; the error that bfloat16 or float16 brings to the impacts is measured.",
-            show_default="float32",
-        ),
-    ] = None,
+    dtype: Dtype = None,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
     settings: options.Settings = None,

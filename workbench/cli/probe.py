@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.output import progress, report
-from workbench.cli.reading import digest, identify, parse_settings
+from workbench.cli.reading import digest, identify_all, parse_settings
 
 Concepts = Annotated[
     Path | None,
@@ -91,9 +91,7 @@ def _run(
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
-    known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, models, strict=True)]
-    if len(set(known)) < len(known):  # two that would look alike go by their paths
-        known = [(path, seed) for path, (_, seed) in zip(ckpts, known, strict=True)]
+    known = identify_all(ckpts, models, config["seed"])
     record = config | {
         "verb": "probe",
         "ckpt": ckpts,

@@ -101,6 +101,14 @@ def identify(ckpt: str, model: Any, seed: int) -> tuple[str, int]:
     return model.cfg.model_name, seed
 
 
+def identify_all(ckpts: Sequence[str], models: Sequence[Any], seed: int) -> list[tuple[str, int]]:
+    """`identify` of several models; where two would look alike, all are named by their paths."""
+    known = [identify(path, model, seed) for path, model in zip(ckpts, models, strict=True)]
+    if len(set(known)) < len(known):
+        return [(path, own) for path, (_, own) in zip(ckpts, known, strict=True)]
+    return known
+
+
 def check_selection(model: Any, layers: list[int] | None, heads: list[int] | None = None) -> None:
     """Raise ValueError for a layer or head the model has not, before a verb makes its directory."""
     from workbench.experiments.subject import choose

@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.cli import options
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, digest, identify, parse_list
+from workbench.cli.reading import check_selection, digest, identify_all, parse_list
 
 
 def topology(
@@ -56,9 +56,7 @@ def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], ou
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
-    known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, models, strict=True)]
-    if len(set(known)) < len(known):  # two that would look alike go by their paths
-        known = [(path, seed) for path, (_, seed) in zip(ckpts, known, strict=True)]
+    known = identify_all(ckpts, models, config["seed"])
     record = config | {
         "verb": "topology",
         "ckpt": ckpts,

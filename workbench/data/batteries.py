@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,12 +12,11 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.models.config import Frozen, describe_errors
-from workbench.runs import shorten
+from workbench.runs import read_toml, shorten
 
 EMBEDDED_PROMPTS = Path(__file__).parent / "prompts.toml"
 EMBEDDED_RECALL = Path(__file__).parent / "recall.toml"
 MARKERS = Path(__file__).parent / "markers.toml"
-MAX_BATTERY_BYTES = 1 << 20  # some pages of text
 Table = TypeVar("Table", bound=Frozen)
 
 
@@ -154,12 +152,7 @@ def _parse(kind: type[Table], what: str, path: str | Path) -> Iterator[Table]:
 def _read_tables(what: str, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{what}: no file {str(path)!r}; want a TOML file")
-    if path.stat().st_size > MAX_BATTERY_BYTES:
-        raise ValueError(f"{what}: {path} has {path.stat().st_size} bytes; want at most {MAX_BATTERY_BYTES}")
-    try:
-        tables = tomllib.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: {path} is not TOML ({error})") from None
+    tables = read_toml(path, what)
     if not tables:
         raise ValueError(f"{what}: {path} is empty; want a table [name] for each kind")
     return tables

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.models.config import Frozen, describe_errors
-from workbench.runs import shorten
+from workbench.runs import read_toml, shorten
 
 EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
 LAYERS = re.compile(r"all|first|last|first third|last third|\d+ of \d+")
@@ -162,10 +161,7 @@ def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"claims: no file {str(path)!r}; want a TOML file of claims")
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"claims: {path} is not TOML ({error})") from None
+    tables = read_toml(path, "claims")
     if not tables:
         raise ValueError(f"claims: {path} is empty; want a table [name] for each claim")
     claims = []

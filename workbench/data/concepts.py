@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.models.config import Frozen, describe_errors
-from workbench.runs import shorten
+from workbench.runs import read_toml, shorten
 
 EMBEDDED_SETS = Path(__file__).parent / "concepts.toml"
-MAX_CONCEPTS_BYTES = 1 << 20  # lists of words: a few pages of text
 MIN_WORDS = 3  # fewer leave no correlation of distances, and no spread of directions
 Topology = Literal["ordinal", "cyclic", "geographic", "paired", "free"]
 TOPOLOGIES: tuple[str, ...] = get_args(Topology)
@@ -95,12 +93,7 @@ def read_concepts(path: str | Path = EMBEDDED_SETS) -> tuple[ConceptSet, ...]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"concepts: no file {str(path)!r}; want a TOML file of concept sets")
-    if path.stat().st_size > MAX_CONCEPTS_BYTES:
-        raise ValueError(f"concepts: {path} has {path.stat().st_size} bytes; want at most {MAX_CONCEPTS_BYTES}")
-    try:
-        tables = tomllib.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"concepts: {path} is not TOML ({error})") from None
+    tables = read_toml(path, "concepts")
     if not tables:
         raise ValueError(f"concepts: {path} is empty; want a table [name] for each set")
     return tuple(parse_set(name, table, f"concepts: {path}") for name, table in tables.items())

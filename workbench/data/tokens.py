@@ -157,18 +157,6 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 # --- windows
 
 
-def random_windows(
-    token_file: TokenFile, n_ctx: int, n: int, generator: np.random.Generator | torch.Generator
-) -> Int64[Tensor, "n n_ctx"]:
-    """`n` windows of `n_ctx` consecutive tokens, their starts uniform over the file; documents are not kept apart."""
-    n_starts = _n_starts(token_file, n_ctx)
-    if isinstance(generator, torch.Generator):
-        starts = torch.randint(n_starts, (n,), generator=generator, device=generator.device).cpu().numpy()
-    else:
-        starts = generator.integers(n_starts, size=n)
-    return _gather(token_file, starts, n_ctx)
-
-
 def held_out_windows(token_file: TokenFile, n_ctx: int, n_max: int | None = None) -> Int64[Tensor, "n n_ctx"]:
     """Contiguous windows that do not overlap, from the first token on; what is left at the end is dropped.
 

@@ -14,14 +14,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from workbench.data.nca import PRESETS, NCAConfig
 from workbench.memory import check_memory
 from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, join_faults
-from workbench.runs import shorten
+from workbench.runs import read_toml, shorten
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule
 from workbench.training.vsm import Vsm
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-MAX_RECIPE_BYTES = 1 << 20  # a recipe is a page of text
 
 
 class DataConfig(Frozen):
@@ -211,12 +210,7 @@ def load_recipe(name: str | Path) -> Recipe:
     if not is_there:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
         raise ValueError(f"recipe: no recipe or file {shorten(repr(str(name)))}; nearest: {', '.join(near or names)}")
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise ValueError(f"recipe: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
-    try:
-        data = tomllib.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"recipe: {path} is not TOML ({error})") from None
+    data = read_toml(path, "recipe")
     if isinstance(data.get("recipe"), dict):
         data = data["recipe"]
     return parse_recipe(data, source=str(path))

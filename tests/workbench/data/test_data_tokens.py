@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from workbench.data import tokens
 from workbench.data.corpus import Document, read_documents
 from workbench.data.tokenizer import END_OF_TEXT, eot_id, load_tokenizer
-from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack, pack_cached, random_windows
+from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack, pack_cached
 
 
 def _documents(*texts: str) -> list[Document]:
@@ -284,19 +284,6 @@ def test_any_flipped_bit_of_the_data_is_found(tmp_path: Path, embedded: Tokenize
 # --- windows
 
 
-@pytest.mark.parametrize("generator", [np.random.default_rng(1), torch.Generator().manual_seed(1)])
-def test_random_windows_are_slices_and_reach_every_start(tmp_path: Path, generator: object) -> None:
-    file = _numbered(tmp_path / "p", 20)
-    windows = random_windows(file, 5, 8000, generator)  # pyright: ignore[reportArgumentType]
-    assert windows.dtype == torch.int64
-    assert windows.shape == (8000, 5)
-    assert torch.equal(windows, windows[:, :1] + torch.arange(5))
-    counts = np.bincount(windows[:, 0], minlength=16)
-    assert counts.size == 16  # starts 0 … 15, the last window ends at the last token
-    # 16 cells of 500: chi-square with 15 degrees of freedom is above 44 with probability 1e-4
-    assert ((counts - 500) ** 2 / 500).sum() < 44
-
-
 def test_held_out_windows_are_contiguous_and_few_of_them_cover_the_file(tmp_path: Path) -> None:
     file = _numbered(tmp_path / "p", 103)
     assert held_out_windows(file, 10).tolist() == [list(range(i, i + 10)) for i in range(0, 100, 10)]
@@ -309,7 +296,6 @@ def test_held_out_windows_are_contiguous_and_few_of_them_cover_the_file(tmp_path
 def test_windows_that_do_not_fit_are_refused(tmp_path: Path, n_ctx: int) -> None:
     file = _numbered(tmp_path / "p", 20)
     for make in (
-        lambda: random_windows(file, n_ctx, 1, np.random.default_rng(0)),
         lambda: held_out_windows(file, n_ctx),
         lambda: WindowSampler(file, n_ctx, 1, 0),
     ):

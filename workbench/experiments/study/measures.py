@@ -57,7 +57,7 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     own = df[df["model"] == model]
     if "layer" in own:  # a table of paths has none
         own = own[own["layer"].isin(layers)]
-    reduce = _ends if measure.kind == "ends" else _over(measure.column, measure.reduce)
+    reduce = _ends if measure.kind == "ends" else _over(measure.reduce)
     values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
     known = own.dropna(subset=[measure.column])
     values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
@@ -123,7 +123,7 @@ def matching_layer(layer: int, published: int, n_layers: int) -> int:
     return min(range(n_layers), key=lambda own: (abs((own + 1) * published - (layer + 1) * n_layers), own))
 
 
-def _over(column: str, reduce: str) -> Callable[[Frame, str], float]:
+def _over(reduce: str) -> Callable[[Frame, str], float]:
     def geometric(values: np.ndarray) -> float:
         return float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
 

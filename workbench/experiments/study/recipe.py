@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from workbench.experiments.saes.plan import HeadSaeSettings
 from workbench.models.config import Frozen, describe_errors
-from workbench.runs import shorten
-from workbench.training.recipe import MAX_RECIPE_BYTES, RECIPES, Recipe, apply_overrides, load_recipe
+from workbench.runs import read_toml, shorten
+from workbench.training.recipe import RECIPES, Recipe, apply_overrides, load_recipe
 
 STUDIES = RECIPES / "studies"
 DEFAULT = "janus-nano"
@@ -155,12 +154,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         near = difflib.get_close_matches(str(source), names, n=3, cutoff=0.4) or names
         raise ValueError(f"study: no study or file {shorten(repr(str(source)))}; nearest: {', '.join(near)}")
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise ValueError(f"study: {path} has {path.stat().st_size} bytes; want at most {MAX_RECIPE_BYTES}")
-    try:
-        data = tomllib.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"study: {path} is not TOML ({error})") from None
+    data = read_toml(path, "study")
     # the config.toml of a study's directory holds the recipe as a table
     return (data["recipe"] if isinstance(data.get("recipe"), dict) else data), str(path)
 
