@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from probes.condensed import spread
 
 N_BOOTSTRAP = 999
 LEVEL = 0.95
@@ -46,24 +49,16 @@ class ItemBootstrap:
         """Resampled statistics [N_BOOTSTRAP, k]; nan where a resample leaves them undefined."""
         rng = np.random.default_rng(self.seed)
         first, second = np.triu_indices(self.n, 1)
+        scores_of = _ranks_of if self.is_spearman else _deviations_of
+        *xs, y = (scores_of(values) for values in (*self.x, self.y))
+        z = None if self.z is None else scores_of(self.z)
         size = max(1, min(BATCH_VALUES // self.y.size, N_BOOTSTRAP))
         batches = []
         for start in range(0, N_BOOTSTRAP, size):
             rows = min(size, N_BOOTSTRAP - start)
             counts = rng.multinomial(self.n, np.full(self.n, 1 / self.n), size=rows).astype(np.float64)
-            batches.append(self._correlations(counts[:, first] * counts[:, second]))
+            batches.append(_correlations(counts.take(first, axis=1) * counts.take(second, axis=1), xs, y, z))
         return np.concatenate(batches)
-
-    def _correlations(self, weights: np.ndarray) -> np.ndarray:
-        scores = _weighted_ranks if self.is_spearman else _weighted_deviations
-        y = scores(weights, self.y)
-        x_scores = (scores(weights, row) for row in self.x)
-        if self.z is None:
-            return np.stack([_cosine(weights, x, y) for x in x_scores], axis=1)
-        z = scores(weights, self.z)
-        r_yz = _cosine(weights, y, z)
-        partials = [partial_correlation(_cosine(weights, x, y), _cosine(weights, x, z), r_yz) for x in x_scores]
-        return np.stack(partials, axis=1)
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper limits [k]; nan for n < 5 items or where fewer than half the resamples are defined."""
@@ -92,24 +87,49 @@ def partial_correlation(r_xy: np.ndarray | float, r_xz: np.ndarray | float, r_yz
     return np.where(is_defined, (r_xy - r_xz * r_yz) / scale, np.nan)
 
 
-def _weighted_deviations(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values less their weighted mean, [m, n_pairs]; a zero total (no pair left) leaves them as they are."""
-    total = weights.sum(axis=1, keepdims=True)
-    return values - (weights @ values)[:, None] / np.where(total > 0, total, 1)
+Scores = Callable[[np.ndarray], np.ndarray]
+"""From weights [m, n_pairs] to the centred scores [m, n_pairs] of values that are counted so many times."""
 
 
-def _weighted_ranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Average ranks of values counted `weights` times, less their mean, [m, n_pairs].
+def _correlations(weights: np.ndarray, xs: list[Scores], y_of: Scores, z_of: Scores | None) -> np.ndarray:
+    """Correlations [m, k] of k matrices with y, given z if it is not None."""
+    y = y_of(weights)
+    x_scores = (x_of(weights) for x_of in xs)
+    if z_of is None:
+        return np.stack([_cosine(weights, x, y) for x in x_scores], axis=1)
+    z = z_of(weights)
+    r_yz = _cosine(weights, y, z)
+    partials = [partial_correlation(_cosine(weights, x, y), _cosine(weights, x, z), r_yz) for x in x_scores]
+    return np.stack(partials, axis=1)
+
+
+def _deviations_of(values: np.ndarray) -> Scores:
+    """Values less their weighted mean; a zero total (no pair left) leaves them as they are."""
+    values = spread(values)
+
+    def scores(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(axis=1, keepdims=True)
+        return values - (weights @ values)[:, None] / np.where(total > 0, total, 1)
+
+    return scores
+
+
+def _ranks_of(values: np.ndarray) -> Scores:
+    """Average ranks less their mean; the values are sorted once for all weights.
 
     A value's rank is (number of smaller ones) + (number of equal ones + 1)/2, from one cumulative sum in sorted order.
     """
     order = np.argsort(values, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
-    up_to = np.cumsum(weights[:, order], axis=1)[:, ends]
-    before = np.concatenate([np.zeros((len(weights), 1)), up_to[:, :-1]], axis=1)
     group = np.empty(values.size, dtype=np.intp)
     group[order] = np.repeat(np.arange(ends.size), np.diff(ends, prepend=-1))
-    return ((before + up_to - up_to[:, -1:]) / 2)[:, group]
+
+    def scores(weights: np.ndarray) -> np.ndarray:
+        up_to = np.cumsum(weights.take(order, axis=1), axis=1).take(ends, axis=1)
+        before = np.concatenate([np.zeros((len(weights), 1)), up_to[:, :-1]], axis=1)
+        return ((before + up_to - up_to[:, -1:]) / 2).take(group, axis=1)
+
+    return scores
 
 
 def _cosine(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -39,7 +39,9 @@ def warn(category: type[ProbeWarning], message: str, *, stacklevel: int = 3) -> 
 
 
 def as_array(who: str, name: str, values: object) -> np.ndarray:
-    """An array of `values`, of whatever they are; `ValueError` for rows of unequal length."""
+    """An array of `values`, of whatever they are; `ValueError` for rows of unequal length and for masked values."""
+    if np.ma.is_masked(values):
+        raise ValueError(f"{who}: {name} has masked values; want an array without (left out, or NaN where it may be)")
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -83,3 +85,9 @@ def centered(X: np.ndarray) -> np.ndarray:
     """
     shifted = np.subtract(X, X[..., :1, :], dtype=np.float64)
     return shifted - shifted.mean(axis=-2, keepdims=True)
+
+
+def near_one(X: np.ndarray) -> tuple[np.ndarray, int]:
+    """(X·2⁻ᵉ in float64 with its largest entry in [½, 1), e): exact, so that squares can be summed at any scale."""
+    exponent = int(np.frexp(np.abs(X).max(initial=0.0))[1])
+    return np.ldexp(X.astype(np.float64, copy=False), -exponent), exponent

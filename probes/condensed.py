@@ -65,6 +65,16 @@ def _upper_triangles(who: str, names: Sequence[str], d: np.ndarray) -> tuple[np.
     return (d[:, i, j] + d[:, j, i]) / 2, d.shape[1]
 
 
+def spread(pairs: np.ndarray) -> np.ndarray:
+    """The values along the last axis less the first, in units of the largest such difference; zeros where constant.
+
+    A correlation of these keeps the digits of a small spread upon a large mean, and no square over- or underflows.
+    """
+    shifted = pairs - pairs[..., :1]
+    largest = np.abs(shifted).max(axis=-1, keepdims=True)
+    return shifted / np.where(largest > 0, largest, 1.0)
+
+
 def is_constant(pairs: np.ndarray) -> np.ndarray | np.bool_:
     """Whether the values along the last axis are one value but for rounding."""
     low, high = pairs.min(axis=-1), pairs.max(axis=-1)

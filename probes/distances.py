@@ -15,7 +15,7 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from scipy.spatial.distance import pdist, squareform
 
-from probes.checks import as_matrix, as_real
+from probes.checks import as_matrix, as_real, near_one
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius (2a + b)/3 of the GRS 80 ellipsoid
 N_DIGITS = 12
@@ -28,7 +28,9 @@ def rounded(distances: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"
     if largest == 0:
         return values
     decimals = N_DIGITS - 1 - int(np.floor(np.log10(largest)))
-    return np.round(values, int(np.clip(decimals, -300, 300)))  # 10³⁰⁰ still times any such value is finite
+    if decimals > 300:  # 10ᵈ would soon be infinite
+        return np.ldexp(rounded(np.ldexp(values, 1000)), -1000)
+    return np.round(values, decimals)
 
 
 def _positions(who: str, positions: object) -> np.ndarray:
@@ -128,7 +130,8 @@ def euclidean_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
 
     Raises ValueError for what is not a finite matrix.
     """
-    return rounded(squareform(pdist(as_matrix("euclidean_distances", "X", X))))
+    points, exponent = near_one(as_matrix("euclidean_distances", "X", X))
+    return rounded(np.ldexp(squareform(pdist(points)), exponent))
 
 
 def cosine_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:

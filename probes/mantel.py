@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 
 from probes.bootstrap import ConfidenceInterval, ItemBootstrap, partial_correlation
 from probes.checks import ConstantInputWarning, warn
-from probes.condensed import condensed, condensed_stack, is_constant
+from probes.condensed import condensed, condensed_stack, is_constant, spread
 from probes.multiplicity import ALTERNATIVES, TIE_TOLERANCE, Alternative, extremeness, westfall_young
 from probes.permutations import PermutationPlan, permuted_sums, plan_permutations
 
@@ -412,7 +412,8 @@ def _count(observed: np.ndarray, null: np.ndarray, alternative: Alternative, pla
     n_ties = n_extreme - np.count_nonzero(r_null > r + TIE_TOLERANCE, axis=1)
     if plan.exact:
         pvalue = n_extreme / plan.n_resamples
-        top = r_null.max(axis=1, keepdims=True)
+        # of those defined: undefined ones count as extreme whatever is observed
+        top = r_null.max(axis=1, keepdims=True, where=np.isfinite(r_null), initial=-np.inf)
         smallest = np.count_nonzero(r_null >= top - TIE_TOLERANCE, axis=1) / plan.n_resamples
     else:
         pvalue = (n_extreme + 1) / (plan.n_resamples + 1)
@@ -457,7 +458,7 @@ def _constant_notes(who: str, **named: np.ndarray) -> tuple[str, ...]:
 
 def _standardized(pairs: np.ndarray, method: Method) -> np.ndarray:
     """Ranks or values along the last axis with mean 0 and sum of squares 1, so that a product is a correlation."""
-    scores = rankdata(pairs, axis=-1) if method == "spearman" else pairs / np.abs(pairs).max(axis=-1, keepdims=True)
+    scores = rankdata(pairs, axis=-1) if method == "spearman" else spread(pairs)
     scores = scores - scores.mean(axis=-1, keepdims=True)
     return scores / np.linalg.norm(scores, axis=-1, keepdims=True)
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Real
 from scipy.spatial import KDTree
 
+from probes.checks import near_one
+
 TREE_UP_TO = 8  # dimensions up to which a k-d tree beats products
 SLACK = 2  # candidates beyond k: what the certificate compares against
 TILE = 1000  # not a power of two: columns of such a tile would share their cache lines
@@ -29,8 +31,8 @@ def nearest_distances(X: Real[np.ndarray, "n d"], k: int) -> Float[np.ndarray, "
     if not 1 <= k < n:
         raise ValueError(f"nearest_distances: k is {k} for {n} points; want 1 ≤ k ≤ n − 1")
     if d <= TREE_UP_TO:
-        points = X.astype(np.float64)
-        return np.asarray(KDTree(points).query(points, k=k + 1)[0])[:, 1:]
+        points, exponent = near_one(X)
+        return np.ldexp(np.asarray(KDTree(points).query(points, k=k + 1)[0])[:, 1:], exponent)
     mean = X.mean(axis=0, dtype=np.float64)
     scale = max(float(np.abs(X - mean).max(initial=0.0)), np.finfo(np.float64).tiny)
     search = _Search(X, mean, scale, k)

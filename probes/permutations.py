@@ -90,6 +90,7 @@ def plan_permutations(
     """The permutations that the arguments of a test ask for; `ValueError` where they contradict each other."""
     if exact not in ("auto", True, False):
         raise ValueError(f'{who}: exact is {exact!r}; want "auto", True or False')
+    exact = exact if exact == "auto" else bool(exact)  # a NumPy bool is not the object True
     if permutations is not None:
         if exact is True:
             raise ValueError(f"{who}: exact=True beside given permutations; want one of the two")

@@ -131,7 +131,8 @@ def linear_cka(A: Real[np.ndarray, "n d_a"], B: Real[np.ndarray, "n d_b"], unbia
 
     With K̃ = K less its diagonal and centred A, the sums reduce to ‖AᵀB‖_F², the diagonals and n, at O(n d²) or O(n² d).
 
-    nan with a `ConstantInputWarning` where a matrix has no spread (HSIC with itself ≤ 0). Raises ValueError for
+    nan with a `ConstantInputWarning` where HSIC of a matrix with itself is 0: no spread, and for the unbiased form also
+    a single item apart from all others, or all items equally far from each other. Raises ValueError for
     different numbers of rows, n < 4 (unbiased) or n < 2, NaN or inf. Source: Kornblith et al. 2019.
     """
     a, b = _pair("linear_cka", A, B, min_rows=4 if unbiased else 2)
@@ -141,7 +142,8 @@ def linear_cka(A: Real[np.ndarray, "n d_a"], B: Real[np.ndarray, "n d_b"], unbia
     # Below these the value is what rounding leaves of a difference.
     floors = [1e-14 * _product_norm(m, m) for m in (a, b)]
     if own_a <= floors[0] or own_b <= floors[1]:
-        warn(ConstantInputWarning, "linear_cka: A or B has no spread between items; the alignment is undefined (nan)")
+        message = "linear_cka: HSIC of A or B with itself is 0 (no spread between items that it would see)"
+        warn(ConstantInputWarning, f"{message}; the alignment is undefined (nan)")
         return float("nan")
     return float(cross / np.sqrt(own_a * own_b))
 

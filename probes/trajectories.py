@@ -163,7 +163,7 @@ def crystallisation(r: Real[np.ndarray, " n_layers"], share: float = 0.9) -> Cry
         raise ValueError(f"crystallisation: share is {share}; want a number in (0, 1]")
     known = np.where(np.isnan(values), -np.inf, values)
     maximum = known.max()
-    if maximum <= 0:
+    if maximum <= TIE_TOLERANCE:  # a correlation of 0 may be rounded to either side
         warn(ConstantInputWarning, "crystallisation: no correlation is above 0; the layer is undefined (nan)")
         return Crystallisation(np.nan, np.nan, np.nan, share)
     # A tie in rounding must not move the layer.
@@ -217,7 +217,7 @@ def pair_parallelism(
     n_ties = n_extreme - int(np.sum(null > observed + TIE_TOLERANCE))
     if plan.exact:
         pvalue = n_extreme / plan.n_resamples
-        smallest = int(np.sum(null >= null.max() - TIE_TOLERANCE)) / plan.n_resamples
+        smallest = int(np.sum(null >= known.max() - TIE_TOLERANCE)) / plan.n_resamples
     else:
         pvalue, smallest = (n_extreme + 1) / (plan.n_resamples + 1), 1 / (plan.n_resamples + 1)
     return ParallelismResult(

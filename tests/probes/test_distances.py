@@ -132,6 +132,15 @@ def test_ties_survive_rounding_noise(scale):
     assert len(np.unique(distances.rounded(probes.euclidean_distances(circle) * scale))) == 7
 
 
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-600, 2.0**1000])
+def test_no_square_over_or_underflows(scale):
+    X = np.random.default_rng(0).normal(size=(6, 3))
+    np.testing.assert_allclose(probes.euclidean_distances(X * scale) / scale, probes.euclidean_distances(X), rtol=1e-10)
+    np.testing.assert_array_equal(
+        probes.ordinal_distances(np.arange(4) * 2.0**-1040), probes.ordinal_distances(4) * 2.0**-1040
+    )
+
+
 def test_rounding_leaves_integers_and_zeros_alone():
     values = np.arange(100_000.0)
     np.testing.assert_array_equal(distances.rounded(values), values)

@@ -166,6 +166,8 @@ def test_exact_settings():
     no_test = mantel(x, y, n_resamples=0)
     assert np.isnan(no_test.pvalue)
     assert np.isfinite(no_test.statistic)
+    for true in (np.True_, 1):  # no other object than True, but equal to it
+        assert inspect.unwrap(mantel)(*random_distances(rng, 5), exact=true, n_resamples=9).exact
 
 
 def test_sampled_p_nears_the_exact_one():
@@ -281,8 +283,21 @@ def test_partial_exact_on_weekdays():
     assert result.exact
     assert result.n_resamples == 5040
     relabelled = [0, 2, 4, 6, 1, 3, 5]
-    mirrored = partial_mantel(cyclic, spelling, cyclic[np.ix_(relabelled, relabelled)])
-    assert mirrored.n_extreme >= 14  # 14 permutations make x mirror z
+    z = cyclic[np.ix_(relabelled, relabelled)]
+    mirrored = partial_mantel(cyclic, spelling, z)
+    moved = [cyclic[np.ix_(p, p)] for p in permutations(range(7))]
+    is_undefined = np.array([np.array_equal(x, z) for x in moved])
+    assert is_undefined.sum() == 14
+    null = np.where(is_undefined, np.inf, [naive_partial(x, spelling, z) for x in moved])
+    assert mirrored.pvalue == np.mean(null >= mirrored.statistic - 1e-9)
+    # what the most extreme observation would get: the undefined count as extreme for it too
+    assert mirrored.min_pvalue == np.mean(null >= null[~is_undefined].max() - 1e-9)
+
+
+def naive_partial(x, y, z):
+    r_xy, r_xz, r_yz = (naive_correlation(a, b, "spearman") for a, b in ((x, y), (x, z), (y, z)))
+    with np.errstate(all="ignore"):
+        return (r_xy - r_xz * r_yz) / np.sqrt((1 - r_xz**2) * (1 - r_yz**2))
 
 
 def test_partial_undefined():
@@ -345,6 +360,24 @@ def test_slight_asymmetry_is_averaged_away():
     assert mantel(noisy, y, method="pearson").statistic == pytest.approx(mantel(x, y, method="pearson").statistic)
 
 
+@pytest.mark.parametrize("offset", [0.0, 2.0**20, 2.0**38])
+def test_a_large_mean_takes_no_digit_of_a_small_spread(offset):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(1, 4096, size=(2, 66)) / 1024  # dyadic: offset + x is exact
+    wanted, got = (mantel(values, y, method="pearson", rng=0) for values in (x, offset + x))
+    assert got.statistic == pytest.approx(wanted.statistic, abs=1e-14)
+    np.testing.assert_allclose(got.confidence_interval, wanted.confidence_interval, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["spearman", "pearson"])
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_a_unit_changes_neither_correlation_nor_interval(method, scale):
+    x, y = random_distances(np.random.default_rng(0), 9)
+    wanted, got = (mantel(values, y, method=method, n_resamples=99, rng=0) for values in (x, scale * x))
+    assert (got.statistic, got.pvalue) == pytest.approx((wanted.statistic, wanted.pvalue), abs=1e-12)
+    np.testing.assert_allclose(got.confidence_interval, wanted.confidence_interval, atol=1e-12)
+
+
 def test_constant_is_nan_and_named():
     x, _ = random_distances(np.random.default_rng(0), 5)
     constant = 2.0 * (1 - np.eye(5))
@@ -381,6 +414,7 @@ def altered(place, value):
         (GOOD * 1j, r"want real numbers"),
         (GOOD[:4, :4], r"x has 4 items and y 5"),
         (np.empty((0, 0)), r"at least one value"),
+        (np.ma.masked_greater(GOOD, 2.0), r"x has masked values"),
     ],
 )
 def test_bad_matrices(x, message):

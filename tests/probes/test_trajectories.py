@@ -84,7 +84,7 @@ def test_crystallisation_layer():
     assert (result.layer, result.maximum, result.layer_of_maximum, result.share) == (3, 1.0, 4, 0.9)
     assert crystallisation(np.array([0.1, 0.5, 1.0]), share=0.5).layer == 1
     assert crystallisation(np.array([0.7])).layer == 0
-    for empty in (np.array([np.nan, np.nan]), np.array([-0.3, 0.0])):
+    for empty in (np.array([np.nan, np.nan]), np.array([-0.3, 0.0]), np.array([-1e-17, 2e-17])):  # ± rounding of 0
         with pytest.warns(probes.ConstantInputWarning, match="no correlation is above 0"):
             assert np.isnan(crystallisation(empty).layer)
 
@@ -139,6 +139,16 @@ def test_parallelism_without_resamples_or_direction():
     assert np.isnan([result.statistic, result.pvalue]).all()
     b[3], b[4] = b[4].copy(), a[3]  # now some permutations pair coinciding states
     assert np.isfinite(pair_parallelism(a, b, n_resamples=199, rng=0).pvalue)
+
+
+def test_the_least_p_counts_undefined_pairings():
+    a, b = np.random.default_rng(0).normal(size=(2, 5, 4))
+    b[0] = a[1]  # 4! of the 5! pairings put the coinciding states together
+    result = pair_parallelism(a, b)
+    pairings = [list(p) for p in permutations(range(5))]
+    null = np.array([np.inf if p[1] == 0 else naive_parallelism(a, b[p]) for p in pairings])
+    assert result.pvalue == np.mean(null >= result.statistic - 1e-9)
+    assert result.min_pvalue == np.mean(null >= null[np.isfinite(null)].max() - 1e-9)
 
 
 A, B = np.random.default_rng(0).normal(size=(2, 4, 3))
