@@ -28,22 +28,22 @@ def attention(
     n_repeated: int = 16,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """attention_stats.csv's rows: where each head looks, one row a (layer, head).
+    """The rows of attention_stats.csv, one per (layer, head): where each head looks.
 
     entropy: mean over queries of −Σ p ln p, nats. entropy_share: that over the same mean for attention spread evenly
     over the past, (1/T) Σ_t ln t. bos_mass: mean attention to position 0 from queries ≥ 1, of windows of T = n_ctx
-    tokens; bos_uniform is what even attention would give, (1/(T−1)) Σ_{t=2..T} 1/t. On n_repeated sequences of random
-    tokens said twice (n_half tokens each time): induction: mean attention from each token of the second half to the one
-    behind its first mention; previous_token: mean attention from queries ≥ 1 to the token before. nan where there is no
-    such query.
+    tokens; bos_uniform is what even attention would give, (1/(T−1)) Σ_{t=2..T} 1/t. On n_repeated sequences, each of
+    n_half random tokens repeated once: induction is the mean attention from each token of the second half to the token
+    after its first occurrence; previous_token, the mean attention from queries ≥ 1 to the token before. nan if there is
+    no such query.
 
-    Nothing of size [layers, heads, T, T] is kept: each layer's map is counted and let go.
+    Nothing of size [layers, heads, T, T] is kept: the map of each layer is reduced and discarded.
 
     Args:
         model: a `HookedLM` or a TransformerLens model.
         seed: of the random tokens; fills the column seed.
-        name: the column model; the config's name unless given.
-        n_repeated: sequences of repeated random tokens; 0 leaves their columns nan.
+        name: fills the column model; the config's name by default.
+        n_repeated: number of sequences of repeated random tokens; with 0 their columns are nan.
 
     Raises:
         ValueError: layers out of range or none; tokens that do not fit; n_repeated below 0.

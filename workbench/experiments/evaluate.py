@@ -222,7 +222,7 @@ def evaluate(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """evaluation.csv's rows: bits per byte for weights (stored, int8) × windows (plain, sliding).
+    """The rows of evaluation.csv: bits per byte for weights (stored, int8) × windows (plain, sliding).
 
     int8 weights come out of `unpack_model(pack_model(model))`: packed by zlib and unpacked again before they are
     scored; artifact_bytes is the packed length. exit_depth is the mean number of passes that a token of a recurrent
@@ -231,14 +231,14 @@ def evaluate(
     Args:
         model: a `HookedLM` (or, not quantized, any model that gives logits), with its tokenizer.
         texts: documents.
-        n_ctx: tokens a window; the model's unless given.
-        stride: tokens between sliding windows.
-        quantized: also the int8 round trip.
+        n_ctx: tokens per window; the model's by default.
+        stride: tokens between the ends of successive sliding windows.
+        quantized: also measure after the int8 round trip.
         seed: of the bootstrap; fills the column seed.
 
     Raises:
         ValueError: as `encode_text` and `plan_windows`; n_ctx longer than the model's; weights that int8 cannot hold;
-            another class of model that is to be quantized.
+            another class of model, if it is to be quantized.
     """
     if quantized:
         check_ours("evaluate with quantized=True", model)

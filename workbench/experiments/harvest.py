@@ -1,7 +1,7 @@
-"""Activations of a model: streamed batch by batch, or kept in checksummed shards that a killed run goes on with.
+"""Activations of a model: streamed batch by batch, or kept in checksummed shards, from which a killed run continues.
 
 A harvest is a run directory with `shards.json` (hooks, shapes, counts, and of each shard its rows, bytes and sha256)
-and `shard_00000.safetensors` …, each holding one row a token: a tensor for each hook, and `token`, `sequence`,
+and `shard_00000.safetensors` …, each holding one row per token: a tensor for each hook, and `token`, `sequence`,
 `position`.
 """
 
@@ -130,13 +130,13 @@ def harvest(
 ) -> Shards:
     """The activations of every token at `hooks`, written as a run directory of shards; see `read_shards`.
 
-    The order is shuffled once, up front, by the seed: sequences first, then the rows within each shard. A killed run
-    goes on behind its last whole shard with resume=True, after checking those that are there.
+    The order is shuffled once, in advance, by the seed: first the sequences, then the rows within each shard. With
+    resume=True a killed run continues after its last whole shard, having verified the shards before it.
 
     Args:
         out: directory that must not exist yet (unless resume).
-        dtype: to store in; the model's own unless given.
-        shard_bytes: size that a shard does not pass, unless one sequence does.
+        dtype: of the stored activations; the model's own by default.
+        shard_bytes: largest size of a shard, unless a single sequence is larger.
 
     Raises:
         ValueError: as `stream`; a hook without a row a token; activations that are nan or infinite, or become it in the

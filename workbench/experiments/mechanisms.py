@@ -74,7 +74,7 @@ def mechanisms(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """mechanisms.csv's rows: bits per byte over plain windows with each mechanism off, and its change.
+    """The rows of mechanisms.csv: bits per byte over plain windows with each mechanism off, and the change.
 
     delta_bits is off − base, positive where the mechanism helps; its error and 95 % interval are paired over stretches
     of n_ctx tokens, as head ablation pairs sequences.
@@ -166,10 +166,10 @@ def ladder(
     cache: str | Path | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """ladder.csv's rows: each rung trained from each seed into `out`/rungs, its bits per byte on `texts`, and the
-    change that its mechanism made to the rung below with the same seed.
+    """The rows of ladder.csv: each rung is trained with each seed into `out`/rungs; its bits per byte on `texts`, and
+    the change from the rung below with the same seed.
 
-    A training that stands there already is taken as it is; an unfinished one goes on.
+    A finished training found there is used as it is; an unfinished one is resumed.
     """
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     rungs = ladder_recipes(apply_overrides(base, dict(overrides or {})))

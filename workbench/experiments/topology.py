@@ -35,7 +35,8 @@ def topology(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """topology_stats.csv's rows: redundancy and rank of each layer, one row a (layer, basis z | pattern | residual).
+    """The rows of topology_stats.csv: redundancy and rank of each layer, one row per (layer, basis z | pattern |
+    residual).
 
     max_cos and mean_cos are over i ≠ j of |cos| of the heads, flattened over all tokens: of z, of the attention maps,
     of the residual contributions z_h W_O[h]. The ranks are of the concatenated z [tokens, H·d_head], the same in the
@@ -45,7 +46,7 @@ def topology(
 
     Args:
         model: a `HookedLM` or a TransformerLens model.
-        seed, name: fill the columns seed and model; name is the config's unless given.
+        seed, name: fill the columns seed and model; name is the config's by default.
 
     Raises:
         ValueError: layers out of range or none; tokens that do not fit.

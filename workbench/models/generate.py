@@ -28,17 +28,17 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Int[Tensor, "batch length"]:
-    """The prompts with up to max_new_tokens more tokens each, all prompts equally long.
+    """The prompts, all of one length, with up to max_new_tokens more tokens each.
 
-    At temperature 0 the likeliest token is taken. Sequences that have produced `stop_at` are filled with it; when all
-    have, generation ends. It ends too at the model's n_ctx. With `use_cache` each token is read once.
+    At temperature 0 the likeliest token is taken. Sequences that have produced `stop_at` are padded with it; generation
+    ends when all have, or at the model's n_ctx. With `use_cache` each token is read once.
 
     Args:
         temperature: logits are divided by this, ≥ 0.
-        top_k: only so many likeliest tokens may be drawn.
-        top_p: only the smallest set of likeliest tokens with this much probability, 0 < top_p ≤ 1.
+        top_k: sample only from this many of the likeliest tokens.
+        top_p: sample only from the smallest set of likeliest tokens that hold this much probability, 0 < top_p ≤ 1.
         stop_at: id of the token that ends a sequence (the tokenizer's EOS, say).
-        generator: source of the draws, on the CPU; needed at a temperature above 0.
+        generator: source of randomness, on the CPU; needed at a temperature above 0.
 
     Raises:
         ValueError: a model that is no `HookedLM`, a setting out of its range, an empty or too long prompt, or no

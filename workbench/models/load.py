@@ -34,7 +34,8 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
         source: a run or checkpoint directory of ours (`latest` is followed), a Hugging Face folder or hub name of a
             supported family (llama, mistral, qwen2, qwen3, gpt2), or a .gguf file of the Llama family.
         device: "auto" (CUDA where there is one), or a torch device.
-        dtype: of the weights; None keeps what is stored (float32 for GGUF; of mixed weights the one that holds all).
+        dtype: of the weights; None keeps what is stored (float32 for GGUF; for mixed weights the dtype that can hold
+            all).
 
     Raises:
         ValueError: nothing there, a damaged file, missing, extra or misshapen tensors (each named), a model that

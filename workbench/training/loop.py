@@ -80,24 +80,24 @@ def train(
     """The run directory `out`, once every phase of the recipe has been trained.
 
     It holds config.toml, train_log.csv and checkpoints `step_{n}`, the newest named in `latest`. An interrupted or
-    killed run leaves `<out>.partial`, from which `resume=True` goes on; on one CPU the weights come out bit for bit as
+    killed run leaves `<out>.partial`, which `resume=True` continues; on one device the weights come out bit for bit as
     if it had never stopped.
 
     Args:
         recipe: a recipe, a name from `recipe_names()`, or a TOML file.
         out: directory that must not exist yet (unless resume).
-        seed: of the initial weights and the order of data, ≥ 0.
+        seed: for the initial weights and the order of data, ≥ 0.
         device: "auto" (CUDA where there is one), or a torch device.
         dtype: "auto", "float32", "bfloat16" (autocast; the weights stay float32) or "float64".
-        resume: go on from `<out>.partial`; of a finished run, return at once.
+        resume: continue `<out>.partial`; return at once if the run is finished.
         overrides: settings to replace, as `apply_overrides` takes them.
-        progress: a bar on stderr with rate and time left.
-        stop_after: stop as an interrupt would after this many steps of this call.
-        cache: where packed tokens are kept; the user's cache unless given.
+        progress: show a bar on stderr with rate and time left.
+        stop_after: stop, as an interrupt would, after this many steps of this call.
+        cache: where packed tokens are kept; the user's cache by default.
         fsdp: under torchrun, shard weights and optimizer state over the processes too (else only data and Muon's work).
-        graphs: on one GPU, record a micro-batch as a CUDA graph and replay it, instead of launching every kernel anew:
-            the same numbers, faster.
-        monitor: "tensorboard" or "wandb", to which every row of the log is sent too.
+        monitor: "tensorboard" or "wandb", to which every row of the log is also sent.
+        graphs: on one GPU, record a micro-batch as a CUDA graph and replay it instead of launching its kernels one by
+            one: the same numbers, faster.
         settings: further overrides, as keywords: `train(..., **{"phases.0.n_steps": 10})`.
 
     Raises:

@@ -189,7 +189,7 @@ def check_room(recipe: Recipe, device: str = "cpu", n_processes: int = 1) -> Non
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package, sorted; nano forms end in "-nano"."""
+    """Names of the built-in recipes, sorted; nano forms end in "-nano"."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
@@ -232,8 +232,8 @@ def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
 def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with settings replaced, keys as paths: {"phases.0.n_steps": 10, "model.n_layers": 2}.
 
-    A path may enter a part that is absent (`phases.0.vsm.on`): the part is made, with its defaults. Naming another
-    `controller.kind` starts that controller from its defaults.
+    A path may lead into a part that is absent (`phases.0.vsm.on`): the part is created with its defaults. Naming
+    another `controller.kind` starts that controller from its defaults.
 
     Raises:
         ValueError: naming an unknown key and the nearest one, or what no longer fits together.

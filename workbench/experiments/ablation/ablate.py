@@ -47,7 +47,8 @@ def ablate(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """The impact of every head: ablation_results.csv's columns, then those of `ablation_table`; one row a part.
+    """The impact of every head, one row per ablated part: the columns of ablation_results.csv, then those of
+    `ablation_table`.
 
     base_loss and ablated_loss are nats over n_tokens predictions; impact_pct = 100·(ablated − base)/base; stderr is
     paired over sequences and ci_low, ci_high a 95 % bootstrap interval over sequences (see `impacts`), all three in per
@@ -55,18 +56,18 @@ def ablate(
 
     Args:
         model: a `HookedLM` (all heads of a layer continue together from the clean stream), or a TransformerLens model
-            (one forward a part).
-        layers, heads: which; all unless given. heads are the same in every layer.
+            (one forward pass per part).
+        layers, heads: all by default; heads are the same in every layer.
         kind: "zero", "mean" or "resample".
-        seed: of the donors of resample and of the bootstrap; fills the column seed.
-        components: what is taken out of each layer: "head" (each of `heads` by itself), "layer" (all its heads
-            together), "mlp". head is -1 in the rows of the latter two.
-        n_resamples: donors of each sequence, averaged over; resample only.
-        has_estimate: whether to take the gradient's estimate (`attribution`) too; estimate_pct is nan without.
+        seed: for the donors of resample and for the bootstrap; fills the column seed.
+        components: what to ablate in each layer: "head" (each of `heads` by itself), "layer" (all its heads together),
+            "mlp". In rows of the last two, head is -1.
+        n_resamples: donors of each sequence, averaged over; only for resample.
+        has_estimate: whether to compute the gradient's estimate (`attribution`) too; otherwise estimate_pct is nan.
         dtype: what a `HookedLM` runs in: float32 unless it is float64, or "bfloat16", whose error on the impacts is
             then measured on the first sequences (`ablation_precision`).
-        memory_budget_bytes: for what is held besides weights and tokens.
-        name: the column model; the config's name unless given.
+        memory_budget_bytes: for everything held besides weights and tokens.
+        name: fills the column model; the config's name by default.
 
     Raises:
         ValueError: layers or heads out of range or none, an unknown kind, component or dtype, a component that the

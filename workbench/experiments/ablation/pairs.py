@@ -85,7 +85,8 @@ def ablate_pairs(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """ablation_pairs.csv's rows, one a pair: impacts of the first, the second and both, and their interaction.
+    """The rows of ablation_pairs.csv, one per pair of heads: impacts of the first, the second and both, and their
+    interaction.
 
     interaction_pct = joint_pct − impact_a_pct − impact_b_pct; its stderr is paired over sequences, ci_low and ci_high
     its 95 % bootstrap interval over sequences, as for an impact (see `impacts`). kl is KL(base‖without both).

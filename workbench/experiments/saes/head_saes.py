@@ -67,30 +67,30 @@ def sae_train(
     on_progress: Callable[[float], None] | None = None,
     **settings: Any,
 ) -> tuple[StackedSAE, pd.DataFrame]:
-    """The trained stack, and its table sae_training_results with a row for every SAE and each of its controls.
+    """The trained stack, and the table sae_training_results with a row for every SAE and each of its controls.
 
-    SAEs come layer by layer, head by head, then by l1 and seed; `stack.info.sources` says which is which. They read the
-    hook's activations as they are (with normalize = "mean_norm" the scale is folded into the weights at the end). Rows
+    SAEs are ordered by layer, head, l1 and seed; `stack.info.sources` says which is which. They take the hook's
+    activations as they are (with normalize = "mean_norm" the scale is folded into the weights at the end). Rows
     have `dictionary` = trained, random (as sparse as the trained one) or shuffled (the trained one on shuffled
     activations, of which 32,768 tokens are measured; its losses are nan, as it stands for no activation of the model),
     and the trailing columns
     explained_variance, sae_seed, hook, n_ce_tokens, ce_zero_stderr and ce_spliced_stderr (of ce_zero − ce_base and
     ce_spliced − ce_base, paired over sequences). All positions of a sequence are used, the first among them.
 
-    With `out`, a run directory: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv; with
-    several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is interrupted or
-    killed goes on with resume = True, bit for bit on one device and number of threads.
+    With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv;
+    with several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is
+    interrupted or killed continues with resume = True, bit for bit on the same device with the same number of threads.
 
     Args:
         model: a HookedLM or a TransformerLens model.
-        tokens: what to train on; or the directory of a `harvest` of this model, whose activations are then read in its
-            place, in the order in which they lie. It needs held_out, of text that was not harvested.
+        tokens: what to train on, or the directory of a `harvest` of this model, whose activations are then read
+            instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
         l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit.
-        seeds: of the SAEs' starts and resampling. The order of tokens is one for all, so that a SAE comes out the same
-            in whatever company it is trained.
-        held_out: what to measure on; the last tenth of `tokens` if not given, which is then not trained on.
-        name, model_seed: the tables' columns model and seed; the name in the model's config by default.
+        seeds: for the initial weights of the SAEs and for resampling. The order of tokens is the same for all, so that
+            an SAE comes out the same whatever it is trained together with.
+        held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
+        name, model_seed: fill the columns model and seed; the name in the model's config by default.
         on_progress: called with the share done, 0 to 1.
         settings: the fields of `HeadSaeSettings`.
 

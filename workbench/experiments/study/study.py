@@ -54,22 +54,22 @@ def study(
     Args:
         recipe: a study's name or TOML file; by default Control and Adaptive nano on the embedded text.
         out: directory that must not exist yet (unless resume).
-        seeds: how many times each model is trained, from seeds 0, 1, …; the recipe's n_seeds unless given.
+        seeds: how many times each model is trained, with seeds 0, 1, …; the recipe's n_seeds by default.
         device: "auto" (CUDA where there is one), or a torch device.
-        resume: go on with an unfinished study; its finished jobs are checked and kept.
+        resume: continue an unfinished study; its finished jobs are verified and kept.
         overrides: settings to replace, as `load_study` takes them.
         cache: where packed tokens are kept; the user's cache unless given.
         reuse: directories of other studies; their finished jobs of the same content are copied.
         executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
-        n_threads: CPU threads of every job, on which sums in float32 depend; as torch has them unless given.
-        command: what was typed, for the page.
-        show: draws progress: given a label, a context manager whose function takes the share done.
+        n_threads: CPU threads per job, on which float32 sums depend; torch's own choice by default.
+        command: the command that was typed, for the report.
+        show: draws progress: takes a label, returns a context manager whose function takes the share done.
 
     Raises:
         ValueError: a wrong recipe, setting, device or executor; a directory in the way; no study in reuse.
-        JobsFailed: (a ValueError) jobs failed, and those that need them were not begun; the others are done, and the
-            page of what there is lies in `<out>.partial`. resume goes on.
-        Interrupted: a training was interrupted, its state is saved; resume goes on.
+        JobsFailed: (a ValueError) jobs failed, and those that need them were not started; the others are done, and a
+            report of them is in `<out>.partial`. resume tries again.
+        Interrupted: a training was interrupted and its state saved; resume continues.
     """
     settings = load_study(recipe, _with_seeds(overrides, seeds))
     device = resolve_device(device)
@@ -137,8 +137,8 @@ def plan(
 ) -> dict[str, Any]:
     """Facts about a study by name, before anything is made: jobs; parameters, tokens, bytes and seconds of training.
 
-    Analyses are not timed: for the nano models those of Control and Adaptive take about as long as their trainings. Nor
-    are the trainings of a ladder, one for each of its rungs.
+    Analyses are not timed; for the Control and Adaptive nano models they take about as long as the trainings. Nor are
+    the trainings of a ladder, one for each of its rungs.
     """
     settings = load_study(recipe, _with_seeds(overrides, seeds))
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)

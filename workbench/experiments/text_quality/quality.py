@@ -90,7 +90,7 @@ def text_quality(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> TextQuality:
-    """text_quality.csv's rows, one a measure, and the continuations.
+    """The rows of text_quality.csv, one per measure, and the continuations.
 
     Every measure is a ratio of sums over continuations (of recall: over items). Its 95 % interval is the percentile
     bootstrap over prompts (recall: scenarios), with tails widened for small n (Hesterberg 2015, "expanded percentile"):
@@ -99,14 +99,14 @@ def text_quality(
 
     Args:
         model: a `HookedLM` with its tokenizer.
-        prompts: those that come with the package unless given (`read_prompts` reads a file).
+        prompts: the built-in ones by default (`read_prompts` reads a file).
         recall: likewise (`read_recall`); () for no battery.
-        n_samples: continuations of each prompt.
-        max_new_tokens: tokens of each, unless the model ends the text before.
-        tagger: a spaCy pipeline or its folder; "none" for no tagging; None: the small English one, and where it is
-            missing its measures are left out with a warning.
-        seed: of sampling and of the bootstrap; fills the column seed.
-        name: the column model; the config's name unless given.
+        n_samples: continuations per prompt.
+        max_new_tokens: tokens per continuation, unless the model ends the text earlier.
+        tagger: a spaCy pipeline or its folder; "none" for no tagging; None: the small English one; if it is
+            missing, the measures that need it are left out with a warning.
+        seed: for sampling and for the bootstrap; fills the column seed.
+        name: fills the column model; the config's name by default.
 
     Raises:
         ValueError: settings out of range; prompts or items that do not fit the model's context or tokenizer.
