@@ -168,7 +168,8 @@ def write_folder(model: HookedLM, directory: Path) -> None:
 
 
 def read_folder(directory: Path) -> Any:
-    """The `HookedTransformer` that `write_folder` wrote.
+    """The `HookedTransformer` that `write_folder` wrote, in float32 or float64: narrower, the class rounds its rotary
+    tables too.
 
     Raises:
         ValueError: a damaged file.
@@ -180,6 +181,7 @@ def read_folder(directory: Path) -> Any:
     fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields | {"device": "cpu"}))
     tensors = open_tensors(directory / WEIGHTS)
-    hooked.to(tensors["embed.W_E"].dtype, print_details=False)  # stdout is for what a verb says
+    dtype = torch.promote_types(tensors["embed.W_E"].dtype, torch.float32)
+    hooked.to(dtype, print_details=False)  # stdout is for what a verb says
     hooked.load_state_dict(hooked.state_dict() | tensors, strict=True)
     return hooked

@@ -82,6 +82,22 @@ def test_a_folder_keeps_its_dtype_there_and_back(dtype, tmp_path):
     assert weights_sha256(load(import_model(tmp_path / "hf", tmp_path / "ours"))) == weights_sha256(model)
 
 
+@pytest.mark.parametrize("to", ["hf", "transformer-lens"])
+def test_an_export_in_bfloat16_is_held_to_what_float32_is_held_to(to, tmp_path, monkeypatch):
+    model = small_model("kotodama").to(torch.bfloat16)
+    export(model, to, tmp_path / "right")
+    write = save_file
+
+    def write_a_fault(tensors, *args, **kwargs):
+        name = next(n for n in tensors if n.endswith(("model.norm.weight", "ln_final.w")))
+        write(tensors | {name: tensors[name] * 1.02}, *args, **kwargs)
+
+    for module in ("huggingface", "transformer_lens"):
+        monkeypatch.setattr(f"workbench.models.{module}.save_file", write_a_fault)
+    with pytest.raises(ValueError, match=rf"export to {to}: logits differ by"):
+        export(model, to, tmp_path / "wrong")
+
+
 def test_of_mixed_weights_the_dtype_holds_all(tmp_path):
     random_model().to(torch.bfloat16).save_pretrained(tmp_path)
     edit_tensors(tmp_path, **{"model.norm.weight": torch.full((64,), 1 + 2.0**-20)})
