@@ -76,7 +76,7 @@ class PartialMantelResult(MantelResult):
 
 @dataclass(frozen=True, kw_only=True)
 class _ManyTests:
-    """What tests of many matrices have in common, one entry a matrix; the fields as in `MantelResult`."""
+    """What tests of many matrices have in common, one entry per matrix; the fields as in `MantelResult`."""
 
     statistic: Float[np.ndarray, " k"]
     pvalue: Float[np.ndarray, " k"]
@@ -104,7 +104,7 @@ class MantelManyResult(_ManyTests):
     """Mantel correlations [k] of k matrices with one target, over the same permutations.
 
     `pvalue` is each one's own; `pvalue_westfall_young` is adjusted for the k tests (step-down max-T). The rest as in
-    `MantelResult`, one entry a matrix.
+    `MantelResult`, one entry per matrix.
     """
 
     pvalue_westfall_young: Float[np.ndarray, " k"]

@@ -26,7 +26,7 @@ KEYS = ["model", "seed"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One column: what it is called, its digits, and one value a (model, seed) from the tables."""
+    """One column: what it is called, its digits, and one value per (model, seed) from the tables."""
 
     key: str
     title: str
@@ -147,7 +147,7 @@ MEASURES = (
 
 
 def lineage_grids(study: Study) -> list[Grid]:
-    """Return one row a model of the lineage, the published figures under it; nothing for another study."""
+    """Return one row per model of the lineage, the published figures under it; nothing for another study."""
     models = lineage_models(study)
     if not models:
         return []

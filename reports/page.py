@@ -191,7 +191,7 @@ def as_text(value: Any) -> str:
 
 
 def model_rows(study: Study) -> list[dict[str, str]]:
-    """Return a row a model, its seeds together: the record's where there is one, else the names in the tables."""
+    """Return a row per model, its seeds together: the record's where there is one, else the names in the tables."""
     listed = study.record.get("models") or [{"name": name} for name in study.names]
     rows = []
     for name in dict.fromkeys(str(model.get("name", "")) for model in listed):

@@ -48,7 +48,7 @@ def topology_grids(study: Study) -> list[Grid]:
 
 
 def by_layer(study: Study, df: pd.DataFrame, title: str, measures: dict[str, tuple[str, int]]) -> Grid:
-    """Return one row a layer (and seed): each measure of each model, and its difference from the reference."""
+    """Return one row per layer (and seed): each measure of each model, and its difference from the reference."""
     models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
     values = {column: means(df, column) for column, _ in measures.values()}
     rows = []

@@ -119,7 +119,7 @@ COLUMNS = MappingProxyType(
         # counts over sampled continuations, and recall; the interval is over n of what `unit`
         # names (prompts, scenarios); value is a ratio to n_per of what `per` names
         "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
-        # wide: one row a logged step; losses in nats a token, sigma_* means over layers; per-layer columns follow:
+        # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
         # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...
         "train_log": (
             "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
@@ -138,7 +138,7 @@ COLUMNS = MappingProxyType(
         ),
         # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
         "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
-        # entropy baselines of the held-out tokens (unigram, bigram), nats a token
+        # entropy baselines of the held-out tokens (unigram, bigram), nats per token
         "baselines": ("name", "nats", "n_tokens"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (

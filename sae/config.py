@@ -129,7 +129,7 @@ class StackInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sources: tuple[SAESource, ...] = ()
-    """One a SAE, in the stack's order; empty if not known."""
+    """One per SAE, in the stack's order; empty if not known."""
     model_name: str | None = None
     """Name of the language model."""
     model_sha256: str | None = None

@@ -25,7 +25,7 @@ def random_dictionary(
 
     Decoder rows are uniform unit directions, W_enc = W_decᵀ, b_dec = mean of x. One bias −t serves all features of a
     SAE; t is the value between which l0[k]·tokens of the products (x − b_dec) W_enc stand above, so that the mean
-    number of active features on x is l0[k] (to within 1/tokens). With `fit_scale` the decoder rows of a SAE are then
+    number of active features on x is l0[k] (to within 1/tokens). With `fit_scale` the decoder rows of an SAE are then
     multiplied by the one number that makes the squared error on x least: without it the control would fail by the
     shrinkage t alone, not for lack of the right directions.
 
@@ -62,7 +62,7 @@ def shuffle_coordinates(
 ) -> Float[Tensor, "n_saes tokens d_in"]:
     """x with every coordinate of every SAE permuted over the tokens, each by a permutation of its own.
 
-    Each coordinate keeps its distribution, all dependence between coordinates goes: what a SAE still reconstructs of
+    Each coordinate keeps its distribution, all dependence between coordinates goes: what an SAE still reconstructs of
     it is not structure of the model. For a stream, call it on each batch. Raises ValueError unless x has three axes.
     """
     if x.ndim != 3:

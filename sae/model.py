@@ -26,7 +26,7 @@ def spawn_generators(
 ) -> list[torch.Generator]:
     """`n` CPU generators: the k-th depends on `generator`'s state and on `keys[k]` (default (k,)), never on the others.
 
-    One number is drawn from `generator`, whatever n is. With keys such as (layer, head, seed) a SAE gets the same
+    One number is drawn from `generator`, whatever n is. With keys such as (layer, head, seed) an SAE gets the same
     stream in whatever company it is trained. Raises ValueError for keys that are not n distinct tuples of
     non-negative integers.
     """
@@ -73,7 +73,7 @@ def geometric_median(
 def check_input_index(
     input_index: Int[Tensor, " n_saes"] | Sequence[int] | None, n_saes: int, n_inputs: int
 ) -> list[int]:
-    """Input slot of every SAE as a list; None stands for one slot a SAE.
+    """Input slot of every SAE as a list; None stands for one slot per SAE.
 
     Raises ValueError for a wrong length or a slot that does not exist.
     """
@@ -121,7 +121,7 @@ class StackedSAE(nn.Module):
 
         Rows of W_dec are uniform directions times decoder_init_norm, W_enc = W_decᵀ, b_enc = 0; b_dec is 0 or the
         mean or geometric median of `data` (`input_index[k]` names SAE k's slot in it). One generator is spawned into
-        one stream a SAE (`spawn_generators`); a sequence gives each SAE its own, so that its start does not depend on
+        one stream per SAE (`spawn_generators`); a sequence gives each SAE its own, so that its start does not depend on
         the rest of the stack. Draws are made in float64 and rounded to `dtype`. Without a generator the parameters
         are nan until they are loaded.
 
@@ -219,7 +219,7 @@ class StackedSAE(nn.Module):
         return load_stack(directory)
 
     def to_sae_lens(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
-        """Write one SAELens folder a SAE, see `sae.sae_lens_format.save_sae_lens`; returns their paths."""
+        """Write one SAELens folder per SAE, see `sae.sae_lens_format.save_sae_lens`; returns their paths."""
         from sae.sae_lens_format import save_sae_lens
 
         return save_sae_lens(self, directory, overwrite=overwrite)

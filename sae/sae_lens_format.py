@@ -1,4 +1,4 @@
-"""SAELens's folder form, written and read without SAELens: one folder a SAE, cfg.json and sae_weights.safetensors.
+"""SAELens's folder form, written and read without SAELens: one folder per SAE, cfg.json and sae_weights.safetensors.
 
 Fields as of SAELens 6.54 (`SAE.load_from_disk`).
 """
@@ -35,7 +35,7 @@ _FROM_SAE_LENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
 
 
 def save_sae_lens(sae: StackedSAE, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
-    """Paths of the folders written, `directory`/sae_000 …, one a SAE, in the stack's order.
+    """Paths of the folders written, `directory`/sae_000 …, one per SAE, in the stack's order.
 
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU.
     relu is SAELens's standard; batchtopk becomes jumprelu with one threshold for all features, as SAELens's own

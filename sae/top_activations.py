@@ -57,7 +57,7 @@ class TopActivations:
             )
         start = 0
         while start < acts.shape[1]:
-            # no longer than what was seen before: so a feature gains about k tokens a part at most, from the start on
+            # no longer than what was seen before: so a feature gains about k tokens per part at most, from the start on
             part = acts[:, start : start + max(_BLOCK_TOKENS, self._n_tokens)]
             n_whole = part.shape[1] // _BLOCK_TOKENS * _BLOCK_TOKENS
             for piece, block in ((part[:, :n_whole], _BLOCK_TOKENS), (part[:, n_whole:], part.shape[1] - n_whole)):

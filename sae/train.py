@@ -20,7 +20,7 @@ _ADAM_EPS = 1e-8
 
 
 class StepStats(NamedTuple):
-    """What one step did; tensors have one entry a SAE and are of the batch, before the update."""
+    """What one step did; tensors have one entry per SAE and are of the batch, before the update."""
 
     step: int
     """Completed steps."""
@@ -78,7 +78,7 @@ class Trainer:
         """A trainer at step 0.
 
         l1: sparsity coefficient of every SAE (jumprelu: of the number of active features), ≥ 0. generator: one, spawned
-        into a stream a SAE, or one a SAE; only resampling draws. input_index: slot of every SAE in a batch.
+        into a stream per SAE, or one per SAE; only resampling draws. input_index: slot of every SAE in a batch.
 
         Raises ValueError for an l1 or generators that do not fit the stack, or parameters in float16, which the sums
         over a batch overflow.

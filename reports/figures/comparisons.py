@@ -147,7 +147,7 @@ def raw_beside_partial(
 
 
 def spectra_divergence(eigenspectra_divergence: pd.DataFrame) -> go.Figure:
-    """Return how far the weights' spectra of two models lie apart, attention beside MLP, a line a pair of models."""
+    """Return how far the weights' spectra of two models lie apart, attention beside MLP, a line per pair of models."""
     df = eigenspectra_divergence.assign(pair=pair_names(eigenspectra_divergence))
     pairs = list(dict.fromkeys(df["pair"]))
     found = over_seeds(df, ["pair", "part"], "divergence")

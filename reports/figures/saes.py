@@ -174,7 +174,7 @@ def stability(sae_stability: pd.DataFrame, models: Sequence[str] | None = None, 
 
 
 def matched_l0(sae_matched_l0: pd.DataFrame) -> go.Figure:
-    """Return by layer the difference of two models at equal l0, in fvu and in recovered loss; a line a pair."""
+    """Return by layer the difference of two models at equal l0, in fvu and in recovered loss; a line per pair."""
     df = sae_matched_l0.assign(model=pair_names(sae_matched_l0))
     panels = {"fvu": "fvu_difference", "loss recovered": "ce_recovered_difference"}
     fig, cells = facets([f"difference in {title}" for title in panels], columns=2, height=230)

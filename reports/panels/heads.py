@@ -13,7 +13,7 @@ NO_PAIRS = "No layer has two heads that can be compared."
 
 
 def no_pairs(study: Study) -> list[str]:
-    """Return why there is no cosine between heads: each model has one a layer."""
+    """Return why there is no cosine between heads: each model has one per layer."""
     df = study.tables.get("head_cosines", pd.DataFrame())
     has_both = len(df) > 0 and {"head_i", "head_j"} <= set(df.columns)
     return [NO_PAIRS] if has_both and (df["head_i"] == df["head_j"]).all() else []

@@ -115,7 +115,7 @@ def _fill(template: str, name: str, value: str) -> str:
 
 
 def read_prompts(path: str | Path = EMBEDDED_PROMPTS) -> tuple[PromptSet, ...]:
-    """The prompts of a TOML file, a table a kind; those that come with the package unless told otherwise.
+    """The prompts of a TOML file, a table per kind; those that come with the package unless told otherwise.
 
     Raises:
         ValueError: a file that is not there, too large, not TOML or without a table; naming the table, every unknown,
@@ -127,7 +127,7 @@ def read_prompts(path: str | Path = EMBEDDED_PROMPTS) -> tuple[PromptSet, ...]:
 
 
 def read_recall(path: str | Path = EMBEDDED_RECALL) -> tuple[RecallSet, ...]:
-    """The recall battery of a TOML file, a table a kind; raises as `read_prompts`."""
+    """The recall battery of a TOML file, a table per kind; raises as `read_prompts`."""
     return tuple(_parse(RecallSet, "recall", path))
 
 

@@ -64,10 +64,10 @@ def iter_documents(source: str | os.PathLike[str], *, text_column: str = "text")
     """The documents of `source`, one at a time; blank texts are left out.
 
     source: "embedded" (10.8M characters of public-domain English that come with the package); a file: .txt (one
-    document), .jsonl or .parquet (one a row, the text in `text_column`; a row's own "source" and "title" are taken if
+    document), .jsonl or .parquet (one per row, the text in `text_column`; a row's own "source" and "title" are taken if
     they are strings), .txt and .jsonl also as .gz and .xz; a folder of such files, at any depth, by path, what is
     hidden left out; or a name on the Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split
-    "train" unless given).
+    "train" by default).
     Only a hub name uses the network, and where there is none the local cache is used; a data set's code is never run.
 
     Raises ValueError naming the file and the row: nothing there, nothing in it, not UTF-8, not JSON or Parquet, a

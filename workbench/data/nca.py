@@ -292,8 +292,8 @@ class NCASampler:
         world_size: int = 1,
         n_rules: int | None = None,
     ) -> None:
-        """n_ctx: tokens a sequence, more than a frame. batch_size: sequences in a global batch, a multiple of
-        world_size. n_rules: candidates in a block; from the grid's size unless given."""
+        """n_ctx: tokens per sequence, more than a frame. batch_size: sequences in a global batch, a multiple of
+        world_size. n_rules: candidates in a block; from the grid's size by default."""
         if n_ctx <= config.frame_tokens + 1:
             raise ValueError(
                 f"nca: n_ctx is {n_ctx}; want at least {config.frame_tokens + 2}: the first frame of "

@@ -106,7 +106,7 @@ def pack_cached(
 ) -> TokenFile:
     """The packed `documents`, from the cache directory if the same texts and tokenizer were packed there before.
 
-    cache: directory (made if missing), `cache_directory()` unless given.
+    cache: directory (made if missing), `cache_directory()` by default.
     """
     key = hashlib.sha256(f"{corpus_sha256(documents)} {tokenizer_sha256(tokenizer)}".encode()).hexdigest()
     directory = cache_directory() if cache is None else Path(cache)

@@ -49,7 +49,7 @@ def choose_slots(
         cfg: a model's configuration; n_layers and n_heads are read.
         layers: all where none are given.
         heads: "all" or a list, for hook "z" alone.
-        hook: "z" (attn.hook_z, a slot a head), "z_concat" (all heads' z side by side), or a hook of a block such as
+        hook: "z" (attn.hook_z, a slot per head), "z_concat" (all heads' z side by side), or a hook of a block such as
             "hook_resid_post" or "mlp.hook_post".
 
     Raises:

@@ -35,7 +35,7 @@ SHARD_BYTES = 256 << 20
 TOKENS_A_BATCH = 8192
 SPARE_BYTES = 64 << 20  # left free on the disk beyond the shards
 _SHARD_NAME = re.compile(r"^shard_\d{5}\.safetensors$")
-_MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]: no row a token
+_MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]: no row per token
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def stream(
     The forward ends with the last layer that a hook needs. Tensors are the model's own, on its device and in its dtype.
 
     Args:
-        batch_size: sequences a forward; about 8,192 tokens unless given.
+        batch_size: sequences per forward; about 8,192 tokens by default.
 
     Raises:
         ValueError: a hook that does not exist (the nearest are named) or did not fire, or tokens that do not fit.
@@ -340,7 +340,7 @@ def read_shards(
     """Shard by shard {hook: [rows …], "token", "sequence", "position": [rows]}, in the shuffled order.
 
     Args:
-        hooks: those wanted; all unless given.
+        hooks: those wanted; all by default.
         verify: compare the sha256 of what was read with the index's.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.data.corpus import as_trained, read_documents, split_documents
 from workbench.data.tokens import TokenFile, pack_cached
 
-MAX_N_CTX = 512  # tokens a window unless told otherwise: the context of the published models; longer only on request
+MAX_N_CTX = 512  # tokens per window unless told otherwise: the context of the published models; longer only on request
 SPLITS = ("held_out", "train")
 
 
@@ -37,12 +37,12 @@ def analysis_tokens(
     Args:
         model: its tokenizer is used.
         data: as in a recipe: "embedded", a file, a folder or a hub name.
-        n_ctx: tokens a window; the model's n_ctx, at most 512, unless given.
+        n_ctx: tokens per window; the model's n_ctx, at most 512, by default.
         split: "held_out" or "train", cut by document as in training.
         seed: which window of each run.
         held_out_fraction: of the documents; none: as in the training of this model, where `data` is what a run of ours
             was trained on, so that held-out text is what it never saw; a twentieth of any other text.
-        cache: where packed tokens are kept; the user's cache unless given.
+        cache: where packed tokens are kept; the user's cache by default.
 
     Raises:
         ValueError: a model without tokenizer, a tokenizer without a token that ends a text, an unknown split, a window

@@ -81,7 +81,7 @@ def unpack_model(data: bytes, *, device: str = "cpu", dtype: torch.dtype | None 
     """The model that `pack_model` packed, without tokenizer.
 
     Args:
-        dtype: of the weights; that of the model which was packed unless given.
+        dtype: of the weights; that of the model which was packed by default.
 
     Raises:
         ValueError: data that are no zlib stream, are cut short, or are of another program.

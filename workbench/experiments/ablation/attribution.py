@@ -28,7 +28,7 @@ def attribute(
     replacements: Replacements,
     logits_held: int,
 ) -> Float64[Tensor, "part batch"]:
-    """Estimated change of each sequence's mean loss, nats a token, averaged over the replacements.
+    """Estimated change of each sequence's mean loss, nats per token, averaged over the replacements.
 
     The backward pass goes a layer at a time from the states that the clean pass keeps, of every layer from the parts'
     first on, so that one layer's graph is held at once.

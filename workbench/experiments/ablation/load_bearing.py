@@ -76,7 +76,7 @@ def _largest_of_permutations(
 
 
 def load_bearing(losses: SequenceLosses, seed: int = 0, *, n_permutations: int = N_PERMUTATIONS) -> pd.DataFrame:
-    """One row a head, sequences as replicates: layer, head, impact_pct, statistic, p.
+    """One row per head, sequences as replicates: layer, head, impact_pct, statistic, p.
 
     impact of a sequence is its own change of loss, in per cent of the mean base loss.
 
@@ -96,7 +96,7 @@ def load_bearing(losses: SequenceLosses, seed: int = 0, *, n_permutations: int =
 def load_bearing_over_models(
     ablation_results: pd.DataFrame, seed: int = 0, *, n_permutations: int = N_PERMUTATIONS
 ) -> pd.DataFrame:
-    """One row a head, models as replicates: layer, head, impact_pct (mean), statistic, p; of one kind of ablation.
+    """One row per head, models as replicates: layer, head, impact_pct (mean), statistic, p; of one kind of ablation.
 
     Args:
         ablation_results: rows of several (model, seed), each a replicate; rows of whole layers and MLPs are left out.

@@ -42,7 +42,7 @@ Pair = tuple[Head, Head]
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Mean loss of each sequence, nats a token: as it is, without either head of a pair, and without both."""
+    """Mean loss of each sequence, nats per token: as it is, without either head of a pair, and without both."""
 
     pairs: Int64[Tensor, "row 4"]
     """layer and head of the first, layer and head of the second"""
@@ -92,7 +92,7 @@ def ablate_pairs(
     its 95 % bootstrap interval over sequences, as for an impact (see `impacts`). kl is KL(base‖without both).
 
     Args:
-        pairs: ((layer, head), (layer, head)) each; every pair within a layer unless given.
+        pairs: ((layer, head), (layer, head)) each; every pair within a layer by default.
         kind, seed, n_resamples, memory_budget_bytes, name: as in `ablate`; the donors are those of `ablate`.
 
     Raises:

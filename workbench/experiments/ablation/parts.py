@@ -39,7 +39,7 @@ Replacements = Sequence[Mapping[str, Tensor | None]]
 
 @dataclass(frozen=True)
 class SequenceLosses:
-    """Mean loss of each sequence, nats a token: without intervention, and with each part ablated."""
+    """Mean loss of each sequence, nats per token: without intervention, and with each part ablated."""
 
     layers: Int64[Tensor, " row"]
     heads: Int64[Tensor, " row"]
@@ -50,7 +50,7 @@ class SequenceLosses:
     kl: Float64[Tensor, "row sequence"]
     """mean KL(base‖ablated) of the next-token prediction, nats"""
     estimate: Float64[Tensor, "row sequence"]
-    """change of the loss by its gradient alone, nats a token (see `attribution`); nan where not asked for"""
+    """change of the loss by its gradient alone, nats per token (see `attribution`); nan where not asked for"""
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -72,7 +72,7 @@ def atlas_features(
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """The table feature_atlas: one row a feature, head −1 where the SAE reads all heads together.
+    """The table feature_atlas: one row per feature, head −1 where the SAE reads all heads together.
 
     density: share of tokens on which it fires; mean_act: mean over the tokens on which it fires (0 if none). max_act
     and top_token: of its largest activation at a position ≥ 1 (see MIN_PEAK). top_contexts: its n_contexts strongest

@@ -401,7 +401,7 @@ def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ct
 
 
 def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = None) -> StackedSAE:
-    """The SAEs of one coefficient and one seed, one for each hook and head: the lowest of both unless given.
+    """The SAEs of one coefficient and one seed, one for each hook and head: the lowest of both by default.
 
     Raises ValueError if the stack holds none of them.
     """

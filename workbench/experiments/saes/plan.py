@@ -23,7 +23,7 @@ from workbench.experiments.subject import check_hooks, device_of
 from workbench.memory import check_memory, planned_bytes
 from workbench.models.config import Frozen, describe_errors
 
-START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of a SAE's seed
+START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
 FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
 # tokens × SAEs from which compiling pays: on one CPU thread it makes bfloat16 steps 1.6 to 3.3 times as fast, float32
 # ones, whose blocks stay in the cache as they are, no faster, and takes up to a minute
@@ -116,7 +116,7 @@ def make_plan(
 ) -> Plan:
     """The stack's SAEs, in its order.
 
-    Raises ValueError for anything out of range, given twice or not given, a hook without a row a token, and for what
+    Raises ValueError for anything out of range, given twice or not given, a hook without a row per token, and for what
     memory cannot hold.
     """
     slots = choose_slots(model.cfg, layers, heads, settings.hook)

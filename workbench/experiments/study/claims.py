@@ -39,7 +39,7 @@ def judge_claims(
     Args:
         tables: a study's tables by name, all models and seeds merged.
         roles: role -> the model's name in the tables.
-        claims: those that come with the package unless given.
+        claims: those that come with the package by default.
     """
     rows = [_row(gather(claim, tables, roles)) for claim in (read_claims() if claims is None else claims)]
     return pd.DataFrame(rows, columns=pd.Index([*COLUMNS["claims"], *TRAILING]))

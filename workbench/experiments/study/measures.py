@@ -147,7 +147,7 @@ def _ends(rows: Frame, column: str) -> float:
 
 
 def top_heads(tables: Tables, measure: Measure, model: str) -> Frame:
-    """The row of the head of largest impact, one a seed, in the order of seeds."""
+    """The row of the head of largest impact, one per seed, in the order of seeds."""
     df = rows_of(tables, measure.table, measure.where, [model])
     if not {measure.column, "seed"} <= set(df.columns):
         return df.iloc[:0]

@@ -58,7 +58,7 @@ def study(
         device: "auto" (CUDA where there is one), or a torch device.
         resume: continue an unfinished study; its finished jobs are verified and kept.
         overrides: settings to replace, as `load_study` takes them.
-        cache: where packed tokens are kept; the user's cache unless given.
+        cache: where packed tokens are kept; the user's cache by default.
         reuse: directories of other studies; their finished jobs of the same content are copied.
         executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
         n_threads: CPU threads per job, on which float32 sums depend; torch's own choice by default.

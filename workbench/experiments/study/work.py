@@ -159,7 +159,7 @@ def _held_out_texts(source: str, text_column: str, held_out_fraction: float, n_b
 
 
 def shown_stack(job: Job, context: Context, name: str = "") -> StackedSAE:
-    """The SAEs that pages show of a job's model: one a head, at the shown l1, of the first seed."""
+    """The SAEs that pages show of a job's model: one per head, at the shown l1, of the first seed."""
     saes = Job("saes", name or job.model, job.seed)
     stack = find_stack(context.directory / saes.path).to(context.device)
     return one_a_slot(stack, context.recipe.shown_l1, context.recipe.sae_seeds[0])

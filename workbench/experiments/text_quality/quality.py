@@ -1,4 +1,4 @@
-"""Text quality of a model: continuations sampled and counted, the recall battery scored, one row a measure."""
+"""Text quality of a model: continuations sampled and counted, the recall battery scored, one row per measure."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def recall_ratios(items: Sequence[RecallItem], margins: Float64[np.ndarray, " it
 
 
 def ratio_table(ratios: Sequence[Ratio], seed: int) -> pd.DataFrame:
-    """A row a measure: value, interval, n units that were resampled, and what the value is a ratio of."""
+    """A row per measure: value, interval, n units that were resampled, and what the value is a ratio of."""
     rows = []
     for one in ratios:
         low, high = bootstrap_interval(one, np.random.default_rng(seed))
