@@ -15,6 +15,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 import probes
+from probes.checks import centered
+from probes.subspaces import DEGENERACY
 from workbench.experiments.concepts.states import TOKENS_A_BATCH, state_hooks
 from workbench.experiments.harvest import stream
 from workbench.experiments.subject import checked_tokens
@@ -178,10 +180,11 @@ def _layer_rows(
     x: Float64[np.ndarray, "n d_a"], y: Float64[np.ndarray, "n d_b"], n_components: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Rows of pc_cosine of one pair of layers, but for what names them: a row a component."""
+    x, y = centered(x), centered(y)  # exactly 0 where all are equal: their rounded mean would leave components of noise
     has_one_width = x.shape[1] == y.shape[1]
     baseline = probes.random_pc_cosine(x.shape[1]) if has_one_width else math.nan
     explained = [_explained(states) for states in (x, y)]
-    k = min(n_components, *(np.linalg.matrix_rank(s - s.mean(axis=0)) for s in (x, y)))
+    k = min(n_components, *(np.linalg.matrix_rank(states, rtol=DEGENERACY) for states in (x, y)))
     own = _item_space(x, y, k)
     shuffled = [_item_space(x, y[rng.permutation(len(y))], k) for _ in range(N_SHUFFLED)]
     rows = []
@@ -206,14 +209,15 @@ def _layer_rows(
 
 
 def _item_space(x: np.ndarray, y: np.ndarray, k: int) -> tuple[np.ndarray, float, float]:
-    """Principal angles of the k leading components' scores (smallest first), unbiased CKA, Procrustes disparity."""
-    angles = probes.principal_angles(x, y, k, center=True)[::-1] if k else np.zeros(0)
+    """Principal angles of the k leading components' scores (smallest first), unbiased CKA, Procrustes disparity, of
+    centred states."""
+    angles = probes.principal_angles(x, y, k)[::-1] if k else np.zeros(0)
     return angles, probes.linear_cka(x, y), probes.procrustes_disparity(x, y)
 
 
 def _explained(states: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " k"]:
-    """Share of the variance that each principal component holds."""
-    variance = np.linalg.svd(states - states.mean(axis=0), compute_uv=False) ** 2
+    """Share of the variance that each principal component of centred states holds."""
+    variance = np.linalg.svd(states, compute_uv=False) ** 2
     return variance / variance.sum() if variance.sum() > 0 else np.full(variance.shape, math.nan)
 
 

@@ -17,7 +17,7 @@ from reports.tables import COLUMNS, read_table
 from workbench import runs
 from workbench.cli.app import app
 from workbench.data.tokenizer import load_tokenizer, train_bpe
-from workbench.experiments.compare import compare, matching_layers, mean_pooled, weight_spectra
+from workbench.experiments.compare import _layer_rows, compare, matching_layers, mean_pooled, weight_spectra
 from workbench.experiments.concepts.states import state_hooks
 from workbench.experiments.texts import analysis_tokens
 from workbench.models.load import load, save, wrap_tokenizer
@@ -116,6 +116,26 @@ def test_a_model_beside_itself():
     assert (result.eigenspectra_divergence["divergence"] == 0).all()
     both = result.weight_spectra.groupby("model", sort=False)
     pd.testing.assert_frame_equal(*(own.drop(columns=["model", "seed"]).reset_index(drop=True) for _, own in both))
+
+
+def test_sequences_that_are_all_one_have_no_components():
+    one, two = small_model("kotodama"), small_model("janus-v3", seed=1)
+    tokens = tokens_for(one, 1).repeat(6, 1)
+    with pytest.warns(probes.ConstantInputWarning, match="no spread"):
+        table = compare(one, two, tokens, names=NAMES).pc_cosine
+    assert table[["cosine", "explained_a", "explained_b", "principal_angle", "cka", "procrustes"]].isna().all(axis=None)
+    assert len(table) == 4 * 4
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fewer_components_than_asked_for_end_in_nan(seed):
+    """States of two components upon a mean that leaves rounding noise about the size that a rank is cut at."""
+    rng = np.random.default_rng(seed)
+    n, d = rng.integers(7, 20), rng.integers(4, 40)
+    mean = 10.0 ** rng.uniform(0, 5)
+    x, y = (rng.normal(size=(n, 2)) @ rng.normal(size=(2, d)) + mean * rng.normal(size=d) for _ in range(2))
+    angles = [row["principal_angle"] for row in _layer_rows(x, y, 4, rng)]
+    assert np.isnan(angles).tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
