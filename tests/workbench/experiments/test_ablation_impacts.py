@@ -63,6 +63,17 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(record_property):
     assert 0.92 <= np.mean(hits) <= 0.98
 
 
+@pytest.mark.parametrize(("n", "share"), [(2, 0.50), (3, 0.75), (5, 0.91), (8, 0.93)])
+def test_of_few_sequences_it_holds_the_truth_as_often_as_is_documented(n, share):
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(600):
+        base = rng.gamma(20, 0.2, n)
+        found = impacts(base, base * (1 + rng.normal(0.05, 0.1, (1, n))), rng, n_bootstrap=200)
+        hits.append(found.ci_low[0] <= 5 <= found.ci_high[0])
+    # three standard errors of 600 draws are 6 points at most
+    assert np.mean(hits) == pytest.approx(share, abs=0.06)
+
+
 @pytest.fixture(scope="module")
 def pool():
     """Losses of 3,000 sequences of a made-up text, of all heads of a small model.

@@ -38,7 +38,8 @@ def impacts(
     The error is the paired one of a ratio of means: the standard deviation of dₛ − (R/100)·baseₛ over sequences s, with
     dₛ = ablatedₛ − baseₛ, divided by √n times the mean base loss. The interval is the percentile bootstrap over
     sequences (every row sees the same resamples), its tails widened for small n as Hesterberg 2015 (§4.3, "expanded
-    percentile") proposes. With one sequence both are nan.
+    percentile") proposes. With one sequence both are nan. No bootstrap reaches beyond the sequences that it has: of few
+    it holds the truth less often than it says, in simulations .50 of 2, .75 of 3, .86 of 4, .91 of 5, .93 of 8.
 
     Args:
         base: mean loss of each sequence, nats.
