@@ -27,7 +27,7 @@ def spawn_generators(
     """`n` CPU generators: the k-th depends on `generator`'s state and on `keys[k]` (default (k,)), never on the others.
 
     One number is drawn from `generator`, whatever n is. With keys such as (layer, head, seed) an SAE gets the same
-    stream in whatever company it is trained. Raises ValueError for keys that are not n distinct tuples of
+    stream whatever it is trained together with. Raises ValueError for keys that are not n distinct tuples of
     non-negative integers.
     """
     keys = [(k,) for k in range(n)] if keys is None else [tuple(key) for key in keys]
@@ -262,7 +262,7 @@ def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(config: SAEConfig, tensors: dict[str, Tensor]) -> None:
-    """Nothing; raises ValueError naming the first tensor that does not fit the config, is not finite or is negative
+    """Raise ValueError naming the first tensor that does not fit the config, is not finite or is negative
     where a threshold stands."""
     shapes = tensor_shapes(config)
     if set(tensors) != set(shapes):

@@ -49,7 +49,7 @@ def planned_bytes(device: Any, *, on_host: int = 0, on_device: int = 0) -> dict[
 
 
 def check_memory(what: str, n_bytes: int, device: Any = "cpu") -> None:
-    """Nothing; raises ValueError where `what` needs more bytes than are free.
+    """Raise ValueError where `what` needs more bytes than are free.
 
     To be asked before anything is allocated: a kernel that promises more memory than there is does not refuse, it kills
     the process when the pages are written.

@@ -129,7 +129,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Nothing comes back: the directory `partial` has become `out`, and everything in it is on the disk.
+    """Rename the directory `partial` to `out`, with everything in it synced to the disk.
 
     Raises ValueError if `out` exists: rename(2) would silently take the place of an empty directory.
     """
@@ -199,7 +199,7 @@ def _compare(directory: Path, entries: dict[str, Any], found: dict[str, Path]) -
 
 
 def verify_files(path: str | os.PathLike[str], wanted: Callable[[str], bool]) -> None:
-    """Nothing comes back: files of a run directory whose relative posix path is `wanted` are as its manifest says.
+    """Check those files of a run directory whose relative posix path is `wanted` against its manifest.
 
     For readers of a part of it, who need not wait until all of it is read. A directory that is no run (it has neither
     a manifest nor the config of a verb), and one that is not whole yet (`.partial`), has nothing to be compared with.
@@ -218,7 +218,7 @@ def verify_files(path: str | os.PathLike[str], wanted: Callable[[str], bool]) ->
 
 
 def amend_manifest(path: str | os.PathLike[str], names: Collection[str]) -> None:
-    """Nothing comes back: the manifest of a whole run lists these files of it as they now are, pages drawn anew."""
+    """Update the entries of these files, pages drawn anew, in the manifest of a whole run."""
     directory = Path(path)
     if not (directory / MANIFEST).is_file():
         return
@@ -297,7 +297,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Nothing comes back: `path` holds `data` (str as UTF-8), or, after any failure, what it held before.
+    """Write `data` (str as UTF-8) to `path`, which after any failure holds what it held before.
 
     Written beside, fsynced, renamed over, and the directory fsynced.
     """
@@ -429,7 +429,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
-    """Nothing comes back: inside the block `<out>.lock` is held by this process alone.
+    """Hold `<out>.lock`, in this process alone, inside the block.
 
     flock: the kernel lets it go when the process ends, however it ends, so a file left by a kill is no lock and no
     clock, process number or boot has to be compared. What is written inside is for the reader of the error message.

@@ -14,8 +14,8 @@ CONNECTIONS = ("socket.connect", "socket.sendto")
 
 
 def stay_offline() -> None:
-    """Nothing comes back: until the process ends, every connection and every look-up of a name is refused, but for
-    those to the machine itself (Ray's, torchrun's).
+    """Refuse, until the process ends, every connection and every look-up of a name, except those to the machine itself
+    (Ray's, torchrun's).
 
     Python's audit hooks cannot be taken off again, and see what any Python library does. Must run before the hub's
     libraries are loaded, which read their switches once.

@@ -110,7 +110,7 @@ def identify_all(ckpts: Sequence[str], models: Sequence[Any], seed: int) -> list
 
 
 def check_selection(model: Any, layers: list[int] | None, heads: list[int] | None = None) -> None:
-    """Raise ValueError for a layer or head the model has not, before a verb makes its directory."""
+    """Raise ValueError for a layer or head that the model lacks, before a verb makes its directory."""
     from workbench.experiments.subject import choose
 
     choose("layers", layers, model.cfg.n_layers)

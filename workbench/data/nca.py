@@ -358,7 +358,7 @@ class NCASampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing comes back: the next batch is the one that would have followed `state`.
+        """Go to `state`: the next batch is the one that would have followed it.
 
         Raises ValueError if `state` is of another config, seed, shape or kind of device.
         """

@@ -222,7 +222,7 @@ class WindowSampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing comes back: the next batch is the one that would have followed `state`.
+        """Go to `state`: the next batch is the one that would have followed it.
 
         Raises ValueError if `state` is of other tokens, another seed or another shape.
         """
@@ -231,7 +231,7 @@ class WindowSampler:
 
 
 def check_shard(batch_size: int, rank: int, world_size: int) -> None:
-    """Nothing comes back. Raises ValueError unless `world_size` ranks can share `batch_size` rows and rank is one."""
+    """Raise ValueError unless `world_size` ranks can share `batch_size` rows and rank is one."""
     if batch_size < 1 or world_size < 1 or batch_size % world_size:
         raise ValueError(f"sampler: batch_size is {batch_size} for {world_size} processes; want a positive multiple")
     if not 0 <= rank < world_size:
@@ -239,7 +239,7 @@ def check_shard(batch_size: int, rank: int, world_size: int) -> None:
 
 
 def check_state(own: dict[str, Any], state: dict[str, Any], positions: tuple[str, ...]) -> None:
-    """Nothing comes back. Raises ValueError unless `state` differs from `own` in counts at `positions` alone."""
+    """Raise ValueError unless `state` differs from `own` in counts at `positions` alone."""
     if not isinstance(state, dict) or state.keys() != own.keys():
         raise ValueError(f"sampler: state has {sorted(state)}; want {sorted(own)}")
     for key, value in own.items():

@@ -87,7 +87,7 @@ def attention(
 
 
 def check_repeats(n_repeated: int) -> None:
-    """Nothing; raises ValueError for fewer sequences of repeated tokens than none."""
+    """Raise ValueError for fewer sequences of repeated tokens than none."""
     if n_repeated < 0:
         raise ValueError(f"n_repeated: got {n_repeated}; want 0 or more")
 

@@ -104,7 +104,7 @@ def compare(
 
 
 def check_pair(a: Any, b: Any, n_sequences: int, n_components: int) -> None:
-    """Nothing; raises the ValueErrors of `compare` that need no reading."""
+    """Raise the ValueErrors of `compare` that need no forward pass."""
     if a.cfg.d_vocab != b.cfg.d_vocab:
         raise ValueError(f"compare: vocabularies of {a.cfg.d_vocab} and {b.cfg.d_vocab}; want one for both models")
     first, second = (getattr(model, "tokenizer", None) for model in (a, b))

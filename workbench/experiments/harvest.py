@@ -185,7 +185,7 @@ def probe_shapes(
 
 
 def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_axes: int = 2) -> None:
-    """Nothing; raises ValueError naming a hook whose activations are not [batch pos …] of this shape, with n_axes axes
+    """Raise ValueError naming a hook whose activations are not [batch pos …] of this shape, with n_axes axes
     or more."""
     for name, tensor in found.items():
         if name.endswith(_MAPS):
@@ -278,7 +278,7 @@ def _describe_bad(name: str, tensor: Tensor, stored: Tensor, n_bad: int, group: 
 
 
 def check_disk(directory: Path, n_bytes: int) -> None:
-    """Nothing; raises ValueError where the disk of `directory` has less than n_bytes, and some to spare, free."""
+    """Raise ValueError where the disk of `directory` has less than n_bytes, and some to spare, free."""
     free = shutil.disk_usage(directory).free
     if n_bytes + SPARE_BYTES > free:
         raise ValueError(
@@ -328,7 +328,7 @@ def _check_index(found: Shards, file: Path) -> None:
 
 
 def check_shard(path: Path, shard: Shard) -> None:
-    """Nothing; raises ValueError naming the shard if its contents are not those that were written."""
+    """Raise ValueError naming the shard if its contents are not those that were written."""
     got = sha256_file(path / shard.file)
     if got != shard.sha256:
         raise ValueError(f"shards: {path / shard.file} is altered, sha256 {got}; want {shard.sha256}")

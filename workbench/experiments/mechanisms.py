@@ -50,7 +50,7 @@ def without(model: HookedLM, mechanism: str) -> HookedLM:
     """The model with one mechanism set to its identity, its other weights shared with `model`.
 
     Raises:
-        ValueError: a mechanism that the model has not, or a model without any.
+        ValueError: a mechanism that the model lacks, or a model without any.
     """
     known = switched_on(model)
     if mechanism not in known:

@@ -43,7 +43,7 @@ def checked_tokens(who: str, model: Any, tokens: Int[Tensor, "n n_ctx"], min_ctx
 
 
 def check_hooks(model: Any, names: Sequence[str]) -> None:
-    """Nothing; raises ValueError for no name, one given twice, and one that is no hook point (the nearest offered)."""
+    """Raise ValueError for no name, one given twice, and one that is no hook point (the nearest offered)."""
     if isinstance(names, str) or not names:
         raise ValueError(f"hooks: got {names!r}; want a list of at least one hook name")
     for name in names:

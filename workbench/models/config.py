@@ -272,7 +272,7 @@ def least_bytes(cfg: ModelConfig) -> int:
 
 
 def check_size(cfg: ModelConfig) -> None:
-    """Nothing; raises ValueError for a model that memory cannot hold."""
+    """Raise ValueError for a model that memory cannot hold."""
     check_memory(f"a model of d_model = {cfg.d_model:,}", least_bytes(cfg), cfg.device)
 
 

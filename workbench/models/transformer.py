@@ -389,7 +389,7 @@ class HookedLM(CheckedHooks):
 
 
 def check_ours(who: str, model: Any) -> None:
-    """Nothing; raises ValueError for a model that is no `HookedLM`."""
+    """Raise ValueError for a model that is no `HookedLM`."""
     if not isinstance(model, HookedLM):
         raise ValueError(
             f"{who}: got a {type(model).__name__}; want a HookedLM (from_hooked_transformer makes one of that class)"

@@ -44,7 +44,7 @@ def entropy_bonus(aux: Auxiliary, step: int | Int[Tensor, ""]) -> Scalar:
 
 
 def check_auxiliary(aux: Auxiliary, cfg: ModelConfig, where: str) -> None:
-    """Nothing; raises ValueError, naming `where`, for a loss on a mechanism that the model lacks."""
+    """Raise ValueError, naming `where`, for a loss on a mechanism that the model lacks."""
     recurrence = cfg.extensions.recurrence
     if aux.td and (recurrence is None or recurrence.td_rank is None):
         raise ValueError(f"{where}.td: got {aux.td}, and the model has no td_rank; want a model with one, or 0")

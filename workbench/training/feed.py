@@ -95,7 +95,7 @@ class Source:
         return self._sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing; the next batch is the one that would have followed `state`. Raises ValueError for another source."""
+        """Go to `state`: next is the batch that would have followed it. Raises ValueError for another source."""
         self._sampler.load_state_dict(state)
 
 

@@ -143,7 +143,7 @@ def train(
 
 
 def weights_dtype(dtype: str) -> torch.dtype:
-    """What the weights are kept in: float32 but for training in float64; bfloat16 is a matter of the forward alone."""
+    """What the weights are kept in: float32 except for training in float64; bfloat16 concerns the forward pass only."""
     return torch.float64 if dtype == "float64" else torch.float32
 
 
@@ -183,7 +183,7 @@ class Trainer:
             self._resume(checkpoint)
 
     def remove_old(self) -> None:
-        """Nothing; checkpoints beyond those to keep are removed, which a run that died as it saved did not come to."""
+        """Remove the checkpoints beyond those to keep, if an earlier process died before it did."""
         newest = self.directory / step_name(self.position.step)
         if newest.is_dir():
             remove_old(self.directory, newest, self.recipe.checkpoint.keep, self._is_planned)
@@ -442,7 +442,7 @@ class Trainer:
 
 @torch.no_grad()
 def take_over(model: HookedLM, previous: HookedLM, *, redraw_tables: bool, reset_routing: bool) -> None:
-    """Nothing; every weight of `previous` that `model` has too is copied into it.
+    """Copy every weight of `previous` that `model` also has into it.
 
     With `redraw_tables` token embedding and unembedding stay as drawn, with `reset_routing` the routing weights; these
     do so too where `previous` has none.

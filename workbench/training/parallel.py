@@ -171,7 +171,7 @@ def train_together(
 
 
 def check_batches(recipe: Recipe, n: int) -> None:
-    """Nothing; raises ValueError naming a phase whose micro-batches n processes cannot share equally."""
+    """Raise ValueError naming a phase whose micro-batches n processes cannot share equally."""
     for i, phase in enumerate(recipe.phases):
         if phase.batch_size % n:
             raise ValueError(f"phases.{i}.batch_size: got {phase.batch_size} for {n} processes; want a multiple of {n}")
@@ -259,7 +259,7 @@ class ParallelTrainer(Trainer):
 
 
 def shard(model: HookedLM) -> None:
-    """Nothing; `model` keeps this process's part of its weights, gathered block by block while they are used.
+    """Leave `model` this process's part of its weights, gathered block by block while they are used.
 
     Raises:
         ValueError: for a recurrent model, whose mechanisms and auxiliary losses read weights outside their block.

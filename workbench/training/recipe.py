@@ -175,7 +175,7 @@ def n_tokens_per_step(recipe: Recipe, index: int) -> int:
 
 
 def check_room(recipe: Recipe, device: str = "cpu", n_processes: int = 1) -> None:
-    """Nothing; raises ValueError where memory cannot hold the model, or a process's share of a micro-batch: at the very
+    """Raise ValueError where memory cannot hold the model, or a process's share of a micro-batch: at the very
     least its tokens, and for every layer the residual stream that the backward pass needs."""
     cfg = recipe.model
     for i, phase in enumerate(recipe.phases):

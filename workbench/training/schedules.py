@@ -69,7 +69,7 @@ def multiplier(schedule: Schedule, step: int, n_steps: int) -> float:
 
 
 def check_schedule(schedule: Schedule, n_steps: int, where: str) -> None:
-    """Nothing; raises ValueError, naming `where`, if the schedule does not fit into a phase of n_steps."""
+    """Raise ValueError, naming `where`, if the schedule does not fit into a phase of n_steps."""
     if schedule.n_steps is not None and schedule.n_steps > n_steps:
         raise ValueError(f"{where}.n_steps: got {schedule.n_steps}; want at most the phase's {n_steps} steps")
     length = schedule.n_steps or n_steps

@@ -125,7 +125,7 @@ def last_good(directory: Path) -> str:
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Nothing; checkpoints that a killed process had begun are removed."""
+    """Remove checkpoints that a killed process had begun."""
     for leftover in directory.iterdir():
         if _TEMPORARY.match(leftover.name):
             shutil.rmtree(leftover)
@@ -221,8 +221,8 @@ def _require_space(directory: Path, model: HookedLM, tensors: dict[str, Tensor])
 def remove_old(
     directory: Path, newest: Path, keep: int | None, is_planned: Callable[[int], bool] = lambda step: True
 ) -> None:
-    """Nothing; of the checkpoints at planned steps those beyond the `keep` newest are removed (none: all stay), and all
-    at other steps, which an interrupt made; `newest` never. So a run that was interrupted leaves what another does."""
+    """Remove checkpoints at planned steps beyond the `keep` newest (none: all stay), and all at other steps, which an
+    interrupt made; never `newest`. So an interrupted run leaves what another does."""
     found = {int(match[1]): path for path in directory.iterdir() if (match := _STEP.match(path.name))}
     planned = sorted(step for step in found if is_planned(step))
     staying = planned if keep is None else planned[max(0, len(planned) - keep) :]

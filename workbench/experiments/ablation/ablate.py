@@ -229,7 +229,7 @@ def choose_parts(
 
 
 def check_kind(kind: str, n_resamples: int, n: int) -> None:
-    """Nothing; raises ValueError for an unknown kind, or more donors than there are other sequences."""
+    """Raise ValueError for an unknown kind, or more donors than there are other sequences."""
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}; want one of {', '.join(KINDS)}")
     if kind == "resample" and not 1 <= n_resamples < n:
@@ -237,7 +237,7 @@ def check_kind(kind: str, n_resamples: int, n: int) -> None:
 
 
 def check_start(start: int, n: int, sizes: Sizes) -> None:
-    """Nothing; raises ValueError for a sequence at which no batch begins."""
+    """Raise ValueError for a sequence at which no batch begins."""
     if not 0 <= start < n or start % sizes.batch_size:
         raise ValueError(f"start: got {start}; want a multiple of {sizes.batch_size} below {n}")
 

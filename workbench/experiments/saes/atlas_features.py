@@ -396,7 +396,7 @@ class PairSums:
 
 
 def check_pair(model_a: Any, sae_a: StackedSAE, model_b: Any, sae_b: StackedSAE) -> None:
-    """Nothing; raises ValueError unless each stack is its model's and the two read alike slots of one vocabulary."""
+    """Raise ValueError unless each stack is its model's and the two read alike slots of one vocabulary."""
     for model, sae in ((model_a, sae_a), (model_b, sae_b)):
         check_model(sae, weights_sha256(model))
     if model_a.cfg.d_vocab != model_b.cfg.d_vocab:

@@ -90,7 +90,7 @@ class Plan:
         return [(self.slots[i], l1, seed) for i, l1, seed in zip(self.slot_index, self.l1, self.seeds, strict=True)]
 
     def generators(self, stream: int) -> list[torch.Generator]:
-        """A generator a SAE, a function of its own layer, head and seed: the same in whatever company it is trained."""
+        """A generator per SAE, from its own layer, head and seed: the same whatever it is trained together with."""
         own = []
         for slot, _, seed in self.sources:
             base = torch.Generator().manual_seed(seed)

@@ -113,7 +113,7 @@ class ShardActivations:
 
 
 def check_shards(shards: Shards, model_sha256: str, held_out: Int[Tensor, "n n_ctx"]) -> None:
-    """Nothing; raises ValueError for shards of another model, an altered shard, and a shard that holds a sequence of
+    """Raise ValueError for shards of another model, an altered shard, and a shard that holds a sequence of
     the held-out tokens (named).
 
     Every shard is read once. Sequences are compared whole, so windows that overlap without being equal pass.

@@ -66,7 +66,7 @@ class Executor(Protocol):
         ...
 
     def begin(self, task: Task) -> None:
-        """Nothing; the task is under way, or will be when it is waited for."""
+        """Start the task, or start it when it is waited for."""
         ...
 
     def wait(self) -> Ended:
@@ -74,7 +74,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing; what is still under way is stopped where it can go on from."""
+        """Stop what is still running, where it can be resumed."""
         ...
 
 
@@ -92,7 +92,7 @@ class Outcome:
     """not begun: what they need failed"""
 
     def check(self) -> None:
-        """Nothing; raises JobsFailed, in one line, unless all are done."""
+        """Raise JobsFailed, in one line, unless all are done."""
         if not self.failed:
             return
         said = "; ".join(f"{ended.task.job.name}: {ended.error}" for ended in self.failed)
@@ -160,7 +160,7 @@ def _still_true(directory: Path, hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def do_task(task: Task, context: Context, tell: Callable[[float], None], *, is_shown: bool = False) -> None:
-    """Nothing comes back: the task's directory is whole."""
+    """Run the task, so that its directory is whole."""
     path = context.directory / task.job.path
     if task.is_done:
         verify_manifest(path)
@@ -200,7 +200,7 @@ class InProcess:
         self._tasks: list[Task] = []
 
     def begin(self, task: Task) -> None:
-        """Nothing; the task is done when it is waited for."""
+        """Keep the task, which runs when it is waited for."""
         self._tasks.append(task)
 
     def wait(self) -> Ended:

@@ -69,7 +69,7 @@ class OnRay:
         return sum(slots)
 
     def begin(self, task: Task) -> None:
-        """Nothing; Ray has the task."""
+        """Give the task to Ray."""
         self._tasks[self._remote.remote(task, self._context, str(Path.cwd()))] = task
 
     def wait(self) -> Ended:
@@ -87,7 +87,7 @@ class OnRay:
         return Ended(task, error)
 
     def close(self) -> None:
-        """Nothing; tasks under way are asked to save their state, and Ray is left."""
+        """Ask running tasks to save their state, and leave Ray."""
         for reference in self._tasks:
             self._ray.cancel(reference)
         if self._tasks:

@@ -85,7 +85,7 @@ def read_record(directory: Path) -> dict[str, str]:
 
 
 def write_record(directory: Path, hashes: Mapping[str, str]) -> None:
-    """Nothing comes back: jobs.json of a study says which jobs are done, and of what content."""
+    """Write a study's jobs.json: which jobs are done, and with what content."""
     record = {"format": RECORD_FORMAT, "jobs": dict(sorted(hashes.items()))}
     atomic_write(directory / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -109,7 +109,7 @@ def find_elsewhere(directories: Sequence[Path], hashes: Mapping[str, str]) -> di
 
 
 def copy_job(source: Path, path: Path) -> None:
-    """Nothing comes back: `path` is a whole, checked copy of the finished job in `source`.
+    """Make `path` a whole, verified copy of the finished job in `source`.
 
     Raises:
         ValueError: files of the source are altered (the first is named).
@@ -123,7 +123,7 @@ def copy_job(source: Path, path: Path) -> None:
 
 
 def remove_job(path: Path) -> None:
-    """Nothing comes back: a job's directory is gone, finished or not."""
+    """Remove a job's directory, finished or not."""
     for directory in (path, path.with_name(path.name + ".partial")):
         if directory.exists():
             shutil.rmtree(directory)

@@ -108,7 +108,7 @@ def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | N
 
 
 def write_pages(outcome: Outcome, context: Context, command: str) -> None:
-    """Nothing comes back: tables, ledger, study.json and pages of what is done lie in the study's directory."""
+    """Write tables, ledger, study.json and pages of what is done into the study's directory."""
     directory, roles = context.directory, context.recipe.roles
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)

@@ -18,7 +18,7 @@ N_TOKENS_TIMED = 8
 
 
 def check_batteries(model: Any, prompts: Sequence[PromptSet], recall: Sequence[RecallSet], max_new_tokens: int) -> None:
-    """Nothing; raises ValueError where a prompt or an item does not fit the model, before anything is written."""
+    """Raise ValueError where a prompt or an item does not fit the model, before anything is written."""
     encode_prompts(model, prompts, max_new_tokens)
     for item in recall_items(recall):
         encode_item(model.tokenizer, item)
