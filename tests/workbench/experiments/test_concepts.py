@@ -222,6 +222,15 @@ def test_nothing_is_read_at_position_0_without_bos():
 def test_a_template_has_one_place(embedded, template):
     with pytest.raises(ValueError, match=r"want exactly one \{X\} in each"):
         build_prompts(embedded, [FRUIT], [template])
+    with pytest.raises(ValueError, match="templates: got none"):
+        build_prompts(embedded, [FRUIT], [])
+
+
+def test_a_category_is_no_template(embedded):
+    odd = FRUIT.model_copy(update={"category": "{X}"})
+    (prompt, *_), _ = build_prompts(embedded, [odd], ["The {category} is {X}"])
+    assert embedded.decode(prompt.tokens[1 : prompt.start]) == "The {X} is"
+    assert embedded.decode(prompt.tokens[prompt.start : prompt.stop]) == " apple"
 
 
 # --- states
@@ -388,7 +397,8 @@ def test_crystallisation_interval_counts_resamples():
     assert (row["layer"], row["layer_of_maximum"]) == (1, 1)
     low, high = np.quantile([0, -1, 1, 0], [0.025, 0.975])  # the resample without a correlation above 0 is left out
     assert (row["layer_low"], row["layer_high"]) == (low, high)
-    assert all(np.isnan(v) for k, v in crystallised(np.array([-0.1, np.nan]), replicates).items() if k != "share")
+    for none in (np.array([-0.1, np.nan]), np.array([2e-17, -0.1])):  # ± rounding of 0
+        assert all(np.isnan(v) for k, v in crystallised(none, replicates).items() if k != "share")
 
 
 def test_points_are_those_of_a_pca_at_three_layers(found):
@@ -418,9 +428,10 @@ def test_points_turn_with_the_states_and_are_undefined_without_spread():
     turn = stats.ortho_group.rvs(16, random_state=1)
     for there, here in zip(principal_plane(3 + states @ turn), principal_plane(states), strict=True):
         np.testing.assert_allclose(there, here, atol=2e-3)  # rounded
-    points, shares = principal_plane(np.ones((4, 3)))
-    assert (points == 0).all()
-    assert np.isnan(shares).all()
+    for equal in (np.ones((4, 3)), np.full((7, 5), 0.1)):  # 0.1 has no exact mean
+        points, shares = principal_plane(equal)
+        assert (points == 0).all()
+        assert np.isnan(shares).all()
     assert principal_plane(np.arange(4.0)[:, None])[1].tolist() == [1.0, 0.0]  # one dimension
     rows = point_rows({}, FRUIT, states[:4, None], [np.nan])
     assert [row["is_best"] for row in rows] == [0] * 4

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from probes.checks import centered
 from workbench.data.concepts import ConceptSet
 
 TOPOLOGIES = ("ordinal", "cyclic")  # whose shape a plane can show: a line, a ring
@@ -51,8 +52,7 @@ def principal_plane(
     >>> principal_plane(np.array([[0.0, 4.0], [0.0, 2.0], [0.0, 0.0]]))[0].tolist()
     [[-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]
     """
-    centred = states - states.mean(axis=0)
-    u, sigma, _ = np.linalg.svd(centred, full_matrices=False)
+    u, sigma, _ = np.linalg.svd(centered(states), full_matrices=False)
     n = min(2, len(sigma))
     points = np.zeros((len(states), 2))
     points[:, :n] = u[:, :n] * sigma[:n]

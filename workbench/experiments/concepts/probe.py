@@ -21,6 +21,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 import probes
+from probes.multiplicity import TIE_TOLERANCE
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
 from workbench.experiments.concepts.points import TOPOLOGIES as DRAWN
 from workbench.experiments.concepts.points import point_rows
@@ -235,13 +236,13 @@ def crystallised(r: Float64[np.ndarray, " state"], replicates: Float64[np.ndarra
     nan where no correlation is above 0: nothing has crystallised. Resamples without one are left out.
     """
     undefined = {"layer": math.nan, "layer_low": math.nan, "layer_high": math.nan}
-    if not (r > 0).any():
+    if not (r > TIE_TOLERANCE).any():
         return undefined | {"maximum": math.nan, "layer_of_maximum": math.nan, "share": SHARE}
     found = probes.crystallisation(r, SHARE)
     drawn = np.where(np.isnan(replicates), -np.inf, replicates)
     largest = drawn.max(axis=1)
-    known = largest > 0
-    first = np.argmax(drawn[known] >= SHARE * largest[known, None], axis=1) - 1
+    known = largest > TIE_TOLERANCE
+    first = np.argmax(drawn[known] >= SHARE * largest[known, None] - TIE_TOLERANCE, axis=1) - 1
     limits = np.quantile(first, [0.025, 0.975]) if 2 * known.sum() >= len(known) else (math.nan, math.nan)
     return {
         "layer": found.layer - 1,

@@ -83,6 +83,8 @@ def build_prompts(
             tokens do not begin and end where the word does, or are unknown), and two words of a set with the same
             tokens.
     """
+    if len(templates) == 0:
+        raise ValueError(f"templates: got none; want at least one, with {PLACE}")
     for template in templates:
         if template.count(PLACE) != 1:
             raise ValueError(f"templates: got {template!r}; want exactly one {PLACE} in each")
@@ -112,7 +114,7 @@ def _place(tokenizer: Any, bos: int | None, one: ConceptSet, index: int, templat
     The space before a word belongs to the word: byte-level and sentencepiece tokenizers both begin words with it.
     """
     word = one.all_words[index]
-    before, after = template.replace("{category}", one.category).split(PLACE)
+    before, after = (part.replace("{category}", one.category) for part in template.split(PLACE))
     head = before.rstrip(" ")
     middle = before[len(head) :] + word
     parts = [_encode(tokenizer, text) for text in (head, head + middle, head + middle + after)]
