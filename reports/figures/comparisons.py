@@ -21,7 +21,10 @@ def trajectory_regimes(trajectories: pd.DataFrame, models: Sequence[str] | None 
     df = trajectories[trajectories["measure"] == "trajectory_consistency"]
     names = models_of(df, models)
     fig = single(height=380)
-    add_nulls(fig, df.drop_duplicates("lag"), [-0.6, len(names) - 0.4])
+    # the nulls' spread goes with a model's depth and width: of unequal models the widest is drawn
+    ends = {"low": "min", "high": "max"}
+    of_nulls = {column: ends.get(column.rpartition("_")[2], "mean") for column in df if column.startswith("null_")}
+    add_nulls(fig, df.groupby("lag", as_index=False).agg(of_nulls), [-0.6, len(names) - 0.4])
     found = {str(row["model"]): row for row in over_seeds(df, ["model"], "value").to_dict("records")}
     sets = over_seeds(df, ["model", "set"], "value")
     for index, group in enumerate(groups_of(df, models)):

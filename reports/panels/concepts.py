@@ -168,7 +168,8 @@ CONCEPTS = Section(
             drawn("trajectories", figures.trajectory_regimes),
             ("n", "concepts a set"),
             "Mean cosine of successive displacements (lag 1), mean over concept sets; small marks are sets, bars on "
-            "bars 95 % over seeds, grey bands the middle 95 % of single null trajectories.",
+            "bars 95 % over seeds, grey bands the middle 95 % of single null trajectories (of unequal models the "
+            "widest).",
             interval="a bar",
             of_two="a bar is their mean",
             is_core=False,

@@ -232,6 +232,16 @@ def test_bars_are_means_over_sets_of_lag_one(study, drawn):
     assert nulls == {"null: independent states": -0.5, "null: a random walk": 0.0}
 
 
+def test_the_nulls_band_is_the_widest_of_unequal_models(study):
+    table = study.tables["trajectories"]
+    spread = {study.models[0]: 0.1, study.models[1]: 0.3}
+    sides = {"low": -1, "high": 1}
+    wide = table.assign(**{f"null_random_walk_{end}": table["model"].map(spread) * sign for end, sign in sides.items()})
+    drawn = figures.trajectory_regimes(wide, study.models)
+    bands = [tuple(trace.y) for trace in drawn.data if trace.type == "scatter" and trace.fill == "toself"]
+    assert (0.3, 0.3, -0.3, -0.3) in bands
+
+
 def test_the_ladder_holds_every_rung_and_its_change(study, drawn):
     table = study.tables["ladder"].sort_values("rung")
     bits, delta = drawn["ladder"].data
