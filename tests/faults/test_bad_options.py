@@ -101,6 +101,8 @@ CASES = [
     (f"sae-train --ckpt {{model}} {T} --n-tokens 0", 2, "--n-tokens"),
     (f"sae-train --ckpt {{model}} {T} --set nope=1", 1, "unknown key 'nope'"),
     (f"sae-train --ckpt {{model}} {T} --set batchsize=1", 1, "nearest: batch_size"),
+    (f"sae-train --ckpt {{model}} {T} --set normalize=none", 2, "normalize has an option of its own; want --normalize"),
+    (f"sae-train --ckpt {{model}} {T} --set n_train_tokens=64", 2, "want --n-tokens"),
     (f"sae-train --ckpt {{model}} {T} --set lr=inf", 1, "lr: Input should be a finite number"),
     (f"sae-train --ckpt {{model}} {T} --set lr=fast", 1, "lr"),
     (f"sae-train --ckpt {{model}} {T} --set lr=nan", 1, "lr"),

@@ -65,7 +65,11 @@ def sae_train(
     overrides = parse_overrides(settings)
     found = _open(shards)
     n_tokens = n_tokens or (N_TOKENS if found is None else found.n_tokens)
-    overrides |= {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens}
+    own = {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens}
+    for key, option in zip(own, ("--hook", "--normalize", "--n-tokens"), strict=True):
+        if key in overrides:  # or the option's default would silently win
+            raise UsageError(f"set: {key} has an option of its own; want {option}")
+    overrides |= own
     chosen_heads = "all" if heads == "all" else parse_list(heads, "--heads")
     chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": _numbers(l1, "--l1")}
     chosen["seeds"] = parse_list(seeds, "--seeds")
