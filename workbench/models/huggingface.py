@@ -206,12 +206,13 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
     """
     files, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
     listed: dict[str, Any] = {}
-    if (whole := folder / "model.safetensors").is_file():
-        files = [whole]
-    elif index.is_file():
+    if index.is_file():
         listed = _read_json(index).get("weight_map")  # type: ignore[assignment]
         if not isinstance(listed, dict):
             raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
+    if (whole := folder / "model.safetensors").is_file():
+        files = [whole]
+    elif listed:
         files = [file for file in files if file.name in listed.values()]
     if not files and not listed:
         raise ValueError(
