@@ -23,7 +23,8 @@ def trajectory_regimes(trajectories: pd.DataFrame, models: Sequence[str] | None 
     fig = single(height=380)
     # the nulls' spread goes with a model's depth and width: of unequal models the widest is drawn
     ends = {"low": "min", "high": "max"}
-    of_nulls = {column: ends.get(column.rpartition("_")[2], "mean") for column in df if column.startswith("null_")}
+    columns = [str(column) for column in df if str(column).startswith("null_")]
+    of_nulls = {column: ends.get(column.rpartition("_")[2], "mean") for column in columns}
     add_nulls(fig, df.groupby("lag", as_index=False).agg(of_nulls), [-0.6, len(names) - 0.4])
     found = {str(row["model"]): row for row in over_seeds(df, ["model"], "value").to_dict("records")}
     sets = over_seeds(df, ["model", "set"], "value")
