@@ -120,7 +120,7 @@ def _trained_on(directory: Path) -> TextSource | None:
     data = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(data, dict):
         return None
-    values = [data.get(field.name) for field in fields(TextSource)]
+    values: list[Any] = [data.get(field.name) for field in fields(TextSource)]
     if [type(value) for value in values] != [str, str, float]:
         raise ValueError(f"config: {directory.parent / RUN_CONFIG} has data {shorten(repr(values))}; want a text's")
     return TextSource(*values)

@@ -283,7 +283,7 @@ def test_routing_is_carried_or_reset(text, tmp_path, routing):
     recipe = parse_recipe(settings)
     trainer = Trainer(recipe, open_feed(recipe), tmp_path / "run", seed=0, device="cpu")
     with torch.no_grad():
-        trainer.model.route_final.query += 1
+        trainer.model.route_final.query.add_(1)
     trainer._enter(1, trainer.model)
     assert float(trainer.model.route_final.query.detach()[0]) == (1 if routing == "carry" else 0)
 
