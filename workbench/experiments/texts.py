@@ -58,7 +58,8 @@ def analysis_tokens(
         raise ValueError(f"n_sequences: got {n_sequences}; want at least 1")
     text = as_trained(data, getattr(model, "trained_on", None))
     documents = read_documents(data, text_column=text.text_column)
-    train, held_out = split_documents(documents, held_out_fraction or text.held_out_fraction)
+    share = text.held_out_fraction if held_out_fraction is None else held_out_fraction
+    train, held_out = split_documents(documents, share)
     packed = pack_cached(train if split == "train" else held_out, tokenizer.backend_tokenizer, cache)
     return _draw_windows(packed, n_sequences, length, seed, f"{data} ({split.replace('_', '-')})")
 
