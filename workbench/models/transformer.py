@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
 from workbench.data.corpus import TextSource
@@ -302,6 +303,31 @@ class HookedLM(CheckedHooks):
     def W_O(self) -> Tensor:
         """[layer head d_head d_model]"""
         return self.stacked("attn.W_O")
+
+    @property
+    def W_gate(self) -> Tensor:
+        """[layer d_model d_mlp], of a gated MLP"""
+        return self.stacked("mlp.W_gate")
+
+    @property
+    def W_in(self) -> Tensor:
+        """[layer d_model d_mlp]"""
+        return self.stacked("mlp.W_in")
+
+    @property
+    def W_out(self) -> Tensor:
+        """[layer d_mlp d_model]"""
+        return self.stacked("mlp.W_out")
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ of every head, [layer head d_model d_model]; positions, norms and biases are not in it"""
+        return FactoredMatrix(self.W_Q, self.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of every head, [layer head d_model d_model]"""
+        return FactoredMatrix(self.W_V, self.W_O)
 
     def n_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, with or without token and position tables and unembedding."""

@@ -386,6 +386,19 @@ def test_logits_are_attributed_as_transformer_lens_does_it(kind):
             torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["janus-small", "janus-v3", "kotodama"])
+@torch.no_grad()
+def test_weights_of_all_layers_are_stacked_as_in_transformer_lens(kind):
+    ours = small_model(kind)
+    theirs = to_hooked_transformer(ours)
+    names = ["W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", *(["W_gate"] if ours.cfg.gated_mlp else [])]
+    for name in names:
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=0, rtol=0)
+    for name in ("QK", "OV"):
+        got, wanted = getattr(ours, name), getattr(theirs, name)
+        torch.testing.assert_close(got.AB, wanted.AB, atol=1e-6, rtol=1e-5)
+
+
 def test_a_text_of_several_tokens_is_no_single_one():
     model = small_model("janus-v3", d_vocab=4096)
     model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
