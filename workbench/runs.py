@@ -129,11 +129,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Rename the directory `partial` to `out`, with everything in it synced to the disk.
+    """Rename the directory `partial` to `out`, with everything in it synced to the disk, readable by whoever may list it.
 
     Raises ValueError if `out` exists: rename(2) would silently take the place of an empty directory.
     """
+    mode = partial.stat().st_mode & 0o666
     for path in partial.rglob("*"):
+        if path.is_file() and path.stat().st_mode & 0o666 != mode:
+            path.chmod(mode)  # safetensors (0.8) lets nobody but the owner read what it writes
         _sync(path)
     _sync(partial)
     if out.exists():

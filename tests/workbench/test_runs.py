@@ -70,6 +70,23 @@ def test_a_run_becomes_whole_with_its_three_records(tmp_path: Path) -> None:
     assert runs.sha256_file(out / "x.txt") == known
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_who_may_read_the_run_may_read_its_files(tmp_path: Path, mask: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    old = os.umask(mask)
+    try:
+        with runs.open_run(tmp_path / "run", CONFIG) as run:
+            (run.path / "sae").mkdir()
+            save_file({"x": torch.ones(1)}, run.path / "sae" / "sae.safetensors")  # leaves 0600 behind
+            (run.path / "table.csv").write_text("a\n1\n")
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
 def test_a_pydantic_config_is_written_resolved(tmp_path: Path) -> None:
     from pydantic import BaseModel
 
