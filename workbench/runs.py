@@ -129,7 +129,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Rename the directory `partial` to `out`, with everything in it synced to the disk, readable by whoever may list it.
+    """Rename the directory `partial` to `out`, all of it synced to the disk and readable by whoever may list it.
 
     Raises ValueError if `out` exists: rename(2) would silently take the place of an empty directory.
     """
