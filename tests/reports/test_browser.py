@@ -384,29 +384,20 @@ def test_atlas_fits_a_phone(tab, pages):
 
 @pytest.mark.slow
 def test_a_large_atlas_paints_and_searches_in_time(browser, tab, tmp_path):
-    """50 heads of 512 features with 10 contexts: first paint within 1 s, a search within 50 ms.
-
-    The median of ten queries, each at its fastest of five: what other processes take of the machine is not the page's.
-    """
+    """50 heads of 512 features with 10 contexts: first paint within 1 s, a search within 50 ms (median of many)."""
     rng = np.random.default_rng(0)
     table = feature_atlas(rng, ("control", "adaptive"), 5, 5, 512, 10, 16, hostile=True, empty=False)
     path = write_atlas({"feature_atlas": table}, tmp_path / "atlas.html")
     assert path.stat().st_size < 12_000_000
     tab.open(path)
     paint = tab.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    fastest = []
+    tab.page.evaluate("performance.clearMeasures()")
     for query in ("k", "ki", "king", "the", "the king", "e", "zzz", " of the", "#5", "captain"):
-        times = []
-        for _ in range(5):
-            tab.page.locator("#query").fill("")
-            tab.page.wait_for_timeout(200)
-            tab.page.evaluate("performance.clearMeasures()")
-            tab.page.locator("#query").fill(query)
-            tab.page.wait_for_timeout(200)
-            times += tab.page.evaluate("performance.getEntriesByName('search').map(entry => entry.duration)")
-        fastest.append(min(times))
+        tab.page.locator("#query").fill(query)
+        tab.page.wait_for_timeout(200)
+    times = sorted(tab.page.evaluate("performance.getEntriesByName('search').map(entry => entry.duration)"))
     assert paint < 1000
-    assert sorted(fastest)[len(fastest) // 2] < 50, fastest
+    assert times[len(times) // 2] < 50, times
 
 
 # --- accessibility
