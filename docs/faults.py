@@ -36,9 +36,9 @@ KINDS = {
     "memory": "The peak memory of a verb (VmHWM, from its env.json) compared with the plan of `--dry-run`, for models "
     "of the nano size. Right: within 25 %.",
     "load": "Verbs in turn in one process (train, harvest, SAEs, ablate, topology, probe) for two hours. Right: from "
-    "the first quarter after the warm-up to the last, open files, threads and files on disk do not grow at all, and "
-    "resident memory by less than 2 %, not counting 10 kB per round that libraries keep (`tests/faults/load.py` says "
-    "which). The last run, beside other work on two cores: 120 minutes, 982 rounds, memory +1.1 %, all counted.",
+    "the first quarter after the warm-up to the last, resident memory grows by less than 2 %, and open files, threads "
+    "and files on disk not at all. The last run, beside other work on two cores: 120 minutes, 982 rounds, memory "
+    "+1.1 %, most of it kept by libraries (`tests/faults/load.py` says which).",
     "determinism": "A stage run twice with the same seed, in two processes that iterate over sets in different orders "
     "(the stages under Kills are compared there). Right: every byte of every file is the same, except for `env.json` "
     "and `manifest.json`, which holds its hash.",
