@@ -271,6 +271,11 @@ def least_bytes(cfg: ModelConfig) -> int:
     return n_weights * cfg.dtype.itemsize
 
 
+def prepends_bos(family: str) -> bool:
+    """Whether text of a family's models begins with BOS: all but Qwen's, which was trained without one."""
+    return not family.startswith("qwen")
+
+
 def check_size(cfg: ModelConfig) -> None:
     """Raise ValueError for a model that memory cannot hold."""
     check_memory(f"a model of d_model = {cfg.d_model:,}", least_bytes(cfg), cfg.device)

@@ -11,7 +11,7 @@ from einops import rearrange
 from pydantic import ValidationError
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig, describe_errors, join_faults
+from workbench.models.config import Extensions, ModelConfig, describe_errors, join_faults, prepends_bos
 from workbench.models.load import check_numbers
 from workbench.models.transformer import HookedLM
 from workbench.runs import shorten
@@ -98,7 +98,7 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
         eps=float(np.format_float_positional(np.float32(number("attention.layer_norm_rms_epsilon")), trim="-")),
         rotary_base=number("rope.freq_base", 10000.0),
         rotary_scaling_factor=number(factor or "rope.scaling.factor") if scaling == "linear" else 1.0,
-        default_prepend_bos=not kind.startswith("qwen"),  # Qwen was trained without one
+        default_prepend_bos=prepends_bos(kind),
         extensions=Extensions(qkv_bias="blk.0.attn_q.bias" in tensors, out_bias="blk.0.attn_output.bias" in tensors),
     )
     return cfg, kind

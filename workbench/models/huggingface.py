@@ -14,7 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig, describe_errors, features_of_our_own, join_faults
+from workbench.models.config import (
+    Extensions,
+    ModelConfig,
+    describe_errors,
+    features_of_our_own,
+    join_faults,
+    prepends_bos,
+)
 from workbench.models.load import fill, widest_dtype
 from workbench.models.transformer import HookedLM
 from workbench.runs import MAX_SETTINGS_BYTES, shorten
@@ -106,7 +113,7 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         d_vocab=_count(config, "vocab_size", source),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         initializer_range=config.get("initializer_range", 0.02),
-        default_prepend_bos=not kind.startswith("qwen"),  # Qwen was trained without one
+        default_prepend_bos=prepends_bos(kind),
         n_heads=heads,
         n_key_value_heads=None if kv_heads == heads else kv_heads,
         d_head=d_head,
