@@ -212,7 +212,7 @@ def _nearest(
     cosine: Float[Tensor, "rows d_sae"], first: int, n: int
 ) -> tuple[Float[Tensor, "rows n"], Int[Tensor, "rows n"]]:
     """The n largest cosines of each row but its own, which stands at column `first` and on, and their columns."""
-    order = cosine.nan_to_num(nan=-2.0)
+    order = cosine.round(decimals=12).nan_to_num(nan=-2.0)  # products of equal rows may differ in the last bits
     order.diagonal(first).fill_(-torch.inf)
     index = order.topk(n, dim=-1).indices.sort(dim=-1).values  # of equal cosines the smaller feature first
     by_cosine = order.gather(-1, index).argsort(dim=-1, descending=True, stable=True)

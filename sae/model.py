@@ -286,7 +286,8 @@ def stacked_matmul(
     """x[k] @ W[k] + b[k] for every k.
 
     On a CPU each SAE is a product of its own: as fast there as a batched one, and the same bits as the SAE alone has
-    (the batched kernel sums in another order for some shapes).
+    (the batched kernel sums in another order for some shapes) where tokens · i and tokens · o fill whole cache lines;
+    elsewhere some processors sum an unaligned part in another order.
     """
     if x.device.type != "cpu":
         return torch.bmm(x, W) + b.unsqueeze(1)

@@ -57,8 +57,9 @@ def gram_residual(
 
 
 def cosines(gram: Float[Tensor, "head head"]) -> Float64[Tensor, "head head"]:
-    """Cosines of a Gram matrix, in float64: 1 on the diagonal, nan in the row and column of a head that is zero."""
+    """Cosines of a Gram matrix, in float64: symmetric, 1 on the diagonal, nan in the row and column of a zero head."""
     gram = exact(gram)
+    gram = (gram + gram.T) / 2  # some processors' products sum G[i, j] and G[j, i] in different orders
     norm = gram.diagonal().sqrt()
     cos = (gram / (norm[:, None] * norm[None, :])).clamp(-1, 1)
     cos.diagonal()[norm > 0] = 1.0
