@@ -114,8 +114,8 @@ def test_reading_the_file_takes_little_time_and_memory(file, record_property) ->
     assert found["seconds"] < 60  # 20 on an idle machine; the test is no benchmark
 
 
-WINDOWS = ["--n-ctx", "128", "--n-sequences", "8"]
-SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "49152", "--n-eval-tokens", "4096"]
+WINDOWS = ["--n-ctx", "128", "--n-sequences", "4"]
+SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "24576", "--n-eval-tokens", "2048"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "49152", "--n-eval-tokens
         ("topology", WINDOWS, "topology_stats"),
         (
             "sae-train",
-            [*SAE, "--set", "batch_size=256", "--set", "lr=5e-3", "--set", "n_ce_tokens=1024"],
+            [*SAE, "--set", "batch_size=128", "--set", "lr=5e-3", "--set", "n_ce_tokens=256"],
             "sae_training_results",
         ),
     ],
