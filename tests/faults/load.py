@@ -1,12 +1,13 @@
 """A mixed load: `python tests/faults/load.py PLACE SECONDS` runs verbs in turn in one process, as a long session does.
 
-Prints a row a round, as JSON: seconds so far, resident bytes, open files, threads, and files under PLACE. A round
-trains, harvests, trains SAEs, ablates, measures topology and probes, and removes what it wrote.
+Prints a row a round, as JSON: seconds so far, resident bytes, bytes that safetensors keeps, open files, threads, and
+files under PLACE. A round trains, harvests, trains SAEs, ablates, measures topology and probes, and removes what it
+wrote.
 
-Three libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of
-streams holds a stream by itself), so all verbs write to one. safetensors (0.8) keeps 56 bytes for each tensor that it
-has read (the ends of the slice it cuts), some 6 kB a round. tokenizers (0.23) keeps the words that each newly loaded
-tokenizer has met, some 4 kB a round for the probe's prompts.
+Two libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of streams
+holds a stream by itself), so all verbs write to one. safetensors (0.8) keeps, for each tensor that it reads, the ends of
+the slice it cuts: how many bytes that is, is measured before the first round, and the tensors that rounds read are
+counted.
 """
 
 from __future__ import annotations
@@ -22,17 +23,71 @@ import threading
 import time
 from pathlib import Path
 
+import safetensors
+
 ROUND = ("train", "harvest", "saes", "ablation", "topology", "probe")
 OUT = "load"
+N_READ = 40_000  # tensors by which what safetensors keeps is measured
 
 
-def measure(place: Path, started: float) -> dict[str, float]:
+class CountedFile:
+    """`safetensors.safe_open`, which counts the tensors that are read of any file."""
+
+    n_read = 0
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        self._file = real_open(*args, **kwargs)
+
+    def __enter__(self) -> CountedFile:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+    def __getattr__(self, name: str) -> object:
+        CountedFile.n_read += name in ("get_tensor", "get_slice")
+        return getattr(self._file, name)
+
+
+real_open = safetensors.safe_open
+safetensors.safe_open = CountedFile  # before anybody takes it from there
+
+
+def bytes_a_tensor(place: Path) -> float:
+    """Resident bytes by which this process grows with each tensor that safetensors reads."""
+    import torch
+    from safetensors.torch import save_file
+
+    n, file = 200, place / "read.safetensors"
+    save_file({str(i): torch.zeros(2) for i in range(n)}, file)
+
+    def read(n_times: int) -> int:
+        for _ in range(n_times):
+            with real_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dict
+                    opened.get_tensor(name)
+        gc.collect()
+        return resident_bytes()
+
+    before = read(N_READ // n // 4)
+    grown = read(N_READ // n) - before
+    file.unlink()
+    return grown / N_READ
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(place: Path, started: float, kept_a_tensor: float) -> dict[str, float]:
     """What the process holds, after what nobody holds any more was given back."""
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "seconds": round(time.monotonic() - started, 1),
-        "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+        "resident_bytes": resident_bytes(),
+        "kept_bytes": round(kept_a_tensor * CountedFile.n_read),
         "open_files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - a listing that closes itself
         "threads": threading.active_count(),
         "files": sum(len(files) for _, _, files in os.walk(place)),
@@ -62,13 +117,13 @@ def main(place: Path, seconds: float) -> None:
         write_ground(place)
     os.environ["WORKBENCH_CACHE"] = str(place / "cache")
     os.chdir(place)
-    said = io.StringIO()
+    said, kept_a_tensor = io.StringIO(), bytes_a_tensor(place)
     started = time.monotonic()
     while time.monotonic() - started < seconds:
         for name in ROUND:
             do(name, said)
             shutil.rmtree(OUT)
-        print(json.dumps(measure(place, started)), flush=True)
+        print(json.dumps(measure(place, started, kept_a_tensor)), flush=True)
 
 
 if __name__ == "__main__":
