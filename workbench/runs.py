@@ -40,7 +40,9 @@ CONFIG, ENV, MANIFEST = "config.toml", "env.json", "manifest.json"
 MANIFEST_FORMAT = "workbench-manifest/1"
 MAX_SETTINGS_BYTES = 64 << 20  # a larger config or manifest is not one of ours: refuse before reading it into memory
 MAX_TOML_BYTES = 1 << 20  # what people write: recipes, concepts, prompts, a few pages of text
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")  # what atomic_write makes, and a kill may leave behind
+# what atomic_write makes of files and sae.save_stack of directories, and a kill may leave behind
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")
+_TEMPORARY_DIRECTORY = re.compile(r"^\..+\.[a-z0-9_]{8}\.(partial|old)$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _PACKAGES = (
     "torch", "numpy", "scipy", "transformer-lens", "tokenizers", "safetensors", "pandas", "pydantic", "plotly",
@@ -343,8 +345,11 @@ def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
     if partial.is_dir():
         if not resume:
             raise ValueError(f"out: {partial} is an unfinished run; want --resume, or remove it")
+        # what a kill left of a write; and a manifest here is of an earlier attempt to finish
+        for path in list(partial.rglob("*")):
+            if _TEMPORARY_DIRECTORY.match(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
         for name, path in list(_walk(partial, with_manifest=True)):
-            # a manifest here is of an earlier attempt to finish; temporary files are what a kill left of a write
             if name == MANIFEST or _TEMPORARY.match(path.name):
                 path.unlink()
         if (partial / CONFIG).exists():

@@ -121,6 +121,7 @@ def begin(command: str, before: Callable[[], object] = dict, log: str = "last.lo
         os.dup2(said, 2)
         from workbench.cli.app import app
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
         before()
         sys.argv = ["workbench", *command.split()]
         app()

@@ -4,10 +4,10 @@ Prints a row a round, as JSON: seconds so far, resident bytes, bytes that safete
 files under PLACE. A round trains, harvests, trains SAEs, ablates, measures topology and probes, and removes what it
 wrote.
 
-Two libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of streams
-holds a stream by itself), so all verbs write to one. safetensors (0.8) keeps, for each tensor that it reads, the ends of
-the slice it cuts: how many bytes that is, is measured before the first round, and the tensors that rounds read are
-counted.
+Two libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of
+streams holds a stream by itself), so all verbs write to one. safetensors (0.8) keeps, for each tensor that it reads,
+the ends of the slice it cuts: how many bytes that is, is measured before the first round, and the tensors that rounds
+read are counted.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae.checkpoint import new_directory
 from workbench import runs
 
 CONFIG = {
@@ -282,6 +283,24 @@ def test_resume_takes_what_a_kill_at_the_very_start_or_end_left(tmp_path: Path) 
         (run.path / "manifest.json").write_text("of an attempt")
     assert runs.verify_manifest(tmp_path / "run")["files"].keys() == {"config.toml", "env.json", "a"}
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_resume_removes_the_directories_that_a_kill_left_of_a_stack(tmp_path: Path) -> None:
+    """A begun one, and an older one that was moved aside; a directory of another name is the run's own."""
+    with pytest.raises(KeyboardInterrupt), runs.open_run(tmp_path / "run", CONFIG) as run:
+        (run.path / "mine.partial").mkdir()
+        _file(run.path / "mine.partial" / "b")
+        if (pid := os.fork()) == 0:
+            with new_directory(run.path / "saes" / "sae") as begun:
+                _file(begun / "sae.json")
+                shutil.copytree(begun, begun.with_suffix(".old"))
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert len(list((run.path / "saes").iterdir())) == 2
+        raise KeyboardInterrupt
+    with runs.open_run(tmp_path / "run", CONFIG, resume=True) as run:
+        _file(run.path / "a")
+    assert runs.verify_manifest(tmp_path / "run")["files"].keys() == {"config.toml", "env.json", "a", "mine.partial/b"}
 
 
 def test_runs_nest(tmp_path: Path) -> None:
