@@ -10,7 +10,7 @@ from transformer_lens.hook_points import HookPoint
 
 from workbench.models.attn_residuals import RoutedStream, Routing
 from workbench.models.config import ModelConfig
-from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, is_watched, per_head_copies
+from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, hook_copy, is_watched, per_head_copies
 from workbench.models.recurrence import RecurrentStream
 
 # What flows between blocks: the plain residual stream [batch pos d_model], the sums that routing chooses from, or a
@@ -59,7 +59,7 @@ class Block(nn.Module):
                 self.hook_resid_post(read_out(state))
             return state
         resid_mid = self.hook_resid_mid(state)
-        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(hook_copy(self.hook_mlp_in, resid_mid))))
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def _attn_input(self, resid_pre: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
@@ -68,12 +68,12 @@ class Block(nn.Module):
             return self.ln1(resid_pre)
         shared = resid_pre
         if is_watched(self.hook_attn_in):
-            shared = self.hook_attn_in(per_head_copies(resid_pre, self.cfg.n_heads))
+            shared = hook_copy(self.hook_attn_in, per_head_copies(resid_pre, self.cfg.n_heads))
         inputs = []
         for point, n_heads in zip(points, (self.cfg.n_heads, self.cfg.kv_heads, self.cfg.kv_heads), strict=True):
             x = shared if shared.ndim == 3 else shared[:, :, :: self.cfg.n_heads // n_heads]
             if is_watched(point):
-                x = point(x if x.ndim == 4 else per_head_copies(x, n_heads))
+                x = hook_copy(point, x if x.ndim == 4 else per_head_copies(x, n_heads))
             inputs.append(self.ln1(x))
         return inputs[0], inputs[1], inputs[2]
 

@@ -33,6 +33,12 @@ def is_watched(*points: HookPoint) -> bool:
     return any(p._forward_hooks or p._backward_hooks or p._backward_pre_hooks for p in points)
 
 
+def hook_copy(point: HookPoint, x: Tensor) -> Tensor:
+    """`point` of a copy of x while it is watched, else of x: for an x that is read elsewhere as well, where what a hook
+    writes into its tensor must not show (TransformerLens clones at the same points)."""
+    return point(x.clone() if is_watched(point) else x)
+
+
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, dtype=dtype))
 

@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from workbench.models.block import Block, Blocks
 from workbench.models.config import ModelConfig, Recurrence
-from workbench.models.layers import MLP, Attention, KeyValueCache
+from workbench.models.layers import MLP, Attention, KeyValueCache, hook_copy
 from workbench.models.recurrence import Pass, RecurrentStream, build_mechanisms
 
 
@@ -92,7 +92,7 @@ class RecurrentBlock(Block):
             keep, add = self._of["control"].get_parameter("mix")[self.layer]
             assert state.x0 is not None, "embed_state keeps it for the mix"
             x = torch.addcmul(x * keep, state.x0, add)
-        resid_pre = self.hook_resid_pre(x)
+        resid_pre = hook_copy(self.hook_resid_pre, x)  # x may be the pass's start, or kept for a later layer
         inputs = self._attn_input(resid_pre)
         if state.value is not None:
             inputs = self._with_value(inputs, state.value)
@@ -100,14 +100,14 @@ class RecurrentBlock(Block):
 
     def feed_forward(self, state: RecurrentStream, read_out: Callable | None = None) -> RecurrentStream:  # type: ignore[override]
         resid_mid = self.hook_resid_mid(state.x)
-        h = self.ln2(self.hook_mlp_in(resid_mid))
+        h = self.ln2(hook_copy(self.hook_mlp_in, resid_mid))
         out = self.mlp(h)
         if "routes" in self._of:
             out = out * self._of["routes"](h, self.layer, self.hook_route_gain)
         state = replace(state, x=resid_mid + self.hook_mlp_out(out))
         for of in self._ends:
             state = of.end(state)
-        x = self.hook_resid_post(state.x)
+        x = hook_copy(self.hook_resid_post, state.x)  # which may be what the next pass's carry reads
         return replace(state, x=x, kept=(*state.kept, (self.layer, x)) if self.is_source else state.kept)
 
     def _with_value(self, inputs: Tensor | tuple[Tensor, Tensor, Tensor], value: Tensor) -> tuple[Tensor, ...]:

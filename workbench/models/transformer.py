@@ -19,7 +19,7 @@ from workbench.models.block import Block, Blocks, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
 from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooking import CheckedHooks
-from workbench.models.layers import KeyValueCache, Norm
+from workbench.models.layers import KeyValueCache, Norm, hook_copy
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 
@@ -154,7 +154,7 @@ class HookedLM(CheckedHooks):
         """The state entering layer 0."""
         x = self.hook_embed(self.embed(tokens))
         if self.cfg.positional_embedding_type == "standard":
-            x = x + self.hook_pos_embed(self.pos_embed(tokens, offset))
+            x = x + hook_copy(self.hook_pos_embed, self.pos_embed(tokens, offset))
         extensions = self.cfg.extensions
         if extensions.recurrence is not None:
             return self._recurrent_state(x, tokens, extensions.recurrence)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from models_for_tests import ARCHITECTURES, small_config, small_model, tokens_for
 
-from workbench.models import HookedLM, KeyValueCache, ModelConfig
+from workbench.models import Extensions, HookedLM, KeyValueCache, ModelConfig, Recurrence
 from workbench.models.attn_residuals import RoutedStream
 
 KINDS = sorted(ARCHITECTURES)
@@ -140,6 +140,31 @@ def test_hooks_are_gone_after_an_exception(kind):
         model.run_with_hooks(tokens_for(model), fwd_hooks=[("blocks.1.attn.hook_z", fail)])
     assert not any(p.has_hooks() for p in model.hook_points())
     assert not any(p._forward_hooks for p in model.hook_points())
+
+
+# passes that begin and end with nothing between them and the layers: the stream itself is what the next pass recalls
+BARE = {
+    "recalled": Recurrence(n_unique=2, n_passes=3, memory=True, skips="mirror", exit_gate="read"),
+    "carried": Recurrence(n_unique=2, n_passes=3, carry_rank=4),
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *BARE])
+def test_what_a_hook_writes_in_place_counts_as_what_it_returns(kind):
+    bare = {"extensions": Extensions(recurrence=BARE[kind])} if kind in BARE else {}
+    model = small_model("recurrent" if bare else kind, **bare).double()
+    tokens = tokens_for(model)
+
+    def in_place(tensor, hook):
+        tensor[:, 2:5] *= 0.3
+
+    def returned(tensor, hook):
+        return in_place(tensor := tensor.clone(), hook) or tensor
+
+    with torch.no_grad():
+        for name in model.hook_dict:
+            found, wanted = (model.run_with_hooks(tokens, fwd_hooks=[(name, f)]) for f in (in_place, returned))
+            torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_hook_shapes_with_grouped_keys():
