@@ -19,6 +19,12 @@ from workbench.runs import shorten
 # architectures whose llama.cpp converter stores q and k with adjacent rotary pairs
 _PERMUTED = ("llama",)
 _SUPPORTED = ("llama", "qwen2", "qwen3")
+# settings that llama.cpp follows in every architecture, with the value at which they do nothing
+_PLAIN = {
+    "expert_count": (0, "a dense model, not a mixture of experts"),
+    "attention.causal": (True, "causal attention"),
+    "rope.scaling.attn_factor": (1.0, "queries and keys as long as rotation leaves them, 1"),
+}
 
 
 def load_gguf(file: Path) -> HookedLM:
@@ -72,8 +78,9 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
     scaling = get(f"{kind}.rope.scaling.type", "none" if factor is None else "linear")
     if "rope_freqs.weight" in tensors or scaling not in ("none", "linear"):
         raise ValueError(f"{file}: stretched rotary frequencies; want a file without rope scaling, or linear scaling")
-    if get(f"{kind}.expert_count", 0, required=False):
-        raise ValueError(f"{file}: a mixture of experts; want a dense model")
+    for key, (plain, what) in _PLAIN.items():
+        if (found := get(f"{kind}.{key}", plain, required=False)) != plain:
+            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(found))}; want {what}")
     heads, width = number("attention.head_count"), number("embedding_length")
     kv_heads = number("attention.head_count_kv", heads)
     d_head = number("attention.key_length", width // heads)

@@ -264,7 +264,7 @@ class TestGGUF:
         }  # fmt: skip
         writer = gguf.GGUFWriter(str(file), arch)
         for key, value in (keys | changes).items():
-            add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string, type(None): None}
+            add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool}
             if value is not None:
                 add[type(value)](f"{arch}.{key}", value)  # type: ignore[misc]
         state = model.state_dict()
@@ -338,6 +338,9 @@ class TestGGUF:
         [
             ({"rope.scaling.type": "yarn"}, "stretched rotary frequencies"),
             ({"rope.scaling.type": "linear"}, "llama.rope.scaling.factor is missing"),
+            ({"rope.scaling.attn_factor": 1.2}, r"llama.rope.scaling.attn_factor is 1.2\d*; want .*, 1$"),
+            ({"attention.causal": False}, "llama.attention.causal is False; want causal attention"),
+            ({"expert_count": 8}, "llama.expert_count is 8; want a dense model, not a mixture of experts"),
             ({"rope.dimension_count": 8}, "rope.dimension_count is 8; want a head's 16 dimensions"),
             ({"attention.value_length": 8}, "attention.value_length is 8"),
             ({"attention.head_count": "x"}, "attention.head_count is 'x'; want a number above 0"),
