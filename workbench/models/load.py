@@ -246,7 +246,7 @@ def load_fast_tokenizer(directory: Path) -> Any:
 def _check_tokenizer(model: HookedLM, source: str | Path) -> None:
     if model.tokenizer is None:
         return
-    size = len(model.tokenizer)
+    size = max(model.tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps, so their number may be less
     if size > model.cfg.d_vocab:
         raise ValueError(f"{source}: the tokenizer has {size} entries; want at most d_vocab = {model.cfg.d_vocab}")
 

@@ -374,6 +374,14 @@ class TestBadCheckpoints:
         with pytest.raises(ValueError, match="tokenizer has 4096 entries; want at most d_vocab = 61"):
             load(folder)
 
+    def test_tokenizer_with_few_entries_and_an_id_behind_the_vocabulary(self, folder):
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+
+        Tokenizer(WordLevel({"a": 0, "b": 61}, unk_token="a")).save(str(folder / "tokenizer.json"))
+        with pytest.raises(ValueError, match="tokenizer has 62 entries; want at most d_vocab = 61"):
+            load(folder)
+
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match="not there; want a run directory"):
             load(tmp_path / "absent")
