@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)
@@ -226,13 +227,26 @@ def _read_parquet(file: Path, source: str, text_column: str) -> Iterator[Documen
                 raise ValueError(f"data: {file} has no column {text_column!r}; want one of {', '.join(names)}")
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=wanted):
-                for row in batch.to_pylist():
+                for row in _rows(batch, file, number):
                     number += 1
                     title = f"{file.name}:{number}"
                     yield _document(row, source, title, f"{file} row {number}", text_column)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"data: {file} is not Parquet, or damaged ({reason}); want a Parquet file") from None
+
+
+def _rows(batch: Any, file: Path, n_before: int) -> Iterator[dict]:
+    """The rows of a pyarrow.RecordBatch; Parquet does not check what its writer called text, so one may not decode."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                place = f"{file} row {n_before + number + 1}"
+                raise ValueError(f"data: {place} is not UTF-8 ({error.reason}); want UTF-8 text") from None
 
 
 def _read_hub(name: str, text_column: str) -> Iterator[Document]:

@@ -145,6 +145,14 @@ def test_parquet_without_the_column_or_with_numbers_in_it_is_refused(tmp_path: P
         read_documents(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet row 1 has a int in 'n'; want text"):
         read_documents(tmp_path / "a.parquet", text_column="n")
+    _parquet(tmp_path / "b.parquet", [{"text": "a"}] * 1030 + [{"text": "long enough to be found"}])
+    data = (tmp_path / "b.parquet").read_bytes()
+    assert data.count(b"to be found") >= 1
+    (tmp_path / "b.parquet").write_bytes(data.replace(b"to be found", b"to \xff\xfe found"))
+    documents = iter_documents(tmp_path / "b.parquet")
+    assert len([next(documents) for _ in range(1030)]) == 1030
+    with pytest.raises(ValueError, match=r"b\.parquet row 1031 is not UTF-8 \(invalid start byte\); want UTF-8 text"):
+        next(documents)
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[:40] + data[60:])
     with pytest.raises(ValueError, match=r"a\.parquet is not Parquet, or damaged"):
