@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import typer
@@ -21,17 +25,45 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-            raise  # the command-line library's own
-        except BaseException as error:
-            if kwargs.get("debug") or not (isinstance(error, Exception | KeyboardInterrupt) or is_panic(error)):
-                raise
-            typer.echo(describe(error), err=True)
-            raise typer.Exit(exit_code(error)) from None
+        with noting_interrupts() as noted:
+            try:
+                verb(*args, **kwargs)
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise  # the command-line library's own
+            except BaseException as error:
+                if kwargs.get("debug") or not (isinstance(error, Exception | KeyboardInterrupt) or is_panic(error)):
+                    raise
+                failed = KeyboardInterrupt() if noted and not is_interrupt(error) else error
+                typer.echo(describe(failed), err=True)
+                raise typer.Exit(exit_code(failed)) from None
 
     return run
+
+
+@contextlib.contextmanager
+def noting_interrupts() -> Iterator[list[int]]:
+    """A list that holds SIGINT once it has raised KeyboardInterrupt, which libraries may swallow and fail in words of
+    their own: torch, asked for a file's tensor meanwhile, says that a shape cannot be determined.
+
+    Where SIGINT is not Python's own to take (outside the main thread, or taken or ignored by others), it stays empty.
+    """
+    noted: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or (before := signal.getsignal(signal.SIGINT)) is not signal.default_int_handler
+    ):
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def show_warning(message: Warning | str, *_: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import typer
 import typer.main
 from processes import environment
 from rich.text import Text
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 from reports.tables import read_table
 from workbench import runs
 from workbench.cli.app import VERBS, app
-from workbench.cli.errors import show_warning
+from workbench.cli.errors import guarded, show_warning
 from workbench.experiments.ablation import ablate as ablation
 from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.attention import attention
@@ -433,3 +434,26 @@ def test_the_allocator_is_set_unless_it_is_switched_off(switch, wanted):
     env.pop("THP_MEM_ALLOC_ENABLE", None)
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == wanted
+
+
+def test_an_interrupt_that_a_library_swallows_is_an_interrupt(capsys) -> None:
+    """Not a fault of whatever was read meanwhile; one that was noted in an earlier verb does not count in the next."""
+
+    def read_badly(is_interrupted: bool) -> None:
+        try:
+            if is_interrupted:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise ValueError("model.safetensors: damaged")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for is_interrupted, code, said in ((True, 130, "interrupted: stopped"), (False, 1, "error: model.safetensors")):
+            with pytest.raises(typer.Exit) as ended:
+                guarded(read_badly)(is_interrupted)
+            assert ended.value.exit_code == code
+            assert capsys.readouterr().err.startswith(said)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
