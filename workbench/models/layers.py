@@ -152,14 +152,27 @@ class KeyValueCache:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.filled: dict[int, int] = {}  # layer -> positions of its pair that hold something
         self.sums: dict[int, Tensor] = {}  # pass -> Σ over the tokens seen of what its carry reads, [batch d_model]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v behind what layer already holds; return all of both."""
+        """Store k, v behind what layer already holds; return all of both.
+
+        Raises:
+            ValueError: a layer that an earlier call did not run, or another number of sequences than before.
+        """
+        if self.filled.get(layer, 0) < self.length:
+            raise ValueError(
+                f"past_kv_cache: layer {layer} has read {self.filled.get(layer, 0)} of {self.length} tokens; want the "
+                "same start_at_layer and stop_at_layer, or none, in every call"
+            )
         if layer not in self.pairs:
             room = (k.shape[0], self.capacity, *k.shape[2:])
             self.pairs[layer] = (k.new_empty(room), v.new_empty(room))
-        end = self.length + k.shape[1]
+        n_sequences, end = len(self.pairs[layer][0]), self.length + k.shape[1]
+        if len(k) != n_sequences:
+            raise ValueError(f"past_kv_cache: got {len(k)} sequences; want {n_sequences}, as in earlier calls")
+        self.filled[layer] = end
         for store, new in zip(self.pairs[layer], (k, v), strict=True):
             store[:, self.length : end] = new
         return self.pairs[layer][0][:, :end], self.pairs[layer][1][:, :end]

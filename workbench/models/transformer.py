@@ -143,8 +143,8 @@ class HookedLM(CheckedHooks):
             state = replace(state, shared=SharedMeans(self._routings()))
         for layer in range(start, stop):
             state = self.blocks[layer](state, past_kv_cache, self.read_out)
-        if past_kv_cache is not None and tokens is not None:
-            past_kv_cache.length += tokens.shape[1]
+        if past_kv_cache is not None:
+            past_kv_cache.length += (state if isinstance(state, Tensor) else state.running).shape[1]
         if stop_at_layer is not None or return_type is None:
             return state
         extras = {"loss_mask": loss_mask, "z_loss": z_loss, "entropy_bonus": entropy_bonus}

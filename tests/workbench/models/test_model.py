@@ -91,6 +91,25 @@ def test_key_value_cache_gives_the_same_logits(kind):
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="n_ctx = 24"):
         model(tokens[:, :9], past_kv_cache=cache)
+    with pytest.raises(ValueError, match="past_kv_cache: got 1 sequences; want 2, as in earlier calls"):
+        model(tokens[:1, :1], past_kv_cache=cache)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_value_cache_serves_the_layers_that_every_call_ran(kind):
+    model = small_model(kind)
+    tokens, half = tokens_for(model), model.cfg.n_layers // 2
+    lower, upper = KeyValueCache(16), KeyValueCache(16)
+    parts = []
+    for a, b in ((0, 5), (5, 16)):
+        state = model(tokens[:, a:b], stop_at_layer=half, past_kv_cache=lower)
+        parts.append(model(state, start_at_layer=half, past_kv_cache=upper))
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
+    lower.length = upper.length = 15
+    with pytest.raises(ValueError, match=f"layer {half} has read 0 of 15 tokens; want the same start_at_layer"):
+        model(tokens[:, 15:], past_kv_cache=lower)
+    with pytest.raises(ValueError, match="layer 0 has read 0 of 15 tokens"):
+        model(tokens[:, 15:], past_kv_cache=upper)
 
 
 @pytest.mark.parametrize(
