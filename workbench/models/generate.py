@@ -48,6 +48,8 @@ def generate(
     _check(temperature, top_k, top_p, max_new_tokens)
     if temperature > 0 and generator is None:
         raise ValueError("generate: no generator given; want a torch.Generator, or temperature 0")
+    if tokens.ndim != 2:
+        raise ValueError(f"generate: the prompts have shape {tuple(tokens.shape)}; want [batch pos]")
     n_prompt, limit = tokens.shape[1], model.cfg.n_ctx
     if not 1 <= n_prompt < limit:
         raise ValueError(f"generate: the prompt has {n_prompt} tokens; want 1 to {limit - 1}")

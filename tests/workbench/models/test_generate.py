@@ -100,6 +100,7 @@ def test_generation_ends_at_the_context():
         ({"generator": None}, "no generator given"),
         ({"tokens": torch.zeros(1, 24, dtype=torch.long)}, "the prompt has 24 tokens; want 1 to 23"),
         ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, "the prompt has 0 tokens"),
+        ({"tokens": torch.zeros(5, dtype=torch.long)}, r"the prompts have shape \(5,\); want \[batch pos\]"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):
