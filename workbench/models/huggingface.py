@@ -72,6 +72,8 @@ def load_folder(folder: Path) -> HookedLM:
     except ValidationError as error:
         raise ValueError(f"{config_file}: {describe_errors(error)}") from error
     tensors = _open_all(folder)
+    if cfg.tie_word_embeddings:
+        tensors = _both_ends(tensors, config["model_type"])
     _check_names(tensors, cfg, config["model_type"], str(folder))
     convert = _from_gpt2 if config["model_type"] == "gpt2" else _from_llama
     weights = convert(tensors, cfg, config.get(MARK, False))
@@ -283,6 +285,17 @@ def _expected(cfg: ModelConfig, kind: str) -> Iterator[str]:
         yield "lm_head.weight"
 
 
+def _embedding(kind: str) -> str:
+    return "wte.weight" if kind == "gpt2" else "model.embed_tokens.weight"
+
+
+def _both_ends(tensors: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Readers of a tied model, its embedding among them where its one matrix is stored as lm_head.weight alone, the
+    name that safetensors' save_model keeps of the two."""
+    lone = "lm_head.weight" in tensors and _embedding(kind) not in tensors
+    return tensors | {_embedding(kind): tensors["lm_head.weight"]} if lone else tensors
+
+
 def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: str) -> None:
     """Raise ValueError naming missing and unknown tensors, and an unembedding of its own in a tied model; buffers that
     old exports carry are passed over."""
@@ -291,7 +304,7 @@ def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: s
     extra = {n for n in tensors if n not in expected and not n.endswith(buffers)}
     if cfg.tie_word_embeddings and "lm_head.weight" in extra:
         extra -= {"lm_head.weight"}
-        embedding = "wte.weight" if kind == "gpt2" else "model.embed_tokens.weight"
+        embedding = _embedding(kind)
         if embedding in tensors and not torch.equal(tensors["lm_head.weight"](), tensors[embedding]()):
             raise ValueError(f"{source}: lm_head.weight is not the tied {embedding}; want tie_word_embeddings = false")
     wrong = [f"{n} is missing" for n in sorted(expected - set(tensors))] + [
@@ -410,13 +423,16 @@ def write_folder(model: HookedLM, directory: Path) -> None:
     )
 
 
+def _is_near(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-9
+
+
 def _refuse(cfg: ModelConfig, pairs: dict[str, bool]) -> None:
     ext = cfg.extensions
     common = {
         "attention residuals": ext.attn_res is not None,
         "a softcap on logits": cfg.output_logits_soft_cap > 0,
         "a softcap on scores": cfg.attn_scores_soft_cap > 0,
-        "an attn_scale other than √d_head": abs(cfg.scale - cfg.d_head**0.5) > 1e-9,
         "an unembedding bias": ext.unembed_bias,
     }
     for what, present in (dict.fromkeys(features_of_our_own(cfg), True) | common | pairs).items():
@@ -429,6 +445,7 @@ def _to_llama_config(cfg: ModelConfig) -> dict[str, Any]:
     _refuse(
         cfg,
         {
+            "an attn_scale other than √d_head with RMSNorm": not _is_near(cfg.scale, cfg.d_head**0.5),
             "an ungated MLP with RMSNorm": not cfg.gated_mlp,
             "MLP biases": ext.mlp_bias,
             "learned positions with RMSNorm": cfg.positional_embedding_type != "rotary",
@@ -502,9 +519,11 @@ def _to_llama(model: HookedLM) -> Iterator[tuple[str, Tensor]]:
 
 def _to_gpt2_config(cfg: ModelConfig) -> dict[str, Any]:
     ext = cfg.extensions
+    is_scaled = _is_near(cfg.scale, cfg.d_head**0.5)
     _refuse(
         cfg,
         {
+            "an attn_scale other than √d_head and 1": not (is_scaled or _is_near(cfg.scale, 1.0)),
             "rotary positions with LayerNorm": cfg.positional_embedding_type != "standard",
             "a gated MLP with LayerNorm": cfg.gated_mlp,
             "grouped keys with LayerNorm": cfg.n_key_value_heads is not None,
@@ -524,6 +543,7 @@ def _to_gpt2_config(cfg: ModelConfig) -> dict[str, Any]:
         "vocab_size": cfg.d_vocab,
         "activation_function": cfg.act_fn,
         "layer_norm_epsilon": cfg.eps,
+        "scale_attn_weights": is_scaled,
         "tie_word_embeddings": cfg.tie_word_embeddings,
         "initializer_range": cfg.initializer_range,
         "attn_pdrop": 0.0,

@@ -180,6 +180,20 @@ class TestFilesOfAFolder:
         with pytest.raises(ValueError, match=r"lm_head.weight is not the tied .* want tie_word_embeddings = false"):
             load(tmp_path)
 
+    @pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config"])
+    def test_a_tied_matrix_under_the_name_of_the_unembedding(self, kind, tmp_path):
+        from safetensors.torch import save_model
+
+        changes = {"n_embd": 48, "n_layer": 1, "n_head": 6, "vocab_size": 300} if kind == "GPT2Config" else {}
+        model = random_model(kind, tie_word_embeddings=True, **changes)
+        model.save_pretrained(tmp_path)
+        save_model(model, str(tmp_path / "model.safetensors"))
+        assert not any("wte" in n or "embed_tokens" in n for n in load_file(tmp_path / "model.safetensors"))
+        assert difference(tmp_path) < 1e-4
+        edit_config(tmp_path, tie_word_embeddings=False)
+        with pytest.raises(ValueError, match=r"(wte|embed_tokens).weight is missing"):
+            load(tmp_path)
+
     @pytest.mark.parametrize(
         ("kind", "name", "shape"),
         [
@@ -207,6 +221,19 @@ def test_qk_norm_with_all_attention_biases_is_exported(tmp_path):
     random_model("Qwen3Config", head_dim=12, attention_bias=True).save_pretrained(tmp_path / "in")
     model = load(tmp_path / "in")
     assert weights_sha256(load(export(model, "hf", tmp_path / "out"))) == weights_sha256(model)
+
+
+def test_unscaled_attention_is_exported_as_gpt2_and_no_other_scale(tmp_path):
+    shape = {"n_embd": 48, "n_layer": 1, "n_head": 6, "vocab_size": 300}
+    random_model("GPT2Config", scale_attn_weights=False, **shape).save_pretrained(tmp_path / "in")
+    model = load(tmp_path / "in")
+    out = export(model, "hf", tmp_path / "out")
+    assert load(out).cfg.attn_scale == 1.0
+    assert weights_sha256(load(out)) == weights_sha256(model)
+    with pytest.raises(ValueError, match="an attn_scale other than √d_head and 1"):
+        export(small_model("janus-small", attn_scale=2.0), "hf", tmp_path / "other")
+    with pytest.raises(ValueError, match="an attn_scale other than √d_head with RMSNorm"):
+        export(small_model("kotodama", attn_scale=1.0), "hf", tmp_path / "other")
 
 
 class TestTokenizers:
