@@ -106,7 +106,8 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
     if is_sliding and config.get("sliding_window", _WINDOW):
         # within one window, sliding attention is plain causal attention
         n_ctx = min(n_ctx, _count({"sliding_window": _WINDOW} | config, "sliding_window", source))
-    bias = bool(config.get("attention_bias", kind == "qwen2"))
+    # the classes of Qwen2 and Mistral ask no configuration: one always has them, the other never
+    bias = {"qwen2": True, "mistral": False}.get(kind, bool(config.get("attention_bias", False)))
     return ModelConfig(
         model_name=config.get("_name_or_path") or kind,
         n_layers=_count(config, "num_hidden_layers", source),

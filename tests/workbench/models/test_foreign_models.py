@@ -223,6 +223,13 @@ def test_qk_norm_with_all_attention_biases_is_exported(tmp_path):
     assert weights_sha256(load(export(model, "hf", tmp_path / "out"))) == weights_sha256(model)
 
 
+@pytest.mark.parametrize(("kind", "said"), [("Qwen2Config", False), ("MistralConfig", True)])
+def test_attention_biases_are_the_class_s_where_it_asks_no_configuration(kind, said, tmp_path):
+    random_model(kind).save_pretrained(tmp_path)
+    edit_config(tmp_path, attention_bias=said)
+    assert difference(tmp_path) < 1e-4
+
+
 def test_unscaled_attention_is_exported_as_gpt2_and_no_other_scale(tmp_path):
     shape = {"n_embd": 48, "n_layer": 1, "n_head": 6, "vocab_size": 300}
     random_model("GPT2Config", scale_attn_weights=False, **shape).save_pretrained(tmp_path / "in")
