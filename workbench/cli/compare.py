@@ -32,23 +32,17 @@ def compare(
 ) -> None:
     """Compare two models of one vocabulary: geometry of their states, spectra of their weights."""
     from reports.tables import read_table
-    from workbench.experiments.compare import NO_SHARED_BASIS, check_pair, matrix_spectra, mean_pooled
+    from workbench.experiments.compare import NO_SHARED_BASIS, check_pair
     from workbench.experiments.compare import compare as measure
-    from workbench.experiments.plan import fastest, plan_reading
+    from workbench.experiments.plan import plan_compare
     from workbench.experiments.texts import analysis_tokens, window_length
-    from workbench.memory import planned_bytes
     from workbench.models.load import load
 
     extra = parse_settings(settings, measure, taken=("names", "seeds", "seed"))
     pair = load(a, device, dtype), load(b, device, dtype)
     check_pair(*pair, n_sequences, extra.get("n_components", 1))
     if dry_run:
-        length = window_length(pair[0], n_ctx)
-        plans = [plan_reading(m, n_sequences, length, lambda tokens, m=m: mean_pooled(m, tokens)) for m in pair]
-        spectra = sum(fastest(lambda m=m: matrix_spectra(m), "cpu", 1) for m in pair)
-        total = round(sum(plan["seconds"] for plan in plans) + spectra, 1)
-        # of the second model and of the spectra too
-        report(as_json=as_json, facts=plans[0] | planned_bytes(pair[0].cfg.device) | {"seconds": total})
+        report(as_json=as_json, facts=plan_compare(pair, n_sequences, window_length(pair[0], n_ctx)))
         return
     tokens = analysis_tokens(pair[0], data, n_sequences=n_sequences, n_ctx=n_ctx, seed=seed)
     path = _run((a, b), pair, tokens, {"seed": seed} | extra, out or Path("runs/compare"), resume)

@@ -44,7 +44,9 @@ def ladder(
             "rungs": ", ".join(name for name, _ in rungs),
             "seconds_at_most": n * cost["seconds"],
         }
-        report(as_json=as_json, facts=facts | {"bytes_on_disk": n * cost["bytes_on_disk"]})
+        # one training at a time, the last of them, with every mechanism, the largest
+        memory = {what: cost[what] for what in ("bytes_in_memory", "bytes_on_device") if what in cost}
+        report(as_json=as_json, facts=facts | {"bytes_on_disk": n * cost["bytes_on_disk"]} | memory)
         return
     text = TextSource(own.data.source, own.data.text_column, own.data.held_out_fraction)
     texts = read_texts(own.data.source, "held_out", max_bytes, text)

@@ -55,7 +55,7 @@ def study(
     if dry_run:
         import pandas as pd
 
-        from workbench.experiments.study.study import plan
+        from workbench.experiments.study.plan import plan
 
         facts = plan(recipe, seeds, device=device, overrides=overrides)
         columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]

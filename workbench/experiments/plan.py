@@ -20,6 +20,7 @@ import probes
 from workbench.data.concepts import ConceptSet
 from workbench.experiments.ablation.ablate import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
 from workbench.experiments.ablation.engine import bytes_per_sequence
+from workbench.experiments.compare import matrix_spectra, mean_pooled
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
@@ -106,6 +107,14 @@ def plan_reading(
         **planned_bytes(model.cfg.device),
         "seconds": round(seconds * n_sequences / size, 1),
     }
+
+
+def plan_compare(pair: tuple[HookedLM, HookedLM], n_sequences: int, n_ctx: int) -> dict[str, Any]:
+    """Facts about `compare`: the tokens of one model; memory and seconds of both, the spectra of their weights too."""
+    plans = [plan_reading(m, n_sequences, n_ctx, lambda tokens, m=m: mean_pooled(m, tokens)) for m in pair]
+    spectra = sum(fastest(lambda m=m: matrix_spectra(m), "cpu", 1) for m in pair)
+    total = round(sum(plan["seconds"] for plan in plans) + spectra, 1)
+    return plans[0] | planned_bytes(pair[0].cfg.device) | {"seconds": total}
 
 
 def plan_probe(

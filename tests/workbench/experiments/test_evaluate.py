@@ -375,3 +375,15 @@ def test_the_full_recipe_takes_a_step_and_fits_its_budget():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
     assert len(pack_model(model)) <= 16_000_000
+
+
+def test_the_plan_of_a_ladder_says_what_memory_it_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recurrence = "model.extensions.recurrence."
+    small = ["model.n_layers=2", f"{recurrence}n_unique=1", f"{recurrence}n_passes=2", "phases.0.batch_size=2"]
+    plan = run("ladder", "--n-seeds", "2", "--dry-run", "--json", *(part for one in small for part in ("--set", one)))
+    assert plan.exit_code == 0, plan.output
+    facts = json.loads(plan.stdout)
+    assert facts["n_trainings"] == 2 * (1 + len(RUNGS))
+    assert facts["bytes_in_memory"] > 100 << 20
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,8 @@ from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
 from workbench.experiments.activations import ShuffledActivations, Slot, choose_slots, collect
 from workbench.experiments.saes import evaluation as sae_evaluation
 from workbench.experiments.saes import head_saes
-from workbench.experiments.saes.evaluation import measure, recovered, splice
+from workbench.experiments.saes import plan as sae_plan
+from workbench.experiments.saes.evaluation import BLOCK_TOKENS, measure, random_control, recovered, splice
 from workbench.experiments.saes.head_saes import (
     HeadSaeJob,
     evenly_spaced,
@@ -589,6 +590,37 @@ def test_the_estimate_counts_what_is_trained(model, tokens, held_out, hook) -> N
     assert json.dumps(facts)
 
 
+def test_an_estimate_compiles_where_the_training_does(model, monkeypatch) -> None:
+    built = []
+
+    class Seen(Trainer):
+        def __init__(self, sae, config, *arguments, **more) -> None:
+            built.append(config.use_compile)
+            super().__init__(sae, config.model_copy(update={"use_compile": False}), *arguments, **more)
+
+    monkeypatch.setattr(sae_plan, "Trainer", Seen)
+    for n_tokens, is_compiled in ((10_000_000, True), (1_000, False)):
+        settings = HeadSaeSettings(**QUICK, n_train_tokens=n_tokens, use_bf16=True)
+        plan = make_plan(model, [0], [0], 1.0, [0], settings)
+        assert train_config(settings, n_tokens // 32).use_compile == is_compiled
+        estimate(model, plan, settings, 16)
+        assert built.pop() == is_compiled
+
+
+def test_an_estimate_splices_one_batch(model, monkeypatch) -> None:
+    """It splices for the memory of it, which is that of one batch: all of FORWARD_TOKENS took longer than trainings."""
+    n_spliced = []
+
+    def seen(model, tokens, *arguments):
+        n_spliced.append(tokens.numel())
+        return splice(model, tokens, *arguments)
+
+    monkeypatch.setattr(sae_plan, "splice", seen)
+    settings = HeadSaeSettings(**QUICK, n_train_tokens=320)
+    estimate(model, make_plan(model, None, "all", 1.0, [0], settings), settings, 16)
+    assert n_spliced == [sae_evaluation.TOKENS_TOGETHER // model.cfg.n_heads]
+
+
 @pytest.mark.slow
 def test_known_features_of_a_head_are_found() -> None:
     """A model whose z holds sparse known directions: they are recovered with mean max cosine ≥ .9."""
@@ -603,6 +635,26 @@ def test_known_features_of_a_head_are_found() -> None:
         trainer.step(x[None, step * 512 : (step + 1) * 512])
     rows = torch.nn.functional.normalize(sae.W_dec[0].detach(), dim=-1)
     assert float((directions @ rows.T).amax(1).mean()) >= 0.9
+
+
+def test_the_control_is_made_a_block_at_a_time(model, monkeypatch) -> None:
+    """The activations of all its tokens and all SAEs at once were the most that a training held."""
+    stack = random_stack(model, choose_slots(model.cfg, [0]), 1)
+    x = torch.randn(stack.config.n_saes, 4 * BLOCK_TOKENS + 3, stack.config.d_in)
+    wanted = (stack.encode(x) > 0).sum(dim=-1).double().mean(dim=1)
+    lengths = []
+    encode = StackedSAE.encode
+
+    def seen(sae, x):
+        lengths.append(x.shape[1])
+        return encode(sae, x)
+
+    monkeypatch.setattr(StackedSAE, "encode", seen)
+    generators = [torch.Generator().manual_seed(k) for k in range(stack.config.n_saes)]
+    control = random_control(stack, x, generators)
+    assert lengths == [BLOCK_TOKENS] * 4 + [3]
+    own = (encode(control, x) > 0).sum(dim=-1).double().mean(dim=1)
+    torch.testing.assert_close(own, wanted, atol=2 / x.shape[1], rtol=0)
 
 
 def test_the_job_reads_as_many_tokens_as_it_is_given(model, tokens, held_out) -> None:

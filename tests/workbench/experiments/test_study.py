@@ -24,8 +24,9 @@ from workbench.experiments.study import study as module
 from workbench.experiments.study import work
 from workbench.experiments.study.claims import judge_claims
 from workbench.experiments.study.jobs import Job, left_out, plan_jobs
+from workbench.experiments.study.plan import plan
 from workbench.experiments.study.recipe import DEFAULT, StudyRecipe, load_study, study_names
-from workbench.experiments.study.study import plan, study
+from workbench.experiments.study.study import study
 from workbench.experiments.study.work import read_feed, tokens_of, train_recipe
 from workbench.models.load import load
 from workbench.runs import verify_manifest
@@ -441,6 +442,13 @@ def test_a_plan_makes_nothing(place, tmp_path, monkeypatch) -> None:
     assert facts["n_train_tokens"] == 3 * 2 * 4 * 2 * 16
     assert not list(tmp_path.iterdir())
     assert plan(place / "tiny.toml", 1)["n_saes"] == 16
+
+
+def test_a_plan_counts_what_the_saes_hold(place) -> None:
+    """2²⁴ activations of 4 heads in float32, 4 wide: trainings of a thousandth of it were all that was planned."""
+    large = plan(place / "tiny.toml", device="cpu", overrides={"saes.buffer_tokens": 1 << 24})
+    assert large["bytes_in_memory"] > (1 << 24) * 4 * 4 * 4
+    assert large["bytes_in_memory"] > max(own["bytes_in_memory"] for own in large["trainings"].values()) + (1 << 29)
 
 
 def test_saes_and_an_atlas_by_hand(made, place, tmp_path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -12,6 +13,8 @@ import tomli_w
 from reports.tables import read_table
 from workbench.data.batteries import read_prompts
 from workbench.experiments.mechanisms import BASE, RUNGS, ladder_recipes
+from workbench.experiments.study import plan as study_plan
+from workbench.experiments.study.recipe import Analysis
 from workbench.experiments.study.study import study
 from workbench.experiments.text_quality.quality import text_quality
 from workbench.models.load import load
@@ -86,3 +89,30 @@ def test_mechanisms_and_ladder_are_the_recurrent_models(made) -> None:
     said = json.loads((made / "study.json").read_text())
     assert any(note.startswith("tiny-plain have no depth recurrence") for note in said["notes"])
     assert (made / "report.html").is_file()
+
+
+def test_a_plan_counts_the_memory_of_every_kind_of_job(made, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(study_plan.PLANS) == set(get_args(Analysis))
+    planned = []
+
+    def told(kind: str, plan_kind):
+        def run(subject):
+            planned.append((kind, subject.model.cfg.extensions.recurrence is not None))
+            facts = plan_kind(subject)
+            return facts | {"bytes_in_memory": facts["bytes_in_memory"] + (kind == "spectra") * 10**12}
+
+        return run
+
+    monkeypatch.setattr(study_plan, "PLANS", {kind: told(kind, own) for kind, own in study_plan.PLANS.items()})
+    analyses = [kind for kind in get_args(Analysis) if kind != "ablation"]
+    overrides = {"analyses": analyses, "measure.n_permutations": 9, "measure.n_points": 64}
+    facts = study_plan.plan(made.parent / "study.toml", device="cpu", overrides=overrides)
+    assert facts["bytes_in_memory"] > 10**12  # the largest of all, whatever it is of
+    plain = {kind for kind, is_recurrent in planned if not is_recurrent}
+    recurrent = {kind for kind, is_recurrent in planned if is_recurrent}
+    assert "ablation" not in plain | recurrent
+    # the first is the reference, which is matched with nothing; the plain one has no mechanisms
+    assert set(analyses) - plain == {"mechanisms", "ladder"}
+    assert set(analyses) - recurrent == {"match"}
+    assert not list(tmp_path.iterdir())

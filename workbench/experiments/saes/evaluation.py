@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from sae.controls import shuffle_coordinates
+from sae.controls import random_dictionary, shuffle_coordinates
 from sae.metrics import MetricSums, SAEMetrics
 from sae.model import StackedSAE
 from workbench.experiments.ablation.engine import (
@@ -31,6 +31,7 @@ from workbench.experiments.subject import device_of
 from workbench.models import HookedLM
 
 FORWARD_TOKENS = 4096  # tokens in one forward pass
+CONTROL_TOKENS = 4096  # training tokens that the random dictionary's bias is fitted on
 SHUFFLED_TOKENS = 32768  # measured of the shuffled control, whose fvu needs no more
 BLOCK_TOKENS = 512  # tokens encoded at once on a CPU: their activations stay in the cache
 
@@ -99,10 +100,25 @@ def measure(
 def _add(
     sums: MetricSums, stack: StackedSAE, x: Float[Tensor, "slot tokens d_in"], index: Int[Tensor, "n_saes"]
 ) -> None:
-    size = BLOCK_TOKENS if x.device.type == "cpu" else x.shape[1]
-    for block in x.split(size, dim=1):
+    for block in _blocks(x):
         own = block[index]
         sums.update(own, *stack(own))
+
+
+def _blocks(x: Float[Tensor, "slot tokens d_in"]) -> tuple[Float[Tensor, "slot block d_in"], ...]:
+    """The tokens in order, as many together as are encoded at once."""
+    return x.split(BLOCK_TOKENS if x.device.type == "cpu" else x.shape[1], dim=1)
+
+
+@torch.no_grad()
+def random_control(
+    stack: StackedSAE, x: Float[Tensor, "n_saes tokens d_in"], generators: Sequence[torch.Generator]
+) -> StackedSAE:
+    """Random directions as sparse on x as the trained stack is; a generator per SAE draws them."""
+    n_active = torch.stack([(stack.encode(block) > 0).sum(dim=(1, 2)) for block in _blocks(x)]).sum(dim=0)
+    # a dead SAE's control still has to be one: one activation in all the tokens
+    l0 = (n_active.double() / x.shape[1]).clamp(1 / x.shape[1], stack.config.d_sae - 1 / x.shape[1])
+    return random_dictionary(stack.config, x, l0.tolist(), generators)
 
 
 @torch.no_grad()
@@ -124,12 +140,10 @@ def splice(
     """
     n_each = len(slot_index) // len(slots)
     assert list(slot_index) == [slot for slot in range(len(slots)) for _ in range(n_each)], slot_index
-    is_linear = isinstance(model, HookedLM) and all(slot.head is not None for slot in slots)
-    n_heads = max(sum(slot.layer == own.layer for own in slots) for slot in slots) if is_linear else 1
-    batches = forward_batches(tokens, max(tokens.shape[1], TOKENS_TOGETHER // n_heads))
+    batches = splice_batches(model, tokens, slots)
     base, rounds = [], []
     for number, batch in enumerate(batches):
-        of_batch = _spliced_heads if is_linear else _spliced_hooks
+        of_batch = _spliced_heads if _is_linear(model, slots) else _spliced_hooks
         own_base, own = of_batch(model, batch.to(device_of(model)), slots, n_each, list(dictionaries.values()))
         base.append(own_base)
         rounds.append(own)
@@ -142,6 +156,19 @@ def splice(
         for own in (means, errors)
     )
     return SpliceLosses(tokens.numel(), float(base.mean()), means[0], spliced, errors[0], spliced_error)
+
+
+def splice_batches(
+    model: Any, tokens: Int[Tensor, "n n_ctx"], slots: Sequence[Slot]
+) -> list[Int[Tensor, "rows n_ctx"]]:
+    """The sequences in order, in batches as `splice` takes them: all heads of a layer go on together."""
+    is_linear = _is_linear(model, slots)
+    n_heads = max(sum(slot.layer == own.layer for own in slots) for slot in slots) if is_linear else 1
+    return forward_batches(tokens, max(tokens.shape[1], TOKENS_TOGETHER // n_heads))
+
+
+def _is_linear(model: Any, slots: Sequence[Slot]) -> bool:
+    return isinstance(model, HookedLM) and all(slot.head is not None for slot in slots)
 
 
 def _standard_error(differences: Float64[Tensor, "*n sequence"]) -> Float64[Tensor, "*n"]:

@@ -20,14 +20,20 @@ from torch import Tensor
 from reports.tables import COLUMNS, read_table, write_table
 from sae.checkpoint import hash_tensor, save_stack
 from sae.config import SAESource, StackInfo
-from sae.controls import random_dictionary
 from sae.metrics import SAEMetrics, density_histogram
 from sae.model import StackedSAE
 from sae.train import StepStats, Trainer
 from workbench.experiments.activations import ShuffledActivations
 from workbench.experiments.harvest import Shards, open_shards
 from workbench.experiments.saes.comparison import pareto_table, stability_table
-from workbench.experiments.saes.evaluation import SpliceLosses, measure, recovered, splice
+from workbench.experiments.saes.evaluation import (
+    CONTROL_TOKENS,
+    SpliceLosses,
+    measure,
+    random_control,
+    recovered,
+    splice,
+)
 from workbench.experiments.saes.plan import (
     CONTROL,
     RESAMPLE,
@@ -47,7 +53,6 @@ from workbench.runs import Run, atomic_write, open_run, verify_files
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
-CONTROL_TOKENS = 4096  # training tokens that the random dictionary's bias is fitted on
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
 
@@ -243,7 +248,7 @@ class HeadSaeJob:
         several l1, sae_pareto; with several seeds, sae_stability."""
         first = self._source.block(0)
         x = first[self.plan.slot_index, :CONTROL_TOKENS]
-        dictionaries = {"trained": stack, "random": self._random(stack, x)}
+        dictionaries = {"trained": stack, "random": random_control(stack, x, self.plan.generators(CONTROL))}
         shuffler = torch.Generator().manual_seed(SHUFFLE)
         metrics = measure(
             self.model,
@@ -278,14 +283,6 @@ class HeadSaeJob:
         n_saes = len(keys["layer"])
         parts = [pd.DataFrame(keys | {"step": [point["step"]] * n_saes} | _columns(point)) for point in points]
         return pd.concat(parts, ignore_index=True)
-
-    def _random(self, stack: StackedSAE, x: Float[Tensor, "n_saes tokens d_in"]) -> StackedSAE:
-        """Random directions as sparse on x as the trained stack is."""
-        with torch.no_grad():
-            l0 = (stack.encode(x) > 0).sum(dim=-1).double().mean(dim=1)
-        # a dead SAE's control still has to be one: one activation in all the tokens
-        l0 = l0.clamp(1 / x.shape[1], stack.config.d_sae - 1 / x.shape[1])
-        return random_dictionary(stack.config, x, l0.tolist(), self.plan.generators(CONTROL))
 
     def _info(self) -> StackInfo:
         sources = [

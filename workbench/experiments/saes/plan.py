@@ -18,7 +18,7 @@ from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, collect
 from workbench.experiments.harvest import check_rows, run_watched
-from workbench.experiments.saes.evaluation import measure, splice
+from workbench.experiments.saes.evaluation import CONTROL_TOKENS, measure, random_control, splice, splice_batches
 from workbench.experiments.subject import check_hooks, device_of
 from workbench.memory import check_memory, planned_bytes
 from workbench.models.config import Frozen, describe_errors
@@ -182,7 +182,8 @@ def estimate(
 
     Seconds come from one forward and a few steps on made-up tokens, on the machine as busy as it is; measuring the
     trained SAEs comes on top. Memory is the peak of this process after that, after a state as it is saved and after a
-    batch of each measurement, and the buffer.
+    batch of each measurement and its control, and the buffer. Steps that would be compiled are, as the compiler takes
+    memory too: seconds of work, which it leaves in a cache of its own.
     """
     device = device_of(model)
     tokens = torch.arange(n_ctx).remainder(model.cfg.d_vocab).expand(max(1, FORWARD_TOKENS // n_ctx), -1)
@@ -192,9 +193,10 @@ def estimate(
     d_in, n_tokens = x.shape[2], settings.n_train_tokens or 0
     n_steps = n_tokens // settings.batch_size
     config = stack_config(settings, len(plan.slot_index), d_in)
+    use_compile = train_config(settings, n_steps, config.n_saes).use_compile
     trainer = Trainer(
         StackedSAE(config, plan.generators(START), device=device),
-        train_config(settings, N_TIMED).model_copy(update={"resample_steps": ()}),
+        train_config(settings, N_TIMED).model_copy(update={"resample_steps": (), "use_compile": use_compile}),
         plan.l1,
         plan.generators(RESAMPLE),
         input_index=plan.slot_index,
@@ -207,7 +209,7 @@ def estimate(
         step_s.append(time.perf_counter() - start)
     n_weights = sum(parameter.numel() for parameter in trainer.sae.parameters())
     save({name: tensor.contiguous() for name, tensor in trainer.state_dict().items()})
-    _measure_batch(model, tokens, plan, trainer.sae)
+    _measure_batch(model, tokens, plan, trainer.sae, x)
     buffered = 4 * len(plan.slots) * math.ceil(settings.buffer_tokens / n_ctx) * n_ctx * d_in
     return {
         "n_saes": config.n_saes,
@@ -223,12 +225,14 @@ def estimate(
     }
 
 
-def _measure_batch(model: Any, tokens: Tensor, plan: Plan, sae: StackedSAE) -> None:
+def _measure_batch(model: Any, tokens: Tensor, plan: Plan, sae: StackedSAE, x: Tensor) -> None:
     """What the evaluation of a trained stack does with a batch, for the memory that it takes."""
-    dictionaries = {"trained": sae, "random": sae}
+    control = random_control(sae, x[plan.slot_index, :CONTROL_TOKENS], plan.generators(CONTROL))
+    dictionaries = {"trained": sae, "random": control}
     shuffler = torch.Generator().manual_seed(SHUFFLE)
     measure(model, tokens, plan.slots, plan.slot_index, dictionaries, generator=shuffler)
-    splice(model, tokens, plan.slots, plan.slot_index, dictionaries)
+    a_batch = splice_batches(model, tokens, plan.slots)[0]
+    splice(model, a_batch, plan.slots, plan.slot_index, dictionaries)
 
 
 def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,6 @@ from workbench.experiments.study.recipe import StudyRecipe, load_study
 from workbench.experiments.study.work import read_feed
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run
-from workbench.training.plan import plan as plan_training
 
 ATLAS, RECORD = "atlas.html", "study.json"
 EXECUTORS = ("in-process", "ray")
@@ -71,7 +69,7 @@ def study(
             report of them is in `<out>.partial`. resume tries again.
         Interrupted: a training was interrupted and its state saved; resume continues.
     """
-    settings = load_study(recipe, _with_seeds(overrides, seeds))
+    settings = load_study(recipe, with_seeds(overrides, seeds))
     device = resolve_device(device)
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; want at least 1")
@@ -124,40 +122,9 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
         write_atlas(directory, directory / ATLAS)
 
 
-def _with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
+def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
+    """The settings replaced, the number of seeds among them where one is given."""
     return dict(overrides or {}) | ({} if seeds is None else {"n_seeds": seeds})
-
-
-def plan(
-    recipe: str | Path | StudyRecipe | None = None,
-    seeds: int | None = None,
-    *,
-    device: str = "auto",
-    overrides: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Facts about a study by name, before anything is made: jobs; parameters, tokens, bytes and seconds of training.
-
-    Analyses are not timed; for the Control and Adaptive nano models they take about as long as the trainings. Nor are
-    the trainings of a ladder, one for each of its rungs.
-    """
-    settings = load_study(recipe, _with_seeds(overrides, seeds))
-    recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
-    trainings = {own.name: plan_training(own, device=device) for own in recipes}
-    memory = [what for what in ("bytes_in_memory", "bytes_on_device") if what in trainings[recipes[0].name]]
-    n_slots = sum(own.model.n_layers * own.model.n_heads for own in recipes) * n_seeds
-    return {
-        "study": settings.name,
-        "n_seeds": n_seeds,
-        "n_jobs": len(jobs),
-        "n_jobs_by_kind": dict(Counter(job.kind for job in jobs)),
-        "left_out": left_out(settings),
-        "n_saes": n_slots * len(settings.sae_l1) * len(settings.sae_seeds) * ("saes" in settings.analyses),
-        "n_train_tokens": n_seeds * sum(found["n_tokens"] for found in trainings.values()),
-        "bytes_on_disk": n_seeds * sum(found["bytes_on_disk"] for found in trainings.values()),
-        **{what: max(found[what] for found in trainings.values()) for what in memory},
-        "seconds_of_training": n_seeds * sum(found["seconds"] for found in trainings.values()),
-        "trainings": trainings,
-    }
 
 
 def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from workbench.training.feed import Feed, open_feed
 from workbench.training.recipe import Phase, Recipe
 
 MATCH, CONTINUATIONS = "match.csv", "continuations.jsonl"
+N_SAE_TOKENS = 1 << 20  # that SAEs are trained on unless the study says how many
 MATCH_TOKENS = 16_384  # held-out tokens that features of two models are matched on
 Tell = Callable[[float], None]
 
@@ -183,7 +184,7 @@ def _train(job: Job, context: Context, is_shown: bool) -> None:
 def _train_saes(job: Job, context: Context, tell: Tell) -> None:
     recipe = context.recipe
     model = _load(job, context)
-    n_train = recipe.saes.n_train_tokens or 1 << 20
+    n_train = recipe.saes.n_train_tokens or N_SAE_TOKENS
     sae_train(
         model,
         tokens_of(job, context, "train", n_train),
