@@ -195,8 +195,8 @@ def _plan_spectra(subject: _Subject) -> dict[str, Any]:
 def _plan_probe(subject: _Subject) -> dict[str, Any]:
     measure, length = subject.settings.measure, text_length(subject.model, None)
     n_text = max(1, 2 * measure.n_points // length) * length
-    counts = {"n_permutations": measure.n_permutations, "n_points": measure.n_points}
-    return plan_probe([subject.model], read_concepts(), n_text, **counts)
+    n_permutations, n_points = measure.n_permutations, measure.n_points
+    return plan_probe([subject.model], read_concepts(), n_text, n_permutations=n_permutations, n_points=n_points)
 
 
 def _plan_evaluation(subject: _Subject) -> dict[str, Any]:
