@@ -331,10 +331,14 @@ def _absolute(out: str | os.PathLike[str]) -> Path:
     if path.suffix in {".partial", ".lock"}:
         raise ValueError(f"out: {text} ends in {path.suffix}; want the run's own name, without it")
     for parent in path.parents:
-        if parent.exists():
+        if parent.exists() or parent.is_symlink():
             if not parent.is_dir():
-                raise ValueError(f"out: {parent} is a file; want a directory there")
+                what = "file" if parent.exists() else "link that leads nowhere"
+                raise ValueError(f"out: {parent} is a {what}; want a directory there")
             break
+    whole = (p for p in path.parents if all((p / name).is_file() for name in (CONFIG, ENV, MANIFEST)))
+    if not path.exists() and (run := next(whole, None)):
+        raise ValueError(f"out: {path} lies in {run}, a finished run that its manifest seals; want a place outside it")
     return path
 
 
@@ -447,13 +451,17 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
     import fcntl
 
     made = [parent for parent in out.parents if not parent.exists()]  # the nearest first
-    path = out.with_name(out.name + ".lock")
+    path, n_tries = out.with_name(out.name + ".lock"), 1000
     while True:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = _open_lock(path)
         except FileNotFoundError:
-            continue  # another process, which had made the parent and wrote nothing, took it away again
+            # another process, which had made the parent and wrote nothing, took it away again; or no file is ever made
+            # there, as below /proc
+            if (n_tries := n_tries - 1) == 0:
+                raise
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -611,3 +611,21 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing_and_at_the_end_the_part
         break
     assert 8 < n < 99
     runs.verify_manifest(tmp_path / "run")
+
+
+def test_nothing_is_written_into_a_finished_run(tmp_path: Path) -> None:
+    """Its manifest would no longer be true: --resume, --reuse and who verifies it would refuse it."""
+    out = _whole(tmp_path)
+    with pytest.raises(ValueError, match=r"more lies in .*run, a finished run"), runs.open_run(out / "more", CONFIG):
+        pass
+    runs.verify_manifest(out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("{}")  # of whoever else
+    with runs.open_run(tmp_path / "other" / "mine", CONFIG):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_where_no_file_can_be_made_is_no_race(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), runs.open_run("/proc/run", CONFIG):
+        pass
