@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from reports.figures import ablation_strip
 from reports.figures.style import PALETTE
 from reports.page import figure_json
 from reports.study import read_record, short_names
-from reports.tables import COLUMNS, find_tables, missing_columns, read_csv
+from reports.tables import COLUMNS, find_tables, missing_columns, read_csv, unplaced
 
 SCRIPTS = (
     "unpack.js",
@@ -38,8 +39,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     `source` is a study directory, or the tables by name. Strings of tokens reach the page as text only.
 
     Raises:
-        ValueError: if there is no feature_atlas, it lacks columns, a feature stands in two rows, or a JSON cell is not
-            what the contract says.
+        ValueError: if there is no feature_atlas, it lacks columns, a feature stands in two rows, a JSON cell is not
+            what the contract says, or a layer, head or feature is no whole number.
     """
     out = Path(out)
     tables, record = read_tables(source)
@@ -103,6 +104,9 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
     colours = list(PALETTE)
     if df is None or df.empty or missing_columns(df.columns, ABLATION_COLUMNS):
         return {"figure": None, "heads": [], "colours": colours}
+    text = [c for c in ("layer", "head", "impact_pct") if not pd.api.types.is_numeric_dtype(df[c])]
+    if broken := text or unplaced(df, "ablation_results", ABLATION_COLUMNS):
+        raise ValueError(f"ablation_results: {broken[0]} of some row is no {'number' if text else 'whole number'}")
     kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
     df = df[(df["kind"] == kind) & df["model"].isin(list(names)) & (df["head"] >= 0)]
     if df.empty:
@@ -123,5 +127,5 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number at six significant digits for JSON; None for nan."""
-    return None if value is None or pd.isna(value) else float(f"{value:.6g}")
+    """Return a number at six significant digits for JSON, which has no word for nan and infinity: None for them."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

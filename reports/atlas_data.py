@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.tables import replace_surrogates
+from reports.tables import replace_surrogates, unplaced
 from reports.windows import overlay
 
 NUMBERS = ("layer", "head", "feature", "density", "max_act", "mean_act")
@@ -74,8 +74,10 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
     """
     df = table.reset_index(drop=True)
     for column in NUMBERS:
-        if not pd.api.types.is_numeric_dtype(df[column]):
+        if len(df) and not pd.api.types.is_numeric_dtype(df[column]):
             raise ValueError(f"feature_atlas: {column} holds text; want numbers")
+    if broken := unplaced(df, "feature_atlas", NUMBERS):
+        raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; want one in each")
     vocabulary, columns = Vocabulary(), Columns()
     models, seeds = list(dict.fromkeys(df["model"])), seeds_of(df)
     for row, (text, largest) in enumerate(zip(df["top_contexts"], df["max_act"], strict=True)):
@@ -165,7 +167,7 @@ def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int
         active = [(place, act) for place, act in enumerate(acts) if act > 0]
         columns.n_active.append(len(active))
         columns.active_place += [place for place, _ in active]
-        columns.active_level += [max(1, min(N_LEVELS, round(act * scale))) for _, act in active]
+        columns.active_level += [max(1, round(min(N_LEVELS, act * scale))) for _, act in active]
 
 
 def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:

@@ -65,7 +65,7 @@ def thousands(value: float) -> str:
 
 def count_range(values: Iterable[float], unit: str) -> str:
     """Return the n of a figure: one number where all agree, else the range."""
-    known = sorted({int(value) for value in values if not math.isnan(value)})
+    known = sorted({int(value) for value in values if math.isfinite(value)})
     if not known:
         return f"n not given ({unit})"
     numbers = thousands(known[0]) if len(known) == 1 else f"{thousands(known[0])} to {thousands(known[-1])}"

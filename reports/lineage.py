@@ -94,8 +94,8 @@ def entropy(statistic: str) -> Callable[[Mapping[str, pd.DataFrame]], pd.Series]
 
 def middle_layer(n_layers: int) -> int:
     """Return the layer at the depth of the published model's layer 14 of 28: the nearest (layer + 1)/n, the earlier of
-    two as near."""
-    return min(range(n_layers), key=lambda layer: (abs((layer + 1) * 28 - 15 * n_layers), layer))
+    two as near; 0 of none, as where only the embedding was measured."""
+    return min(range(max(1, n_layers)), key=lambda layer: (abs((layer + 1) * 28 - 15 * n_layers), layer))
 
 
 def middle_bos_mass(tables: Mapping[str, pd.DataFrame]) -> pd.Series:

@@ -145,7 +145,7 @@ def said_of_seeds(n: int, panel: Panel) -> str:
 def count_seeds(study: Study) -> int:
     """Return the largest number of seeds that one model has in any table."""
     tables = [df for df in study.tables.values() if {"model", "seed"} <= set(df.columns) and len(df)]
-    return max((int(df.groupby("model")["seed"].nunique().max()) for df in tables), default=0)
+    return max((int(n) for df in tables for n in df.groupby("model")["seed"].nunique()), default=0)
 
 
 def has_part(study: Study, panel: Panel) -> bool:

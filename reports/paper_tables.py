@@ -15,6 +15,7 @@ from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
 from reports.lineage import over_seeds_cell
 from reports.study import Study
+from reports.tables import missing_columns
 
 BASIS_TITLES = {
     "z": "(a) Cosine between heads, on z",
@@ -27,6 +28,7 @@ SAE_MEASURES = {
     "dead_fraction": ("(c) dead features (%)", 1, 100.0),
     "ce_recovered": ("(d) cross-entropy recovered", 3, 1.0),
 }
+COSTS = ("ce_base", "ce_spliced", "ce_zero")  # what a layer's ce_recovered is made of
 DICTIONARIES = ("trained", "random", "shuffled")
 N_TOP_HEADS = 8
 
@@ -105,7 +107,7 @@ def sae_grids(study: Study) -> list[Grid]:
     return [
         _sae_grid(study, df, measure, title + at, digits, scale, present)
         for measure, (title, digits, scale) in SAE_MEASURES.items()
-        if measure in df
+        if not missing_columns(df.columns, (measure, *(COSTS if measure == "ce_recovered" else ())))
     ]
 
 

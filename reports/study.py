@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from reports.continuations import FILE as CONTINUATIONS
-from reports.tables import TEXT_COLUMNS, find_tables, missing_columns, read_csv
+from reports.tables import TEXT_COLUMNS, find_tables, missing_columns, read_csv, unplaced
 
 # keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
 RECORD_TYPES = MappingProxyType(
@@ -151,4 +151,10 @@ def _table_problems(name: str, df: pd.DataFrame, columns: Sequence[str]) -> list
         return [f"{name}.csv has no rows."]
     numbers = [column for column in columns if column not in TEXT_COLUMNS]
     text = [column for column in numbers if not pd.api.types.is_numeric_dtype(df[column])]
-    return [f"{name}.csv holds text in the column {column}, where numbers are wanted." for column in text]
+    nameless = [column for column in columns if column in MODEL_COLUMNS and df[column].isna().any()]
+    places = unplaced(df, name, numbers)
+    return [
+        *(f"{name}.csv holds text in the column {column}, where numbers are wanted." for column in text),
+        *(f"{name}.csv has a row without a name in the column {column}." for column in nameless),
+        *(f"{name}.csv has a row without a whole number in the column {column}." for column in places),
+    ]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 
 # name of the table (the file is `<name>.csv`) -> its leading columns, in order
@@ -159,6 +160,15 @@ TEXT_COLUMNS = frozenset(
     )
 )  # fmt: skip
 
+# columns of whole numbers by which rows are told apart and figures laid out: in some row none is no place at all
+PLACES = frozenset(
+    (
+        "seed", "seed_a", "seed_b", "sae_seed", "other_seed", "layer", "layer_a", "layer_b", "head", "head_a", "head_b",
+        "head_i", "head_j", "feature", "step", "lag", "pc", "place", "rung", "n_removed", "n_points",
+    )
+)  # fmt: skip
+UNPLACED = (("crystallisation", "layer"),)  # a set without any r above 0 has no such layer
+
 # what stands for a missing number; nothing stands for a missing text
 MISSING_NUMBERS = ("", "nan", "NaN", "NA")
 
@@ -167,6 +177,17 @@ def missing_columns(present: Iterable[str], wanted: Iterable[str]) -> tuple[str,
     """Return the names of `wanted` that are not in `present`, in the order of `wanted`."""
     have = set(present)
     return tuple(column for column in wanted if column not in have)
+
+
+def unplaced(df: pd.DataFrame, name: str, columns: Iterable[str]) -> list[str]:
+    """Return those of the columns that should hold whole numbers, `PLACES`, and somewhere hold none."""
+    found = []
+    for column in columns:
+        if column in PLACES and pd.api.types.is_numeric_dtype(df[column]):
+            values = df[column].dropna() if (name, column) in UNPLACED else df[column]
+            if not (np.isfinite(values) & (values == np.floor(values))).all():
+                found.append(column)
+    return found
 
 
 def write_table(df: pd.DataFrame, directory: str | Path, name: str) -> Path:

@@ -122,7 +122,7 @@ def _add_density(fig: Draft, run: Run, dead: float, width: float, where: Cell, *
     if counts.get(dead, 0) > 0:
         marker = {"color": run.colour, "symbol": f"{run.symbol}-open", "size": 9, "line": {"width": 1.6}}
         trace = scatter(
-            x=[dead], y=[int(counts[dead])], mode="markers", marker=marker, legendgroup=run.model, showlegend=False,
+            x=[dead], y=[counts[dead].item()], mode="markers", marker=marker, legendgroup=run.model, showlegend=False,
             hovertemplate=f"{name}, seed {run.seed}<br>%{{y}} features never fire<extra></extra>",
         )  # fmt: skip
         fig.add_trace(trace, **where)

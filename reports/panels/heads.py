@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from reports import figures, paper_tables
@@ -66,6 +67,15 @@ def density(study: Study) -> list[Drawing]:
     if "sae_seed" in df:  # the counts of one dictionary a head, not of several
         df = df[df["sae_seed"] == df["sae_seed"].min()]
     return [(name, figures.feature_density(figures.at_l1(df, l1), study.models)) for name, l1 in l1_variants(df)]
+
+
+def without_bins(study: Study) -> list[str]:
+    """Return what keeps densities from being drawn: a bin that is neither a number nor the word dead."""
+    bins = study.tables.get("sae_density", pd.DataFrame()).get("log10_density_bin", pd.Series(dtype="str"))
+    edges = pd.to_numeric(bins[bins != "dead"], errors="coerce")
+    if np.isfinite(edges).all():
+        return []
+    return ["sae_density.csv has a row with neither a number nor dead in the column log10_density_bin."]
 
 
 def stability(study: Study) -> list[Drawing]:
@@ -158,6 +168,7 @@ PAPER = Section(
                 "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer "
                 "summed. Seeds after the first are fainter."
             ),
+            faults=without_bins,
             is_by_seed=True,
         ),
         Panel(

@@ -59,6 +59,9 @@ CASES = [
         ("logits of words", feature(logit_suppressed='[["a", "b"]]'), "row 0"),
         ("a layer of words", feature(layer="first"), "layer"),
         ("a density of words", feature(density="much"), "density"),
+        ("no layer", feature(layer=""), "feature_atlas: layer"),
+        ("half a head", feature(head="0.5"), "feature_atlas: head is no whole number in some row; want one in each"),
+        ("an endless feature", feature(feature="inf"), "feature_atlas: feature is no whole number in some row"),
     )),
 ]  # fmt: skip
 
@@ -82,6 +85,19 @@ def test_a_table_that_was_altered_since_is_named(ground, home, tally, table, com
     Path("x", table).write_text(text.replace("0", "1", 1))
     refuse(ground, command, 1, f"x/{table} is altered")
     tally("bad input", "tables of pages", 0, 1)
+
+
+@pytest.mark.parametrize("out", ["x/report.html", "x/../x/report.html", "y/report.html", "y/pages/new.html"])
+def test_a_page_below_a_run_joins_its_manifest_whichever_way_it_leads_there(ground, home, out) -> None:
+    from grounds import call
+
+    from workbench.runs import verify_manifest
+
+    shutil.copytree(ground.run("ablation"), "x")
+    Path("y").symlink_to("x")
+    assert call("report", "x", "--out", out).exit_code == 0
+    assert call("report", "y", "--out", out).exit_code == 0
+    assert any(name.endswith(".html") for name in verify_manifest("x")["files"])
 
 
 def test_a_page_drawn_anew_leaves_a_study_whole(ground, home) -> None:

@@ -89,3 +89,36 @@ def test_sizes(tmp_path, n_layers, n_heads, d_sae, n_contexts, limit):
     table = feature_atlas(rng, models, n_layers, n_heads, d_sae, n_contexts, 32, hostile=True, empty=False)
     assert len(table) == 2 * n_layers * n_heads * d_sae
     assert write_atlas({"feature_atlas": table}, tmp_path / "a.html").stat().st_size < limit
+
+
+def test_an_impact_without_end_is_drawn_as_missing(made_study, tmp_path):
+    """An ablation may take the loss itself beyond what a float holds."""
+    tables = {name: read_table(made_study, name) for name in ("feature_atlas", "ablation_results")}
+    tables["ablation_results"].loc[0, ["impact_pct", "ci_high"]] = np.inf
+    assert write_atlas(tables, tmp_path / "a.html").is_file()
+    assert ablation_data(tables, {m: m for m in tables["feature_atlas"]["model"]})["heads"][0][4] is None
+
+
+def test_an_atlas_of_no_features_and_of_tiny_activations_is_drawn(made_study, tmp_path):
+    table = read_table(made_study, "feature_atlas")
+    table.iloc[:0].to_csv(tmp_path / "feature_atlas.csv", index=False)
+    assert "0 sparse-autoencoder features" in write_atlas(tmp_path, tmp_path / "a.html").read_text(encoding="utf-8")
+    assert write_atlas({"feature_atlas": table.assign(max_act=1e-320)}, tmp_path / "b.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "message"),
+    [
+        ("feature_atlas", "layer", np.nan, r"feature_atlas: layer is no whole number in some row; want one in each"),
+        ("feature_atlas", "feature", np.inf, r"feature_atlas: feature is no whole number"),
+        ("feature_atlas", "head", 0.5, r"feature_atlas: head is no whole number"),
+        ("ablation_results", "layer", np.inf, r"ablation_results: layer of some row is no whole number"),
+        ("ablation_results", "head", "first", r"ablation_results: head of some row is no number"),
+    ],
+)
+def test_a_row_without_a_place_is_refused_by_name(made_study, tmp_path, name, column, value, message):
+    tables = {name: read_table(made_study, name) for name in ("feature_atlas", "ablation_results")}
+    tables[name] = tables[name].astype({column: object if isinstance(value, str) else float})
+    tables[name].loc[0, column] = value
+    with pytest.raises(ValueError, match=message):
+        write_atlas(tables, tmp_path / "a.html")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from reports.page import write_report
 from reports.study import order_models, problems, read_record, read_study, short_names
 
 
@@ -86,3 +90,46 @@ def test_a_record_may_be_absent_or_say_nothing(tmp_path):
 def test_a_directory_without_tables_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no known table"):
         read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "said"),
+    [
+        ("topology_stats", "model", "", "topology_stats.csv has a row without a name in the column model."),
+        ("topology_stats", "layer", "inf", "topology_stats.csv has a row without a whole number in the column layer."),
+        ("head_cosines", "head_j", "inf", "head_cosines.csv has a row without a whole number in the column head_j."),
+        ("head_cosines", "layer", "", "head_cosines.csv has a row without a whole number in the column layer."),
+        ("ablation_results", "seed", "", "ablation_results.csv has a row without a whole number in the column seed."),
+        ("ablation_results", "head", "0.5", "ablation_results.csv has a row without a whole number in the column head"),
+        ("sae_training_results", "layer", "-inf", "sae_training_results.csv has a row without a whole number in the"),
+        ("sae_density", "log10_density_bin", "low", "neither a number nor dead in the column log10_density_bin."),
+        ("train_log", "step", "", "train_log.csv has a row without a whole number in the column step."),
+    ],
+)
+@pytest.mark.parametrize("rows", ["one", "all"])
+def test_a_row_without_a_place_costs_the_figures_that_need_it_and_no_more(study_copy, table, column, value, said, rows):
+    path = study_copy / f"{table}.csv"
+    df = pd.read_csv(path, dtype=str, keep_default_na=False)
+    df.loc[df.index[:1] if rows == "one" else df.index, column] = value
+    df.to_csv(path, index=False)
+    page = write_report(study_copy).read_text(encoding="utf-8")
+    assert said in page
+    assert "<strong>Figure 2." in page
+
+
+def test_numbers_without_end_and_a_lone_embedding_are_drawn(made_study, tmp_path):
+    shutil.copytree(made_study, tmp_path / "study")
+    for table in ("topology_stats", "ablation_results"):
+        df = pd.read_csv(tmp_path / "study" / f"{table}.csv")
+        df.assign(n_tokens=np.inf, max_cos=np.inf).to_csv(tmp_path / "study" / f"{table}.csv", index=False)
+    df = pd.read_csv(tmp_path / "study" / "concept_mantel.csv")
+    df[df["layer"] == -1].to_csv(tmp_path / "study" / "concept_mantel.csv", index=False)
+    assert "n not given (held-out tokens" in write_report(tmp_path / "study").read_text(encoding="utf-8")
+
+
+def test_a_table_of_saes_without_costs_still_shows_the_other_measures(study_copy):
+    path = study_copy / "sae_training_results.csv"
+    pd.read_csv(path).drop(columns="ce_base").to_csv(path, index=False)
+    page = write_report(study_copy).read_text(encoding="utf-8")
+    assert "(b) fvu" in page
+    assert "(d) cross-entropy recovered" not in page
