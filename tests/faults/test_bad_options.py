@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from bad import refuse
 
@@ -33,6 +36,14 @@ CASES = [
     ("import {hf} --out {model}", 1, "already exists; want a new directory"),
     ("train {recipe.toml} --out {model}", 1, "already exists; want a new directory"),
     ("study {tiny.toml} --out {model}", 1, "already exists; want a new directory"),
+    (f"topology --ckpt {{model}} {T} --n-sequences 2 --out /proc/x", 1, "/proc/x.lock"),  # where no file is ever made
+    (f"topology --ckpt {{model}} {T} --n-sequences 2 --out {'x' * 5000}", 1, "File name too long"),
+    # a name of a page, in each place where one is said again
+    *((f"{verb} {'x' * 5000}", code, "xxx") for verb, code in (
+        ("hooks --ckpt", 1), (f"topology --ckpt {{model}} {T} --device", 1), (f"ablate --ckpt {{model}} {T} --kind", 2),
+        (f"harvest --ckpt {{model}} {T} --n-sequences 2 --hook", 1), ("train {recipe.toml} --monitor", 1),
+        (f"probe --ckpt {{model}} {T} --n-sequences 4 --sets", 1), ("report", 1), ("export --ckpt {model} --to", 2),
+    )),
     # --seed
     (f"topology --ckpt {{model}} {T} --seed -1", 2, "--seed"),
     (f"topology --ckpt {{model}} {T} --seed 1.5", 2, "--seed"),
@@ -99,6 +110,7 @@ CASES = [
     (f"sae-train --ckpt {{model}} {T} --hook hook_resid_post --heads 0", 1, "heads"),
     (f"sae-train --ckpt {{model}} {T} --normalize twice", 1, "normalize"),
     (f"sae-train --ckpt {{model}} {T} --n-tokens 0", 2, "--n-tokens"),
+    (f"sae-train --ckpt {{model}} {T} --n-tokens {10**29}", 2, "--n-tokens"),
     (f"sae-train --ckpt {{model}} {T} --set nope=1", 1, "unknown key 'nope'"),
     (f"sae-train --ckpt {{model}} {T} --set batchsize=1", 1, "nearest: batch_size"),
     (f"sae-train --ckpt {{model}} {T} --set normalize=none", 2, "normalize has an option of its own; want --normalize"),
@@ -232,6 +244,30 @@ CASES = [
 def test_a_bad_option_is_one_line(ground, home, tally, command, code, message) -> None:
     tally("bad input", "options of verbs", 1, 0)
     refuse(ground, command, code, message)
+    tally("bad input", "options of verbs", 0, 1)
+
+
+# name, what lies there first, what is typed, part of the one line; x is a copy of an ablation's whole directory
+PLACES = [
+    ("inside a finished run", lambda: None, f"topology --ckpt {{model}} {T} --n-sequences 2 --out x/more", "lies in "),
+    ("deep inside one", lambda: None, f"topology --ckpt {{model}} {T} --n-sequences 2 --out x/a/b/../c", "lies in "),
+    ("below a link to nowhere", lambda: Path("y").symlink_to("nowhere"),
+     f"topology --ckpt {{model}} {T} --n-sequences 2 --out y/z", "y is a link that leads nowhere; want a directory"),
+    ("below a link to itself", lambda: Path("y").symlink_to("y"),
+     f"topology --ckpt {{model}} {T} --n-sequences 2 --out y/z", "y is a link that leads nowhere; want a directory"),
+    ("a page over a table", lambda: None, "report x --out x/ablation_results.csv", "exists and is no page; want a new"),
+    ("a page over a manifest", lambda: None, "report x --out x/manifest.json", "exists and is no page; want a new"),
+    ("a page over a directory", lambda: Path("y.html").mkdir(), "report x --out y.html", "exists and is no page"),
+    ("a page over a device", lambda: None, "report x --out /dev/null", "exists and is no page; want a new file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prepare", "command", "message"), [p[1:] for p in PLACES], ids=[p[0] for p in PLACES])
+def test_a_bad_place_is_one_line(ground, home, tally, prepare, command, message) -> None:
+    tally("bad input", "options of verbs", 1, 0)
+    shutil.copytree(ground.run("ablation"), "x")
+    prepare()
+    refuse(ground, command, 1, message)
     tally("bad input", "options of verbs", 0, 1)
 
 

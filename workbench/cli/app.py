@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 import warnings
 from types import MappingProxyType
 from typing import Annotated
@@ -10,7 +12,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.allocator import keep_large_blocks
-from workbench.cli.errors import guarded, show_warning
+from workbench.cli.errors import describe, exit_code, guarded, show_warning
 from workbench.cli.offline import stay_offline
 
 # verb -> its module under workbench.cli, in the order of the help page
@@ -83,4 +85,10 @@ def main() -> None:
     """The console script: exits with 0 done, 1 failed, 2 usage, 130 interrupted."""
     keep_large_blocks()
     warnings.showwarning = show_warning
-    app()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # no letter that it lacks shall undo what a verb has done
+    try:
+        app()
+    except OSError as error:  # of a page of help that could not be written
+        typer.echo(describe(error), err=True)
+        sys.exit(exit_code(error))

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+MAX_LINE = 560  # letters of an error
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -102,9 +103,22 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
+def _words(error: BaseException) -> str:
+    """What the error says; the fields of a settings' record by name, without the library's own remarks."""
+    pydantic = sys.modules.get("pydantic")  # asked only if the verb used it: this module must not load it
+    if pydantic is not None and isinstance(error, pydantic.ValidationError):
+        from workbench.models.config import describe_errors
+
+        return describe_errors(error)
+    return str(error)
+
+
 def describe(error: BaseException) -> str:
-    """One line for a person."""
-    text = " ".join(str(error).split("\n")).strip()
+    """One line for a person, of what a terminal shows as it is: names of files may hold any character."""
+    text = " ".join(_words(error).split("\n")).strip()
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) > MAX_LINE:  # what was given may be a page long: how it begins, and what is wanted
+        text = f"{text[: MAX_LINE - 200]} … {text[-150:]}"
     if is_interrupt(error):
         return f"interrupted: {text or 'stopped before the end; --resume goes on where the verb can'}"
     if is_out_of_memory(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def report(
             answer["rows"] = table.to_dict(orient="records")
         if out is not None:
             answer["out"] = str(out)
-        typer.echo(json.dumps(_finite(answer), ensure_ascii=False, default=str))
+        typer.echo(_as_json(_finite(answer)))
         return
     shared = {} if table is None else _constant_columns(table)
     for key, value in (dict(facts or {}) | shared).items():
@@ -90,6 +91,17 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _as_json(answer: Any) -> str:
+    """JSON that stdout can hold: in ASCII where its letters are too few, or a name of a file is not UTF-8."""
+    text = json.dumps(answer, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(answer, default=str)
+    return text
 
 
 def _finite(value: Any) -> Any:

@@ -24,7 +24,9 @@ def report(
     from workbench.runs import amend_manifest
 
     check_tables(directory)
+    if out is not None and out.exists() and not (out.is_file() and out.suffix.lower() in (".html", ".htm")):
+        raise ValueError(f"out: {out} exists and is no page; want a new file, or an older page's, ending in .html")
     page = write_report(directory, out)
-    if page.parent.absolute() == directory.absolute():
-        amend_manifest(directory, [page.name])
+    if page.resolve().is_relative_to(directory.resolve()):  # whichever way it leads there
+        amend_manifest(directory, [page.resolve().relative_to(directory.resolve()).as_posix()])
     output.report(as_json=as_json, out=page)

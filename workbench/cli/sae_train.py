@@ -43,7 +43,11 @@ def sae_train(
     n_tokens: Annotated[
         int | None,
         typer.Option(
-            "--n-tokens", help="Tokens to train on.", min=1, show_default="1,000,000, or as many as --shards has"
+            "--n-tokens",
+            help="Tokens to train on.",
+            min=1,
+            max=2**63 - 1,
+            show_default="1,000,000, or as many as --shards has",
         ),
     ] = None,
     n_eval_tokens: Annotated[

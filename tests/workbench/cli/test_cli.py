@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -23,7 +24,8 @@ from typer.testing import CliRunner
 from reports.tables import read_table
 from workbench import runs
 from workbench.cli.app import VERBS, app
-from workbench.cli.errors import guarded, show_warning
+from workbench.cli.errors import describe, guarded, show_warning
+from workbench.cli.output import report
 from workbench.experiments.ablation import ablate as ablation
 from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.attention import attention
@@ -457,3 +459,51 @@ def test_an_interrupt_that_a_library_swallows_is_an_interrupt(capsys) -> None:
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["topology", "--help"], ["--version"], ["recipes", "--json"]])
+def test_what_cannot_be_printed_is_one_line(arguments):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "workbench", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_json_is_of_letters_that_stdout_has(encoding, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    name = os.fsdecode(b"r\xc3\xa9sum\xc3\xa9 \xff \xf0\x9f\x98\x80")
+    report(as_json=True, out=Path(name))
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue().decode(encoding)) == {"out": name}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no \x1b[31m\r\u2028 file"), "error: no \\x1b[31m\\r\\u2028 file"),
+        (ValueError("résumé ≥ 3\nin two lines"), "error: résumé ≥ 3 in two lines"),
+        (FileNotFoundError(2, "No such file", "bad\udcff"), "error: [Errno 2] No such file: 'bad\\udcff'"),
+    ],
+)
+def test_an_error_is_of_letters_that_a_terminal_shows(error, line):
+    assert describe(error) == line
+
+
+def test_an_error_says_which_setting_and_not_where_its_library_explains_itself(subject):
+    result = call("sae-train", *subject[:4], "--n-tokens", 64, "--dry-run", "--set", "expansion=2")
+    assert result.exit_code == 1
+    assert result.stderr == "error: n_steps: Input should be greater than or equal to 1 (got 0)\n"
+
+
+def test_letters_that_stdout_lacks_undo_nothing(place, tmp_path):
+    command = [sys.executable, "-m", "workbench", "attention", "--ckpt", place / "model", "--data", place / "text.txt"]
+    command += ["--n-sequences", "2", "--set", "n_repeated=0", "--out", "☃"]
+    own = environment(PYTHONIOENCODING="latin-1")
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=own, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == os.fsencode(tmp_path) + rb"/\u2603"
+    assert runs.verify_manifest(tmp_path / "☃")
