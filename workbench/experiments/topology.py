@@ -110,7 +110,7 @@ def topology_tables(
     keys = {"model": name or model.cfg.model_name, "seed": seed}
     stats, pairs = [], []
     for layer, measured in heads.items():
-        ranks = _ranks(spectra[layer], measured.centred_participation()) if spectra else dict.fromkeys(RANKS, math.nan)
+        ranks = _ranks(spectra[layer], measured) if spectra else dict.fromkeys(RANKS, math.nan)
         for basis in BASES:
             cos = measured.redundancy.cosines(basis, model.blocks[layer].attn.W_O)
             place = keys | {"layer": layer, "basis": basis}
@@ -191,9 +191,7 @@ def read_heads(
 # --- ranks
 
 
-def _spectra(
-    model: Any, tokens: Tensor, heads: dict[int, LayerHeads]
-) -> dict[int, Float64[np.ndarray, " width"]] | None:
+def _spectra(model: Any, tokens: Tensor, heads: dict[int, LayerHeads]) -> dict[int, Float64[np.ndarray, " k"]] | None:
     """Singular values of the concatenated z by layer, or None, with a warning, for too few tokens."""
     if tokens.numel() < MIN_TOKENS:
         warnings.warn(
@@ -224,8 +222,9 @@ def sigma_of_moment(moment: Float64[np.ndarray, "width width"], n_rows: int) -> 
 
 
 @torch.no_grad()
-def _spectra_by_qr(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Float64[np.ndarray, " width"]]:
-    """Singular values without squaring them: R of a QR decomposition carried from batch to batch, then its SVD."""
+def _spectra_by_qr(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Float64[np.ndarray, " k"]]:
+    """Singular values without squaring them: R of a QR decomposition carried from batch to batch, then its SVD. As many
+    as z is wide, or as there are tokens where these are fewer."""
     names = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
     triangles: dict[int, Tensor] = {}
     for batch in stream(model, tokens, list(names.values())):
@@ -236,12 +235,12 @@ def _spectra_by_qr(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[in
     return {layer: torch.linalg.svdvals(triangle).numpy() for layer, triangle in triangles.items()}
 
 
-def _ranks(sigma: Float64[np.ndarray, " width"], participation: float) -> dict[str, float]:
+def _ranks(sigma: Float64[np.ndarray, " k"], measured: LayerHeads) -> dict[str, float]:
     found = ranks_of_spectrum(sigma)
     return {
         "nuclear_rank": found.nuclear_rank,
         "effective_rank": found.effective_rank,
         "stable_rank": found.stable_rank,
-        "participation_ratio": participation,
-        "rank_utilization": found.nuclear_rank / len(sigma),
+        "participation_ratio": measured.centred_participation(),
+        "rank_utilization": found.nuclear_rank / len(measured.moment()),  # z may be wider than tokens are many
     }

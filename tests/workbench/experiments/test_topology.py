@@ -114,6 +114,17 @@ def test_a_dead_head_takes_the_way_that_squares_nothing(monkeypatch):
     assert not cosines.loc["pattern"].any(), "its map is still there"
 
 
+def test_utilization_is_a_share_of_the_width_where_tokens_are_fewer(monkeypatch):
+    monkeypatch.setattr(topology_module, "MIN_TOKENS", 1)
+    model = small_model("janus-v3")
+    tokens = tokens_for(model, 1, 5)
+    stats = topology(model, tokens).query("basis == 'z'")
+    for row in stats.itertuples():
+        z = whole(model, tokens, f"blocks.{row.layer}.attn.hook_z").flatten(0, 1).flatten(1).numpy()
+        assert z.shape == (5, 32)
+        assert row.rank_utilization == pytest.approx(probes.nuclear_rank(z) / 32, rel=2e-6)
+
+
 @pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9, 0.0])
 def test_the_second_moment_is_used_only_where_no_digit_is_lost(smallest):
     rng = np.random.default_rng(0)
