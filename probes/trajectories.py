@@ -17,6 +17,7 @@ from probes.multiplicity import TIE_TOLERANCE
 from probes.permutations import plan_permutations
 
 BATCH_VALUES = 1 << 22
+PROJECTED_AWAY = 1e-12  # of σ₁: shorter differences of projected states are rounding
 MAX_GRAM_PAIRS = 40  # pairs up to which all n⁴ cosines between differences are kept: 20 MiB
 
 
@@ -187,18 +188,19 @@ def pair_parallelism(
     also `n_removed_components`: that many leading principal components of all 2n centred states are projected out
     first (1 removes the shared axis that anisotropy makes).
 
-    A permutation that pairs coinciding states (difference 0) counts as extreme, which is cautious. nan and a
-    `ConstantInputWarning` where a given pair coincides. Raises ValueError for unequal shapes, fewer than 3 pairs, NaN
-    or inf, and components that leave nothing.
+    A permutation that pairs coinciding states (difference 0, or without the components no more than rounding leaves)
+    counts as extreme, which is cautious. nan and a `ConstantInputWarning` where a given pair coincides. Raises
+    ValueError for unequal shapes, fewer than 3 pairs, NaN or inf, and more components than 2n centred states in d
+    dimensions can have beside another.
     """
     a = as_matrix("pair_parallelism", "first", first, min_rows=3)
     b = as_matrix("pair_parallelism", "second", second, min_rows=3)
     if a.shape != b.shape:
         raise ValueError(f"pair_parallelism: first is {a.shape} and second {b.shape}; want equal shapes [n, d]")
     n = len(a)
-    a, b = _without_leading_components(a, b, n_removed_components)
+    a, b, floor = _without_leading_components(a, b, n_removed_components)
     plan = plan_permutations("pair_parallelism", n, n_resamples=n_resamples, exact="auto", permutations=None, rng=rng)
-    units = _unit_differences(a, b)
+    units = _unit_differences(a, b, floor)
     statistic_of = _mean_pairwise_cosine(units)
     observed = float(statistic_of(np.arange(n)[None])[0])
     notes: tuple[str, ...] = ()
@@ -226,25 +228,27 @@ def pair_parallelism(
     )  # fmt: skip
 
 
-def _without_leading_components(a: np.ndarray, b: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets less their projections on the k leading principal components of all states together."""
+def _without_leading_components(a: np.ndarray, b: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Both sets less their projections on the k leading principal components of all states together, and the length up
+    to which a difference of these is what the projection rounds."""
     if k == 0:
-        return a, b
+        return a, b, 0.0
     together = centered(np.concatenate([a, b]))
     limit = min(together.shape[0] - 1, together.shape[1]) - 1
     if not 0 < k <= limit:
         raise ValueError(f"pair_parallelism: n_removed_components is {k}; want 0 … {limit}")
-    directions = np.linalg.svd(together, full_matrices=False)[2][:k]
-    rest = together - (together @ directions.T) @ directions
-    return rest[: len(a)], rest[len(a) :]
+    _, sigma, directions = np.linalg.svd(together, full_matrices=False)
+    rest = together - (together @ directions[:k].T) @ directions[:k]
+    return rest[: len(a)], rest[len(a) :], float(PROJECTED_AWAY * sigma[0])
 
 
-def _unit_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(bⱼ − aᵢ)/‖bⱼ − aᵢ‖ for all i, j, [n, n, d]; nan where a state coincides with its partner."""
+def _unit_differences(a: np.ndarray, b: np.ndarray, floor: float) -> np.ndarray:
+    """(bⱼ − aᵢ)/‖bⱼ − aᵢ‖ for all i, j, [n, n, d]; nan where a state coincides with its partner: no longer than
+    `floor`."""
     difference = b[None] - a[:, None]
     scale = np.abs(difference).max()
     norm = np.linalg.norm(difference / (scale if scale > 0 else 1.0), axis=-1, keepdims=True) * scale
-    return np.where(norm > 0, difference / np.where(norm > 0, norm, 1.0), np.nan)
+    return np.where(norm > floor, difference / np.where(norm > 0, norm, 1.0), np.nan)
 
 
 def _mean_pairwise_cosine(units: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -151,6 +151,24 @@ def test_the_least_p_counts_undefined_pairings():
     assert result.min_pvalue == np.mean(null >= null[np.isfinite(null)].max() - 1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_removed_component_leaves_of_equal_pairs_is_no_direction(seed, scale):
+    rng = np.random.default_rng(seed)
+    axis = rng.normal(size=64)
+    first = rng.normal(size=(8, 64))
+    first -= np.outer(first @ axis, axis) / (axis @ axis)
+    cases = [(first, first + 100 * axis, 1)]  # all that the pairs differ by is the first component
+    points = rng.normal(size=(16, 2)) @ rng.normal(size=(2, 64))
+    cases.append((points[:8], points[8:], 3))  # more components than the states have
+    for a, b, k in cases:
+        with pytest.warns(probes.ConstantInputWarning, match="members coincide"):
+            result = pair_parallelism(scale * a, scale * b, n_removed_components=k, n_resamples=99, rng=0)
+        assert np.isnan([result.statistic, result.pvalue]).all()
+    kept = pair_parallelism(scale * points[:8], scale * points[8:], n_removed_components=1)
+    assert np.isfinite([kept.statistic, kept.pvalue]).all()
+
+
 A, B = np.random.default_rng(0).normal(size=(2, 4, 3))
 
 
