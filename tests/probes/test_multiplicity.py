@@ -119,7 +119,8 @@ def test_gini_known_and_undefined():
     assert probes.gini(np.full(5, 0.3)) == pytest.approx(0, abs=1e-15)
     assert probes.gini(np.eye(10)[0]) == pytest.approx(0.9)
     assert probes.gini(np.array([-1.0, 3.0])) == pytest.approx(1.0)
-    for values in (np.zeros(3), np.array([-1.0, 0.5])):
+    assert probes.gini(np.full(3, 1e308)) == pytest.approx(0, abs=1e-15)  # whose sum no float holds
+    for values in (np.zeros(3), np.array([-1.0, 0.5]), np.array([0.1, 0.2, -0.3])):  # the last sum to 6e-17
         with pytest.warns(probes.ConstantInputWarning, match="undefined"):
             assert np.isnan(probes.gini(values))
     with pytest.raises(ValueError, match="want"):
