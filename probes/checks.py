@@ -39,13 +39,18 @@ def warn(category: type[ProbeWarning], message: str, *, stacklevel: int = 3) -> 
 
 
 def as_array(who: str, name: str, values: object) -> np.ndarray:
-    """An array of `values`, of whatever they are; `ValueError` for rows of unequal length and for masked values."""
+    """An array of `values`, of whatever they are; `ValueError` for rows of unequal length, for masked values, and for a
+    tensor that NumPy cannot hold (with a gradient, on a GPU, in bfloat16)."""
     if np.ma.is_masked(values):
         raise ValueError(f"{who}: {name} has masked values; want an array without (left out, or NaN where it may be)")
     try:
         return np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{who}: {name} is ragged; want an array of real numbers") from error
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{who}: {name} is a {type(values).__name__} ({error}); want an array of real numbers"
+        ) from error
 
 
 def as_numbers(who: str, name: str, values: object) -> np.ndarray:

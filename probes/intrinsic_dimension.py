@@ -127,7 +127,8 @@ def two_nn_from_distances(
 ) -> TwoNNResult:
     """The TwoNN dimension from first and second neighbour distances that were computed elsewhere (on a GPU, say).
 
-    Points with r₁ = 0 are left out and counted as duplicates. Rest as in `two_nn`. Raises ValueError for r₂ < r₁ < 0.
+    Points with r₁ = 0 are left out and counted as duplicates. Rest as in `two_nn`. Raises ValueError for
+    fewer than 3 points and for distances that are not finite, 0 ≤ r₁ ≤ r₂.
     """
     _check_fit("two_nn_from_distances", fit, discard_fraction)
     first, second = as_numbers("two_nn_from_distances", "r1", r1), as_numbers("two_nn_from_distances", "r2", r2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -415,6 +416,8 @@ def altered(place, value):
         (GOOD[:4, :4], r"x has 4 items and y 5"),
         (np.empty((0, 0)), r"at least one value"),
         (np.ma.masked_greater(GOOD, 2.0), r"x has masked values"),
+        (torch.tensor(GOOD, requires_grad=True), r"mantel: x is a Tensor \(.*detach.*want an array"),
+        (torch.tensor(GOOD, dtype=torch.bfloat16), r"mantel: x is a Tensor \(.*BFloat16.*want an array"),
     ],
 )
 def test_bad_matrices(x, message):
