@@ -1,7 +1,8 @@
 """`python tests/faults/memory.py PLACE [VERB …]`: peak memory of each verb against its --dry-run, at the nano size.
 
 Prints rows of (verb, planned bytes, peak bytes), each as JSON. The peak is VmHWM of the verb's own process, as its
-env.json has it. The model is `janus-v3-control-nano` after a few steps: as large as any of its kind.
+env.json has it. The models are `janus-v3-control-nano` and `recurrent-nano` after a few steps: as large as any of their
+kinds.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from processes import environment
 
 FEW = "--set phases.0.n_steps=6 --set monitor.every=3 --set phases.0.eval_every=3"
 FEW += " --set phases.0.schedule.n_warmup_steps=1"
+SAES = "sae-train --ckpt train --n-eval-tokens 8192 --set n_ce_tokens=1024"
+# a study's settings, beside those of its trainings: little text
+LITTLE = "--set saes.n_train_tokens=20480 --set saes.n_ce_tokens=256 --set measure.n_eval_tokens=8192"
+LITTLE += " --set measure.n_ablation_tokens=512 --set measure.n_topology_tokens=4096 --set measure.n_atlas_tokens=8192"
+# a step of each of the ladder's seventeen trainings
+ONE = "--set phases.0.n_steps=1 --set phases.0.schedule.n_warmup_steps=0 --set monitor.every=0"
+ONE += " --set data.n_held_out_windows=16"
 COMMANDS = {
     "train": f"train janus-v3-control-nano {FEW}",
     "train, recurrent": f"train recurrent-nano {FEW}",
     "harvest": "harvest --ckpt train --layers all --n-sequences 32",
-    "sae-train": "sae-train --ckpt train --n-tokens 40960 --n-eval-tokens 8192 --set n_ce_tokens=1024",
+    "sae-train": f"{SAES} --n-tokens 40960",
+    "sae-train, large": f"{SAES} --n-tokens 20480 --l1 1,2 --set expansion=32 --set buffer_tokens=131072",
+    "sae-train, compiled": f"{SAES} --n-tokens 40960 --set use_bf16=true --set use_compile=true",
     "ablate": "ablate --ckpt train --layers 0,3 --n-sequences 4",
     "ablate, small budget": "ablate --ckpt train --layers 0,3 --n-sequences 4 --memory-gib 0.25",
     "topology": "topology --ckpt train --n-sequences 32",
@@ -28,6 +38,10 @@ COMMANDS = {
     "probe": "probe --ckpt train --n-sequences 32 --set n_permutations=99",
     "compare": "compare train train --n-sequences 32",
     "text-quality": "text-quality --ckpt train --n-samples 1 --max-new-tokens 24 --tagger none",
+    "mechanisms": "mechanisms --ckpt recurrent --max-bytes 20000",
+    "ladder": f"ladder --n-seeds 1 --max-bytes 20000 {ONE}",
+    "study": f"study {FEW.replace('--set ', '--set train.')} {LITTLE}",
+    "study, large": f"study {FEW.replace('--set ', '--set train.')} {LITTLE} --set saes.buffer_tokens=131072",
 }
 
 
@@ -47,8 +61,9 @@ def run(words: list[str], place: Path) -> str:
 
 def main(place: Path, names: list[str]) -> None:
     """Print a row a verb."""
-    if not (place / "train").exists():
-        run([*COMMANDS["train"].split(), "--device", "cpu", "--json", "--out", "train"], place)
+    for name, out in (("train", "train"), ("train, recurrent", "recurrent")):
+        if not (place / out).exists():
+            run([*COMMANDS[name].split(), "--device", "cpu", "--json", "--out", out], place)
     for name in names or COMMANDS:
         words = [*COMMANDS[name].split(), "--device", "cpu", "--json"]
         planned = json.loads(run([*words, "--dry-run"], place))["bytes_in_memory"]
