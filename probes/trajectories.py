@@ -68,7 +68,7 @@ def trajectory_consistency(states: Real[np.ndarray, "*concepts n_states d"]) -> 
     of 0 are undefined and left out, with a `ConstantInputWarning`; nan if none is left. Raises ValueError for fewer
     than 3 states, NaN or inf.
 
-    >>> trajectory_consistency(np.outer(np.arange(4.0), np.ones(2)))
+    >>> round(trajectory_consistency(np.outer(np.arange(4.0), np.ones(2))), 12)
     1.0
     """
     return float(_lag_cosines("trajectory_consistency", states, 1)[0])
