@@ -103,7 +103,7 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def _words(error: BaseException) -> str:
+def _words(error: Any) -> str:
     """What the error says; the fields of a settings' record by name, without the library's own remarks."""
     pydantic = sys.modules.get("pydantic")  # asked only if the verb used it: this module must not load it
     if pydantic is not None and isinstance(error, pydantic.ValidationError):
