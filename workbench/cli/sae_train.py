@@ -13,6 +13,16 @@ from workbench.cli.output import progress, report
 from workbench.cli.reading import identify, parse_list, parse_overrides
 
 N_TOKENS = 1_000_000  # trained on unless told otherwise
+NTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--n-tokens",
+        help="Tokens to train on.",
+        min=1,
+        max=2**63 - 1,
+        show_default="1,000,000, or as many as --shards has",
+    ),
+]
 
 
 def sae_train(
@@ -40,16 +50,7 @@ def sae_train(
         Path | None,
         typer.Option("--shards", help="Train on the activations of a harvest --split train instead of on text."),
     ] = None,
-    n_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--n-tokens",
-            help="Tokens to train on.",
-            min=1,
-            max=2**63 - 1,
-            show_default="1,000,000, or as many as --shards has",
-        ),
-    ] = None,
+    n_tokens: NTokens = None,
     n_eval_tokens: Annotated[
         int, typer.Option("--n-eval-tokens", help="Held-out tokens to measure on.", min=1)
     ] = 106_496,
