@@ -450,6 +450,8 @@ def test_evenly_spaced_sequences() -> None:
         ({"l1": [-1.0]}, "l1: got"),
         ({"l1": [math.nan]}, "l1: got"),
         ({"l1": [1.0, 1.0]}, "each once"),
+        ({"architecture": "topk", "k": 4, "l1": [0.0, 2.0]}, "for topk, which k alone makes sparse; want 0"),
+        ({"architecture": "batchtopk", "k": 4}, "l1: got 1.0 for batchtopk, which k alone makes sparse; want 0"),
         ({"seeds": [0, 0]}, "seeds: got"),
         ({"seeds": [-1]}, "seeds: got"),
         ({"layers": [5]}, "layers: got 5"),
@@ -507,6 +509,28 @@ def test_a_run_directory_holds_everything_and_is_reused(model, tokens, held_out,
         sae_train(model, tokens, out=tmp_path / "run", resume=True, **arguments | {"l1": 3.0})
     torch.testing.assert_close(find_stack(tmp_path / "run").W_enc, stack.W_enc, atol=0, rtol=0)
     torch.testing.assert_close(find_stack(tmp_path / "run" / "sae").W_enc, stack.W_enc, atol=0, rtol=0)
+
+
+def test_a_state_is_not_taken_for_that_of_seeds_in_another_order(
+    model, tokens, held_out, tmp_path, dying_at_step
+) -> None:
+    arguments = {"held_out": held_out} | QUICK
+    with dying_at_step(4):
+        sae_train(model, tokens, [1], l1=[0.5, 2.0], seeds=[0, 1], out=tmp_path / "run", **arguments)
+    for other, key in (({"seeds": [1, 0]}, "seeds"), ({"l1": [2.0, 0.5]}, "l1")):
+        with pytest.raises(ValueError, match=f"resume: {key}"):
+            chosen = {"l1": [0.5, 2.0], "seeds": [0, 1]} | other
+            sae_train(model, tokens, [1], out=tmp_path / "run", resume=True, **chosen, **arguments)
+
+
+@pytest.mark.parametrize(("architecture", "l1"), [("topk", 0.0), ("batchtopk", 0.0), ("relu", 5.0), ("jumprelu", 5.0)])
+def test_the_default_coefficient_is_none_where_k_makes_sparse(model, tokens, held_out, architecture, l1) -> None:
+    k = 4 if "topk" in architecture else None
+    arguments = {"held_out": held_out, "architecture": architecture, "k": k} | QUICK
+    stack, table = sae_train(model, tokens, [1], [0], **arguments)
+    given, _ = sae_train(model, tokens, [1], [0], l1=l1, **arguments)
+    assert torch.equal(stack.W_dec, given.W_dec)
+    assert set(table["l1"]) == {l1}
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 9])

@@ -53,6 +53,7 @@ from workbench.runs import Run, atomic_write, open_run, verify_files
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
+DEFAULT_L1 = 5.0
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
 
@@ -61,7 +62,7 @@ def sae_train(
     tokens: Int[Tensor, "n_sequences n_ctx"] | str | Path,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str = "all",
-    l1: Sequence[float] | float = (5.0,),
+    l1: Sequence[float] | float | None = None,
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,
     *,
@@ -91,7 +92,8 @@ def sae_train(
         tokens: what to train on, or the directory of a `harvest` of this model, whose activations are then read
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
-        l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit.
+        l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit. By default
+            5, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is kept.
         seeds: for the initial weights of the SAEs and for resampling. The order of tokens is the same for all, so that
             an SAE comes out the same whatever it is trained together with.
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
@@ -100,13 +102,13 @@ def sae_train(
         settings: the fields of `HeadSaeSettings`.
 
     Raises:
-        ValueError: an unknown or unfit setting, layers or heads out of range, tokens that do not fit the model, too few
-            of them, nan activations (hook and batch named), a directory in the way, or shards that are altered (shard
-            named), of another model, or of held-out text.
+        ValueError: an unknown or unfit setting, an l1 other than 0 beside a k, layers or heads out of range, tokens that
+            do not fit the model, too few of them, nan activations (hook and batch named), a directory in the way, or
+            shards that are altered (shard named), of another model, or of held-out text.
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
     own = parse_settings(settings)
-    plan = make_plan(model, layers, heads, l1, seeds, own)
+    plan = make_plan(model, layers, heads, _coefficients(l1, own), seeds, own)
     source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
     job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
@@ -121,6 +123,16 @@ def sae_train(
                 write_table(df, run.path, table)
             (run.path / STATE).unlink()
     return StackedSAE.load(Path(out) / STACK), read_table(out, "sae_training_results")
+
+
+def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings) -> Sequence[float] | float:
+    """The coefficients given, or those that the architecture has by default; raises ValueError as `sae_train`."""
+    has_penalty = settings.architecture not in ("topk", "batchtopk")
+    if l1 is None:
+        return DEFAULT_L1 if has_penalty else 0.0
+    if not has_penalty and any(c != 0 for c in ([l1] if isinstance(l1, int | float) else l1)):
+        raise ValueError(f"l1: got {l1} for {settings.architecture}, which k alone makes sparse; want 0")
+    return l1
 
 
 def split_tokens(
@@ -191,8 +203,9 @@ class HeadSaeJob:
             "shards_sha256": shards_sha256(self.tokens) if isinstance(self.tokens, Shards) else None,
             "held_out_sha256": _hash(self.held_out),
             "slots": [f"{name}:{column}" for name, column in slots],
-            "l1": sorted(set(self.plan.l1)),
-            "seeds": sorted(set(self.plan.seeds)),
+            # in their order, which is the stack's: a state saved in another belongs to other SAEs
+            "l1": list(dict.fromkeys(self.plan.l1)),
+            "seeds": list(dict.fromkeys(self.plan.seeds)),
             "settings": self.settings.model_dump(mode="json"),
         }
 
