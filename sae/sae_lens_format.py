@@ -37,7 +37,8 @@ _FROM_SAE_LENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
 def save_sae_lens(sae: StackedSAE, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
     """Paths of the folders written, `directory`/sae_000 …, one per SAE, in the stack's order.
 
-    `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU.
+    `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
+    SAE of all heads' hook_z takes them as the hook gives them, [… n_heads d_head], as SAELens's own of that hook do.
     relu is SAELens's standard; batchtopk becomes jumprelu with one threshold for all features, as SAELens's own
     training does. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
 
@@ -125,12 +126,19 @@ def _describe(sae: StackedSAE, k: int) -> dict[str, Any]:
         "device": "cpu",
         "apply_b_dec_to_input": config.apply_b_dec_to_input,
         "normalize_activations": "none",
-        "reshape_activations": "none",
+        "reshape_activations": _reshaping(source),
         "metadata": metadata,
     }
     if config.architecture == "topk":
         description |= {"k": int(config.k or 0), "rescale_acts_by_decoder_norm": False}
     return description
+
+
+def _reshaping(source: SAESource) -> str:
+    """SAELens's name of what lies between the hook and the SAE: with hook_z, the heads are laid side by side and the
+    reconstruction is parted again, so that the SAE can stand in the hook's place in a model."""
+    is_of_all_heads = source.head is None and source.hook_name is not None and source.hook_name.endswith("hook_z")
+    return "hook_z" if is_of_all_heads else "none"
 
 
 def _load_one(folder: Path) -> StackedSAE:

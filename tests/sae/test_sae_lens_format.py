@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -53,6 +54,33 @@ def test_sae_lens_opens_our_folders_and_computes_the_same_bits(tmp_path, archite
             assert theirs.cfg.metadata.model_name == "control"
             assert theirs.cfg.dtype == str(dtype).removeprefix("torch.")
     assert (acts > 0).any()
+
+
+@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+def test_a_sae_of_all_heads_stands_in_hook_z_of_their_model(tmp_path, architecture, k):
+    sae_lens = pytest.importorskip("sae_lens")
+    transformer_lens = pytest.importorskip("transformer_lens")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # said at every HookedTransformer
+        model = sae_lens.HookedSAETransformer(
+            transformer_lens.HookedTransformerConfig(
+                n_layers=2, d_model=16, n_ctx=12, d_head=8, n_heads=4, d_vocab=30, act_fn="relu", d_mlp=16, seed=0
+            )
+        )
+    name = "blocks.1.attn.hook_z"
+    whole = SAEConfig(n_saes=1, d_in=32, d_sae=64, architecture=architecture, k=k)
+    sae = StackedSAE(whole, seeded(), info=StackInfo(sources=(SAESource(hook_name=name, layer=1, l1=0.1, seed=3),)))
+    (folder,) = sae.to_sae_lens(tmp_path / "out")
+    theirs = sae_lens.SAE.load_from_disk(str(folder))
+    tokens = torch.randint(30, (3, 12), generator=seeded(5))
+    with torch.no_grad():
+        z = model.run_with_cache(tokens)[1][name]
+        acts, recon = sae(z.flatten(2).flatten(0, 1))
+        _, cache = model.run_with_cache_with_saes(tokens, saes=[theirs])
+    assert (acts > 0).any()
+    torch.testing.assert_close(cache[f"{name}.hook_sae_acts_post"].flatten(0, 1), acts)
+    torch.testing.assert_close(cache[f"{name}.hook_sae_output"], recon.view(z.shape))
+    assert StackedSAE.from_sae_lens(folder).info == sae.info
 
 
 @pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)

@@ -7,6 +7,7 @@ import torch
 from models_for_tests import small_model, tokens_for
 
 from workbench.experiments.saes.head_saes import sae_train
+from workbench.experiments.saes.interop import export_saes
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = [
@@ -37,7 +38,7 @@ def evaluate_by_sae_lens(model, sae, held_out):
     return {name: value for group in found.values() for name, value in group.items()}
 
 
-@pytest.mark.parametrize(("kind", "hook"), [("janus-v3", "z"), ("kotodama", "z"), ("janus-v3", "hook_resid_post")])
+@pytest.mark.parametrize(("kind", "hook"), [("janus-v3", "z"), ("kotodama", "z"), ("kotodama", "z_concat"), ("janus-v3", "hook_resid_post")])
 def test_run_evals_finds_what_our_table_says(tmp_path, kind, hook, record_property):
     sae_lens = pytest.importorskip("sae_lens")
     model = small_model(kind, n_layers=2)
@@ -66,3 +67,17 @@ def test_run_evals_finds_what_our_table_says(tmp_path, kind, hook, record_proper
         assert found["explained_variance"] == pytest.approx(row["explained_variance"], abs=1e-5)
     record_property("largest difference of ce_loss_score and ce_recovered", f"{largest:.2g}")
     assert largest < 1e-4
+
+
+def test_an_export_of_all_heads_together_is_verified(tmp_path):
+    sae_lens = pytest.importorskip("sae_lens")
+    model = small_model("janus-v3", n_layers=2)
+    tokens = tokens_for(model, batch=40, pos=N_CTX)
+    settings = {"hook": "z_concat", "batch_size": 64, "buffer_tokens": 128, "n_ce_tokens": 32, "expansion": 2}
+    stack, _ = sae_train(model, tokens, l1=0.3, out=tmp_path / "run", **settings)
+    lens = export_saes(tmp_path / "run", tmp_path / "lens")
+    for layer in range(2):
+        theirs = sae_lens.SAE.load_from_disk(str(lens / f"sae_00{layer}"))
+        z = model.run_with_cache(tokens)[1][f"blocks.{layer}.attn.hook_z"]
+        own = stack.select([layer])(z.flatten(2).flatten(0, 1))[1]
+        torch.testing.assert_close(theirs(z), own.view(z.shape))
