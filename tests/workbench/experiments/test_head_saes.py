@@ -233,6 +233,30 @@ def test_a_transformer_lens_model_is_spliced_too(model, tokens) -> None:
     torch.testing.assert_close(theirs.spliced["trained"], own.spliced["trained"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("hook", ["z", "hook_resid_pre"])
+@pytest.mark.parametrize("positions", ["standard", "rotary", "shortformer"])
+def test_a_transformer_lens_model_of_any_positions_is_spliced_as_by_a_whole_forward(hook, positions) -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=16, d_head=8, n_heads=2, d_vocab=61, act_fn="relu", d_mlp=16, seed=0,
+        positional_embedding_type=positions, rotary_dim=8 if positions == "rotary" else None, init_weights=False,
+    )  # fmt: skip
+    model = HookedTransformer(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    tokens = torch.randint(30, (3, 12), generator=torch.Generator().manual_seed(0))
+    slots = choose_slots(cfg, hook=hook)
+    stack = random_stack(model, slots, 1)
+    with torch.no_grad():
+        losses = splice(model, tokens, slots, range(len(slots)), {"trained": stack})
+        assert losses.base == pytest.approx(float(model(tokens, return_type="loss")), abs=1e-5)
+        x = collect(model, tokens, slots)
+        want = naive_splice(model, tokens, slots, stack(x)[1])
+    torch.testing.assert_close(losses.spliced["trained"], want, atol=1e-5, rtol=0)
+
+
 def test_a_perfect_reconstruction_recovers_all_and_zero_nothing(model, tokens) -> None:
     slots = choose_slots(model.cfg)
     d = model.cfg.d_head

@@ -38,7 +38,9 @@ def evaluate_by_sae_lens(model, sae, held_out):
     return {name: value for group in found.values() for name, value in group.items()}
 
 
-@pytest.mark.parametrize(("kind", "hook"), [("janus-v3", "z"), ("kotodama", "z"), ("kotodama", "z_concat"), ("janus-v3", "hook_resid_post")])
+@pytest.mark.parametrize(
+    ("kind", "hook"), [("janus-v3", "z"), ("kotodama", "z"), ("kotodama", "z_concat"), ("janus-v3", "hook_resid_post")]
+)
 def test_run_evals_finds_what_our_table_says(tmp_path, kind, hook, record_property):
     sae_lens = pytest.importorskip("sae_lens")
     model = small_model(kind, n_layers=2)

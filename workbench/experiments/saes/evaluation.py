@@ -134,7 +134,8 @@ def splice(
 
     A head's part of the stream is linear in its z, so heads of a `HookedLM` go the way of ablations: the state after
     attention plus (recon − z_h) W_O[h] continues behind it, all heads of a layer together. Any other hook, and any
-    other model, is replaced by a hook in a forward that starts at the slot's layer.
+    other model, is replaced by a hook in a forward that starts at the slot's layer, or with the tokens where a state
+    does not hold all that the blocks read.
 
     slot_index: the slot of each SAE; as many SAEs for every slot, slot by slot.
     """
@@ -224,11 +225,14 @@ def _spliced_hooks(
     """(base loss, losses) of every sequence, for slots of any hook of any model."""
     rounds = _rounds(collect(model, tokens, slots), n_each, stacks)
     losses = torch.empty(*rounds.shape[:2], len(tokens), dtype=torch.float64)
-    state, reached = model(tokens, stop_at_layer=0), 0
+    # every block of a shortformer is given the positions too, which a state does not hold: it begins with the tokens
+    is_whole = model.cfg.positional_embedding_type == "shortformer"
+    state, reached = (tokens, None) if is_whole else (model(tokens, stop_at_layer=0), 0)
     order = sorted(range(len(slots)), key=lambda i: slots[i].layer)
     for i in order:
         slot = slots[i]
-        state, reached = model(state, start_at_layer=reached, stop_at_layer=slot.layer), slot.layer
+        if reached is not None:
+            state, reached = model(state, start_at_layer=reached, stop_at_layer=slot.layer), slot.layer
         for number in range(len(rounds)):
             hooks = [(slot.hook_name, _stand_in(slot, rounds[number, i]))]
             losses[number, i] = _sequence_losses(model, state, reached, tokens, hooks)
@@ -248,9 +252,9 @@ def _stand_in(slot: Slot, value: Float[Tensor, "tokens d_in"]) -> Callable[[Tens
 
 
 def _sequence_losses(
-    model: Any, state: Any, layer: int, tokens: Int[Tensor, "batch pos"], hooks: list[tuple[str, Callable]]
+    model: Any, state: Any, layer: int | None, tokens: Int[Tensor, "batch pos"], hooks: list[tuple[str, Callable]]
 ) -> Float64[Tensor, "batch"]:
-    """Mean loss of every sequence, from the state entering `layer`."""
+    """Mean loss of every sequence, from the state entering `layer`; None: from the tokens."""
     per_token = model.run_with_hooks(
         state, start_at_layer=layer, tokens=tokens, return_type="loss", loss_per_token=True, fwd_hooks=hooks
     )
