@@ -542,8 +542,8 @@ def test_a_state_is_not_taken_for_that_of_seeds_in_another_order(
     with dying_at_step(4):
         sae_train(model, tokens, [1], l1=[0.5, 2.0], seeds=[0, 1], out=tmp_path / "run", **arguments)
     for other, key in (({"seeds": [1, 0]}, "seeds"), ({"l1": [2.0, 0.5]}, "l1")):
+        chosen = {"l1": [0.5, 2.0], "seeds": [0, 1]} | other
         with pytest.raises(ValueError, match=f"resume: {key}"):
-            chosen = {"l1": [0.5, 2.0], "seeds": [0, 1]} | other
             sae_train(model, tokens, [1], out=tmp_path / "run", resume=True, **chosen, **arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,3 +197,17 @@ def test_the_order_of_a_harvest_mixes_sequences_and_positions(model, path):
     sequence, position = torch.cat(rows, dim=1)
     assert len(set(position[:24].tolist())) > 8
     assert sorted(set(sequence[:32].tolist())) != [0, 1]
+
+
+@pytest.mark.parametrize(("n_with", "wanted"), [(11, True), (10, False), (0, False)])
+def test_a_stack_says_whether_its_sequences_began_with_bos(held_out, tmp_path, n_with, wanted):
+    model = small_model("janus-v3", n_layers=2)
+    model.tokenizer = SimpleNamespace(bos_token_id=7)
+    tokens = tokens_for(model, batch=11, pos=16)
+    tokens[:, 0], tokens[:n_with, 0] = 3, 7
+    harvest(model, tokens, Z, tmp_path / "h")
+    for source in (tokens, tmp_path / "h"):
+        stack, _ = sae_train(model, source, held_out=held_out, **QUICK)
+        assert stack.info.prepend_bos is wanted
+    model.tokenizer = None
+    assert sae_train(model, tokens, held_out=held_out, **QUICK)[0].info.prepend_bos is False

@@ -226,7 +226,7 @@ def _spliced_hooks(
     rounds = _rounds(collect(model, tokens, slots), n_each, stacks)
     losses = torch.empty(*rounds.shape[:2], len(tokens), dtype=torch.float64)
     # every block of a shortformer is given the positions too, which a state does not hold: it begins with the tokens
-    is_whole = model.cfg.positional_embedding_type == "shortformer"
+    is_whole = getattr(model.cfg, "positional_embedding_type", None) == "shortformer"
     state, reached = (tokens, None) if is_whole else (model(tokens, stop_at_layer=0), 0)
     order = sorted(range(len(slots)), key=lambda i: slots[i].layer)
     for i in order:

@@ -46,7 +46,7 @@ from workbench.experiments.saes.plan import (
     stack_config,
     train_config,
 )
-from workbench.experiments.saes.shard_activations import ShardActivations, check_shards, shards_sha256
+from workbench.experiments.saes.shard_activations import ShardActivations, check_shards, shard_sequences, shards_sha256
 from workbench.experiments.subject import checked_tokens, device_of
 from workbench.models.load import weights_sha256
 from workbench.runs import Run, atomic_write, open_run, verify_files
@@ -102,9 +102,9 @@ def sae_train(
         settings: the fields of `HeadSaeSettings`.
 
     Raises:
-        ValueError: an unknown or unfit setting, an l1 other than 0 beside a k, layers or heads out of range, tokens that
-            do not fit the model, too few of them, nan activations (hook and batch named), a directory in the way, or
-            shards that are altered (shard named), of another model, or of held-out text.
+        ValueError: an unknown or unfit setting, an l1 other than 0 beside a k, layers or heads out of range, tokens
+            that do not fit the model, too few of them, nan activations (hook and batch named), a directory in the way,
+            or shards that are altered (shard named), of another model, or of held-out text.
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
     own = parse_settings(settings)
@@ -307,7 +307,7 @@ class HeadSaeJob:
             model_name=self.name,
             model_sha256=self._model_sha256,
             context_size=self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
-            prepend_bos=False,
+            prepend_bos=begins_with_bos(self.model, self.tokens),
             n_train_tokens=self.train_config.n_steps * self.settings.batch_size,
         )
 
@@ -402,6 +402,15 @@ def stack_sha256(stack: StackedSAE) -> str:
     """One hash of a stack's weights and of what it says of itself."""
     parts = [hash_tensor(tensor) for tensor in stack.state_dict().values()]
     return hashlib.sha256("".join([*parts, stack.info.model_dump_json()]).encode()).hexdigest()
+
+
+def begins_with_bos(model: Any, tokens: Int[Tensor, "n n_ctx"] | Shards) -> bool:
+    """Whether every sequence, of shards those of the first, begins with the BOS of the model's tokenizer."""
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    if bos is None:
+        return False
+    own = shard_sequences(tokens, tokens.shards[0]) if isinstance(tokens, Shards) else tokens
+    return bool((own[:, 0] == bos).all())
 
 
 def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ctx"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -126,7 +125,7 @@ def check_shards(shards: Shards, model_sha256: str, held_out: Int[Tensor, "n n_c
     wanted = {row.contiguous().numpy().tobytes() for row in held_out}
     for shard in shards.shards:
         check_shard(shards.path, shard)
-        for tokens in _sequences(shards.path, shard, shards.n_ctx):
+        for tokens in shard_sequences(shards, shard):
             if tokens.numpy().tobytes() in wanted:
                 raise ValueError(
                     f"shards: {shards.path / shard.file} holds a sequence of the held-out tokens; want shards of other "
@@ -139,8 +138,9 @@ def shards_sha256(shards: Shards) -> str:
     return hashlib.sha256("".join(shard.sha256 for shard in shards.shards).encode()).hexdigest()
 
 
-def _sequences(path: Path, shard: Shard, n_ctx: int) -> Int[Tensor, "sequence n_ctx"]:
+def shard_sequences(shards: Shards, shard: Shard) -> Int[Tensor, "sequence n_ctx"]:
     """The tokens of a shard, put back in order; its activations are not read."""
-    with safe_open(path / shard.file, framework="pt") as opened:
+    with safe_open(shards.path / shard.file, framework="pt") as opened:
         token, sequence, position = (opened.get_tensor(name) for name in ("token", "sequence", "position"))
-    return rearrange(token[(sequence * n_ctx + position).argsort()], "(sequence pos) -> sequence pos", pos=n_ctx)
+    own = token[(sequence * shards.n_ctx + position).argsort()]
+    return rearrange(own, "(sequence pos) -> sequence pos", pos=shards.n_ctx)
