@@ -239,11 +239,12 @@ class Trainer:
     @torch.no_grad()
     def _keep_batchtopk_threshold(self, result: LossAndGradients) -> None:
         """Running mean of the batches' least kept activation (Bussmann et al. 2024 take the mean over the training
-        set); a batch without an active feature leaves it."""
+        set), from the first on that has one; a batch without an active feature leaves it."""
         if self.sae.config.architecture != "batchtopk":
             return
-        weight = 1.0 if self.n_steps_done == 0 else self.config.batchtopk_decay
+        decay = self.config.batchtopk_decay or min(1.0, max(0.01, 10 / self.config.n_steps))
         threshold, least = self.sae.threshold, result.least_active.unsqueeze(-1)
+        weight = torch.where(threshold > 0, decay, 1.0).to(threshold.dtype)
         threshold.copy_(torch.where(least.isfinite(), threshold.lerp(least, weight), threshold))
 
     def _warn_all_dead(self, is_all_dead: Bool[Tensor, " n_saes"]) -> None:
