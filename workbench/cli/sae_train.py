@@ -13,6 +13,16 @@ from workbench.cli.output import progress, report
 from workbench.cli.reading import identify, parse_list, parse_overrides
 
 N_TOKENS = 1_000_000  # trained on unless told otherwise
+DEFAULT_L1 = 2.0
+L1 = Annotated[
+    str | None,
+    typer.Option(
+        "--l1",
+        help="Sparsity coefficients, such as 1,2,4.",
+        metavar="LIST",
+        show_default="2; of topk and batchtopk SAEs 0",
+    ),
+]
 NTokens = Annotated[
     int | None,
     typer.Option(
@@ -33,7 +43,7 @@ def sae_train(
         typer.Option("--layers", "--layer", help="Layers, such as 0,2,5-7.", metavar="LIST", show_default="all"),
     ] = None,
     heads: Annotated[str, typer.Option("--heads", help="all, or heads such as 0,2,5-7.", metavar="LIST")] = "all",
-    l1: Annotated[str, typer.Option("--l1", help="Sparsity coefficients, such as 1,2,4.", metavar="LIST")] = "2",
+    l1: L1 = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the SAEs, such as 0-2.", metavar="LIST")] = "0",
     hook: Annotated[
         str,
@@ -76,7 +86,7 @@ def sae_train(
             raise UsageError(f"set: {key} has an option of its own; want {option}")
     overrides |= own
     chosen_heads = "all" if heads == "all" else parse_list(heads, "--heads")
-    chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": _numbers(l1, "--l1")}
+    chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": _coefficients(l1, overrides)}
     chosen["seeds"] = parse_list(seeds, "--seeds")
     model = load(ckpt, device, dtype)
     if dry_run:
@@ -106,6 +116,13 @@ def _plan(model, chosen: dict, overrides: dict, width: int, shards) -> dict:
     own = parse_settings(overrides)
     largest = None if shards is None else max(shard.bytes for shard in shards.shards)
     return estimate(model, make_plan(model, settings=own, **chosen), own, width, largest)
+
+
+def _coefficients(l1: str | None, overrides: dict) -> list[float]:
+    """Those given, or the default's: none beside a k, which alone makes SAEs sparse."""
+    if l1 is None:
+        return [0.0] if overrides.get("architecture") in ("topk", "batchtopk") else [DEFAULT_L1]
+    return _numbers(l1, "--l1")
 
 
 def _numbers(text: str, what: str) -> list[float]:

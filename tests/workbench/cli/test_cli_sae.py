@@ -58,6 +58,16 @@ def test_one_coefficient_and_one_seed_have_nothing_to_compare(small):
     assert not list(Path("s").glob("sae_pareto.csv")) + list(Path("s").glob("sae_stability.csv"))
 
 
+def test_what_k_makes_sparse_has_no_l1_by_default(small):
+    topk = [*small, "--layer", 0, "--n-tokens", 480, "--set", "architecture=topk", "--set", "k=2"]
+    assert call("sae-train", *topk, "--out", "s").exit_code == 0
+    assert set(read_table("s", "sae_training_results")["l1"]) == {0.0}
+    refused = call("sae-train", *topk, "--l1", "2", "--out", "t")
+    assert refused.exit_code == 1
+    assert refused.stderr.strip().startswith("error: l1: got [2.0] for topk, which k alone makes sparse; want 0")
+    assert not list(Path().glob("t*"))
+
+
 def test_shards_are_trained_on_and_resumed(place, small):
     shards = harvested(place)
     result = call("sae-train", *small, "--layer", 1, "--shards", shards, "--out", "s")

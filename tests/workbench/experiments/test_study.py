@@ -118,6 +118,7 @@ def test_settings_reach_the_study_and_every_model(place) -> None:
         (None, {"analyses": ["probes"]}, "analyses.0: Input should be 'saes', 'ablation'"),
         (None, {"analyses": ["probe", "probe"]}, "want each once"),
         (None, {"analyses": ["match"]}, "'match' reads SAEs"),
+        (None, {"saes.architecture": "topk", "saes.k": 4}, r"sae_l1: got \[2.0, 4.0\] for topk, which k alone makes"),
         (None, {"saes.bach_size": 1}, "unknown key 'saes.bach_size'; nearest: batch_size"),
         (None, {"sae_l1": []}, "sae_l1: Tuple should have at least 1 item"),
         (None, {"models": ["janus-v3-control-nano"] * 2}, "want each once"),

@@ -87,6 +87,10 @@ class StudyRecipe(Frozen):
         for kind in ("features", "match"):
             if kind in self.analyses and "saes" not in self.analyses:
                 raise ValueError(f"analyses: {kind!r} reads SAEs; want 'saes' among them")
+        if self.saes.k is not None and any(self.sae_l1):
+            raise ValueError(
+                f"sae_l1: got {list(self.sae_l1)} for {self.saes.architecture}, which k alone makes sparse; want [0]"
+            )
         return self
 
     @property
