@@ -81,8 +81,8 @@ class TrainConfig(BaseModel):
     resample_scale: float = Field(default=0.2, gt=0)
     """Norm of a resampled feature's encoder column, as a share of the living columns' mean norm."""
     batchtopk_decay: float | None = Field(default=None, gt=0, le=1)
-    """batchtopk: weight of the newest batch in the running threshold that inference uses; None: .01, or 10/n_steps where
-    that is more: a mean over more than the last tenth of the steps would still hold the thresholds of the start."""
+    """batchtopk: weight of the newest batch in the running threshold that inference uses; None: .01, or 10/n_steps
+    where that is more: a mean over more than the last tenth of the steps would still hold the start's thresholds."""
     use_bf16: bool = False
     """Multiply in bfloat16; the weights, their gradients' sums and the optimizer stay in the parameters' dtype."""
     use_compile: bool = False
