@@ -65,8 +65,10 @@ def load_sae_lens(directory: str | Path) -> StackedSAE:
     """The stack of a SAELens folder, or of all SAELens folders directly in a directory, by name.
 
     standard, topk and jumprelu SAEs are taken, in their dtype (all of one); a folder written before SAELens 6 too. A
-    topk SAE with rescale_acts_by_decoder_norm has its decoder norms folded into the encoder, which changes its
-    activations by rounding only; all others keep their bits.
+    jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where training kept it in
+    float32, and as 0 where the last step of training left it below. A topk SAE with rescale_acts_by_decoder_norm has
+    its decoder norms folded into the encoder, which changes its activations by rounding only; all others keep their
+    bits.
 
     Raises ValueError naming the file, and the tensor or field, for what is missing, altered, of another architecture,
     normalised (normalize_activations) or not alike within one directory.
@@ -158,6 +160,8 @@ def _load_one(folder: Path) -> StackedSAE:
         raise ValueError(
             f"{folder / WEIGHTS_FILE}: tensor scaling_factor is not all 1; want it folded into the weights"
         )
+    if "threshold" in tensors and tensors["W_dec"].is_floating_point():
+        tensors["threshold"] = tensors["threshold"].to(tensors["W_dec"].dtype).clamp_min(0)
     if fields.get("rescale_acts_by_decoder_norm") and config.architecture == "topk":
         tensors = _fold_decoder_norm(tensors)
     try:

@@ -127,6 +127,26 @@ def test_we_open_sae_lens_folders_and_compute_the_same(tmp_path, architecture):
             assert torch.equal(ours(x)[1], theirs(x))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("how", ["save_model", "save_inference_model"])
+def test_a_jumprelu_sae_from_their_training_encodes_as_theirs_does(tmp_path, dtype, how):
+    """Whose threshold is float32 whatever the weights are, and may be below 0 after the last step."""
+    sae_lens = pytest.importorskip("sae_lens")
+    saes = pytest.importorskip("sae_lens.saes")
+    torch.manual_seed(0)
+    training = saes.JumpReLUTrainingSAE(saes.JumpReLUTrainingSAEConfig(d_in=16, d_sae=64, dtype=dtype))
+    with torch.no_grad():
+        training.threshold.uniform_(-0.3, 0.6)
+        training.b_enc.normal_()
+    getattr(training, how)(tmp_path / "theirs")
+    ours = StackedSAE.from_sae_lens(tmp_path / "theirs")
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "theirs"))
+    x = torch.randn(300, 16).to(ours.dtype)
+    with torch.no_grad():
+        assert torch.equal(ours.encode(x), theirs.encode(x))
+        assert torch.equal(ours(x)[1], theirs(x))
+
+
 @pytest.mark.parametrize(
     ("hook_name", "layer"),
     [("blocks.11.attn.hook_z", 11), ("blocks.3.hook_resid_post", 3), ("hook_embed", None), (None, None)],
