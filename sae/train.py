@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -323,7 +324,7 @@ class _Block:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, Real)  # NumPy's scalars too
 
 
 def _to_float64(values: Tensor | Sequence[float] | float) -> Tensor:

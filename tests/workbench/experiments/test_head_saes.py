@@ -475,7 +475,7 @@ def test_evenly_spaced_sequences() -> None:
         ({"l1": [math.nan]}, "l1: got"),
         ({"l1": [1.0, 1.0]}, "each once"),
         ({"architecture": "topk", "k": 4, "l1": [0.0, 2.0]}, "for topk, which k alone makes sparse; want 0"),
-        ({"architecture": "batchtopk", "k": 4}, "l1: got 1.0 for batchtopk, which k alone makes sparse; want 0"),
+        ({"architecture": "batchtopk", "k": 4}, "l1: got .1.0. for batchtopk, which k alone makes sparse; want 0"),
         ({"seeds": [0, 0]}, "seeds: got"),
         ({"seeds": [-1]}, "seeds: got"),
         ({"layers": [5]}, "layers: got 5"),
@@ -533,6 +533,18 @@ def test_a_run_directory_holds_everything_and_is_reused(model, tokens, held_out,
         sae_train(model, tokens, out=tmp_path / "run", resume=True, **arguments | {"l1": 3.0})
     torch.testing.assert_close(find_stack(tmp_path / "run").W_enc, stack.W_enc, atol=0, rtol=0)
     torch.testing.assert_close(find_stack(tmp_path / "run" / "sae").W_enc, stack.W_enc, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.array])
+def test_numpy_numbers_are_numbers(model, tokens, held_out, number) -> None:
+    given, _ = sae_train(model, tokens, [1], [0], l1=1.0, seeds=[0, 1], held_out=held_out, **QUICK)
+    l1 = number([1]) if number is np.array else number(1)
+    stack, _ = sae_train(model, tokens, [1], [0], l1=l1, seeds=np.arange(2), held_out=held_out, **QUICK)
+    assert stack.info == given.info
+    assert torch.equal(stack.W_dec, given.W_dec)
+    config = TrainConfig(n_steps=1)
+    trainer = Trainer(stack, config, np.ones(2) if number is np.array else number(1), torch.Generator())
+    assert trainer.state_dict()["l1"].tolist() == [1.0, 1.0]
 
 
 def test_a_state_is_not_taken_for_that_of_seeds_in_another_order(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -108,7 +109,8 @@ def sae_train(
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
     own = parse_settings(settings)
-    plan = make_plan(model, layers, heads, _coefficients(l1, own), seeds, own)
+    whole = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
+    plan = make_plan(model, layers, heads, _coefficients(l1, own), whole, own)
     source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
     job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
@@ -125,14 +127,15 @@ def sae_train(
     return StackedSAE.load(Path(out) / STACK), read_table(out, "sae_training_results")
 
 
-def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings) -> Sequence[float] | float:
+def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings) -> list[float]:
     """The coefficients given, or those that the architecture has by default; raises ValueError as `sae_train`."""
     has_penalty = settings.architecture not in ("topk", "batchtopk")
     if l1 is None:
-        return DEFAULT_L1 if has_penalty else 0.0
-    if not has_penalty and any(c != 0 for c in ([l1] if isinstance(l1, int | float) else l1)):
-        raise ValueError(f"l1: got {l1} for {settings.architecture}, which k alone makes sparse; want 0")
-    return l1
+        return [DEFAULT_L1 if has_penalty else 0.0]
+    coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float | np.number) else l1)]
+    if not has_penalty and any(c != 0 for c in coefficients):
+        raise ValueError(f"l1: got {coefficients} for {settings.architecture}, which k alone makes sparse; want 0")
+    return coefficients
 
 
 def split_tokens(
