@@ -36,9 +36,9 @@ KINDS = {
     "memory": "The peak memory of a verb (VmHWM, from its env.json) compared with the plan of `--dry-run`, for models "
     "of the nano size. Right: within 25 %.",
     "load": "Verbs in turn in one process (train, harvest, SAEs, ablate, topology, probe) for two hours. Right: from "
-    "the first quarter after the warm-up to the last, resident memory grows by less than 2 %, not counting what "
-    "safetensors keeps of every tensor it reads (as measured in the same process), and open files, threads and files "
-    "on disk not at all. The last run, beside other work on two cores: 121 minutes, 873 rounds, memory +1.0 %, half "
+    "the first quarter after the warm-up to the last, resident memory grows by less than 2 %, and so do the "
+    "process's own bytes, without what safetensors keeps of every tensor it reads; open files, threads and files on "
+    "disk not at all. The last run, beside other work on two cores: 121 minutes, 873 rounds, memory +1.0 %, half "
     "of it kept by safetensors.",
     "determinism": "A stage run twice with the same seed, in two processes that iterate over sets in different orders "
     "(the stages under Kills are compared there). Right: every byte of every file is the same, except for `env.json` "
