@@ -31,7 +31,7 @@ MAY_DIFFER = ("env.json", "manifest.json")
 
 
 def do(stage: str, out: Path) -> None:
-    """Nothing comes back: the stage writes to `out`."""
+    """Run the stage; it writes to `out`."""
     if stage == "automata generator":
         draw_automata(out)
         return

@@ -90,7 +90,7 @@ def commands(place: Path) -> dict[str, str]:
 
 
 def warm() -> None:
-    """Nothing comes back: what verbs load is loaded, in this process and so in its children."""
+    """Load what verbs load, in this process and so in its children."""
     import torch
 
     torch.set_num_threads(1)

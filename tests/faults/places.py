@@ -17,7 +17,7 @@ CLOCKS = ("time", "monotonic", "perf_counter", "time_ns")
 
 
 def jump(rng: random.Random) -> None:
-    """Nothing comes back: from now on every clock goes on, now and then, from anywhere within a year of now."""
+    """From now on, let every clock go on, now and then, from anywhere within a year of now."""
     shift = [0.0]
 
     def jumping(clock):
@@ -33,7 +33,7 @@ def jump(rng: random.Random) -> None:
 
 
 def limit_memory() -> None:
-    """Nothing comes back: this process gets 24 MB more than it has."""
+    """Leave this process 24 MB more than it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     n_bytes = pages * resource.getpagesize() + (24 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))

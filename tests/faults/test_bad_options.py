@@ -159,6 +159,7 @@ CASES = [
     (f"ablate --ckpt {{model}} {T} --memory-gib inf", 2, "--memory-gib"),
     (f"ablate --ckpt {{model}} {T} --memory-gib -1", 2, "--memory-gib"),
     (f"ablate --ckpt {{model}} {T} --n-resamples 0", 2, "--n-resamples"),
+    (f"ablate --ckpt {{model}} {T} --n-resamples 4", 2, "--n-resamples: got 4 with --kind zero; want --kind resample"),
     # generate
     ("generate --ckpt {model} hello --temperature -1", 2, "--temperature"),
     ("generate --ckpt {model} hello --temperature nan", 2, "--temperature"),

@@ -36,7 +36,7 @@ def other(ground, tmp_path_factory) -> Path:
 
 
 def compare(ground: Ground, other: Path, stage: str, out: Path, tally) -> None:
-    """Nothing comes back: the stage's files here are those of the other process."""
+    """Assert that the stage's files here are those of the other process."""
     os.chdir(ground.place)
     again.do(stage, out)
     found, wanted = again.digests(out), again.digests(other / stage)

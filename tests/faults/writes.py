@@ -66,7 +66,7 @@ class Disk:
 
 
 def install(disk: Disk, place: Path) -> None:
-    """Nothing comes back: from now on what this process writes below `place` goes by that disk."""
+    """From now on, let what this process writes below `place` go by that disk."""
     import safetensors.torch
 
     real_open, real_tensors = io.open, safetensors.torch.serialize_file

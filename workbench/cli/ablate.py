@@ -65,6 +65,8 @@ def ablate(
     """Impact of every head on the loss, with intervals; also of layers, MLPs and pairs of heads."""
     if kind not in ("zero", "mean", "resample"):
         raise UsageError(f"--kind: got {kind!r}; want zero, mean or resample")
+    if n_resamples != 1 and kind != "resample":
+        raise UsageError(f"--n-resamples: got {n_resamples} with --kind {kind}; want --kind resample")
     selection = parse_list(layers, "--layers"), parse_list(heads, "--heads")
     chosen = _parse_components(components)
     given_pairs = _parse_pairs(pairs)

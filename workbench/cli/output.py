@@ -65,24 +65,13 @@ def _left_aligned(table: pd.DataFrame) -> pd.DataFrame:
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[float], None]]:
     """A function that takes the share done, 0 to 1, and draws it as a bar on stderr while the context lasts."""
-    from rich import progress as bars
-    from rich.console import Console
+    from rich.progress import TaskProgressColumn
 
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+    from workbench.bars import progress_bar
+
+    with progress_bar(TaskProgressColumn()) as bar:
         task = bar.add_task(label, total=1.0)
-        try:
-            yield lambda share: bar.update(task, completed=share)
-        except BaseException:
-            bar.live.transient = bar.tasks[0].completed == 0  # what failed before it began says one line, and no bar
-            raise
+        yield lambda share: bar.update(task, completed=share)
 
 
 def _plain(value: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -56,11 +58,27 @@ class Block(nn.Module):
             resid_mid = self.hook_resid_mid(self.route_mlp(state, self.hook_route_mlp))
             state = state + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
             if read_out is not None and is_watched(self.hook_resid_post):
-                self.hook_resid_post(read_out(state))
+                self._show(read_out(state))
             return state
         resid_mid = self.hook_resid_mid(state)
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(hook_copy(self.hook_mlp_in, resid_mid))))
         return self.hook_resid_post(resid_mid + mlp_out)
+
+    def _show(self, resid_post: Tensor) -> None:
+        """hook_resid_post of a routed stream: a reading of its sums, which nothing after it reads.
+
+        Warns where a forward hook returns other values or (seen outside inference mode) writes into it.
+        """
+        version = None if resid_post.is_inference() else resid_post._version
+        seen = self.hook_resid_post(resid_post)
+        is_written = version is not None and resid_post._version != version
+        if is_written or (seen is not resid_post and not torch.equal(seen, resid_post)):
+            name = f"blocks.{self.layer}.hook_resid_post"
+            warnings.warn(
+                f"{name}: a hook edits it, which changes nothing: under attention residuals nothing reads it; want "
+                "hook_resid_pre, hook_attn_out, hook_resid_mid or hook_mlp_out edited",
+                stacklevel=2,
+            )
 
     def _attn_input(self, resid_pre: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)

@@ -43,7 +43,7 @@ def load_gguf(file: Path) -> HookedLM:
     try:
         reader = gguf.GGUFReader(str(file))
     except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: damaged or not GGUF ({error})") from error
+        raise ValueError(f"{file}: cannot be read as GGUF ({error})") from error
     fields = dict(reader.fields)
     tensors = {t.name: t for t in reader.tensors}
     try:

@@ -234,7 +234,7 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
             with safe_open(file, framework="pt") as f:
                 names = list(f.keys())
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{file}: damaged or not safetensors ({error})") from error
+            raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
         for name in names:
             readers[name.removeprefix("transformer.")] = lambda file=file, name=name: _read(file, name)
     absent = [n for n in listed if n.removeprefix("transformer.") not in readers]

@@ -97,10 +97,10 @@ class Rotary(nn.Module):
         size = 1 << max(0, n - 1).bit_length()
         key = (size, device, dtype)
         if key not in self.tables:
-            positions = torch.arange(size, dtype=torch.float64)
-            angles = torch.outer(positions, self.inverse_frequency)
             self.tables = {k: v for k, v in self.tables.items() if k[1:] != key[1:]}
-            self.tables[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+            with torch.inference_mode(False):  # kept for later calls, which may take gradients
+                angles = torch.outer(torch.arange(size, dtype=torch.float64), self.inverse_frequency)
+                self.tables[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
         cos, sin = self.tables[key]
         return cos[:n], sin[:n]
 

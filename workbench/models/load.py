@@ -147,7 +147,7 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file}: damaged or not safetensors ({error})") from error
+        raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
 
 
 @torch.no_grad()

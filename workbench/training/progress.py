@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
 
+from workbench.bars import progress_bar
 from workbench.training.recipe import Recipe
 from workbench.training.state import Position
 
@@ -35,20 +35,7 @@ def progress_meter(recipe: Recipe, *, enabled: bool) -> Iterator[Meter]:
     if not enabled:
         yield Meter(None, None)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(
-            "step {task.completed:,.0f}/{task.total:,.0f}  loss {task.fields[loss]}  {task.fields[rate]} tokens/s"
-        ),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    counts = "step {task.completed:,.0f}/{task.total:,.0f}  loss {task.fields[loss]}  {task.fields[rate]} tokens/s"
+    with progress_bar(TextColumn(counts)) as bar:
         total = sum(phase.n_steps for phase in recipe.phases)
-        try:
-            yield Meter(bar, bar.add_task(recipe.name, total=total, loss="–", rate="–"))
-        except BaseException:
-            bar.live.transient = bar.tasks[0].completed == 0  # what failed before it began says one line, and no bar
-            raise
+        yield Meter(bar, bar.add_task(recipe.name, total=total, loss="–", rate="–"))

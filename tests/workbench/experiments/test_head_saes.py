@@ -89,6 +89,11 @@ def test_slots_out_of_range_are_refused(model, arguments, message) -> None:
         choose_slots(model.cfg, **arguments)
 
 
+def test_a_stream_that_no_layer_reads_takes_no_sae(tokens) -> None:
+    with pytest.raises(ValueError, match="hook: got 'hook_resid_post' of a model with attention residuals"):
+        sae_train(small_model("attn-res"), tokens, held_out=tokens, hook="hook_resid_post", **QUICK)
+
+
 @pytest.mark.parametrize("hook", ["z", "z_concat", "hook_resid_mid", "mlp.hook_post"])
 def test_collected_activations_are_the_hooks(model, tokens, hook) -> None:
     slots = choose_slots(model.cfg, hook=hook)

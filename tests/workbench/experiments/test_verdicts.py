@@ -57,6 +57,11 @@ def test_a_claim_of_a_rise_mirrors_it() -> None:
     assert judge(over_seeds(-0.4, 0.1), 0.4, 1) == "reversed"
 
 
+def test_bounds_that_are_no_numbers_are_no_interval() -> None:
+    assert judge(Effect(-1.0, (math.nan, -0.5), 3, "paired"), -1.0, -1) == "not enough seeds"
+    assert judge(Effect(0.0, (math.nan, math.nan), 3, "paired"), 0.0, 0, margin=0.1) == "not enough seeds"
+
+
 def test_a_direction_alone_asks_for_no_size() -> None:
     assert judge(over_seeds(-1e-6, 1e-7), None, -1) == "reproduced"
     assert judge(over_seeds(1e-6, 1e-7), None, -1) == "reversed"

@@ -353,7 +353,7 @@ class TestBadCheckpoints:
     def test_truncated_file(self, folder, keep):
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:keep])
-        with pytest.raises(ValueError, match="model.safetensors: damaged or not safetensors"):
+        with pytest.raises(ValueError, match="model.safetensors: cannot be read as safetensors"):
             load(folder)
 
     def test_config_that_is_not_json(self, folder):
@@ -427,7 +427,7 @@ class TestBadCheckpoints:
     def test_gguf_that_is_none(self, tmp_path):
         file = tmp_path / "x.gguf"
         file.write_bytes(b"GGUF" + b"\0" * 50)
-        with pytest.raises(ValueError, match="x.gguf: damaged or not GGUF"):
+        with pytest.raises(ValueError, match="x.gguf: cannot be read as GGUF"):
             load(file)
 
 

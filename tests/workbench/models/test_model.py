@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,6 +170,14 @@ BARE = {
 }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_in_inference_mode_leaves_nothing_that_gradients_cannot_pass(kind):
+    model = small_model(kind)
+    with torch.inference_mode():
+        model(tokens_for(model))
+    model(tokens_for(model), return_type="loss").backward()
+
+
 @pytest.mark.parametrize("kind", [*KINDS, *BARE])
 def test_what_a_hook_writes_in_place_counts_as_what_it_returns(kind):
     bare = {"extensions": Extensions(recurrence=BARE[kind])} if kind in BARE else {}
@@ -180,7 +190,8 @@ def test_what_a_hook_writes_in_place_counts_as_what_it_returns(kind):
     def returned(tensor, hook):
         return in_place(tensor := tensor.clone(), hook) or tensor
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "blocks.*hook_resid_post: a hook edits it, which changes nothing")
         for name in model.hook_dict:
             found, wanted = (model.run_with_hooks(tokens, fwd_hooks=[(name, f)]) for f in (in_place, returned))
             torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"{name}: {text}")
@@ -361,3 +372,19 @@ class TestAttentionResiduals:
         tokens = tokens_for(model)
         logits, cache = model.run_with_cache(tokens)
         torch.testing.assert_close(model.ln_final(cache["blocks.2.hook_resid_post"]) @ model.W_U, logits)
+
+    @pytest.mark.parametrize("edit", [lambda x, hook: x * 2, lambda x, hook: x.mul_(2)])
+    def test_an_edit_of_resid_post_which_nothing_reads_gets_a_warning(self, edit):
+        model = small_model("attn-res")
+        with pytest.warns(UserWarning, match=r"blocks.1.hook_resid_post: a hook edits it, which changes nothing"):
+            model.run_with_hooks(tokens_for(model), fwd_hooks=[("blocks.1.hook_resid_post", edit)])
+
+    def test_resid_post_may_be_read_by_hooks_that_return_it_or_a_copy(self):
+        model = small_model("attn-res")
+        hooks = [(f"blocks.{i}.hook_resid_post", (lambda x, hook: x, lambda x, hook: x.clone())[i]) for i in (0, 1)]
+        with torch.inference_mode():
+            model.run_with_hooks(tokens_for(model), fwd_hooks=hooks)
+        logits = model(tokens_for(model))
+        torch.testing.assert_close(model.run_with_hooks(tokens_for(model), fwd_hooks=hooks), logits)
+        with model.hooks(fwd_hooks=hooks, bwd_hooks=[("blocks.1.hook_resid_post", lambda grad, hook: None)]):
+            torch.testing.assert_close(model(tokens_for(model)), logits)

@@ -116,11 +116,16 @@ def make_plan(
 ) -> Plan:
     """The stack's SAEs, in its order.
 
-    Raises ValueError for anything out of range, given twice or not given, a hook without a row per token, and for what
-    memory cannot hold.
+    Raises ValueError for anything out of range, given twice or not given, a hook without a row per token or that no
+    layer reads, and for what memory cannot hold.
     """
     slots = choose_slots(model.cfg, layers, heads, settings.hook)
     check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
+    if settings.hook == "hook_resid_post" and model.cfg.extensions.attn_res is not None:
+        raise ValueError(
+            "hook: got 'hook_resid_post' of a model with attention residuals, which no later layer reads: no SAE "
+            "can stand in for it; want z, hook_resid_pre, hook_resid_mid, hook_attn_out or hook_mlp_out"
+        )
     coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float) else l1)]
     if (
         not coefficients

@@ -150,9 +150,9 @@ def judge(
     """
     if not effect.is_known:
         return "not measured"
-    if effect.bounds is None:
+    low, high = effect.bounds or (math.nan, math.nan)
+    if math.isnan(low) or math.isnan(high):
         return "not enough seeds"
-    low, high = effect.bounds
     is_over_seeds = effect.basis in ("paired", "welch")
     if margin is not None:
         if low > margin or high < -margin:
