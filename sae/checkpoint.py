@@ -105,10 +105,10 @@ def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = Non
 
 def hash_tensor(tensor: Tensor) -> str:
     """sha256, hexadecimal, of a tensor's bytes in row order, its dtype and shape before them."""
-    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     # a bfloat16 tensor has no NumPy form, its bytes have
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(head + data.tobytes()).hexdigest()
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

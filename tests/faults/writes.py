@@ -3,8 +3,9 @@
 Every write of a verb is counted once: bytes to a file, a sync, a rename, a new directory. Then the verb is run again
 and again (in children of a process that has loaded everything, see `kills`), and from its n-th write on the disk is
 full, or its n-th write alone fails by an I/O error, half done. It must end with one line and exit code 1, leave nothing
-under the wanted name, and with --resume and a sound disk come to the bytes of an undisturbed run. N of the writes are
-tried, evenly spaced; 0: all. Of these, PART (0, 1, … OF − 1) is every OF-th, where several processes share them.
+under the wanted name, and with --resume and a sound disk come to the bytes of an undisturbed run. Or the process is
+killed there, where removals count, too: then nothing is said, and --resume must do the same. N of the writes are tried,
+evenly spaced; 0: all. Of these, PART (0, 1, … OF − 1) is every OF-th, where several processes share them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -28,6 +30,7 @@ KINDS = {
     "full": (errno.ENOSPC, True, {"write", "tensors", "mkdir"}),
     "I/O error": (errno.EIO, False, {"write", "tensors", "sync", "rename", "mkdir"}),
     "short write": (0, True, {"short"}),  # no error: the system took half, and says so
+    "kill": (0, False, {"write", "tensors", "sync", "rename", "mkdir", "remove"}),
     "read-only": (errno.EROFS, True, {"write", "tensors", "rename", "mkdir", "open"}),
 }
 COUNTED = "writes.txt"
@@ -52,6 +55,7 @@ class Disk:
     def __init__(self, n: int, kind: str) -> None:
         self.n_done, self.n = 0, n
         self.error, self.is_lasting, self.concerns = KINDS[kind]
+        self.is_kill = kind == "kill"
 
     def fails(self, what: str) -> bool:
         """Whether this write fails."""
@@ -61,7 +65,9 @@ class Disk:
         return bool(self.n) and (self.n_done >= self.n if self.is_lasting else self.n_done == self.n)
 
     def refuse(self, path: object = None) -> None:
-        """Raise what the operating system would; of a descriptor it knows no path."""
+        """Raise what the operating system would; of a descriptor it knows no path. Or end, as a killed process does."""
+        if self.is_kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(self.error, os.strerror(self.error), *(() if path is None else (str(path),)))
 
 
@@ -98,6 +104,8 @@ def install(disk: Disk, place: Path) -> None:
         real_tensors(flat, path, *args, **kwargs)
         if is_ours(path) and disk.fails("tensors"):
             os.truncate(path, Path(path).stat().st_size // 2)
+            if disk.is_kill:
+                disk.refuse()
             raise safetensors.SafetensorError(
                 f"Error while serializing: I/O error: {os.strerror(disk.error)} (os error {disk.error})"
             )
@@ -105,6 +113,8 @@ def install(disk: Disk, place: Path) -> None:
     def guarded(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **kwargs: Any) -> Any:
             name = Path(f"/proc/self/fd/{path}").readlink() if isinstance(path, int) else path
+            if kwargs.get("dir_fd") is not None:
+                name = Path(f"/proc/self/fd/{kwargs['dir_fd']}").readlink() / name
             if is_ours(name) and disk.fails(what):
                 disk.refuse(None if isinstance(path, int) else name)
             return function(path, *args, **kwargs)
@@ -116,6 +126,7 @@ def install(disk: Disk, place: Path) -> None:
     os.fsync = guarded("sync", os.fsync)
     os.mkdir = guarded("mkdir", os.mkdir)
     os.rename, os.replace = guarded("rename", os.rename), guarded("rename", os.replace)
+    os.unlink, os.rmdir = guarded("remove", os.unlink), guarded("remove", os.rmdir)
 
 
 def try_writes(stage: str, command: str, kind: str, n: int, part: int = 0, n_parts: int = 1) -> Outcome:
@@ -163,9 +174,12 @@ def _one(command: str, disk: Disk, here: Path, wanted: dict[str, str]) -> str:
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if code == 0 and not kills.differing("cut", wanted):
         return ""  # it was a write that may fail, such as the words in a lock
-    if code != 1 or len(errors) != 1 or "Traceback" in said or "--debug shows where" in said:
+    if disk.is_kill:
+        if code != -signal.SIGKILL:
+            return f"exit {code}: {said[-300:]}"
+    elif code != 1 or len(errors) != 1 or "Traceback" in said or "--debug shows where" in said:
         return f"exit {code}: {said[-300:]}"
-    if os.strerror(disk.error) not in errors[0] or "cut" not in errors[0]:
+    elif os.strerror(disk.error) not in errors[0] or "cut" not in errors[0]:
         return f"says nothing of it: {errors[0]}"
     if Path("cut").exists():
         # whole, and only what comes behind the rename failed: then it must be what was wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -177,7 +178,7 @@ def _run(
                 table = pairs_table(both, tokens.shape[1], **about)
                 write_table(table.assign(seed=trained_with), run.path, "ablation_pairs")
                 _write(run.path / PAIR_LOSSES, both)
-            for part in run.path.glob("part_*.safetensors"):
+            for part in sorted(run.path.glob("part_*.safetensors"), reverse=True):
                 part.unlink()
     return run.out
 
@@ -207,13 +208,17 @@ def _pair_losses(
 
 def _batches(directory: Path, prefix: str, record: type, n: int, go_on: Callable[[int], Iterator[Any]]) -> list[Any]:
     """Losses of all n sequences, batch by batch, each batch kept as a file: where a killed run goes on."""
-    from safetensors.torch import load_file
+    from workbench.run_state import read_state, write_state
 
-    parts = [record(**load_file(file)) for file in sorted(directory.glob(f"{prefix}_*.safetensors"))]
-    done = sum(len(part.base) for part in parts)
+    parts, done = [], 0
+    # a file is named for the sequences before it; behind a gap, which a kill leaves among removals, none is taken
+    while (file := directory / f"{prefix}_{done:09d}.safetensors").is_file():
+        tensors, _ = read_state(file)
+        parts.append(record(**tensors))
+        done += len(parts[-1].base)
     if done < n:
         for part in go_on(done):
-            _write(directory / f"{prefix}_{done:09d}.safetensors", part)
+            write_state(directory / f"{prefix}_{done:09d}.safetensors", asdict(part))
             done += len(part.base)
             parts.append(part)
     return parts

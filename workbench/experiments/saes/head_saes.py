@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from reports.tables import COLUMNS, read_table, write_table
@@ -50,6 +48,7 @@ from workbench.experiments.saes.plan import (
 from workbench.experiments.saes.shard_activations import ShardActivations, check_shards, shard_sequences, shards_sha256
 from workbench.experiments.subject import checked_tokens, device_of
 from workbench.models.load import weights_sha256
+from workbench.run_state import read_state, write_state
 from workbench.runs import Run, atomic_write, open_run, verify_files
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
@@ -226,7 +225,11 @@ class HeadSaeJob:
         trainer = Trainer(
             sae, self.train_config, self.plan.l1, self.plan.generators(RESAMPLE), input_index=self.plan.slot_index
         )
-        curves = _load_state(run.path, trainer) if run is not None else []
+        curves: list[dict[str, Any]] = []
+        if run is not None and (run.path / STATE).is_file():
+            tensors, note = read_state(run.path / STATE)
+            trainer.load_state_dict(tensors)
+            curves = json.loads(note)
         with stop_requests() as request:
             self._run_steps(trainer, scale, curves, run, request if run is not None else None)
         if run is not None:
@@ -250,7 +253,7 @@ class HeadSaeJob:
             if stats.step % log_every == 0 or stats.step == n_steps:
                 curves.append(_curve_point(stats, trainer.sae.config.d_sae))
             if run is not None and (request or stats.step % save_every == 0 or stats.step == n_steps):
-                _save_state(run.path, trainer, curves)
+                write_state(run.path / STATE, trainer.state_dict(), json.dumps(curves))
             if request:
                 assert run is not None
                 raise Interrupted(
@@ -442,30 +445,6 @@ def _curve_point(stats: StepStats, d_sae: int) -> dict[str, Any]:
         "l0": stats.l0.tolist(),
         "dead_fraction": (stats.n_dead / d_sae).tolist(),
     }
-
-
-def _save_state(directory: Path, trainer: Trainer, curves: list[dict[str, Any]]) -> None:
-    metadata = {"curves": json.dumps(curves)}
-    tensors = {name: tensor.contiguous() for name, tensor in trainer.state_dict().items()}
-    atomic_write(directory / STATE, save(tensors, metadata))
-
-
-def _load_state(directory: Path, trainer: Trainer) -> list[dict[str, Any]]:
-    """The curves so far, the trainer set to where they end; nothing where no state was saved."""
-    file = directory / STATE
-    if not file.is_file():
-        return []
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-            metadata = opened.metadata() or {}
-        curves = json.loads(metadata["curves"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"sae_train: {file} is altered ({error}); want the state that was saved, or remove it"
-        ) from error
-    trainer.load_state_dict(tensors)
-    return curves
 
 
 def _write_curves(directory: Path, curves: pd.DataFrame) -> None:
