@@ -107,7 +107,7 @@ def hash_tensor(tensor: Tensor) -> str:
     """sha256, hexadecimal, of a tensor's bytes in row order, its dtype and shape before them."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     # a bfloat16 tensor has no NumPy form, its bytes have
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
