@@ -21,12 +21,14 @@ KINDS = {
     "bad input": "Verbs and public functions get what they cannot take: hostile recipes, texts, tokenizers, models, "
     "SAEs, shards, tables and arguments. Right: one line that says what is wrong, what was given and what is wanted; "
     "the right exit code; no traceback; nothing left behind.",
-    "kills": "kill -9, SIGINT or SIGTERM at random moments of a run, several times, then `--resume`. Right: every byte "
-    "of every file is what an undisturbed run leaves, except for clocks: `env.json` (and `manifest.json`, which holds "
-    "its hash), `tokens_per_s` in `train_log.csv` (and its hash in a checkpoint), and in a study the times in "
-    "`study.json` and on the page.",
+    "kills": "kill -9, SIGINT or SIGTERM at random moments of a run, several times, then `--resume`; and kill -9 at "
+    "each write, sync, renaming and removal in turn. Right: every byte of every file is what an undisturbed run "
+    "leaves, except for clocks: `env.json` (and `manifest.json`, which holds its hash), `tokens_per_s` in "
+    "`train_log.csv` (and its hash in a checkpoint), and in a study the times in `study.json` and on the page.",
     "corruption": "A flipped bit; a file truncated, lost, swapped with another, replaced by an older one or by a link; "
     "a manifest that points outside the directory. Right: refused on reading, in one line that names the file.",
+    "corruption of begun runs": "The same damages to what a killed run leaves, then `--resume`. Right: refused in one "
+    "line that names the file, or made anew, so that the whole run holds the bytes of an undisturbed one.",
     "disk": "A write that fails because the disk is full, with an I/O error, or half done, at each write in turn. "
     "Right: one line, existing files intact, and `--resume` gives the same bytes once there is room again.",
     "place": "Two processes in one directory, a directory that is not writable, a lock left by a dead process, a clock "

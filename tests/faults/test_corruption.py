@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from bad import tree
+from corruptions import DAMAGES, files_of, flip
 from grounds import MADE, Ground, call
+from processes import said_by
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ def _is_table(name: str) -> bool:
     return "/" not in name and (name.endswith(".csv") or name == "study.json")
 
 
+BEGUN = ("training", "automata", "harvest", "SAE training", "ablation", "probe", "study")
 TRAIN_SAES = (
     "sae-train --ckpt model --layers 0 --shards DIR --data text.txt --n-eval-tokens 240 --set batch_size=32 "
     "--set buffer_tokens=128 --set expansion=3 --set n_ce_tokens=48 --out OUT"
@@ -56,81 +58,6 @@ READINGS = {
 }
 
 
-# --- damages: each alters a directory and returns the names of which one must be said, or nothing where it cannot
-
-
-def flip(place: Path, file: Path, rng: random.Random) -> list[str]:
-    """One bit."""
-    data = bytearray(file.read_bytes())
-    if not data:
-        return []
-    bit = rng.randrange(8 * len(data))
-    data[bit // 8] ^= 1 << bit % 8
-    file.write_bytes(data)
-    return [file.name]
-
-
-def truncate(place: Path, file: Path, rng: random.Random) -> list[str]:
-    n = file.stat().st_size
-    if not n:
-        return []
-    os.truncate(file, rng.randrange(n))
-    return [file.name]
-
-
-def lose(place: Path, file: Path, rng: random.Random) -> list[str]:
-    file.unlink()
-    return [file.name]
-
-
-def swap(place: Path, file: Path, rng: random.Random) -> list[str]:
-    """Its contents for those of another file."""
-    others = [p for p in _files(place) if p != file and p.read_bytes() != file.read_bytes()]
-    other = rng.choice(others)
-    mine, theirs = file.read_bytes(), other.read_bytes()
-    file.write_bytes(theirs)
-    other.write_bytes(mine)
-    return [file.name, other.name]
-
-
-def replay(place: Path, file: Path, rng: random.Random) -> list[str]:
-    """What a file of that name held in an earlier place: an older step, another job, another seed's run."""
-    older = [p for p in _files(place) if p.name == file.name and p != file and p.read_bytes() != file.read_bytes()]
-    older += [p for p in (place.parent / "older").rglob(file.name) if p.read_bytes() != file.read_bytes()]
-    if not older:
-        return []
-    shutil.copyfile(rng.choice(sorted(older)), file)
-    return [file.name]
-
-
-def lead_away(place: Path, file: Path, rng: random.Random) -> list[str]:
-    """A link to the very file, moved out of the directory."""
-    outside = place.parent / "outside"
-    shutil.move(file, outside)
-    file.symlink_to(outside)
-    return [file.name]
-
-
-def leave(place: Path, file: Path, rng: random.Random) -> list[str]:
-    """The manifest's path of a file leads out of the directory, to the very file."""
-    manifest = place / "manifest.json"
-    name = file.relative_to(place).as_posix()
-    if file == manifest:
-        return []
-    content = json.loads(manifest.read_text())
-    content["files"][f"../{file.name}"] = content["files"].pop(name)
-    manifest.write_text(json.dumps(content))
-    shutil.move(file, place.parent / file.name)
-    return [file.name]
-
-
-DAMAGES = (flip, truncate, lose, swap, replay, lead_away, leave)
-
-
-def _files(place: Path) -> list[Path]:
-    return sorted(path for path in place.rglob("*") if path.is_file())
-
-
 def undetected(ground: Ground, reading: Reading, damage: Callable, seed: int, home: Path) -> str | None:
     """What went wrong, in a line, if the reader did not find the damage and name the file; None if it did."""
     rng = random.Random(f"{reading.run} {reading.command} {damage.__name__} {seed}")
@@ -156,7 +83,7 @@ def undetected(ground: Ground, reading: Reading, damage: Callable, seed: int, ho
     if len(errors) != 1 or "--debug shows where" in errors[0]:
         return said
     if file.name == "manifest.json":  # an entry of it may still be read: then the file that it no longer fits is named
-        wanted = [*wanted, *(path.name for path in _files(place)), "manifest"]
+        wanted = [*wanted, *(path.name for path in files_of(place)), "manifest"]
     return None if any(name in errors[0] for name in wanted) else said
 
 
@@ -205,3 +132,15 @@ def test_undamaged_directories_are_taken(ground, home, monkeypatch) -> None:
         command = reading.command.replace("DIR", str(place)).replace("OUT", str(home / f"out-{len(name)}"))
         result = call(*command.split())
         assert result.exit_code == 0, (name, result.output)
+
+
+@pytest.mark.parametrize(
+    "stage", [stage if stage == "ablation" else pytest.param(stage, marks=pytest.mark.full) for stage in BEGUN]
+)
+def test_damage_to_a_begun_run_is_found_or_made_good(ground, tally, count, stage) -> None:
+    n = -(-count("corruptions") // len(BEGUN))
+    found = said_by("begun.py", str(ground.place), stage, str(n), "0")
+    tally("corruption of begun runs", stage, found["n_tried"], found["n_right"])
+    assert found["n_tried"] == n
+    assert found["n_refused"] > 0
+    assert not found["wrong"], "\n".join(found["wrong"])

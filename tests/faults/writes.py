@@ -134,7 +134,7 @@ def try_writes(stage: str, command: str, kind: str, n: int, part: int = 0, n_par
     outcome, here = Outcome(stage, kind), Path.cwd()
     assert kills.end(kills.begin(f"{command} --out whole")) == 0, Path("last.log").read_text()[-2000:]
     wanted = kills.digests(Path("whole"))
-    outcome.n_writes = _count(command, kind, here)
+    outcome.n_writes = count(command, kind, here)
     every = range(1, outcome.n_writes + 1)
     numbers = sorted({1 + i * outcome.n_writes // n for i in range(n)}) if n else list(every)
     for number in numbers[part::n_parts]:
@@ -149,7 +149,7 @@ def try_writes(stage: str, command: str, kind: str, n: int, part: int = 0, n_par
     return outcome
 
 
-def _count(command: str, kind: str, here: Path) -> int:
+def count(command: str, kind: str, here: Path) -> int:
     """Writes that a disk of this kind would see, of a run that it lets through."""
     disk = Disk(0, kind)
     real_exit = os._exit

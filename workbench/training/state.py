@@ -85,7 +85,7 @@ def save_checkpoint(
         ValueError: where the disk is full or the checkpoint cannot be written; what was there before is intact.
     """
     target = directory / step_name(position.step)
-    temporary = directory / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    temporary = _beside(target)
     try:
         _require_space(directory, model, tensors)
         temporary.mkdir()
@@ -125,7 +125,7 @@ def last_good(directory: Path) -> str:
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove checkpoints that a killed process had begun."""
+    """Remove checkpoints that a killed process had begun, or begun to remove."""
     for leftover in directory.iterdir():
         if _TEMPORARY.match(leftover.name):
             shutil.rmtree(leftover)
@@ -139,7 +139,7 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
         device: where the model goes; the other tensors stay on the CPU.
 
     Raises:
-        ValueError: naming the file that is missing, altered, or not of this program.
+        ValueError: naming the file, of this or an older checkpoint, that is missing, altered, or not of this program.
     """
     clear_leftovers(directory)
     if not (directory / LATEST).is_file():
@@ -149,13 +149,12 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
         raise ValueError(
             f"checkpoint: {directory / LATEST} holds {shorten(repr(name))}; want the name of a step directory"
         )
-    path = directory / name
-    info = _read_info(path)
-    for file, want in info.pop("sha256").items():
-        if not (path / file).is_file():
-            raise ValueError(f"checkpoint: {path / file} is missing; want a whole checkpoint")
-        if sha256_file(path / file) != want:
-            raise ValueError(f"checkpoint: {path / file} is altered; want the file that training wrote")
+    # older ones too: in the end the run's manifest seals them, and what befell them before would never be seen
+    numbers = {int(match[1]): older for older in directory.iterdir() if (match := _STEP.match(older.name))}
+    path, last = directory / name, int(name.rpartition("_")[2])
+    for number in sorted(number for number in numbers if number < last):
+        _read_whole(numbers[number])
+    info = _read_whole(path)
     try:
         tensors = load_file(path / TENSORS)
     except SafetensorError as error:
@@ -178,6 +177,17 @@ def restore_random_state(tensors: dict[str, Tensor]) -> None:
         for i in range(torch.cuda.device_count()):
             if f"rng/cuda.{i}" in tensors:
                 torch.cuda.set_rng_state(tensors[f"rng/cuda.{i}"], i)
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, its own hashes apart; every file of it compared with them."""
+    info = _read_info(path)
+    for file, want in info.pop("sha256").items():
+        if not (path / file).is_file():
+            raise ValueError(f"checkpoint: {path / file} is missing; want a whole checkpoint")
+        if sha256_file(path / file) != want:
+            raise ValueError(f"checkpoint: {path / file} is altered; want the file that training wrote")
+    return info
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -228,7 +238,13 @@ def remove_old(
     staying = planned if keep is None else planned[max(0, len(planned) - keep) :]
     for step, path in found.items():
         if step not in staying and path != newest:
-            shutil.rmtree(path)
+            leaving = path.rename(_beside(path))  # a kill leaves no half of a checkpoint under its own name
+            shutil.rmtree(leaving)
+
+
+def _beside(checkpoint: Path) -> Path:
+    """A name that `clear_leftovers` knows."""
+    return checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync(path: Path) -> None:
