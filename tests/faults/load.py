@@ -1,18 +1,18 @@
 """A mixed load: `python tests/faults/load.py PLACE SECONDS` runs verbs in turn in one process, as a long session does.
 
-Prints a row a round, as JSON: seconds so far, resident bytes, bytes that safetensors keeps, open files, threads, and
-files under PLACE. A round trains, harvests, trains SAEs, ablates, measures topology and probes, and removes what it
-wrote.
+Prints a row a round, as JSON: seconds so far, resident bytes, bytes that libraries keep, open files, threads, and files
+under PLACE. A round trains, harvests, trains SAEs, ablates, measures topology and probes, and removes what it wrote.
 
-Two libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of
+Three libraries would grow here, whatever a verb does. typer keeps each new standard output for good (its cache of
 streams holds a stream by itself), so all verbs write to one. safetensors (0.8) keeps, for each tensor that it reads,
-the ends of the slice it cuts: how many bytes that is, is measured before the first round, and the tensors that rounds
-read are counted.
+the ends of the slice it cuts, and tokenizers (0.23), of each tokenizer, the words that it encoded: how many bytes a
+tensor and a probe's tokenizer leave is measured before the first round, and those of the rounds are counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import io
 import json
@@ -28,6 +28,7 @@ import safetensors
 ROUND = ("train", "harvest", "saes", "ablation", "topology", "probe")
 OUT = "load"
 N_READ = 40_000  # tensors by which what safetensors keeps is measured
+N_TOKENIZERS = 400  # likewise, what tokenizers keeps
 
 
 class CountedFile:
@@ -76,18 +77,56 @@ def bytes_a_tensor(place: Path) -> float:
     return grown / N_READ
 
 
+def bytes_a_tokenizer(place: Path) -> float:
+    """Bytes by which what malloc has given out grows with each tokenizer that has encoded what a probe asks for; at
+    first they fill holes, so that no resident bytes tell of them."""
+    from grounds import CONCEPTS
+
+    from workbench.data.concepts import choose_sets, read_concepts
+    from workbench.data.tokenizer import load_tokenizer
+    from workbench.experiments.concepts.states import build_prompts
+    from workbench.models.load import wrap_tokenizer
+
+    sets = choose_sets(read_concepts(place / "concepts.toml"), list(CONCEPTS))
+
+    def encode(n_times: int) -> int:
+        for _ in range(n_times):
+            build_prompts(wrap_tokenizer(load_tokenizer(place / "tokenizer.json")), sets)
+        gc.collect()
+        return malloced_bytes()
+
+    before = encode(N_TOKENIZERS // 4)
+    return (encode(N_TOKENIZERS) - before) / N_TOKENIZERS
+
+
+class MallInfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]  # fmt: skip
+
+
+def malloced_bytes() -> int:
+    """What malloc has given out and not got back."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = MallInfo
+    said = ask()
+    return said.uordblks + said.hblkhd
+
+
 def resident_bytes() -> int:
     """Of this process, now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(place: Path, started: float, kept_a_tensor: float) -> dict[str, float]:
+def measure(place: Path, started: float, kept_bytes: float) -> dict[str, float]:
     """What the process holds, after what nobody holds any more was given back."""
     gc.collect()
     return {
         "seconds": round(time.monotonic() - started, 1),
         "resident_bytes": resident_bytes(),
-        "kept_bytes": round(kept_a_tensor * CountedFile.n_read),
+        "kept_bytes": round(kept_bytes),
         "open_files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - a listing that closes itself
         "threads": threading.active_count(),
         "files": sum(len(files) for _, _, files in os.walk(place)),
@@ -117,13 +156,16 @@ def main(place: Path, seconds: float) -> None:
         write_ground(place)
     os.environ["WORKBENCH_CACHE"] = str(place / "cache")
     os.chdir(place)
-    said, kept_a_tensor = io.StringIO(), bytes_a_tensor(place)
-    started = time.monotonic()
+    said = io.StringIO()
+    kept_a_tensor, kept_a_round = bytes_a_tensor(place), bytes_a_tokenizer(place)
+    started, n_rounds = time.monotonic(), 0
     while time.monotonic() - started < seconds:
         for name in ROUND:
             do(name, said)
             shutil.rmtree(OUT)
-        print(json.dumps(measure(place, started, kept_a_tensor)), flush=True)
+        n_rounds += 1
+        kept_bytes = kept_a_tensor * CountedFile.n_read + kept_a_round * n_rounds
+        print(json.dumps(measure(place, started, kept_bytes)), flush=True)
 
 
 if __name__ == "__main__":
