@@ -208,7 +208,6 @@ PATHS: dict[str, Callable[[], object]] = {
     "harvest, dtype": lambda: workbench.harvest(MODEL, GOOD, [HOOK], "out", dtype="int8"),
     "harvest, shards": lambda: workbench.harvest(MODEL, GOOD, [HOOK], "out", shard_bytes=0),
     "ablate, kind": lambda: workbench.ablate(MODEL, GOOD, kind="noise"),  # type: ignore[arg-type]
-    "ablate, donors that are not drawn": lambda: workbench.ablate(MODEL, GOOD, kind="mean", n_resamples=2),
     "ablate, layers": lambda: workbench.ablate(MODEL, GOOD, [7]),
     "ablate, no layers": lambda: workbench.ablate(MODEL, GOOD, []),
     "ablate, a layer that is true": lambda: workbench.ablate(MODEL, GOOD, [True]),

@@ -229,11 +229,9 @@ def choose_parts(
 
 
 def check_kind(kind: str, n_resamples: int, n: int) -> None:
-    """Raise ValueError for an unknown kind, donors where none are drawn, or more than there are other sequences."""
+    """Raise ValueError for an unknown kind, or more donors than there are other sequences."""
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}; want one of {', '.join(KINDS)}")
-    if kind != "resample" and n_resamples != 1:
-        raise ValueError(f"n_resamples: got {n_resamples} with kind {kind}; want it with kind resample alone")
     if kind == "resample" and not 1 <= n_resamples < n:
         raise ValueError(f"n_resamples: got {n_resamples} with {n} sequences; want 1 to the {n - 1} others")
 
