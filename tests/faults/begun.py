@@ -18,7 +18,7 @@ import kills
 import writes
 from corruptions import DAMAGES, files_of, leave
 
-# of which verb a run of another seed is begun, to replay files from
+# the option that makes a run another seed's, whose files are replayed; else --seed 1
 OTHER = {"SAE training": "--seeds 1", "study": "--seeds 1"}
 N_BEGUN = 8  # moments at which a verb is killed
 

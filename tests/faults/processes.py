@@ -18,7 +18,7 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)} | more
 
 
-def said_by(script: str, *arguments: str) -> dict[str, Any]:
+def said_by(script: str, *arguments: str) -> Any:
     """What a script of this folder prints as its last line."""
     command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
     own = environment(PYTHONWARNINGS="ignore")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,18 +13,12 @@ import kills
 import psutil
 import pytest
 from grounds import MADE
-from processes import ROOT, environment
-
-HERE = Path(__file__).parent
+from processes import environment, said_by
 
 
 def test_hostile_places_change_nothing(ground, tally, count) -> None:
-    command = [sys.executable, str(HERE / "places.py"), str(ground.place), str(max(1, count("kills") // 5))]
-    own = environment(PYTHONWARNINGS="ignore")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
     found = defaultdict(list)
-    for sort, wrong in json.loads(done.stdout.splitlines()[-1]):
+    for sort, wrong in said_by("places.py", str(ground.place), str(max(1, count("kills") // 5))):
         found[sort].append(wrong)
     for sort, all_wrong in found.items():
         tally("place", sort, len(all_wrong), all_wrong.count(""))

@@ -150,10 +150,10 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
             f"checkpoint: {directory / LATEST} holds {shorten(repr(name))}; want the name of a step directory"
         )
     # older ones too: in the end the run's manifest seals them, and what befell them before would never be seen
-    numbers = {int(match[1]): older for older in directory.iterdir() if (match := _STEP.match(older.name))}
-    path, last = directory / name, int(name.rpartition("_")[2])
-    for number in sorted(number for number in numbers if number < last):
-        _read_whole(numbers[number])
+    path = directory / name
+    for step, older in _by_step(directory).items():
+        if step < int(name.removeprefix("step_")):
+            _read_whole(older)
     info = _read_whole(path)
     try:
         tensors = load_file(path / TENSORS)
@@ -233,13 +233,18 @@ def remove_old(
 ) -> None:
     """Remove checkpoints at planned steps beyond the `keep` newest (none: all stay), and all at other steps, which an
     interrupt made; never `newest`. So an interrupted run leaves what another does."""
-    found = {int(match[1]): path for path in directory.iterdir() if (match := _STEP.match(path.name))}
+    found = _by_step(directory)
     planned = sorted(step for step in found if is_planned(step))
     staying = planned if keep is None else planned[max(0, len(planned) - keep) :]
     for step, path in found.items():
         if step not in staying and path != newest:
             leaving = path.rename(_beside(path))  # a kill leaves no half of a checkpoint under its own name
             shutil.rmtree(leaving)
+
+
+def _by_step(directory: Path) -> dict[int, Path]:
+    """Step -> checkpoint of a run directory, in the order of steps."""
+    return {int(match[1]): path for path in sorted(directory.iterdir()) if (match := _STEP.match(path.name))}
 
 
 def _beside(checkpoint: Path) -> Path:
