@@ -79,6 +79,11 @@ def is_packaged(source: str | os.PathLike[str]) -> bool:
     return name in _PACKAGED or _EMBEDDED_PART.match(name) is not None
 
 
+def is_local(source: str | os.PathLike[str]) -> bool:
+    """Whether the tokenizer of `source` is had without a network."""
+    return is_packaged(source) or Path(source).expanduser().exists()
+
+
 def find_tokenizer(source: str | os.PathLike[str]) -> Path:
     """The tokenizer.json that a file, a folder or a hub name means, with the files that describe it beside it.
 

@@ -14,7 +14,6 @@ from workbench.models.gguf_tokenizer import read_gguf_tokenizer
 from workbench.models.load import load
 
 
-
 def fields(**changes: Any) -> dict[str, Any]:
     """Keys of a byte-level tokenizer of three words and a special token, changed; None leaves a key out."""
     own = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab", "<e>"], "token_type": [1, 1, 1, 3]}
