@@ -88,8 +88,8 @@ def wrap_described(tokenizer: Tokenizer, settings: Mapping[str, Any], source: st
     first = named.get("bos_token") or (named.get("eos_token") if begins else None)
     if said is False:
         lead = []
-    elif not lead and (said or begins) and first is not None and tokenizer.token_to_id(first) is not None:
-        lead = [int(tokenizer.token_to_id(first))]
+    elif not lead and (said or begins) and first is not None and (known := tokenizer.token_to_id(first)) is not None:
+        lead = [known]
     _surround(tokenizer, lead, tail)
     if lead and "bos_token" not in settings:
         named["bos_token"] = str(tokenizer.id_to_token(lead[0]))
@@ -113,8 +113,9 @@ def wrap_tokenizer(tokenizer: Tokenizer, bos: str | None = None, eos: str | None
         begin = end if bos is None else tokenizer.token_to_id(bos)
         lead = [] if begin is None else [begin]
     _surround(tokenizer, lead, tail)
-    named = {"bos_token": lead[0] if lead else None, "eos_token": end}
-    return _wrap(tokenizer, {name: tokenizer.id_to_token(i) for name, i in named.items() if i is not None}, [], {})
+    ids = {"bos_token": lead[0] if lead else None, "eos_token": end}
+    named = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
+    return _wrap(tokenizer, named, [], {})
 
 
 def write_tokenizer(tokenizer: Any, directory: Path) -> None:

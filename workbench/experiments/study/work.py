@@ -149,11 +149,12 @@ def _remembered_feed(recipe: str, cache: Path | None) -> Feed:
 def texts_of(job: Job, context: Context) -> list[str]:
     """The held-out documents of a model's text: the beginning of each, the same share of all, n_bytes together."""
     data = train_recipe(job, context).data
-    return list(_held_out_texts(data, context.recipe.measure.n_bytes))
+    return list(_held_out_texts(data.model_dump_json(), context.recipe.measure.n_bytes))
 
 
 @functools.lru_cache(maxsize=1)
-def _held_out_texts(data: DataConfig, n_bytes: int) -> tuple[str, ...]:
+def _held_out_texts(settings: str, n_bytes: int) -> tuple[str, ...]:
+    data = DataConfig.model_validate_json(settings)
     separator = separator_text(open_tokenizer(data.tokenizer))
     documents = read_documents(data.source, text_column=data.text_column, separator=separator)
     documents = split_documents(documents, data.held_out_fraction)[1]
