@@ -487,8 +487,8 @@ def test_intrinsic_dimension_is_of_the_text(found):
     for layer in range(3):
         single = probes.two_nn(states[layer + 1])
         row = rows[rows["layer"] == layer].iloc[0]
-        assert (row["dimension"], row["stderr"], row["n_used"], row["n"]) == (
-            single.dimension, single.stderr, single.n_used, 100
+        assert (row["dimension"], row["stderr"], row["n_used"], row["n"], row["n_near_duplicates"]) == (
+            single.dimension, single.stderr, single.n_used, 100, 0
         )  # fmt: skip
     curve = result.intrinsic_dimension_curve.query("model == 'a' and layer == 0")
     assert curve["n_points"].tolist() == [100, 50]

@@ -370,7 +370,8 @@ def dimension_rows(subject: _Subject, seed: int) -> list[tuple[dict[str, Any], l
             curve = probes.two_nn_curve(states, rng=_generator(seed, "two_nn"))
         whole, key = curve.whole, subject.key | {"layer": layer}
         row = key | {"dimension": whole.dimension, "stderr": whole.stderr, "n_used": whole.n_used}
-        row |= {"n_duplicates": whole.n_duplicates, "n": whole.n, "fit": whole.fit}
+        row |= {"n_duplicates": whole.n_duplicates, "n_near_duplicates": whole.n_near_duplicates}
+        row |= {"n": whole.n, "fit": whole.fit}
         levels = zip(curve.n_points, curve.dimension, curve.spread, curve.n_subsamples, strict=True)
         names = ("n_points", "dimension", "spread", "n_subsamples")
         found.append((row, [key | dict(zip(names, level, strict=True)) for level in levels]))
