@@ -135,9 +135,9 @@ def two_nn_from_distances(
 ) -> TwoNNResult:
     """The TwoNN dimension from first and second neighbour distances that were computed elsewhere (on a GPU, say).
 
-    Points with r₁ = 0 are left out and counted as duplicates; near-duplicates have r₁ below 1e-9 of the median r₂, since
-    the size of the cloud is not known. Rest as in `two_nn`. Raises ValueError for fewer than 3 points and for distances
-    that are not finite, 0 ≤ r₁ ≤ r₂.
+    Points with r₁ = 0 are left out and counted as duplicates; near-duplicates have r₁ below 1e-9 of the median r₂,
+    since the size of the cloud is not known. Rest as in `two_nn`. Raises ValueError for fewer than 3 points and for
+    distances that are not finite, 0 ≤ r₁ ≤ r₂.
     """
     _check_fit("two_nn_from_distances", fit, discard_fraction)
     first, second = as_numbers("two_nn_from_distances", "r1", r1), as_numbers("two_nn_from_distances", "r2", r2)
@@ -271,13 +271,13 @@ def _prepared(who: str, X: object, duplicates: str) -> tuple[np.ndarray, int, tu
 
 
 def _near_duplicates(who: str, nearest: np.ndarray, size: float) -> tuple[int, tuple[str, ...]]:
-    """How many of the distances to the nearest other point are next to nothing beside the cloud's size, and a warning."""
+    """How many distances to the nearest other point are next to nothing beside the cloud's size, and a warning."""
     n_near = int(np.count_nonzero(nearest < NEAR_DUPLICATE * size))
     if n_near == 0:
         return 0, ()
     message = (
-        f"{who}: {n_near} of {nearest.size} points are near-duplicates, nearer to another than {NEAR_DUPLICATE:g} of the "
-        f"cloud's size ({size:.3g}); the ratios of their distances are mostly rounding"
+        f"{who}: {n_near} of {nearest.size} points are near-duplicates, nearer to another than {NEAR_DUPLICATE:g} of "
+        f"the cloud's size ({size:.3g}); the ratios of their distances are mostly rounding"
     )
     return n_near, (warn(DuplicatePointsWarning, message, stacklevel=4),)
 

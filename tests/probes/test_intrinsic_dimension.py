@@ -245,7 +245,7 @@ def test_near_duplicates_are_kept_counted_and_warned_of(d, far, shift):
         assert estimate(cloud).n_near_duplicates == 0
         with pytest.warns(probes.DuplicatePointsWarning, match=f"14 of {len(points)} points are near-duplicates"):
             result = estimate(points)
-        assert result.n_near_duplicates == 14 and result.n_duplicates == 0
+        assert (result.n_near_duplicates, result.n_duplicates) == (14, 0)
         assert "near-duplicates" in (result.whole if estimate is two_nn_curve else result).warnings[0]
     r1, r2 = probes.neighbours.nearest_distances(cloud, 2).T
     r1[:5] = 1e-10
