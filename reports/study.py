@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from reports.continuations import FILE as CONTINUATIONS
-from reports.tables import TEXT_COLUMNS, find_tables, missing_columns, read_csv, unplaced
+from reports.tables import TEXT_COLUMNS, decode_text, find_tables, missing_columns, read_csv, unplaced
 
 # keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
 RECORD_TYPES = MappingProxyType(
@@ -82,7 +82,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(decode_text(path.read_bytes(), str(path)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, notes, …") from error
     if not isinstance(record, dict):

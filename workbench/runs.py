@@ -11,6 +11,8 @@ own files. A killed or failed job leaves `<out>.partial` as it was; nothing else
 from __future__ import annotations
 
 import contextlib
+import codecs
+import codecs
 import hashlib
 import importlib.metadata
 import json
@@ -267,8 +269,9 @@ def read_toml(file: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file that someone wrote. Raises ValueError if it is too large, not UTF-8 or not TOML."""
     if (n_bytes := file.stat().st_size) > MAX_TOML_BYTES:
         raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_TOML_BYTES}")
+    text = decode_text(file.read_bytes(), f"{what}: {file}")
     try:
-        return tomllib.loads(file.read_bytes().decode())
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what}: {file} is not TOML ({error})") from None
 
@@ -279,10 +282,17 @@ def read_settings(file: Path, what: str, wanted: str) -> str:
         raise ValueError(f"{what}: {file} is missing; want {wanted}")
     if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
         raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
+    return decode_text(file.read_bytes(), f"{what}: {file}")
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The text of a file's bytes: UTF-8, with or without a byte-order mark. Raises ValueError, which names UTF-16."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f"{where} is UTF-16; expected UTF-8")
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{what}: {file} is not UTF-8; want UTF-8 text") from None
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); expected UTF-8") from None
 
 
 def shorten(text: str, n: int = 80) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from workbench.runs import decode_text
+
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+){0,2}$")
@@ -194,7 +196,7 @@ def _lines(file: Path) -> Iterator[str]:
     try:
         with opened(file, "rb") as stream:
             for number, line in enumerate(stream, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield decode_text(line, f"data: {file} line 1") if number == 1 else line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {file} line {number} is not UTF-8 ({error.reason}); want UTF-8 text") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:

@@ -24,7 +24,7 @@ from workbench.models.config import (
 )
 from workbench.models.load import fill, widest_dtype
 from workbench.models.transformer import HookedLM
-from workbench.runs import MAX_SETTINGS_BYTES, shorten
+from workbench.runs import MAX_SETTINGS_BYTES, decode_text, shorten
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
@@ -250,7 +250,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
         raise ValueError(f"{file}: {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
     try:
-        content = json.loads(file.read_bytes().decode())
+        content = json.loads(decode_text(file.read_bytes(), str(file)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); want an object") from error
     if not isinstance(content, dict):
