@@ -10,9 +10,8 @@ own files. A killed or failed job leaves `<out>.partial` as it was; nothing else
 
 from __future__ import annotations
 
+import codecs
 import contextlib
-import codecs
-import codecs
 import hashlib
 import importlib.metadata
 import json

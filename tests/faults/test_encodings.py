@@ -74,6 +74,6 @@ def test_a_csv_of_another_locale_is_named(tmp_path: Path, change, message):
 
 def test_commas_in_texts_and_in_columns_of_ones_own_are_no_decimals(tmp_path: Path):
     path = tmp_path / "sae_density.csv"
-    path.write_text(DENSITY.replace("bin,", "bin,").replace("Teich", '"1,5"').replace("n_features\n", 'n_features,mine\n')
-                    .replace(",3\n", ',3,"0,1"\n'), encoding="utf-8")  # fmt: skip
+    texts = DENSITY.replace("Teich", '"1,5"').replace("n_features\n", "n_features,mine\n")
+    path.write_text(texts.replace(",3\n", ',3,"0,1"\n'), encoding="utf-8")
     assert read_csv(path)["mine"].tolist() == ["0,1"]
