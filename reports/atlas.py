@@ -58,7 +58,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         ["rank", "layer", "head", "feature"], kind="stable"
     )
     title = record.get("title") or (Path(source).resolve().name if isinstance(source, str | Path) else "Feature atlas")
-    has_report = isinstance(source, str | Path) and len(find_tables(source)) > 1
+    is_beside = isinstance(source, str | Path) and out.parent.resolve() == Path(source).resolve()
+    has_report = is_beside and len(find_tables(source)) > 1
     return render_page(
         "atlas.html.j2",
         out,

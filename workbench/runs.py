@@ -10,7 +10,6 @@ own files. A killed or failed job leaves `<out>.partial` as it was; nothing else
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
 import importlib.metadata
@@ -35,6 +34,7 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
+from workbench.encoding import decode_text
 from workbench.memory import peak_bytes
 
 CONFIG, ENV, MANIFEST = "config.toml", "env.json", "manifest.json"
@@ -282,16 +282,6 @@ def read_settings(file: Path, what: str, wanted: str) -> str:
     if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
         raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
     return decode_text(file.read_bytes(), f"{what}: {file}")
-
-
-def decode_text(data: bytes, where: str) -> str:
-    """The text of a file's bytes: UTF-8, with or without a byte-order mark. Raises ValueError, which names UTF-16."""
-    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise ValueError(f"{where} is UTF-16; expected UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); expected UTF-8") from None
 
 
 def shorten(text: str, n: int = 80) -> str:

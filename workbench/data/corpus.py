@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.runs import decode_text
+from workbench.encoding import decode_text
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.encoding import decode_text
 from workbench.models.config import (
     Extensions,
     ModelConfig,
@@ -24,7 +25,7 @@ from workbench.models.config import (
 )
 from workbench.models.load import fill, widest_dtype
 from workbench.models.transformer import HookedLM
-from workbench.runs import MAX_SETTINGS_BYTES, decode_text, shorten
+from workbench.runs import MAX_SETTINGS_BYTES, shorten
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
