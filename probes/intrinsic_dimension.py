@@ -16,6 +16,7 @@ from probes.checks import (
     LowPrecisionWarning,
     as_array,
     as_numbers,
+    near_one,
     warn,
 )
 from probes.neighbours import NEAR_DUPLICATE, cloud_size, nearest_distances
@@ -121,7 +122,7 @@ def two_nn(
         r1, r2 = nearest_distances(points, 2).T
         n_near, near_notes = _near_duplicates("two_nn", r1, cloud_size(points))
         notes = (*notes, *near_notes)
-        result = _fitted(np.log(r2 / r1), fit, discard_fraction)
+        result = _fitted(_log_ratio(r1, r2), fit, discard_fraction)
     if result is None:
         message = f"two_nn: {len(points)} distinct points give no spread of ratios; the dimension is undefined (nan)"
         notes = (*notes, warn(ConstantInputWarning, message))
@@ -147,7 +148,7 @@ def two_nn_from_distances(
         raise ValueError("two_nn_from_distances: distances are not finite, 0 ≤ r1 ≤ r2; want them so")
     apart = first > 0
     n_near, notes = _near_duplicates("two_nn_from_distances", first[apart], float(np.median(second)))
-    result = _fitted(np.log(second[apart] / first[apart]), fit, discard_fraction)
+    result = _fitted(_log_ratio(first[apart], second[apart]), fit, discard_fraction)
     if result is None:
         message = "two_nn_from_distances: the ratios have no spread; the dimension is undefined (nan)"
         notes, result = (*notes, warn(ConstantInputWarning, message)), (np.nan, np.nan, 0)
@@ -182,7 +183,7 @@ def two_nn_curve(
         estimates = []
         for start in range(0, n_subsamples * size, size) if size >= 3 else ():
             r1, r2 = nearest_distances(points[order[start : start + size]], 2).T
-            fitted = _fitted(np.log(r2 / r1), fit, discard_fraction)
+            fitted = _fitted(_log_ratio(r1, r2), fit, discard_fraction)
             estimates.append(np.nan if fitted is None else fitted[0])
             if n_subsamples == 1:
                 n_near, near_notes = _near_duplicates("two_nn_curve", r1, cloud_size(points))
@@ -224,10 +225,12 @@ def gride(X: Real[np.ndarray, "n d"], *, max_rank: int = 64, duplicates: Duplica
     n_near, near_notes = _near_duplicates("gride", distances[:, 0], cloud_size(points))
     notes = (*notes, *near_notes)
     near, far = distances[:, first_ranks - 1], distances[:, 2 * first_ranks - 1]
-    fits = [_gride_maximum(np.log(far[:, s] / near[:, s]), int(n1)) for s, n1 in enumerate(first_ranks)]
+    fits = [_gride_maximum(_log_ratio(near[:, s], far[:, s]), int(n1)) for s, n1 in enumerate(first_ranks)]
     dimension, stderr = np.array(fits).T
+    scaled, exponent = near_one(far)  # a sum of the largest floats overflows
+    mean = np.ldexp(scaled.mean(axis=0), exponent)
     return GrideResult(
-        first_ranks, 2 * first_ranks, dimension, stderr, far.mean(axis=0), len(X), n_duplicates, n_near, notes
+        first_ranks, 2 * first_ranks, dimension, stderr, mean, len(X), n_duplicates, n_near, notes
     )  # fmt: skip
 
 
@@ -308,6 +311,13 @@ def _distinct_rows(points: np.ndarray, *, keep_one: bool) -> np.ndarray:
         first.setdefault(digest, index)
         count[digest] = count.get(digest, 0) + 1
     return np.array([index for digest, index in first.items() if keep_one or count[digest] == 1], dtype=np.intp)
+
+
+def _log_ratio(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """ln(far/near) of distances above 0, also where the quotient is more than a float64 holds."""
+    with np.errstate(over="ignore"):
+        ratio = far / near
+    return np.where(np.isfinite(ratio), np.log(ratio), np.log(far) - np.log(near))
 
 
 def _fitted(log_mu: np.ndarray, fit: Fit, discard_fraction: float) -> tuple[float, float, int] | None:

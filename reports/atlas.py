@@ -58,8 +58,11 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         ["rank", "layer", "head", "feature"], kind="stable"
     )
     title = record.get("title") or (Path(source).resolve().name if isinstance(source, str | Path) else "Feature atlas")
-    is_beside = isinstance(source, str | Path) and out.parent.resolve() == Path(source).resolve()
-    has_report = is_beside and len(find_tables(source)) > 1
+    has_report = (
+        isinstance(source, str | Path)
+        and out.parent.resolve() == Path(source).resolve()
+        and len(find_tables(source)) > 1
+    )
     return render_page(
         "atlas.html.j2",
         out,
@@ -111,7 +114,7 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
     if df is None or df.empty or missing_columns(df.columns, ABLATION_COLUMNS):
         return {"figure": None, "heads": [], "colours": colours}
     text = [c for c in ("layer", "head", "impact_pct") if not pd.api.types.is_numeric_dtype(df[c])]
-    if broken := text or unplaced(df, "ablation_results", df.columns.intersection((*ABLATION_COLUMNS, "seed"))):
+    if broken := text or unplaced(df, "ablation_results", df.columns.intersection([*ABLATION_COLUMNS, "seed"])):
         raise ValueError(f"ablation_results: {broken[0]} of some row is no {'number' if text else 'whole number'}")
     kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
     df = df[(df["kind"] == kind) & df["model"].isin(list(names)) & (df["head"] >= 0)]

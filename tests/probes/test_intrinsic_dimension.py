@@ -253,6 +253,18 @@ def test_near_duplicates_are_kept_counted_and_warned_of(d, far, shift):
         assert two_nn_from_distances(r1, r2).n_near_duplicates == 5
 
 
+def test_ratios_and_distances_at_the_ends_of_float64():
+    cloud = np.random.default_rng(3).normal(size=(60, 12))
+    largest = cloud / np.abs(cloud).max() * np.finfo(np.float64).max / 16
+    assert two_nn(largest).dimension == pytest.approx(two_nn(cloud).dimension, rel=1e-12)
+    assert gride(largest).distance[0] == pytest.approx(
+        gride(cloud).distance[0] * (largest[0, 0] / cloud[0, 0]), rel=1e-9
+    )
+    pair = np.vstack([cloud[:2] * 1e-310, cloud[2:4]])  # the second neighbour is 1e310 times as far as the first
+    with pytest.warns(probes.DuplicatePointsWarning):
+        assert np.isfinite(gride(pair, max_rank=2).dimension).all()
+
+
 def test_a_cloud_all_of_whose_points_have_a_near_duplicate():
     cloud = np.random.default_rng(2).normal(size=(100, 12))
     with pytest.warns(probes.DuplicatePointsWarning, match="200 of 200 points"):

@@ -94,7 +94,7 @@ def choose(what: str, given: Sequence[int] | int | None, n: int) -> tuple[int, .
     if not given:
         raise ValueError(f"{what}: got an empty selection; want some of 0…{n - 1}")
     for index in given:
-        if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < n:
+        if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= int(index) < n:
             raise ValueError(f"{what}: got {index!r}; want 0…{n - 1}")
     if len(set(given)) < len(given):
         raise ValueError(f"{what}: got {list(given)}; want each once")

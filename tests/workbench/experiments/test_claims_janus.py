@@ -130,7 +130,7 @@ def test_the_top_head_is_a_ratio_with_the_intervals_of_both(tables) -> None:
     )
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low - 1, high - 1))
     assert (row["verdict"], row["interval"]) == ("reversed", "own")
-    assert "exchangeable: control was not tested; adaptive was not tested." in row["why"]
+    assert "exchangeable: control not tested; adaptive not tested." in row["why"]
     ps = {(CONTROL, 0): 0.9, (CONTROL, -1): 0.0005, (ADAPTIVE, 0): 0.0005, (ADAPTIVE, -1): 0.06}
     tested = pd.DataFrame(
         [(model, 0, "zero", layer, "load_bearing_p", p) for (model, layer), p in ps.items()],

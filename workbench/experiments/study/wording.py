@@ -182,10 +182,10 @@ def _on_top_head(evidence: Evidence) -> str:
         ps = load_bearing_ps(evidence.tables, evidence.claim.measure, evidence.model(role))
         n_bearing = sum(p <= LOAD_BEARING_UP_TO for p in ps)
         values = ", ".join(f"{p:.2g}" for p in ps)
-        said.append(f"{role} in {n_bearing} of {len(ps)} seeds (p {values})" if ps else f"{role} was not tested")
+        said.append(f"{role} in {n_bearing} of {len(ps)} seeds (p {values})" if ps else f"{role} not tested")
     return (
-        "The larger of many noisy impacts is flattering to both models. The top head is load-bearing, its p at most "
-        f"{LOAD_BEARING_UP_TO:g} if the heads of a layer are exchangeable: {'; '.join(said)}."
+        "The largest of many noisy impacts is flattering to both models. The top head is load-bearing if "
+        f"p ≤ {LOAD_BEARING_UP_TO:g}, under the null that the heads of a layer are exchangeable: {'; '.join(said)}."
     )
 
 
