@@ -76,6 +76,7 @@ CASES = [
     ("compare nowhere {model}", 1, "nowhere: not there"),
     ("compare {model} nowhere", 1, "nowhere: not there"),
     ("import nowhere", 1, "nowhere"),
+    ("hooks --ckpt {model} --n-ctx 9999", 1, "n_ctx: got 9999; want 2 to the model's n_ctx"),
     ("hooks --ckpt ''", 1, "want a run directory, a Hugging Face folder"),
     ("hooks --ckpt {text.txt}", 1, "text.txt: not there; want a run directory"),
     ("hooks --ckpt {cache}", 1, "holds neither latest, hooked_config.json nor config.json; want a checkpoint"),
