@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.config import TrainConfig
+from sae.config import TrainConfig, as_list
 from sae.gradients import LossAndGradients, loss_and_gradients, sum_block
-from sae.model import StackedSAE, as_numbers, check_input_index, spawn_generators
+from sae.model import StackedSAE, check_input_index, spawn_generators
 from sae.resample import resample_dead
 
 _ADAM_EPS = 1e-8
@@ -87,8 +87,8 @@ class Trainer:
         n_saes = sae.config.n_saes
         if sae.dtype == torch.float16:
             raise ValueError("Trainer: the parameters are float16; want float32, float64 or bfloat16")
-        coefficients = torch.tensor([float(value) for value in as_numbers("Trainer: l1", l1)], dtype=torch.float64)
-        if isinstance(l1, Real):  # NumPy's scalars too
+        coefficients = torch.as_tensor(as_list("Trainer: l1", l1), dtype=torch.float64)
+        if _is_number(l1):
             coefficients = coefficients.expand(n_saes)
         if coefficients.shape != (n_saes,) or not bool((coefficients.isfinite() & (coefficients >= 0)).all()):
             raise ValueError(f"Trainer: l1 is {coefficients.tolist()}; want {n_saes} finite numbers ≥ 0")
@@ -100,9 +100,7 @@ class Trainer:
         self.config = config
         self.n_steps_done = 0
         self._l1 = coefficients.to(device=sae.W_dec.device, dtype=sae.dtype)
-        self._input_index = (
-            None if input_index is None else [int(slot) for slot in as_numbers("input_index", input_index)]
-        )
+        self._input_index = None if input_index is None else as_list("input_index", input_index)
         self._generators = list(generator)
         self._parameters = dict(sae.named_parameters())
         self._optimizer = torch.optim.AdamW(
@@ -325,3 +323,7 @@ class _Block:
                     stacklevel=2,
                 )
         return sum_block(*args)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)  # NumPy's scalars too
