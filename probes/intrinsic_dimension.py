@@ -103,8 +103,8 @@ def two_nn(
     estimate depends on n and on noise at the scale of neighbours: see `two_nn_curve` and `gride`.
 
     Warnings: `DuplicatePointsWarning` with the number of duplicates, and with that of near-duplicates, which are kept:
-    points with another within 1e-9 of the cloud's size, the median distance of the points from the median of their
-    coordinates; `LowPrecisionWarning` where all values fit in bfloat16 or
+    points with another within 1e-9 of the cloud's size, the median distance of the points from the coordinates'
+    medians over up to 128 of them; `LowPrecisionWarning` where all values fit in bfloat16 or
     float16 (rounded activations: distances of neighbours are then rounding); `ConstantInputWarning` and nan where
     fewer than 3 distinct points remain or all ratios are 1.
 

@@ -47,7 +47,9 @@ def nearest_distances(X: Real[np.ndarray, "n d"], k: int) -> Float[np.ndarray, "
 def cloud_size(X: Real[np.ndarray, "n d"]) -> float:
     """The median distance of the rows of X from their centre: a length that a few far points do not change."""
     X, exponent = _in_range(X)
-    return float(np.ldexp(np.median(_norms(X - _centre(X))), exponent))
+    centre = _centre(X)
+    norms = np.concatenate([_norms(X[start : start + TILE] - centre) for start in range(0, len(X), TILE)])
+    return float(np.ldexp(np.median(norms), exponent))
 
 
 def _centre(X: np.ndarray) -> np.ndarray:
