@@ -21,7 +21,7 @@ class ConstantInputWarning(ProbeWarning):
 
 
 class DuplicatePointsWarning(ProbeWarning):
-    """Identical points were found and merged or dropped."""
+    """Identical points were found and merged or dropped, or points that differ by next to nothing were kept."""
 
 
 class LowPrecisionWarning(ProbeWarning):

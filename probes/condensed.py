@@ -11,20 +11,23 @@ from probes.checks import as_real
 
 # Relative to the largest distance: float64 products of either order differ by less, float32 distances by more.
 ASYMMETRY_TOLERANCE = 1e-9
-CONSTANT_TOLERANCE = 1e-12
+# Equal distances that were summed in different orders differ by less: some √d units in the last place.
+EQUAL_TOLERANCE = 1e-12
+EQUAL_TOLERANCE_SINGLE = 1e-6  # of distances held in float32 or less
 
 
-def condensed(who: str, name: str, distances: object) -> tuple[np.ndarray, int]:
-    """The upper triangle [n(n − 1)/2] and n, from square or condensed distances."""
+def condensed(who: str, name: str, distances: object, *, tied: bool = False) -> tuple[np.ndarray, int]:
+    """The upper triangle [n(n − 1)/2] and n, from square or condensed distances; `tied`: as ranks need them, distances
+    that differ by rounding made equal."""
     d = as_real(who, name, distances)
     if d.ndim not in (1, 2):
         raise ValueError(f"{who}: {name} has shape {d.shape}; want a square matrix, n ≥ 3")
     pairs, n = _upper_triangles(who, (name,), d[None])
-    return pairs[0], n
+    return _tied(pairs[0], distances) if tied else pairs[0], n
 
 
-def condensed_stack(who: str, xs: Any, n: int) -> np.ndarray:
-    """The upper triangles [k, n(n − 1)/2] of k sets of distances between n items."""
+def condensed_stack(who: str, xs: Any, n: int, *, tied: bool = False) -> np.ndarray:
+    """The upper triangles [k, n(n − 1)/2] of k sets of distances between n items, each as `condensed` gives it."""
     if isinstance(xs, np.ndarray):
         stack = list(as_real(who, "xs", xs))
     else:
@@ -35,11 +38,32 @@ def condensed_stack(who: str, xs: Any, n: int) -> np.ndarray:
             if n_x != n:
                 raise ValueError(f"{who}: xs[{k}] has {n_x} items and y {n}; want the same items in all")
     if len({x.shape for x in stack}) > 1:  # squares and condensed ones side by side
-        return np.stack([condensed(who, f"xs[{k}]", x)[0] for k, x in enumerate(stack)])
+        return np.stack([condensed(who, f"xs[{k}]", x, tied=tied)[0] for k, x in enumerate(xs)])
     pairs, n_x = _upper_triangles(who, [f"xs[{k}]" for k in range(len(stack))], np.stack(stack))
     if n_x != n:
         raise ValueError(f"{who}: xs[0] has {n_x} items and y {n}; want the same items in all")
-    return pairs
+    return np.stack([_tied(row, x) for row, x in zip(pairs, xs, strict=True)]) if tied else pairs
+
+
+def _tied(pairs: np.ndarray, source: object) -> np.ndarray:
+    """The distances, those equal but for rounding replaced by the smallest of them; the others to the bit as they are.
+
+    Neighbours in order are equal that differ by at most the tolerance, relative to the larger of the distance and the
+    median distance (the largest would tie everything beside one far item). A chain of them that is longer than the
+    tolerance is cut into stretches of that length, so that nothing moves by more.
+    """
+    dtype = np.asarray(source).dtype
+    is_single = dtype.kind not in "iub" and dtype.itemsize < np.dtype(np.float64).itemsize
+    order = np.argsort(pairs, kind="stable")
+    values, sizes = pairs[order], np.abs(pairs[order])
+    tolerance = (EQUAL_TOLERANCE_SINGLE if is_single else EQUAL_TOLERANCE) * np.maximum(sizes, np.median(sizes))
+    begins = np.append(True, np.diff(values) > tolerance[1:])
+    above = values - values[begins][np.cumsum(begins) - 1]
+    stretch = np.floor_divide(above, tolerance, out=np.zeros_like(above), where=above > 0)
+    begins[1:] |= np.diff(stretch) != 0
+    tied = np.empty_like(pairs)
+    tied[order] = values[begins][np.cumsum(begins) - 1]
+    return tied
 
 
 def _upper_triangles(who: str, names: Sequence[str], d: np.ndarray) -> tuple[np.ndarray, int]:
@@ -78,4 +102,4 @@ def spread(pairs: np.ndarray) -> np.ndarray:
 def is_constant(pairs: np.ndarray) -> np.ndarray | np.bool_:
     """Whether the values along the last axis are one value but for rounding."""
     low, high = pairs.min(axis=-1), pairs.max(axis=-1)
-    return high - low <= CONSTANT_TOLERANCE * np.maximum(np.abs(low), np.abs(high))
+    return high - low <= EQUAL_TOLERANCE * np.maximum(np.abs(low), np.abs(high))

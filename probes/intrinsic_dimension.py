@@ -16,9 +16,10 @@ from probes.checks import (
     LowPrecisionWarning,
     as_array,
     as_numbers,
+    near_one,
     warn,
 )
-from probes.neighbours import nearest_distances
+from probes.neighbours import NEAR_DUPLICATE, cloud_size, nearest_distances
 
 Fit = Literal["regression", "mle", "mle_censored"]
 FITS = ("regression", "mle", "mle_censored")
@@ -31,6 +32,7 @@ class TwoNNResult:
     """A TwoNN dimension with its standard error (dimensionless).
 
     `n` points were given, `n_duplicates` of them left out as duplicates, `n_used` ratios enter the fit.
+    `n_near_duplicates` of those kept have another within 1e-9 of the cloud's size: their ratios are mostly rounding.
     """
 
     dimension: float
@@ -38,6 +40,7 @@ class TwoNNResult:
     n: int
     n_used: int
     n_duplicates: int
+    n_near_duplicates: int
     fit: Fit
     discard_fraction: float
     warnings: tuple[str, ...]
@@ -56,6 +59,7 @@ class TwoNNCurve:
     spread: Float[np.ndarray, " levels"]
     n_subsamples: Integer[np.ndarray, " levels"]
     n_duplicates: int
+    n_near_duplicates: int
     whole: TwoNNResult
 
 
@@ -70,6 +74,7 @@ class GrideResult:
     distance: Float[np.ndarray, " scales"]
     n: int
     n_duplicates: int
+    n_near_duplicates: int
     warnings: tuple[str, ...]
 
 
@@ -97,7 +102,9 @@ def two_nn(
     (dimensions 2 to 20, n 100 to 2,000). Edges and curvature bias high dimensions down (16 for 20 at n = 500). The
     estimate depends on n and on noise at the scale of neighbours: see `two_nn_curve` and `gride`.
 
-    Warnings: `DuplicatePointsWarning` with their number; `LowPrecisionWarning` where all values fit in bfloat16 or
+    Warnings: `DuplicatePointsWarning` with the number of duplicates, and with that of near-duplicates, which are kept:
+    points with another within 1e-9 of the cloud's size, the median distance of the points from the coordinates'
+    medians over up to 128 of them; `LowPrecisionWarning` where all values fit in bfloat16 or
     float16 (rounded activations: distances of neighbours are then rounding); `ConstantInputWarning` and nan where
     fewer than 3 distinct points remain or all ratios are 1.
 
@@ -110,16 +117,18 @@ def two_nn(
     """
     _check_fit("two_nn", fit, discard_fraction)
     points, n_duplicates, notes = _prepared("two_nn", X, duplicates)
-    result = None
+    result, n_near = None, 0
     if len(points) >= 3:
         r1, r2 = nearest_distances(points, 2).T
-        result = _fitted(np.log(r2 / r1), fit, discard_fraction)
+        n_near, near_notes = _near_duplicates("two_nn", r1, cloud_size(points))
+        notes = (*notes, *near_notes)
+        result = _fitted(_log_ratio(r1, r2), fit, discard_fraction)
     if result is None:
         message = f"two_nn: {len(points)} distinct points give no spread of ratios; the dimension is undefined (nan)"
         notes = (*notes, warn(ConstantInputWarning, message))
         result = np.nan, np.nan, 0
     dimension, stderr, n_used = result
-    return TwoNNResult(dimension, stderr, len(X), n_used, n_duplicates, fit, discard_fraction, notes)
+    return TwoNNResult(dimension, stderr, len(X), n_used, n_duplicates, n_near, fit, discard_fraction, notes)
 
 
 def two_nn_from_distances(
@@ -127,8 +136,9 @@ def two_nn_from_distances(
 ) -> TwoNNResult:
     """The TwoNN dimension from first and second neighbour distances that were computed elsewhere (on a GPU, say).
 
-    Points with r₁ = 0 are left out and counted as duplicates. Rest as in `two_nn`. Raises ValueError for
-    fewer than 3 points and for distances that are not finite, 0 ≤ r₁ ≤ r₂.
+    Points with r₁ = 0 are left out and counted as duplicates; near-duplicates have r₁ below 1e-9 of the median r₂,
+    since the size of the cloud is not known. Rest as in `two_nn`. Raises ValueError for fewer than 3 points and for
+    distances that are not finite, 0 ≤ r₁ ≤ r₂.
     """
     _check_fit("two_nn_from_distances", fit, discard_fraction)
     first, second = as_numbers("two_nn_from_distances", "r1", r1), as_numbers("two_nn_from_distances", "r2", r2)
@@ -137,12 +147,13 @@ def two_nn_from_distances(
     if not (np.isfinite(second).all() and (first >= 0).all() and (second >= first).all()):
         raise ValueError("two_nn_from_distances: distances are not finite, 0 ≤ r1 ≤ r2; want them so")
     apart = first > 0
-    result, notes = _fitted(np.log(second[apart] / first[apart]), fit, discard_fraction), ()
+    n_near, notes = _near_duplicates("two_nn_from_distances", first[apart], float(np.median(second)))
+    result = _fitted(_log_ratio(first[apart], second[apart]), fit, discard_fraction)
     if result is None:
         message = "two_nn_from_distances: the ratios have no spread; the dimension is undefined (nan)"
-        notes, result = (warn(ConstantInputWarning, message),), (np.nan, np.nan, 0)
+        notes, result = (*notes, warn(ConstantInputWarning, message)), (np.nan, np.nan, 0)
     n_duplicates = int(first.size - apart.sum())
-    return TwoNNResult(result[0], result[1], first.size, result[2], n_duplicates, fit, discard_fraction, notes)
+    return TwoNNResult(result[0], result[1], first.size, result[2], n_duplicates, n_near, fit, discard_fraction, notes)
 
 
 def two_nn_curve(
@@ -165,17 +176,18 @@ def two_nn_curve(
         raise ValueError(f"two_nn_curve: min_points is {min_points}; want ≥ 3")
     points, n_duplicates, notes = _prepared("two_nn_curve", X, duplicates)
     order = np.random.default_rng(rng).permutation(len(points))
-    levels, whole = [], (np.nan, np.nan, 0)
+    levels, whole, n_near = [], (np.nan, np.nan, 0), 0
     n_subsamples = 1
     while not levels or len(points) // n_subsamples >= min_points:
         size = len(points) // n_subsamples
         estimates = []
         for start in range(0, n_subsamples * size, size) if size >= 3 else ():
             r1, r2 = nearest_distances(points[order[start : start + size]], 2).T
-            fitted = _fitted(np.log(r2 / r1), fit, discard_fraction)
+            fitted = _fitted(_log_ratio(r1, r2), fit, discard_fraction)
             estimates.append(np.nan if fitted is None else fitted[0])
-            if n_subsamples == 1 and fitted is not None:
-                whole = fitted
+            if n_subsamples == 1:
+                n_near, near_notes = _near_duplicates("two_nn_curve", r1, cloud_size(points))
+                notes, whole = (*notes, *near_notes), fitted or whole
         dimension = float(np.mean(estimates)) if estimates else np.nan
         spread = float(np.std(estimates, ddof=1)) if len(estimates) > 1 else np.nan
         levels.append((size, dimension, spread, n_subsamples))
@@ -184,8 +196,8 @@ def two_nn_curve(
         message = f"two_nn_curve: {len(points)} distinct points; the dimension is undefined (nan)"
         notes = (*notes, warn(ConstantInputWarning, message))
     size, dimension, spread, count = (np.array(column) for column in zip(*levels, strict=True))
-    result = TwoNNResult(whole[0], whole[1], len(X), whole[2], n_duplicates, fit, discard_fraction, notes)
-    return TwoNNCurve(size, dimension, spread, count, n_duplicates, result)
+    result = TwoNNResult(whole[0], whole[1], len(X), whole[2], n_duplicates, n_near, fit, discard_fraction, notes)
+    return TwoNNCurve(size, dimension, spread, count, n_duplicates, n_near, result)
 
 
 def gride(X: Real[np.ndarray, "n d"], *, max_rank: int = 64, duplicates: Duplicates = "unique") -> GrideResult:
@@ -208,13 +220,17 @@ def gride(X: Real[np.ndarray, "n d"], *, max_rank: int = 64, duplicates: Duplica
         message = f"gride: {len(points)} distinct points; the dimension is undefined (nan)"
         notes = (*notes, warn(ConstantInputWarning, message))
         empty, ranks = np.full(1, np.nan), np.ones(1, dtype=np.int64)
-        return GrideResult(ranks, 2 * ranks, empty, empty, empty, len(X), n_duplicates, notes)
+        return GrideResult(ranks, 2 * ranks, empty, empty, empty, len(X), n_duplicates, 0, notes)
     distances = nearest_distances(points, int(2 * first_ranks[-1]))
+    n_near, near_notes = _near_duplicates("gride", distances[:, 0], cloud_size(points))
+    notes = (*notes, *near_notes)
     near, far = distances[:, first_ranks - 1], distances[:, 2 * first_ranks - 1]
-    fits = [_gride_maximum(np.log(far[:, s] / near[:, s]), int(n1)) for s, n1 in enumerate(first_ranks)]
+    fits = [_gride_maximum(_log_ratio(near[:, s], far[:, s]), int(n1)) for s, n1 in enumerate(first_ranks)]
     dimension, stderr = np.array(fits).T
+    scaled, exponent = near_one(far)  # a sum of the largest floats overflows
+    mean = np.ldexp(scaled.mean(axis=0), exponent)
     return GrideResult(
-        first_ranks, 2 * first_ranks, dimension, stderr, far.mean(axis=0), len(X), n_duplicates, notes
+        first_ranks, 2 * first_ranks, dimension, stderr, mean, len(X), n_duplicates, n_near, notes
     )  # fmt: skip
 
 
@@ -257,6 +273,18 @@ def _prepared(who: str, X: object, duplicates: str) -> tuple[np.ndarray, int, tu
     return points, n_duplicates, tuple(notes)
 
 
+def _near_duplicates(who: str, nearest: np.ndarray, size: float) -> tuple[int, tuple[str, ...]]:
+    """How many distances to the nearest other point are next to nothing beside the cloud's size, and a warning."""
+    n_near = int(np.count_nonzero(nearest < NEAR_DUPLICATE * size))
+    if n_near == 0:
+        return 0, ()
+    message = (
+        f"{who}: {n_near} of {nearest.size} points are near-duplicates, nearer to another than {NEAR_DUPLICATE:g} of "
+        f"the cloud's size ({size:.3g}); the ratios of their distances are mostly rounding"
+    )
+    return n_near, (warn(DuplicatePointsWarning, message, stacklevel=4),)
+
+
 def _fits_half(points: np.ndarray) -> bool:
     """Whether every value is one of bfloat16 (the upper 16 bits of a float32) or every value one of float16."""
     for sample in (points[:64], points):  # a few rows settle nearly every case
@@ -283,6 +311,13 @@ def _distinct_rows(points: np.ndarray, *, keep_one: bool) -> np.ndarray:
         first.setdefault(digest, index)
         count[digest] = count.get(digest, 0) + 1
     return np.array([index for digest, index in first.items() if keep_one or count[digest] == 1], dtype=np.intp)
+
+
+def _log_ratio(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """ln(far/near) of distances above 0, also where the quotient is more than a float64 holds."""
+    with np.errstate(over="ignore"):
+        ratio = far / near
+    return np.where(np.isfinite(ratio), np.log(ratio), np.log(far) - np.log(near))
 
 
 def _fitted(log_mu: np.ndarray, fit: Fit, discard_fraction: float) -> tuple[float, float, int] | None:

@@ -1,8 +1,9 @@
 """Mantel tests: do two sets of distances between the same items agree more than relabelled items would?
 
 `mantel` takes one pair, `mantel_many` one target against many layers and models, `partial_mantel` one pair given a
-third. All permute rows and columns jointly, count ties within 1e-9 as extreme, and give (b + 1)/(m + 1), or the exact
-b/n! where every permutation is enumerated.
+third. All give distances that differ by rounding the same rank, permute rows and columns jointly, count statistics
+within 1e-9 of the observed one as ties, and give (b + 1)/(m + 1), or the exact b/n! where every permutation is
+enumerated.
 """
 
 from __future__ import annotations
@@ -123,10 +124,12 @@ def mantel(
 ) -> MantelResult:
     """The correlation of two sets of distances between the same n items, and its permutation p-value.
 
-    r = corr(x_ij, y_ij) over i < j; Spearman ranks once, with average ranks for ties. Under the null the items of x are
-    exchangeable: its rows and columns are permuted jointly, p = (b + 1)/(m + 1), b the number of permutations at
-    least as extreme (greater: r* ≥ r; less: r* ≤ r; two-sided: |r*| ≥ |r|), to a tolerance of 1e-9 so that
-    symmetries of the target count as ties.
+    r = corr(x_ij, y_ij) over i < j; Spearman ranks once, with average ranks for ties. Those of a set
+    tie in rank that differ by at most 1e-12 (held in float32 or less, 1e-6) of the larger of the distance and the
+    median distance: so much may come from the order of summation. Under the null the items of x are exchangeable: its
+    rows and columns are permuted jointly, p = (b + 1)/(m + 1), b the number of permutations at least as extreme
+    (greater: r* ≥ r; less: r* ≤ r; two-sided: |r*| ≥ |r|), to a tolerance of 1e-9 so that symmetries of the target
+    count as ties.
 
     Args:
         x, y: distances, square [n, n] or condensed [n(n − 1)/2], n ≥ 3; any unit. Slight asymmetry (1e-9 of the
@@ -141,7 +144,7 @@ def mantel(
     asymmetric, with a diagonal, of fewer than 3 items, of unequal size, or with NaN or inf.
 
     Source: Mantel 1967; Legendre & Legendre 2012, §10.5; for the grid Ramdas et al. 2023. scikit-bio defaults to
-    Pearson, two-sided, and never enumerates; with float32 distances its ties depend on summation order.
+    Pearson, two-sided, and never enumerates; its ties, in ranks and in p, depend on the order of summation.
 
     >>> day = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
     >>> result = mantel(day, day**2)
@@ -149,7 +152,7 @@ def mantel(
     (1.0, 0.016666666666666666, 120, True)
     """
     _check_choices("mantel", method, alternative)
-    (x_pairs, n), (y_pairs, n_y) = condensed("mantel", "x", x), condensed("mantel", "y", y)
+    (x_pairs, n), (y_pairs, n_y) = (condensed("mantel", *d, tied=method == "spearman") for d in (("x", x), ("y", y)))
     if n != n_y:
         raise ValueError(f"mantel: x has {n} items and y {n_y}; want the same items in both")
     rng = np.random.default_rng(rng)
@@ -196,8 +199,8 @@ def mantel_many(
     _check_choices("mantel_many", method, alternative)
     if len(xs) == 0:
         raise ValueError("mantel_many: xs is empty; want at least one set of distances")
-    y_pairs, n = condensed("mantel_many", "y", y)
-    x_pairs = condensed_stack("mantel_many", xs, n)
+    y_pairs, n = condensed("mantel_many", "y", y, tied=method == "spearman")
+    x_pairs = condensed_stack("mantel_many", xs, n, tied=method == "spearman")
     rng = np.random.default_rng(rng)
     plan = plan_permutations("mantel_many", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
     if plan.given is not None:
@@ -261,7 +264,8 @@ def partial_mantel(
     permutes alike but drops undefined permutations.
     """
     _check_choices("partial_mantel", method, alternative)
-    named = {name: condensed("partial_mantel", name, d) for name, d in (("x", x), ("y", y), ("z", z))}
+    tied = method == "spearman"
+    named = {name: condensed("partial_mantel", name, d, tied=tied) for name, d in (("x", x), ("y", y), ("z", z))}
     sizes = {name: n for name, (_, n) in named.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"partial_mantel: items {sizes}; want the same items in all three")
@@ -333,10 +337,11 @@ def partial_mantel_many(
     _check_choices(who, method, alternative)
     if len(xs) == 0:
         raise ValueError(f"{who}: xs is empty; want at least one set of distances")
-    (y_pairs, n), (z_pairs, n_z) = condensed(who, "y", y), condensed(who, "z", z)
+    tied = method == "spearman"
+    (y_pairs, n), (z_pairs, n_z) = condensed(who, "y", y, tied=tied), condensed(who, "z", z, tied=tied)
     if n != n_z:
         raise ValueError(f"{who}: y has {n} items and z {n_z}; want the same items in all")
-    x_pairs, both = condensed_stack(who, xs, n), np.stack([y_pairs, z_pairs])
+    x_pairs, both = condensed_stack(who, xs, n, tied=tied), np.stack([y_pairs, z_pairs])
     rng = np.random.default_rng(rng)
     plan = plan_permutations(who, n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
     if plan.given is not None:

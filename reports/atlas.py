@@ -14,7 +14,7 @@ from reports.bundle import pack, pack_json, render_page
 from reports.figures import ablation_strip
 from reports.figures.style import PALETTE
 from reports.page import figure_json
-from reports.study import read_record, short_names
+from reports.study import leave_out_infinite, read_record, short_names
 from reports.tables import COLUMNS, find_tables, missing_columns, read_csv, unplaced
 
 SCRIPTS = (
@@ -44,6 +44,7 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     """
     out = Path(out)
     tables, record = read_tables(source)
+    tables, notes = leave_out_infinite(tables)
     if "feature_atlas" not in tables:
         raise ValueError(f"atlas: no feature_atlas among {', '.join(tables) or 'the tables'}; want feature_atlas.csv")
     table = tables["feature_atlas"]
@@ -57,7 +58,11 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         ["rank", "layer", "head", "feature"], kind="stable"
     )
     title = record.get("title") or (Path(source).resolve().name if isinstance(source, str | Path) else "Feature atlas")
-    has_report = isinstance(source, str | Path) and len(find_tables(source)) > 1
+    has_report = (
+        isinstance(source, str | Path)
+        and out.parent.resolve() == Path(source).resolve()
+        and len(find_tables(source)) > 1
+    )
     return render_page(
         "atlas.html.j2",
         out,
@@ -65,6 +70,7 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         styles=STYLES,
         title=title,
         n_features=f"{len(table):,}",
+        notes=notes,
         n_models=len(names),
         report="report.html" if has_report else "",
         page_data=pack_json(ablation_data(tables, names)),
@@ -73,8 +79,11 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
 
 
 def check_once(table: pd.DataFrame) -> None:
-    """Raise ValueError if two rows are one feature by name, as of two SAEs of one head: the page's links know one."""
+    """Raise ValueError for a row without a place, and if two rows are one feature by name, as of two SAEs of one head:
+    the page's links know one."""
     keys = [column for column in ("model", "seed", "layer", "head", "feature") if column in table]
+    if broken := unplaced(table, "feature_atlas", keys):
+        raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; want one in each")
     again = table.duplicated(keys)
     if again.any():
         which = ", ".join(f"{key} {table.loc[again, key].iloc[0]}" for key in keys)
@@ -105,7 +114,7 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
     if df is None or df.empty or missing_columns(df.columns, ABLATION_COLUMNS):
         return {"figure": None, "heads": [], "colours": colours}
     text = [c for c in ("layer", "head", "impact_pct") if not pd.api.types.is_numeric_dtype(df[c])]
-    if broken := text or unplaced(df, "ablation_results", ABLATION_COLUMNS):
+    if broken := text or unplaced(df, "ablation_results", df.columns.intersection([*ABLATION_COLUMNS, "seed"])):
         raise ValueError(f"ablation_results: {broken[0]} of some row is no {'number' if text else 'whole number'}")
     kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
     df = df[(df["kind"] == kind) & df["model"].isin(list(names)) & (df["head"] >= 0)]

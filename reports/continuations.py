@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reports.tables import decode_text
+
 FILE = "continuations.jsonl"
 KEYS = ("model", "prompt", "sample", "seed", "text")
 
@@ -27,10 +29,7 @@ def read_continuations(path: Path) -> list[Mapping[str, Any]]:
     Raises:
         ValueError: for bytes that are not UTF-8, a line that is not a JSON object, or one without a key of `KEYS`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name}: not UTF-8 ({error})") from None
+    lines = decode_text(path.read_bytes(), path.name).replace("\r\n", "\n").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:

@@ -103,6 +103,7 @@ def middle_bos_mass(tables: Mapping[str, pd.DataFrame]) -> pd.Series:
     df = tables.get("attention_stats")
     if df is None or not {*KEYS, "layer", "bos_mass"} <= set(df.columns):
         return last_logged(tables, lambda log: over_layers(log, "bos_mass", only_middle=True))
+    df = df.dropna(subset="layer")
     middle = df.groupby("model")["layer"].transform(lambda layers: middle_layer(int(layers.max()) + 1))
     return df[df["layer"] == middle].groupby(KEYS, sort=False)["bos_mass"].mean()
 
@@ -190,6 +191,7 @@ def two_by_two_grids(study: Study) -> list[Grid]:
     if not {key for row in keys for key in row} <= set(models):
         return []
     df = study.tables["concept_geometry"]
+    df = df.dropna(subset="layer")
     middle = df.groupby("model")["layer"].transform(lambda layers: middle_layer(int(layers.max()) + 1))
     values = df[df["layer"] == middle].groupby(KEYS, sort=False)["effective_dim"].mean()
     rows = []

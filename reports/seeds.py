@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import pandas as pd
 
 MIN_SEEDS = 3
@@ -26,7 +27,7 @@ def over_seeds(df: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     A table without the column `seed` is one seed. Groups come in the order of their first rows; one without a finite
     value is left out.
     """
-    known = df[df[value].notna()]
+    known = df[np.isfinite(df[value])]
     if "seed" not in known:
         known = known.assign(seed=0)
     each = known.groupby([*by, "seed"], sort=False)[value].mean().reset_index()

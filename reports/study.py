@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.continuations import FILE as CONTINUATIONS
-from reports.tables import TEXT_COLUMNS, find_tables, missing_columns, read_csv, unplaced
+from reports.tables import TEXT_COLUMNS, decode_text, find_tables, missing_columns, read_csv, unplaced
 
 # keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
 RECORD_TYPES = MappingProxyType(
@@ -43,6 +44,7 @@ class Study:
     empty: frozenset[str]  # tables whose file has not even a header
     names: Mapping[str, str]  # model as the tables name it -> short name; the reference model first
     paths: Mapping[str, Path]  # of the tables by name, and of what else the page carries by the name of its file
+    notes: tuple[str, ...] = ()  # what the reader should know of the tables
 
     @property
     def models(self) -> list[str]:
@@ -67,10 +69,28 @@ def read_study(directory: str | Path) -> Study:
     for name, df in of_models.items():
         renamed = {column: df[column].map(names) for column in MODEL_COLUMNS if column in df}
         tables[name] = df.assign(**renamed)
+    tables, notes = leave_out_infinite(tables)
     texts = Path(directory) / CONTINUATIONS
     return Study(
-        Path(directory), record, tables, empty, names, paths | ({texts.name: texts} if texts.is_file() else {})
+        Path(directory), record, tables, empty, names, paths | ({texts.name: texts} if texts.is_file() else {}), notes
     )
+
+
+def leave_out_infinite(tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """Return the tables with their infinite values missing, and a sentence about each column that had any.
+
+    No figure, mean or interval has a place for infinity.
+    """
+    found, notes = {}, []
+    for name, df in tables.items():
+        infinite = np.isinf(df.select_dtypes("float"))
+        counts = infinite.sum()[lambda n: n > 0]
+        found[name] = df.assign(**{column: df[column].mask(infinite[column]) for column in counts.index})
+        notes += [
+            f"{name}.csv: {n} of {len(df)} values of {column} are infinite and count as missing."
+            for column, n in counts.items()
+        ]
+    return found, tuple(notes)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -82,7 +102,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(decode_text(path.read_bytes(), str(path)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, notes, …") from error
     if not isinstance(record, dict):

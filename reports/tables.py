@@ -7,6 +7,7 @@ columns `model` and `seed` tell the rows apart.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import secrets
@@ -171,6 +172,7 @@ UNPLACED = (("crystallisation", "layer"),)  # a set without any r above 0 has no
 
 # what stands for a missing number; nothing stands for a missing text
 MISSING_NUMBERS = ("", "nan", "NaN", "NA")
+DECIMAL_COMMA = r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?"
 
 
 def missing_columns(present: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
@@ -249,16 +251,23 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Return the CSV at `path` whatever columns it has: the page says itself what is missing.
 
     Raises:
-        ValueError: if the file has no header, is not UTF-8, or a row has more cells than the header.
+        ValueError: if the file has no header, is not UTF-8, has other separators or decimal commas, or a row has more
+            cells than the header.
     """
-    if path.stat().st_size == 0:
+    with path.open("rb") as file:
+        first_line = file.readline()
+    if not first_line:
         raise ValueError(f"{path}: the file is empty; want a CSV with a header")
+    decode_text(first_line, str(path))
     header: list[str] = []
     try:
         header = list(pd.read_csv(path, nrows=0, encoding="utf-8").columns)
+        for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+            if len(header) == 1 and separator in header[0]:
+                raise ValueError(f"{path}: the cells are separated by {name}; expected commas")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of cells that would be cut off
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
                 encoding="utf-8",
                 dtype={column: "str" for column in header if column in TEXT_COLUMNS},
@@ -268,9 +277,29 @@ def read_csv(path: Path) -> pd.DataFrame:
                 index_col=False,  # else a first row that is too long would make its first cells an index
             )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); want a CSV in UTF-8") from error
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected UTF-8") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path}: not a whole CSV ({str(error).strip()}); want {len(header)} cells a row") from error
+    numbers = [column for column in COLUMNS.get(path.stem, ()) if column in table and column not in TEXT_COLUMNS]
+    for column in table[numbers].select_dtypes(["object", "str"]):
+        commas = table[column][table[column].astype("str").str.fullmatch(DECIMAL_COMMA)]
+        if len(commas):
+            raise ValueError(f"{path}: {column} has decimal commas (got {commas.iloc[0]!r}); expected decimal points")
+    return table
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """Return the text of a file's bytes: UTF-8, with or without a byte-order mark.
+
+    Raises:
+        ValueError: for other bytes, naming UTF-16.
+    """
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f"{where}: UTF-16; expected UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); expected UTF-8") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

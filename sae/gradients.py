@@ -56,7 +56,7 @@ def loss_and_gradients(
     sae: StackedSAE,
     x: Float[Tensor, "n_inputs tokens d_in"],
     l1: Float[Tensor, " n_saes"],
-    input_index: Int[Tensor, " n_saes"] | Sequence[int] | None = None,
+    input_index: Int[Tensor, " n_saes"] | Sequence[int] | int | None = None,
     *,
     use_bf16: bool = False,
     block_sums: Callable[..., _Sums] | None = None,

@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
+from workbench.encoding import decode_text
 from workbench.memory import peak_bytes
 
 CONFIG, ENV, MANIFEST = "config.toml", "env.json", "manifest.json"
@@ -267,8 +268,9 @@ def read_toml(file: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file that someone wrote. Raises ValueError if it is too large, not UTF-8 or not TOML."""
     if (n_bytes := file.stat().st_size) > MAX_TOML_BYTES:
         raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_TOML_BYTES}")
+    text = decode_text(file.read_bytes(), f"{what}: {file}")
     try:
-        return tomllib.loads(file.read_bytes().decode())
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what}: {file} is not TOML ({error})") from None
 
@@ -279,10 +281,7 @@ def read_settings(file: Path, what: str, wanted: str) -> str:
         raise ValueError(f"{what}: {file} is missing; want {wanted}")
     if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
         raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{what}: {file} is not UTF-8; want UTF-8 text") from None
+    return decode_text(file.read_bytes(), f"{what}: {file}")
 
 
 def shorten(text: str, n: int = 80) -> str:

@@ -29,6 +29,8 @@ def trajectory_regimes(trajectories: pd.DataFrame, models: Sequence[str] | None 
     found = {str(row["model"]): row for row in over_seeds(df, ["model"], "value").to_dict("records")}
     sets = over_seeds(df, ["model", "set"], "value")
     for index, group in enumerate(groups_of(df, models)):
+        if group.model not in found:  # not one value
+            continue
         row = found[group.model]
         bar: dict[str, Any] = {
             "type": "bar", "x": [index], "y": [float(row["mean"])], "width": [0.62], "name": label(group.model),

@@ -28,7 +28,7 @@ CASES = [
     (f"harvest --ckpt {{model}} {T} --layers 0 --n-sequences 2 --out {{model}}", 1, "already exists; want a new"),
     (f"evaluate --ckpt {{model}} {T} --stride 24 --out {{model}}", 1, "already exists; want a new directory"),
     (f"compare {{model}} {{twin}} {T} --n-sequences 8 --out {{model}}", 1, "already exists; want a new directory"),
-    (f"probe --ckpt {{model}} {T} --concepts {{concepts.toml}} --sets things --n-sequences 4 --out {{model}} "
+    ("probe --ckpt {model} --concepts {concepts.toml} --sets things --out {model} "
      "--set n_permutations=19 --set n_points=0", 1, "already exists; want a new directory"),
     ("text-quality --ckpt {model} --n-samples 1 --max-new-tokens 2 --out {model} --prompts {prompts.toml}", 1,
      "already exists; want a new directory"),
@@ -76,6 +76,7 @@ CASES = [
     ("compare nowhere {model}", 1, "nowhere: not there"),
     ("compare {model} nowhere", 1, "nowhere: not there"),
     ("import nowhere", 1, "nowhere"),
+    ("hooks --ckpt {model} --n-ctx 9999", 1, "n_ctx: got 9999; want 2 to the model's n_ctx"),
     ("hooks --ckpt ''", 1, "want a run directory, a Hugging Face folder"),
     ("hooks --ckpt {text.txt}", 1, "text.txt: not there; want a run directory"),
     ("hooks --ckpt {cache}", 1, "holds neither latest, hooked_config.json nor config.json; want a checkpoint"),
@@ -159,7 +160,7 @@ CASES = [
     (f"ablate --ckpt {{model}} {T} --memory-gib inf", 2, "--memory-gib"),
     (f"ablate --ckpt {{model}} {T} --memory-gib -1", 2, "--memory-gib"),
     (f"ablate --ckpt {{model}} {T} --n-resamples 0", 2, "--n-resamples"),
-    (f"ablate --ckpt {{model}} {T} --n-resamples 4", 2, "--n-resamples: got 4 with --kind zero; want --kind resample"),
+    (f"ablate --ckpt {{model}} {T} --n-resamples 4", 2, "--n-resamples: got with --kind zero, where nothing"),
     # generate
     ("generate --ckpt {model} hello --temperature -1", 2, "--temperature"),
     ("generate --ckpt {model} hello --temperature nan", 2, "--temperature"),
@@ -225,7 +226,7 @@ CASES = [
     ("study {recipe.toml}", 1, "models"),
     ("study {tiny.toml} --seeds 0", 2, "--seeds"),
     ("study {tiny.toml} --executor slurm", 1, "executor: got 'slurm'; want one of"),
-    ("study {tiny.toml} --ray-address here", 1, "ray_address"),
+    ("study {tiny.toml} --ray-address here", 2, "--ray-address: got with --executor in-process"),
     ("study {tiny.toml} --threads 0", 2, "--threads"),
     ("study {tiny.toml} --reuse nowhere --out x", 1, "reuse: nowhere has no jobs.json; want the directory of a study"),
     ("study {tiny.toml} --set nope=1", 1, "unknown key 'nope'"),

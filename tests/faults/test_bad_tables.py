@@ -35,6 +35,10 @@ CASES = [
     ("not UTF-8", {"topology_stats.csv": b"\xff\xfe" + STATS.encode()}, "report x", "topology_stats.csv"),
     ("not UTF-8 in a row",
      {"topology_stats.csv": f"{STATS}\n".encode() + b"\xff" + ROW.encode()}, "report x", "topology_stats.csv"),
+    ("semicolons", {"topology_stats.csv": f"{STATS}\n{ROW}\n".replace(",", ";")}, "report x", "by semicolons;"),
+    ("decimal commas", {"topology_stats.csv": f"{STATS}\n{ROW}\n".replace("0.5", '"0,5"')}, "report x",
+     "max_cos has decimal commas (got '0,5'); expected decimal points"),
+    ("UTF-16", {"topology_stats.csv": f"{STATS}\n{ROW}\n".encode("utf-16")}, "report x", "UTF-16; expected UTF-8"),
     ("a quote that never ends", {"topology_stats.csv": f'{STATS}\n"a{ROW}\n'}, "report x", "topology_stats.csv"),
     *((f"study.json: {name}", GOOD | {"study.json": content}, "report x", "x/study.json") for name, content in (
         ("empty", ""), ("not JSON", "{"), ("a list", "[]"), ("a number", "3"), ("deep", DEEP), ("not UTF-8", b"\xff"),
@@ -98,6 +102,24 @@ def test_a_page_below_a_run_joins_its_manifest_whichever_way_it_leads_there(grou
     assert call("report", "x", "--out", out).exit_code == 0
     assert call("report", "y", "--out", out).exit_code == 0
     assert any(name.endswith(".html") for name in verify_manifest("x")["files"])
+
+
+@pytest.mark.parametrize("out", ["x/new.html", "new.html", "pages/new", "x/report.html"])
+def test_an_atlas_goes_where_it_is_told_and_leaves_the_older_one(ground, home, out) -> None:
+    from grounds import call
+
+    from workbench.runs import verify_manifest
+
+    shutil.copytree(ground.run("study"), "x")
+    Path("x/atlas.html").write_text("an older page")
+    Path("pages").mkdir()
+    assert call("atlas", "x", "--out", out).exit_code == 0
+    assert "Feature atlas" in Path(out).read_text(encoding="utf-8")
+    assert Path("x/atlas.html").read_text() == "an older page"
+    Path("x/atlas.html").unlink()
+    assert call("atlas", "x").exit_code == 0
+    assert verify_manifest("x")["files"]["atlas.html"]["bytes"] > 1000
+    assert call("atlas", "x", "--out", "pages").exit_code == 1  # a folder is no page
 
 
 def test_a_page_drawn_anew_leaves_a_study_whole(ground, home) -> None:

@@ -21,9 +21,9 @@ RECALL = 'statement = "{name} has {value}."\nquestion = "{name} has {value}"\nna
 # name, what the file holds, part of the one line that `train FILE` says
 RECIPES = [
     ("empty", "", "name: Field required"),
-    ("not UTF-8", b"\xff\xfename", "is not TOML"),
+    ("not UTF-8", b"\xffname", "is not UTF-8"),
     ("a NUL", b'name = "a\0b"', "is not TOML"),
-    ("a byte-order mark in UTF-16", RECIPE.encode("utf-16"), "is not TOML"),
+    ("a byte-order mark in UTF-16", RECIPE.encode("utf-16"), "is UTF-16; expected UTF-8"),
     ("half a line", "name =", "is not TOML"),
     ("a key twice", 'name = "a"\nname = "b"', "is not TOML"),
     ("deep brackets", "a = " + "[" * DEEP, "is not TOML"),
@@ -66,7 +66,7 @@ RECIPES = [
 # name, what the file holds, part of the one line that `study FILE` says
 STUDIES = [
     ("empty", "", "models: Field required"),
-    ("not UTF-8", b"\x80", "is not TOML"),
+    ("not UTF-8", b"\x80", "is not UTF-8"),
     ("deep brackets", "a = " + "[" * DEEP, "is not TOML"),
     ("too large", HUGE, "want at most 1048576"),
     ("no models", 'name = "s"\nmodels = []', "models: Tuple should have at least 1 item"),
@@ -88,7 +88,7 @@ STUDIES = [
 # name, what the file holds, part of the one line that `probe --concepts FILE` says
 CONCEPTS = [
     ("empty", "", "is empty; want a table [name] for each set"),
-    ("not UTF-8", b"\xff", "is not TOML"),
+    ("not UTF-8", b"\xff", "is not UTF-8"),
     ("deep brackets", "a = " + "[" * DEEP, "is not TOML"),
     ("too large", HUGE, "want at most 1048576"),
     ("no table", "a = 3", "a is a int; want a table [a]"),
@@ -116,7 +116,7 @@ CONCEPTS = [
 # name, what the file holds, part of the one line that `text-quality --prompts FILE` says
 PROMPTS = [
     ("empty", "", "prompts.toml is empty; want a table [name] for each kind"),
-    ("not UTF-8", b"\xff", "is not TOML"),
+    ("not UTF-8", b"\xff", "is not UTF-8"),
     ("deep brackets", "a = " + "[" * DEEP, "is not TOML"),
     ("too large", HUGE, "want at most 1048576"),
     ("no table", "a = 3", "a is a int; want a table [a]"),
@@ -148,7 +148,7 @@ DATA = [
     ("a.txt", b"", "a.txt is empty; want text"),
     ("a.txt", b" \n\t\n", "a.txt holds no text; want at least one document that is not blank"),
     ("a.txt", b"the king\nthe \xff queen\n", "a.txt line 2 is not UTF-8"),
-    ("a.txt", "the king".encode("utf-16"), "a.txt line 1 is not UTF-8"),
+    ("a.txt", "the king".encode("utf-16"), "a.txt line 1 is UTF-16; expected UTF-8"),
     ("a.txt", b"x", "want enough to hold out"),
     ("a.csv", b"text\nking\n", "a.csv is of no known kind; want one of"),
     ("a.pkl", b"\x80\x04.", "a.pkl is of no known kind; want one of"),

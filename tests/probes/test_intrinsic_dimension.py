@@ -224,6 +224,55 @@ def test_gride_sees_through_noise_where_two_nn_does_not():
 GOOD = np.random.default_rng(0).normal(size=(10, 3))
 
 
+def test_one_far_point_hardly_moves_the_dimension():
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 20))
+    for far in (1e6, 1e10, 1e14, 1e100):
+        with_far = np.vstack([cloud, np.full(20, far)])
+        assert two_nn(with_far).dimension == pytest.approx(two_nn(cloud).dimension, rel=0.01)
+        assert gride(with_far, max_rank=4).dimension == pytest.approx(gride(cloud, max_rank=4).dimension, rel=0.02)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("d", [3, 20])
+def test_near_duplicates_are_kept_counted_and_warned_of(d, far, shift):
+    rng = np.random.default_rng(1)
+    cloud = rng.normal(size=(300, d)) * 10 + shift
+    twins = cloud[:7] + 1e-10 * rng.normal(size=(7, d))
+    points = np.vstack([cloud, twins, np.full((int(far), d), 1e12)])
+    for estimate in (two_nn, two_nn_curve, gride):
+        assert estimate(cloud).n_near_duplicates == 0
+        with pytest.warns(probes.DuplicatePointsWarning, match=f"14 of {len(points)} points are near-duplicates"):
+            result = estimate(points)
+        assert (result.n_near_duplicates, result.n_duplicates) == (14, 0)
+        assert "near-duplicates" in (result.whole if estimate is two_nn_curve else result).warnings[0]
+    r1, r2 = probes.neighbours.nearest_distances(cloud, 2).T
+    r1[:5] = 1e-10
+    with pytest.warns(probes.DuplicatePointsWarning, match="5 of 300 points are near-duplicates"):
+        assert two_nn_from_distances(r1, r2).n_near_duplicates == 5
+
+
+def test_ratios_and_distances_at_the_ends_of_float64():
+    cloud = np.random.default_rng(3).normal(size=(60, 12))
+    largest = cloud / np.abs(cloud).max() * np.finfo(np.float64).max / 16
+    assert two_nn(largest).dimension == pytest.approx(two_nn(cloud).dimension, rel=1e-12)
+    assert gride(largest).distance[0] == pytest.approx(
+        gride(cloud).distance[0] * (largest[0, 0] / cloud[0, 0]), rel=1e-9
+    )
+    pair = np.vstack([cloud[:2] * 1e-310, cloud[2:4]])  # the second neighbour is 1e310 times as far as the first
+    with pytest.warns(probes.DuplicatePointsWarning):
+        assert np.isfinite(gride(pair, max_rank=2).dimension).all()
+
+
+def test_a_cloud_all_of_whose_points_have_a_near_duplicate():
+    cloud = np.random.default_rng(2).normal(size=(100, 12))
+    with pytest.warns(probes.DuplicatePointsWarning, match="200 of 200 points"):
+        assert two_nn(np.vstack([cloud, cloud * (1 + 1e-13)])).n_near_duplicates == 200
+    tight = cloud * 1e-12  # small is not near: the size is the cloud's own
+    assert two_nn(tight).n_near_duplicates == two_nn(tight * 1e30).n_near_duplicates == 0
+
+
 @pytest.mark.parametrize("estimate", [two_nn, gride, two_nn_curve])
 @pytest.mark.parametrize(
     ("X", "message"),

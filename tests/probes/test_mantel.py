@@ -21,6 +21,7 @@ from skbio.stats.distance import mantel as skbio_mantel
 
 import probes
 from probes import mantel, mantel_many, partial_mantel, partial_mantel_many
+from probes.condensed import condensed
 from probes.permutations import PermutationGrid
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -524,3 +525,73 @@ def test_undefined_partials_are_named_and_leave_the_others_alone():
         partial_mantel_many([x], y, z[:8, :8])
     with pytest.raises(ValueError, match="xs is empty"):
         partial_mantel_many([], y, z)
+
+
+def regular(n, d, rng, dtype=np.float64):
+    """Points on a circle of d dimensions, coordinates in an order of their own: many distances tie but for rounding."""
+    angle = 2 * np.pi * np.arange(n) / n
+    plane = np.linalg.qr(np.random.default_rng(3).normal(size=(d, d)))[0][:2]
+    points = (np.c_[np.cos(angle), np.sin(angle)] @ plane)[:, rng.permutation(d)].astype(dtype)
+    difference = points[:, None] - points[None]
+    return np.sqrt((difference**2).sum(axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("spearman", np.float64), ("spearman", np.float32), ("pearson", np.float64)]
+)
+@pytest.mark.parametrize("n", [6, 12, 35])
+def test_distances_equal_but_for_rounding_tie_in_statistic_p_and_interval(n, dtype, method):
+    target = probes.ordinal_distances(n)
+    other = np.random.default_rng(1).uniform(1, 2, size=(n, n))
+    other = np.triu(other, 1) + np.triu(other, 1).T
+    steps = probes.cyclic_distances(n)
+    clean = np.where(np.eye(n, dtype=bool), 0.0, 2 * np.sin(np.pi * steps / n))
+    for i, j in zip(*np.triu_indices(n, 1), strict=True):  # exactly one value for each number of steps
+        clean[i, j] = clean[j, i] = 2 * np.sin(np.pi * int(steps[i, j]) / n)
+    settings = {"method": method, "n_resamples": 199, "rng": 0}
+
+    def of(x):
+        one, many = mantel(x, target, **settings), mantel_many([x, x], target, **settings)
+        part, parts = partial_mantel(x, target, other, **settings), partial_mantel_many([x], target, other, **settings)
+        swapped = mantel(target, x, **settings)
+        counts = [one.n_ties, one.n_extreme, *many.n_ties, part.n_ties, *parts.n_ties, swapped.n_ties]
+        numbers = [one.statistic, one.pvalue, *many.pvalue_westfall_young, part.statistic, part.pvalue, parts.r_xz[0]]
+        limits = [*one.confidence_interval, *many.confidence_interval.reshape(-1), *part.confidence_interval]
+        return list(map(int, counts)), [*numbers, *limits, swapped.statistic, swapped.pvalue]
+
+    counts, numbers = of(clean)
+    distinct = []
+    for seed in range(5):
+        noisy = regular(n, 40, np.random.default_rng(seed), dtype)
+        distinct.append(np.unique(noisy[np.triu_indices(n, 1)]).size)
+        found = of(noisy)
+        assert found[0] == counts
+        np.testing.assert_allclose(found[1], numbers, rtol=0, atol={"spearman": 0, "pearson": 1e-12}[method])
+    assert max(distinct) > n // 2  # so that rounding did split ties
+
+
+def test_zero_among_noise_ties_and_far_items_do_not_tie_the_rest():
+    rng = np.random.default_rng(0)
+    n = 12
+    blocks = np.kron(1 - np.eye(3), np.ones((4, 4)))
+    noise = np.abs(rng.normal(size=(n, n))) * 1e-16
+    noise = (noise + noise.T) * (1 - np.eye(n))
+    x = random_distances(rng, n)[0]
+    assert mantel(x, blocks + noise, rng=0).statistic == mantel(x, blocks, rng=0).statistic
+    points = rng.normal(size=(n, 3))
+    points[0] = 1e10
+    far = squareform(pdist(points))
+    assert mantel(far, x, rng=0).statistic == pytest.approx(naive_correlation(far, x, "spearman"), abs=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_only_what_differs_by_rounding_is_moved_and_never_far(dtype):
+    rng = np.random.default_rng(0)
+    for scale in (1e-300, 1.0, 1e300) if dtype is np.float64 else (1e-30, 1.0):
+        apart = (rng.permutation(1225) + 1.0) * dtype(scale)
+        assert condensed("test", "x", apart, tied=True)[0].tobytes() == apart.astype(np.float64).tobytes()
+        crowded = (1 + np.sort(rng.uniform(size=1225)) * {np.float64: 1e-10, np.float32: 1e-4}[dtype]).astype(dtype)
+        moved, _ = condensed("test", "x", crowded * dtype(scale), tied=True)
+        tolerance = {np.float64: 1e-12, np.float32: 1e-6}[dtype]
+        assert 50 < np.unique(moved).size < 1225  # a chain of near-ties is cut, not merged
+        np.testing.assert_allclose(moved, crowded * dtype(scale), rtol=1.1 * tolerance)

@@ -20,8 +20,13 @@ def test_a_directory_and_its_tables_give_the_same_features(made_study, tmp_path)
     data = [re.search(r'id="page-data">([^<]*)<', page)[1] for page in (from_directory, from_tables)]
     assert data[0] == data[1]
     assert "384 sparse-autoencoder features of 2 models" in from_tables
-    assert 'href="report.html"' in from_directory
     assert 'href="report.html"' not in from_tables
+    assert 'href="report.html"' not in from_directory  # it lies elsewhere
+
+
+def test_a_page_beside_the_report_leads_to_it(study_copy):
+    page = write_atlas(study_copy, study_copy / "other.html")
+    assert 'href="report.html"' in page.read_text(encoding="utf-8")
 
 
 def test_the_page_is_the_same_every_time(made_study, tmp_path):

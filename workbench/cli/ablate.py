@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
-from workbench.cli.errors import UsageError
+from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
 from workbench.cli.reading import check_selection, digest, identify, parse_list, parse_settings
 
@@ -36,6 +36,7 @@ Dtype = Annotated[
 
 
 def ablate(
+    ctx: typer.Context,
     ckpt: options.Checkpoint,
     out: options.Out = None,
     layers: options.Layers = None,
@@ -66,11 +67,13 @@ def ablate(
     """Impact of every head on the loss, with intervals; also of layers, MLPs and pairs of heads."""
     if kind not in ("zero", "mean", "resample"):
         raise UsageError(f"--kind: got {kind!r}; want zero, mean or resample")
-    if n_resamples != 1 and kind != "resample":
-        raise UsageError(f"--n-resamples: got {n_resamples} with --kind {kind}; want --kind resample")
-    selection = parse_list(layers, "--layers"), parse_list(heads, "--heads")
+    if kind != "resample":
+        refuse_unused(ctx, "n_resamples", where=f"with --kind {kind}", expected="--kind resample")
     chosen = _parse_components(components)
     given_pairs = _parse_pairs(pairs)
+    if "head" not in chosen and given_pairs != "within":
+        refuse_unused(ctx, "heads", where=f"with --components {components}", expected="head among --components")
+    selection = parse_list(layers, "--layers"), parse_list(heads, "--heads")
     from reports.tables import read_table
     from workbench.experiments.ablation.ablate import ablate as function
     from workbench.experiments.ablation.impacts import check_bootstrap

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
-from workbench.cli.errors import UsageError
+from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_tables, digest, identify, open_subject
+from workbench.cli.reading import amend_page, check_page, check_tables, digest, identify, open_subject
 
 
 def atlas(
+    ctx: typer.Context,
     directory: Annotated[
         Path | None, typer.Argument(help="Directory of a study, whose feature_atlas.csv is drawn.", metavar="[DIR]")
     ] = None,
@@ -32,7 +33,10 @@ def atlas(
     data: options.Data = "embedded",
     n_sequences: options.NSequences = 512,
     n_ctx: options.NCtx = None,
-    out: options.Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Page of DIR, or directory of --sae.", show_default="DIR/atlas.html, runs/atlas"),
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
@@ -46,11 +50,12 @@ def atlas(
     if (directory is None) == (not sae):
         raise UsageError("atlas: want either a study's directory or --sae with --ckpt")
     if directory is not None:
-        from workbench.runs import amend_manifest
-
+        unread = ("ckpt", "l1", "n_contexts", "data", "n_sequences", "n_ctx", "seed", "device", "dtype", "resume")
+        refuse_unused(ctx, *unread, where="with a study's directory", expected="--sae")
         check_tables(directory)
-        page = write_atlas(directory, directory / "atlas.html")
-        amend_manifest(directory, [page.name])
+        check_page(out)
+        page = write_atlas(directory, out or directory / "atlas.html")
+        amend_page(directory, page)
         report(as_json=as_json, out=page)
         return
     stacks, models = sae or [], ckpt or []

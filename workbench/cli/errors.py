@@ -21,6 +21,25 @@ class UsageError(ValueError):
     """A fault of the command line itself: exit code 2."""
 
 
+def refuse_unused(ctx: typer.Context, *names: str, where: str, expected: str) -> None:
+    """Raise UsageError naming those of the verb's options that were given on the command line and that nothing reads.
+
+    Args:
+        ctx: the verb's, which knows what was given and what is a default.
+        names: the options, by the names of the verb's parameters.
+        where: what makes them void, such as "with --temperature 0".
+        expected: with what they would be read.
+    """
+    options = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    given = [options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        spelt = ", ".join(given)
+        raise UsageError(
+            f"{spelt}: got {where}, where nothing reads {'them' if given[1:] else 'it'}; expected {expected}"
+        )
+
+
 def guarded(verb: Callable[..., None]) -> Callable[..., None]:
     """The verb, its exceptions turned into `error: …` on stderr and an exit code; with --debug they pass through."""
 

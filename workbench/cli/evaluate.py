@@ -64,8 +64,8 @@ def _run(ckpt: str, model: Any, texts: list[str], record: dict[str, Any], out: P
         if not run.is_complete:
             settings = {key: record[key] for key in ("n_ctx", "stride", "quantized")}
             with progress(f"bits per byte of {name}") as tell:
-                table = measure(model, texts, **settings, seed=seed, name=name, on_progress=tell)
+                table = measure(model, texts, **settings, seed=record["seed"], name=name, on_progress=tell)
             if record["quantized"]:
                 atomic_write(run.path / "model.int8.zlib", pack_model(model))
-            write_table(table, run.path, "evaluation")
+            write_table(table.assign(seed=seed), run.path, "evaluation")
     return run.out

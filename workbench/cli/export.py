@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
-from workbench.cli.errors import UsageError
+from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import report
 
 
 def export(
+    ctx: typer.Context,
     ckpt: options.Checkpoint,
     to: Annotated[
         str,
@@ -32,6 +33,7 @@ def export(
     if to not in ("transformer-lens", "hf", "sae-lens"):
         raise UsageError(f"--to: got {to!r}; want transformer-lens, hf or sae-lens")
     if to == "sae-lens":
+        refuse_unused(ctx, "dtype", where="with --to sae-lens", expected="a model to export")
         from workbench.experiments.saes.interop import export_saes
 
         report(as_json=as_json, out=export_saes(ckpt, (out or Path("runs/export-sae-lens")).absolute()))

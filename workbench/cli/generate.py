@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
+from workbench.cli.errors import refuse_unused
 from workbench.cli.output import report
 
 
 def generate(
+    ctx: typer.Context,
     prompts: Annotated[list[str], typer.Argument(help="Text to continue.", metavar="PROMPT...")],
     ckpt: options.Checkpoint,
     n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations per prompt.", min=1)] = 1,
@@ -31,6 +33,8 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Sample continuations of prompts."""
+    if temperature == 0:
+        refuse_unused(ctx, "top_k", "top_p", "seed", where="with --temperature 0", expected="a temperature above 0")
     import pandas as pd
     import torch
 

@@ -12,7 +12,15 @@ from workbench.cli.output import report
 
 def hooks(
     ckpt: options.Checkpoint,
-    n_ctx: Annotated[int, typer.Option("--n-ctx", help="Length of the sequence that is run.", min=2)] = 16,
+    n_ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--n-ctx",
+            help="Length of the sequence that is run.",
+            min=2,
+            show_default="16, or the model's n_ctx if less",
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -21,10 +29,13 @@ def hooks(
     import pandas as pd
     import torch
 
+    from workbench.experiments.texts import window_length
     from workbench.models.load import load
 
     model = load(ckpt, "cpu", dtype)
-    tokens = torch.zeros(1, min(n_ctx, model.cfg.n_ctx), dtype=torch.long)
+    tokens = torch.zeros(
+        1, window_length(model, min(16, model.cfg.n_ctx) if n_ctx is None else n_ctx), dtype=torch.long
+    )
     with torch.no_grad():
         _, shared = model.run_with_cache(tokens)
         # apart: while a head has its own input, the norm before it sees one input a head

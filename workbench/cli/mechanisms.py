@@ -52,6 +52,6 @@ def mechanisms(
     with open_run(out or Path("runs/mechanisms"), record, resume=resume, device=model.cfg.device, seed=seed) as run:
         if not run.is_complete:
             with progress(f"mechanisms of {name}") as tell:
-                table = measure(model, texts, n_ctx=facts["n_ctx"], seed=own_seed, name=name, on_progress=tell)
-            write_table(table, run.path, "mechanisms")
+                table = measure(model, texts, n_ctx=facts["n_ctx"], seed=seed, name=name, on_progress=tell)
+            write_table(table.assign(seed=own_seed), run.path, "mechanisms")
     report(as_json=as_json, out=run.out, table=read_table(run.out, "mechanisms"))

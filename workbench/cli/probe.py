@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.errors import refuse_unused
 from workbench.cli.output import progress, report
 from workbench.cli.reading import digest, identify_all, parse_settings
 
@@ -35,6 +36,7 @@ TAKEN = ("templates", "names", "seeds", "seed")
 
 
 def probe(
+    ctx: typer.Context,
     ckpt: options.Checkpoints,
     out: options.Out = None,
     concepts: Concepts = None,
@@ -63,11 +65,13 @@ def probe(
 
     extra = parse_settings(settings, measure, taken=TAKEN)
     check_settings(**extra)
+    reads_text = extra.get("n_points", 1) > 0
+    if not reads_text:
+        refuse_unused(ctx, "data", "n_sequences", "n_ctx", where="with n_points = 0", expected="n_points above 0")
     offered = read_concepts() + (() if concepts is None else read_concepts(concepts))
     chosen = choose_sets(offered, None if sets is None else [name.strip() for name in sets.split(",")])
     models = [load(path, device, dtype) for path in ckpt]
     templates = tuple(template or TEMPLATES)
-    reads_text = extra.get("n_points", 1) > 0
     if dry_run:
         n_text = n_sequences * text_length(models[0], n_ctx)
         counts = {name: extra[name] for name in ("n_permutations", "n_points") if name in extra}

@@ -124,6 +124,20 @@ def check_tables(directory: Path) -> None:
     verify_files(directory, lambda name: "/" not in name and (name.endswith(".csv") or name == "study.json"))
 
 
+def check_page(out: Path | None) -> None:
+    """Raise ValueError for a place of a page where something else is."""
+    if out is not None and out.exists() and not (out.is_file() and out.suffix.lower() in (".html", ".htm")):
+        raise ValueError(f"out: {out} exists and is no page; want a new file, or an older page's, ending in .html")
+
+
+def amend_page(directory: Path, page: Path) -> None:
+    """Note a page drawn anew in the manifest of the run that it lies in, whichever way it leads there."""
+    from workbench.runs import amend_manifest
+
+    if page.resolve().is_relative_to(directory.resolve()):
+        amend_manifest(directory, [page.resolve().relative_to(directory.resolve()).as_posix()])
+
+
 def digest(tokens: Any) -> str:
     """Hex sha256 of the token ids: so that a resumed verb reads the same text."""
     import hashlib

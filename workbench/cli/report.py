@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options, output
-from workbench.cli.reading import check_tables
+from workbench.cli.reading import amend_page, check_page, check_tables
 
 
 def report(
@@ -21,12 +21,9 @@ def report(
 ) -> None:
     """Draw a study's report from its CSV files alone, replacing an older one."""
     from reports.page import write_report
-    from workbench.runs import amend_manifest
 
     check_tables(directory)
-    if out is not None and out.exists() and not (out.is_file() and out.suffix.lower() in (".html", ".htm")):
-        raise ValueError(f"out: {out} exists and is no page; want a new file, or an older page's, ending in .html")
+    check_page(out)
     page = write_report(directory, out)
-    if page.resolve().is_relative_to(directory.resolve()):  # whichever way it leads there
-        amend_manifest(directory, [page.resolve().relative_to(directory.resolve()).as_posix()])
+    amend_page(directory, page)
     output.report(as_json=as_json, out=page)

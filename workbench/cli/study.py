@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
+from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
 from workbench.cli.reading import parse_overrides
 
 
 def study(
+    ctx: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Argument(help="Name of a study, or a TOML file.", metavar="[RECIPE]", show_default="janus-nano"),
@@ -51,7 +53,11 @@ def study(
 
     --set train.KEY=VALUE changes the training recipe of every model, --set KEY=VALUE the study itself.
     """
+    if executor != "ray":
+        refuse_unused(ctx, "ray_address", where=f"with --executor {executor}", expected="--executor ray")
     overrides = parse_overrides(settings)
+    if seeds is not None and "n_seeds" in overrides:
+        raise UsageError("set: n_seeds is given by --seeds too; expected one of the two")
     if dry_run:
         import pandas as pd
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from workbench.cli import options
+from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import report
 from workbench.cli.reading import parse_overrides
 
 
 def train(
+    ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file.", metavar="RECIPE")],
     out: Annotated[
         Path | None,
@@ -53,13 +55,13 @@ def train(
     debug: options.Debug = False,
 ) -> None:
     """Train one model. An interrupt saves the state; --resume continues from it."""
+    from workbench.models.load import resolve_device
     from workbench.training import apply_overrides, load_recipe
     from workbench.training import train as run
 
-    overrides = parse_overrides(settings)
-    for key, value in (("data.source", data), ("data.tokenizer", tokenizer), ("checkpoint.keep", keep)):
-        if value is not None:
-            overrides[key] = value
+    overrides = _overrides(settings, {"data.source": data, "data.tokenizer": tokenizer, "checkpoint.keep": keep})
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not resolve_device(device).startswith("cuda"):
+        refuse_unused(ctx, "graphs", where="without a GPU for one process", expected="one process on a CUDA device")
     if dry_run:
         from workbench.training.plan import count_text, plan
 
@@ -82,3 +84,12 @@ def train(
     )
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
         report(as_json=as_json, out=path)
+
+
+def _overrides(settings: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's keys that --set and options of their own replace. Raises UsageError for a key given both ways."""
+    overrides = parse_overrides(settings)
+    given = {key: value for key, value in options.items() if value is not None}
+    if twice := sorted(overrides.keys() & given):
+        raise UsageError(f"set: {twice[0]} is given by its own option too; expected one of the two")
+    return overrides | given

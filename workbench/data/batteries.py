@@ -89,6 +89,8 @@ def recall_items(sets: Sequence[RecallSet]) -> list[RecallItem]:
     v = i mod n_values: neighbours first, then values ever further apart. The forms are who is told of first × who has
     which value × who is asked about: each value is right as often as wrong, and as often the first told as the last.
     """
+    if isinstance(sets, str) or not all(isinstance(one, RecallSet) for one in sets):
+        raise ValueError(f"recall: got {sets!r:.80}; expected what read_recall returns")
     items, scenario = [], 0
     for one in sets:
         n = len(one.values)
@@ -112,6 +114,19 @@ def _forms(one: RecallSet, names: tuple[str, str], values: tuple[str, str]) -> I
 def _fill(template: str, name: str, value: str) -> str:
     before, after = template.split("{name}")
     return before.replace("{value}", value) + name + after.replace("{value}", value)
+
+
+def as_prompts(given: Sequence[PromptSet | str]) -> tuple[PromptSet, ...]:
+    """The sets given, texts among them as one set of the kind "custom"; raises ValueError for what is neither, and as
+    `PromptSet`."""
+    if isinstance(given, str) or not all(isinstance(one, PromptSet | str) for one in given):
+        raise ValueError(f"prompts: got {given!r:.80}; expected a list of texts or of what read_prompts returns")
+    texts = tuple(one for one in given if isinstance(one, str))
+    sets = tuple(one for one in given if isinstance(one, PromptSet))
+    if not texts:
+        return sets
+    _check_strings("prompts", texts)
+    return (*sets, PromptSet(kind="custom", prompts=texts))
 
 
 def read_prompts(path: str | Path = EMBEDDED_PROMPTS) -> tuple[PromptSet, ...]:

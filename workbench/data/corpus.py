@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.data.foreign_files import refuse_pointer
+from workbench.encoding import decode_text
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)
@@ -224,7 +225,7 @@ def _lines(file: Path) -> Iterator[str]:
     try:
         with opened(file, "rb") as stream:
             for number, line in enumerate(stream, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield decode_text(line, f"data: {file} line 1") if number == 1 else line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {file} line {number} is not UTF-8 ({error.reason}); want UTF-8 text") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:

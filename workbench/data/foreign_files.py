@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from workbench.encoding import decode_text
 from workbench.runs import MAX_SETTINGS_BYTES
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -28,7 +29,7 @@ def read_object(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
     refuse_pointer(file)
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+        content = json.loads(decode_text(file.read_bytes(), str(file)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); want an object") from error
     if not isinstance(content, dict):

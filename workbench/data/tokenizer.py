@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from workbench.data.corpus import EMBEDDED
 from workbench.data.foreign_files import refuse_pointer
+from workbench.encoding import decode_text
 
 END_OF_TEXT = "<|endoftext|>"  # of the tokenizers that come with the package, and of those that train_bpe makes
 MAX_TOKENIZER_BYTES = 512 << 20
@@ -151,7 +152,7 @@ def read_tokenizer_json(file: Path) -> Tokenizer:
         except lzma.LZMAError as error:
             raise ValueError(f"tokenizer: {file} is damaged ({error}); want a whole archive") from None
     try:
-        tokenizer = Tokenizer.from_str(data.decode("utf-8-sig"))
+        tokenizer = Tokenizer.from_str(decode_text(data, f"tokenizer: {file}"))
     # the library raises a bare Exception for anything that it cannot take
     except Exception as error:
         raise ValueError(f"tokenizer: {file} cannot be read ({error}); want the tokenizer.json form") from None

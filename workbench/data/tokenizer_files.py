@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, processors
 
 from workbench.data.foreign_files import read_object
 from workbench.data.tokenizer import find_tokenizer, is_packaged, load_tokenizer, read_tokenizer_json
+from workbench.encoding import decode_text
 from workbench.runs import shorten
 
 TOKENIZER, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
@@ -307,7 +308,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     templates = {file.stem: file for file in sorted((folder / _TEMPLATES).glob("*.jinja"))}
     if (folder / _TEMPLATE).is_file():
         templates = {"default": folder / _TEMPLATE} | templates
-    texts = {name: file.read_text(encoding="utf-8") for name, file in templates.items()}
+    texts = {name: decode_text(file.read_bytes(), str(file)) for name, file in templates.items()}
     if texts:
         settings["chat_template"] = texts["default"] if list(texts) == ["default"] else texts
     if (folder / _MODEL_CONFIG).is_file():

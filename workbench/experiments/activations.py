@@ -41,7 +41,7 @@ class Slot:
 
 
 def choose_slots(
-    cfg: Any, layers: Sequence[int] | None = None, heads: Sequence[int] | str = "all", hook: str = PER_HEAD
+    cfg: Any, layers: Sequence[int] | int | None = None, heads: Sequence[int] | int | str = "all", hook: str = PER_HEAD
 ) -> list[Slot]:
     """The slots of these layers and heads, layer by layer and head by head.
 

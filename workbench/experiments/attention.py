@@ -21,7 +21,7 @@ Reader = Callable[[Float[Tensor, "batch head query key"]], Float64[Tensor, " hea
 def attention(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,

@@ -19,7 +19,7 @@ from probes.checks import centered
 from probes.subspaces import DEGENERACY
 from workbench.experiments.concepts.states import TOKENS_A_BATCH, state_hooks
 from workbench.experiments.harvest import stream
-from workbench.experiments.subject import checked_tokens
+from workbench.experiments.subject import as_list, checked_tokens
 from workbench.models.layers import Attention
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O")
@@ -77,7 +77,10 @@ def compare(
     """
     n = len(checked_tokens("compare", a, tokens, min_ctx=2))
     check_pair(a, b, n, n_components)
-    called, trained = names or (a.cfg.model_name, b.cfg.model_name), seeds or (0, 0)
+    called = as_list("names", (a.cfg.model_name, b.cfg.model_name) if names is None else names)
+    trained = as_list("seeds", (0, 0) if seeds is None else seeds)
+    if not len(called) == len(trained) == 2:
+        raise ValueError(f"names, seeds: got {len(called)} and {len(trained)} for two models; expected one each")
     tell = on_progress or (lambda share: None)
     states, spectra = [], []
     for index, model in enumerate((a, b)):

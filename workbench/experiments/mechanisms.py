@@ -19,6 +19,7 @@ from workbench.experiments.evaluate import (
     token_nats,
     window_length,
 )
+from workbench.experiments.subject import as_list
 from workbench.models import HookedLM
 from workbench.models.load import load
 from workbench.training import Recipe, apply_overrides, load_recipe, train
@@ -160,7 +161,7 @@ def ladder(
     texts: Sequence[str],
     out: str | Path,
     *,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] | int = (0, 1, 2),
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
@@ -171,6 +172,7 @@ def ladder(
 
     A finished training found there is used as it is; an unfinished one is resumed.
     """
+    seeds = as_list("seeds", seeds)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     rungs = ladder_recipes(apply_overrides(base, dict(overrides or {})))
     rows, below, text = [], {}, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 import torch
@@ -65,18 +65,36 @@ def last_layer(names: Iterable[str]) -> int | None:
     return stop
 
 
-def choose(what: str, given: Sequence[int] | None, n: int) -> tuple[int, ...]:
+def as_list(what: str, given: Any) -> list[Any]:
+    """The things given; one number stands for a list of itself.
+
+    Raises:
+        ValueError: a string, which would be read letter by letter, and what is neither a number nor a list.
+    """
+    if isinstance(given, str | bytes):
+        raise ValueError(f"{what}: got the string {given!r:.80}; expected a list")
+    if hasattr(given, "tolist"):  # an array, a tensor, or one number of either
+        given = given.tolist()
+    if isinstance(given, Number):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise ValueError(f"{what}: got {given!r:.80}; expected a list")
+    return list(given)
+
+
+def choose(what: str, given: Sequence[int] | int | None, n: int) -> tuple[int, ...]:
     """The given indices in ascending order, or all n of them for None.
 
     Raises:
-        ValueError: an empty selection, an index that is no integer or not in 0…n−1, or one given twice.
+        ValueError: an empty selection, an index that is no integer or not in 0…n−1, one given twice, or a string.
     """
     if given is None:
         return tuple(range(n))
-    if not len(given):
+    given = as_list(what, given)
+    if not given:
         raise ValueError(f"{what}: got an empty selection; want some of 0…{n - 1}")
     for index in given:
-        if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= index < n:
+        if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= int(index) < n:
             raise ValueError(f"{what}: got {index!r}; want 0…{n - 1}")
     if len(set(given)) < len(given):
         raise ValueError(f"{what}: got {list(given)}; want each once")

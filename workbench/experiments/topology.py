@@ -29,7 +29,7 @@ GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come
 def topology(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,
@@ -81,7 +81,7 @@ def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.Data
 def head_cosines(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,
@@ -96,7 +96,7 @@ def head_cosines(
 def topology_tables(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,

@@ -113,7 +113,7 @@ def test_a_folder_is_read_by_path_whatever_it_holds(tmp_path: Path) -> None:
         ("a.txt", b"", r"a\.txt is empty"),
         ("a.txt", b" \n\n", r"a\.txt holds no text"),
         ("a.txt", b"fine\nfine\nbad \xff\n", r"a\.txt line 3 is not UTF-8"),
-        ("a.txt", "é".encode("utf-16"), r"a\.txt line 1 is not UTF-8"),
+        ("a.txt", "é".encode("utf-16"), r"a\.txt line 1 is UTF-16; expected UTF-8"),
         ("a.txt.gz", gzip.compress(b"x" * 5000, mtime=0)[:-9], r"a\.txt\.gz is damaged"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz is damaged"),
         ("a.txt.xz", lzma.compress(os.urandom(5000).hex().encode())[:-50], r"a\.txt\.xz is damaged"),

@@ -130,7 +130,14 @@ def test_the_top_head_is_a_ratio_with_the_intervals_of_both(tables) -> None:
     )
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low - 1, high - 1))
     assert (row["verdict"], row["interval"]) == ("reversed", "own")
-    assert "4.60 × in control and 1.80 × in adaptive" in row["why"]
+    assert "exchangeable: control not tested; adaptive not tested." in row["why"]
+    ps = {(CONTROL, 0): 0.9, (CONTROL, -1): 0.0005, (ADAPTIVE, 0): 0.0005, (ADAPTIVE, -1): 0.06}
+    tested = pd.DataFrame(
+        [(model, 0, "zero", layer, "load_bearing_p", p) for (model, layer), p in ps.items()],
+        columns=["model", "seed", "kind", "layer", "measure", "value"],
+    )
+    row = ledger(tables | {"ablation_summary": tested})["janus-top-head"]
+    assert "control in 1 of 1 seeds (p 0.0005); adaptive in 0 of 1 seeds (p 0.06)." in row["why"]
     greater = tables | {"ablation_results": ablation([1.0, 0.4], [2.5, 0.5], 0.02)}
     assert ledger(greater)["janus-top-head"]["verdict"] == "same direction"  # one seed never reproduces
     noisy = tables | {"ablation_results": ablation([1.84, 0.4], [0.9, 0.5], 0.8)}

@@ -493,8 +493,8 @@ def test_intrinsic_dimension_is_of_the_text(found):
     for layer in range(3):
         single = probes.two_nn(states[layer + 1])
         row = rows[rows["layer"] == layer].iloc[0]
-        assert (row["dimension"], row["stderr"], row["n_used"], row["n"]) == (
-            single.dimension, single.stderr, single.n_used, 100
+        assert (row["dimension"], row["stderr"], row["n_used"], row["n"], row["n_near_duplicates"]) == (
+            single.dimension, single.stderr, single.n_used, 100, 0
         )  # fmt: skip
     curve = result.intrinsic_dimension_curve.query("model == 'a' and layer == 0")
     assert curve["n_points"].tolist() == [100, 50]
@@ -653,7 +653,8 @@ def test_the_verb_writes_what_the_function_returns(place):
 
 def test_json_plan_and_errors_of_the_verb(place):
     place = place[:-1] + ["seasons,antonyms"]
-    answer = json.loads(call(*place, "--json", "--set", "n_points=0").stdout)
+    without_text = [*place[:3], *place[-2:], "--set", "n_points=0"]
+    answer = json.loads(call(*without_text, "--json").stdout)
     assert {row["set"] for row in answer["rows"]} == {"seasons"}
     assert {p.stem for p in Path("runs/probe").glob("*.csv")} == {
         "antonym_parallelism", "concept_geometry", "concept_mantel", "concept_points", "crystallisation",
@@ -665,7 +666,7 @@ def test_json_plan_and_errors_of_the_verb(place):
     assert plan["n_tokens"] == sum(len(p.tokens) for p in prompts) + 4 * 24
     assert not Path("q").exists()
     two = ["--template", "The {X}", "--template", "One {category} is {X}"]
-    assert call(*place, *two, "--set", "n_points=0", "--out", "two").exit_code == 0
+    assert call(*without_text, *two, "--out", "two").exit_code == 0
     assert set(read_table("two", "concept_mantel")["n_templates"]) == {2}
     assert runs.read_config("two")["templates"] == ["The {X}", "One {category} is {X}"]
     for arguments, message in (

@@ -334,6 +334,24 @@ def test_the_verbs_write_what_the_functions_give(saved, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "function", "stride"), [("evaluate", evaluate, {"stride": 8}), ("mechanisms", mechanisms, {})]
+)
+def test_the_seed_that_is_given_draws_the_intervals_of_a_run_of_another_seed(
+    saved, tmp_path, monkeypatch, verb, function, stride
+):
+    monkeypatch.setattr(f"workbench.cli.{verb}.identify", lambda *_: ("mine", 7))  # as of a training with seed 7
+    common = ["--ckpt", str(saved), "--data", str(saved / "text.txt"), "--split", "all", "--json", "--seed", "5"]
+    common += ["--stride", "8"] if stride else []
+    done = run(verb, *common, "--out", str(tmp_path / "out"))
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    model = load(saved, "cpu")
+    assert {row["seed"] for row in rows} == {7}
+    five, seven = (function(model, [TEXT], seed=seed, **stride)["ci_low"].tolist() for seed in (5, 7))
+    assert [row["ci_low"] for row in rows] == pytest.approx(five)
+    assert five != seven
+
+
 def test_faults_of_the_verbs(saved, tmp_path):
     common = ["--ckpt", str(saved), "--out", str(tmp_path / "out")]
     latin = tmp_path / "latin.txt"

@@ -228,7 +228,8 @@ def test_faulty_recipes_name_the_key(change, message, tmp_path):
     ("content", "message"),
     [
         (b"name = ", "is not TOML"),
-        (b"\xff\xfe", "is not TOML"),
+        (b"\xff", "is not UTF-8"),
+        ("name = 'a'".encode("utf-16"), "is UTF-16; expected UTF-8"),
         (b"#" * (1 << 20) + b"#", "want at most"),
         (b"", "name: "),
     ],

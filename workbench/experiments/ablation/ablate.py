@@ -33,8 +33,8 @@ MEMORY_BUDGET_BYTES = 1 << 30
 def ablate(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | None = None,
     kind: Kind = "zero",
     seed: int = 0,
     *,
@@ -90,8 +90,8 @@ def rounding_errors(
     subject: Any,
     tokens: Int[Tensor, "n n_ctx"],
     losses: SequenceLosses,
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | None,
+    layers: Sequence[int] | int | None,
+    heads: Sequence[int] | int | None,
     kind: Kind,
     seed: int,
     **options: Any,
@@ -164,8 +164,8 @@ def summary_table(table: pd.DataFrame, losses: SequenceLosses, seed: int = 0) ->
 def iterate_ablation(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | None = None,
     kind: Kind = "zero",
     seed: int = 0,
     *,
@@ -192,8 +192,8 @@ def iterate_ablation(
 def check_ablation(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | None = None,
     kind: Kind = "zero",
     *,
     components: Sequence[str] = ("head",),
@@ -214,7 +214,7 @@ def check_ablation(
 
 
 def choose_parts(
-    model: Any, layers: Sequence[int] | None, heads: Sequence[int] | None, components: Sequence[str]
+    model: Any, layers: Sequence[int] | int | None, heads: Sequence[int] | int | None, components: Sequence[str]
 ) -> tuple[Part, ...]:
     """The parts chosen, layer by layer, heads first; errors as `ablate`."""
     if isinstance(components, str) or not components or set(components) - set(COMPONENTS):

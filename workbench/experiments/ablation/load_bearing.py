@@ -1,4 +1,4 @@
-"""Whether the top head stands apart from the heads of its layer: an exact permutation test of exchangeable heads.
+"""Whether a head is load-bearing: an exact permutation test of exchangeable heads, whose p is then at most .05.
 
 Null hypothesis: the heads of a layer are exchangeable, in each replicate by itself: giving them other numbers, drawn
 for each replicate and layer on its own, leaves the joint distribution of all impacts as it is. Statistic of a head:
@@ -28,6 +28,7 @@ from workbench.experiments.ablation.impacts import of_heads
 from workbench.experiments.ablation.parts import SequenceLosses
 
 N_PERMUTATIONS = 1999
+LOAD_BEARING_UP_TO = 0.05  # p of a load-bearing head
 _DRAWS_HELD = 1 << 22  # permuted impacts held at once
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from workbench.experiments.ablation.impacts import check_bootstrap, impacts
 from workbench.experiments.ablation.losses import compare, reference
 from workbench.experiments.ablation.parts import CleanPass, Part, Replacements
 from workbench.experiments.ablation.precision import as_float32
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.subject import as_list, checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
 Head = tuple[int, int]
@@ -61,7 +62,7 @@ def join_pairs(runs: Sequence[PairLosses]) -> PairLosses:
 
 
 def pairs_within_layers(
-    model: Any, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    model: Any, layers: Sequence[int] | int | None = None, heads: Sequence[int] | int | None = None
 ) -> list[Pair]:
     """Every pair of heads of one layer; errors as `ablate`."""
     chosen = choose("heads", heads, model.cfg.n_heads)
@@ -170,7 +171,7 @@ def check_pairs(
 ) -> tuple[list[Pair], Sizes]:
     """(pairs, each with the earlier head first, in their order; how the work is cut); errors as `ablate_pairs`."""
     tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
-    chosen = [min((a, b), (b, a)) for a, b in (pairs_within_layers(model) if pairs is None else pairs)]
+    chosen = pairs_within_layers(model) if pairs is None else [_as_pair(pair) for pair in as_list("pairs", pairs)]
     if not chosen:
         raise ValueError("pairs: got none; want at least one pair of heads")
     for layer, head in _heads_of(chosen):
@@ -188,6 +189,15 @@ def check_pairs(
     n_layers = model.cfg.n_layers - min(a[0] for a, _ in chosen)
     sizes = size(model, tokens.shape[1], n_layers, model.cfg.n_heads, memory_budget_bytes, n_passes=2)
     return sorted(chosen), sizes
+
+
+def _as_pair(given: Any) -> Pair:
+    """The pair, its earlier head first; raises ValueError for what is not two heads of a layer and a head each."""
+    heads = [tuple(as_list("pairs", head)) for head in as_list("pairs", given)]
+    if len(heads) != 2 or not all(len(head) == 2 and all(isinstance(i, Integral) for i in head) for head in heads):
+        raise ValueError(f"pairs: got {given!r:.80}; expected ((layer, head), (layer, head))")
+    a, b = sorted(heads)
+    return a, b
 
 
 def _heads_of(pairs: Sequence[Pair]) -> list[Head]:

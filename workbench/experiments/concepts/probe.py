@@ -26,6 +26,7 @@ from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
 from workbench.experiments.concepts.points import TOPOLOGIES as DRAWN
 from workbench.experiments.concepts.points import point_rows
 from workbench.experiments.concepts.states import TEMPLATES, ConceptStates, concept_states, text_states
+from workbench.experiments.subject import as_list
 from workbench.experiments.texts import analysis_tokens, window_length
 
 Distance = Literal["euclidean", "cosine"]
@@ -86,7 +87,7 @@ def probe(
     n_points: int = 4096,
     templates: Sequence[str] = TEMPLATES,
     names: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] | int | None = None,
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> ConceptProbes:
@@ -370,7 +371,8 @@ def dimension_rows(subject: _Subject, seed: int) -> list[tuple[dict[str, Any], l
             curve = probes.two_nn_curve(states, rng=_generator(seed, "two_nn"))
         whole, key = curve.whole, subject.key | {"layer": layer}
         row = key | {"dimension": whole.dimension, "stderr": whole.stderr, "n_used": whole.n_used}
-        row |= {"n_duplicates": whole.n_duplicates, "n": whole.n, "fit": whole.fit}
+        row |= {"n_duplicates": whole.n_duplicates, "n_near_duplicates": whole.n_near_duplicates}
+        row |= {"n": whole.n, "fit": whole.fit}
         levels = zip(curve.n_points, curve.dimension, curve.spread, curve.n_subsamples, strict=True)
         names = ("n_points", "dimension", "spread", "n_subsamples")
         found.append((row, [key | dict(zip(names, level, strict=True)) for level in levels]))
@@ -393,12 +395,14 @@ def _resolve(concepts: Concepts) -> tuple[ConceptSet, ...]:
     return choose_sets(read_concepts(), [one for one in given if isinstance(one, str)])
 
 
-def _keys(models: Sequence[Any], names: Sequence[str] | None, seeds: Sequence[int] | None) -> list[dict[str, Any]]:
+def _keys(
+    models: Sequence[Any], names: Sequence[str] | None, seeds: Sequence[int] | int | None
+) -> list[dict[str, Any]]:
     """The columns model and seed of each model."""
     if not models:
         raise ValueError("models: got none; want at least one")
-    called = [model.cfg.model_name for model in models] if names is None else list(names)
-    trained = [0] * len(models) if seeds is None else list(seeds)
+    called = [model.cfg.model_name for model in models] if names is None else as_list("names", names)
+    trained = [0] * len(models) if seeds is None else as_list("seeds", seeds)
     if not len(called) == len(trained) == len(models):
         raise ValueError(f"names, seeds: got {len(called)} and {len(trained)} for {len(models)} models; want one each")
     if len(set(zip(called, trained, strict=True))) < len(models):

@@ -22,7 +22,7 @@ from probes import LowPrecisionWarning, ProbeWarning
 from workbench.data.concepts import ConceptSet
 from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.experiments.harvest import stream
-from workbench.experiments.subject import checked_tokens
+from workbench.experiments.subject import as_list, checked_tokens
 
 PLACE = "{X}"
 TEMPLATES = ("The {category} is {X}", "In the {category} of {X},", "{X}")
@@ -77,6 +77,7 @@ def build_prompts(
             tokens do not begin and end where the word does, or are unknown), and two words of a set with the same
             tokens.
     """
+    templates = as_list("templates", templates)
     if len(templates) == 0:
         raise ValueError(f"templates: got none; want at least one, with {PLACE}")
     for template in templates:

@@ -60,8 +60,8 @@ N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its s
 def sae_train(
     model: Any,
     tokens: Int[Tensor, "n_sequences n_ctx"] | str | Path,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | str = "all",
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | str = "all",
     l1: Sequence[float] | float | None = None,
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,

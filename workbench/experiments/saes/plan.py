@@ -108,8 +108,8 @@ def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
 
 def make_plan(
     model: Any,
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | str,
+    layers: Sequence[int] | int | None,
+    heads: Sequence[int] | int | str,
     l1: Sequence[float] | float,
     seeds: Sequence[int],
     settings: HeadSaeSettings,

@@ -169,13 +169,11 @@ def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:
     return (math.log(b_low / a_high) if b_low > 0 else -math.inf), math.log(b_high / a_low)
 
 
-def lead(tables: Tables, measure: Measure, model: str) -> float:
-    """Factor between the largest and the second largest impact of a model, mean over seeds; nan where undefined."""
-    factors = []
-    for _, impacts in rows_of(tables, measure.table, measure.where, [model]).groupby("seed")[measure.column]:
-        first, second = sorted(impacts, reverse=True)[:2] if len(impacts) > 1 else (math.nan, math.nan)
-        factors.append(first / second if second > 0 else math.nan)
-    return float(np.mean(factors)) if factors else math.nan
+def load_bearing_ps(tables: Tables, measure: Measure, model: str) -> list[float]:
+    """The load-bearing p of each seed's top head (see `load_bearing`), in the order of seeds; none where not tested."""
+    tested = {"kind": measure.where["kind"], "measure": "load_bearing_p", "layer": -1}  # layer −1: of all heads
+    rows = rows_of(tables, "ablation_summary", tested, [model]).sort_values("seed")
+    return [float(p) for p in rows["value"] if math.isfinite(p)] if "value" in rows else []
 
 
 # --- pairs of models

@@ -39,7 +39,7 @@ def study(
     resume: bool = False,
     overrides: Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
-    reuse: Sequence[str | Path] = (),
+    reuse: Sequence[str | Path] | str | Path = (),
     executor: str = "in-process",
     ray_address: str | None = None,
     n_threads: int | None = None,
@@ -82,8 +82,9 @@ def study(
             settings, trainings, run.path, device, None if cache is None else Path(cache),
             n_threads or torch.get_num_threads(),
         )  # fmt: skip
+        reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
         with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
-            outcome = run_jobs(jobs, context, engine, [Path(directory) for directory in reuse])
+            outcome = run_jobs(jobs, context, engine, reused)
         try:
             if outcome.done:
                 write_pages(outcome, context, command)

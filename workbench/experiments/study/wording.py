@@ -9,8 +9,9 @@ import numpy as np
 
 from sae.metrics import match_l0
 from workbench.data.claims import Measure
+from workbench.experiments.ablation.load_bearing import LOAD_BEARING_UP_TO
 from workbench.experiments.study.evidence import Evidence
-from workbench.experiments.study.measures import Frame, Reading, lead, rows_of, top_heads
+from workbench.experiments.study.measures import Frame, Reading, load_bearing_ps, rows_of, top_heads
 from workbench.experiments.study.verdicts import Effect, effect_over_seeds, shown
 
 MISSING = "–"
@@ -176,12 +177,15 @@ def fvu_at_matched_l0(evidence: Evidence) -> Effect:
 
 
 def _on_top_head(evidence: Evidence) -> str:
-    names = evidence.claim.compared.roles
-    leads = [lead(evidence.tables, evidence.claim.measure, evidence.model(role)) for role in names]
-    by = [f"{value:.2f} ×" if math.isfinite(value) else "an undefined factor" for value in leads]
+    said = []
+    for role in evidence.claim.compared.roles:
+        ps = load_bearing_ps(evidence.tables, evidence.claim.measure, evidence.model(role))
+        n_bearing = sum(p <= LOAD_BEARING_UP_TO for p in ps)
+        values = ", ".join(f"{p:.2g}" for p in ps)
+        said.append(f"{role} in {n_bearing} of {len(ps)} seeds (p {values})" if ps else f"{role} not tested")
     return (
-        "The larger of many noisy impacts is flattering to both models; and a head is load-bearing only if it stands "
-        f"apart from the next, which it does by {by[0]} in {names[0]} and {by[1]} in {names[1]}."
+        "The largest of many noisy impacts is flattering to both models. The top head is load-bearing if "
+        f"p ≤ {LOAD_BEARING_UP_TO:g}, under the null that the heads of a layer are exchangeable: {'; '.join(said)}."
     )
 
 

@@ -14,7 +14,15 @@ import pandas as pd
 from jaxtyping import Float64
 from scipy import stats
 
-from workbench.data.batteries import PromptSet, RecallItem, RecallSet, read_prompts, read_recall, recall_items
+from workbench.data.batteries import (
+    PromptSet,
+    RecallItem,
+    RecallSet,
+    as_prompts,
+    read_prompts,
+    read_recall,
+    recall_items,
+)
 from workbench.experiments.text_quality import counts
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
 from workbench.experiments.text_quality.recall import recall_margins
@@ -79,7 +87,7 @@ class Ratio:
 
 def text_quality(
     model: Any,
-    prompts: Sequence[PromptSet] | None = None,
+    prompts: Sequence[PromptSet | str] | None = None,
     recall: Sequence[RecallSet] | None = None,
     *,
     n_samples: int = 4,
@@ -99,7 +107,7 @@ def text_quality(
 
     Args:
         model: a `HookedLM` with its tokenizer.
-        prompts: the built-in ones by default (`read_prompts` reads a file).
+        prompts: texts, or sets of them (`read_prompts` reads a file); the built-in ones by default.
         recall: likewise (`read_recall`); () for no battery.
         n_samples: continuations per prompt.
         max_new_tokens: tokens per continuation, unless the model ends the text earlier.
@@ -118,7 +126,7 @@ def text_quality(
     shares = (0.85, 0.15) if battery else (1.0, 0.0)
     found = sample_continuations(
         model,
-        read_prompts() if prompts is None else prompts,
+        read_prompts() if prompts is None else as_prompts(prompts),
         n_samples=n_samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

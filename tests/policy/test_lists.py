@@ -1,0 +1,141 @@
+"""Public functions: one number where a list of numbers is meant is that list; a string is refused, never spelt out."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "workbench"))
+from models_for_tests import small_model
+
+import probes
+import reports
+import sae
+import workbench
+from workbench.data.batteries import PromptSet, read_prompts
+from workbench.data.tokenizer import load_tokenizer, vocabulary_size
+from workbench.experiments import mechanisms
+from workbench.models.load import wrap_tokenizer
+
+MODEL = small_model("janus-v3", n_layers=2)
+TOKENS = torch.randint(0, MODEL.cfg.d_vocab, (6, 8), generator=torch.Generator().manual_seed(0))
+ONE = sae.StackedSAE(sae.SAEConfig(n_saes=1, d_in=4, d_sae=6), torch.Generator().manual_seed(0))
+CENTRED = sae.SAEConfig(n_saes=1, d_in=4, d_sae=6, b_dec_init="mean")
+ACTIVATIONS = torch.randn(1, 10, 4, generator=torch.Generator().manual_seed(0))
+SMALL = {"batch_size": 8, "buffer_tokens": 16, "n_ce_tokens": 16, "expansion": 2}
+SPEAKER = small_model("janus-v3", n_layers=1, d_vocab=vocabulary_size(load_tokenizer("embedded")), n_ctx=32)
+SPEAKER.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+TRAIN = sae.TrainConfig(n_steps=1)
+
+
+def trainer(l1: Any = 1.0, index: Any = None) -> object:
+    return sae.Trainer(ONE, TRAIN, l1, torch.Generator(), input_index=index)._l1.tolist()
+
+
+# the functions and their parameters typed as lists of numbers -> a call with the value
+CALLS: dict[str, Callable[[Any], object]] = {
+    "workbench.ablate.layers": lambda x: workbench.ablate(MODEL, TOKENS, x).to_csv(),
+    "workbench.ablate.heads": lambda x: workbench.ablate(MODEL, TOKENS, None, x).to_csv(),
+    "workbench.attention.layers": lambda x: workbench.attention(MODEL, TOKENS, x).to_csv(),
+    "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
+    "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),
+    "workbench.sae_train.heads": lambda x: workbench.sae_train(MODEL, TOKENS, [0], x, **SMALL)[1].to_csv(),
+    "workbench.probe.seeds": lambda x: workbench.probe(
+        SPEAKER, ["seasons"], n_points=0, n_permutations=9, seeds=x
+    ).concept_mantel.to_csv(),
+    "workbench.ladder.seeds": lambda x: workbench.ladder("recurrent-nano", ["text"], "out", seeds=x).to_csv(),
+    "sae.StackedSAE.input_index": lambda x: sae.StackedSAE(
+        CENTRED, torch.Generator().manual_seed(1), data=ACTIVATIONS, input_index=x
+    ).b_dec.tolist(),
+    "sae.Trainer.l1": trainer,
+    "sae.Trainer.input_index": lambda x: trainer(index=x),
+    "sae.loss_and_gradients.input_index": lambda x: sae.loss_and_gradients(
+        ONE, ACTIVATIONS, torch.ones(1), x
+    ).squared_error.tolist(),
+    "sae.random_dictionary.l0": lambda x: sae.random_dictionary(
+        ONE.config, ACTIVATIONS, x, torch.Generator().manual_seed(1)
+    ).b_enc.tolist(),
+}
+ELSEWHERE = {"workbench.sae_train.l1", "workbench.sae_train.seeds"}  # tests/workbench/experiments/test_head_saes.py
+
+
+def listed() -> set[str]:
+    """The parameters of public functions and classes that are typed as lists of numbers."""
+    found = set()
+    for package in (workbench, probes, sae, reports):
+        for name in getattr(package, "__all__", ()):
+            function = getattr(package, name)
+            if callable(function) and not (isinstance(function, type) and issubclass(function, Exception)):
+                for parameter in inspect.signature(function).parameters.values():
+                    kinds = str(parameter.annotation)
+                    if "Sequence[int]" in kinds.replace("Sequence[Sequence[int]]", "") or "Sequence[float]" in kinds:
+                        found.add(f"{package.__name__}.{name}.{parameter.name}")
+    return found
+
+
+def test_every_such_parameter_is_called() -> None:
+    assert listed() == CALLS.keys() | ELSEWHERE
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The ladder's fourteen trainings are left out: that it comes so far is what matters here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mechanisms, "ladder_recipes", lambda recipe: [])
+
+
+@pytest.mark.filterwarnings("ignore")  # of so few tokens
+@pytest.mark.parametrize("name", list(CALLS))
+def test_a_number_is_a_list_of_one_and_a_string_is_refused(name: str) -> None:
+    value = 1 if name in ("sae.Trainer.l1", "sae.random_dictionary.l0") else 0
+    assert CALLS[name](value) == CALLS[name]([value])
+    for text in ("0", "01"):
+        with pytest.raises(ValueError, match=r"got (the string )?'01?'.*(expected|want)") as caught:
+            CALLS[name](text)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: workbench.ablate_pairs(MODEL, TOKENS, [(0, 1)]), "pairs: got (0, 1); expected ((layer, head), (layer"),
+        (lambda: workbench.ablate_pairs(MODEL, TOKENS, ((0, 1), (0, 2))), "pairs: got (0, 1); expected ((layer, head)"),
+        (lambda: workbench.ablate_pairs(MODEL, TOKENS, "0.1"), "pairs: got the string '0.1'; expected a list"),
+        (
+            lambda: workbench.ablate_pairs(MODEL, TOKENS, [((0, "a"), (0, 1))]),
+            "pairs: got ((0, 'a'), (0, 1)); expected",
+        ),
+        (lambda: workbench.probe(MODEL, names="ab"), "names: got the string 'ab'; expected a list"),
+        (
+            lambda: workbench.probe(SPEAKER, ["seasons"], n_points=0, templates="{X}"),
+            "templates: got the string '{X}'; expected",
+        ),
+        (lambda: workbench.compare(MODEL, MODEL, TOKENS, names="ab"), "names: got the string 'ab'; expected a list"),
+        (
+            lambda: workbench.compare(MODEL, MODEL, TOKENS, seeds=0),
+            "names, seeds: got 2 and 1 for two models; expected",
+        ),
+        (lambda: workbench.text_quality(MODEL, "Once", tagger="none"), "prompts: got 'Once'; expected a list of texts"),
+        (lambda: workbench.text_quality(MODEL, ["Once "], tagger="none"), "prompts: got 'Once '; want text without"),
+        (lambda: workbench.text_quality(MODEL, [3], tagger="none"), "prompts: got [3]; expected a list of texts"),
+        (lambda: workbench.text_quality(MODEL, recall="a.toml", tagger="none"), "recall: got 'a.toml'; expected what"),
+    ],
+)
+def test_what_is_meant_is_said(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        call()
+    assert str(caught.value).startswith(message)
+
+
+def test_texts_are_prompts() -> None:
+    from workbench.data.batteries import as_prompts
+
+    sets = read_prompts()
+    assert as_prompts(sets) == sets
+    assert as_prompts(["Once", sets[0], "Then"]) == (sets[0], PromptSet(kind="custom", prompts=("Once", "Then")))
