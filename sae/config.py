@@ -141,3 +141,5 @@ class StackInfo(BaseModel):
     """Whether the sequences began with BOS."""
     n_train_tokens: int | None = Field(default=None, ge=0)
     """Tokens that each SAE was trained on."""
+    include_special: bool | None = None
+    """Whether position 0 and special tokens were among them; None: not known."""

@@ -92,6 +92,20 @@ class MetricSums:
         self._mean[k] += shift * (n_new / (n_old + n_new))
         self._squared_error[k] += (x - recon).square_().sum()
 
+    def merge(self, other: MetricSums) -> None:
+        """Add what another has seen. Raises ValueError for one of another config."""
+        if other._shape != self._shape:
+            raise ValueError(f"MetricSums.merge: got sums of (n_saes, d_in, d_sae) {other._shape}; want {self._shape}")
+        n = self._n_tokens + other._n_tokens
+        if other._n_tokens:
+            shift = other._mean - self._mean
+            self._deviation += other._deviation
+            self._deviation += shift.square().sum(dim=-1) * (self._n_tokens * other._n_tokens / n)
+            self._mean += shift * (other._n_tokens / n)
+        self._squared_error += other._squared_error
+        self._n_active += other._n_active
+        self._n_tokens = n
+
     def result(self) -> SAEMetrics:
         """Measures of all tokens so far."""
         _, d_in, d_sae = self._shape

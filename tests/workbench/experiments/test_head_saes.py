@@ -15,7 +15,14 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
 from reports.tables import COLUMNS, read_table
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
-from workbench.experiments.activations import ShuffledActivations, Slot, choose_slots, collect
+from workbench.experiments.activations import (
+    Positions,
+    ShuffledActivations,
+    Slot,
+    choose_slots,
+    collect,
+    special_ids,
+)
 from workbench.experiments.saes import evaluation as sae_evaluation
 from workbench.experiments.saes import head_saes
 from workbench.experiments.saes import plan as sae_plan
@@ -47,7 +54,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens(model):
-    return tokens_for(model, batch=20, pos=16)
+    return tokens_for(model, batch=22, pos=16)  # 330 tokens behind the first of a window: ten batches
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,7 @@ def test_slots_out_of_range_are_refused(model, arguments, message) -> None:
 
 
 def test_a_stream_that_no_layer_reads_takes_no_sae(tokens) -> None:
-    with pytest.raises(ValueError, match="hook: got 'hook_resid_post' of a model with attention residuals"):
+    with pytest.raises(ValueError, match=r"hook: got blocks\.0\.hook_resid_post, which nothing behind it reads"):
         sae_train(small_model("attn-res"), tokens, held_out=tokens, hook="hook_resid_post", **QUICK)
 
 
@@ -119,7 +126,7 @@ def test_nan_activations_name_hook_and_batch(tokens) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pass_through_the_buffer_holds_every_token_once(model, tokens, seed) -> None:
-    slots = choose_slots(model.cfg)
+    slots, tokens = choose_slots(model.cfg), tokens[:20]
     source = ShuffledActivations(model, tokens, slots, batch_size=40, buffer_tokens=160, seed=seed)
     n = tokens.numel() // 40
     assert source.batches_per_block == 4
@@ -149,7 +156,7 @@ def test_batches_are_a_function_of_their_number(model, tokens) -> None:
 
 
 def test_a_sequence_stream_goes_on_in_a_new_order(model, tokens) -> None:
-    source = ShuffledActivations(model, tokens, choose_slots(model.cfg), batch_size=16, buffer_tokens=16)
+    source = ShuffledActivations(model, tokens[:20], choose_slots(model.cfg), batch_size=16, buffer_tokens=16)
     stream = source._sequences(0, 60).view(3, 20)
     assert all(sorted(epoch.tolist()) == list(range(20)) for epoch in stream)
     assert len({tuple(epoch.tolist()) for epoch in stream}) == 3
@@ -301,7 +308,7 @@ def test_the_shuffled_control_takes_a_part_of_many_tokens(model, tokens, monkeyp
     slots = choose_slots(model.cfg, layers=[1])
     stack = random_stack(model, slots, 1)
     found = measure(
-        model, tokens, slots, range(len(slots)), {"trained": stack}, generator=torch.Generator().manual_seed(0)
+        model, tokens[:20], slots, range(len(slots)), {"trained": stack}, generator=torch.Generator().manual_seed(0)
     )
     # ten batches of 32 tokens, every fourth
     assert (found["trained"].n_tokens, found["shuffled"].n_tokens) == (320, 96)
@@ -383,11 +390,14 @@ def test_training_is_what_the_trainer_does_on_these_batches(model, tokens, held_
     settings = QUICK | {"normalize": normalize, "n_resamples": 1}
     stack, _ = sae_train(model, tokens, [1], [0, 2], l1=[0.5, 2.0], held_out=held_out, **settings)
     slots = choose_slots(model.cfg, [1], [0, 2])
-    source = ShuffledActivations(model, tokens, slots, batch_size=32, buffer_tokens=64)
-    scale = input_scale(source.block(0)) if normalize == "mean_norm" else torch.ones(2, 1, 1)
     plan = make_plan(model, [1], [0, 2], [0.5, 2.0], [0], HeadSaeSettings(**settings))
+    source = ShuffledActivations(
+        model, tokens, slots, batch_size=32, buffer_tokens=64, positions=Positions(special_ids(model))
+    )
+    assert source.n_tokens == 330
+    scale = input_scale(source.block(0)) if normalize == "mean_norm" else torch.ones(2, 1, 1)
     own = StackedSAE(SAEConfig(n_saes=4, d_in=8, d_sae=24), plan.generators(0))
-    config = train_config(HeadSaeSettings(**settings), tokens.numel() // 32)
+    config = train_config(HeadSaeSettings(**settings), 10)
     trainer = Trainer(own, config, [0.5, 2.0, 0.5, 2.0], plan.generators(1), input_index=[0, 0, 1, 1])
     for step in range(config.n_steps):
         trainer.step(source.batch(step) * scale)
@@ -440,10 +450,11 @@ def test_the_table_has_its_columns_controls_and_counts(model, tokens, held_out) 
     assert table["dictionary"].value_counts().to_dict() == {"trained": n_saes, "random": n_saes, "shuffled": n_saes}
     assert set(table["model"]) == {"m"}
     assert set(table["seed"]) == {7}
-    assert set(table["n_eval_tokens"]) == {held_out.numel()}
+    assert set(table["n_eval_tokens"]) == {6 * 15}
+    assert set(table["n_left_out"]) == {6}
     assert set(table["n_ce_tokens"]) == {32}
     trained, random = (table[table["dictionary"] == kind] for kind in ("trained", "random"))
-    assert set(trained["n_train_tokens"]) == {tokens.numel()}
+    assert set(trained["n_train_tokens"]) == {320}
     assert set(random["n_train_tokens"]) == {0}
     # matched on training tokens, measured on others
     np.testing.assert_allclose(random["l0"], trained["l0"], rtol=0.3, atol=0.3)
@@ -457,9 +468,9 @@ def test_the_table_has_its_columns_controls_and_counts(model, tokens, held_out) 
 
 def test_without_held_out_the_last_tenth_is_kept_from_training(model, tokens) -> None:
     whole, _ = sae_train(model, tokens, [0], l1=1.0, **QUICK)
-    split, table = sae_train(model, tokens[:18], [0], l1=1.0, held_out=tokens[18:], **QUICK)
+    split, table = sae_train(model, tokens[:20], [0], l1=1.0, held_out=tokens[20:], **QUICK)
     torch.testing.assert_close(whole.W_dec, split.W_dec, atol=0, rtol=0)
-    assert set(table["n_eval_tokens"]) == {32}
+    assert set(table["n_eval_tokens"]) == {2 * 15}
 
 
 def test_evenly_spaced_sequences() -> None:
@@ -528,7 +539,7 @@ def test_a_run_directory_holds_everything_and_is_reused(model, tokens, held_out,
     np.testing.assert_allclose(dead / stack.config.d_sae, trained.loc[dead.index, "dead_fraction"])
     curves = pd.read_csv(tmp_path / "run" / head_saes.CURVES)
     assert list(curves) == ["model", "seed", "layer", "head", "l1", "sae_seed", "step", "loss", "l0", "dead_fraction"]
-    assert curves["step"].max() == tokens.numel() // 32
+    assert curves["step"].max() == 10
     before = digests(tmp_path / "run")
     with pytest.raises(ValueError, match="already exists"):
         sae_train(model, tokens, out=tmp_path / "run", **arguments)
@@ -676,9 +687,9 @@ def test_an_estimate_splices_one_batch(model, monkeypatch) -> None:
     """It splices for the memory of it, which is that of one batch: all of FORWARD_TOKENS took longer than trainings."""
     n_spliced = []
 
-    def seen(model, tokens, *arguments):
+    def seen(model, tokens, *arguments, **more):
         n_spliced.append(tokens.numel())
-        return splice(model, tokens, *arguments)
+        return splice(model, tokens, *arguments, **more)
 
     monkeypatch.setattr(sae_plan, "splice", seen)
     settings = HeadSaeSettings(**QUICK, n_train_tokens=320)
@@ -725,5 +736,5 @@ def test_the_control_is_made_a_block_at_a_time(model, monkeypatch) -> None:
 def test_the_job_reads_as_many_tokens_as_it_is_given(model, tokens, held_out) -> None:
     plan = make_plan(model, [0], [0], 1.0, [0], HeadSaeSettings(**QUICK))
     job = HeadSaeJob(model, tokens, held_out, plan, HeadSaeSettings(**QUICK), "m", 0, lambda share: None)
-    assert job.train_config.n_steps == tokens.numel() // 32
+    assert job.train_config.n_steps == 10
     assert sae_evaluation.BLOCK_TOKENS > 0

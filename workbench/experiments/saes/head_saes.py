@@ -27,6 +27,7 @@ from workbench.experiments.harvest import Shards, open_shards
 from workbench.experiments.saes.comparison import pareto_table, stability_table
 from workbench.experiments.saes.evaluation import (
     CONTROL_TOKENS,
+    Beside,
     SpliceLosses,
     measure,
     random_control,
@@ -81,14 +82,20 @@ def sae_train(
     activations, of which 32,768 tokens are measured; its losses are nan, as it stands for no activation of the model),
     and the trailing columns
     explained_variance, sae_seed, hook, n_ce_tokens, ce_zero_stderr and ce_spliced_stderr (of ce_zero − ce_base and
-    ce_spliced − ce_base, paired over sequences). All positions of a sequence are used, the first among them.
+    ce_spliced − ce_base, paired over sequences), fvu_with_special, n_left_out, n_outlying and n_outlying_left_out.
+
+    Trained, measured and replaced are activations at all positions of a window but the first and those of special
+    tokens (with include_special: at all), since most models rest their attention on these and their activations are
+    many times as long as others: a mean or an fvu with them would say little of anything else. fvu_with_special is the
+    fvu of all held-out activations, the n_left_out at those positions among them; n_outlying counts those of them that
+    are longer than three times the median, n_outlying_left_out how many of these are at the positions left out.
 
     With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv;
     with several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is
     interrupted or killed continues with resume = True, bit for bit on the same device with the same number of threads.
 
     Args:
-        model: a HookedLM or a TransformerLens model.
+        model: a HookedLM, or a TransformerLens model: a HookedTransformer or a TransformerBridge.
         tokens: what to train on, or the directory of a `harvest` of this model, whose activations are then read
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
@@ -176,21 +183,24 @@ class HeadSaeJob:
     on_progress: Callable[[float], None]
 
     def __post_init__(self) -> None:
-        settings = self.settings
-        given = self.tokens
-        n_tokens = settings.n_train_tokens or (given.n_tokens if isinstance(given, Shards) else given.numel())
+        settings, given = self.settings, self.tokens
+        own = {
+            "batch_size": settings.batch_size,
+            "buffer_tokens": settings.buffer_tokens,
+            "positions": self.plan.positions,
+        }
+        self._source: ShuffledActivations | ShardActivations
+        if isinstance(given, Shards):
+            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **own)
+        else:
+            self._source = ShuffledActivations(self.model, given, self.plan.slots, **own)
+        n_tokens = settings.n_train_tokens or self._source.n_tokens
         if n_tokens < settings.batch_size:
             raise ValueError(
                 f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; want more tokens, or a "
                 "smaller batch_size"
             )
         self.train_config = train_config(settings, n_tokens // settings.batch_size, len(self.plan.slot_index))
-        sizes = {"batch_size": settings.batch_size, "buffer_tokens": settings.buffer_tokens}
-        self._source: ShuffledActivations | ShardActivations
-        if isinstance(given, Shards):
-            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **sizes)
-        else:
-            self._source = ShuffledActivations(self.model, given, self.plan.slots, **sizes)
         self._model_sha256 = weights_sha256(self.model)
 
     def config(self) -> dict[str, Any]:
@@ -269,6 +279,7 @@ class HeadSaeJob:
         x = first[self.plan.slot_index, :CONTROL_TOKENS]
         dictionaries = {"trained": stack, "random": random_control(stack, x, self.plan.generators(CONTROL))}
         shuffler = torch.Generator().manual_seed(SHUFFLE)
+        beside = Beside(dictionaries, self.plan.slot_index)
         metrics = measure(
             self.model,
             self.held_out,
@@ -277,6 +288,8 @@ class HeadSaeJob:
             dictionaries,
             generator=shuffler,
             on_progress=lambda share: self.on_progress(0.7 + 0.1 * share),
+            positions=self.plan.positions,
+            beside=beside,
         )
         n_sequences = max(1, self.settings.n_ce_tokens // self.held_out.shape[1])
         losses = splice(
@@ -286,8 +299,9 @@ class HeadSaeJob:
             self.plan.slot_index,
             dictionaries,
             on_progress=lambda share: self.on_progress(0.8 + 0.2 * share),
+            positions=self.plan.positions,
         )
-        results = self._results(metrics, losses)
+        results = self._results(metrics, losses, beside)
         tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
         if len(set(self.plan.l1)) > 1:
             tables["sae_pareto"] = pareto_table(results)
@@ -315,6 +329,7 @@ class HeadSaeJob:
             context_size=self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
             prepend_bos=begins_with_bos(self.model, self.tokens),
             n_train_tokens=self.train_config.n_steps * self.settings.batch_size,
+            include_special=self.settings.include_special,
         )
 
     def _keys(self) -> dict[str, Any]:
@@ -328,7 +343,8 @@ class HeadSaeJob:
             "sae_seed": [seed for _, _, seed in sources],
         }
 
-    def _results(self, metrics: dict[str, SAEMetrics], losses: SpliceLosses) -> pd.DataFrame:
+    def _results(self, metrics: dict[str, SAEMetrics], losses: SpliceLosses, beside: Beside) -> pd.DataFrame:
+        n_outlying, n_outlying_left_out = beside.count_outlying()
         zero = losses.zero[self.plan.slot_index]
         n_trained = self.train_config.n_steps * self.settings.batch_size
         parts = []
@@ -354,6 +370,10 @@ class HeadSaeJob:
                 "n_ce_tokens": losses.n_tokens,
                 "ce_zero_stderr": losses.zero_stderr[self.plan.slot_index],
                 "ce_spliced_stderr": losses.spliced_stderr.get(dictionary, unknown),
+                "fvu_with_special": beside.fvu.get(dictionary, unknown),
+                "n_left_out": beside.n_left_out,
+                "n_outlying": n_outlying,
+                "n_outlying_left_out": n_outlying_left_out,
             }
             parts.append(pd.DataFrame(self._keys() | columns))
         table = pd.concat(parts, ignore_index=True)
