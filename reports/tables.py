@@ -33,7 +33,10 @@ COLUMNS = MappingProxyType(
         "effective_size": (
             "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
         ),
-        # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together
+        # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together;
+        # measured without position 0 and special tokens: trailing fvu_with_special has them, n_left_out counts them,
+        # n_outlying and n_outlying_left_out count long activations among all and among them; neighbour_cosine is the
+        # median over living features of the cosine with the nearest other, near_copy_share the share of them above .9
         "sae_training_results": (
             "model", "seed", "layer", "head", "d_in", "d_sae", "l1", "l0", "mse", "fvu", "dead_fraction", "ce_base",
             "ce_spliced", "ce_zero", "ce_recovered", "n_train_tokens", "n_eval_tokens",
@@ -50,7 +53,8 @@ COLUMNS = MappingProxyType(
             "model", "seed", "layer", "head", "l1", "sae_seed", "other_seed", "n_features", "stability", "share_above",
             "stability_random", "share_random",
         ),
-        # two models at equal l0, one layer a row: means over the range of l0 that both sweeps reach; difference b - a
+        # two models at equal l0, one layer a row: means over the range of l0 that both sweeps reach; difference b - a;
+        # where they are missing the trailing column `reason` says why
         "sae_matched_l0": (
             "model_a", "model_b", "seed", "layer", "l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference",
             "ce_recovered_a", "ce_recovered_b", "ce_recovered_difference",
@@ -156,7 +160,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item",
+        "item", "reason",
     )
 )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -143,3 +144,12 @@ class StackInfo(BaseModel):
     """Tokens that each SAE was trained on."""
     include_special: bool | None = None
     """Whether position 0 and special tokens were among them; None: not known."""
+
+
+def as_list(what: str, given: Any) -> list[Any]:
+    """The values given; a single one is a list of one. Raises ValueError for a string, whose letters are no values."""
+    if isinstance(given, str):
+        raise ValueError(f"{what}: got {given!r}; expected a number or a list of numbers")
+    if hasattr(given, "tolist"):  # of NumPy or torch, to Python's own
+        given = given.tolist()
+    return list(given) if isinstance(given, Iterable) else [given]

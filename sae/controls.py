@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.config import SAEConfig
+from sae.config import SAEConfig, as_list
 from sae.model import StackedSAE
 
 
@@ -16,7 +16,7 @@ from sae.model import StackedSAE
 def random_dictionary(
     config: SAEConfig,
     x: Float[Tensor, "n_saes tokens d_in"],
-    l0: Float[Tensor, " n_saes"] | Sequence[float],
+    l0: Float[Tensor, " n_saes"] | Sequence[float] | float,
     generator: torch.Generator | Sequence[torch.Generator],
     *,
     fit_scale: bool = True,
@@ -31,7 +31,7 @@ def random_dictionary(
 
     Raises ValueError for an x that does not fit or is not finite, or an l0 outside (0, d_sae).
     """
-    wanted = [float(value) for value in l0]
+    wanted = [float(value) for value in as_list("random_dictionary: l0", l0)]
     if x.ndim != 3 or x.shape[0] != config.n_saes or x.shape[1] == 0 or x.shape[2] != config.d_in:
         raise ValueError(
             f"random_dictionary: x has shape {tuple(x.shape)}; want ({config.n_saes}, tokens ≥ 1, {config.d_in})"

@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae.config import SAEConfig, StackInfo
+from sae.config import SAEConfig, StackInfo, as_list
 
 Acts = Float[Tensor, "n_saes tokens d_sae"] | Float[Tensor, "tokens d_sae"]
 Inputs = Float[Tensor, "n_saes tokens d_in"] | Float[Tensor, "tokens d_in"]
@@ -81,7 +81,7 @@ def check_input_index(
         if n_inputs != n_saes:
             raise ValueError(f"input_index: got None with {n_inputs} inputs; want one for each of {n_saes} SAEs")
         return list(range(n_saes))
-    slots = [int(slot) for slot in input_index]
+    slots = [int(slot) for slot in as_list("input_index", input_index)]
     if len(slots) != n_saes or any(not 0 <= slot < n_inputs for slot in slots):
         raise ValueError(f"input_index: got {slots}; want {n_saes} slots in [0, {n_inputs})")
     return slots
@@ -194,9 +194,9 @@ class StackedSAE(nn.Module):
         acts = self.encode(x)
         return acts, self.decode(acts)
 
-    def select(self, indices: Sequence[int]) -> StackedSAE:
+    def select(self, indices: Sequence[int] | int) -> StackedSAE:
         """A new stack with copies of these SAEs, in this order. Raises ValueError for an index that does not exist."""
-        indices = [int(index) for index in indices]
+        indices = [int(index) for index in as_list("StackedSAE.select", indices)]
         n = self.config.n_saes
         if not indices or any(not 0 <= index < n for index in indices):
             raise ValueError(f"StackedSAE.select: got {indices}; want at least one index in [0, {n})")

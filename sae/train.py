@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.config import TrainConfig
+from sae.config import TrainConfig, as_list
 from sae.gradients import LossAndGradients, loss_and_gradients, sum_block
 from sae.model import StackedSAE, check_input_index, spawn_generators
 from sae.resample import resample_dead
@@ -87,7 +87,9 @@ class Trainer:
         n_saes = sae.config.n_saes
         if sae.dtype == torch.float16:
             raise ValueError("Trainer: the parameters are float16; want float32, float64 or bfloat16")
-        coefficients = torch.as_tensor(l1, dtype=torch.float64).expand(n_saes) if _is_number(l1) else _to_float64(l1)
+        coefficients = torch.as_tensor(as_list("Trainer: l1", l1), dtype=torch.float64)
+        if _is_number(l1):
+            coefficients = coefficients.expand(n_saes)
         if coefficients.shape != (n_saes,) or not bool((coefficients.isfinite() & (coefficients >= 0)).all()):
             raise ValueError(f"Trainer: l1 is {coefficients.tolist()}; want {n_saes} finite numbers ≥ 0")
         if isinstance(generator, torch.Generator):
@@ -325,7 +327,3 @@ class _Block:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real)  # NumPy's scalars too
-
-
-def _to_float64(values: Tensor | Sequence[float] | float) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64)

@@ -368,7 +368,8 @@ def match_features(
     """(matches of a's features in b, of b's in a): (correlations, features) [d_sae] of each SAE in the stack's order.
 
     The match of a feature is the feature of the other model's SAE of the same layer and head whose activations
-    correlate most (Pearson) with its own on the same tokens, at the positions that both SAEs are meant for. Two models share no basis, so decoder rows cannot be
+    correlate most (Pearson) with its own on the same tokens, at the positions that both SAEs are meant for. Two models
+    share no basis, so decoder rows cannot be
     compared; nor does one model's head h correspond to the other's, so a low correlation says only that this head has
     no such feature. A feature that never fires has correlation nan.
 

@@ -341,8 +341,8 @@ def check_stand_ins(model: Any, slots: Sequence[Slot]) -> None:
             edited = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
         if torch.equal(edited, plain):
             raise ValueError(
-                f"hook: got {whole.hook_name}, which nothing behind it reads in this model: no SAE can stand in for it; "
-                "expected another hook, such as hook_resid_pre or hook_mlp_out"
+                f"hook: got {whole.hook_name}, which nothing behind it reads in this model: no SAE can stand in for "
+                "it; expected another hook, such as hook_resid_pre or hook_mlp_out"
             )
         is_stream = ".hook_resid_" in whole.hook_name and not isinstance(model, HookedLM)
         differ, differed = (float((own[0] - own[1]).abs().max()) for own in (edited, plain))

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from torch import Tensor
 from reports.tables import COLUMNS, read_table, write_table
 from sae.checkpoint import hash_tensor, save_stack
 from sae.config import SAESource, StackInfo
-from sae.metrics import SAEMetrics, density_histogram
+from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
 from sae.model import StackedSAE
 from sae.train import StepStats, Trainer
 from workbench.experiments.activations import ShuffledActivations
@@ -42,6 +42,7 @@ from workbench.experiments.saes.plan import (
     HeadSaeSettings,
     Plan,
     make_plan,
+    numbers,
     parse_settings,
     stack_config,
     train_config,
@@ -55,6 +56,7 @@ from workbench.training.interrupts import Interrupted, StopRequest, stop_request
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
 DEFAULT_L1 = 5.0
+NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
 
@@ -64,7 +66,7 @@ def sae_train(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str = "all",
     l1: Sequence[float] | float | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     out: str | Path | None = None,
     *,
     held_out: Int[Tensor, "n_sequences n_ctx"] | None = None,
@@ -89,6 +91,9 @@ def sae_train(
     many times as long as others: a mean or an fvu with them would say little of anything else. fvu_with_special is the
     fvu of all held-out activations, the n_left_out at those positions among them; n_outlying counts those of them that
     are longer than three times the median, n_outlying_left_out how many of these are at the positions left out.
+    neighbour_cosine is the median, over features that fire on held-out tokens, of the cosine of a decoder row with the
+    nearest other's, near_copy_share the share of them for which it is above .9. Where more than half are, a warning
+    says so: such a dictionary is near-copies of few directions.
 
     With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv;
     with several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is
@@ -99,10 +104,11 @@ def sae_train(
         tokens: what to train on, or the directory of a `harvest` of this model, whose activations are then read
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
-        l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit. By default
-            5, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is kept.
-        seeds: for the initial weights of the SAEs and for resampling. The order of tokens is the same for all, so that
-            an SAE comes out the same whatever it is trained together with.
+        l1: sparsity coefficient ≥ 0, or several, which make a sweep. See `HeadSaeSettings.normalize` for their unit. By
+            default 5, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is
+            kept.
+        seeds: one or several, for the initial weights of the SAEs and for resampling. The order of tokens is the same
+            for all, so that an SAE comes out the same whatever it is trained together with.
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
         name, model_seed: fill the columns model and seed; the name in the model's config by default.
         on_progress: called with the share done, 0 to 1.
@@ -115,8 +121,7 @@ def sae_train(
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
     own = parse_settings(settings)
-    whole = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
-    plan = make_plan(model, layers, heads, _coefficients(l1, own), whole, own)
+    plan = make_plan(model, layers, heads, _coefficients(l1, own), seeds, own)
     source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
     job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
@@ -138,7 +143,7 @@ def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings)
     has_penalty = settings.architecture not in ("topk", "batchtopk")
     if l1 is None:
         return [DEFAULT_L1 if has_penalty else 0.0]
-    coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float | np.number) else l1)]
+    coefficients = numbers("l1", l1)
     if not has_penalty and any(c != 0 for c in coefficients):
         raise ValueError(f"l1: got {coefficients} for {settings.architecture}, which k alone makes sparse; want 0")
     return coefficients
@@ -301,7 +306,13 @@ class HeadSaeJob:
             on_progress=lambda share: self.on_progress(0.8 + 0.2 * share),
             positions=self.plan.positions,
         )
-        results = self._results(metrics, losses, beside)
+        found = {
+            name: neighbour_cosines(own.W_dec.detach(), metrics[name].density > 0).cpu()
+            for name, own in dictionaries.items()
+        }
+        found["shuffled"] = found["trained"]  # the same rows
+        self._warn_near_copies(found["trained"])
+        results = self._results(metrics, losses, beside, found)
         tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
         if len(set(self.plan.l1)) > 1:
             tables["sae_pareto"] = pareto_table(results)
@@ -309,6 +320,19 @@ class HeadSaeJob:
             found = stability_table(stack, metrics["trained"].density)
             tables["sae_stability"] = found.assign(model=self.name, seed=self.model_seed)
         return tables
+
+    def _warn_near_copies(self, cosines: Float[Tensor, "n_saes d_sae"]) -> None:
+        median = cosines.nanmedian(dim=1).values
+        of = (median > NEAR_COPY).nonzero().flatten().tolist()
+        if of:
+            slot, l1, _ = self.plan.sources[max(of, key=lambda k: float(median[k]))]
+            head = "" if slot.head is None else f", head {slot.head}"
+            warnings.warn(
+                f"sae_train: in {len(of)} of {len(median)} SAEs more than half of the living features have another "
+                f"within a cosine of {NEAR_COPY} (median {float(median[of].max()):.4f} in layer {slot.layer}{head}, l1 "
+                f"{l1:g}): near-copies of few directions; expected fewer features (expansion) or a lower l1",
+                stacklevel=3,
+            )
 
     def curves(self, points: list[dict[str, Any]]) -> pd.DataFrame:
         """The training curves: a row for every SAE and logged step."""
@@ -343,7 +367,13 @@ class HeadSaeJob:
             "sae_seed": [seed for _, _, seed in sources],
         }
 
-    def _results(self, metrics: dict[str, SAEMetrics], losses: SpliceLosses, beside: Beside) -> pd.DataFrame:
+    def _results(
+        self,
+        metrics: dict[str, SAEMetrics],
+        losses: SpliceLosses,
+        beside: Beside,
+        neighbours: dict[str, Float[Tensor, "n_saes d_sae"]],
+    ) -> pd.DataFrame:
         n_outlying, n_outlying_left_out = beside.count_outlying()
         zero = losses.zero[self.plan.slot_index]
         n_trained = self.train_config.n_steps * self.settings.batch_size
@@ -374,6 +404,8 @@ class HeadSaeJob:
                 "n_left_out": beside.n_left_out,
                 "n_outlying": n_outlying,
                 "n_outlying_left_out": n_outlying_left_out,
+                "neighbour_cosine": neighbours[dictionary].nanmedian(dim=1).values,
+                "near_copy_share": share_above(neighbours[dictionary], NEAR_COPY),
             }
             parts.append(pd.DataFrame(self._keys() | columns))
         table = pd.concat(parts, ignore_index=True)
@@ -390,6 +422,11 @@ class HeadSaeJob:
             own = pd.DataFrame(bins, columns=["log10_density_bin", "n_features"])
             parts.append(own.assign(**{str(name): value for name, value in keys.iloc[k].items()}))
         return pd.concat(parts, ignore_index=True)
+
+
+def share_above(values: Float[Tensor, "n_saes d_sae"], limit: float) -> Float[Tensor, "n_saes"]:
+    """Share of each row's values above the limit; those that are nan are left out, nan where all are."""
+    return torch.where(values.isnan(), torch.nan, (values > limit).double()).nanmean(dim=1)
 
 
 def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1"]:

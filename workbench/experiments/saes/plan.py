@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.config import Architecture, SAEConfig, TrainConfig
+from sae.config import Architecture, SAEConfig, TrainConfig, as_list
 from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.experiments.activations import (
@@ -87,6 +88,18 @@ class HeadSaeSettings(Frozen):
     )
     n_ce_tokens: int = Field(default=8192, description="held-out tokens that ce_recovered is measured on", ge=2)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and cls.model_fields[str(info.field_name)].annotation in (
+            int,
+            float,
+            float | None,
+            int | None,
+        ):
+            raise ValueError(f"got {value!r}; expected a number")
+        return value
+
     @model_validator(mode="after")
     def _a_batch_fits(self) -> HeadSaeSettings:
         if self.buffer_tokens < self.batch_size:
@@ -118,6 +131,19 @@ class Plan:
         return own
 
 
+def numbers(what: str, given: Any, kind: type = Real) -> list[Any]:
+    """The numbers given, as Python's own; a single one is a list of one.
+
+    Raises ValueError unless they are finite numbers (or integers) ≥ 0, each once.
+    """
+    listed = as_list(what, given)
+    is_fit = all(isinstance(n, kind) and not isinstance(n, bool) and 0 <= n < math.inf for n in listed)
+    if not listed or not is_fit or len(set(listed)) < len(listed):
+        wanted = "integers" if kind is Integral else "finite numbers"
+        raise ValueError(f"{what}: got {listed}; want {wanted} ≥ 0, each once")
+    return [int(n) if kind is Integral else float(n) for n in listed]
+
+
 def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
     """The settings that keywords describe. Raises ValueError naming every wrong one."""
     try:
@@ -131,7 +157,7 @@ def make_plan(
     layers: Sequence[int] | None,
     heads: Sequence[int] | str,
     l1: Sequence[float] | float,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | int,
     settings: HeadSaeSettings,
 ) -> Plan:
     """The stack's SAEs, in its order.
@@ -141,16 +167,7 @@ def make_plan(
     """
     slots = choose_slots(model.cfg, layers, heads, settings.hook)
     check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
-    coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float) else l1)]
-    if (
-        not coefficients
-        or len(set(coefficients)) < len(coefficients)
-        or not all(0 <= c < math.inf for c in coefficients)
-    ):
-        raise ValueError(f"l1: got {coefficients}; want finite numbers ≥ 0, each once")
-    seeds = list(seeds)
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise ValueError(f"seeds: got {seeds}; want integers ≥ 0, each once")
+    coefficients, seeds = numbers("l1", l1), numbers("seeds", seeds, Integral)
     every = [(i, c, s) for i in range(len(slots)) for c in coefficients for s in seeds]
     _check_memory(model, slots, len(every), settings)
     check_stand_ins(model, slots)
@@ -168,8 +185,8 @@ def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeS
     shape = next(iter(found.values())).shape[2:]
     if slots[0].head is not None and (len(shape) != 2 or shape[0] != model.cfg.n_heads):
         raise ValueError(
-            f"sae_train: {names[0]} has {list(shape)} per token; expected [n_heads d_head] = [{model.cfg.n_heads} …], or "
-            f"hook {CONCATENATED}"
+            f"sae_train: {names[0]} has {list(shape)} per token; expected [{model.cfg.n_heads} d_head], a row for each "
+            f"head, or hook {CONCATENATED}"
         )
     d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
     d_sae = settings.expansion * d_in
