@@ -163,6 +163,47 @@ def test_a_sequence_stream_goes_on_in_a_new_order(model, tokens) -> None:
     torch.testing.assert_close(source._sequences(17, 9), stream.flatten()[17:26])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_buffer_gives_the_tokens_that_count(model, tokens, seed) -> None:
+    """Windows with unlike numbers of special tokens: blocks hold what counts of theirs, less than a batch is dropped,
+    and batch i is the same whether those before it were asked for or not."""
+    positions = Positions(frozenset(tokens[3, :9].tolist()))
+    slots = choose_slots(model.cfg, [0], [1])
+    counts = [
+        [place > 0 and token not in positions.special for place, token in enumerate(row)] for row in tokens.tolist()
+    ]
+    assert torch.equal(positions.of(tokens), torch.tensor(counts))
+    assert len({sum(row) for row in counts}) > 4
+
+    def fresh():
+        return ShuffledActivations(
+            model, tokens, slots, batch_size=20, buffer_tokens=50, model_tokens=32, seed=seed, positions=positions
+        )
+
+    source = fresh()
+    n_counted = sum(map(sum, counts))
+    assert source.n_tokens == n_counted
+    wanted = collect(model, tokens, slots)[0].view(22, 16, -1)
+    place = 0
+    for block in range(6):
+        rows = source._sequences(block * source._n_rows, source._n_rows)
+        n = sum(sum(counts[row]) for row in rows)
+        assert source.block(block).shape[1] == n
+        assert source._first[: block + 2] == sorted(source._first[: block + 2])
+        for _ in range(n // 20):
+            batch = source.batch(place)
+            assert batch.shape[1] == 20
+            # a forward of other sequences beside it may round a row differently
+            near = (batch[0, :, None] - wanted[torch.tensor(counts)][None]).abs().amax(dim=-1).amin(dim=1)
+            assert float(near.max()) < 1e-5
+            torch.testing.assert_close(fresh().batch(place), batch.clone(), atol=0, rtol=0)
+            place += 1
+    with pytest.raises(ValueError, match="tokens: all are special or at position 0; expected others"):
+        ShuffledActivations(
+            model, tokens, slots, batch_size=20, buffer_tokens=50, positions=Positions(frozenset(range(61)))
+        )
+
+
 def test_a_buffer_smaller_than_a_batch_is_refused(model, tokens) -> None:
     with pytest.raises(ValueError, match="buffer_tokens: got 8 for batches of 16"):
         ShuffledActivations(model, tokens, choose_slots(model.cfg), batch_size=16, buffer_tokens=8)
@@ -333,6 +374,91 @@ def test_measures_are_those_of_all_tokens_at_once(model, tokens) -> None:
     assert not torch.allclose(found["shuffled"].fvu, own.fvu)
 
 
+# --- outlying positions
+
+
+class Special:
+    """As much of a tokenizer as says what is special."""
+
+    all_special_ids = (7, 23)
+    bos_token_id = None
+
+
+@pytest.fixture(scope="module")
+def sink():
+    """A model whose position 0 and special tokens have activations many times as long as others."""
+    own = small_model("janus-small", n_layers=2)
+    with torch.no_grad():
+        own.pos_embed.W_pos[0] *= 400
+        own.embed.W_E[[7, 23]] *= 400
+    own.tokenizer = Special()
+    return own
+
+
+@pytest.mark.parametrize("hook", ["z", "hook_resid_post"])
+def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
+    tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
+    counts = torch.tensor([[p > 0 and t not in (7, 23) for p, t in enumerate(row)] for row in held_out.tolist()])
+    n_counted = int(counts.sum())
+    assert n_counted < 10 * 15
+    quick = QUICK | {"l1": 0.2, "hook": hook, "held_out": held_out, "n_ce_tokens": held_out.numel()}
+    stack, table = sae_train(sink, tokens, [1], **quick)
+    slots = choose_slots(sink.cfg, [1], hook=hook)
+    x = collect(sink, held_out, slots).double()
+    with torch.no_grad():
+        acts, recon = stack(x.float())
+    trained = table[table["dictionary"] == "trained"]
+    kept = counts.flatten()
+
+    def fvu(rows):
+        own, error = x[:, rows], (x - recon)[:, rows]
+        return error.square().sum((1, 2)) / (own - own.mean(1, keepdim=True)).square().sum((1, 2))
+
+    np.testing.assert_allclose(trained["fvu"], fvu(kept), rtol=1e-5)
+    np.testing.assert_allclose(trained["fvu_with_special"], fvu(torch.ones_like(kept)), rtol=1e-5)
+    np.testing.assert_allclose(trained["l0"], (acts[:, kept] > 0).double().sum(-1).mean(1), rtol=1e-12)
+    norms = x.norm(dim=-1)
+    is_long = norms > 3 * norms.quantile(0.5, dim=1, keepdim=True)
+    for name in ("trained", "random", "shuffled"):
+        rows = table[table["dictionary"] == name]
+        assert rows["n_outlying"].tolist() == is_long.sum(1).tolist()
+        assert rows["n_outlying_left_out"].tolist() == is_long[:, ~kept].sum(1).tolist()
+        assert set(rows["n_left_out"]) == {160 - n_counted}
+        assert set(rows["n_eval_tokens"]) == {n_counted}
+    assert table[table["dictionary"] == "shuffled"]["fvu_with_special"].isna().all()
+    if hook == "hook_resid_post":  # the stream is long there and nowhere else, and fvu with it says that alone
+        assert is_long[0].tolist() == (~kept).tolist()
+    # what stands in where it counts, the model's own elsewhere
+    stand_in = torch.where(kept[:, None], recon.double(), x).float()
+    want = naive_splice(sink, held_out, slots, stand_in)
+    np.testing.assert_allclose(trained["ce_spliced"], want, atol=1e-5)
+    want = naive_splice(sink, held_out, slots, torch.where(kept[:, None], 0, x).float())
+    np.testing.assert_allclose(trained["ce_zero"], want, atol=1e-5)
+
+
+def test_all_positions_are_taken_where_asked(sink, tmp_path) -> None:
+    tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
+    quick = QUICK | {"l1": 0.2, "held_out": held_out}
+    _, without = sae_train(sink, tokens, [1], **quick)
+    stack, table = sae_train(sink, tokens, [1], include_special=True, out=tmp_path / "run", **quick)
+    assert set(table["n_left_out"]) == {0}
+    assert set(table.loc[table["dictionary"] != "shuffled", "n_eval_tokens"]) == {160}
+    told = table[table["dictionary"] != "shuffled"]
+    np.testing.assert_allclose(told["fvu_with_special"], told["fvu"], rtol=1e-12)
+    assert table["n_outlying"].tolist() == without["n_outlying"].tolist()
+    assert stack.info.include_special is True
+    slots = choose_slots(sink.cfg, [1])
+    source = ShuffledActivations(sink, tokens, slots, batch_size=32, buffer_tokens=64)
+    own = StackedSAE(
+        SAEConfig(n_saes=4, d_in=8, d_sae=24), make_plan(sink, [1], "all", 0.2, 0, HeadSaeSettings()).generators(0)
+    )
+    plan = make_plan(sink, [1], "all", 0.2, [0], HeadSaeSettings(**QUICK, include_special=True))
+    trainer = Trainer(own, train_config(HeadSaeSettings(**QUICK), 20), plan.l1, plan.generators(1))
+    for step in range(20):
+        trainer.step(source.batch(step))
+    assert torch.equal(own.W_dec, stack.W_dec), "every token of every window, as a trainer of its own takes them"
+
+
 # --- training
 
 
@@ -494,6 +620,13 @@ def test_evenly_spaced_sequences() -> None:
         ({"architecture": "batchtopk", "k": 4}, "l1: got .1.0. for batchtopk, which k alone makes sparse; want 0"),
         ({"seeds": [0, 0]}, "seeds: got"),
         ({"seeds": [-1]}, "seeds: got"),
+        ({"l1": "25"}, "l1: got '25'; expected a number or a list of numbers"),
+        ({"l1": ["2"]}, "l1: got .'2'.; want finite numbers"),
+        ({"l1": True}, "l1: got .True.; want finite numbers"),
+        ({"seeds": "01"}, "seeds: got '01'; expected a number or a list of numbers"),
+        ({"seeds": 0.5}, "seeds: got .0.5.; want integers"),
+        ({"architecture": "topk", "k": "4", "l1": 0.0}, "k: got '4'; expected a number"),
+        ({"lr": "3e-3"}, "lr: got '3e-3'; expected a number"),
         ({"layers": [5]}, "layers: got 5"),
         ({"heads": [5]}, "heads: got 5"),
         ({"hook": "hook_nope", "layers": [0]}, "hook 'blocks.0.hook_nope' does not exist"),
@@ -561,6 +694,42 @@ def test_numpy_numbers_are_numbers(model, tokens, held_out, number) -> None:
     config = TrainConfig(n_steps=1)
     trainer = Trainer(stack, config, np.ones(2) if number is np.array else number(1), torch.Generator())
     assert trainer.state_dict()["l1"].tolist() == [1.0, 1.0]
+
+
+def test_a_number_is_a_list_of_one(model, tokens, held_out) -> None:
+    given, _ = sae_train(model, tokens, [1], [0], l1=[2.0], seeds=[3], held_out=held_out, **QUICK)
+    for l1, seeds in ((2, 3), (np.float32(2), np.int64(3)), (torch.tensor(2.0), torch.tensor([3]))):
+        stack, _ = sae_train(model, tokens, [1], [0], l1=l1, seeds=seeds, held_out=held_out, **QUICK)
+        assert stack.info == given.info
+        assert torch.equal(stack.W_dec, given.W_dec)
+    assert torch.equal(given.select(0).W_dec, given.W_dec)
+    with pytest.raises(ValueError, match="StackedSAE.select: got '0'; expected a number or a list"):
+        given.select("0")
+
+
+def test_near_copies_of_few_directions_are_counted_and_warned_of(model, tokens, held_out, monkeypatch) -> None:
+    """Decoders made of two directions, one of them in every feature but the last."""
+
+    def copies(sae, scale):
+        with torch.no_grad():
+            sae.W_dec[1:, 1:] = sae.W_dec[1:, :1] * 2
+            sae.b_enc.fill_(5.0)
+        return sae
+
+    monkeypatch.setattr(head_saes, "fold_scale", copies)
+    with pytest.warns(
+        UserWarning, match=r"sae_train: in 1 of 2 SAEs more than half .* median 1\.0000 in layer 1, head 2"
+    ):
+        stack, table = sae_train(model, tokens, [1], [0, 2], l1=1.0, held_out=held_out, **QUICK)
+    trained, random, shuffled = (table[table["dictionary"] == name] for name in ("trained", "random", "shuffled"))
+    assert trained["neighbour_cosine"].iloc[1] == pytest.approx(1)
+    assert trained["near_copy_share"].iloc[1] == 1
+    unit = torch.nn.functional.normalize(stack.W_dec[0].detach().double(), dim=-1)
+    nearest = (unit @ unit.T - 2 * torch.eye(len(unit))).amax(dim=1)
+    assert trained["neighbour_cosine"].iloc[0] == pytest.approx(float(nearest.quantile(0.5)))
+    assert trained["near_copy_share"].iloc[0] == pytest.approx(float((nearest > 0.9).double().mean()))
+    assert shuffled["neighbour_cosine"].tolist() == trained["neighbour_cosine"].tolist()
+    assert (random["near_copy_share"] < 1).all(), "the control's own rows"
 
 
 def test_a_state_is_not_taken_for_that_of_seeds_in_another_order(

@@ -322,7 +322,7 @@ class HeadSaeJob:
         return tables
 
     def _warn_near_copies(self, cosines: Float[Tensor, "n_saes d_sae"]) -> None:
-        median = cosines.nanmedian(dim=1).values
+        median = cosines.nanquantile(0.5, dim=1)
         of = (median > NEAR_COPY).nonzero().flatten().tolist()
         if of:
             slot, l1, _ = self.plan.sources[max(of, key=lambda k: float(median[k]))]
@@ -404,7 +404,7 @@ class HeadSaeJob:
                 "n_left_out": beside.n_left_out,
                 "n_outlying": n_outlying,
                 "n_outlying_left_out": n_outlying_left_out,
-                "neighbour_cosine": neighbours[dictionary].nanmedian(dim=1).values,
+                "neighbour_cosine": neighbours[dictionary].nanquantile(0.5, dim=1),
                 "near_copy_share": share_above(neighbours[dictionary], NEAR_COPY),
             }
             parts.append(pd.DataFrame(self._keys() | columns))
