@@ -718,7 +718,7 @@ def test_near_copies_of_few_directions_are_counted_and_warned_of(model, tokens, 
 
     monkeypatch.setattr(head_saes, "fold_scale", copies)
     with pytest.warns(
-        UserWarning, match=r"sae_train: in 1 of 2 SAEs more than half .* median 1\.0000 in layer 1, head 2"
+        UserWarning, match=r"sae_train: in 1 of 2 SAEs more than half .*median 1\.0000 in layer 1, head 2"
     ):
         stack, table = sae_train(model, tokens, [1], [0, 2], l1=1.0, held_out=held_out, **QUICK)
     trained, random, shuffled = (table[table["dictionary"] == name] for name in ("trained", "random", "shuffled"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.metrics import match_l0, stability
 from sae.model import StackedSAE, spawn_generators
 
+Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
 NULL = 4  # stream of the random directions that stability is read against
 
 
@@ -145,7 +146,7 @@ def _layer_curves(trained: pd.DataFrame) -> pd.DataFrame:
     return groups[["l0", "fvu"]].mean().assign(ce_recovered=sums["kept"] / sums["cost"].where(sums["cost"] > 0))
 
 
-def _span(curve: pd.DataFrame, measure: str) -> str:
+def _span(curve: Frame, measure: str) -> str:
     """The l0 that a curve reaches with the measure known, in words."""
     l0 = curve.loc[curve[measure].notna() & (curve["l0"] > 0), "l0"]
     if l0.empty:

@@ -275,11 +275,11 @@ def _measure_batch(model: Any, tokens: Tensor, plan: Plan, sae: StackedSAE, x: T
     control = random_control(sae, x[plan.slot_index, :CONTROL_TOKENS], plan.generators(CONTROL))
     dictionaries = {"trained": sae, "random": control}
     shuffler = torch.Generator().manual_seed(SHUFFLE)
-    own = {"positions": plan.positions}
     beside = Beside(dictionaries, plan.slot_index)
-    measure(model, tokens, plan.slots, plan.slot_index, dictionaries, generator=shuffler, beside=beside, **own)
-    a_batch = splice_batches(model, tokens, plan.slots)[0]
-    splice(model, a_batch, plan.slots, plan.slot_index, dictionaries, **own)
+    slots, index, positions = plan.slots, plan.slot_index, plan.positions
+    measure(model, tokens, slots, index, dictionaries, generator=shuffler, positions=positions, beside=beside)
+    a_batch = splice_batches(model, tokens, slots)[0]
+    splice(model, a_batch, slots, index, dictionaries, positions=positions)
 
 
 def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:
