@@ -33,6 +33,14 @@ NTokens = Annotated[
         show_default="1,000,000, or as many as --shards has",
     ),
 ]
+IncludeSpecial = Annotated[
+    bool,
+    typer.Option(
+        "--include-special",
+        help="Train and measure on position 0 of each window and on special tokens as well.",
+        show_default="they are left out",
+    ),
+]
 
 
 def sae_train(
@@ -65,14 +73,7 @@ def sae_train(
         int, typer.Option("--n-eval-tokens", help="Held-out tokens to measure on.", min=1)
     ] = 106_496,
     n_ctx: options.NCtx = None,
-    include_special: Annotated[
-        bool,
-        typer.Option(
-            "--include-special",
-            help="Train and measure on position 0 of each window and on special tokens as well.",
-            show_default="they are left out",
-        ),
-    ] = False,
+    include_special: IncludeSpecial = False,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     resume: options.Resume = False,
