@@ -190,9 +190,9 @@ def test_the_buffer_gives_the_tokens_that_count(model, tokens, seed) -> None:
         n = sum(sum(counts[row]) for row in rows)
         assert source.block(block).shape[1] == n
         assert source._first[: block + 2] == sorted(source._first[: block + 2])
-        for _ in range(n // 20):
+        for k in range(n // 20):
             batch = source.batch(place)
-            assert batch.shape[1] == 20
+            assert torch.equal(batch, source.block(block)[:, 20 * k : 20 * (k + 1)])
             # a forward of other sequences beside it may round a row differently
             near = (batch[0, :, None] - wanted[torch.tensor(counts)][None]).abs().amax(dim=-1).amin(dim=1)
             assert float(near.max()) < 1e-5
@@ -391,6 +391,7 @@ def sink():
     with torch.no_grad():
         own.pos_embed.W_pos[0] *= 400
         own.embed.W_E[[7, 23]] *= 400
+        own.embed.W_E[30:36] *= 34  # long, but not outlying
     own.tokenizer = Special()
     return own
 
@@ -428,6 +429,7 @@ def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
     assert table[table["dictionary"] == "shuffled"]["fvu_with_special"].isna().all()
     if hook == "hook_resid_post":  # the stream is long there and nowhere else, and fvu with it says that alone
         assert is_long[0].tolist() == (~kept).tolist()
+        assert bool(((norms > 2 * norms.quantile(0.5, dim=1, keepdim=True)) & ~is_long).any())
     # what stands in where it counts, the model's own elsewhere
     stand_in = torch.where(kept[:, None], recon.double(), x).float()
     want = naive_splice(sink, held_out, slots, stand_in)
