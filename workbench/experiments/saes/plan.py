@@ -67,7 +67,7 @@ class HeadSaeSettings(Frozen):
         description="mean_norm: train on x·√d_in/mean‖x‖, so that one l1 means the same for every head; folded away",
     )
     n_train_tokens: int | None = Field(
-        default=None, description="tokens a SAE is trained on; none: as many as are given", ge=1
+        default=None, description="tokens an SAE is trained on; none: as many as count of those given", ge=1
     )
     batch_size: int = Field(default=1024, description="tokens a step", ge=1)
     buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
