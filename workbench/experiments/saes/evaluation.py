@@ -75,7 +75,7 @@ def measure(
     on_progress: Callable[[float], None] | None = None,
     *,
     positions: Positions = EVERYWHERE,
-    beside: Beside | None = None,
+    left_out: LeftOut | None = None,
 ) -> dict[str, SAEMetrics]:
     """The measures of every dictionary on all tokens at the positions, from one pass of the model; on the CPU, where
     tables are made.
@@ -87,7 +87,7 @@ def measure(
         shuffled: the dictionary that is also measured on shuffled activations, as "shuffled", on part of the tokens
             (batches evenly spaced, SHUFFLED_TOKENS in all); None: none.
         generator: draws the permutations; each batch is shuffled within itself.
-        beside: is told of the activations at the other positions, too.
+        left_out: takes the activations at the other positions, too.
     """
     index = torch.as_tensor(slot_index)
     sums = {name: MetricSums(stack.config, device_of(stack)) for name, stack in dictionaries.items()}
@@ -100,22 +100,22 @@ def measure(
         x = at(is_counted, everything)
         for name, stack in dictionaries.items():
             _add(sums[name], stack, x, index)
-        if beside is not None:
-            beside.update(everything, is_counted, dictionaries, index)
+        if left_out is not None:
+            left_out.update(everything, is_counted, dictionaries, index)
         if shuffled is not None and number % stride == 0:
             assert generator is not None, "shuffling needs a generator"
             _add(sums["shuffled"], dictionaries[shuffled], shuffle_coordinates(x, generator), index)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    if beside is not None:
-        beside.finish(sums)
+    if left_out is not None:
+        left_out.finish(sums)
     return {name: own.result().cpu() for name, own in sums.items()}
 
 
-class Beside:
-    """What stands beside the measures: fvu at all positions, and how many activations are outlying.
+class LeftOut:
+    """What the positions left out of the measures would add: fvu with them, and how many activations are outlying.
 
-    An activation is outlying that is longer than three times the median of all of its slot, at every position.
+    An activation is outlying that is longer than three times the median of its slot's, over every position.
 
     Memory: 4 bytes for each token and slot.
     """

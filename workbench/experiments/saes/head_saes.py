@@ -27,7 +27,7 @@ from workbench.experiments.harvest import Shards, open_shards
 from workbench.experiments.saes.comparison import pareto_table, stability_table
 from workbench.experiments.saes.evaluation import (
     CONTROL_TOKENS,
-    Beside,
+    LeftOut,
     SpliceLosses,
     measure,
     random_control,
@@ -284,7 +284,7 @@ class HeadSaeJob:
         x = first[self.plan.slot_index, :CONTROL_TOKENS]
         dictionaries = {"trained": stack, "random": random_control(stack, x, self.plan.generators(CONTROL))}
         shuffler = torch.Generator().manual_seed(SHUFFLE)
-        beside = Beside(dictionaries, self.plan.slot_index)
+        left_out = LeftOut(dictionaries, self.plan.slot_index)
         metrics = measure(
             self.model,
             self.held_out,
@@ -294,7 +294,7 @@ class HeadSaeJob:
             generator=shuffler,
             on_progress=lambda share: self.on_progress(0.7 + 0.1 * share),
             positions=self.plan.positions,
-            beside=beside,
+            left_out=left_out,
         )
         n_sequences = max(1, self.settings.n_ce_tokens // self.held_out.shape[1])
         losses = splice(
@@ -312,7 +312,7 @@ class HeadSaeJob:
         }
         found["shuffled"] = found["trained"]  # the same rows
         self._warn_near_copies(found["trained"])
-        results = self._results(metrics, losses, beside, found)
+        results = self._results(metrics, losses, left_out, found)
         tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
         if len(set(self.plan.l1)) > 1:
             tables["sae_pareto"] = pareto_table(results)
@@ -371,10 +371,10 @@ class HeadSaeJob:
         self,
         metrics: dict[str, SAEMetrics],
         losses: SpliceLosses,
-        beside: Beside,
+        left_out: LeftOut,
         neighbours: dict[str, Float[Tensor, "n_saes d_sae"]],
     ) -> pd.DataFrame:
-        n_outlying, n_outlying_left_out = beside.count_outlying()
+        n_outlying, n_outlying_left_out = left_out.count_outlying()
         zero = losses.zero[self.plan.slot_index]
         n_trained = self.train_config.n_steps * self.settings.batch_size
         parts = []
@@ -400,8 +400,8 @@ class HeadSaeJob:
                 "n_ce_tokens": losses.n_tokens,
                 "ce_zero_stderr": losses.zero_stderr[self.plan.slot_index],
                 "ce_spliced_stderr": losses.spliced_stderr.get(dictionary, unknown),
-                "fvu_with_special": beside.fvu.get(dictionary, unknown),
-                "n_left_out": beside.n_left_out,
+                "fvu_with_special": left_out.fvu.get(dictionary, unknown),
+                "n_left_out": left_out.n_left_out,
                 "n_outlying": n_outlying,
                 "n_outlying_left_out": n_outlying_left_out,
                 "neighbour_cosine": neighbours[dictionary].nanquantile(0.5, dim=1),

@@ -29,7 +29,7 @@ from workbench.experiments.activations import (
 from workbench.experiments.harvest import check_rows, run_watched
 from workbench.experiments.saes.evaluation import (
     CONTROL_TOKENS,
-    Beside,
+    LeftOut,
     check_stand_ins,
     measure,
     random_control,
@@ -275,9 +275,9 @@ def _measure_batch(model: Any, tokens: Tensor, plan: Plan, sae: StackedSAE, x: T
     control = random_control(sae, x[plan.slot_index, :CONTROL_TOKENS], plan.generators(CONTROL))
     dictionaries = {"trained": sae, "random": control}
     shuffler = torch.Generator().manual_seed(SHUFFLE)
-    beside = Beside(dictionaries, plan.slot_index)
+    left_out = LeftOut(dictionaries, plan.slot_index)
     slots, index, positions = plan.slots, plan.slot_index, plan.positions
-    measure(model, tokens, slots, index, dictionaries, generator=shuffler, positions=positions, beside=beside)
+    measure(model, tokens, slots, index, dictionaries, generator=shuffler, positions=positions, left_out=left_out)
     a_batch = splice_batches(model, tokens, slots)[0]
     splice(model, a_batch, slots, index, dictionaries, positions=positions)
 
