@@ -97,7 +97,9 @@ def test_slots_out_of_range_are_refused(model, arguments, message) -> None:
 
 
 def test_a_stream_that_no_layer_reads_takes_no_sae(tokens) -> None:
-    with pytest.raises(ValueError, match=r"hook: got blocks\.0\.hook_resid_post, which nothing behind it reads"):
+    with pytest.raises(
+        ValueError, match=r"hook: got blocks\.0\.hook_resid_post; what stands in its place changes no logit"
+    ):
         sae_train(small_model("attn-res"), tokens, held_out=tokens, hook="hook_resid_post", **QUICK)
 
 

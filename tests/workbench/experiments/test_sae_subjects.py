@@ -318,5 +318,7 @@ def test_a_hook_that_is_only_read_is_refused(monkeypatch) -> None:
     ):
         check_stand_ins(model, choose_slots(model.cfg, [1], hook="hook_resid_mid"))
     monkeypatch.setattr(evaluation, "stand_in", lambda *_: [])
-    with pytest.raises(ValueError, match=r"hook: got blocks\.0\.hook_mlp_out, which nothing behind it reads"):
+    with pytest.raises(
+        ValueError, match=r"hook: got blocks\.0\.hook_mlp_out; what stands in its place changes no logit"
+    ):
         check_stand_ins(model, choose_slots(model.cfg, [0], hook="hook_mlp_out"))

@@ -320,8 +320,8 @@ def _spliced_hooks(
 
 @torch.no_grad()
 def check_stand_ins(model: Any, slots: Sequence[Slot]) -> None:
-    """Raise ValueError for a hook in whose place nothing can stand: nothing behind it reads it, or it is a residual
-    stream that goes on past it.
+    """Raise ValueError for a hook in whose place nothing can stand: the logits do not depend on it, or it is a
+    residual stream that goes on past it.
 
     Two sequences are given one and the same activation there. The logits must change; and where all that a block knows
     of the tokens comes through the stream (in other models than ours), they must come out the same for both.
@@ -341,8 +341,8 @@ def check_stand_ins(model: Any, slots: Sequence[Slot]) -> None:
             edited = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
         if torch.equal(edited, plain):
             raise ValueError(
-                f"hook: got {whole.hook_name}, which nothing behind it reads in this model: no SAE can stand in for "
-                "it; expected another hook, such as hook_resid_pre or hook_mlp_out"
+                f"hook: got {whole.hook_name}; what stands in its place changes no logit of this model, so that no SAE "
+                "can be measured there; expected another hook, such as hook_resid_pre or hook_mlp_out"
             )
         is_stream = ".hook_resid_" in whole.hook_name and not isinstance(model, HookedLM)
         differ, differed = (float((own[0] - own[1]).abs().max()) for own in (edited, plain))
