@@ -74,6 +74,7 @@ COLUMNS = MappingProxyType(
         # of a model's ablations: measure is gini, load_bearing_p or rank_correlation; layer -1 is all layers; n heads
         "ablation_summary": ("model", "seed", "kind", "layer", "measure", "value", "n"),
         # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
+        # an act is null at a position where features are not measured (0 and special tokens),
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
         # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
         "feature_atlas": (
