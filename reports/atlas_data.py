@@ -155,8 +155,11 @@ def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int
                 f"feature_atlas: a context of row {row} has {len(tokens)} tokens and {len(acts)} acts; "
                 "want as many of each, at least one, tokens as strings"
             )
-        if not all(isinstance(act, int | float) for act in acts):
-            raise ValueError(f"feature_atlas: a context of row {row} has acts that are no numbers; want numbers")
+        if not all(act is None or isinstance(act, int | float) for act in acts):
+            raise ValueError(
+                f"feature_atlas: a context of row {row} has acts that are no numbers; want numbers or null"
+            )
+        acts = [act or 0 for act in acts]  # null: a position that is not measured, drawn as no activation
         columns.window.append(columns.windows.setdefault(tuple(tokens), len(columns.windows)))
         peak = context.get("peak", max(range(len(acts)), key=acts.__getitem__))
         if not isinstance(peak, int) or not 0 <= peak < len(acts):

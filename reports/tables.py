@@ -34,7 +34,10 @@ COLUMNS = MappingProxyType(
         "effective_size": (
             "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
         ),
-        # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together
+        # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together;
+        # measured without position 0 and special tokens: trailing fvu_with_special has them, n_left_out counts them,
+        # n_outlying and n_outlying_left_out count long activations among all and among them; neighbour_cosine is the
+        # median over living features of the cosine with the nearest other, near_copy_share the share of them above .9
         "sae_training_results": (
             "model", "seed", "layer", "head", "d_in", "d_sae", "l1", "l0", "mse", "fvu", "dead_fraction", "ce_base",
             "ce_spliced", "ce_zero", "ce_recovered", "n_train_tokens", "n_eval_tokens",
@@ -51,7 +54,8 @@ COLUMNS = MappingProxyType(
             "model", "seed", "layer", "head", "l1", "sae_seed", "other_seed", "n_features", "stability", "share_above",
             "stability_random", "share_random",
         ),
-        # two models at equal l0, one layer a row: means over the range of l0 that both sweeps reach; difference b - a
+        # two models at equal l0, one layer a row: means over the range of l0 that both sweeps reach; difference b - a;
+        # where they are missing the trailing column `reason` says why
         "sae_matched_l0": (
             "model_a", "model_b", "seed", "layer", "l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference",
             "ce_recovered_a", "ce_recovered_b", "ce_recovered_difference",
@@ -71,6 +75,7 @@ COLUMNS = MappingProxyType(
         # of a model's ablations: measure is gini, load_bearing_p or rank_correlation; layer -1 is all layers; n heads
         "ablation_summary": ("model", "seed", "kind", "layer", "measure", "value", "n"),
         # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
+        # an act is null at a position where features are not measured (0 and special tokens),
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
         # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
         "feature_atlas": (
@@ -157,7 +162,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item",
+        "item", "reason",
     )
 )  # fmt: skip
 

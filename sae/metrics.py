@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -91,6 +91,20 @@ class MetricSums:
         self._deviation[k] += deviation + shift.square().sum() * (n_old * n_new / (n_old + n_new))
         self._mean[k] += shift * (n_new / (n_old + n_new))
         self._squared_error[k] += (x - recon).square_().sum()
+
+    def merge(self, other: MetricSums) -> None:
+        """Add what another has seen. Raises ValueError for one of another config."""
+        if other._shape != self._shape:
+            raise ValueError(f"MetricSums.merge: got sums of (n_saes, d_in, d_sae) {other._shape}; want {self._shape}")
+        n = self._n_tokens + other._n_tokens
+        if other._n_tokens:
+            shift = other._mean - self._mean
+            self._deviation += other._deviation
+            self._deviation += shift.square().sum(dim=-1) * (self._n_tokens * other._n_tokens / n)
+            self._mean += shift * (other._n_tokens / n)
+        self._squared_error += other._squared_error
+        self._n_active += other._n_active
+        self._n_tokens = n
 
     def result(self) -> SAEMetrics:
         """Measures of all tokens so far."""
@@ -206,6 +220,28 @@ def nearest_features(
         cosines.append(torch.cat([values for values, _ in parts]))
         features.append(torch.cat([index for _, index in parts]))
     return torch.stack(cosines), torch.stack(features)
+
+
+def neighbour_cosines(
+    W_dec: Float[Tensor, "n_saes d_sae d_in"], is_alive: Bool[Tensor, "n_saes d_sae"]
+) -> Float[Tensor, "n_saes d_sae"]:
+    """Cosine of each living feature's decoder row with the nearest other living feature's, float64, in [−1, 1].
+
+    nan for a feature that is not alive, whose row is zero, or that has no other. Memory grows with d_sae, not with its
+    square.
+    """
+    found = torch.full(W_dec.shape[:2], torch.nan, dtype=torch.float64, device=W_dec.device)
+    for k, rows in enumerate(W_dec):
+        alive = (is_alive[k].to(rows.device) & (rows != 0).any(dim=-1)).nonzero().squeeze(1)
+        unit = _unit_rows(rows[alive])
+        for start in range(0, len(unit), _ROWS_AT_ONCE):
+            cosine = unit[start : start + _ROWS_AT_ONCE] @ unit.T
+            cosine.diagonal(start).fill_(-torch.inf)
+            nearest = cosine.amax(dim=-1)
+            found[k, alive[start : start + _ROWS_AT_ONCE]] = torch.where(
+                nearest.isfinite(), nearest.clamp(-1, 1), torch.nan
+            )
+    return found
 
 
 def _nearest(

@@ -119,6 +119,7 @@ def _describe(sae: StackedSAE, k: int) -> dict[str, Any]:
         "seed": source.seed,
         "dictionary": source.dictionary,
         "n_train_tokens": info.n_train_tokens,
+        "include_special": info.include_special,
     }
     description: dict[str, Any] = {
         "architecture": _TO_SAE_LENS[config.architecture],
@@ -172,6 +173,7 @@ def _load_one(folder: Path) -> StackedSAE:
             context_size=metadata.get("context_size"),
             prepend_bos=metadata.get("prepend_bos"),
             n_train_tokens=metadata.get("n_train_tokens"),
+            include_special=metadata.get("include_special"),
         )
     except ValidationError as error:
         raise ValueError(f"{path}: metadata {describe_validation(error)}") from error

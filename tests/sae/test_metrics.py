@@ -18,7 +18,7 @@ from sae import (
     nearest_features,
     stability,
 )
-from sae.metrics import count_active
+from sae.metrics import count_active, neighbour_cosines
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -59,6 +59,20 @@ def test_streamed_measures_equal_the_definitions_on_all_tokens(seed, batch):
         np.testing.assert_allclose(result.density[s].numpy(), density, rtol=1e-14)
         assert float(result.dead_fraction[s]) == pytest.approx((density == 0).mean(), abs=1e-15)
     assert float(result.dead_fraction[1]) >= 3 / 20
+
+
+@pytest.mark.parametrize("first", [0, 1, 150, 300])
+def test_sums_of_two_parts_merge_to_those_of_all(first):
+    config, x, acts, recon = measured_stack(3, offset=1e4, dtype=torch.float64)
+    whole, parts = MetricSums(config), [MetricSums(config), MetricSums(config)]
+    whole.update(x, acts, recon)
+    for part, rows in zip(parts, (slice(0, first), slice(first, 300)), strict=True):
+        part.update(x[:, rows], acts[:, rows], recon[:, rows])
+    parts[0].merge(parts[1])
+    for name, own in whole.result()._asdict().items():
+        np.testing.assert_allclose(parts[0].result()._asdict()[name], own, rtol=1e-10, err_msg=name)
+    with pytest.raises(ValueError, match="MetricSums.merge: got sums of"):
+        whole.merge(MetricSums(SAEConfig(n_saes=1, d_in=6, d_sae=20)))
 
 
 def test_a_large_mean_costs_no_digits():
@@ -198,6 +212,30 @@ def test_nearest_features_of_many_rows_and_of_equal_cosines(monkeypatch):
     torch.testing.assert_close(parts[0], whole[0], atol=1e-12, rtol=0)
     assert whole[1][1, 14, :3].tolist() == [3, 9, 20]
     assert whole[1][1, 3, :3].tolist() == [9, 14, 20]
+
+
+@pytest.mark.parametrize("at_once", [3, 1024])
+def test_neighbour_cosines_are_of_the_living_features_alone(monkeypatch, at_once):
+    monkeypatch.setattr(metrics, "_ROWS_AT_ONCE", at_once)
+    rows = torch.randn(3, 17, 4, generator=seeded(4))
+    rows[0, 5] = 2 * rows[0, 11]
+    rows[1, 3] = 0
+    is_alive = torch.rand(3, 17, generator=seeded(5)) < 0.6
+    is_alive[0, [5, 11]] = True
+    is_alive[1, 3] = True
+    is_alive[2] = False
+    is_alive[2, 8] = True
+    found = neighbour_cosines(rows, is_alive)
+    for k in range(2):
+        unit = torch.nn.functional.normalize(rows[k].double(), dim=-1)
+        for i in range(17):
+            others = [j for j in range(17) if j != i and is_alive[k, j] and bool(rows[k, j].any())]
+            if is_alive[k, i] and bool(rows[k, i].any()):
+                assert float(found[k, i]) == pytest.approx(max(float(unit[i] @ unit[j]) for j in others), abs=1e-12)
+            else:
+                assert bool(found[k, i].isnan())
+    assert float(found[0, 5]) == pytest.approx(1)
+    assert bool(found[2].isnan().all()), "the only living feature has no other"
 
 
 def test_interpolation_in_log_l0():

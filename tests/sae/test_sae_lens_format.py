@@ -23,7 +23,10 @@ def stack(
 ) -> StackedSAE:
     config = SAEConfig(n_saes=3, d_in=32, d_sae=256, architecture=architecture, k=k, **fields)
     sources = tuple(SAESource(hook_name="blocks.9.attn.hook_z", layer=9, head=h, l1=0.1, seed=3) for h in (0, 5, 7))
-    info = StackInfo(sources=sources, model_name="control", model_sha256="ab" * 32, context_size=128, prepend_bos=True)
+    info = StackInfo(
+        sources=sources, model_name="control", model_sha256="ab" * 32, context_size=128, prepend_bos=True,
+        include_special=True,
+    )  # fmt: skip
     sae = StackedSAE(config, seeded(), info=info, dtype=dtype)
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():

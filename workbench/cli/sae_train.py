@@ -33,6 +33,14 @@ NTokens = Annotated[
         show_default="1,000,000, or as many as --shards has",
     ),
 ]
+IncludeSpecial = Annotated[
+    bool,
+    typer.Option(
+        "--include-special",
+        help="Train and measure on position 0 of each window and on special tokens as well.",
+        show_default="they are left out",
+    ),
+]
 
 
 def sae_train(
@@ -65,6 +73,7 @@ def sae_train(
         int, typer.Option("--n-eval-tokens", help="Held-out tokens to measure on.", min=1)
     ] = 106_496,
     n_ctx: options.NCtx = None,
+    include_special: IncludeSpecial = False,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     resume: options.Resume = False,
@@ -80,8 +89,8 @@ def sae_train(
     overrides = parse_overrides(settings)
     found = _open(shards)
     n_tokens = n_tokens or (N_TOKENS if found is None else found.n_tokens)
-    own = {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens}
-    for key, option in zip(own, ("--hook", "--normalize", "--n-tokens"), strict=True):
+    own = {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens, "include_special": include_special}
+    for key, option in zip(own, ("--hook", "--normalize", "--n-tokens", "--include-special"), strict=True):
         if key in overrides:  # or the option's default would silently win
             raise UsageError(f"set: {key} has an option of its own; want {option}")
     overrides |= own

@@ -6,6 +6,7 @@ the same tokens in the same order, since they come from the same forward pass.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.experiments.harvest import count_bad, run_watched
@@ -67,6 +68,35 @@ def choose_slots(
     return [Slot(f"blocks.{layer}.attn.hook_z", layer, head) for layer in chosen_layers for head in chosen_heads]
 
 
+def special_ids(model: Any) -> frozenset[int]:
+    """Ids that the model's tokenizer calls special; none for a model without a tokenizer."""
+    return frozenset(getattr(getattr(model, "tokenizer", None), "all_special_ids", None) or ())
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of a window are trained and measured on: all but position 0 and special tokens, whose
+    activations are outliers in most models (attention rests there); with include_special all."""
+
+    special: frozenset[int] = frozenset()
+    """ids of special tokens"""
+    include_special: bool = False
+
+    def of(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """True where a token counts; the windows are as the model is given them."""
+        return self.among(tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens))
+
+    def among(self, tokens: Int[Tensor, "*n"], position: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """True where a token at that position of its window counts."""
+        if self.include_special:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        special = torch.tensor(sorted(self.special), dtype=tokens.dtype, device=tokens.device)
+        return (position > 0) & ~torch.isin(tokens, special)
+
+
+EVERYWHERE = Positions(include_special=True)
+
+
 @torch.no_grad()
 def collect(
     model: Any, tokens: Int[Tensor, "batch pos"], slots: Sequence[Slot], batch: int = 0
@@ -95,13 +125,22 @@ def collect(
     return rearrange(torch.stack(parts), "slot batch pos d_in -> slot (batch pos) d_in")
 
 
+def at(
+    is_counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "slot tokens d_in"]
+) -> Float[Tensor, "slot counted d_in"]:
+    """What `collect` gave of the tokens that count."""
+    if bool(is_counted.all()):
+        return x
+    return x.index_select(1, is_counted.flatten().nonzero().squeeze(1).to(x.device))
+
+
 class ShuffledActivations:
     """Batches of shuffled activations, as many as are asked for; the i-th is a function of (seed, i) and nothing else.
 
-    Sequences come in a new random order each time through `tokens`. Those of one block (`buffer_tokens` tokens' worth)
-    are run through the model, their tokens are permuted in memory, and batches are cut from the block; what is left of
-    it, less than a batch, is dropped. So a run that stops after batch i is resumed by asking for batch i + 1: at most
-    one block is computed again. All slots of a batch share their tokens.
+    Sequences come in a new random order each time through `tokens`. Those of one block (buffer_tokens tokens at
+    `positions`, on average) are run through the model, these tokens are permuted in memory, and batches are cut from
+    the block; what is left of it, less than a batch, is dropped. So a run that stops after batch i is resumed by asking
+    for batch i + 1: at most one block is computed again. All slots of a batch share their tokens.
 
     Memory: n_slots · buffer_tokens · d_in · 4 bytes, whatever the number of tokens.
     """
@@ -116,9 +155,11 @@ class ShuffledActivations:
         buffer_tokens: int,
         model_tokens: int = 4096,
         seed: int = 0,
+        positions: Positions = EVERYWHERE,
     ) -> None:
         """batch_size: tokens in a batch. buffer_tokens: tokens in a block, at least a batch. model_tokens: tokens in a
-        forward pass. Raises ValueError for tokens that are not [n_sequences, n_ctx] or a batch larger than a block."""
+        forward pass. positions: those whose tokens are given. Raises ValueError for tokens that are not [n_sequences,
+        n_ctx], none of them at the positions, or a batch larger than a block."""
         if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(
                 f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; want integers [n_sequences, n_ctx]"
@@ -126,12 +167,20 @@ class ShuffledActivations:
         if batch_size < 1 or buffer_tokens < batch_size:
             raise ValueError(f"buffer_tokens: got {buffer_tokens} for batches of {batch_size}; want at least one batch")
         self._model, self._tokens, self._slots, self._seed = model, tokens, list(slots), seed
-        n_ctx = tokens.shape[1]
         self.batch_size = batch_size
-        self._n_rows = -(-buffer_tokens // n_ctx)  # sequences in a block
-        self._n_forward = max(1, model_tokens // n_ctx)
-        self.batches_per_block = self._n_rows * n_ctx // batch_size
-        self._block_index = -1
+        self._is_counted = positions.of(tokens)
+        self._counts = self._is_counted.sum(dim=1)
+        self.n_tokens = int(self._counts.sum())
+        """tokens at the positions, in all sequences"""
+        if not self.n_tokens:
+            raise ValueError("tokens: all are special or at position 0; expected others, or include_special")
+        self._n_rows = -(-buffer_tokens * len(tokens) // self.n_tokens)  # sequences in a block
+        self._n_forward = max(1, model_tokens // tokens.shape[1])
+        self._capacity = self._n_rows * int(self._counts.max())  # tokens of the fullest block
+        self.batches_per_block = self._capacity // batch_size
+        """at most; fewer in a block of sequences with fewer tokens at the positions"""
+        self._first = [0]  # number of the first batch of each block, as far as they were asked for
+        self._block_index, self._n_in_block = -1, 0
         self._block: Float[Tensor, "slot tokens d_in"] | None = None
 
     @property
@@ -141,29 +190,36 @@ class ShuffledActivations:
 
     def batch(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
         """Batch `index`, from 0; a view of the block, good until a batch of another block is asked for."""
-        block, place = divmod(index, self.batches_per_block)
-        return self.block(block)[:, place * self.batch_size : (place + 1) * self.batch_size]
+        while self._first[-1] <= index:
+            n = int(self._counts[self._rows_of(len(self._first) - 1)].sum())
+            self._first.append(self._first[-1] + n // self.batch_size)
+        block = bisect_right(self._first, index) - 1
+        start = (index - self._first[block]) * self.batch_size
+        return self.block(block)[:, start : start + self.batch_size]
 
     def block(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
         """All tokens of block `index`, shuffled; overwritten when another block is asked for."""
         if index != self._block_index:
             self._fill(index)
         assert self._block is not None
-        return self._block
+        return self._block[:, : self._n_in_block]
 
     def _fill(self, block: int) -> None:
-        n_ctx = self._tokens.shape[1]
-        rows = self._sequences(block * self._n_rows, self._n_rows)
-        places = torch.from_numpy(self._generator(_ROWS, block).permutation(len(rows) * n_ctx))
+        rows = self._rows_of(block)
+        self._n_in_block = int(self._counts[rows].sum())
+        places = torch.from_numpy(self._generator(_ROWS, block).permutation(self._n_in_block))
         start = 0
         parts = rows.split(self._n_forward)
         for number, part in enumerate(parts, start=block * len(parts)):
-            fresh = collect(self._model, self._tokens[part], self._slots, number)
+            fresh = at(self._is_counted[part], collect(self._model, self._tokens[part], self._slots, number))
             if self._block is None:
-                self._block = fresh.new_empty(fresh.shape[0], self._n_rows * n_ctx, fresh.shape[2])
+                self._block = fresh.new_empty(fresh.shape[0], self._capacity, fresh.shape[2])
             self._block.index_copy_(1, places[start : start + fresh.shape[1]].to(fresh.device), fresh)
             start += fresh.shape[1]
         self._block_index = block
+
+    def _rows_of(self, block: int) -> Int[Tensor, "n"]:
+        return self._sequences(block * self._n_rows, self._n_rows)
 
     def _sequences(self, start: int, n: int) -> Int[Tensor, "n"]:
         """Rows of `tokens` at places start … start + n of the endless stream of random orders."""

@@ -58,6 +58,22 @@ def test_one_coefficient_and_one_seed_have_nothing_to_compare(small):
     assert not list(Path("s").glob("sae_pareto.csv")) + list(Path("s").glob("sae_stability.csv"))
 
 
+def test_special_tokens_are_included_where_asked(small):
+    for option, n_left_out in ((["--include-special"], 0), ([], 20)):
+        out = f"s{n_left_out}"
+        result = call("sae-train", *small, "--layer", 0, "--n-tokens", 480, *option, "--out", out)
+        assert result.exit_code == 0, result.output
+        table = read_table(out, "sae_training_results")
+        kept = table.loc[table["dictionary"] == "trained", ["n_eval_tokens", "n_left_out"]]
+        assert (kept.sum(axis=1) == 480).all()
+        assert (kept["n_left_out"] >= n_left_out).all()
+        assert (kept["n_left_out"] == 0).all() == bool(option)
+        assert find_stack(out).info.include_special is bool(option)
+    refused = call("sae-train", *small, "--set", "include_special=true", "--out", "t")
+    assert refused.exit_code == 2
+    assert "set: include_special has an option of its own; want --include-special" in refused.stderr
+
+
 def test_what_k_makes_sparse_has_no_l1_by_default(small):
     topk = [*small, "--layer", 0, "--n-tokens", 480, "--set", "architecture=topk", "--set", "k=2"]
     assert call("sae-train", *topk, "--out", "s").exit_code == 0

@@ -14,7 +14,7 @@ from reports.atlas import write_atlas
 from reports.tables import COLUMNS, read_table, write_table
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo
 from workbench.data.tokenizer import load_tokenizer
-from workbench.experiments.activations import Slot, choose_slots, collect
+from workbench.experiments.activations import Positions, Slot, choose_slots, collect
 from workbench.experiments.saes import atlas_features as module
 from workbench.experiments.saes.atlas_features import (
     ContextKeeper,
@@ -68,6 +68,11 @@ def acts_of(model, sae, tokens):
     return acts.unflatten(1, tokens.shape)
 
 
+def numbers(acts):
+    """Activations as an array, nan where they are null."""
+    return np.array(acts, dtype=float)
+
+
 # --- the pass over the tokens
 
 
@@ -75,16 +80,24 @@ def acts_of(model, sae, tokens):
 def test_sums_and_contexts_are_those_of_sorting_everything(model, sae, tokens, monkeypatch, n_forward) -> None:
     monkeypatch.setattr(module, "ACTS_HELD", n_forward * sae.config.n_saes * sae.config.d_sae)
     k, radius = 4, 3
-    found = scan(model, sae, tokens, stack_slots(sae), k, radius)
+    special = {5, 17, 40}
+    found = scan(model, sae, tokens, stack_slots(sae), k, radius, positions=Positions(frozenset(special)))
+    counts = torch.tensor(
+        [[place > 0 and token not in special for place, token in enumerate(row)] for row in tokens.tolist()]
+    )
+    assert 0 < int(counts.sum()) < 30 * 15, "some tokens behind the first are special"
     acts = acts_of(model, sae, tokens)
-    assert found.n_tokens == tokens.numel()
+    largest_anywhere = acts.amax(dim=(1, 2))
+    acts = acts * counts[None, :, :, None]
+    assert bool((largest_anywhere > acts.amax(dim=(1, 2))).any()), "and some features are strongest where they are not"
+    assert found.n_tokens == int(counts.sum())
     torch.testing.assert_close(found.n_active, (acts > 0).sum((1, 2)).double(), atol=0, rtol=0)
     torch.testing.assert_close(found.total, acts.sum((1, 2)).double(), rtol=1e-5, atol=1e-6)
     n_short = 0
     for s in range(sae.config.n_saes):
         for f in range(sae.config.d_sae):
             rows = acts[s, :, :, f]
-            peaks = rows[:, module.MIN_PEAK :].max(dim=1)
+            peaks = rows.max(dim=1)
             order = sorted(range(len(rows)), key=lambda i: (-float(peaks.values[i]), i))
             want = [i for i in order if peaks.values[i] > 0][:k]
             n_short += len(want) < k
@@ -95,12 +108,14 @@ def test_sums_and_contexts_are_those_of_sorting_everything(model, sae, tokens, m
             for place in range(len(want)):
                 sequence, peak = int(own.sequences[s, f, place]), int(own.peaks[s, f, place])
                 assert float(rows[sequence, peak]) == pytest.approx(float(own.values[s, f, place]), rel=1e-5)
-                assert peak >= module.MIN_PEAK
+                assert counts[sequence, peak]
                 window = own.windows[s, f, place].tolist()
                 plain = [
-                    float(rows[sequence, p]) if 0 <= p < 16 else 0.0 for p in range(peak - radius, peak + radius + 1)
+                    0.0 if not 0 <= p < 16 else float(rows[sequence, p]) if counts[sequence, p] else np.nan
+                    for p in range(peak - radius, peak + radius + 1)
                 ]
                 np.testing.assert_allclose(window, plain, rtol=1e-5, atol=1e-6)
+                assert np.nanmax(window) == pytest.approx(float(own.values[s, f, place]))
             assert len(set(own.sequences[s, f, : len(want)].tolist())) == len(want), "each sequence once"
     assert n_short > 0, "some features have fewer contexts than were asked for"
 
@@ -210,8 +225,9 @@ def test_the_table_has_a_row_a_feature_and_goes_through_the_page(model, sae, tok
     assert write_atlas(tmp_path, tmp_path / "atlas.html").stat().st_size > 10_000
     acts = acts_of(model, sae, tokens)
     row = table[(table["layer"] == 1) & (table["head"] == 2) & (table["feature"] == 7)].iloc[0]
-    own = acts[4 + 2, :, :, 7]
-    assert row["density"] == pytest.approx(float((own > 0).double().mean()))
+    own = acts[4 + 2, :, :, 7].clone()
+    own[:, 0] = 0  # not counted: no token before it to read
+    assert row["density"] == pytest.approx(float((own[:, 1:] > 0).double().mean()))
     assert row["mean_act"] == pytest.approx(float(own[own > 0].mean()), rel=1e-5)
     assert row["max_act"] == pytest.approx(float(own[:, 1:].max()), rel=1e-5)
     assert (row["model"], row["seed"], row["l1"], row["sae_seed"]) == ("m", 5, 1.0, 0)
@@ -223,7 +239,14 @@ def test_the_table_has_a_row_a_feature_and_goes_through_the_page(model, sae, tok
     assert first["tokens"] == [f"[{t}]" for t in tokens[sequence, start : peak + 3].tolist()]
     assert first["peak"] == peak - start
     assert first["value"] == pytest.approx(row["max_act"], abs=1e-4)
-    np.testing.assert_allclose(first["acts"], own[sequence, start : peak + 3], atol=1e-4)
+    want = [None if start + i == 0 else float(act) for i, act in enumerate(own[sequence, start : peak + 3])]
+    assert [act is None for act in first["acts"]] == [act is None for act in want]
+    np.testing.assert_allclose(numbers(first["acts"]), numbers(want), atol=1e-4)
+    for cell, largest in zip(table["top_contexts"], table["max_act"], strict=True):
+        shown = [(max(act for act in c["acts"] if act is not None), c["value"]) for c in json.loads(cell)]
+        assert all(top == value for top, value in shown), "the strongest token shown is the one that is said"
+        assert not shown or max(shown)[0] == pytest.approx(largest, abs=1e-4)
+    assert "null" in "".join(table["top_contexts"]), "and some windows reach position 0"
     assert row["top_token"] == f"[{int(tokens[sequence, peak])}]"
     dead = table.iloc[0]
     assert bool(dead["dead"])
@@ -243,7 +266,7 @@ def test_small_activations_keep_their_digits(model, sae, tokens) -> None:
         for own, other in zip(table.itertuples(), scaled.itertuples(), strict=True):
             for a, b in zip(json.loads(own.top_contexts), json.loads(other.top_contexts), strict=True):
                 limit = 2e-3 * own.max_act
-                np.testing.assert_allclose(np.array(b["acts"]) / factor, a["acts"], atol=limit)
+                np.testing.assert_allclose(numbers(b["acts"]) / factor, numbers(a["acts"]), atol=limit)
                 assert b["value"] / factor == pytest.approx(a["value"], abs=limit)
             for a, b in ((own.logit_promoted, other.logit_promoted), (own.logit_suppressed, other.logit_suppressed)):
                 pairs = list(zip(json.loads(a), json.loads(b), strict=True))
@@ -360,7 +383,9 @@ def test_matches_are_the_largest_correlations(model, tokens) -> None:
     slots = choose_slots(model.cfg, [0, 1], [0, 3])
     a, b = stack_for(model, slots), stack_for(other, slots, seed=3, d_sae=9)
     ours, theirs = match_features(model, a, other, b, tokens)
-    acts_a, acts_b = (acts_of(m, s, tokens).flatten(1, 2).double().numpy() for m, s in ((model, a), (other, b)))
+    acts_a, acts_b = (
+        acts_of(m, s, tokens)[:, :, 1:].flatten(1, 2).double().numpy() for m, s in ((model, a), (other, b))
+    )
     for k in range(len(slots)):
         with np.errstate(invalid="ignore"):
             r = np.corrcoef(acts_a[k].T, acts_b[k].T)[:12, 12:]

@@ -121,6 +121,18 @@ def test_a_sweep_adds_the_comparison_at_matched_l0(tables) -> None:
     assert "matched" not in ledger(apart)["janus-early-l0"]["why"]
 
 
+def test_near_copies_are_said_beside_claims_on_l0(tables) -> None:
+    saes_ = tables["sae_training_results"]
+    is_adaptive = saes_["model"] == ROLES["adaptive"]
+    shares = (0.2 + 0.1 * saes_["layer"]).where(~is_adaptive, 0.95)
+    told = tables | {"sae_training_results": saes_.assign(near_copy_share=shares, neighbour_cosine=shares + 0.03)}
+    rows = ledger(told)
+    said = "Living features with another within a cosine of .9: {} % in control (median cosine {}), 95 % in adaptive"
+    assert said.format(20, "0.2300") in rows["janus-early-l0"]["why"]
+    assert said.format(50, "0.5300") in rows["janus-deep-l0"]["why"]
+    assert "Living" not in ledger(tables)["janus-deep-l0"]["why"]
+
+
 def test_the_top_head_is_a_ratio_with_the_intervals_of_both(tables) -> None:
     row = ledger(tables)["janus-top-head"]
     low, high = (0.9 - 1.96 * 0.02) / (1.84 + 1.96 * 0.02), (0.9 + 1.96 * 0.02) / (1.84 - 1.96 * 0.02)

@@ -15,7 +15,14 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
 from reports.tables import COLUMNS, read_table
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
-from workbench.experiments.activations import ShuffledActivations, Slot, choose_slots, collect
+from workbench.experiments.activations import (
+    Positions,
+    ShuffledActivations,
+    Slot,
+    choose_slots,
+    collect,
+    special_ids,
+)
 from workbench.experiments.saes import evaluation as sae_evaluation
 from workbench.experiments.saes import head_saes
 from workbench.experiments.saes import plan as sae_plan
@@ -47,7 +54,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens(model):
-    return tokens_for(model, batch=20, pos=16)
+    return tokens_for(model, batch=22, pos=16)  # 330 tokens behind the first of a window: ten batches
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,9 @@ def test_slots_out_of_range_are_refused(model, arguments, message) -> None:
 
 
 def test_a_stream_that_no_layer_reads_takes_no_sae(tokens) -> None:
-    with pytest.raises(ValueError, match="hook: got 'hook_resid_post' of a model with attention residuals"):
+    with pytest.raises(
+        ValueError, match=r"hook: got blocks\.0\.hook_resid_post; what stands in its place changes no logit"
+    ):
         sae_train(small_model("attn-res"), tokens, held_out=tokens, hook="hook_resid_post", **QUICK)
 
 
@@ -119,7 +128,7 @@ def test_nan_activations_name_hook_and_batch(tokens) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pass_through_the_buffer_holds_every_token_once(model, tokens, seed) -> None:
-    slots = choose_slots(model.cfg)
+    slots, tokens = choose_slots(model.cfg), tokens[:20]
     source = ShuffledActivations(model, tokens, slots, batch_size=40, buffer_tokens=160, seed=seed)
     n = tokens.numel() // 40
     assert source.batches_per_block == 4
@@ -149,11 +158,52 @@ def test_batches_are_a_function_of_their_number(model, tokens) -> None:
 
 
 def test_a_sequence_stream_goes_on_in_a_new_order(model, tokens) -> None:
-    source = ShuffledActivations(model, tokens, choose_slots(model.cfg), batch_size=16, buffer_tokens=16)
+    source = ShuffledActivations(model, tokens[:20], choose_slots(model.cfg), batch_size=16, buffer_tokens=16)
     stream = source._sequences(0, 60).view(3, 20)
     assert all(sorted(epoch.tolist()) == list(range(20)) for epoch in stream)
     assert len({tuple(epoch.tolist()) for epoch in stream}) == 3
     torch.testing.assert_close(source._sequences(17, 9), stream.flatten()[17:26])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_buffer_gives_the_tokens_that_count(model, tokens, seed) -> None:
+    """Windows with unlike numbers of special tokens: blocks hold what counts of theirs, less than a batch is dropped,
+    and batch i is the same whether those before it were asked for or not."""
+    positions = Positions(frozenset(tokens[3, :9].tolist()))
+    slots = choose_slots(model.cfg, [0], [1])
+    counts = [
+        [place > 0 and token not in positions.special for place, token in enumerate(row)] for row in tokens.tolist()
+    ]
+    assert torch.equal(positions.of(tokens), torch.tensor(counts))
+    assert len({sum(row) for row in counts}) > 4
+
+    def fresh():
+        return ShuffledActivations(
+            model, tokens, slots, batch_size=20, buffer_tokens=50, model_tokens=32, seed=seed, positions=positions
+        )
+
+    source = fresh()
+    n_counted = sum(map(sum, counts))
+    assert source.n_tokens == n_counted
+    wanted = collect(model, tokens, slots)[0].view(22, 16, -1)
+    place = 0
+    for block in range(6):
+        rows = source._sequences(block * source._n_rows, source._n_rows)
+        n = sum(sum(counts[row]) for row in rows)
+        assert source.block(block).shape[1] == n
+        assert source._first[: block + 2] == sorted(source._first[: block + 2])
+        for k in range(n // 20):
+            batch = source.batch(place)
+            assert torch.equal(batch, source.block(block)[:, 20 * k : 20 * (k + 1)])
+            # a forward of other sequences beside it may round a row differently
+            near = (batch[0, :, None] - wanted[torch.tensor(counts)][None]).abs().amax(dim=-1).amin(dim=1)
+            assert float(near.max()) < 1e-5
+            torch.testing.assert_close(fresh().batch(place), batch.clone(), atol=0, rtol=0)
+            place += 1
+    with pytest.raises(ValueError, match="tokens: all are special or at position 0; expected others"):
+        ShuffledActivations(
+            model, tokens, slots, batch_size=20, buffer_tokens=50, positions=Positions(frozenset(range(61)))
+        )
 
 
 def test_a_buffer_smaller_than_a_batch_is_refused(model, tokens) -> None:
@@ -301,7 +351,7 @@ def test_the_shuffled_control_takes_a_part_of_many_tokens(model, tokens, monkeyp
     slots = choose_slots(model.cfg, layers=[1])
     stack = random_stack(model, slots, 1)
     found = measure(
-        model, tokens, slots, range(len(slots)), {"trained": stack}, generator=torch.Generator().manual_seed(0)
+        model, tokens[:20], slots, range(len(slots)), {"trained": stack}, generator=torch.Generator().manual_seed(0)
     )
     # ten batches of 32 tokens, every fourth
     assert (found["trained"].n_tokens, found["shuffled"].n_tokens) == (320, 96)
@@ -324,6 +374,93 @@ def test_measures_are_those_of_all_tokens_at_once(model, tokens) -> None:
     assert own.n_tokens == tokens.numel()
     assert found["shuffled"].n_tokens == tokens.numel()
     assert not torch.allclose(found["shuffled"].fvu, own.fvu)
+
+
+# --- outlying positions
+
+
+class Special:
+    """As much of a tokenizer as says what is special."""
+
+    all_special_ids = (7, 23)
+    bos_token_id = None
+
+
+@pytest.fixture(scope="module")
+def sink():
+    """A model whose position 0 and special tokens have activations many times as long as others."""
+    own = small_model("janus-small", n_layers=2)
+    with torch.no_grad():
+        own.pos_embed.W_pos[0] *= 400
+        own.embed.W_E[[7, 23]] *= 400
+        own.embed.W_E[30:36] *= 34  # long, but not outlying
+    own.tokenizer = Special()
+    return own
+
+
+@pytest.mark.parametrize("hook", ["z", "hook_resid_post"])
+def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
+    tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
+    counts = torch.tensor([[p > 0 and t not in (7, 23) for p, t in enumerate(row)] for row in held_out.tolist()])
+    n_counted = int(counts.sum())
+    assert n_counted < 10 * 15
+    quick = QUICK | {"l1": 0.2, "hook": hook, "held_out": held_out, "n_ce_tokens": held_out.numel()}
+    stack, table = sae_train(sink, tokens, [1], **quick)
+    slots = choose_slots(sink.cfg, [1], hook=hook)
+    x = collect(sink, held_out, slots).double()
+    with torch.no_grad():
+        acts, recon = stack(x.float())
+    trained = table[table["dictionary"] == "trained"]
+    kept = counts.flatten()
+
+    def fvu(rows):
+        own, error = x[:, rows], (x - recon)[:, rows]
+        return error.square().sum((1, 2)) / (own - own.mean(1, keepdim=True)).square().sum((1, 2))
+
+    np.testing.assert_allclose(trained["fvu"], fvu(kept), rtol=1e-5)
+    np.testing.assert_allclose(trained["fvu_with_special"], fvu(torch.ones_like(kept)), rtol=1e-5)
+    np.testing.assert_allclose(trained["l0"], (acts[:, kept] > 0).double().sum(-1).mean(1), rtol=1e-12)
+    norms = x.norm(dim=-1)
+    is_long = norms > 3 * norms.quantile(0.5, dim=1, keepdim=True)
+    for name in ("trained", "random", "shuffled"):
+        rows = table[table["dictionary"] == name]
+        assert rows["n_outlying"].tolist() == is_long.sum(1).tolist()
+        assert rows["n_outlying_left_out"].tolist() == is_long[:, ~kept].sum(1).tolist()
+        assert set(rows["n_left_out"]) == {160 - n_counted}
+        assert set(rows["n_eval_tokens"]) == {n_counted}
+    assert table[table["dictionary"] == "shuffled"]["fvu_with_special"].isna().all()
+    if hook == "hook_resid_post":  # the stream is long there and nowhere else, and fvu with it says that alone
+        assert is_long[0].tolist() == (~kept).tolist()
+        assert bool(((norms > 2 * norms.quantile(0.5, dim=1, keepdim=True)) & ~is_long).any())
+    # what stands in where it counts, the model's own elsewhere
+    stand_in = torch.where(kept[:, None], recon.double(), x).float()
+    want = naive_splice(sink, held_out, slots, stand_in)
+    np.testing.assert_allclose(trained["ce_spliced"], want, atol=1e-5)
+    want = naive_splice(sink, held_out, slots, torch.where(kept[:, None], 0, x).float())
+    np.testing.assert_allclose(trained["ce_zero"], want, atol=1e-5)
+
+
+def test_all_positions_are_taken_where_asked(sink, tmp_path) -> None:
+    tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
+    quick = QUICK | {"l1": 0.2, "held_out": held_out}
+    _, without = sae_train(sink, tokens, [1], **quick)
+    stack, table = sae_train(sink, tokens, [1], include_special=True, out=tmp_path / "run", **quick)
+    assert set(table["n_left_out"]) == {0}
+    assert set(table.loc[table["dictionary"] != "shuffled", "n_eval_tokens"]) == {160}
+    told = table[table["dictionary"] != "shuffled"]
+    np.testing.assert_allclose(told["fvu_with_special"], told["fvu"], rtol=1e-12)
+    assert table["n_outlying"].tolist() == without["n_outlying"].tolist()
+    assert stack.info.include_special is True
+    slots = choose_slots(sink.cfg, [1])
+    source = ShuffledActivations(sink, tokens, slots, batch_size=32, buffer_tokens=64)
+    own = StackedSAE(
+        SAEConfig(n_saes=4, d_in=8, d_sae=24), make_plan(sink, [1], "all", 0.2, 0, HeadSaeSettings()).generators(0)
+    )
+    plan = make_plan(sink, [1], "all", 0.2, [0], HeadSaeSettings(**QUICK, include_special=True))
+    trainer = Trainer(own, train_config(HeadSaeSettings(**QUICK), 20), plan.l1, plan.generators(1))
+    for step in range(20):
+        trainer.step(source.batch(step))
+    assert torch.equal(own.W_dec, stack.W_dec), "every token of every window, as a trainer of its own takes them"
 
 
 # --- training
@@ -383,11 +520,14 @@ def test_training_is_what_the_trainer_does_on_these_batches(model, tokens, held_
     settings = QUICK | {"normalize": normalize, "n_resamples": 1}
     stack, _ = sae_train(model, tokens, [1], [0, 2], l1=[0.5, 2.0], held_out=held_out, **settings)
     slots = choose_slots(model.cfg, [1], [0, 2])
-    source = ShuffledActivations(model, tokens, slots, batch_size=32, buffer_tokens=64)
-    scale = input_scale(source.block(0)) if normalize == "mean_norm" else torch.ones(2, 1, 1)
     plan = make_plan(model, [1], [0, 2], [0.5, 2.0], [0], HeadSaeSettings(**settings))
+    source = ShuffledActivations(
+        model, tokens, slots, batch_size=32, buffer_tokens=64, positions=Positions(special_ids(model))
+    )
+    assert source.n_tokens == 330
+    scale = input_scale(source.block(0)) if normalize == "mean_norm" else torch.ones(2, 1, 1)
     own = StackedSAE(SAEConfig(n_saes=4, d_in=8, d_sae=24), plan.generators(0))
-    config = train_config(HeadSaeSettings(**settings), tokens.numel() // 32)
+    config = train_config(HeadSaeSettings(**settings), 10)
     trainer = Trainer(own, config, [0.5, 2.0, 0.5, 2.0], plan.generators(1), input_index=[0, 0, 1, 1])
     for step in range(config.n_steps):
         trainer.step(source.batch(step) * scale)
@@ -440,10 +580,11 @@ def test_the_table_has_its_columns_controls_and_counts(model, tokens, held_out) 
     assert table["dictionary"].value_counts().to_dict() == {"trained": n_saes, "random": n_saes, "shuffled": n_saes}
     assert set(table["model"]) == {"m"}
     assert set(table["seed"]) == {7}
-    assert set(table["n_eval_tokens"]) == {held_out.numel()}
+    assert set(table["n_eval_tokens"]) == {6 * 15}
+    assert set(table["n_left_out"]) == {6}
     assert set(table["n_ce_tokens"]) == {32}
     trained, random = (table[table["dictionary"] == kind] for kind in ("trained", "random"))
-    assert set(trained["n_train_tokens"]) == {tokens.numel()}
+    assert set(trained["n_train_tokens"]) == {320}
     assert set(random["n_train_tokens"]) == {0}
     # matched on training tokens, measured on others
     np.testing.assert_allclose(random["l0"], trained["l0"], rtol=0.3, atol=0.3)
@@ -457,9 +598,9 @@ def test_the_table_has_its_columns_controls_and_counts(model, tokens, held_out) 
 
 def test_without_held_out_the_last_tenth_is_kept_from_training(model, tokens) -> None:
     whole, _ = sae_train(model, tokens, [0], l1=1.0, **QUICK)
-    split, table = sae_train(model, tokens[:18], [0], l1=1.0, held_out=tokens[18:], **QUICK)
+    split, table = sae_train(model, tokens[:20], [0], l1=1.0, held_out=tokens[20:], **QUICK)
     torch.testing.assert_close(whole.W_dec, split.W_dec, atol=0, rtol=0)
-    assert set(table["n_eval_tokens"]) == {32}
+    assert set(table["n_eval_tokens"]) == {2 * 15}
 
 
 def test_evenly_spaced_sequences() -> None:
@@ -483,6 +624,13 @@ def test_evenly_spaced_sequences() -> None:
         ({"architecture": "batchtopk", "k": 4}, "l1: got .1.0. for batchtopk, which k alone makes sparse; want 0"),
         ({"seeds": [0, 0]}, "seeds: got"),
         ({"seeds": [-1]}, "seeds: got"),
+        ({"l1": "25"}, "l1: got '25'; expected a number or a list of numbers"),
+        ({"l1": ["2"]}, "l1: got .'2'.; want finite numbers"),
+        ({"l1": True}, "l1: got .True.; want finite numbers"),
+        ({"seeds": "01"}, "seeds: got '01'; expected a number or a list of numbers"),
+        ({"seeds": 0.5}, "seeds: got .0.5.; want integers"),
+        ({"architecture": "topk", "k": "4", "l1": 0.0}, "k: got '4'; expected a number"),
+        ({"lr": "3e-3"}, "lr: got '3e-3'; expected a number"),
         ({"layers": [5]}, "layers: got 5"),
         ({"heads": [5]}, "heads: got 5"),
         ({"hook": "hook_nope", "layers": [0]}, "hook 'blocks.0.hook_nope' does not exist"),
@@ -528,7 +676,7 @@ def test_a_run_directory_holds_everything_and_is_reused(model, tokens, held_out,
     np.testing.assert_allclose(dead / stack.config.d_sae, trained.loc[dead.index, "dead_fraction"])
     curves = pd.read_csv(tmp_path / "run" / head_saes.CURVES)
     assert list(curves) == ["model", "seed", "layer", "head", "l1", "sae_seed", "step", "loss", "l0", "dead_fraction"]
-    assert curves["step"].max() == tokens.numel() // 32
+    assert curves["step"].max() == 10
     before = digests(tmp_path / "run")
     with pytest.raises(ValueError, match="already exists"):
         sae_train(model, tokens, out=tmp_path / "run", **arguments)
@@ -550,6 +698,42 @@ def test_numpy_numbers_are_numbers(model, tokens, held_out, number) -> None:
     config = TrainConfig(n_steps=1)
     trainer = Trainer(stack, config, np.ones(2) if number is np.array else number(1), torch.Generator())
     assert trainer.state_dict()["l1"].tolist() == [1.0, 1.0]
+
+
+def test_a_number_is_a_list_of_one(model, tokens, held_out) -> None:
+    given, _ = sae_train(model, tokens, [1], [0], l1=[2.0], seeds=[3], held_out=held_out, **QUICK)
+    for l1, seeds in ((2, 3), (np.float32(2), np.int64(3)), (torch.tensor(2.0), torch.tensor([3]))):
+        stack, _ = sae_train(model, tokens, [1], [0], l1=l1, seeds=seeds, held_out=held_out, **QUICK)
+        assert stack.info == given.info
+        assert torch.equal(stack.W_dec, given.W_dec)
+    assert torch.equal(given.select(0).W_dec, given.W_dec)
+    with pytest.raises(ValueError, match="StackedSAE.select: got '0'; expected a number or a list"):
+        given.select("0")
+
+
+def test_near_copies_of_few_directions_are_counted_and_warned_of(model, tokens, held_out, monkeypatch) -> None:
+    """Decoders made of two directions, one of them in every feature but the last."""
+
+    def copies(sae, scale):
+        with torch.no_grad():
+            sae.W_dec[1:, 1:] = sae.W_dec[1:, :1] * 2
+            sae.b_enc.fill_(5.0)
+        return sae
+
+    monkeypatch.setattr(head_saes, "fold_scale", copies)
+    with pytest.warns(
+        UserWarning, match=r"sae_train: in 1 of 2 SAEs more than half .*median 1\.0000 in layer 1, head 2"
+    ):
+        stack, table = sae_train(model, tokens, [1], [0, 2], l1=1.0, held_out=held_out, **QUICK)
+    trained, random, shuffled = (table[table["dictionary"] == name] for name in ("trained", "random", "shuffled"))
+    assert trained["neighbour_cosine"].iloc[1] == pytest.approx(1)
+    assert trained["near_copy_share"].iloc[1] == 1
+    unit = torch.nn.functional.normalize(stack.W_dec[0].detach().double(), dim=-1)
+    nearest = (unit @ unit.T - 2 * torch.eye(len(unit))).amax(dim=1)
+    assert trained["neighbour_cosine"].iloc[0] == pytest.approx(float(nearest.quantile(0.5)))
+    assert trained["near_copy_share"].iloc[0] == pytest.approx(float((nearest > 0.9).double().mean()))
+    assert shuffled["neighbour_cosine"].tolist() == trained["neighbour_cosine"].tolist()
+    assert (random["near_copy_share"] < 1).all(), "the control's own rows"
 
 
 def test_a_state_is_not_taken_for_that_of_seeds_in_another_order(
@@ -676,9 +860,9 @@ def test_an_estimate_splices_one_batch(model, monkeypatch) -> None:
     """It splices for the memory of it, which is that of one batch: all of FORWARD_TOKENS took longer than trainings."""
     n_spliced = []
 
-    def seen(model, tokens, *arguments):
+    def seen(model, tokens, *arguments, **more):
         n_spliced.append(tokens.numel())
-        return splice(model, tokens, *arguments)
+        return splice(model, tokens, *arguments, **more)
 
     monkeypatch.setattr(sae_plan, "splice", seen)
     settings = HeadSaeSettings(**QUICK, n_train_tokens=320)
@@ -725,5 +909,5 @@ def test_the_control_is_made_a_block_at_a_time(model, monkeypatch) -> None:
 def test_the_job_reads_as_many_tokens_as_it_is_given(model, tokens, held_out) -> None:
     plan = make_plan(model, [0], [0], 1.0, [0], HeadSaeSettings(**QUICK))
     job = HeadSaeJob(model, tokens, held_out, plan, HeadSaeSettings(**QUICK), "m", 0, lambda share: None)
-    assert job.train_config.n_steps == tokens.numel() // 32
+    assert job.train_config.n_steps == 10
     assert sae_evaluation.BLOCK_TOKENS > 0

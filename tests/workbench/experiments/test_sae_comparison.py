@@ -74,7 +74,8 @@ def results(points, model="a", seed=0, head=0) -> pd.DataFrame:
     """Rows of trained SAEs of one layer from (l1, l0, fvu)."""
     table = pd.DataFrame(points, columns=["l1", "l0", "fvu"])
     columns = {"model": model, "seed": seed, "layer": 1, "head": head, "dictionary": "trained", "dead_fraction": 0.0}
-    return table.assign(**columns, ce_recovered=1 - table["fvu"], sae_seed=0)
+    losses = {"ce_base": 3.0, "ce_zero": 3.5, "ce_spliced": 3 + table["fvu"] / 2}
+    return table.assign(**columns, **losses, ce_recovered=1 - table["fvu"], sae_seed=0)
 
 
 def test_the_front_leaves_out_what_another_point_beats():
@@ -117,8 +118,31 @@ def test_matched_l0_averages_heads_and_is_nan_where_curves_do_not_meet():
     far = b.assign(l0=b["l0"] + 100)
     row = compare_at_matched_l0(pd.concat([a, far]), "a", "b").iloc[0]
     assert row[["l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference"]].isna().all()
+    assert row["reason"] == "no common l0 for fvu and loss recovered: 1 to 2 in a and 101.5 to 102.5 in b"
+    assert one["reason"] == ""
     with pytest.raises(ValueError, match="the table has no model 'c'; want two of a, b"):
         compare_at_matched_l0(pd.concat([a, b]), "a", "c")
+
+
+def test_matched_l0_pools_what_heads_recover():
+    """A head whose removal costs nothing has a ratio of any size, and no weight."""
+    points = [(1, 1.0, 0.6), (2, 10.0, 0.2)]
+    heads = [results(points, model, head=h) for model in "ab" for h in (0, 1)]
+    for table, kept in ((heads[0], [0.2, 0.3]), (heads[2], [0.1, 0.4])):  # of 0.5 nats
+        table["ce_spliced"] = 3.5 - np.array(kept)
+    for table, kept in ((heads[1], [-0.02, 0.001]), (heads[3], [0.03, -0.04])):  # of 0.004
+        table["ce_zero"] = 3.004
+        table["ce_spliced"] = 3.004 - np.array(kept)
+        table["ce_recovered"] = np.array(kept) / 0.004
+    row = compare_at_matched_l0(pd.concat(heads), "a", "b").iloc[0]
+    a, b = np.array([0.18, 0.301]) / 0.504, np.array([0.13, 0.36]) / 0.504
+    assert row["ce_recovered_a"] == pytest.approx(a.mean())  # both ends of a line, at equal weight
+    assert row["ce_recovered_difference"] == pytest.approx((b - a).mean())
+    free = pd.concat(heads).assign(ce_zero=3.0)
+    row = compare_at_matched_l0(free, "a", "b").iloc[0]
+    assert row[["ce_recovered_a", "ce_recovered_difference"]].isna().all()
+    assert row["fvu_difference"] == 0
+    assert row["reason"] == "no common l0 for loss recovered: undefined in a and undefined in b"
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_run_evals_finds_what_our_table_says(tmp_path, kind, hook, record_proper
     tokens = tokens_for(model, batch=200, pos=N_CTX)
     stack, table = sae_train(
         model, tokens, [1], l1=0.3, held_out=held_out, hook=hook, batch_size=64, buffer_tokens=1024,
-        n_ce_tokens=held_out.numel(), lr=1e-2, expansion=4,
+        n_ce_tokens=held_out.numel(), lr=1e-2, expansion=4, include_special=True,  # SAELens measures every position
     )  # fmt: skip
     trained = table[table["dictionary"] == "trained"]
     theirs = to_hooked_transformer(model)

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from sae.checkpoint import check_model
@@ -20,15 +20,13 @@ from sae.config import SAESource
 from sae.metrics import nearest_features
 from sae.model import StackedSAE
 from sae.top_activations import TopActivations
-from workbench.experiments.activations import Slot, collect
+from workbench.experiments.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
 from workbench.experiments.saes.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.experiments.subject import checked_tokens, device_of
+from workbench.models import HookedLM
 from workbench.models.load import weights_sha256
 
 ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
-# A token at position 0 attends to itself alone: its z is one value, undiluted, and would be the peak of most features
-# of the first layer, with nothing before it to read.
-MIN_PEAK = 1
 DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that
 # is not 0: an activation's unit is its decoder row's to choose; the page has 255 levels
 
@@ -44,7 +42,8 @@ class Contexts:
     peaks: Int[Tensor, "n_saes d_sae k"]
     """position of the strongest token (the first of equals)"""
     windows: Float[Tensor, "n_saes d_sae k width"]
-    """activations from peak − radius to peak + radius; 0 beyond the sequence's ends"""
+    """activations from peak − radius to peak + radius; 0 beyond the sequence's ends, nan at positions that do not
+    count"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class FeatureSums:
     """What one pass over the tokens leaves of every feature."""
 
     n_tokens: int
+    """tokens at the positions that count"""
     n_active: Float64[Tensor, "n_saes d_sae"]
     """tokens on which it fires"""
     total: Float64[Tensor, "n_saes d_sae"]
@@ -74,13 +74,15 @@ def atlas_features(
 ) -> pd.DataFrame:
     """The table feature_atlas: one row per feature, head −1 where the SAE reads all heads together.
 
-    density: share of tokens on which it fires; mean_act: mean over the tokens on which it fires (0 if none). max_act
-    and top_token: of its largest activation at a position ≥ 1 (see MIN_PEAK). top_contexts: its n_contexts strongest
-    sequences, each once, as windows of ±radius tokens around the peak, from one pass whose memory grows with features
-    and not with tokens.
+    All of it is of the positions that the SAEs are meant for, see `sae_train`: all but the first and those of special
+    tokens, unless they were trained with include_special. density: share of tokens on which it fires; mean_act: mean
+    over the tokens on which it fires (0 if none). max_act and top_token: of its largest activation. top_contexts: its
+    n_contexts strongest sequences, each once, as windows of ±radius tokens around the peak, from one pass whose memory
+    grows with features and not with tokens; acts are null at other positions, where nothing is measured.
     logit_promoted, logit_suppressed: the tokens with the largest and smallest direct effect
     W_dec (W_O[head]) diag(final norm's weight) W_U, the mean over the vocabulary taken off, in logits a unit of
-    activation before the final norm's division; empty for hooks that do not write to the stream. neighbours: nearest
+    activation before the final norm's division; empty for hooks that do not write to the stream, or only through a norm
+    of their own. neighbours: nearest
     decoder rows of the same SAE. match is empty: see `match_features`. The trailing columns l1 and sae_seed tell apart
     several SAEs of one head.
 
@@ -95,7 +97,7 @@ def atlas_features(
     """
     slots = stack_slots(sae)
     check_model(sae, weights_sha256(model), name)
-    tokens = checked_tokens("atlas", model, tokens, min_ctx=MIN_PEAK + 1)
+    tokens = checked_tokens("atlas", model, tokens, min_ctx=2)
     for what, given, least in (
         ("n_contexts", n_contexts, 1),
         ("radius", radius, 0),
@@ -104,7 +106,9 @@ def atlas_features(
     ):
         if given < least:
             raise ValueError(f"atlas: {what} is {given}; want ≥ {least}")
-    sums = scan(model, sae, tokens, slots, n_contexts, radius, on_progress)
+    sums = scan(model, sae, tokens, slots, n_contexts, radius, on_progress, stack_positions(model, sae))
+    if not sums.n_tokens:
+        raise ValueError("atlas: all tokens are special or at position 0; expected others")
     decode = token_decoder(model)
     promoted, suppressed = logit_effects(model, sae, slots, n_logits)
     n_neighbours = min(n_neighbours, sae.config.d_sae - 1)
@@ -143,6 +147,11 @@ def stack_slots(sae: StackedSAE) -> list[Slot]:
     return [_slot(source) for source in sources]
 
 
+def stack_positions(model: Any, *stacks: StackedSAE) -> Positions:
+    """The positions that all of these stacks of the model's are meant for."""
+    return Positions(special_ids(model), all(stack.info.include_special for stack in stacks))
+
+
 def _slot(source: SAESource) -> Slot:
     assert source.hook_name is not None
     assert source.layer is not None
@@ -158,8 +167,10 @@ def scan(
     n_contexts: int,
     radius: int,
     on_progress: Callable[[float], None] | None = None,
+    positions: Positions = EVERYWHERE,
 ) -> FeatureSums:
-    """One pass over the tokens: counts, sums and strongest contexts of every feature, brought to the CPU.
+    """One pass over the tokens: counts, sums and strongest contexts of every feature at the positions, brought to the
+    CPU.
 
     slots: what each SAE reads; several SAEs may read one slot.
     """
@@ -170,19 +181,24 @@ def scan(
     n_active = torch.zeros(n_saes, d_sae, dtype=torch.float64, device=device)
     total = torch.zeros_like(n_active)
     keeper = ContextKeeper(sae, n_contexts, radius)
+    n_counted = 0
     batches = forward_batches(tokens, max(n_ctx, min(4096, ACTS_HELD // (n_saes * d_sae))))
     for number, batch in enumerate(batches):
         x = collect(model, batch, unique, number)
         acts = torch.empty(n_saes, x.shape[1], d_sae, device=device)
-        for block, out in zip(x.split(BLOCK_TOKENS, dim=1), acts.split(BLOCK_TOKENS, dim=1), strict=True):
+        is_counted = positions.of(batch).to(device)
+        n_counted += int(is_counted.sum())
+        parts = (own.split(BLOCK_TOKENS, dim=dim) for own, dim in ((x, 1), (acts, 1), (is_counted.flatten(), 0)))
+        for block, out, counts in zip(*parts, strict=True):
             own = sae.encode(block[index]).float()  # sums of bfloat16 activations would keep 8 bits of theirs
+            own[:, ~counts] = 0
             out.copy_(own)
             n_active += own.sign().sum(dim=1).double()  # activations are never negative
             total += own.sum(dim=1).double()
-        keeper.update(rearrange(acts, "sae (batch pos) feature -> sae batch pos feature", pos=n_ctx), MIN_PEAK)
+        keeper.update(rearrange(acts, "sae (batch pos) feature -> sae batch pos feature", pos=n_ctx), is_counted)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    return FeatureSums(tokens.numel(), n_active.cpu(), total.cpu(), keeper.contexts())
+    return FeatureSums(n_counted, n_active.cpu(), total.cpu(), keeper.contexts())
 
 
 class ContextKeeper:
@@ -197,10 +213,12 @@ class ContextKeeper:
         self._peaks = torch.zeros(shape, dtype=torch.int64, device=device)
         self._windows = torch.zeros(*shape, 2 * radius + 1, device=device)
 
-    def update(self, acts: Float[Tensor, "n_saes batch pos d_sae"], min_peak: int = 0) -> None:
-        """Take the next sequences; peaks are looked for from position `min_peak` on."""
+    def update(
+        self, acts: Float[Tensor, "n_saes batch pos d_sae"], is_counted: Bool[Tensor, "batch pos"] | None = None
+    ) -> None:
+        """Take the next sequences; activations are 0 at positions that do not count."""
         before, old = self._top.n_tokens, self._top.tokens.clone()
-        largest, where = acts[:, :, min_peak:].max(dim=2)
+        largest, where = acts.max(dim=2)
         self._top.update(largest)
         new = self._top.tokens
         is_new = new >= before
@@ -212,12 +230,15 @@ class ContextKeeper:
         self._windows = self._windows.gather(2, place.unsqueeze(-1).expand_as(self._windows))
         sae, feature, rank = is_new.nonzero(as_tuple=True)
         row = new[sae, feature, rank] - before
-        peak = where[sae, row, feature] + min_peak
+        peak = where[sae, row, feature]
         self._peaks[sae, feature, rank] = peak
         offsets = torch.arange(-self._radius, self._radius + 1, device=acts.device)
         position = peak.unsqueeze(-1) + offsets
         is_inside = (position >= 0) & (position < acts.shape[2])
-        window = acts[sae[:, None], row[:, None], position.clamp(0, acts.shape[2] - 1), feature[:, None]]
+        position = position.clamp(0, acts.shape[2] - 1)
+        window = acts[sae[:, None], row[:, None], position, feature[:, None]]
+        if is_counted is not None:
+            window = torch.where(is_counted[row[:, None], position], window, torch.nan)
         self._windows[sae, feature, rank] = torch.where(is_inside, window, 0).float()
 
     def contexts(self) -> Contexts:
@@ -231,10 +252,9 @@ def logit_effects(
     model: Any, sae: StackedSAE, slots: Sequence[Slot], n: int
 ) -> tuple[list[tuple[Tensor, Tensor] | None], list[tuple[Tensor, Tensor] | None]]:
     """((values, token ids) [d_sae n] of the n largest, and of the n smallest, direct logit effects) of each SAE; None
-    for a hook that does not write to the stream."""
+    for a hook that does not write to the stream, or only through a norm of its own."""
     n = min(n, model.cfg.d_vocab)
-    gain = getattr(model.ln_final, "w", None)  # a TransformerLens model may have folded it into W_U
-    W_U = (model.W_U if gain is None else gain[:, None] * model.W_U).float()
+    W_U = (final_gain(model)[:, None] * model.W_U).float()
     W_U = W_U - W_U.mean(dim=1, keepdim=True)
     promoted: list[tuple[Tensor, Tensor] | None] = []
     suppressed: list[tuple[Tensor, Tensor] | None] = []
@@ -253,12 +273,27 @@ def logit_effects(
     return promoted, suppressed
 
 
+def final_gain(model: Any) -> Float[Tensor, "d_model"]:
+    """What the final norm multiplies each coordinate by, apart from the division.
+
+    Of another model than ours it is measured: its weight may be folded into W_U, or be less by 1 (Gemma's).
+    """
+    if isinstance(model, HookedLM):
+        return model.ln_final.w
+    signs = torch.ones(model.cfg.d_model, dtype=model.W_U.dtype, device=model.W_U.device)
+    signs[::2] = -1  # mean 0 and mean square 1 already; 100 times that, so that the norm's eps is nothing beside it
+    plus, minus = model.ln_final(100 * torch.stack([signs, -signs])[:, None])[:, 0]
+    return (plus - minus) / 2 * signs
+
+
 def write_directions(
     model: Any, slot: Slot, rows: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_model"] | None:
     """What decoder rows of a slot write to the residual stream; None for a hook that writes through something else."""
     name = slot.hook_name.split(".", 2)[-1]
     block = model.blocks[slot.layer]
+    if _is_normed(model, slot.layer, "attn" if name.startswith("attn.") else "mlp") and "." in name:
+        return None
     if name == "attn.hook_z":
         W_O = block.attn.W_O.float().to(rows.device)
         return rows @ (W_O.flatten(0, 1) if slot.head is None else W_O[slot.head])
@@ -268,6 +303,13 @@ def write_directions(
         return rows.unflatten(1, (-1, model.cfg.d_model)).sum(dim=1)
     writes = name.startswith("hook_resid_") or name in ("hook_attn_out", "hook_mlp_out")
     return rows if writes else None
+
+
+def _is_normed(model: Any, layer: int, part: str) -> bool:
+    """Whether what attention or the MLP writes passes a norm on its way to the stream (Gemma 2, OLMo 2)."""
+    out = model.hook_dict.get(f"blocks.{layer}.hook_{part}_out")
+    behind = out is not None and ".ln" in f".{out.name.split('.', 2)[-1]}"  # a bridge's alias of the norm's output
+    return behind or bool(getattr(model.cfg, "use_normalization_before_and_after", False))
 
 
 def token_decoder(model: Any) -> Callable[[int], str]:
@@ -326,7 +368,8 @@ def match_features(
     """(matches of a's features in b, of b's in a): (correlations, features) [d_sae] of each SAE in the stack's order.
 
     The match of a feature is the feature of the other model's SAE of the same layer and head whose activations
-    correlate most (Pearson) with its own on the same tokens. Two models share no basis, so decoder rows cannot be
+    correlate most (Pearson) with its own on the same tokens, at the positions that both SAEs are meant for. Two models
+    share no basis, so decoder rows cannot be
     compared; nor does one model's head h correspond to the other's, so a low correlation says only that this head has
     no such feature. A feature that never fires has correlation nan.
 
@@ -335,14 +378,16 @@ def match_features(
     """
     slots = stack_slots(sae_a)
     check_pair(model_a, sae_a, model_b, sae_b)
-    tokens = checked_tokens("match", model_a, tokens)
+    tokens = checked_tokens("match", model_a, tokens, min_ctx=2)
+    positions = stack_positions(model_a, sae_a, sae_b)
     unique = list(dict.fromkeys(slots))
     index = torch.tensor([unique.index(slot) for slot in slots])
     device = device_of(sae_a)
     sums = PairSums.zeros(len(slots), sae_a.config.d_sae, sae_b.config.d_sae, device)
     batches = forward_batches(tokens)
     for number, batch in enumerate(batches):
-        x_a, x_b = (collect(model, batch, unique, number) for model in (model_a, model_b))
+        is_counted = positions.of(batch)
+        x_a, x_b = (at(is_counted, collect(model, batch, unique, number)) for model in (model_a, model_b))
         for block_a, block_b in zip(x_a.split(BLOCK_TOKENS, dim=1), x_b.split(BLOCK_TOKENS, dim=1), strict=True):
             sums.update(sae_a.encode(block_a[index]), sae_b.encode(block_b[index]).to(device))
         if on_progress is not None:
@@ -445,7 +490,7 @@ def _context_cells(contexts: Contexts, tokens: Tensor, decode: Callable[[int], s
             start, stop = max(0, peak - radius), min(n_ctx, peak + radius + 1)
             context = {
                 "tokens": [decode(token) for token in ids[sequence][start:stop]],
-                "acts": window[start - peak + radius : stop - peak + radius],
+                "acts": [act if act == act else None for act in window[start - peak + radius : stop - peak + radius]],
                 "peak": peak - start,
                 "value": value,
             }

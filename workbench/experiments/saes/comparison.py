@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.metrics import match_l0, stability
 from sae.model import StackedSAE, spawn_generators
 
+Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
 NULL = 4  # stream of the random directions that stability is read against
 
 
@@ -93,10 +94,12 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
     """fvu and ce_recovered of two models at equal l0, from the sae_training_results of both: a row for every seed and
     layer that both have.
 
-    Heads are averaged at each l1 first, since one model's head h is not the other's. The curves are then read at
-    n_points equal steps of log l0 over the range that both sweeps reach (l0_low to l0_high), linear between points and
-    never beyond them: ranges that do not meet leave nan, and one l1 alone is a range of one point. Columns a and b are
-    means over these points, `_difference` is b − a.
+    A layer's curves come first, since one model's head h is not the other's: at each l1 the mean of its heads' l0 and
+    fvu, and Σ (ce_zero − ce_spliced) / Σ (ce_zero − ce_base) over them, as a mean of the heads' ratios would be ruled
+    by those whose removal costs next to nothing. The curves are then read at n_points equal steps of log l0 over the
+    range that both sweeps reach (l0_low to l0_high), linear between points and never beyond them; one l1 alone is a
+    range of one point. Columns a and b are means over these points, `_difference` is b − a. They are nan where the
+    ranges do not meet or zeroing costs nothing; the trailing column `reason` then says so.
 
     Raises ValueError for a model without a row.
     """
@@ -105,13 +108,14 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
         if model not in set(trained["model"]):
             have = ", ".join(sorted(set(trained["model"]))) or "none"
             raise ValueError(f"matched l0: the table has no model {model!r}; want two of {have}")
-    curves = trained.groupby(["model", "seed", "layer", "l1"])[["l0", "fvu", "ce_recovered"]].mean()
+    curves = _layer_curves(trained)
     rows = []
     a, b = (curves.xs(model, level="model") for model in (model_a, model_b))
     for seed, layer in sorted({key[:2] for key in a.index} & {key[:2] for key in b.index}):
         of_a, of_b = a.loc[(seed, layer)], b.loc[(seed, layer)]
         row: dict[str, Any] = {"model_a": model_a, "model_b": model_b, "seed": seed, "layer": layer}
-        for measure in ("fvu", "ce_recovered"):
+        missing = {}
+        for measure, called in (("fvu", "fvu"), ("ce_recovered", "loss recovered")):
             matched = match_l0(of_a["l0"], of_a[measure], of_b["l0"], of_b[measure], n_points)
             is_empty = len(matched.l0) == 0
             if measure == "fvu":
@@ -119,8 +123,35 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
             row[f"{measure}_a"] = np.nan if is_empty else float(matched.first.mean())
             row[f"{measure}_b"] = np.nan if is_empty else float(matched.second.mean())
             row[f"{measure}_difference"] = matched.mean_difference
+            if is_empty:
+                missing[called] = " and ".join(
+                    f"{_span(own, measure)} in {name}" for own, name in ((of_a, model_a), (of_b, model_b))
+                )
+        # one sentence where both measures are missing for one and the same reason
+        said = {
+            reason: " and ".join(name for name in missing if missing[name] == reason) for reason in missing.values()
+        }
+        row["reason"] = "; ".join(f"no common l0 for {names}: {reason}" for reason, names in said.items())
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _layer_curves(trained: pd.DataFrame) -> pd.DataFrame:
+    """l0, fvu and ce_recovered of a layer's heads together, by model, seed, layer and l1."""
+    parts = trained.assign(
+        kept=trained["ce_zero"] - trained["ce_spliced"], cost=trained["ce_zero"] - trained["ce_base"]
+    )
+    groups = parts.groupby(["model", "seed", "layer", "l1"])
+    sums = groups[["kept", "cost"]].sum(min_count=1)
+    return groups[["l0", "fvu"]].mean().assign(ce_recovered=sums["kept"] / sums["cost"].where(sums["cost"] > 0))
+
+
+def _span(curve: Frame, measure: str) -> str:
+    """The l0 that a curve reaches with the measure known, in words."""
+    l0 = curve.loc[curve[measure].notna() & (curve["l0"] > 0), "l0"]
+    if l0.empty:
+        return "undefined"
+    return f"{l0.min():.4g}" if len(l0) == 1 else f"{l0.min():.4g} to {l0.max():.4g}"
 
 
 def _trained(results: pd.DataFrame) -> pd.DataFrame:

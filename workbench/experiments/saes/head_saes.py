@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from torch import Tensor
 from reports.tables import COLUMNS, read_table, write_table
 from sae.checkpoint import hash_tensor, save_stack
 from sae.config import SAESource, StackInfo
-from sae.metrics import SAEMetrics, density_histogram
+from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
 from sae.model import StackedSAE
 from sae.train import StepStats, Trainer
 from workbench.experiments.activations import ShuffledActivations
@@ -27,6 +27,7 @@ from workbench.experiments.harvest import Shards, open_shards
 from workbench.experiments.saes.comparison import pareto_table, stability_table
 from workbench.experiments.saes.evaluation import (
     CONTROL_TOKENS,
+    LeftOut,
     SpliceLosses,
     measure,
     random_control,
@@ -41,6 +42,7 @@ from workbench.experiments.saes.plan import (
     HeadSaeSettings,
     Plan,
     make_plan,
+    numbers,
     parse_settings,
     stack_config,
     train_config,
@@ -54,6 +56,7 @@ from workbench.training.interrupts import Interrupted, StopRequest, stop_request
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
 DEFAULT_L1 = 5.0
+NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
 
@@ -63,7 +66,7 @@ def sae_train(
     layers: Sequence[int] | int | None = None,
     heads: Sequence[int] | int | str = "all",
     l1: Sequence[float] | float | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     out: str | Path | None = None,
     *,
     held_out: Int[Tensor, "n_sequences n_ctx"] | None = None,
@@ -81,21 +84,31 @@ def sae_train(
     activations, of which 32,768 tokens are measured; its losses are nan, as it stands for no activation of the model),
     and the trailing columns
     explained_variance, sae_seed, hook, n_ce_tokens, ce_zero_stderr and ce_spliced_stderr (of ce_zero − ce_base and
-    ce_spliced − ce_base, paired over sequences). All positions of a sequence are used, the first among them.
+    ce_spliced − ce_base, paired over sequences), fvu_with_special, n_left_out, n_outlying and n_outlying_left_out.
+
+    Trained, measured and replaced are activations at all positions of a window but the first and those of special
+    tokens (with include_special: at all), since most models rest their attention on these and their activations are
+    many times as long as others: a mean or an fvu with them would say little of anything else. fvu_with_special is the
+    fvu of all held-out activations, the n_left_out at those positions among them; n_outlying counts those of them that
+    are longer than three times the median, n_outlying_left_out how many of these are at the positions left out.
+    neighbour_cosine is the median, over features that fire on held-out tokens, of the cosine of a decoder row with the
+    nearest other's, near_copy_share the share of them for which it is above .9. Where more than half are, a warning
+    says so: such a dictionary is near-copies of few directions.
 
     With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv;
     with several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is
     interrupted or killed continues with resume = True, bit for bit on the same device with the same number of threads.
 
     Args:
-        model: a HookedLM or a TransformerLens model.
+        model: a HookedLM, or a TransformerLens model: a HookedTransformer or a TransformerBridge.
         tokens: what to train on, or the directory of a `harvest` of this model, whose activations are then read
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
-        l1: sparsity coefficients, ≥ 0; several make a sweep. See `HeadSaeSettings.normalize` for their unit. By default
-            5, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is kept.
-        seeds: for the initial weights of the SAEs and for resampling. The order of tokens is the same for all, so that
-            an SAE comes out the same whatever it is trained together with.
+        l1: sparsity coefficient ≥ 0, or several, which make a sweep. See `HeadSaeSettings.normalize` for their unit. By
+            default 5, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is
+            kept.
+        seeds: one or several, for the initial weights of the SAEs and for resampling. The order of tokens is the same
+            for all, so that an SAE comes out the same whatever it is trained together with.
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
         name, model_seed: fill the columns model and seed; the name in the model's config by default.
         on_progress: called with the share done, 0 to 1.
@@ -108,8 +121,7 @@ def sae_train(
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
     own = parse_settings(settings)
-    whole = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
-    plan = make_plan(model, layers, heads, _coefficients(l1, own), whole, own)
+    plan = make_plan(model, layers, heads, _coefficients(l1, own), seeds, own)
     source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
     job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
@@ -131,7 +143,7 @@ def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings)
     has_penalty = settings.architecture not in ("topk", "batchtopk")
     if l1 is None:
         return [DEFAULT_L1 if has_penalty else 0.0]
-    coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float | np.number) else l1)]
+    coefficients = numbers("l1", l1)
     if not has_penalty and any(c != 0 for c in coefficients):
         raise ValueError(f"l1: got {coefficients} for {settings.architecture}, which k alone makes sparse; want 0")
     return coefficients
@@ -176,21 +188,24 @@ class HeadSaeJob:
     on_progress: Callable[[float], None]
 
     def __post_init__(self) -> None:
-        settings = self.settings
-        given = self.tokens
-        n_tokens = settings.n_train_tokens or (given.n_tokens if isinstance(given, Shards) else given.numel())
+        settings, given = self.settings, self.tokens
+        own = {
+            "batch_size": settings.batch_size,
+            "buffer_tokens": settings.buffer_tokens,
+            "positions": self.plan.positions,
+        }
+        self._source: ShuffledActivations | ShardActivations
+        if isinstance(given, Shards):
+            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **own)
+        else:
+            self._source = ShuffledActivations(self.model, given, self.plan.slots, **own)
+        n_tokens = settings.n_train_tokens or self._source.n_tokens
         if n_tokens < settings.batch_size:
             raise ValueError(
                 f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; want more tokens, or a "
                 "smaller batch_size"
             )
         self.train_config = train_config(settings, n_tokens // settings.batch_size, len(self.plan.slot_index))
-        sizes = {"batch_size": settings.batch_size, "buffer_tokens": settings.buffer_tokens}
-        self._source: ShuffledActivations | ShardActivations
-        if isinstance(given, Shards):
-            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **sizes)
-        else:
-            self._source = ShuffledActivations(self.model, given, self.plan.slots, **sizes)
         self._model_sha256 = weights_sha256(self.model)
 
     def config(self) -> dict[str, Any]:
@@ -269,6 +284,7 @@ class HeadSaeJob:
         x = first[self.plan.slot_index, :CONTROL_TOKENS]
         dictionaries = {"trained": stack, "random": random_control(stack, x, self.plan.generators(CONTROL))}
         shuffler = torch.Generator().manual_seed(SHUFFLE)
+        left_out = LeftOut(dictionaries, self.plan.slot_index)
         metrics = measure(
             self.model,
             self.held_out,
@@ -277,6 +293,8 @@ class HeadSaeJob:
             dictionaries,
             generator=shuffler,
             on_progress=lambda share: self.on_progress(0.7 + 0.1 * share),
+            positions=self.plan.positions,
+            left_out=left_out,
         )
         n_sequences = max(1, self.settings.n_ce_tokens // self.held_out.shape[1])
         losses = splice(
@@ -286,8 +304,15 @@ class HeadSaeJob:
             self.plan.slot_index,
             dictionaries,
             on_progress=lambda share: self.on_progress(0.8 + 0.2 * share),
+            positions=self.plan.positions,
         )
-        results = self._results(metrics, losses)
+        found = {
+            name: neighbour_cosines(own.W_dec.detach(), metrics[name].density > 0).cpu()
+            for name, own in dictionaries.items()
+        }
+        found["shuffled"] = found["trained"]  # the same rows
+        self._warn_near_copies(found["trained"])
+        results = self._results(metrics, losses, left_out, found)
         tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
         if len(set(self.plan.l1)) > 1:
             tables["sae_pareto"] = pareto_table(results)
@@ -295,6 +320,19 @@ class HeadSaeJob:
             found = stability_table(stack, metrics["trained"].density)
             tables["sae_stability"] = found.assign(model=self.name, seed=self.model_seed)
         return tables
+
+    def _warn_near_copies(self, cosines: Float[Tensor, "n_saes d_sae"]) -> None:
+        median = cosines.nanquantile(0.5, dim=1)
+        of = (median > NEAR_COPY).nonzero().flatten().tolist()
+        if of:
+            slot, l1, _ = self.plan.sources[max(of, key=lambda k: float(median[k]))]
+            head = "" if slot.head is None else f", head {slot.head}"
+            warnings.warn(
+                f"sae_train: in {len(of)} of {len(median)} SAEs more than half of the living features have another "
+                f"within a cosine of {NEAR_COPY} (median {float(median[of].max()):.4f} in layer {slot.layer}{head}, l1 "
+                f"{l1:g}): near-copies of few directions; expected fewer features (expansion) or a lower l1",
+                stacklevel=3,
+            )
 
     def curves(self, points: list[dict[str, Any]]) -> pd.DataFrame:
         """The training curves: a row for every SAE and logged step."""
@@ -315,6 +353,7 @@ class HeadSaeJob:
             context_size=self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
             prepend_bos=begins_with_bos(self.model, self.tokens),
             n_train_tokens=self.train_config.n_steps * self.settings.batch_size,
+            include_special=self.settings.include_special,
         )
 
     def _keys(self) -> dict[str, Any]:
@@ -328,7 +367,14 @@ class HeadSaeJob:
             "sae_seed": [seed for _, _, seed in sources],
         }
 
-    def _results(self, metrics: dict[str, SAEMetrics], losses: SpliceLosses) -> pd.DataFrame:
+    def _results(
+        self,
+        metrics: dict[str, SAEMetrics],
+        losses: SpliceLosses,
+        left_out: LeftOut,
+        neighbours: dict[str, Float[Tensor, "n_saes d_sae"]],
+    ) -> pd.DataFrame:
+        n_outlying, n_outlying_left_out = left_out.count_outlying()
         zero = losses.zero[self.plan.slot_index]
         n_trained = self.train_config.n_steps * self.settings.batch_size
         parts = []
@@ -354,6 +400,12 @@ class HeadSaeJob:
                 "n_ce_tokens": losses.n_tokens,
                 "ce_zero_stderr": losses.zero_stderr[self.plan.slot_index],
                 "ce_spliced_stderr": losses.spliced_stderr.get(dictionary, unknown),
+                "fvu_with_special": left_out.fvu.get(dictionary, unknown),
+                "n_left_out": left_out.n_left_out,
+                "n_outlying": n_outlying,
+                "n_outlying_left_out": n_outlying_left_out,
+                "neighbour_cosine": neighbours[dictionary].nanquantile(0.5, dim=1),
+                "near_copy_share": share_above(neighbours[dictionary], NEAR_COPY),
             }
             parts.append(pd.DataFrame(self._keys() | columns))
         table = pd.concat(parts, ignore_index=True)
@@ -370,6 +422,11 @@ class HeadSaeJob:
             own = pd.DataFrame(bins, columns=["log10_density_bin", "n_features"])
             parts.append(own.assign(**{str(name): value for name, value in keys.iloc[k].items()}))
         return pd.concat(parts, ignore_index=True)
+
+
+def share_above(values: Float[Tensor, "n_saes d_sae"], limit: float) -> Float[Tensor, "n_saes"]:
+    """Share of each row's values above the limit; those that are nan are left out, nan where all are."""
+    return torch.where(values.isnan(), torch.nan, (values > limit).double()).nanmean(dim=1)
 
 
 def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1"]:

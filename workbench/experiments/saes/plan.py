@@ -6,19 +6,36 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.config import Architecture, SAEConfig, TrainConfig
+from sae.config import Architecture, SAEConfig, TrainConfig, as_list
 from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
-from workbench.experiments.activations import PER_HEAD, Slot, choose_slots, collect
+from workbench.experiments.activations import (
+    CONCATENATED,
+    PER_HEAD,
+    Positions,
+    Slot,
+    choose_slots,
+    collect,
+    special_ids,
+)
 from workbench.experiments.harvest import check_rows, run_watched
-from workbench.experiments.saes.evaluation import CONTROL_TOKENS, measure, random_control, splice, splice_batches
+from workbench.experiments.saes.evaluation import (
+    CONTROL_TOKENS,
+    LeftOut,
+    check_stand_ins,
+    measure,
+    random_control,
+    splice,
+    splice_batches,
+)
 from workbench.experiments.subject import check_hooks, device_of
 from workbench.memory import check_memory, planned_bytes
 from workbench.models.config import Frozen, describe_errors
@@ -50,7 +67,7 @@ class HeadSaeSettings(Frozen):
         description="mean_norm: train on x·√d_in/mean‖x‖, so that one l1 means the same for every head; folded away",
     )
     n_train_tokens: int | None = Field(
-        default=None, description="tokens a SAE is trained on; none: as many as are given", ge=1
+        default=None, description="tokens an SAE is trained on; none: as many as count of those given", ge=1
     )
     batch_size: int = Field(default=1024, description="tokens a step", ge=1)
     buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
@@ -66,7 +83,22 @@ class HeadSaeSettings(Frozen):
     use_compile: bool | None = Field(
         default=None, description="compile the step's arithmetic; none: where it gains, in long bfloat16 trainings"
     )
+    include_special: bool = Field(
+        default=False, description="train and measure on position 0 of each window and on special tokens as well"
+    )
     n_ce_tokens: int = Field(default=8192, description="held-out tokens that ce_recovered is measured on", ge=2)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and cls.model_fields[str(info.field_name)].annotation in (
+            int,
+            float,
+            float | None,
+            int | None,
+        ):
+            raise ValueError(f"got {value!r}; expected a number")
+        return value
 
     @model_validator(mode="after")
     def _a_batch_fits(self) -> HeadSaeSettings:
@@ -83,6 +115,7 @@ class Plan:
     slot_index: list[int]
     l1: list[float]
     seeds: list[int]
+    positions: Positions
 
     @property
     def sources(self) -> list[tuple[Slot, float, int]]:
@@ -98,6 +131,19 @@ class Plan:
         return own
 
 
+def numbers(what: str, given: Any, kind: type = Real) -> list[Any]:
+    """The numbers given, as Python's own; a single one is a list of one.
+
+    Raises ValueError unless they are finite numbers (or integers) ≥ 0, each once.
+    """
+    listed = as_list(what, given)
+    is_fit = all(isinstance(n, kind) and not isinstance(n, bool) and 0 <= n < math.inf for n in listed)
+    if not listed or not is_fit or len(set(listed)) < len(listed):
+        wanted = "integers" if kind is Integral else "finite numbers"
+        raise ValueError(f"{what}: got {listed}; want {wanted} ≥ 0, each once")
+    return [int(n) if kind is Integral else float(n) for n in listed]
+
+
 def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
     """The settings that keywords describe. Raises ValueError naming every wrong one."""
     try:
@@ -111,34 +157,22 @@ def make_plan(
     layers: Sequence[int] | int | None,
     heads: Sequence[int] | int | str,
     l1: Sequence[float] | float,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | int,
     settings: HeadSaeSettings,
 ) -> Plan:
     """The stack's SAEs, in its order.
 
-    Raises ValueError for anything out of range, given twice or not given, a hook without a row per token or that no
-    layer reads, and for what memory cannot hold.
+    Raises ValueError for anything out of range, given twice or not given, a hook without a row per token or in whose
+    place nothing can stand, and for what memory cannot hold.
     """
     slots = choose_slots(model.cfg, layers, heads, settings.hook)
     check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
-    if settings.hook == "hook_resid_post" and model.cfg.extensions.attn_res is not None:
-        raise ValueError(
-            "hook: got 'hook_resid_post' of a model with attention residuals, which no later layer reads: no SAE "
-            "can stand in for it; want z, hook_resid_pre, hook_resid_mid, hook_attn_out or hook_mlp_out"
-        )
-    coefficients = [float(c) for c in ([l1] if isinstance(l1, int | float) else l1)]
-    if (
-        not coefficients
-        or len(set(coefficients)) < len(coefficients)
-        or not all(0 <= c < math.inf for c in coefficients)
-    ):
-        raise ValueError(f"l1: got {coefficients}; want finite numbers ≥ 0, each once")
-    seeds = list(seeds)
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise ValueError(f"seeds: got {seeds}; want integers ≥ 0, each once")
+    coefficients, seeds = numbers("l1", l1), numbers("seeds", seeds, Integral)
     every = [(i, c, s) for i in range(len(slots)) for c in coefficients for s in seeds]
     _check_memory(model, slots, len(every), settings)
-    return Plan(slots, [i for i, _, _ in every], [c for _, c, _ in every], [s for _, _, s in every])
+    check_stand_ins(model, slots)
+    positions = Positions(special_ids(model), settings.include_special)
+    return Plan(slots, [i for i, _, _ in every], [c for _, c, _ in every], [s for _, _, s in every], positions)
 
 
 def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeSettings) -> None:
@@ -149,6 +183,11 @@ def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeS
     found = run_watched(model, token, names, max(slot.layer for slot in slots) + 1)
     check_rows("sae_train", found, (1, 1), n_axes=3)
     shape = next(iter(found.values())).shape[2:]
+    if slots[0].head is not None and (len(shape) != 2 or shape[0] != model.cfg.n_heads):
+        raise ValueError(
+            f"sae_train: {names[0]} has {list(shape)} per token; expected [{model.cfg.n_heads} d_head], a row for each "
+            f"head, or hook {CONCATENATED}"
+        )
     d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
     d_sae = settings.expansion * d_in
     check_memory(
@@ -215,7 +254,8 @@ def estimate(
     n_weights = sum(parameter.numel() for parameter in trainer.sae.parameters())
     save({name: tensor.contiguous() for name, tensor in trainer.state_dict().items()})
     _measure_batch(model, tokens, plan, trainer.sae, x)
-    buffered = 4 * len(plan.slots) * math.ceil(settings.buffer_tokens / n_ctx) * n_ctx * d_in
+    n_counted = n_ctx if settings.include_special else max(1, n_ctx - 1)
+    buffered = 4 * len(plan.slots) * math.ceil(settings.buffer_tokens / n_counted) * n_counted * d_in
     return {
         "n_saes": config.n_saes,
         "d_in": d_in,
@@ -235,9 +275,11 @@ def _measure_batch(model: Any, tokens: Tensor, plan: Plan, sae: StackedSAE, x: T
     control = random_control(sae, x[plan.slot_index, :CONTROL_TOKENS], plan.generators(CONTROL))
     dictionaries = {"trained": sae, "random": control}
     shuffler = torch.Generator().manual_seed(SHUFFLE)
-    measure(model, tokens, plan.slots, plan.slot_index, dictionaries, generator=shuffler)
-    a_batch = splice_batches(model, tokens, plan.slots)[0]
-    splice(model, a_batch, plan.slots, plan.slot_index, dictionaries)
+    left_out = LeftOut(dictionaries, plan.slot_index)
+    slots, index, positions = plan.slots, plan.slot_index, plan.positions
+    measure(model, tokens, slots, index, dictionaries, generator=shuffler, positions=positions, left_out=left_out)
+    a_batch = splice_batches(model, tokens, slots)[0]
+    splice(model, a_batch, slots, index, dictionaries, positions=positions)
 
 
 def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:

@@ -150,7 +150,22 @@ def _on_l0(evidence: Evidence) -> str:
     matched = fvu_at_matched_l0(evidence)
     if matched.is_known:
         said += f" At matched l0, along the sweep of l1, fvu is {say(matched.estimate, 'percent')}."
-    return said
+    return said + _near_copies(evidence)
+
+
+def _near_copies(evidence: Evidence) -> str:
+    """How alike the living features of the same SAEs are: l0 counts each near-copy of a direction."""
+    measure, roles = evidence.claim.measure, evidence.claim.compared.roles
+    rows = rows_of(evidence.tables, measure.table, measure.where, [evidence.model(role) for role in roles])
+    if not {"neighbour_cosine", "near_copy_share", "layer"} <= set(rows.columns):
+        return ""
+    said = []
+    for role, reading in zip(roles, (evidence.reference, evidence.treated), strict=True):
+        own = rows[(rows["model"] == evidence.model(role)) & rows["layer"].isin(reading.layers)]
+        cosine, share = own["neighbour_cosine"].median(), own["near_copy_share"].mean()
+        if not math.isnan(share):
+            said.append(f"{100 * share:.0f} % in {role} (median cosine {cosine:.4f})")
+    return f" Living features with another within a cosine of .9: {', '.join(said)}." if said else ""
 
 
 def fvu_at_matched_l0(evidence: Evidence) -> Effect:
