@@ -46,6 +46,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
     "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),
     "workbench.sae_train.heads": lambda x: workbench.sae_train(MODEL, TOKENS, [0], x, **SMALL)[1].to_csv(),
+    "workbench.sae_train.l1": lambda x: workbench.sae_train(MODEL, TOKENS, [0], [0], l1=x, **SMALL)[1].to_csv(),
+    "workbench.sae_train.seeds": lambda x: workbench.sae_train(MODEL, TOKENS, [0], [0], seeds=x, **SMALL)[1].to_csv(),
     "workbench.probe.seeds": lambda x: workbench.probe(
         SPEAKER, ["seasons"], n_points=0, n_permutations=9, seeds=x
     ).concept_mantel.to_csv(),
@@ -62,7 +64,6 @@ CALLS: dict[str, Callable[[Any], object]] = {
         ONE.config, ACTIVATIONS, x, torch.Generator().manual_seed(1)
     ).b_enc.tolist(),
 }
-ELSEWHERE = {"workbench.sae_train.l1", "workbench.sae_train.seeds"}  # tests/workbench/experiments/test_head_saes.py
 
 
 def listed() -> set[str]:
@@ -80,7 +81,7 @@ def listed() -> set[str]:
 
 
 def test_every_such_parameter_is_called() -> None:
-    assert listed() == CALLS.keys() | ELSEWHERE
+    assert listed() == CALLS.keys()
 
 
 @pytest.fixture(autouse=True)

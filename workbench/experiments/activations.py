@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.data import tokenizer_files
 from workbench.experiments.harvest import count_bad, run_watched
 from workbench.experiments.subject import choose, device_of
 
@@ -69,8 +70,9 @@ def choose_slots(
 
 
 def special_ids(model: Any) -> frozenset[int]:
-    """Ids that the model's tokenizer calls special; none for a model without a tokenizer."""
-    return frozenset(getattr(getattr(model, "tokenizer", None), "all_special_ids", None) or ())
+    """The ids of the special tokens of the model's tokenizer; none for a model without one."""
+    tokenizer = getattr(model, "tokenizer", None)
+    return frozenset() if tokenizer is None else tokenizer_files.special_ids(tokenizer)
 
 
 @dataclass(frozen=True)
