@@ -196,7 +196,8 @@ def check_numbers(tensor: Tensor, name: str, source: str) -> None:
     """Raise ValueError unless the tensor holds finite floating-point numbers, as weights do."""
     if tensor.dtype not in DTYPES.values():
         raise ValueError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; want {', '.join(DTYPES)}")
-    if not bool(tensor.isfinite().all()):
+    # the extremes of a tensor with NaN are NaN; one pass, and no copy
+    if tensor.numel() and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
         raise ValueError(f"{source}: {name} has NaN or inf; want finite weights")
 
 
