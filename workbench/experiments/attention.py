@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.subject import checked_tokens, choose, device_of, run_hooked
 
 MAP_ELEMENTS = 1 << 21  # attention weights of one layer held at once; more gain nothing on a CPU
 MAX_REPEAT = 128  # tokens of the repeated half, at most
@@ -46,7 +46,7 @@ def attention(
         n_repeated: number of sequences of repeated random tokens; with 0 their columns are nan.
 
     Raises:
-        ValueError: layers out of range or none; tokens that do not fit; n_repeated below 0.
+        ValueError: layers out of range, none, or without an attention map; tokens that do not fit; n_repeated below 0.
     """
     tokens = checked_tokens("attention", model, tokens)
     check_repeats(n_repeated)
@@ -159,8 +159,6 @@ def _mean_over_sequences(
     batch_size = max(1, MAP_ELEMENTS // (n_heads * tokens.shape[1] ** 2))
     with torch.no_grad():
         for part in tokens.split(batch_size):
-            model.run_with_hooks(
-                part.to(device_of(model)), fwd_hooks=hooks, stop_at_layer=max(layers) + 1, return_type=None
-            )
+            run_hooked(model, part.to(device_of(model)), hooks, stop_at_layer=max(layers) + 1, return_type=None)
             progress.add(part.numel())
     return {what: (total / len(tokens)).numpy() for what, total in sums.items()}

@@ -135,9 +135,9 @@ def matrix_spectra(model: Any) -> dict[tuple[int, str], probes.MatrixRanks]:
 
 
 def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
-    """One layer's matrices by name, the heads of each side by side."""
-    attn, mlp = block.attn, block.mlp
-    heads = {name: getattr(attn, name) for name in ATTENTION}
+    """The matrices that one layer has, by name, the heads of each side by side."""
+    attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    heads = {name: w for name in ATTENTION if (w := getattr(attn, name, None)) is not None}
     # grouped keys and values stand beside the form that repeats them for every query head: ours, then TransformerLens's
     for name in ("W_K", "W_V"):
         if isinstance(attn, Attention):

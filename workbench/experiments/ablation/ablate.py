@@ -22,7 +22,7 @@ from workbench.experiments.ablation.load_bearing import load_bearing
 from workbench.experiments.ablation.parts import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.experiments.ablation.precision import N_CHECKED, as_float32, in_precision, measure_errors
 from workbench.experiments.harvest import run_watched, stream
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.subject import check_hooks, checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
 Kind = Literal["zero", "mean", "resample"]
@@ -206,6 +206,7 @@ def check_ablation(
     parts = choose_parts(model, layers, heads, components)
     if "mlp" in components and getattr(cfg, "attn_only", False):
         raise ValueError("components: got 'mlp' for a model of attention alone; want head or layer")
+    check_hooks(model, list(dict.fromkeys(part.hook for part in parts)))
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = cfg.n_layers - parts[0].layer

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from workbench.experiments.ablation.engine import Sizes
 from workbench.experiments.ablation.parts import Part, Replacements, SequenceLosses, losses_of
-
-Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
+from workbench.experiments.subject import Hook, run_hooked
 
 
 def plan_generic(model: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
@@ -63,7 +62,7 @@ def ablated_losses(
     model: Any, tokens: Tensor, clean: Tensor, hooks: Sequence[Hook], logits_held: int
 ) -> Float64[Tensor, "value batch"]:
     """(losses, KL from the clean logits) of each sequence under the hooks."""
-    logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=list(hooks))
+    logits = run_hooked(model, tokens, hooks, return_type="logits")
     return torch.stack(losses_and_kl(logits, clean, tokens, logits_held))
 
 
@@ -115,7 +114,7 @@ def _attribute(
     names = list(dict.fromkeys(part.hook for part in parts))
     with torch.enable_grad():
         hooks = [(name, catcher(name)) for name in names]
-        logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
+        logits = run_hooked(model, tokens, hooks, return_type="logits")
         log_p = torch.log_softmax(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), -1)
         loss = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).mean(1).sum()
         gradients = dict(zip(names, torch.autograd.grad(loss, [caught[name] for name in names]), strict=True))

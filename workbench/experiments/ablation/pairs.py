@@ -32,7 +32,7 @@ from workbench.experiments.ablation.impacts import check_bootstrap, impacts
 from workbench.experiments.ablation.losses import compare, reference
 from workbench.experiments.ablation.parts import CleanPass, Part, Replacements
 from workbench.experiments.ablation.precision import as_float32
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.subject import check_hooks, checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
 Head = tuple[int, int]
@@ -183,6 +183,7 @@ def check_pairs(
             raise ValueError(f"pairs: got head {a[0]}.{a[1]} with itself; want two heads")
     if len(set(chosen)) < len(chosen):
         raise ValueError("pairs: got one twice; want each once")
+    check_hooks(model, list(dict.fromkeys(Part(layer, "head", head).hook for layer, head in _heads_of(chosen))))
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = model.cfg.n_layers - min(a[0] for a, _ in chosen)
