@@ -415,7 +415,7 @@ def write_folder(model: HookedLM, directory: Path) -> None:
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(directory))
         config |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
-    config["dtype"] = str(cfg.dtype).removeprefix("torch.")
+    config |= {"dtype": str(cfg.dtype).removeprefix("torch."), "_name_or_path": cfg.model_name}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(
         {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
