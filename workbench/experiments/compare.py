@@ -137,7 +137,7 @@ def matrix_spectra(model: Any) -> dict[tuple[int, str], probes.MatrixRanks]:
 def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
     """The matrices that one layer has, by name, the heads of each side by side."""
     attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
-    heads = {name: w for name in ATTENTION if (w := getattr(attn, name, None)) is not None}
+    heads = {name: w for name in ATTENTION if (w := _matrix(attn, name)) is not None}
     # grouped keys and values stand beside the form that repeats them for every query head: ours, then TransformerLens's
     for name in ("W_K", "W_V"):
         if isinstance(attn, Attention):
@@ -148,7 +148,15 @@ def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
         name: rearrange(w, "h e d -> (h e) d") if name == "W_O" else rearrange(w, "h d e -> d (h e)")
         for name, w in heads.items()
     }
-    return found | {name: w for name in MLP if (w := getattr(mlp, name, None)) is not None}
+    return found | {name: w for name in MLP if (w := _matrix(mlp, name)) is not None}
+
+
+def _matrix(part: Any, name: str) -> Tensor | None:
+    """A weight of an attention or an MLP; None where there is none."""
+    try:
+        return getattr(part, name, None)
+    except NotImplementedError:  # so a bridge says that its attention has no such matrix (latent attention)
+        return None
 
 
 def matching_layers(n_a: int, n_b: int) -> list[tuple[int, int]]:

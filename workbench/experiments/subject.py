@@ -13,8 +13,11 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from workbench.models import HookedLM
+
 Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
+STREAMS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
@@ -67,22 +70,27 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
     So nothing that an analysis sums or replaces is left at its initial value, or counted twice.
 
     Args:
-        hooks: (name, function of (tensor, hook)) each.
+        hooks: (name, function of (tensor, hook)) each; none: a plain forward.
         span: return_type and stop_at_layer, as `run_with_hooks` takes them.
 
     Raises:
-        ValueError: a hook that does not exist, does not fire, fires several times or shows something else.
+        ValueError: a hook that does not exist, does not fire, fires several times or shows something else; logits that
+            are not [batch pos d_vocab]; a model of another library whose own forward fails.
     """
     names = [name for name, _ in hooks]
-    check_hooks(model, list(dict.fromkeys(names)))
+    if names:
+        check_hooks(model, list(dict.fromkeys(names)))
     counts = [0] * len(hooks)
+    faults: list[str] = []  # said when the forward is over, so that no model's own error handling takes them
 
     def counted(index: int) -> Callable[[Tensor, Any], Tensor | None]:
         name, function = hooks[index]
 
         def call(tensor: Tensor, hook: Any) -> Tensor | None:
             counts[index] += 1
-            _check_shape(model, name, tensor, tokens)
+            if fault := _describe_shape(f"hook {name!r}", tensor, _shape_of(name, model.cfg, tokens)):
+                faults.append(fault)
+                return None
             return function(tensor, hook)
 
         return call
@@ -90,15 +98,39 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
     with _computing_maps(model, names):
         try:
             out = model.run_with_hooks(tokens, fwd_hooks=[(name, counted(i)) for i, name in enumerate(names)], **span)
-        except (AssertionError, NotImplementedError) as error:  # so TransformerLens refuses hooks that are switched off
-            raise ValueError(f"hooks {names}: {error}") from error
+        except Exception as error:
+            if isinstance(model, HookedLM) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            what = f"{type(model).__name__}: its forward failed with {type(error).__name__}: {error}"
+            raise ValueError(faults[0] if faults else what) from error
+    if span.get("return_type") == "logits" and (
+        fault := _describe_shape("logits", out, (*tokens.shape, model.cfg.d_vocab))
+    ):
+        faults.append(fault)
+    if faults:
+        raise ValueError(faults[0])
+    _check_counts(names, counts)
+    return out
+
+
+def check_read(model: Any, tokens: Int[Tensor, "n n_ctx"], names: Sequence[str]) -> None:
+    """Raise ValueError for a hook whose value this model's forward does not read: putting another in its place would
+    change nothing, and be taken for a measurement. Asked with nan, which passes weights of zero too."""
+    few = tokens[:1, :2].to(device_of(model))
+    with torch.no_grad():
+        for name in names:
+            hook = (name, lambda tensor, hook: torch.full_like(tensor, torch.nan))
+            if not bool(run_hooked(model, few, [hook], return_type="logits").isnan().any()):
+                raise ValueError(f"hook {name!r} fires, but what it returns is not read; expected one that can be replaced")
+
+
+def _check_counts(names: Sequence[str], counts: Sequence[int]) -> None:
     for name, count in zip(names, counts, strict=True):
         if count != 1:
             what = "exists but did not fire" if count == 0 else f"fired {count} times in one forward"
             others = _layers_alike(name, (own for own, n in zip(names, counts, strict=True) if n == 1))
             where = f", as in layers={others}" if others else ""
             raise ValueError(f"hook {name!r} {what}; expected one that this model's forward passes once{where}")
-    return out
 
 
 def _layer_of(name: str) -> int | None:
@@ -112,20 +144,26 @@ def _layers_alike(name: str, known: Iterable[str]) -> list[int]:
     return sorted(layer for own in alike if (layer := _layer_of(own)) is not None)
 
 
-def _check_shape(model: Any, name: str, tensor: Any, tokens: Tensor) -> None:
-    """Raise ValueError unless a hook of a known meaning shows a tensor of that shape."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"hook {name!r} shows a {type(tensor).__name__}; expected a tensor")
+def _shape_of(name: str, cfg: Any, tokens: Tensor) -> tuple[int | None, ...] | None:
+    """The shape of a hook of a known meaning, None for an axis of any length; None for other hooks."""
     (batch, pos), leaf = tokens.shape, name.rsplit(".", 1)[-1]
-    wanted: tuple[int, ...] | None = None
     if leaf == "hook_z":
-        wanted = (batch, pos, model.cfg.n_heads, tensor.shape[-1])
-    elif leaf in MAPS:
-        wanted = (batch, model.cfg.n_heads, pos, pos)
-    elif leaf in ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"):
-        wanted = (batch, pos, model.cfg.d_model)
-    if wanted is not None and tuple(tensor.shape) != wanted:
-        raise ValueError(f"hook {name!r} has shape {list(tensor.shape)} in this model; expected {list(wanted)}")
+        return batch, pos, cfg.n_heads, None
+    if leaf in MAPS:
+        return batch, cfg.n_heads, pos, pos
+    return (batch, pos, cfg.d_model) if leaf in STREAMS else None
+
+
+def _describe_shape(what: str, value: Any, shape: tuple[int | None, ...] | None) -> str | None:
+    """What is wrong with a value that is no tensor of that shape."""
+    if not isinstance(value, Tensor):
+        return f"{what}: got a {type(value).__name__}; expected a tensor"
+    if shape is None or (
+        value.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
+    ):
+        return None
+    wanted = ", ".join("…" if n is None else str(n) for n in shape)
+    return f"{what}: got shape {list(value.shape)}; expected [{wanted}]"
 
 
 @contextmanager

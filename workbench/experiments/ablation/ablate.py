@@ -22,7 +22,7 @@ from workbench.experiments.ablation.load_bearing import load_bearing
 from workbench.experiments.ablation.parts import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.experiments.ablation.precision import N_CHECKED, as_float32, in_precision, measure_errors
 from workbench.experiments.harvest import run_watched, stream
-from workbench.experiments.subject import check_hooks, checked_tokens, choose, device_of
+from workbench.experiments.subject import check_hooks, check_read, checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
 Kind = Literal["zero", "mean", "resample"]
@@ -185,6 +185,8 @@ def iterate_ablation(
     limits = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes}
     parts, sizes = check_ablation(model, tokens, layers, heads, kind, components=components, **limits)
     check_start(start, len(tokens), sizes)
+    if not isinstance(model, HookedLM):
+        check_read(model, tokens, list(dict.fromkeys(part.hook for part in parts)))
     stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
     return _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress)
 

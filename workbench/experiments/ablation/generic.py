@@ -41,7 +41,7 @@ def ablate_batch_generic(
     tell: Callable[[int], None],
 ) -> SequenceLosses:
     """As `ablate_batch`, each part's activation replaced at its hook."""
-    clean = model(tokens, return_type="logits")
+    clean = run_hooked(model, tokens, [], return_type="logits")
     base, _ = losses_and_kl(clean, clean, tokens, sizes.logits_held)
     estimate = torch.full((len(parts), len(tokens)), torch.nan, dtype=torch.float64)
     if has_estimate:
@@ -106,7 +106,8 @@ def _attribute(
 
     def catcher(name: str) -> Callable[[Tensor, Any], Tensor]:
         def catch(activation: Tensor, hook: Any) -> Tensor:
-            caught[name] = activation if activation.requires_grad else activation.detach().requires_grad_()
+            # another tensor than came: a bridge may take one that is handed back for one that was only looked at
+            caught[name] = activation.clone() if activation.requires_grad else activation.detach().requires_grad_()
             return caught[name]
 
         return catch
@@ -117,11 +118,14 @@ def _attribute(
         logits = run_hooked(model, tokens, hooks, return_type="logits")
         log_p = torch.log_softmax(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), -1)
         loss = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).mean(1).sum()
-        gradients = dict(zip(names, torch.autograd.grad(loss, [caught[name] for name in names]), strict=True))
-    found = []
+        found = torch.autograd.grad(loss, [caught[name] for name in names], allow_unused=True)
+    gradients = dict(zip(names, found, strict=True))
+    if cut := [name for name, gradient in gradients.items() if gradient is None]:
+        raise ValueError(f"has_estimate: no gradient reaches hook {cut[0]!r} in this model; expected has_estimate=False")
+    estimates = []
     for part in parts:
         activation, gradient = caught[part.hook].detach().double(), gradients[part.hook].double()
         changes = [-activation if (r := own[part.hook]) is None else r.double() - activation for own in replacements]
         products = torch.stack([(change * gradient).sum(1) for change in changes]).mean(0)
-        found.append((products[:, part.head] if part.component == "head" else products).flatten(1).sum(1))
-    return torch.stack(found).cpu()
+        estimates.append((products[:, part.head] if part.component == "head" else products).flatten(1).sum(1))
+    return torch.stack(estimates).cpu()

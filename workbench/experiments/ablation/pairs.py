@@ -32,7 +32,7 @@ from workbench.experiments.ablation.impacts import check_bootstrap, impacts
 from workbench.experiments.ablation.losses import compare, reference
 from workbench.experiments.ablation.parts import CleanPass, Part, Replacements
 from workbench.experiments.ablation.precision import as_float32
-from workbench.experiments.subject import check_hooks, checked_tokens, choose, device_of
+from workbench.experiments.subject import check_hooks, check_read, checked_tokens, choose, device_of, run_hooked
 from workbench.models import HookedLM
 
 Head = tuple[int, int]
@@ -155,6 +155,8 @@ def iterate_pairs(
     chosen, sizes = check_pairs(model, tokens, pairs, kind, **limits)
     check_start(start, len(tokens), sizes)
     parts = [Part(layer, "head", head) for layer, head in _heads_of(chosen)]
+    if not isinstance(model, HookedLM):
+        check_read(model, tokens, list(dict.fromkeys(part.hook for part in parts)))
     stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
     return _batches(model, tokens, chosen, stand_in, sizes, start, on_progress)
 
@@ -258,7 +260,7 @@ def _pairs_of_batch_generic(
     model: Any, tokens: Int[Tensor, "batch pos"], pairs: Sequence[Pair], replacements: Replacements, sizes: Sizes
 ) -> tuple[Tensor, dict[Head, Tensor], dict[Pair, Tensor]]:
     """As `_pairs_of_batch`, by a whole forward a head and a pair."""
-    clean = model(tokens, return_type="logits")
+    clean = run_hooked(model, tokens, [], return_type="logits")
     base, _ = losses_and_kl(clean, clean, tokens, sizes.logits_held)
 
     def run(heads: Sequence[Head]) -> Tensor:
