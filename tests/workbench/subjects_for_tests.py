@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,7 +55,8 @@ class Reading:
             if what == "z":
                 handles.append(self._edit_z(self.mixers[layer], edit))
                 continue
-            module = {"mlp": self.mlps, "post": self.blocks, "embed": [self.embed]}[what][layer]
+            places: Any = {"mlp": self.mlps, "post": self.blocks, "embed": [self.embed]}
+            module: nn.Module = places[what][layer]
             handles.append(module.register_forward_hook(lambda m, i, out, edit=edit: _edited(out, edit)))
         try:
             yield
@@ -323,7 +324,7 @@ def _matrices(block: nn.Module, family: Family, has_heads: bool) -> dict[str, Te
 SUBJECTS = (*HOOKED, *FAMILIES)
 
 
-@lru_cache(maxsize=None)
+@cache
 def subject(name: str) -> Subject:
     """The subject of that name; built once."""
     return _hooked(name) if name in HOOKED else _bridge(name)

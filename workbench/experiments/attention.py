@@ -41,6 +41,7 @@ def attention(
 
     Args:
         model: a `HookedLM` or a TransformerLens model.
+        layers: all by default; each must have heads.
         seed: of the random tokens; fills the column seed.
         name: fills the column model; the config's name by default.
         n_repeated: number of sequences of repeated random tokens; with 0 their columns are nan.

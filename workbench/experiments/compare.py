@@ -64,7 +64,8 @@ def compare(
     """How alike two models are: their states of the same sequences, layer by layer, and the ranks of their weights.
 
     A sequence's state is its mean over positions ≥ 1, at `hook_embed` (layer −1) and at every `hook_resid_post`. In
-    models of unequal depth layer ℓ of a meets the layer of b whose (layer + 1)/n_layers is nearest.
+    models of unequal depth layer ℓ of a meets the layer of b whose (layer + 1)/n_layers is nearest. Of weights the
+    matrices are compared that there are: a layer without attention, or without an MLP, has no rows of it.
 
     Args:
         tokens: the sequences, in the one vocabulary that both models have; n ≥ 4, positions ≥ 2.
@@ -73,7 +74,8 @@ def compare(
         seed: of the shuffles that draw the nulls of item-space columns.
 
     Raises:
-        ValueError: unequal vocabularies, tokens that do not fit a model, too few sequences, components out of range.
+        ValueError: unequal vocabularies, tokens that do not fit a model, too few sequences, components out of range, a
+            model that does not pass those hooks.
     """
     n = len(checked_tokens("compare", a, tokens, min_ctx=2))
     check_pair(a, b, n, n_components)
@@ -154,9 +156,10 @@ def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
 def _matrix(part: Any, name: str) -> Tensor | None:
     """A weight of an attention or an MLP; None where there is none."""
     try:
-        return getattr(part, name, None)
+        found = getattr(part, name, None)
     except NotImplementedError:  # so a bridge says that its attention has no such matrix (latent attention)
         return None
+    return found if isinstance(found, Tensor) else None  # the W_gate of experts is a module that routes
 
 
 def matching_layers(n_a: int, n_b: int) -> list[tuple[int, int]]:
@@ -232,11 +235,10 @@ def _explained(states: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " k"]:
 def _spectra_table(ranks: dict[tuple[int, str], probes.MatrixRanks], name: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"model": name, "seed": seed, "layer": layer, "matrix": matrix}
-            | {rank: getattr(found, rank) for rank in RANKS}
-            | {"n_singular_values": found.n_singular_values}
+            (name, seed, layer, matrix, *(getattr(found, rank) for rank in RANKS), found.n_singular_values)
             for (layer, matrix), found in ranks.items()
-        ]
+        ],
+        columns=pd.Index(["model", "seed", "layer", "matrix", *RANKS, "n_singular_values"]),
     )
 
 

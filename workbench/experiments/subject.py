@@ -121,7 +121,7 @@ def check_read(model: Any, tokens: Int[Tensor, "n n_ctx"], names: Sequence[str])
         for name in names:
             hook = (name, lambda tensor, hook: torch.full_like(tensor, torch.nan))
             if not bool(run_hooked(model, few, [hook], return_type="logits").isnan().any()):
-                raise ValueError(f"hook {name!r} fires, but what it returns is not read; expected one that can be replaced")
+                raise ValueError(f"hook {name!r} fires, but what it returns is not read; expected a hook that is")
 
 
 def _check_counts(names: Sequence[str], counts: Sequence[int]) -> None:
@@ -170,7 +170,7 @@ def _describe_shape(what: str, value: Any, shape: tuple[int | None, ...] | None)
 def _computing_maps(model: Any, names: Iterable[str]) -> Iterator[None]:
     """Inside, where a hook is a map, the transformers model behind a bridge computes its maps, as its fused kernels do
     not."""
-    inner = getattr(model, "original_model", None)
+    inner: Any = getattr(model, "original_model", None)
     if not hasattr(inner, "set_attn_implementation") or not any(name.endswith(MAPS) for name in names):
         yield
         return

@@ -46,6 +46,7 @@ def topology(
 
     Args:
         model: a `HookedLM` or a TransformerLens model.
+        layers: all by default; each must have heads.
         seed, name: fill the columns seed and model; name is the config's by default.
 
     Raises:

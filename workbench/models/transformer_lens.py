@@ -99,7 +99,7 @@ def from_hooked_transformer(hooked: Any) -> HookedLM:
 
     if not isinstance(hooked, HookedTransformer):
         raise ValueError(f"from TransformerLens: got a {type(hooked).__name__}; expected a HookedTransformer")
-    theirs = hooked.cfg
+    theirs: Any = hooked.cfg
     _refuse_inexpressible(theirs)
     parameters = {n: p.detach() for n, p in hooked.named_parameters()}
     kept = {n: p for n, p in parameters.items() if not _is_bias(n) or bool(p.any())}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from models_for_tests import small_model, tokens_for
 from scipy.stats import spearmanr
-from subjects_for_tests import D_HEAD, N_HEADS, N_LAYERS, SUBJECTS, Subject, subject
+from subjects_for_tests import HOOKED, N_HEADS, N_LAYERS, SUBJECTS, Subject, subject
 
 import probes
 from workbench.data.concepts import ConceptSet
@@ -296,7 +296,6 @@ ANALYSES: dict[str, Callable] = {
     "from_hooked_transformer": lambda given: from_hooked_transformer(given.model),
 }
 OURS = ("evaluate, int8", "generate", "text_quality", "mechanisms", "export", "to_hooked_transformer")
-HOOKED_NAMES = ("plain", "attention-only", "grouped", "parallel", "shortformer")
 NO_HEADS = r"hook 'blocks\.0\.attn\.hook_\w+' does not exist; expected layers=\[1\], which have it"
 # (analysis, subject) -> the line
 REFUSED = {
@@ -307,14 +306,14 @@ REFUSED = {
         for analysis in ("ablate, all layers", "ablate_pairs, all", "topology, all layers", "attention, all layers")
     },
     **{
-        (analysis, name): f"got a {'HookedTransformer' if name in HOOKED_NAMES else 'TransformerBridge'}; (want|expected)"
+        (analysis, name): f"got a {'HookedTransformer' if name in HOOKED else 'TransformerBridge'}; (want|expected)"
         for analysis in OURS
         for name in SUBJECTS
     },
     **{
         ("from_hooked_transformer", name): "got a TransformerBridge; expected a HookedTransformer"
         for name in SUBJECTS
-        if name not in HOOKED_NAMES
+        if name not in HOOKED
     },
     ("from_hooked_transformer", "attention-only"): "attn_only = True",
     ("from_hooked_transformer", "parallel"): "parallel_attn_mlp = True",

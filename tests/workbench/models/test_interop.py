@@ -48,7 +48,7 @@ def test_logits_hooks_and_loss_equal_transformer_lens(kind, record_property):
     # every hook of their block that the forward visits is one of ours, under the same name
     assert set(theirs) - shared <= {"unembed.hook_in", "unembed.hook_out"}
     for name in shared:
-        # the class flattens q and k for their norms, whose hooks then have lost batch and position (3.9.0); ours have not
+        # the class (3.9.0) flattens q and k for their norms, whose hooks then have lost batch and position
         is_flat = ".q_norm." in name or ".k_norm." in name
         found = ours[name].flatten(0, 2) if is_flat else ours[name]
         finite = torch.isfinite(theirs[name])  # masked scores are −inf in both

@@ -57,7 +57,7 @@ def ablate(
     Args:
         model: a `HookedLM` (all heads of a layer continue together from the clean stream), or a TransformerLens model
             (one forward pass per part).
-        layers, heads: all by default; heads are the same in every layer.
+        layers, heads: all by default, each layer must then have heads; heads are the same in every layer.
         kind: "zero", "mean" or "resample".
         seed: for the donors of resample and for the bootstrap; fills the column seed.
         components: what to ablate in each layer: "head" (each of `heads` by itself), "layer" (all its heads together),
@@ -71,8 +71,8 @@ def ablate(
 
     Raises:
         ValueError: layers or heads out of range or none, an unknown kind, component or dtype, a component that the
-            model has not, tokens that do not fit, more resamples than other sequences, a budget too small for one head
-            of one sequence.
+            model or one of the layers has not, or that its forward does not read from the hook, tokens that do not fit,
+            more resamples than other sequences, a budget too small for one head of one sequence.
     """
     check_bootstrap(n_bootstrap)
     subject = in_precision(model, dtype)

@@ -106,8 +106,7 @@ def _attribute(
 
     def catcher(name: str) -> Callable[[Tensor, Any], Tensor]:
         def catch(activation: Tensor, hook: Any) -> Tensor:
-            # another tensor than came: a bridge may take one that is handed back for one that was only looked at
-            caught[name] = activation.clone() if activation.requires_grad else activation.detach().requires_grad_()
+            caught[name] = activation if activation.requires_grad else activation.detach().requires_grad_()
             return caught[name]
 
         return catch
@@ -118,10 +117,11 @@ def _attribute(
         logits = run_hooked(model, tokens, hooks, return_type="logits")
         log_p = torch.log_softmax(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), -1)
         loss = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).mean(1).sum()
+        # unused: a bridge that rewrites an output by what its hook returns does not where that equals what came
         found = torch.autograd.grad(loss, [caught[name] for name in names], allow_unused=True)
     gradients = dict(zip(names, found, strict=True))
     if cut := [name for name, gradient in gradients.items() if gradient is None]:
-        raise ValueError(f"has_estimate: no gradient reaches hook {cut[0]!r} in this model; expected has_estimate=False")
+        raise ValueError(f"has_estimate: no gradient reaches hook {cut[0]!r} of this model; expected False")
     estimates = []
     for part in parts:
         activation, gradient = caught[part.hook].detach().double(), gradients[part.hook].double()

@@ -110,7 +110,8 @@ def text_quality(
         name: fills the column model; the config's name by default.
 
     Raises:
-        ValueError: no `HookedLM`; settings out of range; prompts or items that do not fit the model's context or tokenizer.
+        ValueError: no `HookedLM`; settings out of range; prompts or items that do not fit the model's context or
+            tokenizer.
         TaggerMissing: a tagger was named and is not there.
     """
     check_ours("text_quality", model)
