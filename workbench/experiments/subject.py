@@ -97,16 +97,16 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
 
     with _computing_maps(model, names):
         try:
-            out = model.run_with_hooks(tokens, fwd_hooks=[(name, counted(i)) for i, name in enumerate(names)], **span)
+            # without hooks any model will do that gives logits
+            hooked = {"fwd_hooks": [(name, counted(i)) for i, name in enumerate(names)]}
+            out = model.run_with_hooks(tokens, **hooked, **span) if hooks else model(tokens, **span)
         except Exception as error:
             if isinstance(model, HookedLM) or isinstance(error, torch.OutOfMemoryError):
                 raise
             what = f"{type(model).__name__}: its forward failed with {type(error).__name__}: {error}"
             raise ValueError(faults[0] if faults else what) from error
-    if span.get("return_type") == "logits" and (
-        fault := _describe_shape("logits", out, (*tokens.shape, model.cfg.d_vocab))
-    ):
-        faults.append(fault)
+    if not faults and span.get("return_type") == "logits":
+        faults += filter(None, [_describe_shape("logits", out, (*tokens.shape, None))])
     if faults:
         raise ValueError(faults[0])
     _check_counts(names, counts)
