@@ -255,6 +255,17 @@ FAMILIES: dict[str, Family] = {
         mlp="feed_forward",
         ff=("feed_forward.w1", "feed_forward.w3", "feed_forward.w2"),
     ),
+    "granite": Family("GraniteConfig", _GROUPED),
+    "mixtral": Family("MixtralConfig", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, ff=()),
+    "mamba": Family(
+        "MambaConfig",
+        {"vocab_size": D_VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "state_size": 4},
+        blocks="backbone.layers",
+        embed="backbone.embeddings",
+        mixer="",
+        mlp="",
+        ff=(),
+    ),
 }
 
 
@@ -282,7 +293,7 @@ def _bridge(name: str) -> Subject:
 
 def _reading(plain: Any, family: Family) -> Reading:
     blocks: list[nn.Module] = list(plain.get_submodule(family.blocks))
-    has_heads = [any(n == family.mixer for n, _ in block.named_modules()) for block in blocks]
+    has_heads = [family.mixer != "" and any(n == family.mixer for n, _ in block.named_modules()) for block in blocks]
     with_heads = {layer: block for layer, block in enumerate(blocks) if has_heads[layer]}
     mixers = {layer: block.get_submodule(family.mixer) for layer, block in with_heads.items()}
 
@@ -298,7 +309,7 @@ def _reading(plain: Any, family: Family) -> Reading:
         plain.get_submodule(family.embed),
         blocks,
         mixers,
-        {layer: block.get_submodule(family.mlp) for layer, block in enumerate(blocks)},
+        {layer: block.get_submodule(family.mlp) for layer, block in enumerate(blocks) if family.mlp},
         {layer: m.weight.detach().T.unflatten(0, (N_HEADS, -1)) for layer, m in mixers.items()},
         [_matrices(block, family, has) for block, has in zip(blocks, has_heads, strict=True)],
     )
@@ -318,10 +329,10 @@ def _matrices(block: nn.Module, family: Family, has_heads: bool) -> dict[str, Te
     parts = [block.get_submodule(name).weight.detach() for name in family.ff]
     if family.config == "Phi3Config":
         parts = [*parts[0].chunk(2), parts[1]]
-    return found | dict(zip(("W_gate", "W_in", "W_out")[-len(parts) :], parts, strict=True))
+    return found | dict(zip(("W_gate", "W_in", "W_out")[3 - len(parts) :], parts, strict=True))
 
 
-SUBJECTS = (*HOOKED, *FAMILIES)
+SUBJECTS = tuple(name for name in (*HOOKED, *FAMILIES) if name != "mamba")  # which has no heads at all
 
 
 @cache

@@ -300,6 +300,7 @@ NO_HEADS = r"hook 'blocks\.0\.attn\.hook_\w+' does not exist; expected layers=\[
 # (analysis, subject) -> the line
 REFUSED = {
     ("ablate mlps", "attention-only"): "components: got 'mlp' for a model of attention alone",
+    ("ablate mlps", "granite"): r"has_estimate: no gradient reaches hook 'blocks\.0\.hook_mlp_out'",
     ("stream, mlps", "attention-only"): r"hook 'blocks\.0\.hook_mlp_out' exists but did not fire",
     **{
         (analysis, "lfm-2"): NO_HEADS
@@ -362,6 +363,61 @@ def test_a_hook_that_fires_twice_is_not_counted_twice(analysis):
     model = Loop()
     with pytest.raises(ValueError, match="fired 2 times in one forward; expected one that this model's forward passes"):
         analysis(model, tokens_for(model.inner))
+
+
+class Deaf(torch.nn.Module):
+    """A model that shows hooks what passes, and does not read what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_model("janus-v3")
+        self.cfg, self.hook_dict = self.inner.cfg, self.inner.hook_dict
+
+    def forward(self, tokens, **span):
+        return self.inner(tokens, **span)
+
+    def run_with_hooks(self, tokens, fwd_hooks, **span):
+        heard = [(name, lambda x, hook, own=own: (own(x, hook), None)[1]) for name, own in fwd_hooks]
+        return self.inner.run_with_hooks(tokens, fwd_hooks=heard, **span)
+
+
+@pytest.mark.parametrize("analysis", [ablate, ablate_pairs])
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_a_hook_whose_value_is_not_read_is_no_impact_of_zero(analysis, kind):
+    model = Deaf()
+    tokens = tokens_for(model.inner)
+    with pytest.raises(ValueError, match=r"hook 'blocks\.0\.attn\.hook_z' fires, but what it returns is not read"):
+        analysis(model, tokens, kind=kind)
+    assert (attention(model, tokens)["entropy"] > 0).all(), "what is only looked at is right"
+
+
+def test_the_impact_of_an_mlp_that_no_gradient_reaches_is_measured_without_the_estimate():
+    given = subject("granite")
+    table = ablate(given.model, given.tokens, components=["mlp"], has_estimate=False, n_bootstrap=100)
+    check_impacts(given, table, [{("mlp", layer): torch.zeros_like} for layer in range(N_LAYERS)])
+
+
+def test_a_model_without_heads_is_compared_and_probed_and_refused_the_rest():
+    given = subject("mamba")
+    for analysis in (ablate, attention, head_cosines):
+        with pytest.raises(ValueError, match=r"hook 'blocks\.0\.attn\.hook_(z|pattern)' does not exist; nearest"):
+            analysis(given.model, given.tokens)
+    with pytest.raises(ValueError, match=r"hook 'blocks\.0\.hook_mlp_out' does not exist; nearest"):
+        ablate(given.model, given.tokens, components=["mlp"])
+    with pytest.raises(ValueError, match="pairs: got none"):
+        ablate_pairs(given.model, given.tokens)
+    compared(given)
+    probed(given)
+    evaluated(given)
+
+
+def test_a_forward_that_fails_is_named_in_one_line():
+    class Broken(Deaf):
+        def run_with_hooks(self, tokens, fwd_hooks, **span):
+            return {}["nothing"]
+
+    with pytest.raises(ValueError, match="Broken: its forward failed with KeyError: 'nothing'"):
+        ablate(Broken(), tokens_for(small_model("janus-v3")), components=["mlp"])
 
 
 @pytest.mark.parametrize(
