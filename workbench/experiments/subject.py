@@ -106,7 +106,7 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
             what = f"{type(model).__name__}: its forward failed with {type(error).__name__}: {error}"
             raise ValueError(faults[0] if faults else what) from error
     if not faults and span.get("return_type") == "logits":
-        faults += filter(None, [_describe_shape("logits", out, (*tokens.shape, None))])
+        faults += filter(None, [_describe_shape("logits", out, (*tokens.shape, model.cfg.d_vocab))])
     if faults:
         raise ValueError(faults[0])
     _check_counts(names, counts)

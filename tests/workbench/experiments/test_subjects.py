@@ -411,6 +411,15 @@ def test_a_model_without_heads_is_compared_and_probed_and_refused_the_rest():
     evaluated(given)
 
 
+def test_logits_of_something_else_than_the_vocabulary_are_refused():
+    class Classifier(Deaf):
+        def forward(self, tokens, **span):
+            return self.inner(tokens)[..., :5]
+
+    with pytest.raises(ValueError, match=r"logits: got shape \[2, 16, 5\]; expected \[2, 16, 61\]"):
+        run_hooked(Classifier(), tokens_for(small_model("janus-v3")), [], return_type="logits")
+
+
 def test_a_forward_that_fails_is_named_in_one_line():
     class Broken(Deaf):
         def run_with_hooks(self, tokens, fwd_hooks, **span):
