@@ -95,7 +95,7 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
 
         return call
 
-    with _computing_maps(model, names):
+    with _in_evaluation(model), _computing_maps(model, names):
         try:
             # without hooks any model will do that gives logits
             hooked = {"fwd_hooks": [(name, counted(i)) for i, name in enumerate(names)]}
@@ -164,6 +164,21 @@ def _describe_shape(what: str, value: Any, shape: tuple[int | None, ...] | None)
         return None
     wanted = ", ".join("…" if n is None else str(n) for n in shape)
     return f"{what}: got shape {list(value.shape)}; expected [{wanted}]"
+
+
+@contextmanager
+def _in_evaluation(model: Any) -> Iterator[None]:
+    """Inside, a model of another library drops nothing out: one that transformers builds is in training mode until it
+    is told otherwise. Afterwards every module is in the mode that it was in."""
+    wholes = [] if isinstance(model, HookedLM) else [model, getattr(model, "original_model", None)]
+    training = [module for whole in wholes if whole is not None for module in whole.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

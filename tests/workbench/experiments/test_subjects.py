@@ -473,5 +473,26 @@ def test_a_bridge_is_left_with_the_kernels_it_had(name):
     assert inner.config._attn_implementation == before
 
 
+@pytest.mark.parametrize("analysis", [ablate_heads, attention_of_text_and_repeats, streamed, evaluated, compared])
+def test_nothing_is_dropped_out_of_a_bridge_in_training_mode(analysis):
+    given = subject("gpt-j")
+    inner = given.model.original_model
+    inner.train()
+    dropouts = [m for m in inner.modules() if isinstance(m, torch.nn.Dropout)]
+    before = [m.p for m in dropouts]
+    try:
+        for module in dropouts:
+            module.p = 0.5
+        dropouts[0].training = False  # a mode of its own, to be kept
+        assert not torch.equal(given.model(given.tokens), given.model(given.tokens))
+        analysis(given)
+        assert inner.training
+        assert [m.training for m in dropouts] == [False] + [True] * (len(dropouts) - 1)
+    finally:
+        inner.eval()
+        for module, p in zip(dropouts, before, strict=True):
+            module.p = p
+
+
 def _stop(tensor, hook):
     raise RuntimeError("stopped")
