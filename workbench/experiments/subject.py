@@ -14,6 +14,7 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from workbench.models import HookedLM
+from workbench.runs import shorten
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
@@ -103,7 +104,8 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
         except Exception as error:
             if isinstance(model, HookedLM) or isinstance(error, torch.OutOfMemoryError):
                 raise
-            what = f"{type(model).__name__}: its forward failed with {type(error).__name__}: {error}"
+            said = shorten(" ".join(str(error).split()), 300)
+            what = f"{type(model).__name__}: its forward failed with {type(error).__name__}: {said}"
             raise ValueError(faults[0] if faults else what) from error
     if not faults and span.get("return_type") == "logits":
         faults += filter(None, [_describe_shape("logits", out, (*tokens.shape, model.cfg.d_vocab))])
