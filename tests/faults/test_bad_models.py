@@ -16,6 +16,7 @@ from grounds import Ground
 from workbench.runs import write_manifest
 
 DEEP = b"[" * 100_000
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
 DIGITS = b'{"a": ' + b"9" * 5000 + b"}"
 NUMBERS = np.zeros((2, 3), dtype=np.float32)
 
@@ -79,11 +80,15 @@ MODELS = [
     ("weights that lead nowhere", lead_away(WEIGHTS, "nowhere"), "x/model.safetensors"),
     ("weights that lead to a device", lead_away(WEIGHTS, "/dev/zero"), "x/model.safetensors"),
     ("a configuration that leads away", lead_away(CONFIG), "x/hooked_config.json"),
-    ("tokenizer: empty", put("tokenizer.json", b""), "x/tokenizer.json: not a tokenizers file"),
-    ("tokenizer: deep brackets", put("tokenizer.json", DEEP), "x/tokenizer.json: not a tokenizers file"),
-    ("special tokens: a list", put("special_tokens.json", b"[]"), "x/special_tokens.json"),
-    ("special tokens: numbers", put("special_tokens.json", b'{"bos_token": 3}'), "x/special_tokens.json"),
-    ("special tokens: deep brackets", put("special_tokens.json", DEEP), "x/special_tokens.json"),
+    ("tokenizer: empty", put("tokenizer.json", b""), "x/tokenizer.json cannot be read"),
+    ("tokenizer: deep brackets", put("tokenizer.json", DEEP), "x/tokenizer.json cannot be read"),
+    ("tokenizer: a pointer", put("tokenizer.json", POINTER), "x/tokenizer.json: a Git LFS pointer"),
+    ("weights: a pointer", put(WEIGHTS, POINTER), "x/model.safetensors: a Git LFS pointer, not the file itself"),
+    ("settings: a list", put("tokenizer_config.json", b"[]"), "x/tokenizer_config.json"),
+    ("settings: numbers", put("tokenizer_config.json", b'{"bos_token": 3}'), "x has bos_token 3; expected a token"),
+    ("settings: deep brackets", put("tokenizer_config.json", DEEP), "x/tokenizer_config.json"),
+    ("settings: BOS or not", put("tokenizer_config.json", b'{"add_bos_token": "yes"}'), "add_bos_token is 'yes'"),
+    ("generation: a word", put("generation_config.json", b'{"eos_token_id": "</s>"}'), "eos_token_id is '</s>'"),
 ]  # fmt: skip
 
 # `latest`, in a directory that holds a checkpoint x/step_00000001
@@ -133,8 +138,10 @@ HF = [
     ("an index of nothing", put("model.safetensors.index.json", b"{}"), "weight_map is missing"),
     ("an index of what is not there",
      put("model.safetensors.index.json", b'{"weight_map": {"a.b": "../../c"}}'), "lists 'a.b'"),
-    ("a tokenizer of nothing", put("tokenizer.json", b"{}"), "tokenizer cannot be read"),
-    ("a tokenizer of brackets", put("tokenizer.json", DEEP), "tokenizer cannot be read"),
+    ("a tokenizer of nothing", put("tokenizer.json", b"{}"), "x/tokenizer.json cannot be read"),
+    ("a tokenizer of brackets", put("tokenizer.json", DEEP), "x/tokenizer.json cannot be read"),
+    ("weights that Git LFS did not fetch", put(WEIGHTS, POINTER), "x/model.safetensors: a Git LFS pointer"),
+    ("a configuration that Git LFS did not fetch", put("config.json", POINTER), "x/config.json: a Git LFS pointer"),
 ]  # fmt: skip
 
 # stacks of SAEs, exported

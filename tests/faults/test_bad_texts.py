@@ -200,7 +200,7 @@ TOKENIZERS = [
      _tokenizer(model={"type": "WordLevel", "vocab": {"</s>": 0, "a": 4_000_000_000}, "unk_token": "a"}),
      "want at most d_vocab = 300"),
     ("no end of text", _tokenizer(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
-     "has no token that ends a text; want one of"),
+     "nothing says which token ends a text (special tokens: none); expected eos_token in"),
     ("a merge of what is not there",
      _tokenizer(model={"type": "BPE", "vocab": {"</s>": 0, "a": 1}, "merges": [["b", "c"]]}), "t.json cannot be read"),
     ("larger than the model's vocabulary",

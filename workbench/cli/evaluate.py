@@ -38,7 +38,7 @@ def evaluate(
     from workbench.models.load import load
 
     model = load(ckpt, device, dtype)
-    texts = read_texts(data, split, max_bytes, model.trained_on)
+    texts = read_texts(data, split, max_bytes, model.trained_on, model.tokenizer)
     encoded = encode_text(model.tokenizer, texts)
     facts = plan_evaluation(model, encoded, n_ctx, stride, quantized)
     if dry_run:

@@ -34,6 +34,7 @@ def generate(
     import pandas as pd
     import torch
 
+    from workbench.data.tokenizer_files import decode_continuation, stop_ids
     from workbench.models.generate import generate as sample
     from workbench.models.load import load
 
@@ -49,10 +50,11 @@ def generate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            stop_at=model.tokenizer.eos_token_id,
+            stop_at=stop_ids(model),
             generator=generator,
         )
-        texts = model.tokenizer.batch_decode(grown[:, tokens.shape[1] :], skip_special_tokens=True)
+        read = tokens.shape[1]
+        texts = [decode_continuation(model.tokenizer, row[:read], row[read:]) for row in grown.tolist()]
         rows += [{"prompt": prompt, "sample": i, "continuation": text} for i, text in enumerate(texts)]
     if as_json:
         report(as_json=True, table=pd.DataFrame(rows))

@@ -27,6 +27,7 @@ def ladder(
     """Train a recurrent model without its mechanisms, then with one more each time, to see what each is worth."""
     from reports.tables import read_table, write_table
     from workbench.data.corpus import TextSource
+    from workbench.data.tokenizer_files import open_tokenizer
     from workbench.experiments.mechanisms import ladder as climb
     from workbench.experiments.mechanisms import ladder_recipes
     from workbench.runs import open_run
@@ -49,7 +50,8 @@ def ladder(
         report(as_json=as_json, facts=facts | {"bytes_on_disk": n * cost["bytes_on_disk"]} | memory)
         return
     text = TextSource(own.data.source, own.data.text_column, own.data.held_out_fraction)
-    texts = read_texts(own.data.source, "held_out", max_bytes, text)
+    tokenizer = open_tokenizer(own.data.tokenizer)
+    texts = read_texts(own.data.source, "held_out", max_bytes, text, tokenizer)
     resolved = own.model_dump(mode="json", exclude={"model": {"device"}})
     record = {"verb": "ladder", "recipe": resolved, "n_seeds": n_seeds, "max_bytes": max_bytes}
     with open_run(out or Path("runs/ladder"), record, resume=resume, device=device) as run:

@@ -34,7 +34,7 @@ def mechanisms(
 
     model = load(ckpt, device, dtype)
     found = switched_on(model)
-    texts = read_texts(data, split, max_bytes, model.trained_on)
+    texts = read_texts(data, split, max_bytes, model.trained_on, model.tokenizer)
     encoded = encode_text(model.tokenizer, texts)
     facts = plan_evaluation(model, encoded, n_ctx, None, False, n_times=1 + len(found))
     if dry_run:

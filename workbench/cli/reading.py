@@ -127,7 +127,9 @@ def digest(tokens: Any) -> str:
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
-def read_texts(data: str, split: str, max_bytes: int | None, trained_on: TextSource | None = None) -> list[str]:
+def read_texts(
+    data: str, split: str, max_bytes: int | None, trained_on: TextSource | None = None, tokenizer: Any = None
+) -> list[str]:
     """The documents of a text, or of a part of it, cut as where a model was trained on it; with max_bytes the beginning
     of each, the same share of all.
 
@@ -136,11 +138,13 @@ def read_texts(data: str, split: str, max_bytes: int | None, trained_on: TextSou
         ValueError: a text that cannot be read, is not UTF-8, or has no held-out part.
     """
     from workbench.data.corpus import as_trained, read_documents, split_documents
+    from workbench.data.tokenizer_files import separator_text
 
     if split not in ("held_out", "train", "all"):
         raise UsageError(f"--split: got {split!r}; want held_out, train or all")
     read = as_trained(data, trained_on)
-    documents = read_documents(data, text_column=read.text_column)
+    separator = None if tokenizer is None else separator_text(tokenizer)
+    documents = read_documents(data, text_column=read.text_column, separator=separator)
     if split != "all":
         documents = split_documents(documents, read.held_out_fraction)[split == "held_out"]
     texts = [document.text for document in documents]

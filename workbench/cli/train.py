@@ -61,9 +61,10 @@ def train(
         if value is not None:
             overrides[key] = value
     if dry_run:
-        from workbench.training.plan import plan
+        from workbench.training.plan import count_text, plan
 
-        report(as_json=as_json, facts=plan(apply_overrides(load_recipe(recipe), overrides), device=device, dtype=dtype))
+        resolved = apply_overrides(load_recipe(recipe), overrides)
+        report(as_json=as_json, facts=plan(resolved, device=device, dtype=dtype) | count_text(resolved))
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from workbench.data.foreign_files import refuse_pointer
+
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+){0,2}$")
@@ -56,19 +58,23 @@ def as_trained(source: str | os.PathLike[str], trained_on: TextSource | None) ->
     return trained_on if trained_on is not None and trained_on.is_named(source) else TextSource(os.fspath(source))
 
 
-def read_documents(source: str | os.PathLike[str], *, text_column: str = "text") -> list[Document]:
+def read_documents(
+    source: str | os.PathLike[str], *, text_column: str = "text", separator: str | None = None
+) -> list[Document]:
     """All documents of `source` in memory, in the source's order; see `iter_documents`."""
-    return list(iter_documents(source, text_column=text_column))
+    return list(iter_documents(source, text_column=text_column, separator=separator))
 
 
-def iter_documents(source: str | os.PathLike[str], *, text_column: str = "text") -> Iterator[Document]:
+def iter_documents(
+    source: str | os.PathLike[str], *, text_column: str = "text", separator: str | None = None
+) -> Iterator[Document]:
     """The documents of `source`, one at a time; blank texts are left out.
 
     source: "embedded" (10.8M characters of public-domain English that come with the package); a file: .txt (one
-    document), .jsonl or .parquet (one per row, the text in `text_column`; a row's own "source" and "title" are taken if
-    they are strings), .txt and .jsonl also as .gz and .xz; a folder of such files, at any depth, by path, what is
-    hidden left out; or a name on the Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split
-    "train" by default).
+    document, or several with `separator` between them: the tokenizer's end-of-text token, say), .jsonl or .parquet (one
+    per row, the text in `text_column`; a row's own "source" and "title" are taken if they are strings), .txt and .jsonl
+    also as .gz and .xz; a folder of such files, at any depth, by path, what is hidden left out; or a name on the
+    Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split "train" by default).
     Only a hub name uses the network, and where there is none the local cache is used; a data set's code is never run.
 
     Raises ValueError naming the file and the row: nothing there, nothing in it, not UTF-8, not JSON or Parquet, a
@@ -79,7 +85,7 @@ def iter_documents(source: str | os.PathLike[str], *, text_column: str = "text")
         return _non_empty(_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text"), name)
     path = Path(name).expanduser()
     if name and not name.startswith("hub:") and "\0" not in name and path.exists():
-        return _non_empty(_read_path(path, text_column), name)
+        return _non_empty(_read_path(path, text_column, separator), name)
     if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
         return _non_empty(_read_hub(name.removeprefix("hub:"), text_column), name)
     raise ValueError(f"data: no file or folder {name!r}; want one, 'embedded', or the name of a hub data set")
@@ -91,7 +97,9 @@ def split_documents(
     """(train, held-out), each in the given order: of every source with two texts or more, at least one is held out.
 
     In each source the texts are ranked by SHA-256 of (seed, text) and the first max(1, round(fraction·n)) held out, so
-    that the split depends neither on the order of documents nor on other sources. Equal texts fall on one side.
+    that the split depends neither on the order of documents nor on other sources. Equal texts fall on one side. A text
+    with which more than half of its source's characters (or the fraction, if that is more) would be held out is
+    passed over for the next, so that of two files the larger is never held out.
     A single document is cut instead: its last part, from a line break (or a space) near the fraction, is held out.
 
     Raises ValueError if the fraction is not in (0, 1), or nothing can be held out.
@@ -109,11 +117,14 @@ def split_documents(
     by_source = defaultdict(list)
     for digest in sorted(source_of):
         by_source[source_of[digest]].append(digest)
+    sizes: dict[bytes, int] = defaultdict(int)
+    for digest, document in zip(digests, documents, strict=True):
+        sizes[digest] += len(document.text)
     held = {
         digest
         for ranked in by_source.values()
         if len(ranked) > 1
-        for digest in ranked[: max(1, round(held_out_fraction * len(ranked)))]
+        for digest in _choose_held_out(ranked, sizes, held_out_fraction)
     }
     train = [d for d, digest in zip(documents, digests, strict=True) if digest not in held]
     held_out = [d for d, digest in zip(documents, digests, strict=True) if digest in held]
@@ -123,6 +134,19 @@ def split_documents(
             f"{len(held_out)} held out; want a source with two texts or more, and a smaller fraction of it"
         )
     return train, held_out
+
+
+def _choose_held_out(ranked: list[bytes], sizes: dict[bytes, int], fraction: float) -> list[bytes]:
+    """The first round(fraction·n) texts of a source, at least one, that together stay within half of it."""
+    room = max(0.5, fraction) * sum(sizes[digest] for digest in ranked)
+    held: list[bytes] = []
+    for digest in ranked:
+        if len(held) == max(1, round(fraction * len(ranked))):
+            break
+        if sizes[digest] <= room:
+            held.append(digest)
+            room -= sizes[digest]
+    return held
 
 
 def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
@@ -170,21 +194,27 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _read_path(path: Path, text_column: str) -> Iterator[Document]:
+def _read_path(path: Path, text_column: str, separator: str | None) -> Iterator[Document]:
     for file in text_files(path):
-        yield from _read_file(file, path.name, text_column)
+        yield from _read_file(file, path.name, text_column, separator)
 
 
-def _read_file(file: Path, source: str, text_column: str) -> Iterator[Document]:
+def _read_file(file: Path, source: str, text_column: str, separator: str | None) -> Iterator[Document]:
     if file.stat().st_size == 0:
         raise ValueError(f"data: {file} is empty; want text")
+    refuse_pointer(file)
     if file.suffix == ".parquet":
         yield from _read_parquet(file, source, text_column)
     elif file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
         yield from _read_jsonl(file, source, text_column)
     else:
-        lines = list(_lines(file))
-        yield Document(source, file.name, "".join(lines))
+        text = "".join(_lines(file))
+        parts = text.split(separator) if separator else [text]
+        if len(parts) == 1:
+            yield Document(source, file.name, text)
+        else:  # the separator stands on a line of its own, whose breaks belong to neither text
+            for number, part in enumerate(parts, 1):
+                yield Document(source, f"{file.name}:{number}", part.strip("\r\n"))
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -15,11 +15,16 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from workbench.data.corpus import EMBEDDED
+from workbench.data.foreign_files import refuse_pointer
 
-END_OF_TEXT = "<|endoftext|>"
-# what families call the token that ends a document, in the order in which they are looked for
-_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")
+END_OF_TEXT = "<|endoftext|>"  # of the tokenizers that come with the package, and of those that train_bpe makes
 MAX_TOKENIZER_BYTES = 512 << 20
+_PACKAGED = {"embedded": "bpe4096.json.xz", "gpt2": "gpt2_tokenizer.json.xz"}
+# what a hub's repository says of its tokenizer: see tokenizer_files
+_HUB_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "generation_config.json", "config.json",
+)  # fmt: skip
 _EMBEDDED_PART = re.compile(r"^embedded-(\d+)$")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
@@ -58,34 +63,42 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     Raises ValueError if there is none, or it cannot be read.
     """
     name = os.fspath(source)
-    if name in ("embedded", "gpt2"):
-        file = "bpe4096.json.xz" if name == "embedded" else "gpt2_tokenizer.json.xz"
-        tokenizer = _read(EMBEDDED / file)
+    if name in _PACKAGED:
+        tokenizer = read_tokenizer_json(EMBEDDED / _PACKAGED[name])
         # the file of GPT-2 lists its end of text among the words; written in a text it must not end the text
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         return tokenizer
     if match := _EMBEDDED_PART.match(name):
         return _first_entries(load_tokenizer("embedded"), int(match[1]))
+    return read_tokenizer_json(find_tokenizer(name))
+
+
+def is_packaged(source: str | os.PathLike[str]) -> bool:
+    """Whether `source` names a tokenizer that comes with the package, rather than a file, folder or hub name."""
+    name = os.fspath(source)
+    return name in _PACKAGED or _EMBEDDED_PART.match(name) is not None
+
+
+def is_local(source: str | os.PathLike[str]) -> bool:
+    """Whether the tokenizer of `source` is had without a network."""
+    return is_packaged(source) or Path(source).expanduser().exists()
+
+
+def find_tokenizer(source: str | os.PathLike[str]) -> Path:
+    """The tokenizer.json that a file, a folder or a hub name means, with the files that describe it beside it.
+
+    Raises ValueError if there is none.
+    """
+    name = os.fspath(source)
     path = Path(name).expanduser()
     if name and not name.startswith("hub:") and "\0" not in name and path.exists():
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"tokenizer: {path} holds no tokenizer.json; want a folder with one, or the file")
-        return _read(file)
+        return file
     if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith((".json", ".xz"))):
         return _from_hub(name.removeprefix("hub:"))
     raise ValueError(f"tokenizer: no file or folder {name!r}; want one, 'embedded', 'gpt2', or a name on the hub")
-
-
-def eot_id(tokenizer: Tokenizer) -> int:
-    """The id of the token that ends a document: `<|endoftext|>` or what other families call it.
-
-    Raises ValueError if the tokenizer has none of them.
-    """
-    for name in _END_OF_TEXT_NAMES:
-        if (token := tokenizer.token_to_id(name)) is not None:
-            return token
-    raise ValueError(f"tokenizer: has no token that ends a text; want one of {', '.join(_END_OF_TEXT_NAMES)}")
 
 
 def text_encoder(tokenizer: Any) -> Tokenizer:
@@ -125,9 +138,12 @@ def _first_entries(tokenizer: Tokenizer, d_vocab: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(parts))
 
 
-def _read(file: Path) -> Tokenizer:
+def read_tokenizer_json(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json (also .xz), without the truncation or padding that it may ask for: a document
+    is encoded whole. Raises ValueError if the file cannot be read."""
     if (n_bytes := file.stat().st_size) > MAX_TOKENIZER_BYTES:
         raise ValueError(f"tokenizer: {file} has {n_bytes} bytes; want at most {MAX_TOKENIZER_BYTES}")
+    refuse_pointer(file)
     data = file.read_bytes()
     if file.suffix == ".xz":
         try:
@@ -135,20 +151,22 @@ def _read(file: Path) -> Tokenizer:
         except lzma.LZMAError as error:
             raise ValueError(f"tokenizer: {file} is damaged ({error}); want a whole archive") from None
     try:
-        tokenizer = Tokenizer.from_str(data.decode())
+        tokenizer = Tokenizer.from_str(data.decode("utf-8-sig"))
     # the library raises a bare Exception for anything that it cannot take
     except Exception as error:
         raise ValueError(f"tokenizer: {file} cannot be read ({error}); want the tokenizer.json form") from None
-    return _plain(tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def _from_hub(name: str) -> Tokenizer:
+def _from_hub(name: str) -> Path:
     if not _HUB_NAME.match(name):
         raise ValueError(f"tokenizer: {name!r} is no hub name; want owner/name")
     import huggingface_hub
 
     try:
-        file = huggingface_hub.hf_hub_download(name, "tokenizer.json")
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     # from a refused connection to a repository without such a file: a dozen kinds with no common base
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -156,11 +174,6 @@ def _from_hub(name: str) -> Tokenizer:
             f"tokenizer: {name!r} is neither a file or folder here nor a hub name that can be had ({reason}); "
             f"want a path that exists, a tokenizer in the local cache, or a connection"
         ) from error
-    return _read(Path(file))
-
-
-def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer without the truncation or padding that its file may ask for: a document is encoded whole."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"tokenizer: {name} has no tokenizer.json; want a repository with one")
+    return folder / "tokenizer.json"

@@ -1,8 +1,9 @@
 """Packed tokens: documents encoded once into a memory-mapped file, and the windows that training and evaluation read.
 
-A packed directory holds `tokens.bin` (every document's tokens, each followed by the end-of-text token; little-endian
-uint16, or uint32 for vocabularies above 65,536), `documents.bin` (where each document starts; little-endian int64) and
-`index.json` (counts, checksums of both, of the text and of the tokenizer).
+A packed directory holds `tokens.bin` (of every document what the tokenizer begins a text with, its tokens, and the
+token that separates documents; one token that does both stands there once; little-endian uint16, or uint32 for
+vocabularies above 65,536), `documents.bin` (where each document starts; little-endian int64) and `index.json` (counts,
+checksums of both, of the text and of the tokenizer).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from workbench import runs
 from workbench.data.corpus import Document
-from workbench.data.tokenizer import eot_id, text_encoder, vocabulary_size
+from workbench.data.tokenizer import text_encoder, vocabulary_size
+from workbench.data.tokenizer_files import begin_ids, separator_id
 
 FORMAT = "workbench-tokens/1"
 _BATCH_CHARACTERS = 4 << 20  # encoded at once: enough to keep all cores busy, little enough to hold
@@ -102,25 +103,28 @@ def cache_directory() -> Path:
 
 
 def pack_cached(
-    documents: Sequence[Document], tokenizer: Tokenizer, cache: str | os.PathLike[str] | None = None
+    documents: Sequence[Document], tokenizer: Any, cache: str | os.PathLike[str] | None = None
 ) -> TokenFile:
     """The packed `documents`, from the cache directory if the same texts and tokenizer were packed there before.
 
     cache: directory (made if missing), `cache_directory()` by default.
     """
-    key = hashlib.sha256(f"{corpus_sha256(documents)} {tokenizer_sha256(tokenizer)}".encode()).hexdigest()
+    read = f"{corpus_sha256(documents)} {tokenizer_sha256(tokenizer)} {separator_id(tokenizer)}"
+    key = hashlib.sha256(read.encode()).hexdigest()
     directory = cache_directory() if cache is None else Path(cache)
     return pack(documents, tokenizer, directory / f"tokens-{key[:24]}")
 
 
-def pack(documents: Iterable[Document], tokenizer: Tokenizer, path: str | os.PathLike[str]) -> TokenFile:
+def pack(documents: Iterable[Document], tokenizer: Any, path: str | os.PathLike[str]) -> TokenFile:
     """The packed `documents`: built in `path` if it does not exist, else checked and used as it is.
 
-    Each document is encoded without special tokens (the words of one, written in a text, are a text like any other)
-    and followed by `eot_id`. Built aside and renamed when whole; a second process that wants the same `path` waits.
+    tokenizer: a Hugging Face fast tokenizer, or a `tokenizers.Tokenizer`; see `begin_ids` and `separator_id`.
+
+    Special tokens written in a document are text like any other. Built aside and renamed when whole; a second process
+    that wants the same `path` waits.
 
     Raises ValueError if `path` holds something else: other texts, another tokenizer, an altered file. Nothing there is
-    ever replaced. And if there is no document, or the tokenizer has no end-of-text token.
+    ever replaced. And if there is no document, or nothing says which token separates documents.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100  (as in runs: normalises, keeps links)
     with runs.locked(path, wait=True):
@@ -149,9 +153,9 @@ def corpus_sha256(documents: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+def tokenizer_sha256(tokenizer: Any) -> str:
     """SHA-256 of the tokenizer's JSON form."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    return hashlib.sha256(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str().encode()).hexdigest()
 
 
 # --- windows
@@ -271,7 +275,7 @@ def _update(digest: Any, text: bytes) -> None:
     digest.update(text)
 
 
-def _reuse(documents: Iterable[Document], tokenizer: Tokenizer, path: Path) -> TokenFile:
+def _reuse(documents: Iterable[Document], tokenizer: Any, path: Path) -> TokenFile:
     token_file = TokenFile.load(path)
     for what, old, new in (
         ("tokenizer", token_file.tokenizer_sha256, tokenizer_sha256(tokenizer)),
@@ -281,6 +285,10 @@ def _reuse(documents: Iterable[Document], tokenizer: Tokenizer, path: Path) -> T
             raise ValueError(
                 f"tokens: {path} was packed from another {what} ({old[:12]}…); want {new[:12]}…, or another path"
             )
+    if (end := separator_id(tokenizer)) != token_file.eot_id:
+        raise ValueError(
+            f"tokens: {path} has token {token_file.eot_id} between documents; expected {end}, or another path"
+        )
     return token_file
 
 
@@ -296,10 +304,12 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
         yield batch
 
 
-def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+def _write(documents: Iterable[Document], tokenizer: Any, directory: Path) -> dict[str, Any]:
     """What index.json holds, after tokens.bin and documents.bin have been written."""
-    end, d_vocab = eot_id(tokenizer), vocabulary_size(tokenizer)
+    end, lead = separator_id(tokenizer), begin_ids(tokenizer)
+    lead = [] if lead == [end] else lead
     encoder = text_encoder(tokenizer)
+    d_vocab = vocabulary_size(encoder)
     dtype = np.dtype("<u2" if d_vocab <= 1 << 16 else "<u4")
     corpus, n_tokens, n_bytes, offsets = hashlib.sha256(), 0, 0, []
     with (directory / "tokens.bin").open("wb") as file:
@@ -308,7 +318,7 @@ def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path)
                 data = text.encode()
                 _update(corpus, data)
                 offsets.append(n_tokens)
-                ids = np.array([*encoding.ids, end], dtype=dtype)
+                ids = np.array([*lead, *encoding.ids, end], dtype=dtype)
                 file.write(ids.tobytes())
                 n_tokens += len(ids)
                 n_bytes += len(data)

@@ -2,9 +2,10 @@
 
     bits per byte = Σ over the text's tokens of −log2 p(token | what its window shows before it) / its UTF-8 bytes
 
-Documents stand one after another, each behind an end-of-text token. That token is context and never scored: it has no
-bytes. Plain windows follow one another, n_ctx tokens each. Sliding windows end every `stride` tokens and score only
-their last `stride`, so that a token has at least n_ctx − stride + 1 tokens before it; the first window scores all.
+Documents stand one after another, each behind the token that begins a text, or, where nothing begins one, the token
+that separates documents. That token is context and never scored: it has no bytes. Plain windows follow one another,
+n_ctx tokens each. Sliding windows end every `stride` tokens and score only their last `stride`, so that a token has at
+least n_ctx − stride + 1 tokens before it; the first window scores all.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from workbench.data.tokenizer import eot_id, text_encoder
+from workbench.data.tokenizer import text_encoder
+from workbench.data.tokenizer_files import begin_ids, separator_id
 from workbench.experiments.ablation.impacts import impacts
 from workbench.experiments.subject import device_of, run_hooked
 from workbench.memory import planned_bytes
@@ -39,11 +41,11 @@ N_DEPTH_WINDOWS = 16  # windows that the mean exit depth is taken on
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as one stream of tokens, end-of-text first."""
+    """A text as one stream of tokens, the token that begins a document first."""
 
     tokens: Int64[Tensor, " n"]
     is_text: Bool[Tensor, " n"]
-    """False at end-of-text tokens, which are not scored"""
+    """False at the tokens between documents, which are not scored"""
     n_bytes: int
     """UTF-8 bytes of the text"""
 
@@ -57,7 +59,7 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
     """The stream of the documents `texts`.
 
     Args:
-        tokenizer: a Hugging Face fast tokenizer or a `tokenizers.Tokenizer`, with a token that ends a text.
+        tokenizer: a Hugging Face fast tokenizer or a `tokenizers.Tokenizer`; see `begin_ids` and `separator_id`.
 
     Raises:
         ValueError: no text, text that UTF-8 cannot hold, no tokenizer, or one that loses bytes: what its tokens decode
@@ -68,7 +70,8 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
     if isinstance(texts, str) or not any(texts):
         raise ValueError(f"evaluate: got {texts!r:.40}; want a list of documents that are not all empty")
     encoder = text_encoder(tokenizer)
-    end, tokens, is_text, n_bytes = eot_id(encoder), [], [], 0
+    lead = begin_ids(tokenizer) or [separator_id(tokenizer)]
+    tokens, is_text, n_bytes = [], [], 0
     for text in texts:
         try:
             n_bytes += len(text.encode())
@@ -76,20 +79,20 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
             raise ValueError(f"evaluate: the text is not UTF-8 at character {error.start}; want UTF-8 text") from None
         ids = encoder.encode(text, add_special_tokens=False).ids
         _check_lossless(encoder, text, ids)
-        tokens += [end, *ids]
-        is_text += [False, *[True] * len(ids)]
+        tokens += [*lead, *ids]
+        is_text += [*[False] * len(lead), *[True] * len(ids)]
     return EncodedText(torch.tensor(tokens), torch.tensor(is_text), n_bytes)
 
 
 def _check_lossless(encoder: Tokenizer, text: str, ids: list[int]) -> None:
+    decoded = encoder.decode(ids, skip_special_tokens=False)
     # some decoders drop, or add, one space at the very start: no byte of the text is lost by that
-    decoded, wanted = encoder.decode(ids, skip_special_tokens=False).removeprefix(" "), text.removeprefix(" ")
-    if decoded == wanted:
+    if decoded in (text, text.removeprefix(" "), f" {text}"):
         return
-    pairs = zip(decoded, wanted, strict=False)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(decoded), len(wanted)))
+    pairs = zip(decoded, text, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(decoded), len(text)))
     raise ValueError(
-        f"evaluate: the tokenizer loses bytes: {wanted[at : at + 20]!r} comes back as {decoded[at : at + 20]!r}; "
+        f"evaluate: the tokenizer loses bytes: {text[at : at + 20]!r} comes back as {decoded[at : at + 20]!r}; "
         "want one that decodes to what it encoded"
     )
 

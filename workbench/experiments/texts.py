@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from workbench.data.corpus import as_trained, read_documents, split_documents
+from workbench.data.tokenizer_files import separator_text
 from workbench.data.tokens import TokenFile, pack_cached
 
 MAX_N_CTX = 512  # tokens per window unless told otherwise: the context of the published models; longer only on request
@@ -57,10 +58,10 @@ def analysis_tokens(
     if n_sequences < 1:
         raise ValueError(f"n_sequences: got {n_sequences}; want at least 1")
     text = as_trained(data, getattr(model, "trained_on", None))
-    documents = read_documents(data, text_column=text.text_column)
+    documents = read_documents(data, text_column=text.text_column, separator=separator_text(tokenizer))
     share = text.held_out_fraction if held_out_fraction is None else held_out_fraction
     train, held_out = split_documents(documents, share)
-    packed = pack_cached(train if split == "train" else held_out, tokenizer.backend_tokenizer, cache)
+    packed = pack_cached(train if split == "train" else held_out, tokenizer, cache)
     return _draw_windows(packed, n_sequences, length, seed, f"{data} ({split.replace('_', '-')})")
 
 

@@ -65,7 +65,9 @@ class Shape(Frozen):
     initializer_range: float = Field(default=0.02, description="standard deviation of initial weights", gt=0)
     device: str = Field(default="cpu", description="torch device of the weights; kept current by the model")
     dtype: Dtype = Field(default=torch.float32, description="dtype of the weights; kept current by the model")
-    default_prepend_bos: bool = Field(default=True, description="whether to_tokens puts BOS first when not told")
+    default_prepend_bos: bool = Field(
+        default=True, description="whether a token begins a text; set by load from the tokenizer"
+    )
     tokenizer_name: str | None = Field(default=None, description="where the tokenizer came from, for the record")
 
 
@@ -269,11 +271,6 @@ def least_bytes(cfg: ModelConfig) -> int:
     n_blocks = cfg.n_layers if recurrence is None else recurrence.n_unique
     n_weights = cfg.d_model * (cfg.d_vocab + 2 * n_blocks * (cfg.d_mlp + cfg.n_heads * cfg.d_head))
     return n_weights * cfg.dtype.itemsize
-
-
-def prepends_bos(family: str) -> bool:
-    """Whether text of a family's models begins with BOS: all but Qwen's, which was trained without one."""
-    return not family.startswith("qwen")
 
 
 def check_size(cfg: ModelConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -24,20 +24,20 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_at: int | None = None,
+    stop_at: int | Collection[int] | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Int[Tensor, "batch length"]:
     """The prompts, all of one length, with up to max_new_tokens more tokens each.
 
-    At temperature 0 the likeliest token is taken. Sequences that have produced `stop_at` are padded with it; generation
-    ends when all have, or at the model's n_ctx. With `use_cache` each token is read once.
+    At temperature 0 the likeliest token is taken. A sequence that has produced a token of `stop_at` is padded with it;
+    generation ends when all have, or at the model's n_ctx. With `use_cache` each token is read once.
 
     Args:
         temperature: logits are divided by this, ≥ 0.
         top_k: sample only from this many of the likeliest tokens.
         top_p: sample only from the smallest set of likeliest tokens that hold this much probability, 0 < top_p ≤ 1.
-        stop_at: id of the token that ends a sequence (the tokenizer's EOS, say).
+        stop_at: id of the token that ends a sequence, or several (`stop_ids` of the model, say).
         generator: source of randomness, on the CPU; needed at a temperature above 0.
 
     Raises:
@@ -56,15 +56,16 @@ def generate(
     tokens = tokens.to(model.cfg.device)
     end = min(limit, n_prompt + max_new_tokens)
     cache = KeyValueCache(end) if use_cache else None
+    stops = torch.tensor(sorted(_stops(stop_at)), dtype=torch.long, device=tokens.device)
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     unread = tokens
-    while tokens.shape[1] < end and not (stop_at is not None and bool(is_done.all())):
+    while tokens.shape[1] < end and not (len(stops) and bool(is_done.all())):
         state = model(unread, return_type=None, past_kv_cache=cache) if use_cache else model(tokens, return_type=None)
         logits = model.to_logits(last_positions(state))[:, -1].float()
         new = _draw(logits, temperature, top_k, top_p, generator)
-        if stop_at is not None:
-            new = torch.where(is_done, stop_at, new)
-            is_done |= new == stop_at
+        if len(stops):
+            new = torch.where(is_done, tokens[:, -1], new)
+            is_done |= torch.isin(new, stops)
         unread = new[:, None]
         tokens = torch.cat((tokens, unread), dim=1)
     return tokens
@@ -78,9 +79,10 @@ def continue_prompts(
     uniforms: Float64[Tensor, "prompt max_new_tokens"],
     *,
     temperature: float = 1.0,
-    stop_at: int | None = None,
+    stop_at: int | Collection[int] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, up to max_new_tokens or to `stop_at`, which is left out; prompts of any lengths.
+    """The new tokens of each prompt, up to max_new_tokens or to one of `stop_at`, which is left out; prompts of any
+    lengths.
 
     All are read side by side from position 0, without padding: while the longer ones are still being read, the shorter
     ones grow. Token i of a prompt is where the cumulated probability first exceeds uniforms[prompt, i], so that a
@@ -108,6 +110,8 @@ def continue_prompts(
     tokens = torch.zeros(len(prompts), end, dtype=torch.long, device=device)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
+    stops = _stops(stop_at)
+    endings = torch.tensor(sorted(stops), dtype=torch.long, device=device)
     is_done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     rows, cache, start = torch.arange(len(prompts)), KeyValueCache(end), 0
     for n in range(min(lengths), end):
@@ -118,12 +122,16 @@ def continue_prompts(
         new = logits.argmax(-1) if temperature == 0 else _draw_at(logits / temperature, own)
         is_growing = n >= n_given
         tokens[:, n] = torch.where(is_growing, new, tokens[:, n])
-        is_done |= is_growing & (new == (-1 if stop_at is None else stop_at))
+        is_done |= is_growing & torch.isin(new, endings)
         is_done |= n + 1 - n_given >= max_new_tokens
         if bool(is_done.all()):
             break
     found = [row[n : n + max_new_tokens] for row, n in zip(tokens.tolist(), lengths, strict=True)]
-    return [row[: row.index(stop_at)] if stop_at in row else row for row in found]
+    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in found]
+
+
+def _stops(stop_at: int | Collection[int] | None) -> set[int]:
+    return set() if stop_at is None else {stop_at} if isinstance(stop_at, int) else set(stop_at)
 
 
 def _draw_at(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor, " batch"]) -> Int[Tensor, " batch"]:

@@ -11,7 +11,9 @@ from einops import rearrange
 from pydantic import ValidationError
 from torch import Tensor
 
-from workbench.models.config import Extensions, ModelConfig, describe_errors, join_faults, prepends_bos
+from workbench.data.foreign_files import refuse_pointer
+from workbench.models.config import Extensions, ModelConfig, describe_errors, join_faults
+from workbench.models.gguf_tokenizer import read_gguf_generation, read_gguf_tokenizer
 from workbench.models.load import check_numbers
 from workbench.models.transformer import HookedLM
 from workbench.runs import shorten
@@ -40,11 +42,17 @@ def load_gguf(file: Path) -> HookedLM:
         raise ValueError(
             f"{file}: reading GGUF needs the gguf package; want pip install 'prescriptive-workbench[gguf]'"
         ) from error
+    refuse_pointer(file)
     try:
         reader = gguf.GGUFReader(str(file))
     except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as GGUF ({error})") from error
     fields = dict(reader.fields)
+    if "split.count" in fields and (n := fields["split.count"].contents()) > 1:
+        part = fields["split.no"].contents() + 1 if "split.no" in fields else "?"
+        raise ValueError(
+            f"{file}: part {part} of {n}; expected one file: join the parts with `llama-gguf-split --merge`"
+        )
     tensors = {t.name: t for t in reader.tensors}
     try:
         cfg, kind = _read_config(fields, tensors, file)
@@ -52,7 +60,9 @@ def load_gguf(file: Path) -> HookedLM:
         raise ValueError(f"{file}: {describe_errors(error)}") from error
     model = HookedLM(cfg, seed=None)
     _fill(model, tensors, kind, file)
-    model.tokenizer = _load_tokenizer(file) if "tokenizer.ggml.model" in fields else None
+    values = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+    if values:
+        model.tokenizer, model.generation = read_gguf_tokenizer(values, file), read_gguf_generation(values)
     return model
 
 
@@ -105,7 +115,6 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
         eps=float(np.format_float_positional(np.float32(number("attention.layer_norm_rms_epsilon")), trim="-")),
         rotary_base=number("rope.freq_base", 10000.0),
         rotary_scaling_factor=number(factor or "rope.scaling.factor") if scaling == "linear" else 1.0,
-        default_prepend_bos=prepends_bos(kind),
         extensions=Extensions(qkv_bias="blk.0.attn_q.bias" in tensors, out_bias="blk.0.attn_output.bias" in tensors),
     )
     return cfg, kind
@@ -174,12 +183,3 @@ def _arrange(stored: Tensor, name: str, cfg: ModelConfig, kind: str) -> Tensor:
     if leaf == "W_O":
         return rearrange(stored, "d (h e) -> h e d", h=heads)
     return stored.T if leaf in ("W_U", "W_gate", "W_in", "W_out") else stored
-
-
-def _load_tokenizer(file: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds, bare Exception among them
-        raise ValueError(f"{file}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error

@@ -14,21 +14,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.data.foreign_files import read_object, refuse_pointer
+from workbench.data.tokenizer_files import read_generation, write_generation, write_tokenizer
+from workbench.models.auto_tokenizer import different_reading, load_tokenizer
 from workbench.models.config import (
     Extensions,
     ModelConfig,
     describe_errors,
     features_of_our_own,
     join_faults,
-    prepends_bos,
 )
 from workbench.models.load import fill, widest_dtype
 from workbench.models.transformer import HookedLM
-from workbench.runs import MAX_SETTINGS_BYTES, shorten
+from workbench.runs import shorten
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
 MARK = "workbench_rotary_adjacent_pairs"
+# likewise: whether the output biases are zeros that were added to have a class of transformers for the others
+MARK_ZERO_BIAS = "workbench_zero_output_bias"
+_AS_LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], MARK_ZERO_BIAS: True}
+# what the configuration classes of transformers take where config.json is silent, unlike Llama's
+_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+}
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu", "gelu_fast": "gelu_new"}
 _WINDOW = 4096  # of sliding attention where config.json does not name it
 
@@ -52,7 +63,7 @@ def find_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
@@ -66,7 +77,7 @@ def load_folder(folder: Path) -> HookedLM:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
     """
     config_file = folder / "config.json"
-    config = _read_json(config_file)
+    config = read_object(config_file)
     try:
         cfg = read_config(config, str(config_file))
     except ValidationError as error:
@@ -74,12 +85,12 @@ def load_folder(folder: Path) -> HookedLM:
     tensors = _open_all(folder)
     if cfg.tie_word_embeddings:
         tensors = _both_ends(tensors, config["model_type"])
-    _check_names(tensors, cfg, config["model_type"], str(folder))
+    _check_names(tensors, cfg, config["model_type"], str(folder), bool(config.get(MARK_ZERO_BIAS)))
     convert = _from_gpt2 if config["model_type"] == "gpt2" else _from_llama
-    weights = convert(tensors, cfg, config.get(MARK, False))
+    weights = convert(tensors, cfg, str(folder), config.get(MARK, False))
     model = HookedLM(cfg.model_copy(update={"dtype": widest_dtype(weights.values())}), seed=None)
     fill(model, weights, str(folder))
-    model.tokenizer = _load_tokenizer(folder)
+    model.tokenizer, model.generation = load_tokenizer(folder), read_generation(folder)
     return model
 
 
@@ -96,6 +107,7 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         raise ValueError(
             f"{source}: model_type = {shorten(repr(kind))}; want one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}"
         )
+    config = _CLASS_DEFAULTS.get(kind, {}) | config
     heads, width = _count(config, "num_attention_heads", source), _count(config, "hidden_size", source)
     kv_heads = config.get("num_key_value_heads") or heads
     d_head = config.get("head_dim") or width // heads
@@ -116,7 +128,6 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         d_vocab=_count(config, "vocab_size", source),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         initializer_range=config.get("initializer_range", 0.02),
-        default_prepend_bos=prepends_bos(kind),
         n_heads=heads,
         n_key_value_heads=None if kv_heads == heads else kv_heads,
         d_head=d_head,
@@ -128,7 +139,7 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         eps=config.get("rms_norm_eps", 1e-6),
         positional_embedding_type="rotary",
         rotary_adjacent_pairs=bool(config.get(MARK, False)),
-        extensions=Extensions(qkv_bias=bias, out_bias=bias and kind != "qwen2"),
+        extensions=Extensions(qkv_bias=bias, out_bias=bias and kind != "qwen2" and not config.get(MARK_ZERO_BIAS)),
         **_rotary_fields(config, source),
     )
 
@@ -217,7 +228,7 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
     files, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
     listed: dict[str, Any] = {}
     if index.is_file():
-        listed = _read_json(index).get("weight_map")  # type: ignore[assignment]
+        listed = read_object(index).get("weight_map")  # type: ignore[assignment]
         if not isinstance(listed, dict):
             raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
     if (whole := folder / "model.safetensors").is_file():
@@ -230,6 +241,7 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
         )
     readers: dict[str, Callable[[], Tensor]] = {}
     for file in files:
+        refuse_pointer(file)
         try:
             with safe_open(file, framework="pt") as f:
                 names = list(f.keys())
@@ -243,19 +255,6 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
             f"{index}: lists {shorten(repr(absent[0]))} in {shorten(str(listed[absent[0]]))}, which is not there"
         )
     return readers
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, which in a hub's cache may be a link."""
-    if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
-        raise ValueError(f"{file}: {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
-    try:
-        content = json.loads(file.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error}); want an object") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: holds a {type(content).__name__}; want an object")
-    return content
 
 
 def _read(file: Path, name: str) -> Tensor:
@@ -297,12 +296,17 @@ def _both_ends(tensors: dict[str, Any], kind: str) -> dict[str, Any]:
     return tensors | {_embedding(kind): tensors["lm_head.weight"]} if lone else tensors
 
 
-def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: str) -> None:
+def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: str, zero_bias: bool = False) -> None:
     """Raise ValueError naming missing and unknown tensors, and an unembedding of its own in a tied model; buffers that
     old exports carry are passed over."""
     expected = set(_expected(cfg, kind))
-    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-    extra = {n for n in tensors if n not in expected and not n.endswith(buffers)}
+    passed_over = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    if zero_bias:
+        passed_over += (".o_proj.bias",)
+        wrong = [n for n in tensors if n.endswith(".o_proj.bias") and bool(tensors[n]().any())]
+        if wrong:
+            raise ValueError(f"{source}: {wrong[0]} is not zero; expected zeros where {MARK_ZERO_BIAS} is true")
+    extra = {n for n in tensors if n not in expected and not n.endswith(passed_over)}
     if cfg.tie_word_embeddings and "lm_head.weight" in extra:
         extra -= {"lm_head.weight"}
         embedding = _embedding(kind)
@@ -323,7 +327,9 @@ def swap_pairing(W: Tensor, to_halves: bool) -> Tensor:
     return rearrange(W, "... (two pair) -> ... (pair two)", two=2)
 
 
-def _from_llama(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, adjacent: bool) -> dict[str, Tensor]:
+def _from_llama(
+    tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, source: str, adjacent: bool
+) -> dict[str, Tensor]:
     out = {"embed.W_E": tensors["model.embed_tokens.weight"](), "ln_final.w": tensors["model.norm.weight"]()}
     if not cfg.tie_word_embeddings:
         out["unembed.W_U"] = tensors["lm_head.weight"]().T
@@ -338,17 +344,19 @@ def _from_llama(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, adja
             name = f"{src}self_attn.{letter.lower()}_proj."
             fix = (lambda W: W) if letter == "V" else turn
             W = rearrange(
-                _shaped(tensors, name + "weight", (heads * cfg.d_head, cfg.d_model)), "(h e) d -> h d e", h=heads
+                _shaped(tensors, name + "weight", (heads * cfg.d_head, cfg.d_model), source),
+                "(h e) d -> h d e",
+                h=heads,
             )
             out[f"{dst}attn.{prefix}W_{letter}"] = fix(W)
             if cfg.extensions.qkv_bias:
-                b = _shaped(tensors, name + "bias", (heads * cfg.d_head,))
+                b = _shaped(tensors, name + "bias", (heads * cfg.d_head,), source)
                 out[f"{dst}attn.{prefix}b_{letter}"] = fix(b.unflatten(0, (heads, -1)))
             if cfg.use_qk_norm and letter != "V":
                 out[f"{dst}attn.{letter.lower()}_norm.w"] = fix(
                     tensors[f"{src}self_attn.{letter.lower()}_norm.weight"]()
                 )
-        W = _shaped(tensors, src + "self_attn.o_proj.weight", (cfg.d_model, cfg.n_heads * cfg.d_head))
+        W = _shaped(tensors, src + "self_attn.o_proj.weight", (cfg.d_model, cfg.n_heads * cfg.d_head), source)
         out[dst + "attn.W_O"] = rearrange(W, "d (h e) -> h e d", h=cfg.n_heads)
         if cfg.extensions.out_bias:
             out[dst + "attn.b_O"] = tensors[src + "self_attn.o_proj.bias"]()
@@ -357,14 +365,14 @@ def _from_llama(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, adja
     return out
 
 
-def _shaped(tensors: dict[str, Callable[[], Tensor]], name: str, shape: tuple[int, ...]) -> Tensor:
+def _shaped(tensors: dict[str, Callable[[], Tensor]], name: str, shape: tuple[int, ...], source: str) -> Tensor:
     tensor = tensors[name]()
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; want {list(shape)}")
+        raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}; want {list(shape)}")
     return tensor
 
 
-def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, _: bool) -> dict[str, Tensor]:
+def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, source: str, _: bool) -> dict[str, Tensor]:
     out = {"embed.W_E": tensors["wte.weight"](), "pos_embed.W_pos": tensors["wpe.weight"]()}
     out |= {"ln_final.w": tensors["ln_f.weight"](), "ln_final.b": tensors["ln_f.bias"]()}
     if not cfg.tie_word_embeddings:
@@ -377,12 +385,12 @@ def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, _: bo
                 tensors[f"{src}{norm}.weight"](),
                 tensors[f"{src}{norm}.bias"](),
             )
-        joint = _shaped(tensors, src + "attn.c_attn.weight", (cfg.d_model, 3 * width)).split(width, dim=1)
-        biases = _shaped(tensors, src + "attn.c_attn.bias", (3 * width,)).split(width)
+        joint = _shaped(tensors, src + "attn.c_attn.weight", (cfg.d_model, 3 * width), source).split(width, dim=1)
+        biases = _shaped(tensors, src + "attn.c_attn.bias", (3 * width,), source).split(width)
         for letter, W, b in zip("QKV", joint, biases, strict=True):
             out[f"{dst}attn.W_{letter}"] = rearrange(W, "d (h e) -> h d e", h=cfg.n_heads)
             out[f"{dst}attn.b_{letter}"] = b.unflatten(0, (cfg.n_heads, -1))
-        W = _shaped(tensors, src + "attn.c_proj.weight", (width, cfg.d_model))
+        W = _shaped(tensors, src + "attn.c_proj.weight", (width, cfg.d_model), source)
         out[dst + "attn.W_O"] = rearrange(W, "(h e) d -> h e d", h=cfg.n_heads)
         out[dst + "attn.b_O"] = tensors[src + "attn.c_proj.bias"]()
         for theirs, ours in (("c_fc", "in"), ("c_proj", "out")):
@@ -391,32 +399,36 @@ def _from_gpt2(tensors: dict[str, Callable[[], Tensor]], cfg: ModelConfig, _: bo
     return out
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
-        raise ValueError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
-
-
 def write_folder(model: HookedLM, directory: Path) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files into an existing directory.
+    """Write config.json, model.safetensors, and the tokenizer's and generation's files into an existing directory.
+
+    A model with biases of queries, keys and values alone is written as Qwen2, whose tokenizer class in transformers
+    builds its own splitting of texts; where that reads texts otherwise, as a Llama with an output bias of zeros.
 
     Raises:
-        ValueError: naming what the Llama, Qwen and GPT-2 classes cannot express.
+        ValueError: naming what the Llama, Qwen and GPT-2 classes cannot express, and a text that transformers would
+            read otherwise than the model's tokenizer.
     """
     cfg = model.cfg
     is_gpt2 = cfg.normalization_type == "LN"
     config = _to_gpt2_config(cfg) if is_gpt2 else _to_llama_config(cfg)
     tensors = dict(_to_gpt2(model) if is_gpt2 else _to_llama(model))
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(str(directory))
-        config |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
     config |= {"dtype": str(cfg.dtype).removeprefix("torch."), "_name_or_path": cfg.model_name}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        config |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
+        write_tokenizer(model.tokenizer, directory)
+    write_generation(model.generation, directory)
+    forms = [config, config | _AS_LLAMA] if config["model_type"] == "qwen2" else [config]
+    for form in forms:
+        (directory / "config.json").write_text(json.dumps(form, indent=2) + "\n", encoding="utf-8")
+        difference = None if model.tokenizer is None else different_reading(directory, model.tokenizer)
+        if difference is None:
+            break
+    else:
+        raise ValueError(f"export to Hugging Face: {difference}")
+    if form is not config:
+        zeros = model.W_E.new_zeros(cfg.d_model)
+        tensors |= {f"model.layers.{layer}.self_attn.o_proj.bias": zeros.clone() for layer in range(cfg.n_layers)}
     save_file(
         {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
         directory / "model.safetensors",

@@ -1,4 +1,4 @@
-"""Into other libraries' forms and back, each verified by logits before anything is in place."""
+"""Into other libraries' forms and back, each verified by logits and token ids before anything is in place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from workbench import runs
+from workbench.data.tokenizer_files import different_text
 from workbench.models import huggingface, transformer_lens
 from workbench.models.load import load, save, weights_sha256
 from workbench.models.transformer import HookedLM, check_ours
@@ -21,10 +22,11 @@ def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Pa
     library and must give the same logits before the directory gets its name.
 
     "transformer-lens": hooked_transformer_config.json and model.safetensors for `HookedTransformer`.
-    "hf": a folder for `AutoModelForCausalLM` and `AutoTokenizer` (Llama, Qwen2, Qwen3 or GPT-2 class).
+    "hf": a folder for `AutoModelForCausalLM` and `AutoTokenizer` (Llama, Qwen2, Qwen3 or GPT-2 class), whose tokenizer
+    must also give our ids of a list of hard texts.
 
     Raises:
-        ValueError: no `HookedLM`, what the other form cannot express, an existing `out`, or logits that differ.
+        ValueError: no `HookedLM`, what the other form cannot express, an existing `out`, or logits or ids that differ.
     """
     check_ours("export", model)
     if to not in ("transformer-lens", "hf"):
@@ -52,14 +54,17 @@ def import_model(source: str | Path, out: str | Path) -> Path:
     """Write any model that `load` takes as a checkpoint directory of ours, and return it.
 
     Raises:
-        ValueError: as `load`; an existing `out`; or weights that do not come back bit for bit.
+        ValueError: as `load`; an existing `out`; or weights or token ids that do not come back as they were.
     """
     model = load(source, device="cpu")
     digest = weights_sha256(model)
     with runs.open_run(out, {"verb": "import", "source": str(source), "model": digest}) as run:
         save(model, run.path)
-        if weights_sha256(load(run.path, device="cpu")) != digest:
+        back = load(run.path, device="cpu")
+        if weights_sha256(back) != digest:
             raise ValueError(f"import: {out} does not give back the weights of {source}")
+        if model.tokenizer is not None and (text := different_text(model.tokenizer, back.tokenizer)) is not None:
+            raise ValueError(f"import: {out} does not give back the tokens of {text!r}")
     return Path(out)
 
 

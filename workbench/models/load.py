@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -16,15 +15,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.data.corpus import TextSource
+from workbench.data.foreign_files import refuse_pointer
+from workbench.data.tokenizer_files import (
+    TOKENIZER,
+    TOKENIZER_FILES,
+    begin_ids,
+    read_generation,
+    read_tokenizer,
+    wrap_tokenizer,  # noqa: F401 - notebooks take it from here
+    write_generation,
+    write_tokenizer,
+)
 from workbench.models.config import DTYPES, ModelConfig, join_faults, parse_dtype
 from workbench.models.transformer import HookedLM
 from workbench.runs import CONFIG as RUN_CONFIG
-from workbench.runs import read_config, read_json, read_settings, shorten, verify_files
+from workbench.runs import read_config, read_settings, shorten, verify_files
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "hooked_config.json", "tokenizer.json"
-_SPECIAL = "special_tokens.json"
-_READ = frozenset((WEIGHTS, CONFIG, TOKENIZER, _SPECIAL))
-_BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+WEIGHTS, CONFIG = "model.safetensors", "hooked_config.json"
+_READ = TOKENIZER_FILES | {WEIGHTS, CONFIG}
 
 
 def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None) -> HookedLM:
@@ -54,6 +62,9 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
 
         model = load_folder(find_folder(str(source)))
     _check_tokenizer(model, source)
+    if model.tokenizer is not None:  # what TransformerLens goes by, wherever the model goes
+        begins = bool(begin_ids(model.tokenizer))
+        model.cfg = model.cfg.model_copy(update={"default_prepend_bos": begins})
     return model.to(device=resolve_device(device), dtype=wanted or model.cfg.dtype).eval()
 
 
@@ -102,7 +113,8 @@ def _load_ours(directory: Path) -> HookedLM:
     model = HookedLM(cfg, seed=None)
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
-        model.tokenizer = load_fast_tokenizer(directory)
+        model.tokenizer = read_tokenizer(directory, begins=cfg.default_prepend_bos)
+        model.generation = read_generation(directory)
     model.trained_on = _trained_on(recipe, directory.parent / RUN_CONFIG)
     return model
 
@@ -149,6 +161,7 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ValueError(f"{file}: not there; want a safetensors file")
+    refuse_pointer(file)
     try:
         with safe_open(file, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
@@ -200,53 +213,8 @@ def save(model: HookedLM, directory: str | Path) -> None:
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / CONFIG).write_text(model.cfg.to_json(), encoding="utf-8")
     if model.tokenizer is not None:
-        # not by the library's own save, which says of a full disk no more than a bare Exception
-        text = model.tokenizer.backend_tokenizer.to_str(pretty=True)
-        (directory / TOKENIZER).write_text(text, encoding="utf-8")
-        special = {"bos_token": model.tokenizer.bos_token, "eos_token": model.tokenizer.eos_token}
-        text = json.dumps(special, indent=2, ensure_ascii=False) + "\n"
-        (directory / _SPECIAL).write_text(text, encoding="utf-8")
-
-
-def wrap_tokenizer(tokenizer: Any, bos: str | None = None, eos: str | None = None) -> Any:
-    """A Hugging Face fast tokenizer around a `tokenizers.Tokenizer`; BOS and EOS default to the name it knows of
-    <|endoftext|>, <|begin_of_text|>, <s>, <bos>."""
-    from transformers import PreTrainedTokenizerFast
-
-    known = [n for n in _BOS_NAMES if tokenizer.token_to_id(n) is not None]
-    first = known[0] if known else None
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    # set afterwards and only when known: an unknown special token would be added to the vocabulary
-    for attribute, token in (("bos_token", bos or first), ("eos_token", eos or first)):
-        if token is not None and tokenizer.token_to_id(token) is not None:
-            setattr(wrapped, attribute, token)
-    return wrapped
-
-
-def load_fast_tokenizer(directory: Path) -> Any:
-    """The tokenizer of one of our checkpoint directories.
-
-    Raises:
-        ValueError: tokenizer.json cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    file, has_special = directory / TOKENIZER, (directory / _SPECIAL).is_file()
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{file}: not a tokenizers file ({error})") from error
-    special = read_json(directory / _SPECIAL, "tokenizer", "bos_token and eos_token") if has_special else {}
-    for name in ("bos_token", "eos_token"):
-        if not isinstance(special.get(name), str | None):
-            raise ValueError(
-                f"tokenizer: {directory / _SPECIAL} has {name} {shorten(repr(special[name]))}; want a token"
-            )
-    wrapped = wrap_tokenizer(tokenizer, special.get("bos_token"), special.get("eos_token"))
-    for name in {"bos_token", "eos_token"} & set(special):
-        if special[name] is None:  # saved without one (Qwen has no BOS): none is looked for by its name
-            setattr(wrapped, name, None)
-    return wrapped
+        write_tokenizer(model.tokenizer, directory)
+    write_generation(model.generation, directory)
 
 
 def _check_tokenizer(model: HookedLM, source: str | Path) -> None:

@@ -14,6 +14,7 @@ from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
 from workbench.data.corpus import TextSource
+from workbench.data.tokenizer_files import begin_ids
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
@@ -78,6 +79,8 @@ class HookedLM(CheckedHooks):
 
     trained_on: TextSource | None = None
     """the text of the run that it was loaded from, where it is one of ours"""
+    generation: dict[str, Any] | None = None
+    """what its folder's generation_config.json says; `eos_token_id` lists the ids that config.json names too"""
 
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
@@ -346,19 +349,22 @@ class HookedLM(CheckedHooks):
     ) -> Int[Tensor, "batch pos"]:
         """Token ids of text; several texts must come out equally long: nothing pads.
 
-        BOS comes first as `prepend_bos` says, and where it is None as `cfg.default_prepend_bos` does; a tokenizer that
-        has none lends EOS, and without both nothing comes first unless asked for.
+        Unless `prepend_bos` is False, first comes what the tokenizer itself puts before a text, often nothing
+        (TransformerLens puts BOS before every text); with True, where the tokenizer puts nothing, BOS, or EOS where
+        there is no BOS.
 
         Raises:
             ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or texts of unequal length.
         """
         self._check_tokenizer("to_tokens")
         texts = [text] if isinstance(text, str) else text
-        bos = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-        if prepend_bos and bos is None:
-            raise ValueError("to_tokens: the tokenizer has no BOS token; want prepend_bos=False")
-        with_bos = bos is not None and (self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos)
-        rows = [([bos] if with_bos else []) + self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
+        lead = [] if prepend_bos is False else begin_ids(self.tokenizer)
+        if prepend_bos and not lead:
+            named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            lead = [token for token in named if token is not None][:1]
+            if not lead:
+                raise ValueError("to_tokens: the tokenizer has no BOS token; want prepend_bos=False")
+        rows = [lead + self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
         rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
         if len({len(r) for r in rows}) > 1:
             raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; want equal lengths")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.data.tokenizer_files import begin_ids
 from workbench.models.config import ModelConfig, describe_errors, features_of_our_own
 from workbench.models.transformer import HookedLM, check_ours
 
@@ -68,7 +69,8 @@ def _set_tokenizer(hooked: Any, tokenizer: Any) -> None:
         if getattr(tokenizer, name) is None and tokenizer.eos_token is not None:
             setattr(tokenizer, name, tokenizer.eos_token)
     hooked.tokenizer = tokenizer
-    hooked.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
+    begins = bool(begin_ids(tokenizer))
+    hooked.cfg.default_prepend_bos = hooked.cfg.tokenizer_prepends_bos = begins
 
 
 def to_hooked_transformer(model: HookedLM) -> Any:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int64
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from workbench.data.corpus import read_documents, split_documents
 from workbench.data.nca import NCASampler
-from workbench.data.tokenizer import eot_id, load_tokenizer, vocabulary_size
+from workbench.data.tokenizer import vocabulary_size
+from workbench.data.tokenizer_files import open_tokenizer, separator_text
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack_cached
-from workbench.models.load import wrap_tokenizer
 from workbench.training.objective import Batch
 from workbench.training.recipe import Recipe, automata
 
@@ -26,15 +25,10 @@ HELD_OUT_SEED = (1 << 61) - 1  # of the automata that judge: far from any seed t
 class Feed:
     """Train and held-out tokens of one text, with the tokenizer that made them."""
 
-    tokenizer: Tokenizer
+    tokenizer: Any
+    """as a model carries it: see `open_tokenizer`"""
     train: TokenFile
     held_out: TokenFile
-
-    def wrapped_tokenizer(self) -> Any:
-        """The tokenizer as a model carries it. BOS and EOS are the token that ends a document: in training it stands
-        before the next one too, and of the tokenizer's other special tokens the model sees none."""
-        end = self.tokenizer.id_to_token(eot_id(self.tokenizer))
-        return wrap_tokenizer(self.tokenizer, end, end)
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -50,11 +44,11 @@ def open_feed(recipe: Recipe, cache: str | Path | None = None) -> Feed:
             window; a tokenizer larger than the vocabulary.
     """
     data = recipe.data
-    tokenizer = load_tokenizer(data.tokenizer)
-    documents = read_documents(data.source, text_column=data.text_column)
+    tokenizer = open_tokenizer(data.tokenizer)
+    documents = read_documents(data.source, text_column=data.text_column, separator=separator_text(tokenizer))
     train, held_out = split_documents(documents, data.held_out_fraction)
     d_vocab, n_ctx = recipe.model.d_vocab, recipe.model.n_ctx
-    if (size := vocabulary_size(tokenizer)) > d_vocab:
+    if (size := vocabulary_size(tokenizer.backend_tokenizer)) > d_vocab:
         raise ValueError(f"tokenizer: {data.tokenizer} has {size} entries; want at most d_vocab = {d_vocab}")
     feed = Feed(tokenizer, pack_cached(train, tokenizer, cache), pack_cached(held_out, tokenizer, cache))
     for what, tokens in (("train", feed.train), ("held-out", feed.held_out)):

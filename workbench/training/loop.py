@@ -387,7 +387,7 @@ class Trainer:
     def _set_up(self, model: HookedLM) -> None:
         phase = self.phase
         self.model = model.train()
-        model.tokenizer = self.feed.wrapped_tokenizer() if phase.kind == "language" else None
+        model.tokenizer = self.feed.tokenizer if phase.kind == "language" else None
         self._gradients = self._prepare(model)
         self.optimizer = self._build_optimizer(model)
         self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None

@@ -6,15 +6,18 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.data.tokenizer import is_local
 from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
+from workbench.training.feed import open_feed
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss
@@ -82,6 +85,26 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
             p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True)
         },
         "seconds": round(sum(c.seconds for c in costs)),
+    }
+
+
+def count_text(recipe: Recipe) -> dict[str, int]:
+    """Tokens to train on and held out, by name, of a recipe's text; nothing of one, or of a tokenizer, that would have
+    to be fetched from a hub. The text is packed into the cache, where the training finds it.
+
+    Raises:
+        ValueError: as `open_feed`.
+    """
+    data = recipe.data
+    local = data.source == "embedded" or Path(data.source).expanduser().exists()
+    if not local or not is_local(data.tokenizer):
+        return {}
+    feed = open_feed(recipe)
+    return {
+        "n_train_tokens": feed.train.n_tokens,
+        "n_held_out_tokens": feed.held_out.n_tokens,
+        "n_train_documents": feed.train.n_documents,
+        "n_held_out_documents": feed.held_out.n_documents,
     }
 
 

@@ -274,7 +274,6 @@ def test_a_single_document_is_cut_near_the_fraction(text: str, at: int) -> None:
         ([Document("s", "", "x")], 0.1, r"split: the only document has 1 characters"),
         ([Document("a", "", "x"), Document("b", "", "y")], 0.1, r"leave 2 to train on and 0 held out"),
         ([Document("a", "", "x"), Document("a", "", "x")], 0.1, r"leave 2 to train on and 0 held out"),
-        ([Document("a", "", "x"), Document("a", "", "y")], 0.9, r"leave 0 to train on and 2 held out"),
         ([Document("a", "", "x")], 0.0, r"held_out_fraction is 0\.0; want"),
         ([Document("a", "", "x")], float("nan"), r"held_out_fraction is nan; want"),
     ],
@@ -282,6 +281,32 @@ def test_a_single_document_is_cut_near_the_fraction(text: str, at: int) -> None:
 def test_a_split_that_leaves_nothing_is_refused(documents: list[Document], fraction: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split_documents(documents, fraction)
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_a_text_file_that_spells_the_separator_holds_several_documents(tmp_path: Path, packing: str) -> None:
+    text = "\n<|end|>\nOnce upon a time.\n\nThe end.\n<|end|>\nA second\r\n<|end|>\r\n  A third, <|en\n<|end|>\n"
+    file = tmp_path / f"stories.txt{packing}"
+    file.write_bytes(gzip.compress(text.encode()) if packing else text.encode())
+    documents = read_documents(file, separator="<|end|>")
+    assert [d.text for d in documents] == ["Once upon a time.\n\nThe end.", "A second", "  A third, <|en"]
+    assert [d.title for d in documents] == [f"{file.name}:{n}" for n in (2, 3, 4)]
+    for other in (None, "<s>"):
+        assert [d.text for d in read_documents(file, separator=other)] == [text]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "a <|end|> b"}))  # a row is a document, whatever it spells
+    assert [d.text for d in read_documents(rows, separator="<|end|>")] == ["a <|end|> b"]
+
+
+@pytest.mark.parametrize("sizes", [(10, 1000), (1000, 10), (5, 5), (1, 2, 400), (90, 80, 70, 1), (3, 3, 3, 500, 500)])
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5])
+def test_never_more_than_half_is_held_out_of_few_documents(sizes: tuple[int, ...], fraction: float) -> None:
+    for seed in range(40):
+        documents = [Document("s", f"{i}", f"{i}" * size) for i, size in enumerate(sizes)]
+        train, held_out = split_documents(documents, fraction, seed)
+        assert train
+        assert 1 <= len(held_out) <= max(1, round(fraction * len(sizes)))
+        assert sum(len(d.text) for d in held_out) * 2 <= sum(sizes)
 
 
 @pytest.mark.parametrize("read", [iter_documents, read_documents])

@@ -26,6 +26,7 @@ def _packed(path: Path, stream: list[int], d_vocab: int = V) -> TokenFile:
     words = {f"w{i}": i for i in range(d_vocab - 1)} | {END_OF_TEXT: d_vocab - 1}
     tokenizer = Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([END_OF_TEXT])
     file = pack([Document("", "", " ".join(f"w{i}" for i in stream[:-1]))], tokenizer, path)
     assert file.tokens.tolist() == stream
     return file

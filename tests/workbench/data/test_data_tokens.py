@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 
 from workbench.data import tokens
 from workbench.data.corpus import Document, read_documents
-from workbench.data.tokenizer import END_OF_TEXT, eot_id, load_tokenizer
+from workbench.data.tokenizer import END_OF_TEXT, load_tokenizer
+from workbench.data.tokenizer_files import separator_id
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack, pack_cached
 
 
@@ -50,6 +51,7 @@ def _numbered(path: Path, n: int) -> TokenFile:
     vocabulary = {END_OF_TEXT: n - 1} | {f"w{i}": i for i in range(n - 1)}
     words = Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens([END_OF_TEXT])
     return pack(_documents(" ".join(f"w{i}" for i in range(n - 1))), words, path)
 
 
@@ -384,5 +386,5 @@ def test_pinned_batches_are_pinned(packed: TokenFile) -> None:
 
 
 def test_the_end_of_text_of_a_file_is_its_tokenizers(packed: TokenFile, embedded: Tokenizer) -> None:
-    assert packed.eot_id == eot_id(embedded)
+    assert packed.eot_id == separator_id(embedded)
     assert (packed.tokens == packed.eot_id).sum() == packed.n_documents

@@ -52,7 +52,7 @@ def metaspace_bpe():
         vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return wrap_tokenizer(tokenizer)
+    return wrap_tokenizer(tokenizer, bos="<s>", eos="</s>")
 
 
 def plain(tokenizer):
@@ -188,8 +188,8 @@ def test_a_word_that_merges_with_its_neighbour_cannot_be_placed():
 def test_an_unknown_word_cannot_be_placed():
     words = Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "The": 2, "apple": 3}, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = wrap_tokenizer(words)
-    tokenizer.unk_token = "<unk>"
+    tokenizer = wrap_tokenizer(words, bos="<s>")
+    assert tokenizer.unk_token is None  # what the vocabulary lacks is named by the model in tokenizer.json alone
     with pytest.raises(ValueError, match="cannot place 'pear' in 'pear'"):
         build_prompts(tokenizer, [FRUIT], ["{X}"])
 
@@ -202,19 +202,25 @@ def test_words_that_a_tokenizer_cannot_tell_apart():
         build_prompts(wrap_tokenizer(lower), [names])
 
 
-def test_nothing_is_read_at_position_0_without_bos():
+def test_nothing_is_read_at_position_0_where_no_token_begins_a_text():
     bare = tokenizers.Tokenizer.from_str(
         train_bpe(["apple pear plum fig"], 300).to_str().replace("<|endoftext|>", "~~")
     )
     tokenizer = plain(bare)
     assert tokenizer.bos_token_id is tokenizer.eos_token_id is None
-    with pytest.warns(probes.ProbeWarning, match=r"the tokenizer has no BOS; '\{X\}' left out"):
+    with pytest.warns(probes.ProbeWarning, match=r"begins a text with no token; '\{X\}' left out"):
         prompts, used = build_prompts(tokenizer, [FRUIT])
     assert used == TEMPLATES[:2]
     assert all(p.stop - 1 > 0 for p in prompts)
     with pytest.raises(ValueError, match="none puts a token in front of the word"):
         build_prompts(tokenizer, [FRUIT], ["{X}"])
-    tokenizer.eos_token = "~~"
+    # a chat model's EOS ends a turn, and its BOS may begin one: neither is put before a text unless the tokenizer does
+    tokenizer.eos_token = tokenizer.bos_token = "~~"
+    with pytest.warns(probes.ProbeWarning, match="begins a text with no token"):
+        assert build_prompts(tokenizer, [FRUIT])[0] == prompts
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="~~ $A", special_tokens=[("~~", tokenizer.eos_token_id)]
+    )
     assert {p.tokens[0] for p in build_prompts(tokenizer, [FRUIT])[0]} == {tokenizer.eos_token_id}
 
 

@@ -52,6 +52,9 @@ def test_a_text_ends_at_its_stop_and_the_others_go_on():
     stopped = continue_prompts(model, PROMPTS, 9, numbers, stop_at=stop)
     assert stopped == [row[: row.index(stop)] if stop in row else row for row in free]
     assert len(stopped[2]) <= 4
+    several = {stop, free[0][2], 10**6}
+    wanted = [row[: next((i for i, token in enumerate(row) if token in several), len(row))] for row in free]
+    assert continue_prompts(model, PROMPTS, 9, numbers, stop_at=several) == wanted
 
 
 def test_draws_follow_the_distribution():

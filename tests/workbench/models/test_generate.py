@@ -84,6 +84,17 @@ def test_a_finished_sequence_is_filled_and_the_others_go_on():
     assert single.shape[1] == free[0].tolist().index(stop, 4) + 1, "it ends when all have ended"
 
 
+def test_any_of_several_stops_ends_a_sequence():
+    model = small_model("janus-v3")
+    tokens = tokens_for(model, 4, 4)
+    free = generate(model, tokens, 18, temperature=0).tolist()
+    stops = {free[0][8], free[1][6]}
+    for row_free, row in zip(free, generate(model, tokens, 18, temperature=0, stop_at=stops).tolist(), strict=True):
+        end = next((i for i in range(4, len(row_free)) if row_free[i] in stops), len(row_free))
+        assert row[: end + 1] == row_free[: end + 1][: len(row)]
+        assert set(row[end + 1 :]) <= {row_free[end] if end < len(row_free) else None}
+
+
 def test_generation_ends_at_the_context():
     model = small_model("janus-v3")
     assert generate(model, tokens_for(model, 2, 20), 50, temperature=0).shape == (2, 24)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from workbench.data.corpus import read_documents, split_documents
+from workbench.data.tokenizer_files import stop_ids
 from workbench.experiments.attention import attention
 from workbench.models.generate import generate
 from workbench.models.load import load
@@ -88,6 +89,23 @@ def test_greedy_text_equals_that_of_transformers_with_and_without_a_cache(ours, 
         rates[f"theirs, cache {use_cache}"] = round(n_new / (between - started), 1)
         assert got[: len(expected)].tolist() == expected.tolist()
     record_property("tokens a second", rates)
+
+
+@torch.no_grad()
+def test_a_text_begins_as_the_file_says_and_a_reply_ends_where_transformers_ends_it(ours, theirs) -> None:
+    assert ours.to_tokens("Hello")[0].tolist() == ours.tokenizer("Hello").input_ids == [19556]
+    questions = ("What is 2 + 2?", "Name the capital of France in one word.", "Say hello.", "Is water wet? Yes or no.")
+    ends = []
+    for question in questions:
+        chat = [{"role": "user", "content": question}]
+        text = ours.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = ours.to_tokens(text)
+        keep = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 48, "do_sample": False}
+        expected = theirs.generate(ids, eos_token_id=sorted(stop_ids(ours)), pad_token_id=2, **keep)[0].tolist()
+        got = generate(ours, ids, max_new_tokens=48, temperature=0.0, stop_at=stop_ids(ours))[0].tolist()
+        assert got == expected
+        ends.append(got[-1])
+    assert ours.tokenizer.eos_token_id in ends
 
 
 @torch.no_grad()

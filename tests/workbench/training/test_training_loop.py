@@ -129,7 +129,7 @@ def test_a_run_leaves_what_it_should(text, tmp_path):
     ]  # fmt: skip
     assert (out / "latest").read_text() == "step_00000012\n"
     assert sorted(p.name for p in (out / "step_00000012").iterdir()) == [
-        "hooked_config.json", "model.safetensors", "special_tokens.json", "tokenizer.json", "train_state.json",
+        "hooked_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train_state.json",
         "train_state.safetensors",
     ]  # fmt: skip
     model = load(out, device="cpu")
@@ -446,18 +446,36 @@ def test_a_run_does_not_go_on_with_another_text(kind, text, tmp_path):
     run(recipe, tmp_path / "run", resume=True)
 
 
-def test_texts_begin_and_end_for_the_model_with_the_token_between_them_in_training(text, tmp_path):
-    """A Llama-like tokenizer has <s> besides; the model has never seen it."""
+def llama_like(directory: Path, **settings: object) -> Path:
+    """A folder with a tokenizer.json of three special tokens, and what is said of it."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     special = ["<unk>", "<s>", "</s>"]
     trainer = BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
     tokenizer.train_from_iterator([WORDS], trainer)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    recipe = language(text, **{"data.tokenizer": str(tmp_path), "phases.0.n_steps": 4})
+    tokenizer.save(str(directory / "tokenizer.json"))
+    if settings:
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.mark.parametrize("adds_bos", [True, False, None])
+def test_a_model_reads_texts_as_the_folder_of_its_tokenizer_says(adds_bos, text, tmp_path):
+    folder = llama_like(tmp_path, bos_token="<s>", eos_token="</s>", add_bos_token=adds_bos)
+    recipe = language(text, **{"data.tokenizer": str(folder), "phases.0.n_steps": 4})
     model = load(run(recipe, tmp_path / "run"), "cpu")
-    assert (model.tokenizer.bos_token, model.tokenizer.eos_token) == ("</s>", "</s>")
-    assert model.to_tokens("the king")[0, 0] == open_feed(recipe).train.tokens[-1] == 2
+    assert (model.tokenizer.bos_token, model.tokenizer.eos_token) == ("<s>", "</s>")
+    assert model.to_tokens("the king")[0, 0].item() == (1 if adds_bos else model.tokenizer.encode("the king")[0])
+    tokens = open_feed(recipe).train.tokens
+    assert tokens[-1] == 2
+    assert (tokens[0] == 1) == bool(adds_bos)
+
+
+def test_a_tokenizer_that_does_not_say_what_ends_a_text_is_refused(text, tmp_path):
+    recipe = language(text, **{"data.tokenizer": str(llama_like(tmp_path))})
+    with pytest.raises(ValueError, match=r"which token ends a text \(special tokens: <unk>, <s>, </s>\); expected"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """States of concept words: prompts whose spans are known from how they are built, and the mean state of each word.
 
-A word is put into templates behind the token that begins a text, and read at its last token: at `hook_embed` (layer −1
-of every table) and at every `hook_resid_post`, the stream that the unembedding would read there, in every architecture.
-Position 0 is never read: whatever stands there is mostly a place for attention to rest, with a state of its own.
+A word is put into templates behind what the tokenizer begins a text with, and read at its last token: at `hook_embed`
+(layer −1 of every table) and at every `hook_resid_post`, the stream that the unembedding would read there, in every
+architecture. Position 0 is never read: whatever stands there is mostly a place for attention to rest, with a state of
+its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from probes import LowPrecisionWarning, ProbeWarning
 from workbench.data.concepts import ConceptSet
+from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.experiments.harvest import stream
 from workbench.experiments.subject import checked_tokens
 
@@ -62,21 +64,13 @@ def state_hooks(model: Any) -> list[str]:
     return ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
 
 
-def first_token(tokenizer: Any) -> int | None:
-    """The token put before every prompt: BOS, else the end of a text (which texts in training follow), else None."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return None
-
-
 def build_prompts(
     tokenizer: Any, sets: Sequence[ConceptSet], templates: Sequence[str] = TEMPLATES
 ) -> tuple[list[Prompt], tuple[str, ...]]:
     """Every word of every set in every template, and the templates used.
 
-    A tokenizer without BOS and end of text leaves nothing to put in front: then the templates that begin with the word
-    are left out, with a warning, for a word of one token would stand at position 0.
+    A tokenizer that begins a text with no token leaves nothing to put in front: then the templates that begin with the
+    word are left out, with a warning, for a word of one token would stand at position 0.
 
     Raises:
         ValueError: a template without exactly one {X}; no template left; a word that the tokenizer cannot place (its
@@ -88,18 +82,22 @@ def build_prompts(
     for template in templates:
         if template.count(PLACE) != 1:
             raise ValueError(f"templates: got {template!r}; want exactly one {PLACE} in each")
-    bos = first_token(tokenizer)
-    used = tuple(t for t in templates if bos is not None or not t.startswith(PLACE))
+    lead = begin_ids(tokenizer)
+    used = tuple(t for t in templates if lead or not t.startswith(PLACE))
     if not used:
-        raise ValueError("templates: none puts a token in front of the word, and the tokenizer has no BOS; want one")
+        raise ValueError(
+            "templates: none puts a token in front of the word, and the tokenizer begins a text with none; expected "
+            f"one with words before {PLACE}"
+        )
     if len(used) < len(templates):
         left_out = ", ".join(repr(t) for t in templates if t not in used)
-        warnings.warn(f"concepts: the tokenizer has no BOS; {left_out} left out", ProbeWarning, stacklevel=2)
+        message = f"concepts: the tokenizer begins a text with no token; {left_out} left out"
+        warnings.warn(message, ProbeWarning, stacklevel=2)
     prompts = []
     for one in sets:
         seen: dict[tuple[tuple[int, ...], ...], str] = {}
         for index, word in enumerate(one.all_words):
-            own = [_place(tokenizer, bos, one, index, template) for template in used]
+            own = [_place(tokenizer, lead, one, index, template) for template in used]
             key = tuple(p.tokens for p in own)
             if key in seen:
                 raise ValueError(f"concepts: {one.name}: {seen[key]!r} and {word!r} have the same tokens; want others")
@@ -108,7 +106,7 @@ def build_prompts(
     return prompts, used
 
 
-def _place(tokenizer: Any, bos: int | None, one: ConceptSet, index: int, template: str) -> Prompt:
+def _place(tokenizer: Any, lead: list[int], one: ConceptSet, index: int, template: str) -> Prompt:
     """The prompt of a word, its span from the lengths of the beginnings that are tokenized alone.
 
     The space before a word belongs to the word: byte-level and sentencepiece tokenizers both begin words with it.
@@ -120,15 +118,13 @@ def _place(tokenizer: Any, bos: int | None, one: ConceptSet, index: int, templat
     parts = [_encode(tokenizer, text) for text in (head, head + middle, head + middle + after)]
     start, stop = len(parts[0]), len(parts[1])
     is_exact = parts[1][:start] == parts[0] and parts[2][:stop] == parts[1] and start < stop
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if not is_exact or (unknown != bos and unknown in parts[1][start:]):
+    if not is_exact or unknown_id(tokenizer) in parts[1][start:]:
         shown = tokenizer.convert_ids_to_tokens(parts[2])
         raise ValueError(
             f"concepts: {one.name}: the tokenizer cannot place {word!r} in {head + middle + after!r}, tokens {shown}; "
             "want a word whose tokens begin and end where it does"
         )
-    lead = [] if bos is None else [bos]
-    return Prompt(one.name, index, template, tuple(lead + parts[2]), len(lead) + start, len(lead) + stop)
+    return Prompt(one.name, index, template, (*lead, *parts[2]), len(lead) + start, len(lead) + stop)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from sae.config import SAESource, StackInfo
 from sae.model import StackedSAE
 from workbench.data.batteries import read_prompts, read_recall
 from workbench.data.concepts import read_concepts
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokenizer import is_local
+from workbench.data.tokenizer_files import open_tokenizer
 from workbench.experiments.ablation.precision import as_float32
 from workbench.experiments.activations import collect
 from workbench.experiments.attention import attention
@@ -35,7 +35,7 @@ from workbench.experiments.text_quality.plan import plan_text_quality
 from workbench.experiments.topology import read_heads
 from workbench.memory import planned_bytes
 from workbench.models import HookedLM
-from workbench.models.load import resolve_device, weights_sha256, wrap_tokenizer
+from workbench.models.load import resolve_device, weights_sha256
 from workbench.training.plan import plan as plan_training
 from workbench.training.recipe import Recipe, phase_model
 
@@ -124,7 +124,7 @@ def _plan_analyses(settings: StudyRecipe, recipes: list[Recipe], device: str) ->
 def _untrained(recipe: Recipe, device: str) -> HookedLM:
     """A model as the recipe's last phase leaves it, untrained; with its tokenizer, unless that is on a hub."""
     source = recipe.data.tokenizer
-    tokenizer = wrap_tokenizer(load_tokenizer(source)) if _is_local(source) else None
+    tokenizer = open_tokenizer(source) if is_local(source) else None
     return HookedLM(phase_model(recipe, -1), 0, tokenizer).to(device).eval()
 
 
@@ -240,8 +240,3 @@ PLANS: Mapping[str, Callable[[_Subject], dict[str, Any]]] = MappingProxyType(
     }
 )
 TOKENIZED = ("probe", "text_quality")  # read words and prompts of their own
-_LOCAL = re.compile(r"embedded(-\d+)?|gpt2")
-
-
-def _is_local(tokenizer: str) -> bool:
-    return bool(_LOCAL.fullmatch(tokenizer)) or Path(tokenizer).expanduser().exists()

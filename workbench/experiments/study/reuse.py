@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.data.corpus import text_files
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokenizer_files import open_tokenizer
 from workbench.experiments.study.jobs import Context, Job
 from workbench.experiments.study.work import settings_of, train_recipe
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
@@ -51,7 +51,8 @@ def content_hashes(jobs: Sequence[Job], context: Context) -> dict[str, str]:
 def _read_from_outside(job: Job, context: Context) -> dict[str, Any]:
     """The recipe of a job's model, and digests of what it names: local text, and the tokenizer."""
     recipe = train_recipe(job, context)
-    tokenizer = hashlib.sha256(load_tokenizer(recipe.data.tokenizer).to_str().encode()).hexdigest()
+    own = open_tokenizer(recipe.data.tokenizer)  # with what begins a text, as its files say
+    tokenizer = hashlib.sha256(f"{own.backend_tokenizer.to_str()}\n{own.eos_token_id}".encode()).hexdigest()
     dump = recipe.model_dump(mode="json", exclude={"description": True, "model": {"device"}})
     return {"recipe": dump, "text": digest_of_text(recipe.data.source), "tokenizer": tokenizer}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from reports.tables import write_table
 from sae.model import StackedSAE
 from workbench.data.corpus import read_documents, split_documents
+from workbench.data.tokenizer_files import open_tokenizer, separator_text
 from workbench.data.tokens import held_out_windows
 from workbench.experiments.ablation.ablate import ablation_table, iterate_ablation, summary_table
 from workbench.experiments.ablation.parts import join, to_bytes
@@ -37,7 +38,7 @@ from workbench.models.load import load, weights_sha256
 from workbench.runs import Run, atomic_write, open_run
 from workbench.training import train
 from workbench.training.feed import Feed, open_feed
-from workbench.training.recipe import Phase, Recipe
+from workbench.training.recipe import DataConfig, Phase, Recipe
 
 MATCH, CONTINUATIONS = "match.csv", "continuations.jsonl"
 N_SAE_TOKENS = 1 << 20  # that SAEs are trained on unless the study says how many
@@ -148,12 +149,15 @@ def _remembered_feed(recipe: str, cache: Path | None) -> Feed:
 def texts_of(job: Job, context: Context) -> list[str]:
     """The held-out documents of a model's text: the beginning of each, the same share of all, n_bytes together."""
     data = train_recipe(job, context).data
-    return list(_held_out_texts(data.source, data.text_column, data.held_out_fraction, context.recipe.measure.n_bytes))
+    return list(_held_out_texts(data.model_dump_json(), context.recipe.measure.n_bytes))
 
 
 @functools.lru_cache(maxsize=1)
-def _held_out_texts(source: str, text_column: str, held_out_fraction: float, n_bytes: int) -> tuple[str, ...]:
-    documents = split_documents(read_documents(source, text_column=text_column), held_out_fraction)[1]
+def _held_out_texts(settings: str, n_bytes: int) -> tuple[str, ...]:
+    data = DataConfig.model_validate_json(settings)
+    separator = separator_text(open_tokenizer(data.tokenizer))
+    documents = read_documents(data.source, text_column=data.text_column, separator=separator)
+    documents = split_documents(documents, data.held_out_fraction)[1]
     texts = [document.text for document in documents]
     share = min(1.0, n_bytes / sum(len(text.encode()) for text in texts))
     return tuple(part for text in texts if (part := text[: int(len(text) * share)]))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from workbench.data.batteries import PromptSet
+from workbench.data.tokenizer_files import decode_continuation, stop_ids
 from workbench.models.generate import continue_prompts
 
 ROWS_TOGETHER = 64  # continuations that grow side by side; more gain little and hold more keys and values
@@ -24,7 +25,7 @@ class Continuation:
     prompt: str
     sample: int
     text: str
-    """what was added to the prompt, decoded"""
+    """what was added to the prompt, as the decoder writes it behind the prompt"""
     tokens: tuple[int, ...]
     """the same as tokens, without the one that ends a text"""
     is_ended: bool
@@ -44,7 +45,7 @@ def sample_continuations(
     """n_samples continuations of every prompt, in the order of the prompts.
 
     Each is drawn with numbers of its own, from (seed, text of the prompt, sample): it does not depend on the other
-    prompts. BOS stands before a prompt where the model's configuration says so; a text ends at the tokenizer's EOS.
+    prompts. Before a prompt stands what the tokenizer begins a text with; a text ends at any token of `stop_ids`.
 
     Raises:
         ValueError: a model without tokenizer, n_samples or max_new_tokens below 1, a temperature below 0, and prompts
@@ -67,7 +68,7 @@ def sample_continuations(
             max_new_tokens,
             torch.from_numpy(uniforms),
             temperature=temperature,
-            stop_at=tokenizer.eos_token_id,
+            stop_at=stop_ids(model),
         )
         grown |= dict(zip(batch, new, strict=True))
         if on_progress is not None:
@@ -75,7 +76,7 @@ def sample_continuations(
     return [
         Continuation(
             *wanted[i],
-            text=tokenizer.decode(grown[i], skip_special_tokens=True),
+            text=decode_continuation(tokenizer, encoded[wanted[i][1]], grown[i]),
             tokens=tuple(grown[i]),
             is_ended=len(grown[i]) < max_new_tokens,
         )

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from workbench.data.batteries import RecallItem
-from workbench.experiments.concepts.states import first_token
+from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.experiments.subject import device_of
 from workbench.models.generate import last_positions
 
@@ -29,7 +29,7 @@ class EncodedItem:
 
 
 def encode_item(tokenizer: Any, item: RecallItem) -> EncodedItem:
-    """An item's tokens, BOS (or the end of a text) first where the tokenizer has one.
+    """An item's tokens, first what the tokenizer begins a text with.
 
     The space in front of an answer belongs to it. The prompt is tokenized alone and with each answer, and must be the
     beginning of both.
@@ -37,13 +37,13 @@ def encode_item(tokenizer: Any, item: RecallItem) -> EncodedItem:
     Raises:
         ValueError: a tokenizer for which it is not, that lacks an answer, or that gives both the same tokens.
     """
-    bos, unknown = first_token(tokenizer), getattr(tokenizer, "unk_token_id", None)
+    lead, unknown = begin_ids(tokenizer), unknown_id(tokenizer)
     head = tokenizer.encode(item.prompt, add_special_tokens=False)
     answers = []
     for answer in (item.right, item.wrong):
         whole = tokenizer.encode(f"{item.prompt} {answer}", add_special_tokens=False)
         own = tuple(whole[len(head) :])
-        if whole[: len(head)] != head or not own or (unknown != bos and unknown in own):
+        if whole[: len(head)] != head or not own or unknown in own:
             shown = tokenizer.convert_ids_to_tokens(whole)
             raise ValueError(
                 f"recall: the tokenizer cannot place {answer!r} behind {item.prompt!r}, tokens {shown}; want an answer "
@@ -52,7 +52,6 @@ def encode_item(tokenizer: Any, item: RecallItem) -> EncodedItem:
         answers.append(own)
     if answers[0] == answers[1]:
         raise ValueError(f"recall: {item.right!r} and {item.wrong!r} have the same tokens; want other values")
-    lead = () if bos is None else (bos,)
     return EncodedItem((*lead, *head), (answers[0], answers[1]))
 
 
