@@ -90,15 +90,11 @@ def open_subject(
 
 
 def identify(ckpt: str, model: Any, seed: int) -> tuple[str, int]:
-    """(name, seed) of a model's rows: its recipe's name and training seed where it is a run of ours, else the name in
-    its configuration and `seed`."""
+    """(name, seed) of a model's rows: the name in its configuration, which of a run of ours is its recipe's, and its
+    training seed, or `seed` where it is no run."""
     from workbench.models.load import training_config
 
-    config = training_config(Path(ckpt))
-    recipe = config.get("recipe")
-    if isinstance(recipe, dict) and isinstance(recipe.get("name"), str):
-        return recipe["name"], int(config.get("seed", seed))
-    return model.cfg.model_name, seed
+    return model.cfg.model_name, int(training_config(Path(ckpt)).get("seed", seed))
 
 
 def identify_all(ckpts: Sequence[str], models: Sequence[Any], seed: int) -> list[tuple[str, int]]:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.activations import special_ids
+from workbench.experiments.subject import checked_tokens, choose, device_of, run_hooked
 
 MAP_ELEMENTS = 1 << 21  # attention weights of one layer held at once; more gain nothing on a CPU
 MAX_REPEAT = 128  # tokens of the repeated half, at most
@@ -41,12 +42,13 @@ def attention(
 
     Args:
         model: a `HookedLM` or a TransformerLens model.
+        layers: all by default; each must have heads.
         seed: of the random tokens; fills the column seed.
         name: fills the column model; the config's name by default.
         n_repeated: number of sequences of repeated random tokens; with 0 their columns are nan.
 
     Raises:
-        ValueError: layers out of range or none; tokens that do not fit; n_repeated below 0.
+        ValueError: layers out of range, none, or without an attention map; tokens that do not fit; n_repeated below 0.
     """
     tokens = checked_tokens("attention", model, tokens)
     check_repeats(n_repeated)
@@ -97,7 +99,7 @@ def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[
 
     Distinct tokens, so that a token's first mention is one place. Ids that the tokenizer calls special are left out.
     """
-    special = set(getattr(getattr(model, "tokenizer", None), "all_special_ids", None) or ())
+    special = special_ids(model)
     ids = np.array([i for i in range(model.cfg.d_vocab) if i not in special])
     rng = np.random.default_rng([seed, 2])
     halves = np.stack([rng.choice(ids, n_half, replace=len(ids) < n_half) for _ in range(n)])
@@ -159,8 +161,6 @@ def _mean_over_sequences(
     batch_size = max(1, MAP_ELEMENTS // (n_heads * tokens.shape[1] ** 2))
     with torch.no_grad():
         for part in tokens.split(batch_size):
-            model.run_with_hooks(
-                part.to(device_of(model)), fwd_hooks=hooks, stop_at_layer=max(layers) + 1, return_type=None
-            )
+            run_hooked(model, part.to(device_of(model)), hooks, stop_at_layer=max(layers) + 1, return_type=None)
             progress.add(part.numel())
     return {what: (total / len(tokens)).numpy() for what, total in sums.items()}

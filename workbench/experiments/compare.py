@@ -64,7 +64,8 @@ def compare(
     """How alike two models are: their states of the same sequences, layer by layer, and the ranks of their weights.
 
     A sequence's state is its mean over positions ≥ 1, at `hook_embed` (layer −1) and at every `hook_resid_post`. In
-    models of unequal depth layer ℓ of a meets the layer of b whose (layer + 1)/n_layers is nearest.
+    models of unequal depth layer ℓ of a meets the layer of b whose (layer + 1)/n_layers is nearest. Of weights the
+    matrices are compared that there are: a layer without attention, or without an MLP, has no rows of it.
 
     Args:
         tokens: the sequences, in the one vocabulary that both models have; n ≥ 4, positions ≥ 2.
@@ -73,7 +74,8 @@ def compare(
         seed: of the shuffles that draw the nulls of item-space columns.
 
     Raises:
-        ValueError: unequal vocabularies, tokens that do not fit a model, too few sequences, components out of range.
+        ValueError: unequal vocabularies, tokens that do not fit a model, too few sequences, components out of range, a
+            model that does not pass those hooks.
     """
     n = len(checked_tokens("compare", a, tokens, min_ctx=2))
     check_pair(a, b, n, n_components)
@@ -138,9 +140,9 @@ def matrix_spectra(model: Any) -> dict[tuple[int, str], probes.MatrixRanks]:
 
 
 def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
-    """One layer's matrices by name, the heads of each side by side."""
-    attn, mlp = block.attn, block.mlp
-    heads = {name: getattr(attn, name) for name in ATTENTION}
+    """The matrices that one layer has, by name, the heads of each side by side."""
+    attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    heads = {name: w for name in ATTENTION if (w := _matrix(attn, name)) is not None}
     # grouped keys and values stand beside the form that repeats them for every query head: ours, then TransformerLens's
     for name in ("W_K", "W_V"):
         if isinstance(attn, Attention):
@@ -151,7 +153,16 @@ def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
         name: rearrange(w, "h e d -> (h e) d") if name == "W_O" else rearrange(w, "h d e -> d (h e)")
         for name, w in heads.items()
     }
-    return found | {name: w for name in MLP if (w := getattr(mlp, name, None)) is not None}
+    return found | {name: w for name in MLP if (w := _matrix(mlp, name)) is not None}
+
+
+def _matrix(part: Any, name: str) -> Tensor | None:
+    """A weight of an attention or an MLP; None where there is none."""
+    try:
+        found = getattr(part, name, None)
+    except NotImplementedError:  # so a bridge says that its attention has no such matrix (latent attention)
+        return None
+    return found if isinstance(found, Tensor) else None  # the W_gate of experts is a module that routes
 
 
 def matching_layers(n_a: int, n_b: int) -> list[tuple[int, int]]:
@@ -227,11 +238,10 @@ def _explained(states: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " k"]:
 def _spectra_table(ranks: dict[tuple[int, str], probes.MatrixRanks], name: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"model": name, "seed": seed, "layer": layer, "matrix": matrix}
-            | {rank: getattr(found, rank) for rank in RANKS}
-            | {"n_singular_values": found.n_singular_values}
+            (name, seed, layer, matrix, *(getattr(found, rank) for rank in RANKS), found.n_singular_values)
             for (layer, matrix), found in ranks.items()
-        ]
+        ],
+        columns=pd.Index(["model", "seed", "layer", "matrix", *RANKS, "n_singular_values"]),
     )
 
 

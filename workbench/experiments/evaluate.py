@@ -26,7 +26,7 @@ from torch import Tensor
 from workbench.data.tokenizer import text_encoder
 from workbench.data.tokenizer_files import begin_ids, separator_id
 from workbench.experiments.ablation.impacts import impacts
-from workbench.experiments.subject import device_of
+from workbench.experiments.subject import device_of, run_hooked
 from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy
@@ -171,7 +171,7 @@ def _last_nats(model: Any, inputs: Tensor, targets: Tensor) -> Float[Tensor, "ba
     """Loss of the targets, predicted from the last positions; only these are unembedded."""
     n = targets.shape[1]
     if not isinstance(model, HookedLM):
-        logits = model(inputs, return_type="logits")[:, -n:]
+        logits = run_hooked(model, inputs, [], return_type="logits")[:, -n:]
         log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
         return -log_p.gather(-1, targets[..., None]).squeeze(-1)
     x = model.ln_final(model.read_out(model(inputs, return_type=None))[:, -n:])

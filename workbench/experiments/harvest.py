@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from workbench.experiments.subject import check_hooks, checked_tokens, device_of, last_layer
+from workbench.experiments.subject import MAPS, check_hooks, checked_tokens, device_of, last_layer, run_hooked
 from workbench.models.config import parse_dtype
 from workbench.models.load import weights_sha256
 from workbench.runs import Run, atomic_write, open_run, read_json, sha256_file, shorten, verify_files
@@ -35,7 +35,6 @@ SHARD_BYTES = 256 << 20
 TOKENS_A_BATCH = 8192
 SPARE_BYTES = 64 << 20  # left free on the disk beyond the shards
 _SHARD_NAME = re.compile(r"^shard_\d{5}\.safetensors$")
-_MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]: no row per token
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def default_batch_size(n_ctx: int) -> int:
 def run_watched(
     model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
 ) -> dict[str, Tensor]:
-    """What one forward, up to layer `stop` or to its end, passes through each hook."""
+    """What one forward, up to layer `stop` or to its end, passes through each hook; errors as `run_hooked`."""
     found: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[[Tensor, object], None]:
@@ -108,10 +107,7 @@ def run_watched(
 
     # the final norm and the unembedding run only when a hook behind the last block wants them
     span = {"stop_at_layer": stop, "return_type": None} if stop is not None else {"return_type": "logits"}
-    model.run_with_hooks(tokens, fwd_hooks=[(name, keeper(name)) for name in hooks], **span)
-    silent = [name for name in hooks if name not in found]
-    if silent:
-        raise ValueError(f"hook {silent[0]!r} exists but did not fire; want one that this model's forward passes")
+    run_hooked(model, tokens, [(name, keeper(name)) for name in hooks], **span)
     return {name: found[name] for name in hooks}
 
 
@@ -188,7 +184,7 @@ def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_
     """Raise ValueError naming a hook whose activations are not [batch pos …] of this shape, with n_axes axes
     or more."""
     for name, tensor in found.items():
-        if name.endswith(_MAPS):
+        if name.endswith(MAPS):
             raise ValueError(f"{who}: {name} is [batch head query key]; want a hook with one row a token")
         if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
             raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; want [batch pos …], one row a token")

@@ -22,6 +22,7 @@ from workbench.experiments.evaluate import (
 from workbench.experiments.subject import as_list
 from workbench.models import HookedLM
 from workbench.models.load import load
+from workbench.models.transformer import check_ours
 from workbench.training import Recipe, apply_overrides, load_recipe, train
 
 # mechanism -> what its switch becomes; absence is the identity. The gate that no longer acts is still read: what it
@@ -39,8 +40,9 @@ def switched_on(model: HookedLM) -> list[str]:
     """The mechanisms that can be turned off, by the names of their switches, in the order of `OFF`.
 
     Raises:
-        ValueError: a model without depth recurrence.
+        ValueError: no `HookedLM`, or one without depth recurrence.
     """
+    check_ours("mechanisms", model)
     recurrence = model.cfg.extensions.recurrence
     if recurrence is None:
         raise ValueError(f"mechanisms: {model.cfg.model_name} has no depth recurrence; want a recurrent model")

@@ -1,10 +1,11 @@
-"""What every experiment asks of its subject and its tokens."""
+"""What every experiment asks of its subject and its tokens, and the one way in which it runs it under hooks."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Number
 from typing import Any
 
@@ -12,6 +13,12 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from workbench.models import HookedLM
+from workbench.runs import shorten
+
+Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
+MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
+STREAMS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
@@ -43,15 +50,153 @@ def checked_tokens(who: str, model: Any, tokens: Int[Tensor, "n n_ctx"], min_ctx
 
 
 def check_hooks(model: Any, names: Sequence[str]) -> None:
-    """Raise ValueError for no name, one given twice, and one that is no hook point (the nearest offered)."""
+    """Raise ValueError for no name, one given twice, and one that is no hook point: what has it is named, that is the
+    layers with such a hook where there are some, else the nearest names."""
     if isinstance(names, str) or not names:
         raise ValueError(f"hooks: got {names!r}; want a list of at least one hook name")
     for name in names:
         if name not in model.hook_dict:
+            others = _layers_alike(name, model.hook_dict) if _layer_of(name) in range(model.cfg.n_layers) else []
             near = difflib.get_close_matches(name, model.hook_dict, n=3, cutoff=0.4)
-            raise ValueError(f"hook {name!r} does not exist; nearest: {', '.join(near) or 'none'}")
+            found = f"expected layers={others}, which have it" if others else f"nearest: {', '.join(near) or 'none'}"
+            raise ValueError(f"hook {name!r} does not exist; {found}")
     if len(set(names)) < len(names):
         raise ValueError(f"hooks: got {list(names)}; want each name once")
+
+
+def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook], **span: Any) -> Any:
+    """What one forward under the hooks returns. Every hook must be passed exactly once, and show what its name says:
+    `hook_z` [batch pos n_heads d_head], a map [batch n_heads query key], a stream [batch pos d_model].
+
+    So nothing that an analysis sums or replaces is left at its initial value, or counted twice.
+
+    Args:
+        hooks: (name, function of (tensor, hook)) each; none: a plain forward.
+        span: return_type and stop_at_layer, as `run_with_hooks` takes them.
+
+    Raises:
+        ValueError: a hook that does not exist, does not fire, fires several times or shows something else; logits that
+            are not [batch pos d_vocab]; a model of another library whose own forward fails.
+    """
+    names = [name for name, _ in hooks]
+    if names:
+        check_hooks(model, list(dict.fromkeys(names)))
+    counts = [0] * len(hooks)
+    faults: list[str] = []  # said when the forward is over, so that no model's own error handling takes them
+
+    def counted(index: int) -> Callable[[Tensor, Any], Tensor | None]:
+        name, function = hooks[index]
+
+        def call(tensor: Tensor, hook: Any) -> Tensor | None:
+            counts[index] += 1
+            if fault := _describe_shape(f"hook {name!r}", tensor, _shape_of(name, model.cfg, tokens)):
+                faults.append(fault)
+                return None
+            return function(tensor, hook)
+
+        return call
+
+    with _in_evaluation(model), _computing_maps(model, names):
+        try:
+            # without hooks any model will do that gives logits
+            hooked = {"fwd_hooks": [(name, counted(i)) for i, name in enumerate(names)]}
+            out = model.run_with_hooks(tokens, **hooked, **span) if hooks else model(tokens, **span)
+        except Exception as error:
+            if isinstance(model, HookedLM) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            said = shorten(" ".join(str(error).split()), 300)
+            what = f"{type(model).__name__}: its forward failed with {type(error).__name__}: {said}"
+            raise ValueError(faults[0] if faults else what) from error
+    if not faults and span.get("return_type") == "logits":
+        faults += filter(None, [_describe_shape("logits", out, (*tokens.shape, model.cfg.d_vocab))])
+    if faults:
+        raise ValueError(faults[0])
+    _check_counts(names, counts)
+    return out
+
+
+def check_read(model: Any, tokens: Int[Tensor, "n n_ctx"], names: Sequence[str]) -> None:
+    """Raise ValueError for a hook whose value this model's forward does not read: putting another in its place would
+    change nothing, and be taken for a measurement. Asked with nan, which passes weights of zero too."""
+    few = tokens[:1, :2].to(device_of(model))
+    with torch.no_grad():
+        for name in names:
+            hook = (name, lambda tensor, hook: torch.full_like(tensor, torch.nan))
+            if not bool(run_hooked(model, few, [hook], return_type="logits").isnan().any()):
+                raise ValueError(f"hook {name!r} fires, but what it returns is not read; expected a hook that is")
+
+
+def _check_counts(names: Sequence[str], counts: Sequence[int]) -> None:
+    for name, count in zip(names, counts, strict=True):
+        if count != 1:
+            what = "exists but did not fire" if count == 0 else f"fired {count} times in one forward"
+            others = _layers_alike(name, (own for own, n in zip(names, counts, strict=True) if n == 1))
+            where = f", as in layers={others}" if others else ""
+            raise ValueError(f"hook {name!r} {what}; expected one that this model's forward passes once{where}")
+
+
+def _layer_of(name: str) -> int | None:
+    match = _BLOCK.match(name)
+    return int(match[1]) if match else None
+
+
+def _layers_alike(name: str, known: Iterable[str]) -> list[int]:
+    """The layers of those hooks that differ from this one in their layer alone."""
+    alike = {own for own in known if _BLOCK.sub("", own) == _BLOCK.sub("", name)}
+    return sorted(layer for own in alike if (layer := _layer_of(own)) is not None)
+
+
+def _shape_of(name: str, cfg: Any, tokens: Tensor) -> tuple[int | None, ...] | None:
+    """The shape of a hook of a known meaning, None for an axis of any length; None for other hooks."""
+    (batch, pos), leaf = tokens.shape, name.rsplit(".", 1)[-1]
+    if leaf == "hook_z":
+        return batch, pos, cfg.n_heads, None
+    if leaf in MAPS:
+        return batch, cfg.n_heads, pos, pos
+    return (batch, pos, cfg.d_model) if leaf in STREAMS else None
+
+
+def _describe_shape(what: str, value: Any, shape: tuple[int | None, ...] | None) -> str | None:
+    """What is wrong with a value that is no tensor of that shape."""
+    if not isinstance(value, Tensor):
+        return f"{what}: got a {type(value).__name__}; expected a tensor"
+    if shape is None or (
+        value.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
+    ):
+        return None
+    wanted = ", ".join("…" if n is None else str(n) for n in shape)
+    return f"{what}: got shape {list(value.shape)}; expected [{wanted}]"
+
+
+@contextmanager
+def _in_evaluation(model: Any) -> Iterator[None]:
+    """Inside, a model of another library drops nothing out: one that transformers builds is in training mode until it
+    is told otherwise. Afterwards every module is in the mode that it was in."""
+    wholes = [] if isinstance(model, HookedLM) else [model, getattr(model, "original_model", None)]
+    training = [module for whole in wholes if whole is not None for module in whole.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _computing_maps(model: Any, names: Iterable[str]) -> Iterator[None]:
+    """Inside, where a hook is a map, the transformers model behind a bridge computes its maps, as its fused kernels do
+    not."""
+    inner: Any = getattr(model, "original_model", None)
+    if not hasattr(inner, "set_attn_implementation") or not any(name.endswith(MAPS) for name in names):
+        yield
+        return
+    before = inner.config._attn_implementation
+    inner.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
 
 
 def last_layer(names: Iterable[str]) -> int | None:

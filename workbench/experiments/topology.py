@@ -17,7 +17,7 @@ from torch import Tensor
 from probes import SmallSampleWarning, ranks_of_spectrum
 from reports.tables import COLUMNS
 from workbench.experiments.harvest import stream
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.subject import checked_tokens, choose, device_of, run_hooked
 from workbench.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
@@ -46,10 +46,11 @@ def topology(
 
     Args:
         model: a `HookedLM` or a TransformerLens model.
+        layers: all by default; each must have heads.
         seed, name: fill the columns seed and model; name is the config's by default.
 
     Raises:
-        ValueError: layers out of range or none; tokens that do not fit.
+        ValueError: layers out of range, none, or without heads; tokens that do not fit.
     """
     return topology_tables(model, tokens, layers, seed=seed, name=name, on_progress=on_progress)[0]
 
@@ -111,8 +112,9 @@ def topology_tables(
     stats, pairs = [], []
     for layer, measured in heads.items():
         ranks = _ranks(spectra[layer], measured) if spectra else dict.fromkeys(RANKS, math.nan)
+        writer = _writer(model, layer, measured)
         for basis in BASES:
-            cos = measured.redundancy.cosines(basis, model.blocks[layer].attn.W_O)
+            cos = measured.redundancy.cosines(basis, writer)
             place = keys | {"layer": layer, "basis": basis}
             extremes = {"max_cos": max_abs_cos(cos), "mean_cos": mean_abs_cos(cos)}
             stats.append(place | extremes | ranks | {"n_tokens": tokens.numel()})
@@ -163,29 +165,39 @@ def read_heads(
     outputs = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
     n_ctx = tokens.shape[1]
     batch_size = max(1, MAP_ELEMENTS // (model.cfg.n_heads * n_ctx**2))
-    pending: dict[str, Tensor] = {}
+    pending: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
 
-    def keep(pattern: Tensor, hook: Any) -> None:
-        pending["pattern"] = pattern
-
-    def counter(layer: int) -> Callable[[Tensor, object], None]:
-        def count(z: Tensor, hook: object) -> None:
-            heads[layer].add(z, pending.pop("pattern"))
+    def counter(layer: int, what: str) -> Callable[[Tensor, object], None]:
+        def count(tensor: Tensor, hook: object) -> None:
+            pending[layer][what] = tensor
+            if len(pending[layer]) == 2:  # z or the map, whichever this model passes last
+                heads[layer].add(**pending[layer])
+                pending[layer].clear()
 
         return count
 
-    hooks = [(maps[layer], keep) for layer in layers] + [(outputs[layer], counter(layer)) for layer in layers]
+    hooks = [(maps[layer], counter(layer, "pattern")) for layer in layers]
+    hooks += [(outputs[layer], counter(layer, "z")) for layer in layers]
     done = 0
     with torch.no_grad():
         for part in tokens.split(batch_size):
             # each layer's map is counted and let go before the next is made
-            model.run_with_hooks(
-                part.to(device_of(model)), fwd_hooks=hooks, stop_at_layer=max(layers) + 1, return_type=None
-            )
+            run_hooked(model, part.to(device_of(model)), hooks, stop_at_layer=max(layers) + 1, return_type=None)
             done += len(part)
             if on_progress is not None:
                 on_progress(done / len(tokens))
     return heads
+
+
+def _writer(model: Any, layer: int, measured: LayerHeads) -> Float[Tensor, "head d_head d_model"]:
+    """W_O of a layer. Raises ValueError where the model shows none that fits its z."""
+    assert measured.redundancy.moment is not None, "at least one batch was added"
+    wanted = (*measured.redundancy.moment.shape[:2], model.cfg.d_model)
+    W_O = getattr(model.blocks[layer].attn, "W_O", None)
+    if not isinstance(W_O, Tensor) or tuple(W_O.shape) != wanted:
+        got = list(W_O.shape) if isinstance(W_O, Tensor) else type(W_O).__name__
+        raise ValueError(f"topology: blocks.{layer}.attn.W_O is {got}; expected {list(wanted)} for the basis residual")
+    return W_O
 
 
 # --- ranks

@@ -413,7 +413,7 @@ def write_folder(model: HookedLM, directory: Path) -> None:
     is_gpt2 = cfg.normalization_type == "LN"
     config = _to_gpt2_config(cfg) if is_gpt2 else _to_llama_config(cfg)
     tensors = dict(_to_gpt2(model) if is_gpt2 else _to_llama(model))
-    config["dtype"] = str(cfg.dtype).removeprefix("torch.")
+    config |= {"dtype": str(cfg.dtype).removeprefix("torch."), "_name_or_path": cfg.model_name}
     if model.tokenizer is not None:
         config |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
         write_tokenizer(model.tokenizer, directory)

@@ -258,8 +258,7 @@ class Attention(nn.Module):
         k = self.hook_k(self._keys_or_values(inputs[1], "K"))
         v = self.hook_v(self._keys_or_values(inputs[2], "V"))
         if self.cfg.use_qk_norm:
-            # flat, as TransformerLens does it: the norms' hooks see [batch·pos·head d_head]
-            q, k = (norm(t.flatten(0, 2)).view_as(t).to(v.dtype) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # their hooks see [batch pos head d_head]
         if self.cfg.extensions.q_gain is not None:
             q = q * self.q_gain.to(q.dtype)[:, None]
         offset = cache.length if cache is not None else 0
@@ -285,9 +284,16 @@ class Attention(nn.Module):
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
         scores = scores.masked_fill(~_causal(q.shape[2], k.shape[2], q.device), -torch.inf)
-        scores = self.hook_attn_scores(scores)
-        pattern = self.hook_pattern(torch.softmax(scores, dim=-1))
+        pattern = self.hook_pattern(self._softmax(self.hook_attn_scores(scores)))
         return (pattern.to(v.dtype) @ v).transpose(1, 2)
+
+    def _softmax(self, scores: Tensor) -> Float[Tensor, "batch head query key"]:
+        """Softmax over keys; zeros where a hook has masked every key, as in TransformerLens."""
+        if not is_watched(self.hook_attn_scores):  # the causal mask leaves every query itself
+            return torch.softmax(scores, dim=-1)
+        # masked before the softmax as well, of which the backward pass would be nan in such a row
+        is_masked = (scores == -torch.inf).all(-1, keepdim=True)
+        return torch.softmax(scores.masked_fill(is_masked, 0.0), dim=-1).masked_fill(is_masked, 0.0)
 
     def _output(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         if is_watched(self.hook_result):

@@ -107,12 +107,15 @@ def _load_ours(directory: Path) -> HookedLM:
     _verify(directory)
     config_file = directory / CONFIG
     cfg = ModelConfig.from_json(read_settings(config_file, "model", "a model's configuration"), str(config_file))
+    recipe = _recipe_of(directory)
+    if isinstance(recipe.get("name"), str):
+        cfg = cfg.model_copy(update={"model_name": recipe["name"]})  # several recipes share an architecture's name
     model = HookedLM(cfg, seed=None)
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
         model.tokenizer = read_tokenizer(directory, begins=cfg.default_prepend_bos)
         model.generation = read_generation(directory)
-    model.trained_on = _trained_on(directory)
+    model.trained_on = _trained_on(recipe, directory.parent / RUN_CONFIG)
     return model
 
 
@@ -125,16 +128,19 @@ def training_config(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _trained_on(directory: Path) -> TextSource | None:
-    if not (directory.parent / "latest").is_file():
-        return None  # not, or no longer, in its run
-    recipe = training_config(directory.parent).get("recipe")
-    data = recipe.get("data") if isinstance(recipe, dict) else None
+def _recipe_of(directory: Path) -> dict[str, Any]:
+    """The recipe of the run that a checkpoint directory stands in; empty where it stands in none, or no longer."""
+    recipe = training_config(directory.parent).get("recipe") if (directory.parent / "latest").is_file() else None
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _trained_on(recipe: Mapping[str, Any], file: Path) -> TextSource | None:
+    data = recipe.get("data")
     if not isinstance(data, dict):
         return None
     values: list[Any] = [data.get(field.name) for field in fields(TextSource)]
     if [type(value) for value in values] != [str, str, float]:
-        raise ValueError(f"config: {directory.parent / RUN_CONFIG} has data {shorten(repr(values))}; want a text's")
+        raise ValueError(f"config: {file} has data {shorten(repr(values))}; want a text's")
     return TextSource(*values)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.data.tokenizer_files import begin_ids
 from workbench.models.config import ModelConfig, describe_errors, features_of_our_own
-from workbench.models.transformer import HookedLM
+from workbench.models.transformer import HookedLM, check_ours
 
 CONFIG, WEIGHTS = "hooked_transformer_config.json", "model.safetensors"
 # fields of ours that the class would act upon at building time (fetch a tokenizer) or that belong to the machine
@@ -77,10 +77,11 @@ def to_hooked_transformer(model: HookedLM) -> Any:
     """A `transformer_lens.HookedTransformer` with this model's weights, dtype, device and tokenizer.
 
     Raises:
-        ValueError: the model has attention residuals.
+        ValueError: no `HookedLM`, or one with attention residuals.
     """
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+    check_ours("to_hooked_transformer", model)
     fields = to_config(model.cfg) | {"device": model.cfg.device, "dtype": model.cfg.dtype}
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields), move_to_device=True)
     # buffers (masks, rotary tables) stay as the class built them
@@ -94,9 +95,13 @@ def from_hooked_transformer(hooked: Any) -> HookedLM:
     """Our model with the weights of a `HookedTransformer`, also one whose norms were folded (LNPre, RMSPre).
 
     Raises:
-        ValueError: naming the first feature that `ModelConfig` cannot express.
+        ValueError: another class, a bridge too; or naming the first feature that `ModelConfig` cannot express.
     """
-    theirs = hooked.cfg
+    from transformer_lens import HookedTransformer
+
+    if not isinstance(hooked, HookedTransformer):
+        raise ValueError(f"from TransformerLens: got a {type(hooked).__name__}; expected a HookedTransformer")
+    theirs: Any = hooked.cfg
     _refuse_inexpressible(theirs)
     parameters = {n: p.detach() for n, p in hooked.named_parameters()}
     kept = {n: p for n, p in parameters.items() if not _is_bias(n) or bool(p.any())}

@@ -157,12 +157,12 @@ def automata(phase: Phase) -> NCAConfig:
 
 
 def phase_model(recipe: Recipe, index: int) -> ModelConfig:
-    """The architecture during phase `index`: the recipe's, with the name of its tokenizer or the automata's vocabulary,
-    and without AttnRes where the phase turns it off."""
+    """The architecture during phase `index`: the recipe's, called as the recipe, with the name of its tokenizer or the
+    automata's vocabulary, and without AttnRes where the phase turns it off."""
     cfg, phase = recipe.model, recipe.phases[index]
     attn_res: AttnRes | None = None if phase.attn_res == "off" else cfg.extensions.attn_res
     changes: dict[str, Any] = {"extensions": cfg.extensions.model_copy(update={"attn_res": attn_res})}
-    changes["tokenizer_name"] = recipe.data.tokenizer
+    changes |= {"model_name": recipe.name, "tokenizer_name": recipe.data.tokenizer}
     if phase.kind == "nca":
         changes |= {"d_vocab": automata(phase).d_vocab, "tokenizer_name": None}
     return cfg.model_copy(update=changes)

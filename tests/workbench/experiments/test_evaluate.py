@@ -162,7 +162,7 @@ def test_the_batching_does_not_show_and_other_models_are_read_by_their_logits():
     class Other(torch.nn.Module):  # whatever gives logits, a TransformerLens model for one
         def __init__(self):
             super().__init__()
-            self.inner = model
+            self.inner, self.cfg = model, model.cfg
 
         def forward(self, tokens, return_type):
             return self.inner(tokens, return_type=return_type)

@@ -23,6 +23,7 @@ from workbench.experiments.activations import (
     collect,
     special_ids,
 )
+from workbench.experiments.harvest import check_rows
 from workbench.experiments.saes import evaluation as sae_evaluation
 from workbench.experiments.saes import head_saes
 from workbench.experiments.saes import plan as sae_plan
@@ -650,9 +651,15 @@ def test_bad_input_is_refused_by_name(model, tokens, arguments, message) -> None
 
 
 def test_a_hook_without_a_row_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sae_train: some.hook has shape \[4, 8\]; want \[batch pos …\]"):
+        check_rows("sae_train", {"some.hook": torch.zeros(4, 8)}, (1, 1), n_axes=3)
+
+
+def test_normalised_queries_have_a_row_a_token() -> None:
     model = small_model("kotodama")
-    with pytest.raises(ValueError, match=r"q_norm.hook_normalized has shape \[4, 8\]; want \[batch pos …\]"):
-        sae_train(model, tokens_for(model, batch=8), l1=1.0, **QUICK | {"hook": "attn.q_norm.hook_normalized"})
+    settings = QUICK | {"hook": "attn.q_norm.hook_normalized"}
+    stack, _ = sae_train(model, tokens_for(model, batch=8), l1=1.0, **settings)
+    assert stack.config.d_in == model.cfg.n_heads * model.cfg.d_head
 
 
 def digests(directory: Path) -> dict[str, str]:

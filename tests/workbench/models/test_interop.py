@@ -48,9 +48,12 @@ def test_logits_hooks_and_loss_equal_transformer_lens(kind, record_property):
     # every hook of their block that the forward visits is one of ours, under the same name
     assert set(theirs) - shared <= {"unembed.hook_in", "unembed.hook_out"}
     for name in shared:
+        # the class (3.9.0) flattens q and k for their norms, whose hooks then have lost batch and position
+        is_flat = ".q_norm." in name or ".k_norm." in name
+        found = ours[name].flatten(0, 2) if is_flat else ours[name]
         finite = torch.isfinite(theirs[name])  # masked scores are −inf in both
-        assert ours[name].shape == theirs[name].shape, name
-        torch.testing.assert_close(ours[name][finite], theirs[name][finite], atol=2e-5, rtol=1e-4, msg=name)
+        assert found.shape == theirs[name].shape, name
+        torch.testing.assert_close(found[finite], theirs[name][finite], atol=2e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.slow

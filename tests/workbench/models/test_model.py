@@ -210,6 +210,72 @@ def test_hook_shapes_with_grouped_keys():
     torch.testing.assert_close(cache["blocks.0.attn.hook_result"].sum(2), cache["blocks.0.hook_attn_out"])
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if small_config(kind).use_qk_norm])
+def test_hooks_of_the_norms_of_queries_and_keys_keep_batch_position_and_head(kind):
+    model = small_model(kind)
+    cfg, tokens = model.cfg, tokens_for(model)
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith("blocks.1.attn"))
+    for which, n_heads in (("q", cfg.n_heads), ("k", cfg.kv_heads)):
+        before, name = cache[f"blocks.1.attn.hook_{which}"], f"blocks.1.attn.{which}_norm."
+        assert cache[name + "hook_scale"].shape == (2, 16, n_heads, 1)
+        scale = (before.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
+        torch.testing.assert_close(cache[name + "hook_scale"], scale)
+        torch.testing.assert_close(cache[name + "hook_normalized"], before / scale)
+    # a position's entry is that position's: silencing its keys is what attention past it loses
+    silent = [("blocks.1.attn.k_norm.hook_normalized", lambda x, hook: x.index_fill(1, torch.tensor([9]), 0.0))]
+    changed = (model.run_with_hooks(tokens, fwd_hooks=silent) - model(tokens)).detach().abs().amax((0, 2))
+    assert float(changed[:9].max()) < 1e-4 < 1e-3 < float(changed[9])
+
+
+def mask_head(scores, hook):
+    """No key is left to head 1."""
+    return scores.index_fill(1, torch.tensor([1]), -torch.inf)
+
+
+def mask_first(scores, hook):
+    """No query may look at the first position, so that nothing is left to the first query. An added mask, which hands
+    gradients on."""
+    return scores + torch.zeros(scores.shape[-1]).index_fill(0, torch.tensor([0]), -torch.inf)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_without_any_key_is_a_head_of_zeros(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    by_scores = [("blocks.1.attn.hook_attn_scores", mask_head)]
+    by_z = [("blocks.1.attn.hook_z", lambda z, hook: z.index_fill(2, torch.tensor([1]), 0.0))]
+    found, wanted = (model.run_with_hooks(tokens, fwd_hooks=hooks) for hooks in (by_scores, by_z))
+    torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.detach().abs().max()), rtol=1e-5)
+    with model.hooks(fwd_hooks=by_scores):
+        _, cache = model.run_with_cache(tokens, names_filter="blocks.1.attn.hook_pattern")
+    pattern = cache["blocks.1.attn.hook_pattern"]
+    assert not pattern[:, 1].any()
+    torch.testing.assert_close(pattern[:, [0, 2, 3]].sum(-1), torch.ones(2, 3, 16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_pass_a_row_without_any_key(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", mask_first) for layer in range(3)]):
+        model(tokens, return_type="loss").backward()
+        assert model.W_E.grad is not None
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_masked_row_is_the_same_with_keys_and_values_kept(kind):
+    model = small_model(kind)
+    tokens = tokens_for(model)
+    cache = KeyValueCache(capacity=16)
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", mask_first) for layer in range(3)]):
+        parts = [model(tokens[:, a:b], past_kv_cache=cache) for a, b in ((0, 1), (1, 2), (2, 9), (9, 16))]
+        whole = model(tokens)
+    assert whole.isfinite().all()
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5 * float(whole.detach().abs().max()), rtol=1e-5)
+
+
 def test_caching_everything_leaves_out_the_per_head_inputs():
     model = small_model("janus-v3")
     _, cache = model.run_with_cache(tokens_for(model))

@@ -22,7 +22,7 @@ from workbench.experiments.ablation.load_bearing import load_bearing
 from workbench.experiments.ablation.parts import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.experiments.ablation.precision import N_CHECKED, as_float32, in_precision, measure_errors
 from workbench.experiments.harvest import run_watched, stream
-from workbench.experiments.subject import checked_tokens, choose, device_of
+from workbench.experiments.subject import check_hooks, check_read, checked_tokens, choose, device_of
 from workbench.models import HookedLM
 
 Kind = Literal["zero", "mean", "resample"]
@@ -57,7 +57,7 @@ def ablate(
     Args:
         model: a `HookedLM` (all heads of a layer continue together from the clean stream), or a TransformerLens model
             (one forward pass per part).
-        layers, heads: all by default; heads are the same in every layer.
+        layers, heads: all by default, each layer must then have heads; heads are the same in every layer.
         kind: "zero", "mean" or "resample".
         seed: for the donors of resample and for the bootstrap; fills the column seed.
         components: what to ablate in each layer: "head" (each of `heads` by itself), "layer" (all its heads together),
@@ -71,8 +71,8 @@ def ablate(
 
     Raises:
         ValueError: layers or heads out of range or none, an unknown kind, component or dtype, a component that the
-            model has not, tokens that do not fit, more resamples than other sequences, a budget too small for one head
-            of one sequence.
+            model or one of the layers has not, or that its forward does not read from the hook, tokens that do not fit,
+            more resamples than other sequences, a budget too small for one head of one sequence.
     """
     check_bootstrap(n_bootstrap)
     subject = in_precision(model, dtype)
@@ -185,6 +185,8 @@ def iterate_ablation(
     limits = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes}
     parts, sizes = check_ablation(model, tokens, layers, heads, kind, components=components, **limits)
     check_start(start, len(tokens), sizes)
+    if not isinstance(model, HookedLM):
+        check_read(model, tokens, list(dict.fromkeys(part.hook for part in parts)))
     stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
     return _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress)
 
@@ -206,6 +208,7 @@ def check_ablation(
     parts = choose_parts(model, layers, heads, components)
     if "mlp" in components and getattr(cfg, "attn_only", False):
         raise ValueError("components: got 'mlp' for a model of attention alone; want head or layer")
+    check_hooks(model, list(dict.fromkeys(part.hook for part in parts)))
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = cfg.n_layers - parts[0].layer

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from workbench.experiments.ablation.engine import Sizes
 from workbench.experiments.ablation.parts import Part, Replacements, SequenceLosses, losses_of
-
-Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
+from workbench.experiments.subject import Hook, run_hooked
 
 
 def plan_generic(model: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
@@ -42,7 +41,7 @@ def ablate_batch_generic(
     tell: Callable[[int], None],
 ) -> SequenceLosses:
     """As `ablate_batch`, each part's activation replaced at its hook."""
-    clean = model(tokens, return_type="logits")
+    clean = run_hooked(model, tokens, [], return_type="logits")
     base, _ = losses_and_kl(clean, clean, tokens, sizes.logits_held)
     estimate = torch.full((len(parts), len(tokens)), torch.nan, dtype=torch.float64)
     if has_estimate:
@@ -63,7 +62,7 @@ def ablated_losses(
     model: Any, tokens: Tensor, clean: Tensor, hooks: Sequence[Hook], logits_held: int
 ) -> Float64[Tensor, "value batch"]:
     """(losses, KL from the clean logits) of each sequence under the hooks."""
-    logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=list(hooks))
+    logits = run_hooked(model, tokens, hooks, return_type="logits")
     return torch.stack(losses_and_kl(logits, clean, tokens, logits_held))
 
 
@@ -115,14 +114,18 @@ def _attribute(
     names = list(dict.fromkeys(part.hook for part in parts))
     with torch.enable_grad():
         hooks = [(name, catcher(name)) for name in names]
-        logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
+        logits = run_hooked(model, tokens, hooks, return_type="logits")
         log_p = torch.log_softmax(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), -1)
         loss = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).mean(1).sum()
-        gradients = dict(zip(names, torch.autograd.grad(loss, [caught[name] for name in names]), strict=True))
-    found = []
+        # unused: a bridge that rewrites an output by what its hook returns does not where that equals what came
+        found = torch.autograd.grad(loss, [caught[name] for name in names], allow_unused=True)
+    gradients = dict(zip(names, found, strict=True))
+    if cut := [name for name, gradient in gradients.items() if gradient is None]:
+        raise ValueError(f"has_estimate: no gradient reaches hook {cut[0]!r} of this model; expected False")
+    estimates = []
     for part in parts:
         activation, gradient = caught[part.hook].detach().double(), gradients[part.hook].double()
         changes = [-activation if (r := own[part.hook]) is None else r.double() - activation for own in replacements]
         products = torch.stack([(change * gradient).sum(1) for change in changes]).mean(0)
-        found.append((products[:, part.head] if part.component == "head" else products).flatten(1).sum(1))
-    return torch.stack(found).cpu()
+        estimates.append((products[:, part.head] if part.component == "head" else products).flatten(1).sum(1))
+    return torch.stack(estimates).cpu()

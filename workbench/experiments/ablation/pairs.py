@@ -33,7 +33,15 @@ from workbench.experiments.ablation.impacts import check_bootstrap, impacts
 from workbench.experiments.ablation.losses import compare, reference
 from workbench.experiments.ablation.parts import CleanPass, Part, Replacements
 from workbench.experiments.ablation.precision import as_float32
-from workbench.experiments.subject import as_list, checked_tokens, choose, device_of
+from workbench.experiments.subject import (
+    as_list,
+    check_hooks,
+    check_read,
+    checked_tokens,
+    choose,
+    device_of,
+    run_hooked,
+)
 from workbench.models import HookedLM
 
 Head = tuple[int, int]
@@ -156,6 +164,8 @@ def iterate_pairs(
     chosen, sizes = check_pairs(model, tokens, pairs, kind, **limits)
     check_start(start, len(tokens), sizes)
     parts = [Part(layer, "head", head) for layer, head in _heads_of(chosen)]
+    if not isinstance(model, HookedLM):
+        check_read(model, tokens, list(dict.fromkeys(part.hook for part in parts)))
     stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
     return _batches(model, tokens, chosen, stand_in, sizes, start, on_progress)
 
@@ -184,6 +194,7 @@ def check_pairs(
             raise ValueError(f"pairs: got head {a[0]}.{a[1]} with itself; want two heads")
     if len(set(chosen)) < len(chosen):
         raise ValueError("pairs: got one twice; want each once")
+    check_hooks(model, list(dict.fromkeys(Part(layer, "head", head).hook for layer, head in _heads_of(chosen))))
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = model.cfg.n_layers - min(a[0] for a, _ in chosen)
@@ -267,7 +278,7 @@ def _pairs_of_batch_generic(
     model: Any, tokens: Int[Tensor, "batch pos"], pairs: Sequence[Pair], replacements: Replacements, sizes: Sizes
 ) -> tuple[Tensor, dict[Head, Tensor], dict[Pair, Tensor]]:
     """As `_pairs_of_batch`, by a whole forward a head and a pair."""
-    clean = model(tokens, return_type="logits")
+    clean = run_hooked(model, tokens, [], return_type="logits")
     base, _ = losses_and_kl(clean, clean, tokens, sizes.logits_held)
 
     def run(heads: Sequence[Head]) -> Tensor:

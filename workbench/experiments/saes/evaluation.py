@@ -29,7 +29,7 @@ from workbench.experiments.ablation.engine import (
     reference,
 )
 from workbench.experiments.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
-from workbench.experiments.subject import device_of
+from workbench.experiments.subject import device_of, run_hooked
 from workbench.models import HookedLM
 
 FORWARD_TOKENS = 4096  # tokens in one forward pass
@@ -331,14 +331,14 @@ def check_stand_ins(model: Any, slots: Sequence[Slot]) -> None:
     n_ctx = min(model.cfg.n_ctx, PROBED // 2)
     rows = [[ids[(row + pos) % len(ids)] for pos in range(n_ctx)] for row in (0, PROBED // 2)]
     tokens = torch.tensor(rows, device=device_of(model))
-    plain = model(tokens, return_type="logits")
+    plain = run_hooked(model, tokens, [], return_type="logits")
     for whole in dict.fromkeys(Slot(slot.hook_name, slot.layer) for slot in slots):
         (x,) = collect(model, tokens, [whole])
         value = torch.randn(n_ctx, x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.device).repeat(2, 1)
         hooks = stand_in(model, whole, x, value * x.square().mean().sqrt())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an edit changes nothing is what is asked
-            edited = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
+            edited = run_hooked(model, tokens, hooks, return_type="logits")
         if torch.equal(edited, plain):
             raise ValueError(
                 f"hook: got {whole.hook_name}; what stands in its place changes no logit of this model, so that no SAE "
@@ -382,7 +382,9 @@ def _sequence_losses(
     model: Any, state: Any, layer: int | None, tokens: Int[Tensor, "batch pos"], hooks: list[tuple[str, Callable]]
 ) -> Float64[Tensor, "batch"]:
     """Mean loss of every sequence, from the state entering `layer`; None: from the tokens."""
-    per_token = model.run_with_hooks(
-        state, start_at_layer=layer, tokens=tokens, return_type="loss", loss_per_token=True, fwd_hooks=hooks
-    )
+    scored: dict[str, Any] = {"return_type": "loss", "loss_per_token": True}
+    if layer is None:
+        per_token = run_hooked(model, tokens, hooks, **scored)
+    else:
+        per_token = model.run_with_hooks(state, start_at_layer=layer, tokens=tokens, fwd_hooks=hooks, **scored)
     return per_token.double().mean(dim=1).cpu()

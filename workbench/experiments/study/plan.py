@@ -112,7 +112,7 @@ def _plan_analyses(settings: StudyRecipe, recipes: list[Recipe], device: str) ->
         kinds.setdefault(job.model, set()).add(job.kind)
     sizes: dict[str, list[Recipe]] = {}
     for own in recipes:
-        sizes.setdefault(phase_model(own, -1).model_dump_json(), []).append(own)
+        sizes.setdefault(phase_model(own, -1).model_dump_json(exclude={"model_name"}), []).append(own)
     for alike in sizes.values():
         subject = _Subject(_untrained(alike[0], device), settings, len(alike))
         of_alike = set().union(*(kinds[own.name] for own in alike))

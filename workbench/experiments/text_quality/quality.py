@@ -27,6 +27,7 @@ from workbench.experiments.text_quality import counts
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
 from workbench.experiments.text_quality.recall import recall_margins
 from workbench.experiments.text_quality.tagging import Tagger, TaggerMissing, count_words, load_tagger
+from workbench.models.transformer import check_ours
 
 NO_TAGGER = "none"
 N_BOOTSTRAP = 2000
@@ -117,9 +118,11 @@ def text_quality(
         name: fills the column model; the config's name by default.
 
     Raises:
-        ValueError: settings out of range; prompts or items that do not fit the model's context or tokenizer.
+        ValueError: no `HookedLM`; settings out of range; prompts or items that do not fit the model's context or
+            tokenizer.
         TaggerMissing: a tagger was named and is not there.
     """
+    check_ours("text_quality", model)
     title, tag = choose_tagger(tagger)
     battery = recall_items(read_recall() if recall is None else recall)
     # by measured time most goes into sampling
