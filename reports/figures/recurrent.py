@@ -67,7 +67,7 @@ def mechanism_bars(mechanisms: pd.DataFrame, models: Sequence[str] | None = None
                 x=rows["delta_bits"].tolist(), y=[names.index(name) + shift for name in rows["mechanism"]],
                 mode="markers", marker={"color": group.colour, "symbol": group.symbol, "size": 7},
                 error_x=error | {"thickness": 1.2, "width": 0, "color": group.colour}, name=label(group.model),
-                legendgroup=group.model, showlegend=k == 0,
+                legendgroup=group.model,
                 hovertemplate=f"{label(group.model)}, seed {seed}: %{{x:+.4f}} bits<extra></extra>",
             )  # fmt: skip
             fig.add_trace(trace)
