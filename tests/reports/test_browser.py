@@ -256,11 +256,47 @@ def test_a_feature_of_first_positions_alone_is_not_called_silent(tab, tmp_path):
     table.loc[1, ["density", "mean_act"]] = 0.1, 2.0
     table["dead"] = [True, False, True]
     write_atlas({"feature_atlas": table}, tmp_path / "atlas.html")
-    words = {0: "on no token of the held-out text", 1: "at the first position of sequences alone"}
-    for feature, where in words.items():
-        tab.open(tmp_path / "atlas.html", f"#state=all&open=solo|0|0|0|{feature}")
+    write_atlas({"feature_atlas": table.assign(n_tokens=65_024)}, tmp_path / "counted.html")
+    words = [
+        ("atlas", 0, "on none of the tokens of this atlas"),
+        ("atlas", 1, "at the first position of sequences alone"),
+        ("counted", 0, "on none of the 65,024 held-out tokens of this atlas"),
+    ]
+    for name, feature, where in words:
+        tab.open(tmp_path / f"{name}.html", f"#state=all&open=solo|0|0|0|{feature}")
         assert where in tab.page.locator("tr.detail .nothing").inner_text()
         tab.page.goto("about:blank")
+
+
+def test_a_token_shows_the_activation_that_its_table_has(tab, tmp_path):
+    """More than the largest, which leaves out position 0; none at a position that is not measured; and no −0."""
+    contexts = [
+        {"tokens": [" a", " b", " c"], "acts": [6.8912, 0.0, 5.2349], "peak": 2, "value": 5.2349},
+        {"tokens": [" d", " e", " f"], "acts": [None, 0.0151, 2.0], "peak": 2, "value": 2.0},
+    ]
+    table = feature_atlas(np.random.default_rng(0), ("solo",), 1, 1, 2, 1, 4, hostile=False, empty=False).iloc[:1]
+    table = table.assign(max_act=5.234912, density=0.1, dead=False, top_contexts=json.dumps(contexts))
+    logits = json.dumps([[" x", 0.3], [" y", -0.0004]])
+    table = table.assign(logit_promoted=logits, neighbours="[[1, -0.001]]", match="[]")
+    table = pd.concat([table, table.assign(feature=1)])
+    rows = pd.DataFrame({"model": "solo", "seed": 0, "layer": 0, "head": 0, "kind": "zero"}, index=[0])
+    rows = rows.assign(impact_pct=-0.001, ci_low=-0.004, ci_high=0.021)
+    write_atlas({"feature_atlas": table, "ablation_results": rows}, tmp_path / "atlas.html")
+    tab.open(tmp_path / "atlas.html", "#open=solo|0|0|0|0")
+    titles = tab.page.locator("tr.detail .contexts .tok[title]").evaluate_all(
+        "all => all.map(node => [node.textContent, node.title])"
+    )
+    assert titles == [
+        [" a", "6.89"], [" c", "5.23"],
+        [" d", "not measured: position 0 or a special token"], [" e", "0.02"], [" f", "2.00"],
+    ]  # fmt: skip
+    assert tab.page.locator("tr.detail .tok.peak").all_inner_texts() == [" c", " f"]
+    assert tab.page.locator("#stronger").is_visible()
+    text = tab.page.locator("tr.detail").inner_text()
+    assert "removing this head 0.00 % [0.00, 0.02]" in text
+    assert tab.page.locator("tr.detail .logits .num").all_inner_texts()[:2] == ["0.300", "0.000"]
+    assert "#1 · 0.00" in text
+    assert "−0.0" not in text
 
 
 def test_atlas_profile_leads_to_a_head(tab, pages):

@@ -30,7 +30,7 @@ ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
 # of the first layer, with nothing before it to read.
 MIN_PEAK = 1
 DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that
-# is not 0: an activation's unit is its decoder row's to choose; the page has 255 levels
+# is not 0: an activation's unit is its decoder row's to choose
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def atlas_features(
     W_dec (W_O[head]) diag(final norm's weight) W_U, the mean over the vocabulary taken off, in logits a unit of
     activation before the final norm's division; empty for hooks that do not write to the stream. neighbours: nearest
     decoder rows of the same SAE. match is empty: see `match_features`. The trailing columns l1 and sae_seed tell apart
-    several SAEs of one head.
+    several SAEs of one head; n_tokens is the number of tokens that density is a share of.
 
     Args:
         sae: the stack; it must say which hook each SAE reads, and belong to `model`.
@@ -130,6 +130,7 @@ def atlas_features(
             "match": "",
             "l1": source.l1,
             "sae_seed": source.seed,
+            "n_tokens": sums.n_tokens,
         }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
