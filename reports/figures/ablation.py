@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.cells import signed
 from reports.figures.draft import Cell, Draft, facets, scatter, single
 from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, seeds_of, sorted_layers
 
@@ -79,8 +80,9 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell) -> None:
         legendgroup=run.model,
         showlegend=run.is_first,
         customdata=[[run.model, int(layer), int(head)] for layer, head in places],
+        text=[signed(impact, 3) for impact in rows["impact_pct"]],
         hovertemplate=f"{label(run.model)}, seed {run.seed}<br>"
-        "layer %{customdata[1]}, head %{customdata[2]}: %{y:+.3f} %<extra></extra>",
+        "layer %{customdata[1]}, head %{customdata[2]}: %{text} %<extra></extra>",
     )
     fig.add_trace(trace, **where)
 
@@ -106,7 +108,8 @@ def pair_interactions(ablation_pairs: pd.DataFrame, kind: str, models: Sequence[
             x=rows["interaction_pct"].tolist(), y=list(range(len(rows))), mode="markers", showlegend=False,
             marker={"color": run.colour, "symbol": run.symbol, "size": 7}, text=names,
             error_x=error | {"thickness": 1.2, "width": 0, "color": run.colour},
-            hovertemplate=f"{label(run.model)}, %{{text}}: %{{x:+.3f}} %<extra></extra>",
+            customdata=[signed(value, 3) for value in rows["interaction_pct"]],
+            hovertemplate=f"{label(run.model)}, %{{text}}: %{{customdata}} %<extra></extra>",
         )  # fmt: skip
         fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
         fig.add_trace(trace, **where)

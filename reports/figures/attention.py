@@ -105,6 +105,8 @@ def text_measures(text_quality: pd.DataFrame, models: Sequence[str] | None = Non
             error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
             error |= {"thickness": 1.2, "width": 0, "color": run.colour}
             x = [names.index(run.model)] * len(run.rows)
-            add_run(fig, run, x, run.rows["value"], where=where, mode="markers", error_y=error)
+            hover = f"{label(run.model)}, seed {run.seed}: %{{y:.4g}}<extra></extra>"
+            marks = {"mode": "markers", "error_y": error, "hovertemplate": hover}
+            add_run(fig, run, x, run.rows["value"], where=where, **marks)
         fig.update_xaxes(tickvals=[], range=[-0.7, len(names) - 0.3], **where)
     return fig.figure()

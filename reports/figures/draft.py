@@ -295,8 +295,13 @@ def _band(group: Run, x: pd.Series, found: pd.DataFrame) -> dict[str, Any]:
 def _hover(group: Run, found: pd.DataFrame, seeds: Sequence[object]) -> dict[str, Any]:
     name = f"{label(group.model)}, {name_seeds(seeds)}" if seeds else label(group.model)
     known = zip(found["low"], found["high"], strict=True)
-    notes = [f" [{low:.4g}, {high:.4g}]" if low == low else "" for low, high in known]  # nan is not itself
-    return {"text": notes, "hovertemplate": f"{name}<br>%{{x}}: %{{y:.4g}}%{{text}}<extra></extra>"}
+    notes = [f" [{low:z.4g}, {high:z.4g}]" if low == low else "" for low, high in known]  # nan is not itself
+    # x without the offset that keeps marks of two models apart
+    at = {
+        "customdata": found["x"].tolist(),
+        "hovertemplate": f"{name}<br>%{{customdata}}: %{{y:.4g}}%{{text}}<extra></extra>",
+    }
+    return {"text": notes, **at}
 
 
 def add_level(fig: Draft, value: float, text: str) -> None:

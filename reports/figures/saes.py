@@ -183,5 +183,7 @@ def matched_l0(sae_matched_l0: pd.DataFrame) -> go.Figure:
         fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
         for group in groups_of(df):
             add_mean(fig, group, "layer", value, where=where, n_models=df["model"].nunique())
-        layer_axis(fig, sorted_layers(df), **where)
+        layers = sorted_layers(df)  # also those without a common l0, whose place stays empty
+        layer_axis(fig, layers, **where)
+        fig.update_xaxes(range=[layers[0] - 0.3, layers[-1] + 0.3], **where)
     return fig.figure()
