@@ -139,7 +139,7 @@ COLUMNS = MappingProxyType(
         ),
         # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
         "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
-        # entropy baselines of the held-out tokens (unigram, bigram), nats per token
+        # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token
         "baselines": ("name", "nats", "n_tokens"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (
@@ -156,7 +156,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item",
+        "item", "reason",
     )
 )  # fmt: skip
 
