@@ -79,8 +79,9 @@ def dictionary_counts(study: Study) -> dict[str, pd.DataFrame]:
 def trained_counts(study: Study) -> dict[str, pd.DataFrame]:
     """Return the trained SAEs of heads; nothing where the study has no table of SAEs."""
     df = study.tables.get("sae_training_results")
-    is_known = df is not None and "head" in df and len(df) > 0
-    return {"": of_dictionary(figures.of_heads(df), "trained")} if is_known else {}
+    if df is None or df.empty or "head" not in df:
+        return {}
+    return {"": of_dictionary(figures.of_heads(df), "trained")}
 
 
 def matched_counts(study: Study) -> dict[str, pd.DataFrame]:
