@@ -32,8 +32,9 @@ class Grid:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """Return a number with `digits` decimals and a true minus, which no zero has; a dash for nan or None."""
-    if value is None or math.isnan(value):
+    """Return a number with `digits` decimals and a true minus, which no zero has; a dash for None and for what is not
+    finite."""
+    if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:z.{digits}f}".replace("-", "−")
 
@@ -46,25 +47,25 @@ def signed(value: float | None, digits: int) -> str:
 
 def significant(value: float | None, digits: int = 3) -> str:
     """Return a number with `digits` significant digits, never in exponent form between 1e-4 and 1e6."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return MISSING
-    if value == 0 or math.isinf(value):
-        return fixed(value, 0)
+    if value == 0:
+        return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return fixed(value, decimals) if 1e-4 <= abs(value) < 1e6 else f"{value:.{digits - 1}e}".replace("-", "−")
 
 
 def percent_change(value: float | None, reference: float | None) -> str:
     """Return how far `value` lies from `reference`, in per cent of it, signed; a dash where that is undefined."""
-    if value is None or reference is None or math.isnan(value) or math.isnan(reference) or reference == 0:
+    if value is None or reference is None or not math.isfinite(value - reference) or reference == 0:
         return MISSING
     change = 100 * (value - reference) / abs(reference)
     return f"{signed(change, 1 if abs(change) < 1000 else 0)} %"
 
 
 def thousands(value: float) -> str:
-    """Return a whole number with separators."""
-    return f"{int(value):,}"
+    """Return a whole number with separators; a dash for what is not finite."""
+    return f"{int(value):,}" if math.isfinite(value) else MISSING
 
 
 def count_range(values: Iterable[float]) -> str:

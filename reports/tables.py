@@ -72,6 +72,7 @@ COLUMNS = MappingProxyType(
         # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
         # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
+        # and n_tokens, of which density is the share
         "feature_atlas": (
             "model", "layer", "head", "feature", "density", "max_act", "mean_act", "top_token", "top_contexts",
             "logit_promoted", "logit_suppressed",

@@ -16,7 +16,7 @@ NAN = float("nan")
         (-0.5, 2, "−0.50"),
         (-0.0001, 2, "0.00"),
         (-0.0, 1, "0.0"),
-        (float("-inf"), 1, "−inf"),
+        (float("-inf"), 1, "–"),
         (NAN, 3, "–"),
         (None, 1, "–"),
         (1e6, 0, "1000000"),
@@ -36,7 +36,7 @@ def test_fixed(value, digits, text):
         (1.5e-7, "1.50e−07"),
         (2e9, "2.00e+09"),
         (0.0005, "0.000500"),
-        (float("inf"), "inf"),
+        (float("inf"), "–"),
     ],
 )
 def test_significant(value, text):
