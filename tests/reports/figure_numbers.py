@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -210,9 +211,11 @@ def check_changes(report: Report) -> None:
     values |= {"layer-0 head entropy, mean": first.mean(), "layer-0 head entropy, std": first.std(ddof=0)}
     for plot in report.plots("interventions"):
         shown = {title: trace["x"] for title, trace in zip(plot["titles"], plot["data"], strict=True)}
-        for title, of_model in values.items():
-            reference, treated = (of_model[model] for model in report.models)
-            report.tally.see(f"interventions {title}", shown[title][0], treated - reference)
+        reference, treated = report.models
+        wanted = {title: of_model[treated] - of_model[reference] for title, of_model in values.items()}
+        known = {title: change for title, change in wanted.items() if not math.isnan(change)}
+        drawn = {title: x[0] for title, x in shown.items() if title in wanted}
+        report.tally.see_all("interventions", drawn, known)
 
 
 def check_layers_of_others(report: Report) -> None:

@@ -318,12 +318,13 @@ def check_counts(report: Report) -> None:
         n = f"n = {said(report.csv['topology_stats']['n_tokens'])} held-out tokens"
         wanted |= dict.fromkeys(("topology", "redundancy", "ranks", "heatmaps"), n)
     if "sae_training_results" in report.csv:
-        kinds = {kind: said(rows["n_eval_tokens"]) for kind, rows in report.saes.groupby("dictionary")}
-        trained = f"n = {kinds['trained']} held-out tokens an SAE"
-        shuffled = f"{trained} (trained, random); shuffled: {kinds['shuffled']}"
-        wanted |= dict.fromkeys(("l0", "density", "pareto"), f"{trained};") | {"fvu": f"{shuffled};"}
+        unit = "held-out tokens an SAE"
+        kinds = {kind: report.saes[report.saes["dictionary"] == kind] for kind in ("trained", "random", "shuffled")}
+        counts = {kind: said(rows["n_eval_tokens"]) for kind, rows in kinds.items()}
         n_losses = said(report.saes.dropna(subset=["ce_spliced"])["n_ce_tokens"])
-        wanted |= {"saes": f"{shuffled}; (d): {n_losses};", "matched": f"{trained} (fvu); loss recovered: {n_losses};"}
+        wanted |= dict.fromkeys(("l0", "density", "pareto"), f"n = {counts['trained']} {unit};")
+        wanted |= {"fvu": of_parts(counts, unit), "saes": of_parts(counts | {"(d)": n_losses}, unit)}
+        wanted["matched"] = of_parts({"fvu": counts["trained"], "loss recovered": n_losses}, unit)
     if "ablation_results" in report.csv:
         n = said(report.csv["ablation_results"].query("head >= 0 and kind == 'zero'")["n_tokens"])
         wanted |= dict.fromkeys(("ablation", "ablation-table"), f"n = {n} held-out tokens, the same for all heads;")
@@ -337,6 +338,16 @@ def check_counts(report: Report) -> None:
             report.tally.see(
                 f"captions {key}: {text} in {report.page['facts'][key]!r}", text in report.page["facts"][key], True
             )
+
+
+def of_parts(counts: Mapping[str, str], unit: str) -> str:
+    """The n of several parts: those of one count together, the first with the unit."""
+    names: dict[str, list[str]] = {}
+    for name, count in counts.items():
+        names.setdefault(count, []).append(name)
+    (first, own), *others = names.items()
+    head = f"n = {first} {unit}" + (f" ({', '.join(own)})" if others else "")
+    return "; ".join([head, *(f"{', '.join(named)}: {count}" for count, named in others)]) + ";"
 
 
 def check_sources(report: Report) -> None:
