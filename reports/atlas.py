@@ -11,6 +11,7 @@ import pandas as pd
 
 from reports.atlas_data import encode_atlas
 from reports.bundle import pack, pack_json, render_page
+from reports.cells import count_range
 from reports.figures import ablation_strip
 from reports.figures.style import PALETTE
 from reports.page import figure_json
@@ -58,6 +59,7 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         ["rank", "layer", "head", "feature"], kind="stable"
     )
     title = record.get("title") or (Path(source).resolve().name if isinstance(source, str | Path) else "Feature atlas")
+    n_tokens = count_range(table["n_tokens"]) if "n_tokens" in table else ""
     has_report = (
         isinstance(source, str | Path)
         and out.parent.resolve() == Path(source).resolve()
@@ -72,9 +74,10 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         n_features=f"{len(table):,}",
         notes=notes,
         n_models=len(names),
+        n_tokens=n_tokens,
         report="report.html" if has_report else "",
         page_data=pack_json(ablation_data(tables, names)),
-        atlas_data=pack(encode_atlas(table, {"title": title, "names": names})),
+        atlas_data=pack(encode_atlas(table, {"title": title, "names": names, "n_tokens": n_tokens})),
     )
 
 
@@ -136,5 +139,5 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number at six significant digits for JSON, which has no word for nan and infinity: None for them."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+    """Return a number for JSON, which cannot write nan and infinity: None for them."""
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,8 +1,9 @@
 """The feature atlas as bytes: a header in JSON and plain arrays behind it, what a browser searches in milliseconds.
 
 A context is a window of tokens with activations. Windows are laid over each other (`reports.windows`), so that what
-they share is stored once; tokens are numbers into one list of strings, the frequent ones first; activations are 8-bit
-shares of the feature's largest, stored where they are not zero.
+they share is stored once; tokens are numbers into one list of strings, the frequent ones first. Activations above 0,
+logits and cosines are whole numbers in units of the last decimal that the feature's JSON has: exactly what it says. An
+activation that is null there, because its position does not count, is stored as missing.
 
 Layout: 4 bytes, the header's length (little endian); the header, JSON in UTF-8; the arrays, little endian, each at the
 offset from the end of the header that it names, a multiple of 8.
@@ -11,8 +12,9 @@ offset from the end of the header that it names, a multiple of 8.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ from reports.tables import replace_surrogates, unplaced
 from reports.windows import overlay
 
 NUMBERS = ("layer", "head", "feature", "density", "max_act", "mean_act")
-N_LEVELS = 255  # steps of an activation between 0 and the feature's largest
+LARGEST, MISSING = 2**31 - 1, -(2**31)  # of a number in units of its last decimal; what stands for nan and infinity
 
 
 @dataclass
@@ -33,10 +35,11 @@ class Columns:
     n_contexts: list[int] = field(default_factory=list)  # a feature
     window: list[int] = field(default_factory=list)  # a context: which of the windows
     peak: list[int] = field(default_factory=list)  # a context: place of the strongest token in its window
-    level: list[int] = field(default_factory=list)  # a context: activation at the peak, share of the max, of 65535
+    value: list[float] = field(default_factory=list)  # a context: its activation at the peak
     n_active: list[int] = field(default_factory=list)  # a context: how many of its tokens are active
     active_place: list[int] = field(default_factory=list)  # an active token: its place in the window
-    active_level: list[int] = field(default_factory=list)  # an active token: share of the feature's max, of N_LEVELS
+    active_value: list[float] = field(default_factory=list)  # an active token: its activation; nan: not measured
+    has_stronger: bool = False  # whether some token of a context is stronger than the context's peak
     windows: dict[tuple[str, ...], int] = field(default_factory=dict)  # tokens of a window -> its number
 
 
@@ -80,11 +83,11 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
         raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; want one in each")
     vocabulary, columns = Vocabulary(), Columns()
     models, seeds = list(dict.fromkeys(df["model"])), seeds_of(df)
-    for row, (text, largest) in enumerate(zip(df["top_contexts"], df["max_act"], strict=True)):
-        add_contexts(columns, read_cell(text, "top_contexts", row), float(largest), row)
+    for row, text in enumerate(df["top_contexts"]):
+        add_contexts(columns, read_cell(text, "top_contexts", row), row)
     top_tokens = [vocabulary.number(token) for token in df["top_token"]]
     logits = {name: read_pairs(df, name) for name in ("logit_promoted", "logit_suppressed")}
-    numbered = {name: number_logits(pairs, vocabulary) for name, pairs in logits.items()}
+    numbered = {name: [vocabulary.number(token) for row in rows for token, _ in row] for name, rows in logits.items()}
     windows = [tuple(vocabulary.number(token) for token in window) for window in columns.windows]
     line, places = overlay(windows)
     strings, new = vocabulary.renumber()
@@ -95,18 +98,17 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
     arrays["context_n_tokens"] = fit([lengths[window] for window in columns.window])
     arrays["line_token"] = fit(new[np.array(line, dtype=np.int64)])
     arrays["top_token"] = fit(new[np.array(top_tokens, dtype=np.int64)])
-    scale = largest_logits(logits.values())
-    arrays["logit_max"] = scale
-    for name, (counts, tokens, values) in numbered.items():
-        arrays |= {f"{name}_n": fit(counts), f"{name}_token": fit(new[np.array(tokens, dtype=np.int64)])}
-        shares = np.array(values) / np.repeat(scale.astype(np.float64), counts)
-        arrays[f"{name}_value"] = np.round(shares * 32767).astype(np.int16)
+    for name, tokens in numbered.items():
+        arrays |= {f"{name}_n": fit([len(pairs) for pairs in logits[name]])}
+        arrays |= {f"{name}_token": fit(new[np.array(tokens, dtype=np.int64)])}
+        arrays |= decimal_arrays(name, *flat(logits[name]))
     arrays |= relation_arrays(df, models)
     header = {
         "models": models,
         "seeds": seeds,
         "vocabulary": strings,
-        "levels": N_LEVELS,
+        "missing": MISSING,
+        "has_stronger": columns.has_stronger,
         **extra,
     }
     return join(header, arrays)
@@ -136,14 +138,13 @@ def read_cell(text: object, column: str, row: int) -> list[Any]:
     return value
 
 
-def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int) -> None:
-    """Add a feature's contexts; `largest` is its largest activation.
+def add_contexts(columns: Columns, contexts: list[Any], row: int) -> None:
+    """Add a feature's contexts.
 
     Raises:
         ValueError: if a context lacks tokens or acts, or has unlike numbers of them.
     """
     columns.n_contexts.append(len(contexts))
-    scale = N_LEVELS / largest if largest > 0 else 0.0
     for context in contexts:
         if not isinstance(context, dict) or not isinstance(context.get("tokens"), list):
             raise ValueError(
@@ -155,22 +156,50 @@ def add_contexts(columns: Columns, contexts: list[Any], largest: float, row: int
                 f"feature_atlas: a context of row {row} has {len(tokens)} tokens and {len(acts)} acts; "
                 "want as many of each, at least one, tokens as strings"
             )
-        if not all(act is None or isinstance(act, int | float) for act in acts):
+        value = context.get("value", 0.0)
+        if not all(act is None or isinstance(act, int | float) for act in acts) or not isinstance(value, int | float):
             raise ValueError(
-                f"feature_atlas: a context of row {row} has acts that are no numbers; want numbers or null"
+                f"feature_atlas: a context of row {row} has acts or a value that are no numbers; expected numbers, or "
+                "null for an activation that is not measured"
             )
-        acts = [act or 0 for act in acts]  # null: a position that is not measured, drawn as no activation
         columns.window.append(columns.windows.setdefault(tuple(tokens), len(columns.windows)))
-        peak = context.get("peak", max(range(len(acts)), key=acts.__getitem__))
+        known = [-math.inf if act is None else float(act) for act in acts]
+        peak = context.get("peak", known.index(max(known)))
         if not isinstance(peak, int) or not 0 <= peak < len(acts):
             raise ValueError(f"feature_atlas: a context of row {row} has its peak at {peak!r}; want 0…{len(acts) - 1}")
         columns.peak.append(peak)
-        # a token before the peak may be more active: position 0, which the largest activation leaves out
-        columns.level.append(round(min(1.0, max(0.0, acts[peak] / largest)) * 65535) if largest > 0 else 0)
-        active = [(place, act) for place, act in enumerate(acts) if act > 0]
-        columns.n_active.append(len(active))
-        columns.active_place += [place for place, _ in active]
-        columns.active_level += [max(1, round(min(N_LEVELS, act * scale))) for _, act in active]
+        columns.value.append(context.get("value", known[peak]))
+        columns.has_stronger |= max(known) > known[peak]
+        shown = {place: act for place, act in enumerate(acts) if act is None or act > 0}
+        columns.n_active.append(len(shown))
+        columns.active_place += shown.keys()
+        columns.active_value += [math.nan if act is None else act for act in shown.values()]
+
+
+def decimal_arrays(name: str, values: Sequence[float], counts: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return `<name>_value`, numbers in units of their feature's last decimal, and `<name>_decimals`, one a feature.
+
+    `value / 10**decimals` is the number exactly, or to nine digits where it has more; `MISSING` stands for nan and
+    infinity. counts: how many of the values are each feature's, in order.
+    """
+    numbers, n = np.array(values, dtype=np.float64), len(counts)
+    feature = np.repeat(np.arange(n), counts)
+    is_known = np.isfinite(numbers)
+    known = np.where(is_known, numbers, 0.0)
+    largest = np.full(n, LARGEST * 1e-300)
+    np.maximum.at(largest, feature, np.abs(known))
+    decimals = np.floor(np.log10(LARGEST / largest)).astype(np.int16)  # as many as there is room for
+    is_open = np.ones(n, dtype=bool)
+    for places in range(decimals.max(initial=0)):
+        is_open &= places < decimals
+        if not is_open.any():
+            break
+        own = is_open[feature]
+        n_cut = np.bincount(feature[own], np.round(known[own], places) != known[own], n)
+        decimals[is_open & (n_cut == 0)] = places
+    units = np.where(is_known, np.rint(known * 10.0 ** decimals[feature]), MISSING)
+    is_short = not units.size or np.abs(units).max() < 2**15
+    return {f"{name}_value": units.astype(np.int16 if is_short else np.int32), f"{name}_decimals": decimals}
 
 
 def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:
@@ -190,19 +219,9 @@ def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:
     return rows
 
 
-def largest_logits(columns: Iterable[list[list[Any]]]) -> np.ndarray:
-    """Return each feature's largest |logit|, of which its logits are stored as shares; 1 where all are zero."""
-    rows = zip(*columns, strict=True)
-    largest = [max((abs(float(value)) for pairs in row for _, value in pairs), default=0.0) for row in rows]
-    rounded = np.array(largest, dtype=np.float32)
-    return np.where(rounded > 0, np.nextafter(rounded, np.float32(np.inf)), np.float32(1))
-
-
-def number_logits(rows: Sequence[list[Any]], vocabulary: Vocabulary) -> tuple[list[int], list[int], list[float]]:
-    """Return pairs a row, and the tokens and values of all rows in one list each."""
-    tokens = [vocabulary.number(token) for pairs in rows for token, _ in pairs]
-    values = [float(value) for pairs in rows for _, value in pairs]
-    return [len(pairs) for pairs in rows], tokens, values
+def flat(rows: Sequence[list[Any]]) -> tuple[list[float], list[int]]:
+    """Return the values of all pairs in one list, and how many each row has."""
+    return [float(value) for pairs in rows for _, value in pairs], [len(pairs) for pairs in rows]
 
 
 def feature_arrays(df: pd.DataFrame, models: list[str], seeds: list[str]) -> dict[str, np.ndarray]:
@@ -218,19 +237,21 @@ def feature_arrays(df: pd.DataFrame, models: list[str], seeds: list[str]) -> dic
         "dead": dead.to_numpy(dtype=np.uint8),
     }
     for column in ("density", "max_act", "mean_act"):
-        arrays[column] = df[column].to_numpy(dtype=np.float32, na_value=np.nan)
+        arrays[column] = df[column].to_numpy(dtype=np.float64, na_value=np.nan)
     return arrays
 
 
 def context_arrays(columns: Columns) -> dict[str, np.ndarray]:
     """Return the arrays with one number a context, or an active token of one."""
+    feature = np.repeat(np.arange(len(columns.n_contexts)), columns.n_contexts)
+    n_active = np.bincount(feature, columns.n_active, len(columns.n_contexts))
     return {
         "n_contexts": fit(columns.n_contexts),
         "context_peak": fit(columns.peak),
-        "context_level": np.array(columns.level, dtype=np.uint16),
         "context_n_active": fit(columns.n_active),
         "active_place": fit(columns.active_place),
-        "active_level": np.array(columns.active_level, dtype=np.uint8),
+        **decimal_arrays("context", columns.value, columns.n_contexts),
+        **decimal_arrays("active", columns.active_value, n_active.astype(int).tolist()),
     }
 
 
@@ -241,20 +262,15 @@ def relation_arrays(df: pd.DataFrame, models: list[str]) -> dict[str, np.ndarray
         rows = read_pairs(df, "neighbours")
         arrays["neighbour_n"] = fit([len(pairs) for pairs in rows])
         arrays["neighbour_feature"] = fit([int(feature) for pairs in rows for feature, _ in pairs])
-        arrays["neighbour_cosine"] = quantise([float(cosine) for pairs in rows for _, cosine in pairs])
+        arrays |= decimal_arrays("neighbour", *flat(rows))
     if "match" in df:
         numbers = {model: number for number, model in enumerate(models)}
         matches = [read_cell(text, "match", row) for row, text in enumerate(df["match"])]
         known = [match if len(match) == 3 and match[0] in numbers else None for match in matches]
         arrays["match_model"] = np.array([numbers[match[0]] if match else -1 for match in known], dtype=np.int16)
         arrays["match_feature"] = fit([int(match[1]) if match else 0 for match in known])
-        arrays["match_score"] = quantise([float(match[2]) if match else 0.0 for match in known])
+        arrays |= decimal_arrays("match", [float(match[2]) if match else 0.0 for match in known], [1] * len(known))
     return arrays
-
-
-def quantise(cosines: Sequence[float]) -> np.ndarray:
-    """Return cosines as thousandths."""
-    return np.round(np.array(cosines, dtype=np.float64) * 1000).astype(np.int16)
 
 
 def fit(values: Any) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MISSING = "–"
@@ -32,11 +32,17 @@ class Grid:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """Return a number with `digits` decimals and a true minus; a dash for None and for what is not finite."""
+    """Return a number with `digits` decimals and a true minus, which no zero has; a dash for None and for what is not
+    finite."""
     if value is None or not math.isfinite(value):
         return MISSING
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "−") if float(text) != 0 else text.lstrip("-")
+    return f"{value:z.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None, digits: int) -> str:
+    """Return a number as `fixed` does, with a plus where it is above 0 as written."""
+    text = fixed(value, digits)
+    return text if text == MISSING or text.startswith("−") or float(text) == 0 else f"+{text}"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -54,8 +60,7 @@ def percent_change(value: float | None, reference: float | None) -> str:
     if value is None or reference is None or not math.isfinite(value - reference) or reference == 0:
         return MISSING
     change = 100 * (value - reference) / abs(reference)
-    text = fixed(change, 1 if abs(change) < 1000 else 0)
-    return f"{text if change < 0 else '+' + text} %"
+    return f"{signed(change, 1 if abs(change) < 1000 else 0)} %"
 
 
 def thousands(value: float) -> str:
@@ -63,13 +68,23 @@ def thousands(value: float) -> str:
     return f"{int(value):,}" if math.isfinite(value) else MISSING
 
 
-def count_range(values: Iterable[float], unit: str) -> str:
-    """Return the n of a figure: one number where all agree, else the range."""
+def count_range(values: Iterable[float]) -> str:
+    """Return one count where all agree, else the range; nothing where none is finite."""
     known = sorted({int(value) for value in values if math.isfinite(value)})
-    if not known:
+    return " to ".join(thousands(end) for end in dict.fromkeys((*known[:1], *known[-1:])))
+
+
+def count_parts(parts: Mapping[str, Iterable[float]], unit: str) -> str:
+    """Return the n of a figure's parts: the first with its unit, those that differ behind it by name."""
+    names: dict[str, list[str]] = {}
+    for name, values in parts.items():
+        names.setdefault(count_range(values), []).append(name)
+    names.pop("", None)
+    if not names:
         return f"n not given ({unit})"
-    numbers = thousands(known[0]) if len(known) == 1 else f"{thousands(known[0])} to {thousands(known[-1])}"
-    return f"n = {numbers} {unit}"
+    (first, own), *others = names.items()
+    text = f"n = {first} {unit}" + f" ({', '.join(own)})" * bool(others)
+    return "; ".join([text, *(f"{', '.join(own)}: {number}" for number, own in others)])
 
 
 def name_seeds(seeds: Sequence[object]) -> str:

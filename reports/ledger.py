@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from reports.cells import MISSING, fixed, significant, thousands
+from reports.cells import MISSING, signed, significant, thousands
 from reports.study import Study, problems
 
 NEEDS = MappingProxyType({"claims": ("claim", "published", "measured", "verdict")})
@@ -100,13 +100,8 @@ def interval_text(low: Any, high: Any, scale: str) -> str:
         return ""
     if scale == "ratio":
         digits = 1 if max(abs(low), abs(high)) < 10 else 0
-        return f"[{_signed(100 * low, digits)}, {_signed(100 * high, digits)}] %"
+        return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}] %"
     return f"[{significant(float(low))}, {significant(float(high))}]"
-
-
-def _signed(value: float, digits: int) -> str:
-    text = fixed(value, digits)
-    return f"+{text}" if value > 0 else text
 
 
 def drawn_in(sections: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, tuple[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.cells import MISSING, Cell, Grid, fixed
+from reports.cells import MISSING, Cell, Grid, fixed, signed
 from reports.seeds import of_model, over_seeds, paired_difference
 from reports.study import Study
 
@@ -218,8 +218,7 @@ def difference_cell(values: pd.Series, reference: str, treated: str, digits: int
     mean, low, high, n = paired_difference(values, reference, treated)
     if n == 0:
         return Cell(MISSING)
-    text = fixed(mean, digits)
-    text = text if text.startswith("−") else f"+{text}"
+    text = signed(mean, digits)
     if math.isnan(low):
         return Cell(text)
     return Cell(f"{text} {'○' if low <= 0 <= high else '●'}", f"[{fixed(low, digits)}, {fixed(high, digits)}]")

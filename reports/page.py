@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.bundle import pack_json, render_page
-from reports.cells import Grid, count_range, name_seeds, thousands
+from reports.cells import Grid, count_parts, name_seeds, thousands
 from reports.continuations import Continuations
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
@@ -109,7 +109,7 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
                 tuple(name for name, _ in plots),
                 next((drawing for drawing in drawings if isinstance(drawing, Continuations)), None),
                 tuple(faults) or (() if drawings else ("Its tables hold no row that it could show.",)),
-                panel_facts(study, panel),
+                "" if faults else panel_facts(study, panel),
                 tuple(name for name in (*panel.needs, *panel.uses) if name in study.paths),
             )
         )
@@ -117,12 +117,14 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
 
 
 def panel_facts(study: Study, panel: Panel) -> str:
-    """Return n and seeds of a panel's first table, in words; nothing where the table has no such columns."""
+    """Return, in words, n of what a panel shows, its gaps, and the seeds of its first table."""
     table = study.tables.get(next(iter(panel.needs)))
     if table is None or table.empty:
         return ""
     column, unit = panel.n
-    facts = [count_range(table[column], unit)] if column in table and is_numeric(table[column]) else []
+    parts = panel.counted(study) if panel.counted else {"": table}
+    known = {name: df[column] for name, df in parts.items() if column in df and is_numeric(df[column])}
+    facts = [*([count_parts(known, unit)] if known else []), *panel.gaps(study)]
     if "seed" in table:
         seeds = list(dict.fromkeys(table["seed"]))
         if len(seeds) > 1 and panel.is_first_seed:
@@ -130,7 +132,7 @@ def panel_facts(study: Study, panel: Panel) -> str:
         else:
             facts.append(name_seeds(seeds) + said_of_seeds(len(seeds), panel))
     text = "; ".join(facts)
-    return text if text.startswith("n ") else text.capitalize()
+    return text if text.startswith("n ") else text[:1].upper() + text[1:]
 
 
 def said_of_seeds(n: int, panel: Panel) -> str:
@@ -160,19 +162,8 @@ def is_numeric(column: pd.Series) -> bool:
 
 
 def figure_json(figure: go.Figure) -> Any:
-    """Return a figure as plain JSON with floats at six significant digits: more than a screen can show."""
-    return round_floats(json.loads(figure.to_json() or "{}"))
-
-
-def round_floats(value: Any) -> Any:
-    """Return a JSON value with its floats at six significant digits."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, list):
-        return [round_floats(item) for item in value]
-    if isinstance(value, dict):
-        return {key: round_floats(item) for key, item in value.items()}
-    return value
+    """Return a figure as plain JSON, its floats as the tables have them."""
+    return json.loads(figure.to_json() or "{}")
 
 
 def describe(record: Mapping[str, Any]) -> list[tuple[str, str]]:

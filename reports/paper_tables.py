@@ -10,7 +10,7 @@ from collections.abc import Hashable
 
 import pandas as pd
 
-from reports.cells import MISSING, Cell, Grid, fixed, percent_change
+from reports.cells import MISSING, Cell, Grid, fixed, percent_change, signed, significant
 from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
 from reports.lineage import over_seeds_cell
@@ -97,18 +97,23 @@ def row_headers(layer: float, seed: object, seeds: list) -> tuple[str, ...]:
 
 def sae_grids(study: Study) -> list[Grid]:
     """Return Table 2: l0, fvu, dead share and recovered loss by layer (head means), trained beside the controls."""
-    df = of_heads(study.tables["sae_training_results"])
-    sweep = sorted(df["l1"].dropna().unique())
-    at = ""
-    if len(sweep) > 1:  # of an even number, the smaller in the middle
-        middle = sweep[(len(sweep) - 1) // 2]
-        df, at = df[df["l1"] == middle], f", l1 {middle:g}"
+    df, at = shown_saes(study)
     present = [name for name in DICTIONARIES if not of_dictionary(df, name).empty]
     return [
         _sae_grid(study, df, measure, title + at, digits, scale, present)
         for measure, (title, digits, scale) in SAE_MEASURES.items()
         if not missing_columns(df.columns, (measure, *(COSTS if measure == "ce_recovered" else ())))
     ]
+
+
+def shown_saes(study: Study) -> tuple[pd.DataFrame, str]:
+    """Return the rows of Table 2 and how their l1 is named: of a sweep, the middle one, the smaller of two."""
+    df = of_heads(study.tables["sae_training_results"])
+    sweep = sorted(df["l1"].dropna().unique())
+    if len(sweep) < 2:
+        return df, ""
+    middle = sweep[(len(sweep) - 1) // 2]
+    return df[df["l1"] == middle], f", l1 {middle:g}"
 
 
 def _sae_grid(
@@ -146,11 +151,20 @@ def recovered_by_layer(df: pd.DataFrame) -> dict[Hashable, float]:
 
 def ablation_grids(study: Study) -> list[Grid]:
     """Return Table 3: the heads whose ablation costs most, ranked within each model, with 95 % intervals."""
-    df = study.tables["ablation_results"]
-    kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
-    df = df[(df["kind"] == kind) & (df["head"] >= 0)]  # whole layers and MLPs have head -1
+    df = shown_heads(study)
     seeds = list(dict.fromkeys(df["seed"]))
     return [_top_heads(study, df[df["seed"] == seed], f"seed {seed}" if len(seeds) > 1 else "") for seed in seeds]
+
+
+def shown_heads(study: Study) -> pd.DataFrame:
+    """Return the rows of Table 3: single heads, set to zero where the study has that kind of ablation."""
+    df = of_one_kind(study.tables["ablation_results"])
+    return df[df["head"] >= 0]  # whole layers and MLPs have head -1
+
+
+def of_one_kind(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of one kind of ablation: zero, or the table's first."""
+    return df[df["kind"] == ("zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0])]
 
 
 def _top_heads(study: Study, df: pd.DataFrame, title: str) -> Grid:
@@ -175,9 +189,7 @@ def _head_cells(row: pd.Series) -> list[Cell]:
 
 def summary_grids(study: Study) -> list[Grid]:
     """Return a model's ablations in one number a layer: a grid a measure, its layers as rows (−1 is all layers)."""
-    df = study.tables["ablation_summary"]
-    kind = "zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0]
-    df = df[df["kind"] == kind]
+    df = of_one_kind(study.tables["ablation_summary"])
     models = models_of(df, study.models)
     grids = []
     for measure in dict.fromkeys(df["measure"]):
@@ -195,9 +207,9 @@ def summary_grids(study: Study) -> list[Grid]:
 
 
 def each_cell(values: pd.Series) -> Cell:
-    """Return every seed's value side by side."""
+    """Return every seed's value side by side, with three digits however small it is."""
     known = values.dropna()
-    return Cell(" / ".join(fixed(float(value), 3) for value in known) if len(known) else MISSING)
+    return Cell(" / ".join(significant(float(value)) for value in known) if len(known) else MISSING)
 
 
 def loss_grids(study: Study) -> list[Grid]:
@@ -209,12 +221,7 @@ def loss_grids(study: Study) -> list[Grid]:
     for model in models_of(log, study.models):
         for seed, steps in log[log["model"] == model].groupby("seed", sort=False):
             last = steps.iloc[-1]
-            gaps = [Cell(_signed(last["held_out_loss"] - nats), is_difference=True) for nats in named.values()]
+            gaps = [Cell(signed(last["held_out_loss"] - nats, 3), is_difference=True) for nats in named.values()]
             rows.append(((f"{model}, seed {seed}",), (Cell(fixed(last["held_out_loss"], 3)), *gaps)))
     columns = ("loss", *(f"− {name}" for name in named))
     return [Grid("", (), ("text or model",), columns, tuple(rows))]
-
-
-def _signed(value: float) -> str:
-    text = fixed(value, 3)
-    return f"+{text}" if value > 0 else text

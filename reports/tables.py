@@ -78,6 +78,7 @@ COLUMNS = MappingProxyType(
         # an act is null at a position where features are not measured (0 and special tokens),
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
         # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
+        # and n_tokens, of which density is the share
         "feature_atlas": (
             "model", "layer", "head", "feature", "density", "max_act", "mean_act", "top_token", "top_contexts",
             "logit_promoted", "logit_suppressed",
@@ -145,7 +146,7 @@ COLUMNS = MappingProxyType(
         ),
         # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
         "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
-        # entropy baselines of the held-out tokens (unigram, bigram), nats per token
+        # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token
         "baselines": ("name", "nats", "n_tokens"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (

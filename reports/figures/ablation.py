@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.cells import signed
 from reports.figures.draft import Cell, Draft, facets, scatter, single
 from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, seeds_of, sorted_layers
 
@@ -26,7 +27,7 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
         of_layer = df[df["layer"] == layer]
         for run in runs_of(of_layer, models):
             offset = 0.3 * (names.index(run.model) - (len(names) - 1) / 2)
-            _add_heads(fig, run, run.rows["head"] + offset, where, show=index == 0)
+            _add_heads(fig, run, run.rows["head"] + offset, where)
         heads = sorted({int(head) for head in of_layer["head"]})
         fig.update_xaxes(tickvals=heads[:: max(1, -(-len(heads) // 8))], **where)
         if index + 4 >= len(layers):
@@ -48,7 +49,7 @@ def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[s
         fig.add_vline(x=start[layer] - 1, line={"color": GRID, "width": 1})
     for run in runs_of(df, models):
         offset = 0.3 * (names.index(run.model) - (len(names) - 1) / 2)
-        _add_heads(fig, run, run.rows["layer"].map(start) + run.rows["head"] + offset, {}, show=True)
+        _add_heads(fig, run, run.rows["layer"].map(start) + run.rows["head"] + offset, {})
     ticks = [start[layer] + (n_heads - 1) / 2 for layer in layers]
     fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="", title_text="head, by layer")
     fig.update_yaxes(title_text="loss increase (%)")
@@ -60,7 +61,7 @@ def of_heads(ablation_results: pd.DataFrame, kind: str) -> pd.DataFrame:
     return ablation_results[(ablation_results["kind"] == kind) & (ablation_results["head"] >= 0)]
 
 
-def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell, *, show: bool) -> None:
+def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell) -> None:
     rows = run.rows
     error = None
     if {"ci_low", "ci_high"} <= set(rows.columns):
@@ -77,10 +78,11 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell, *, show: bool) -
         opacity=1.0 if run.is_first else 0.5,
         name=label(run.model),
         legendgroup=run.model,
-        showlegend=run.is_first and show,
+        showlegend=run.is_first,
         customdata=[[run.model, int(layer), int(head)] for layer, head in places],
+        text=[signed(impact, 3) for impact in rows["impact_pct"]],
         hovertemplate=f"{label(run.model)}, seed {run.seed}<br>"
-        "layer %{customdata[1]}, head %{customdata[2]}: %{y:+.3f} %<extra></extra>",
+        "layer %{customdata[1]}, head %{customdata[2]}: %{text} %<extra></extra>",
     )
     fig.add_trace(trace, **where)
 
@@ -106,7 +108,8 @@ def pair_interactions(ablation_pairs: pd.DataFrame, kind: str, models: Sequence[
             x=rows["interaction_pct"].tolist(), y=list(range(len(rows))), mode="markers", showlegend=False,
             marker={"color": run.colour, "symbol": run.symbol, "size": 7}, text=names,
             error_x=error | {"thickness": 1.2, "width": 0, "color": run.colour},
-            hovertemplate=f"{label(run.model)}, %{{text}}: %{{x:+.3f}} %<extra></extra>",
+            customdata=[signed(value, 3) for value in rows["interaction_pct"]],
+            hovertemplate=f"{label(run.model)}, %{{text}}: %{{customdata}} %<extra></extra>",
         )  # fmt: skip
         fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
         fig.add_trace(trace, **where)

@@ -84,7 +84,7 @@ def weight_ranks(
     for index, (matrix, where) in enumerate(zip(matrices, cells, strict=True)):
         df = weight_spectra[weight_spectra["matrix"] == matrix]
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", measure, where=where, show=index == 0, n_models=n_models)
+            add_mean(fig, group, "layer", measure, where=where, n_models=n_models)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(matrices) else None, **where)
         fig.update_yaxes(
@@ -98,13 +98,15 @@ def text_measures(text_quality: pd.DataFrame, models: Sequence[str] | None = Non
     measures = list(dict.fromkeys(text_quality["measure"]))
     names = models_of(text_quality, models)
     fig, cells = facets([label(measure.replace("_", " ")) for measure in measures], columns=4, height=130)
-    for index, (measure, where) in enumerate(zip(measures, cells, strict=True)):
+    for measure, where in zip(measures, cells, strict=True):
         df = text_quality[text_quality["measure"] == measure]
         for run in runs_of(df, models):
             above, below = run.rows["ci_high"] - run.rows["value"], run.rows["value"] - run.rows["ci_low"]
             error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
             error |= {"thickness": 1.2, "width": 0, "color": run.colour}
             x = [names.index(run.model)] * len(run.rows)
-            add_run(fig, run, x, run.rows["value"], where=where, show=index == 0, mode="markers", error_y=error)
+            hover = f"{label(run.model)}, seed {run.seed}: %{{y:.4g}}<extra></extra>"
+            marks = {"mode": "markers", "error_y": error, "hovertemplate": hover}
+            add_run(fig, run, x, run.rows["value"], where=where, **marks)
         fig.update_xaxes(tickvals=[], range=[-0.7, len(names) - 0.3], **where)
     return fig.figure()

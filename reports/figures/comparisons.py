@@ -87,7 +87,7 @@ def lag_decay(trajectories: pd.DataFrame, models: Sequence[str] | None = None) -
             line = {"color": MUTED, "width": 1.2, "dash": dash}
             trace = scatter(
                 x=nulls["lag"].tolist(), y=nulls[null].tolist(), mode="lines", line=line, name=f"null: {title}",
-                legendgroup=null, showlegend=index == 0, hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
+                legendgroup=null, hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
             fig.add_trace(trace, **where)
         add_mean(fig, group, "lag", "value", where=where, show=False)
@@ -109,7 +109,7 @@ def raw_against_partial(concept_mantel: pd.DataFrame, name: str, models: Sequenc
     for index, (group, where) in enumerate(zip(groups_of(df, models), cells, strict=True)):
         for column, (title, colour, symbol, dash) in kinds.items():
             as_kind = type(group)(group.model, None, group.rows, colour, symbol, dash, is_first=True)
-            add_mean(fig, as_kind, "layer", column, where=where, show=index == 0, name=title, legendgroup=column)
+            add_mean(fig, as_kind, "layer", column, where=where, name=title, legendgroup=column)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(names) else None, **where)
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)

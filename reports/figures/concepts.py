@@ -50,7 +50,7 @@ def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None =
         for group in groups_of(df, models):
             is_lone = len(seeds_of(group.rows)) == 1 and n_models <= MAX_BANDED
             bars = interval_bars(group.rows.sort_values("layer"), group.colour) if is_lone else {}
-            add_mean(fig, group, "layer", "r", where=where, show=index == 0, n_models=n_models, **bars)
+            add_mean(fig, group, "layer", "r", where=where, n_models=n_models, **bars)
             if n_models <= MAX_BANDED and "partial_r" in df and group.rows["partial_r"].notna().any():
                 line = {"color": group.colour, "width": 1.2, "dash": "dot"}
                 found = over_seeds(group.rows.sort_values("layer"), ["layer"], "partial_r")
@@ -140,14 +140,14 @@ def pair_parallelism(table: pd.DataFrame, models: Sequence[str] | None = None) -
         line = {"color": MUTED, "width": 1.2, "dash": "dot"}
         shuffled = scatter(
             x=x, y=middle.tolist(), mode="lines", line=line, name="shuffled pairs", legendgroup="null",
-            showlegend=index == 0, hovertemplate="shuffled pairs: %{y:.3f}<extra></extra>",
+            hovertemplate="shuffled pairs: %{y:.3f}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(shuffled, **where)
         for k, n_removed in enumerate(levels):
             title = "all components" if n_removed == 0 else f"without the first {n_removed:g}"
             marks = (PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)], DASHES[k % len(DASHES)])
             own = Run(title, None, group.rows[group.rows["n_removed"] == n_removed], *marks, is_first=True)
-            add_mean(fig, own, "layer", "parallelism", where=where, show=index == 0)
+            add_mean(fig, own, "layer", "parallelism", where=where)
         layer_axis(fig, sorted_layers(group.rows), **where)
         fig.update_xaxes(title_text="layer" if index + columns >= len(names) else None, **where)
         fig.update_yaxes(title_text="mean cos" if where["col"] == 1 else None, **where)
@@ -162,9 +162,7 @@ def dimension_by_points(table: pd.DataFrame, models: Sequence[str] | None = None
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
         for group in groups_of(table[table["layer"] == layer], models):
             marker = {"color": group.colour, "symbol": group.symbol, "size": 5}
-            add_mean(
-                fig, group, "n_points", "dimension", where=where, show=index == 0, n_models=n_models, marker=marker
-            )
+            add_mean(fig, group, "n_points", "dimension", where=where, n_models=n_models, marker=marker)
         fig.update_xaxes(type="log", dtick=1, **where)
         fig.update_xaxes(title_text="points" if index + 4 >= len(layers) else None, **where)
         fig.update_yaxes(title_text="dimension" if where["col"] == 1 else None, rangemode="tozero", **where)
@@ -179,13 +177,13 @@ def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = N
     for index, (name, where) in enumerate(zip(sets, cells, strict=True)):
         df = trajectories[trajectories["set"] == name]
         for group in groups_of(df, models):
-            add_mean(fig, group, "lag", "value", where=where, show=index == 0, n_models=n_models)
+            add_mean(fig, group, "lag", "value", where=where, n_models=n_models)
         nulls = df.drop_duplicates("lag").sort_values("lag")
         for null, (title, dash) in NULLS.items():
             line = {"color": MUTED, "width": 1.2, "dash": dash}
             trace = scatter(
                 x=nulls["lag"].tolist(), y=nulls[null].tolist(), mode="lines", line=line, name=f"null: {title}",
-                legendgroup=null, showlegend=index == 0, hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
+                legendgroup=null, hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
             fig.add_trace(trace, **where)
         fig.update_xaxes(tickvals=sorted(set(df["lag"])), **where)
@@ -205,7 +203,7 @@ def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
         for k, (pc, own) in enumerate(rows.groupby("pc", sort=True)):
             marks = (PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)], DASHES[k % len(DASHES)])
             group = Run(f"PC{pc:g}", None, own, *marks, is_first=True)
-            add_mean(fig, group, "layer", "cosine", where=where, show=index == 0)
+            add_mean(fig, group, "layer", "cosine", where=where)
         for baseline in sorted(set(rows["baseline"].dropna())):
             fig.add_hline(float(baseline), {"color": MUTED, "width": 1.2, "dash": "dot"}, **where)
         layer_axis(fig, sorted_layers(rows), **where)

@@ -86,12 +86,24 @@ class Draft:
 
     def figure(self) -> go.Figure:
         """Return the figure, checked by plotly; a long legend has its further lines above the panels."""
+        self._name_once()
         names = [trace["name"] for trace in self.traces if trace.get("name") and trace.get("showlegend", True)]
         n_lines = max(1, -(-sum(LEGEND_MARK + LEGEND_LETTER * len(name) for name in names) // LEGEND_WIDTH))
         extra = (n_lines - 1) * LEGEND_LINE
         margin = self.layout["margin"]
         tall = {"height": self.layout["height"] + extra, "margin": {**margin, "t": margin["t"] + extra}}
         return go.Figure(data=self.traces, layout={"template": template(), **self.layout, **tall})
+
+    def _name_once(self) -> None:
+        """Let the legend name each group by the first of its traces that has a point: plotly names none without."""
+        named: set[str] = set()
+        for trace in self.traces:
+            group = trace.get("legendgroup") or trace.get("name")
+            if group is None or trace.get("showlegend") is False:
+                continue
+            has_point = any(value is not None and value == value for value in trace["y"])  # nan is not itself
+            trace["showlegend"] = has_point and group not in named
+            named |= {group} if has_point else set()
 
 
 @cache
@@ -283,8 +295,13 @@ def _band(group: Run, x: pd.Series, found: pd.DataFrame) -> dict[str, Any]:
 def _hover(group: Run, found: pd.DataFrame, seeds: Sequence[object]) -> dict[str, Any]:
     name = f"{label(group.model)}, {name_seeds(seeds)}" if seeds else label(group.model)
     known = zip(found["low"], found["high"], strict=True)
-    notes = [f" [{low:.4g}, {high:.4g}]" if low == low else "" for low, high in known]  # nan is not itself
-    return {"text": notes, "hovertemplate": f"{name}<br>%{{x}}: %{{y:.4g}}%{{text}}<extra></extra>"}
+    notes = [f" [{low:z.4g}, {high:z.4g}]" if low == low else "" for low, high in known]  # nan is not itself
+    # x without the offset that keeps marks of two models apart
+    at = {
+        "customdata": found["x"].tolist(),
+        "hovertemplate": f"{name}<br>%{{customdata}}: %{{y:.4g}}%{{text}}<extra></extra>",
+    }
+    return {"text": notes, **at}
 
 
 def add_level(fig: Draft, value: float, text: str) -> None:

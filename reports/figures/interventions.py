@@ -55,5 +55,5 @@ def changes(found: Sequence[Change], *, columns: int = 4) -> go.Figure:
 
 
 def _said(one: Change, is_known: bool) -> str:
-    bounds = f" [{one.low:+.3g}, {one.high:+.3g}]" if is_known else ""
-    return f"{label(one.comparison)}<br>{label(one.measure)}: {one.mean:+.3g}{bounds}, {one.n} seed{'s' * (one.n > 1)}"
+    bounds = f" [{one.low:+z.3g}, {one.high:+z.3g}]" if is_known else ""
+    return f"{label(one.comparison)}<br>{label(one.measure)}: {one.mean:+z.3g}{bounds}, {one.n} seed{'s' * (one.n > 1)}"

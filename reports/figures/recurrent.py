@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.cells import name_seeds, signed
 from reports.figures.draft import Draft, facets, scatter, single
 from reports.figures.style import AXIS, BLUE, MUTED, groups_of, label, seeds_of
 from reports.seeds import over_seeds
@@ -34,14 +35,15 @@ def add_rows(fig: Draft, table: pd.DataFrame, key: str, value: str, places: dict
     rows = table[table[value].notna()]
     found = over_seeds(rows, [key], value)
     half = (found["high"] - found["mean"]).fillna(0.0).tolist()
+    several = len(seeds_of(rows)) > 1
     mean = scatter(
         x=found["mean"].tolist(), y=[places[own] for own in found[key]], mode="markers", showlegend=False,
         marker={"color": BLUE, "symbol": "circle", "size": 9},
         error_x={"type": "data", "array": half, "thickness": 1.6, "width": 0, "color": BLUE},
-        hovertemplate="mean over seeds: %{x:.4f}<extra></extra>",
+        hovertemplate=f"{'mean over seeds' if several else name_seeds(seeds_of(rows))}: %{{x:.4f}}<extra></extra>",
     )  # fmt: skip
     fig.add_trace(mean, **where)
-    if len(seeds_of(rows)) > 1:
+    if several:
         dots = scatter(
             x=rows[value].tolist(), y=[places[own] for own in rows[key]], mode="markers", showlegend=False,
             marker={"color": MUTED, "symbol": "circle-open", "size": 5}, text=[str(seed) for seed in rows["seed"]],
@@ -67,8 +69,8 @@ def mechanism_bars(mechanisms: pd.DataFrame, models: Sequence[str] | None = None
                 x=rows["delta_bits"].tolist(), y=[names.index(name) + shift for name in rows["mechanism"]],
                 mode="markers", marker={"color": group.colour, "symbol": group.symbol, "size": 7},
                 error_x=error | {"thickness": 1.2, "width": 0, "color": group.colour}, name=label(group.model),
-                legendgroup=group.model, showlegend=k == 0,
-                hovertemplate=f"{label(group.model)}, seed {seed}: %{{x:+.4f}} bits<extra></extra>",
+                legendgroup=group.model, text=[signed(value, 4) for value in rows["delta_bits"]],
+                hovertemplate=f"{label(group.model)}, seed {seed}: %{{text}} bits<extra></extra>",
             )  # fmt: skip
             fig.add_trace(trace)
     ticks = {"tickvals": list(range(len(names))), "ticktext": [label(name) for name in names]}

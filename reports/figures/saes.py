@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -49,18 +50,16 @@ def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None,
     df = at_l1(sae_results, l1)
     _add_layers(fig, of_dictionary(df, "trained"), "fvu", models)
     for dictionary, name in CONTROLS.items():
-        shown = False
         for run in groups_of(of_dictionary(df, dictionary), models):
             mean = run.rows.groupby("layer")["fvu"].mean()
             hover = f"{name}, {label(run.model)}<br>layer %{{x}}: %{{y:.4g}}<extra></extra>"
             line = {"color": MUTED, "width": 1.4, "dash": CONTROL_DASHES[dictionary]}
             marker = {"color": MUTED, "symbol": run.symbol, "size": 5}
             trace = scatter(
-                x=mean.index.tolist(), y=mean.tolist(), name=name, legendgroup=dictionary, showlegend=not shown,
+                x=mean.index.tolist(), y=mean.tolist(), name=name, legendgroup=dictionary,
                 mode="lines+markers", line=line, marker=marker, hovertemplate=hover,
             )  # fmt: skip
             fig.add_trace(trace)
-            shown = True
     layer_axis(fig, sorted_layers(df))
     fig.update_yaxes(title_text="fvu", rangemode="tozero")
     return fig.figure()
@@ -102,7 +101,7 @@ def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = No
     fig, cells = facets([f"layer {layer}" for layer in layers], columns=4, height=190, shared_y=True)
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
         for run in runs_of(df[df["layer"] == layer], models):
-            _add_density(fig, run, lowest, width, where, show=index == 0)
+            _add_density(fig, run, lowest, width, where)
         fig.update_xaxes(**_decades(edges, lowest), **where)
         fig.update_yaxes(type="log", dtick=1, exponentformat="power", **where)
         if where["col"] == 1:
@@ -112,20 +111,22 @@ def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = No
     return fig.figure()
 
 
-def _add_density(fig: Draft, run: Run, dead: float, width: float, where: Cell, *, show: bool) -> None:
+def _add_density(fig: Draft, run: Run, dead: float, width: float, where: Cell) -> None:
     counts = run.rows.groupby("edge")["n_features"].sum().sort_index()
     alive = counts[(counts.index != dead) & (counts > 0)]
-    name = label(run.model)
-    hover = f"{name}, seed {run.seed}<br>density 10<sup>%{{x:.2f}}</sup>: %{{y}} features<extra></extra>"
-    add_run(fig, run, alive.index + width / 2, alive, where=where, show=show, hovertemplate=hover,
+    is_behind_gap = np.diff(alive.index, prepend=np.nan) > 1.5 * width  # a line across empty bins would show features
+    x = [[None, at] if gap else [at] for at, gap in zip(alive.index + width / 2, is_behind_gap, strict=True)]
+    y = [[None, n] if gap else [n] for n, gap in zip(alive, is_behind_gap, strict=True)]
+    name = f"{label(run.model)}, seed {run.seed}<br>"
+    hover = f"{name}density 10<sup>%{{x:.2f}}</sup>: %{{y}} features<extra></extra>"
+    add_run(fig, run, chain.from_iterable(x), chain.from_iterable(y), where=where, hovertemplate=hover,
             marker={"color": run.colour, "symbol": run.symbol, "size": 4})  # fmt: skip
     if counts.get(dead, 0) > 0:
         marker = {"color": run.colour, "symbol": f"{run.symbol}-open", "size": 9, "line": {"width": 1.6}}
-        trace = scatter(
-            x=[dead], y=[counts[dead].item()], mode="markers", marker=marker, legendgroup=run.model, showlegend=False,
-            hovertemplate=f"{name}, seed {run.seed}<br>%{{y}} features never fire<extra></extra>",
-        )  # fmt: skip
-        fig.add_trace(trace, **where)
+        hover = f"{name}%{{y}} features never fire<extra></extra>"
+        add_run(
+            fig, run, [dead], [counts[dead].item()], where=where, mode="markers", marker=marker, hovertemplate=hover
+        )
 
 
 def _decades(edges: np.ndarray, dead: float) -> dict:
@@ -143,7 +144,7 @@ def pareto(sae_results: pd.DataFrame, models: Sequence[str] | None = None) -> go
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
         for run in runs_of(df[df["layer"] == layer], models):
             curve = run.rows.groupby("l1")[["l0", "fvu"]].mean().sort_values("l0")
-            add_run(fig, run, curve["l0"], curve["fvu"], where=where, show=index == 0)
+            add_run(fig, run, curve["l0"], curve["fvu"], where=where)
         fig.update_xaxes(title_text="l0" if index + 4 >= len(layers) else None, **where)
         fig.update_yaxes(title_text="fvu" if where["col"] == 1 else None, **where)
     return fig.figure()
@@ -158,14 +159,14 @@ def stability(sae_stability: pd.DataFrame, models: Sequence[str] | None = None, 
         "share of features above .7": ("share_above", "share_random"),
     }
     fig, cells = facets(list(panels), columns=2, height=230)
-    for index, ((value, chance), where) in enumerate(zip(panels.values(), cells, strict=True)):
+    for (value, chance), where in zip(panels.values(), cells, strict=True):
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", value, where=where, show=index == 0, n_models=df["model"].nunique())
+            add_mean(fig, group, "layer", value, where=where, n_models=df["model"].nunique())
         by_chance = df.groupby("layer")[chance].mean()
         line = {"color": MUTED, "width": 1.4, "dash": "dot"}
         trace = scatter(
             x=by_chance.index.tolist(), y=by_chance.tolist(), mode="lines", line=line, name="random directions",
-            legendgroup="random", showlegend=index == 0, hovertemplate="random directions: %{y:.3g}<extra></extra>",
+            legendgroup="random", hovertemplate="random directions: %{y:.3g}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(trace, **where)
         layer_axis(fig, sorted_layers(df), **where)
@@ -178,9 +179,11 @@ def matched_l0(sae_matched_l0: pd.DataFrame) -> go.Figure:
     df = sae_matched_l0.assign(model=pair_names(sae_matched_l0))
     panels = {"fvu": "fvu_difference", "loss recovered": "ce_recovered_difference"}
     fig, cells = facets([f"difference in {title}" for title in panels], columns=2, height=230)
-    for index, (value, where) in enumerate(zip(panels.values(), cells, strict=True)):
+    for value, where in zip(panels.values(), cells, strict=True):
         fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
         for group in groups_of(df):
-            add_mean(fig, group, "layer", value, where=where, show=index == 0, n_models=df["model"].nunique())
-        layer_axis(fig, sorted_layers(df), **where)
+            add_mean(fig, group, "layer", value, where=where, n_models=df["model"].nunique())
+        layers = sorted_layers(df)  # also those without a common l0, whose place stays empty
+        layer_axis(fig, layers, **where)
+        fig.update_xaxes(range=[layers[0] - 0.3, layers[-1] + 0.3], **where)
     return fig.figure()

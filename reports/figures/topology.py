@@ -72,7 +72,7 @@ def redundancy_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | No
     for index, (basis, where) in enumerate(zip(bases, cells, strict=True)):
         df = topology_stats[topology_stats["basis"] == basis]
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", "mean_cos", where=where, show=index == 0, n_models=df["model"].nunique())
+            add_mean(fig, group, "layer", "mean_cos", where=where, n_models=df["model"].nunique())
         layer_axis(fig, layers, **where)
         fig.update_yaxes(rangemode="tozero", title_text="mean |cos| between heads" if index == 0 else None, **where)
     return fig.figure()
@@ -84,9 +84,9 @@ def rank_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = N
     measures = {"nuclear_rank": "nuclear rank of z", "rank_utilization": "share of the width"}
     measures = {column: title for column, title in measures.items() if column in df}
     fig, cells = facets(list(measures.values()), columns=2, height=230)
-    for index, (measure, where) in enumerate(zip(measures, cells, strict=True)):
+    for measure, where in zip(measures, cells, strict=True):
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", measure, where=where, show=index == 0, n_models=df["model"].nunique())
+            add_mean(fig, group, "layer", measure, where=where, n_models=df["model"].nunique())
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_yaxes(rangemode="tozero", linecolor=AXIS, **where)
     return fig.figure()

@@ -116,7 +116,7 @@ def over_steps(
         for group in groups_of(found, models):
             line = {"color": group.colour, "width": 1.6, "dash": group.dash}
             add_summary(
-                fig, group, group.rows, seeds[group.model], where=where, show=index == 0, n_models=len(seeds),
+                fig, group, group.rows, seeds[group.model], where=where, n_models=len(seeds),
                 mode="lines", line=line,
             )  # fmt: skip
         if has_phases:

@@ -39,7 +39,8 @@ ATTENTION = Section(
         Panel(
             "entropy",
             "Head entropies",
-            "Dark heads attend broadly, pale ones to few tokens. Specialised heads show as contrast within a row.",
+            "Heads of strong colour attend broadly, faint ones to few tokens. Specialised heads show as contrast in a "
+            "row.",
             needing("attention_stats", "model seed layer head entropy_share"),
             entropies,
             ("n_tokens", "tokens"),
@@ -51,7 +52,7 @@ ATTENTION = Section(
             "head-spread",
             "Head entropy and its spread over heads, by layer",
             "A spread that is large in layer 0 and small behind it is what NCA pre-training is said to leave: heads "
-            "that have parted their work at the entrance.",
+            "that specialise in the first layer.",
             needing("attention_stats", "model seed layer head entropy"),
             spreads,
             ("n_tokens", "tokens"),
@@ -78,7 +79,13 @@ ATTENTION = Section(
             needing("eigenspectra_divergence", "model_a model_b part divergence"),
             lambda study: [("", figures.spectra_divergence(study.tables["eigenspectra_divergence"]))],
             ("n", "matrices"),
-            "Mean over layers and matrices of |nuclear rank a − b| / their mean; bars are 95 % intervals over seeds.",
+            counted=lambda study: {
+                str(part): rows
+                for part, rows in study.tables["eigenspectra_divergence"].groupby("part")
+                if part != "all"
+            },
+            detail="Mean over layers and matrices of |nuclear rank a − b| / their mean; bars are 95 % intervals over "
+            "seeds.",
             interval="a bar",
             of_two="a mark is their mean",
             is_core=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from reports import figures, lineage
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants, without_numbers
 from reports.study import Study
@@ -21,6 +23,12 @@ def partial(study: Study) -> list[Drawing]:
     df = study.tables["concept_mantel"]
     sets = years_first(list(dict.fromkeys(df[df["partial_r"].notna()]["set"])))
     return [(name if len(sets) > 1 else "", figures.raw_against_partial(df, name, study.models)) for name in sets]
+
+
+def partial_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows that have a partial correlation."""
+    df = study.tables["concept_mantel"]
+    return {"": df[df["partial_r"].notna()]}
 
 
 def years_first(sets: list[str]) -> list[str]:
@@ -74,8 +82,8 @@ CONCEPTS = Section(
         Panel(
             "points",
             "Ordinal and cyclic concepts on their first two components",
-            "A line that runs from pale to dark without turning back is an order the model holds in space; a ring is a "
-            "cycle. A tangle under a high curve has its order in directions that this plane does not show.",
+            "A line that runs from faint to strong colour without turning back is an order the model holds in space; a "
+            "ring is a cycle. A tangle under a high curve has its order in directions that this plane does not show.",
             needing("concept_points", "model seed set topology layer item place pc1 pc2 share_pc1 share_pc2"),
             points,
             ("n", "concepts a set"),
@@ -101,7 +109,7 @@ CONCEPTS = Section(
         Panel(
             "crystallisation-layers",
             "The layer at which concept sets crystallise",
-            "A pale row is a set that is there from the start; a column paler than its neighbours is a model that "
+            "A faint row is a set that is there from the start; a column fainter than its neighbours is a model that "
             "arranges its concepts earlier. Point at a cell: early means little where the largest r is near 0.",
             needing("crystallisation", "model seed set layer maximum share"),
             drawn("crystallisation", figures.crystallisation_layers),
@@ -118,8 +126,9 @@ CONCEPTS = Section(
             needing("concept_mantel", "model seed set layer r partial_r"),
             partial_bars,
             ("n", "concepts a set"),
-            "Mantel r and partial Mantel r given the Levenshtein distances of the words, at the layer at the depth of "
-            "14 of 28. Bars on bars: 95 % over three seeds or more.",
+            counted=partial_counts,
+            detail="Mantel r and partial Mantel r given the Levenshtein distances of the words, at the layer at the "
+            "depth of 14 of 28. Bars on bars: 95 % over three seeds or more.",
             interval="a bar",
             of_two="a bar is their mean",
             is_core=False,
@@ -132,14 +141,16 @@ CONCEPTS = Section(
             needing("concept_mantel", "model seed set layer r partial_r"),
             partial,
             ("n", "concepts a set"),
-            "Partial Mantel r given the Levenshtein distances of the words; layer −1 is the embedding.",
+            counted=partial_counts,
+            detail="Partial Mantel r given the Levenshtein distances of the words; layer −1 is the embedding.",
             interval="a band",
             is_core=False,
         ),
         Panel(
             "effective-dimension",
             "Effective dimension of concept sets",
-            "Dark cells are sets spread over many directions; a pale row is a set that has collapsed to a line.",
+            "Cells of strong colour are sets spread over many directions; a faint row is a set that has collapsed to a "
+            "line.",
             needing("concept_geometry", "model seed set layer effective_dim"),
             dimensions,
             ("n", "concepts a set"),

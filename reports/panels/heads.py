@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
 from reports import figures, paper_tables
+from reports.figures.saes import of_dictionary
 from reports.figures.topology import BASES
 from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants, without_numbers
 from reports.study import Study
@@ -47,6 +50,78 @@ def fvu(study: Study) -> list[Drawing]:
     """Return fvu by layer, a variant an l1."""
     df = figures.of_heads(study.tables["sae_training_results"])
     return [(name, figures.fvu_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
+
+
+def of_dictionaries(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each kind of dictionary that a table of SAEs has, by name."""
+    kinds = {name: of_dictionary(df, name) for name in paper_tables.DICTIONARIES}
+    return {name: rows for name, rows in kinds.items() if len(rows)}
+
+
+def table_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows that Table 2's n is read from: cross-entropies are measured on tokens of their own."""
+    df, _ = paper_tables.shown_saes(study)
+    return of_dictionaries(df) | loss_counts("(d)", df)
+
+
+def loss_counts(name: str, df: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return, under a name, the rows that have cross-entropies, with the tokens of those as their n."""
+    if not {"ce_spliced", "n_ce_tokens"} <= set(df.columns):
+        return {}
+    return {name: df[df["ce_spliced"].notna()].assign(n_eval_tokens=df["n_ce_tokens"])}
+
+
+def dictionary_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows of heads by dictionary."""
+    return of_dictionaries(figures.of_heads(study.tables["sae_training_results"]))
+
+
+def trained_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the trained SAEs of heads; nothing where the study has no table of SAEs."""
+    df = study.tables.get("sae_training_results")
+    if df is None or df.empty or "head" not in df:
+        return {}
+    return {"": of_dictionary(figures.of_heads(df), "trained")}
+
+
+def matched_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows behind a comparison at equal l0: those of fvu, and those of losses."""
+    counted = trained_counts(study)
+    return {"fvu": counted[""], **loss_counts("loss recovered", counted[""])} if counted else {}
+
+
+def without_common_l0(study: Study) -> list[str]:
+    """Return where two models have nothing to compare at equal l0, and why, as far as the table says."""
+    df = study.tables["sae_matched_l0"]
+    empty = df[df["fvu_difference"].isna() | df["ce_recovered_difference"].isna()]
+    reasons = empty["reason"] if "reason" in empty else [""] * len(empty)
+    columns = (empty["model_a"], empty["model_b"], empty["seed"], empty["layer"], reasons)
+    return [
+        f"{a} – {b}, seed {seed}, layer {layer}: {reason or 'no common l0'}"
+        for a, b, seed, layer, reason in zip(*columns, strict=True)
+    ]
+
+
+def kind_counts(table: str) -> Callable[[Study], dict[str, pd.DataFrame]]:
+    """Return the reader of a table of ablations by kind, without whole layers and MLPs."""
+
+    def counted(study: Study) -> dict[str, pd.DataFrame]:
+        df = study.tables[table]
+        df = df[df["head"] >= 0] if "head" in df else df
+        return {str(kind): rows for kind, rows in df.groupby("kind", sort=False)}
+
+    return counted
+
+
+def summary_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows of Table 4 by measure."""
+    rows = paper_tables.of_one_kind(study.tables["ablation_summary"])
+    return {str(measure).replace("_", " "): own for measure, own in rows.groupby("measure", sort=False)}
+
+
+def topology_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the table that says how many tokens the cosines are of, where the study has it."""
+    return {"": study.tables["topology_stats"]} if "topology_stats" in study.tables else {}
 
 
 def l1_variants(df: pd.DataFrame) -> list[tuple[str, float | None]]:
@@ -130,7 +205,9 @@ PAPER = Section(
             "bases or on z alone.",
             needing("head_cosines", "model seed layer basis head_i head_j cos"),
             heatmaps,
-            detail="Diagonal left blank; one colour scale for all panels of a basis.",
+            ("n_tokens", "held-out tokens"),
+            "Diagonal left blank; one colour scale for all panels of a basis.",
+            counted=topology_counts,
             faults=no_pairs,
             is_first_seed=True,
         ),
@@ -143,19 +220,21 @@ PAPER = Section(
             paper_tables.sae_grids,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Means over heads, (d) of sums over them; controls: a random dictionary of the same size, the same SAE on "
-            "shuffled activations.",
+            "shuffled activations, of which no cross-entropy is measured.",
+            counted=table_counts,
             is_table=True,
             is_by_seed=True,
         ),
         Panel(
             "l0",
             "Active features a token (l0), by layer",
-            "Compare the lines layer by layer, but only where fvu (Figure 7) is alike: a lower l0 bought with a "
-            "higher fvu is no gain.",
+            "Compare the lines layer by layer, but only where fvu, drawn further down, is alike: a lower l0 bought "
+            "with a higher fvu is no gain.",
             needing("sae_training_results", "model seed layer head l0"),
             l0,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Small marks are heads, lines their mean.",
+            counted=trained_counts,
         ),
         Panel(
             "density",
@@ -164,10 +243,10 @@ PAPER = Section(
             "that never fire.",
             needing("sae_density", "model seed layer head log10_density_bin n_features"),
             density,
-            detail=(
-                "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer "
-                "summed. Seeds after the first are fainter."
-            ),
+            ("n_eval_tokens", "held-out tokens an SAE"),
+            "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer summed; no "
+            "line crosses a bin without features. Seeds after the first are fainter.",
+            counted=trained_counts,
             faults=without_bins,
             is_by_seed=True,
         ),
@@ -180,18 +259,20 @@ PAPER = Section(
             paper_tables.ablation_grids,
             ("n_tokens", "held-out tokens, the same for all heads"),
             "Loss increase in per cent of the base loss; brackets are 95 % bootstrap intervals over sequences.",
+            counted=lambda study: {"": paper_tables.shown_heads(study)},
             is_table=True,
             is_by_seed=True,
         ),
         Panel(
             "ablation",
             "Loss increase when a head is removed",
-            "A head far above the others is load-bearing; marks below zero are heads without which the model does "
-            "better.",
+            "A head far above the others is load-bearing; a head below zero is one without which the model does "
+            "better, if its interval leaves out zero.",
             needing("ablation_results", "model seed layer head kind impact_pct"),
             ablation,
             ("n_tokens", "held-out tokens, the same for all heads"),
             "Bars are 95 % bootstrap intervals over sequences. Heads of two seeds do not correspond: no means.",
+            counted=kind_counts("ablation_results"),
             is_by_seed=True,
         ),
     ),
@@ -232,6 +313,7 @@ TOPOLOGY = Section(
             fvu,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Small marks are heads, lines their mean.",
+            counted=dictionary_counts,
         ),
         Panel(
             "pareto",
@@ -241,6 +323,7 @@ TOPOLOGY = Section(
             pareto,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Means over heads. Seeds after the first are fainter.",
+            counted=trained_counts,
             is_core=False,
             is_by_seed=True,
         ),
@@ -251,7 +334,11 @@ TOPOLOGY = Section(
             "difference at equal l1 that is gone here was one of sparsity.",
             needing("sae_matched_l0", "model_a model_b seed layer fvu_difference ce_recovered_difference"),
             lambda study: [("", figures.matched_l0(study.tables["sae_matched_l0"]))],
-            detail="Second − first, means over the range of l0 that both sweeps of l1 reach, heads together.",
+            ("n_eval_tokens", "held-out tokens an SAE"),
+            "Second − first, means over the range of l0 that both sweeps of l1 reach. At each l1, fvu is the mean over "
+            "heads; loss recovered is Σ(zeroed − spliced) / Σ(zeroed − base) of the losses, over heads.",
+            counted=matched_counts,
+            gaps=without_common_l0,
             uses=("sae_training_results",),
             is_core=False,
         ),
@@ -270,13 +357,16 @@ TOPOLOGY = Section(
             "ablation-summary",
             "Ablation in one number a layer",
             "A Gini coefficient near its ceiling 1 − 1/heads is a layer in which one head does the work; a small "
-            "load-bearing p says that the top head’s lead over the others is more than sampling of sequences gives.",
+            "load-bearing p says that one and the same head stands above its layer on sequence after sequence, not by "
+            "how much.",
             needing("ablation_summary", "model seed kind layer measure value"),
             paper_tables.summary_grids,
             ("n", "heads"),
             "Gini passes its ceiling where impacts below 0 cancel others, and is no share then; a dash: they sum to "
             "nothing positive. Rank correlation is of measured impacts with their first-order estimates, over all "
-            "heads; p is given for each seed.",
+            "heads. p, given for each seed, is that of the head of largest impact; null: the heads of a layer are "
+            "exchangeable in each sequence; adjusted for all heads of all layers; never below 1 / (permutations + 1).",
+            counted=summary_counts,
             is_table=True,
             is_core=False,
         ),
@@ -293,6 +383,7 @@ TOPOLOGY = Section(
             ("n_tokens", "held-out tokens"),
             "Joint impact − both impacts, in per cent of the base loss; bars are 95 % intervals over sequences. The "
             "strongest of many: their intervals are too narrow for that choice.",
+            counted=kind_counts("ablation_pairs"),
             is_by_seed=True,
             is_core=False,
         ),

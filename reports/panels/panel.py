@@ -27,9 +27,11 @@ class Panel:
     read: str
     needs: Mapping[str, tuple[str, ...]]
     draw: Callable[[Study], Sequence[Drawing | Grid | Continuations]]
-    n: tuple[str, str] = ("", "")  # the column of the first table that holds n, and its unit
+    n: tuple[str, str] = ("", "")  # the column that holds n, and its unit
     detail: str = ""  # intervals, scales and other small print
     uses: tuple[str, ...] = ()  # tables that it draws when they are there
+    counted: Callable[[Study], Mapping[str, pd.DataFrame]] | None = None  # name -> rows of n; all of the first table
+    gaps: Callable[[Study], Sequence[str]] = lambda study: ()  # what of its tables it cannot show, in words
     faults: Callable[[Study], Sequence[str]] = lambda study: ()  # what else keeps it from being drawn, in sentences
     is_table: bool = False
     is_first_seed: bool = False  # draws each model's first seed only

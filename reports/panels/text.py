@@ -44,6 +44,14 @@ def continuations(study: Study) -> list[Continuations]:
     return [] if found is None else [found]
 
 
+def recall_counts(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows of recall, whose n are scenarios, beside those of prompts."""
+    df = study.tables["text_quality"]
+    is_recall = df["measure"].str.startswith("recall")
+    parts = {"all but recall": df[~is_recall], "recall": df[is_recall]}
+    return {name: rows for name, rows in parts.items() if len(rows)}
+
+
 def faults(study: Study) -> list[str]:
     """Return why the continuations that the study has cannot be shown."""
     return describe_continuations(study.paths[FILE])[1] if FILE in study.paths else []
@@ -75,6 +83,7 @@ TEXT = Section(
             drawn("text_quality", figures.text_measures),
             ("n", "prompts, of recall scenarios"),
             "Bars are 95 % intervals over what the column unit names; a mark a seed.",
+            counted=recall_counts,
             is_by_seed=True,
             is_core=False,
         ),
@@ -88,6 +97,7 @@ TEXT = Section(
             ("n", "prompts, of recall scenarios"),
             "One seed: brackets are 95 % intervals over prompts (recall: scenarios). Discourse and dialogue markers "
             "and entity fabrication are per 100 words; the table’s column per says what each is a share or a mean of.",
+            counted=recall_counts,
             is_table=True,
             is_core=False,
         ),

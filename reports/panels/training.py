@@ -55,18 +55,22 @@ TRAINING = Section(
             needing("train_log", "model seed step loss"),
             losses,
             detail=(
-                "Marks: held-out text, the text whose unigram and bigram entropies are drawn. Thin, where four models "
-                "or fewer share the figure: training batches. Steps count from the start of the phase."
+                "Marks: held-out text, of which the cross-entropies of a unigram and a bigram model are drawn too. "
+                "Thin, where four models or fewer share the figure: training batches. Steps count from the start of "
+                "the phase."
             ),
             uses=("baselines",),
         ),
         Panel(
             "losses",
             "Final held-out loss beside the baselines",
-            "The difference between the models is the price of the pressure.",
+            "A difference between models holds the noise of their seeds: one seed of each does not say what the "
+            "pressure costs.",
             {**needing("train_log", "model seed step held_out_loss"), **needing("baselines", "name nats")},
             paper_tables.loss_grids,
-            detail="Nats a token.",
+            ("n_tokens", "held-out tokens"),
+            "Nats a token; unigram and bigram: cross-entropies of n-gram models fitted to the training text.",
+            counted=lambda study: {"": study.tables["baselines"]},
             is_table=True,
             is_by_seed=True,
         ),

@@ -20,6 +20,7 @@ async function start() {
   index = buildIndex(atlas);
   heads = new Map(pageData.heads.map(([model, seed, layer, head, impact, low, high]) => [[model, seed, layer, head].join("|"), { impact, low, high }]));
   colours = pageData.colours;
+  byId("stronger").hidden = !atlas.has_stronger;
   fillChoices();
   setColours();
   onTheme(setColours);

@@ -6,7 +6,8 @@ const ARRAY_TYPES = {
   uint32: Uint32Array,
   int8: Int8Array,
   int16: Int16Array,
-  float32: Float32Array,
+  int32: Int32Array,
+  float64: Float64Array,
 };
 
 function readAtlas(bytes) {
@@ -51,19 +52,24 @@ function siblingOf(atlas, row, model, feature) {
 function contextOf(atlas, row, context) {
   const start = atlas.context_start[context];
   const tokens = atlas.line_token.subarray(start, start + atlas.context_n_tokens[context]);
-  const levels = new Float32Array(tokens.length);
+  const acts = new Float64Array(tokens.length);
   for (let i = atlas.firstActive[context]; i < atlas.firstActive[context + 1]; i += 1) {
-    levels[atlas.active_place[i]] = atlas.active_level[i] / atlas.levels;
+    acts[atlas.active_place[i]] = decimalOf(atlas, "active", i, row);
   }
-  const value = (atlas.context_level[context] / 65535) * atlas.max_act[row];
-  return { start, tokens, levels, peak: atlas.context_peak[context], value };
+  return { start, tokens, acts, peak: atlas.context_peak[context], value: decimalOf(atlas, "context", context, row) };
+}
+
+// A number that is stored in units of its last decimal.
+function decimalOf(atlas, name, i, row) {
+  const number = atlas[`${name}_value`][i];
+  return number === atlas.missing ? NaN : number / 10 ** atlas[`${name}_decimals`][row];
 }
 
 function logitsOf(atlas, row, name) {
   const first = name === "logit_promoted" ? atlas.firstPromoted : atlas.firstSuppressed;
   const list = [];
   for (let i = first[row]; i < first[row + 1]; i += 1) {
-    const value = (atlas[`${name}_value`][i] / 32767) * atlas.logit_max[row];
+    const value = decimalOf(atlas, name, i, row);
     list.push({ token: atlas.vocabulary[atlas[`${name}_token`][i]], value });
   }
   return list;
@@ -74,7 +80,8 @@ function neighboursOf(atlas, row) {
   if (!atlas.firstNeighbour) return list;
   for (let i = atlas.firstNeighbour[row]; i < atlas.firstNeighbour[row + 1]; i += 1) {
     const feature = atlas.neighbour_feature[i];
-    list.push({ feature, cosine: atlas.neighbour_cosine[i] / 1000, row: siblingOf(atlas, row, atlas.model[row], feature) });
+    const cosine = decimalOf(atlas, "neighbour", i, row);
+    list.push({ feature, cosine, row: siblingOf(atlas, row, atlas.model[row], feature) });
   }
   return list;
 }
@@ -82,5 +89,5 @@ function neighboursOf(atlas, row) {
 function matchOf(atlas, row) {
   if (!atlas.match_model || atlas.match_model[row] < 0) return null;
   const other = siblingOf(atlas, row, atlas.match_model[row], atlas.match_feature[row]);
-  return other < 0 ? null : { row: other, score: atlas.match_score[row] / 1000 };
+  return other < 0 ? null : { row: other, score: decimalOf(atlas, "match", row, row) };
 }

@@ -12,12 +12,12 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-function tokenElement(text, { level = 0, isPeak = false, isHit = false, value = null } = {}) {
+function tokenElement(text, { act = 0, largest = 0, isPeak = false, isHit = false } = {}) {
   const node = element("span", { class: `tok${isPeak ? " peak" : ""}${isHit ? " hit" : ""}` });
-  if (level > 0) {
-    node.style.setProperty("--a", level.toFixed(3));
-    if (value !== null) node.title = formatNumber(value);
-  }
+  if (act > 0) {
+    node.style.setProperty("--a", Math.min(1, act / largest || 0).toFixed(3));
+    node.title = formatNumber(act);
+  } else if (Number.isNaN(act)) node.title = "not measured: position 0 or a special token";
   if (text === "") node.append(element("span", { class: "glyph" }, "∅"));
   else if (INVISIBLE.test(text)) {
     for (const character of text) {
@@ -27,18 +27,23 @@ function tokenElement(text, { level = 0, isPeak = false, isHit = false, value = 
   return node;
 }
 
+// A number's text with a true minus, which no zero has.
+const trueMinus = (text) => (Number(text) === 0 ? text.replace("-", "") : text.replaceAll("-", "−"));
+
+// The same with a plus where it is above 0 as written.
+const signed = (text) => (Number(text) > 0 ? `+${text}` : trueMinus(text));
+
 function formatNumber(value, digits = 3) {
   if (!Number.isFinite(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size < 5e-3 || size >= 1e5 ? value.toExponential(digits - 2) : value.toFixed(digits - 1);
-  return text.replaceAll("-", "−");
+  return trueMinus(size < 5e-3 || size >= 1e5 ? value.toExponential(digits - 2) : value.toFixed(digits - 1));
 }
 
 // As many decimals as the largest of a list needs for three digits, so that the list stays aligned.
 function formatLike(value, largest) {
   const decimals = Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(largest || 1))));
-  return value.toFixed(decimals).replace("-", "−");
+  return trueMinus(value.toFixed(decimals));
 }
 
 function formatDensity(value) {
@@ -48,7 +53,7 @@ function formatDensity(value) {
 }
 
 function contextElement(atlas, row, context, reach, { isPreview = false } = {}) {
-  const { start, tokens, levels, peak } = contextOf(atlas, row, context);
+  const { start, tokens, acts, peak } = contextOf(atlas, row, context);
   const line = element("div", { class: isPreview ? "tokens preview" : "tokens", dir: "ltr" });
   const from = isPreview ? Math.max(0, peak - 7) : 0;
   if (from > 0) line.append("…");
@@ -60,11 +65,10 @@ function contextElement(atlas, row, context, reach, { isPreview = false } = {}) 
   };
   for (let i = from; i < tokens.length; i += 1) {
     const text = atlas.vocabulary[tokens[i]];
-    if (levels[i] === 0 && i !== peak && !hits.has(i) && text !== "") plain += text;
+    if (acts[i] === 0 && i !== peak && !hits.has(i) && text !== "") plain += text;
     else {
       flush();
-      const value = levels[i] * atlas.max_act[row];
-      line.append(tokenElement(text, { level: levels[i], isPeak: i === peak, isHit: hits.has(i), value }));
+      line.append(tokenElement(text, { act: acts[i], largest: atlas.max_act[row], isPeak: i === peak, isHit: hits.has(i) }));
     }
   }
   flush();
@@ -119,8 +123,9 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
   const impactOf = (seed) => heads.get([atlas.models[atlas.model[row]], seed, atlas.layer[row], atlas.head[row]].join("|"));
   const head = impactOf(atlas.seeds[atlas.seed[row]]) ?? impactOf("");
   if (head) {
-    const interval = head.low === null ? "" : ` [${head.low.toFixed(2)}, ${head.high.toFixed(2)}]`;
-    addFact("removing this head", `${head.impact >= 0 ? "+" : ""}${head.impact.toFixed(2)} %${interval}`.replaceAll("-", "−"));
+    const [low, high] = [head.low, head.high].map((bound) => bound?.toFixed(2));
+    const interval = low && high ? ` [${trueMinus(low)}, ${trueMinus(high)}]` : "";
+    addFact("removing this head", `${head.impact === null ? "–" : signed(head.impact.toFixed(2))} %${interval}`);
   }
   card.append(facts);
   card.append(contextList(atlas, row, reach));
@@ -132,7 +137,7 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
 
 function contextList(atlas, row, reach) {
   if (!atlas.n_contexts[row]) {
-    const where = atlas.dead[row] ? "on no token of the held-out text" : "at the first position of sequences alone, where nothing stands before it to read";
+    const where = atlas.dead[row] ? `on none of the ${atlas.n_tokens && `${atlas.n_tokens} held-out `}tokens of this atlas` : "at the first position of sequences alone, where nothing stands before it to read";
     return element("p", { class: "nothing" }, `No context: this feature fired ${where}.`);
   }
   const list = element("ol", { class: "contexts" });
@@ -162,7 +167,7 @@ function logitLists(atlas, row) {
 function neighbourList(atlas, row, onOpen) {
   const neighbours = neighboursOf(atlas, row).filter((neighbour) => neighbour.row >= 0);
   if (!neighbours.length) return null;
-  const buttons = neighbours.map(({ row: other, feature, cosine }) => openButton(`#${feature} · ${cosine.toFixed(2)}`, other, onOpen));
+  const buttons = neighbours.map(({ row: other, feature, cosine }) => openButton(`#${feature} · ${trueMinus(cosine.toFixed(2))}`, other, onOpen));
   return element("div", { class: "near" }, element("h3", {}, "Nearest decoders in this head"), ...buttons);
 }
 
@@ -176,7 +181,7 @@ function sheetElement(atlas, row, heads, reach, onOpen) {
   const match = matchOf(atlas, row);
   const sheet = element("div", { class: match ? "sheet pair" : "sheet" }, cardElement(atlas, row, heads, reach, { onOpen }));
   if (match) {
-    const title = `Best match, score ${match.score.toFixed(2)}: `;
+    const title = `Best match, score ${trueMinus(match.score.toFixed(2))}: `;
     sheet.append(cardElement(atlas, match.row, heads, reach, { title, onOpen, isMatch: true }));
   }
   return sheet;

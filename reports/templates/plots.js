@@ -1,10 +1,13 @@
 // Draws figures with the plotly.js that the page carries, in the colours of the theme.
 
+// The buttons are a list of what stays here, not of what goes: plotly.js has one that uploads a chart, and may get more.
 const PLOT_CONFIG = {
-  displaylogo: false,
+  modeBarButtons: [["toImage", "resetScale2d"]],
+  showSendToCloud: false,
+  plotlyServerURL: "",
+  displaylogo: false, // a link to its makers
   typesetMath: false, // names may hold dollars
   responsive: true,
-  modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
 };
 
 const PANEL_WIDTH = 168; // pixels below which a panel is no longer readable: a narrow screen scrolls instead

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_study import write_fake_study  # noqa: E402 - the path above leads to it
+from headless import browser, pages, tab  # noqa: E402, F401 - fixtures
 
 FIRST_TABLES = frozenset(
     (

@@ -162,6 +162,7 @@ def write_topology(directory: Path, rng: np.random.Generator, runs, n_layers: in
 
 def write_saes(directory: Path, rng: np.random.Generator, runs, n_layers, n_heads, d_sae, empty: bool) -> None:
     rows, densities = [], []
+    nan = float("nan")
     for model, seed in runs:
         for layer in range(n_layers):
             for head in range(n_heads):
@@ -174,14 +175,18 @@ def write_saes(directory: Path, rng: np.random.Generator, runs, n_layers, n_head
                     base, zero = 4.13, 4.13 + abs(rng.normal(0, 0.02))
                     losses = (base, base + (zero - base) * fvu, zero, 1 - fvu)
                     sae = (model, seed, layer, head, 16, d_sae, 0.03, l0, fvu / 16, fvu, dead)
-                    rows.append((*sae, *losses, 1_000_000, 131_072, dictionary))
+                    if dictionary == "shuffled":
+                        losses, n_tokens = (nan, nan, nan, nan), 28_672
+                    else:
+                        n_tokens = 131_072
+                    rows.append((*sae, *losses, 1_000_000, n_tokens, dictionary, 4096))
                 alive = 0 if empty else d_sae - rng.binomial(d_sae, 0.1)
                 bins = np.floor(rng.normal(-2.3 + 0.1 * layer, 0.7, alive).clip(-5, -0.01) * 4) / 4
                 values, counts = np.unique(bins, return_counts=True)
                 labels = [*(f"{value:g}" for value in values), "dead"]
                 for label, count in zip(labels, [*counts, d_sae - alive], strict=True):
                     densities.append((model, seed, layer, head, label, int(count)))
-    write_rows(rows, directory, "sae_training_results", "dictionary")
+    write_rows(rows, directory, "sae_training_results", "dictionary", "n_ce_tokens")
     write_rows(densities, directory, "sae_density")
 
 

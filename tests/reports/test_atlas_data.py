@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,12 @@ def decode(data: bytes) -> dict:
     return header
 
 
+def number(atlas: dict, name: str, at: int, row: int) -> float:
+    """A number stored in units of its feature's last decimal."""
+    stored = int(atlas[f"{name}_value"][at])
+    return math.nan if stored == atlas["missing"] else stored / 10.0 ** int(atlas[f"{name}_decimals"][row])
+
+
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     return feature_atlas(np.random.default_rng(3), ("control", "adaptive"), 2, 2, 12, 4, 12, hostile=True, empty=False)
@@ -39,7 +46,7 @@ def test_numbers_of_features_come_back(table, atlas):
     for column in ("layer", "head", "feature"):
         assert atlas[column].tolist() == table[column].tolist()
     for column in ("density", "max_act", "mean_act"):
-        np.testing.assert_array_equal(atlas[column], table[column].to_numpy(dtype=np.float32))
+        np.testing.assert_array_equal(atlas[column], table[column])
     assert atlas["dead"].tolist() == table["dead"].astype(int).tolist()
     assert atlas["title"] == "t"
 
@@ -54,19 +61,15 @@ def test_contexts_come_back_token_by_token(table, atlas):
             tokens = [atlas["vocabulary"][token] for token in atlas["line_token"][start : start + size]]
             assert tokens == [replace_surrogates(token) for token in wanted["tokens"]]
             assert atlas["context_peak"][context] == wanted["peak"]
-            largest = table["max_act"][row]
-            value = atlas["context_level"][context] / 65535 * largest
-            assert value == pytest.approx(max(wanted["acts"]), abs=largest / 65535)
-            acts = np.zeros(size)
+            assert number(atlas, "context", context, row) == wanted["value"]
+            acts = [0.0] * size
             for _ in range(atlas["context_n_active"][context]):
-                acts[atlas["active_place"][active]] = atlas["active_level"][active] / atlas["levels"] * largest
+                acts[atlas["active_place"][active]] = number(atlas, "active", active, row)
                 active += 1
-            # 8 bits: half a step, and a step where a small activation is kept from vanishing
-            np.testing.assert_allclose(acts, wanted["acts"], atol=largest / 255)
-            assert ((acts > 0) == (np.array(wanted["acts"]) > 0)).all()
+            assert acts == wanted["acts"]
             context += 1
     assert context == len(atlas["context_start"])
-    assert active == len(atlas["active_level"])
+    assert active == len(atlas["active_value"])
 
 
 @pytest.mark.parametrize("name", ["logit_promoted", "logit_suppressed"])
@@ -77,8 +80,7 @@ def test_logits_come_back(table, atlas, name):
         assert atlas[f"{name}_n"][row] == len(pairs)
         for token, value in pairs:
             assert atlas["vocabulary"][atlas[f"{name}_token"][at]] == replace_surrogates(token)
-            largest = float(atlas["logit_max"][row])  # the feature's own: small logits keep their digits
-            assert atlas[f"{name}_value"][at] / 32767 * largest == pytest.approx(value, abs=largest / 32767)
+            assert number(atlas, name, at, row) == value
             at += 1
 
 
@@ -87,12 +89,12 @@ def test_neighbours_and_matches_come_back(table, atlas):
     for row, (near, match) in enumerate(zip(table["neighbours"], table["match"], strict=True)):
         for feature, cosine in json.loads(near):
             assert atlas["neighbour_feature"][at] == feature
-            assert atlas["neighbour_cosine"][at] / 1000 == pytest.approx(cosine, abs=5.1e-4)
+            assert number(atlas, "neighbour", at, row) == cosine
             at += 1
         model, feature, cosine = json.loads(match)
         assert atlas["models"][atlas["match_model"][row]] == model
         assert atlas["match_feature"][row] == feature
-        assert atlas["match_score"][row] / 1000 == pytest.approx(cosine, abs=5.1e-4)
+        assert number(atlas, "match", row, row) == cosine
 
 
 def test_frequent_tokens_have_small_numbers(atlas):
@@ -116,7 +118,7 @@ def one_feature(**cells) -> pd.DataFrame:
     return pd.DataFrame([{**row, **cells}])
 
 
-def test_a_context_shows_its_peak_where_an_earlier_token_is_more_active():
+def test_a_token_may_be_more_active_than_the_peak_and_is_shown_as_it_is():
     """Position 0, which the largest activation leaves out, may lie in the window."""
     contexts = [
         {"tokens": ["a", "b", "c"], "acts": [9.0, 0.0, 2.0], "peak": 2, "value": 2.0},
@@ -124,8 +126,43 @@ def test_a_context_shows_its_peak_where_an_earlier_token_is_more_active():
     ]
     atlas = decode(encode_atlas(one_feature(max_act=2.0, density=0.1, top_contexts=json.dumps(contexts)), {}))
     assert atlas["context_peak"].tolist() == [2, 1]
-    np.testing.assert_allclose(atlas["context_level"] / 65535 * 2.0, [2.0, 1.0], atol=1e-4)
-    assert atlas["active_level"].tolist() == [255, 255, 255, 128], "colours end at the largest activation"
+    assert [number(atlas, "context", i, 0) for i in range(2)] == [2.0, 1.0]
+    assert [number(atlas, "active", i, 0) for i in range(4)] == [9.0, 2.0, 3.0, 1.0]
+    assert atlas["has_stronger"] is True
+    plain = json.dumps([{**contexts[1], "acts": [1.0, 1.0]}])
+    assert decode(encode_atlas(one_feature(max_act=1.0, top_contexts=plain), {}))["has_stronger"] is False
+
+
+def test_an_activation_that_is_not_measured_is_neither_zero_nor_a_peak():
+    contexts = [{"tokens": ["a", "b", "c"], "acts": [None, 0.0, 0.25], "value": 0.25}]
+    atlas = decode(encode_atlas(one_feature(max_act=0.25, density=0.1, top_contexts=json.dumps(contexts)), {}))
+    assert (atlas["context_peak"].tolist(), atlas["active_place"].tolist()) == ([2], [0, 2])
+    values = [number(atlas, "active", i, 0) for i in range(2)]
+    assert math.isnan(values[0])
+    assert values[1] == 0.25
+    assert atlas["has_stronger"] is False
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([0.1, 0.12, 0.1234], [0.1, 0.12, 0.1234]),
+        ([68.9123, 5e-4], [68.9123, 5e-4]),
+        ([1.234e-7, 9.9e-8], [1.234e-7, 9.9e-8]),
+        ([123456.0, -2.5], [123456.0, -2.5]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([1e-320, math.inf, math.nan], [0.0, math.nan, math.nan]),
+        ([math.pi], [3.14159265]),
+        ([4e12, 1e5], [4e12, pytest.approx(1e5, abs=5e3)]),
+    ],
+)
+def test_numbers_keep_every_digit_that_json_wrote(values, wanted):
+    logits = json.dumps([["t", value] for value in values])
+    atlas = decode(encode_atlas(one_feature(logit_promoted=logits), {}))
+    found = [number(atlas, "logit_promoted", i, 0) for i in range(len(values))]
+    assert [value if value == value else None for value in found] == [
+        None if isinstance(value, float) and value != value else value for value in wanted
+    ]
 
 
 def test_a_dead_feature_of_all_heads_has_no_context():
@@ -146,6 +183,8 @@ def test_a_dead_feature_of_all_heads_has_no_context():
         ({"top_contexts": '[{"tokens": [], "acts": []}]'}, r"at least one"),
         ({"top_contexts": '[{"tokens": ["a"], "acts": [1], "peak": 1}]'}, r"has its peak at 1; want 0…0"),
         ({"top_contexts": '[{"tokens": ["a"], "acts": [1], "peak": "a"}]'}, r"has its peak at 'a'"),
+        ({"top_contexts": '[{"tokens": ["a"], "acts": ["1"]}]'}, r"acts or a value that are no numbers"),
+        ({"top_contexts": '[{"tokens": ["a"], "acts": [1], "value": null}]'}, r"acts or a value that are no numbers"),
         ({"logit_promoted": '["a"]'}, r"logit_promoted of row 0 holds no pairs"),
         ({"neighbours": "[[1, 2, 3]]"}, r"neighbours of row 0 holds no pairs"),
     ],

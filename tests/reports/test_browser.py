@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from fake_study import HOSTILE, clean, feature_atlas, write_fake_study
+from headless import Tab
 
 from reports.atlas import write_atlas
 from reports.page import write_report
@@ -21,63 +19,8 @@ from reports.tables import TEXT_COLUMNS, read_csv, read_table, write_table
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 # letters that are shown as they are; capitals and signs also name what cannot be seen
 WORD_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz</>'\"=;{}$")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
-
-
-@dataclass
-class Tab:
-    """A page of the browser and everything it complained about or asked for."""
-
-    page: object
-    console: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def open(self, path: Path, fragment: str = "") -> None:
-        self.page.goto(f"{path.as_uri()}{fragment}")
-        self.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
-
-    def check(self) -> None:
-        assert self.console == []
-        assert self.errors == []
-        assert [address for address in self.requests if not address.startswith(("file:", "data:", "blob:"))] == []
-        assert self.page.evaluate("window.pwned") is None
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as player:
-        running = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def tab(browser, request) -> Iterator[Tab]:
-    options = {"viewport": {"width": 1280, "height": 900}, "accept_downloads": True, **getattr(request, "param", {})}
-    context = browser.new_context(offline=True, **options)
-    page = context.new_page()
-    found = Tab(page)
-    page.on("console", lambda message: found.console.append(message.text))
-    page.on("pageerror", lambda error: found.errors.append(str(error)))
-    page.on("request", lambda request: found.requests.append(request.url))
-    yield found
-    found.check()
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def pages(made_study, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("pages")
-    write_report(made_study, directory / "report.html")
-    write_atlas(made_study, directory / "atlas.html")
-    return directory
 
 
 def count(tab: Tab) -> int:
@@ -313,11 +256,47 @@ def test_a_feature_of_first_positions_alone_is_not_called_silent(tab, tmp_path):
     table.loc[1, ["density", "mean_act"]] = 0.1, 2.0
     table["dead"] = [True, False, True]
     write_atlas({"feature_atlas": table}, tmp_path / "atlas.html")
-    words = {0: "on no token of the held-out text", 1: "at the first position of sequences alone"}
-    for feature, where in words.items():
-        tab.open(tmp_path / "atlas.html", f"#state=all&open=solo|0|0|0|{feature}")
+    write_atlas({"feature_atlas": table.assign(n_tokens=65_024)}, tmp_path / "counted.html")
+    words = [
+        ("atlas", 0, "on none of the tokens of this atlas"),
+        ("atlas", 1, "at the first position of sequences alone"),
+        ("counted", 0, "on none of the 65,024 held-out tokens of this atlas"),
+    ]
+    for name, feature, where in words:
+        tab.open(tmp_path / f"{name}.html", f"#state=all&open=solo|0|0|0|{feature}")
         assert where in tab.page.locator("tr.detail .nothing").inner_text()
         tab.page.goto("about:blank")
+
+
+def test_a_token_shows_the_activation_that_its_table_has(tab, tmp_path):
+    """More than the largest, which leaves out position 0; none at a position that is not measured; and no −0."""
+    contexts = [
+        {"tokens": [" a", " b", " c"], "acts": [6.8912, 0.0, 5.2349], "peak": 2, "value": 5.2349},
+        {"tokens": [" d", " e", " f"], "acts": [None, 0.0151, 2.0], "peak": 2, "value": 2.0},
+    ]
+    table = feature_atlas(np.random.default_rng(0), ("solo",), 1, 1, 2, 1, 4, hostile=False, empty=False).iloc[:1]
+    table = table.assign(max_act=5.234912, density=0.1, dead=False, top_contexts=json.dumps(contexts))
+    logits = json.dumps([[" x", 0.3], [" y", -0.0004]])
+    table = table.assign(logit_promoted=logits, neighbours="[[1, -0.001]]", match="[]")
+    table = pd.concat([table, table.assign(feature=1)])
+    rows = pd.DataFrame({"model": "solo", "seed": 0, "layer": 0, "head": 0, "kind": "zero"}, index=[0])
+    rows = rows.assign(impact_pct=-0.001, ci_low=-0.004, ci_high=0.021)
+    write_atlas({"feature_atlas": table, "ablation_results": rows}, tmp_path / "atlas.html")
+    tab.open(tmp_path / "atlas.html", "#open=solo|0|0|0|0")
+    titles = tab.page.locator("tr.detail .contexts .tok[title]").evaluate_all(
+        "all => all.map(node => [node.textContent, node.title])"
+    )
+    assert titles == [
+        [" a", "6.89"], [" c", "5.23"],
+        [" d", "not measured: position 0 or a special token"], [" e", "0.02"], [" f", "2.00"],
+    ]  # fmt: skip
+    assert tab.page.locator("tr.detail .tok.peak").all_inner_texts() == [" c", " f"]
+    assert tab.page.locator("#stronger").is_visible()
+    text = tab.page.locator("tr.detail").inner_text()
+    assert "removing this head 0.00 % [0.00, 0.02]" in text
+    assert tab.page.locator("tr.detail .logits .num").all_inner_texts()[:2] == ["0.300", "0.000"]
+    assert "#1 · 0.00" in text
+    assert "−0.0" not in text
 
 
 def test_atlas_profile_leads_to_a_head(tab, pages):

@@ -150,10 +150,20 @@ def test_densities_sum_heads_and_keep_the_dead_apart(study, drawn):
     df = study.tables["sae_density"]
     alive = sum(row.n_features for row in df.itertuples() if row.log10_density_bin != "dead")
     dead = sum(row.n_features for row in df.itertuples() if row.log10_density_bin == "dead")
-    drawn_alive = sum(sum(trace.y) for trace in drawn["density"].data if "lines" in trace.mode)
+    lines = [trace for trace in drawn["density"].data if "lines" in trace.mode]
+    drawn_alive = sum(n for trace in lines for n in trace.y if n is not None)
     drawn_dead = sum(sum(trace.y) for trace in drawn["density"].data if trace.mode == "markers")
     assert (drawn_alive, drawn_dead) == (alive, dead)
     assert alive + dead == 2 * 2 * 4 * 24  # models, layers, heads, features
+
+
+def test_no_line_of_densities_runs_across_bins_without_features():
+    bins = {"-4.25": 3, "-4": 2, "-2.5": 7, "-2.25": 0, "-2": 1, "dead": 4}
+    df = pd.DataFrame({"model": "a", "seed": 0, "layer": 0, "head": 0, "log10_density_bin": list(bins)})
+    line, dead = figures.feature_density(df.assign(n_features=list(bins.values()))).data
+    assert line.x == (-4.125, -3.875, None, -2.375, None, -1.875)
+    assert line.y == (3, 2, None, 7, None, 1)
+    assert dead.y == (4,)
 
 
 @pytest.mark.parametrize("name", ["ablation", "strip"])
@@ -187,6 +197,17 @@ def test_one_legend_entry_a_model(drawn):
     for name in ("redundancy", "density", "ablation", "pressure", "crystallisation", "weights"):
         named = [trace.name for trace in drawn[name].data if trace.showlegend is not False]
         assert sorted(named) == ["adaptive", "control"], name
+
+
+def test_the_legend_names_a_model_that_the_first_panel_does_not_show():
+    log = pd.DataFrame({"model": ["a", "a", "b", "b"], "seed": 0, "step": [0, 1, 0, 1], "sigma_z": 0.1})
+    figure = figures.pressure_and_redundancy(log.assign(**{"lambda": [np.nan, np.nan, 0.0, 0.1]}), ["a", "b"])
+    assert sorted(trace.name for trace in figure.data if trace.showlegend) == ["a", "b"]
+    shown = [trace.showlegend for trace in figure.data if trace.name == "b"]
+    assert shown == [True, False]
+    dead = pd.DataFrame({"model": ["a", "b"], "seed": 0, "layer": 0, "head": 0, "n_features": 5})
+    figure = figures.feature_density(dead.assign(log10_density_bin=["-2", "dead"]), ["a", "b"])
+    assert sorted(trace.name for trace in figure.data if trace.showlegend) == ["a", "b"]
 
 
 def test_correlations_of_concepts_carry_their_intervals():

@@ -28,7 +28,7 @@ from workbench.models.load import weights_sha256
 
 ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
 DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that
-# is not 0: an activation's unit is its decoder row's to choose; the page has 255 levels
+# is not 0: an activation's unit is its decoder row's to choose
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def atlas_features(
     activation before the final norm's division; empty for hooks that do not write to the stream, or only through a norm
     of their own. neighbours: nearest
     decoder rows of the same SAE. match is empty: see `match_features`. The trailing columns l1 and sae_seed tell apart
-    several SAEs of one head.
+    several SAEs of one head; n_tokens is the number of tokens that density is a share of.
 
     Args:
         sae: the stack; it must say which hook each SAE reads, and belong to `model`.
@@ -134,6 +134,7 @@ def atlas_features(
             "match": "",
             "l1": source.l1,
             "sae_seed": source.seed,
+            "n_tokens": sums.n_tokens,
         }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)

@@ -47,10 +47,10 @@ def say(value: float, unit: str) -> str:
     if not math.isfinite(value):
         return "undefined" if math.isnan(value) else ("no limit" if value > 0 or unit != "factor" else "0 ×")
     text = {
-        "percent": lambda: f"{100 * shown(value, 'ratio'):+.1f} %",
+        "percent": lambda: f"{100 * shown(value, 'ratio'):+z.1f} %",
         "factor": lambda: f"{1 + shown(value, 'ratio'):.3g} ×",
-        "points": lambda: f"{100 * value:+.1f} points",
-        "plain": lambda: f"{value:+.3f}",
+        "points": lambda: f"{100 * value:+z.1f} points",
+        "plain": lambda: f"{value:+z.3f}",
     }[unit]()
     return text.replace("-", "−")
 
@@ -208,7 +208,7 @@ def _name_heads(evidence: Evidence) -> str:
     said = []
     for role in evidence.claim.compared.roles:
         top = top_heads(evidence.tables, evidence.claim.measure, evidence.model(role))
-        heads = ", ".join(f"L{int(r.layer)}H{int(r.head)} {r.impact_pct:.2f} %" for r in top.itertuples())
+        heads = ", ".join(f"L{int(r.layer)}H{int(r.head)} {r.impact_pct:z.2f} %" for r in top.itertuples())
         said.append(f"{role} {heads}")
     return "; ".join(said)
 
@@ -260,7 +260,7 @@ def _on_components(evidence: Evidence) -> str:
     ]
     own = df[[{a, b} in named for a, b in zip(df["model_a"], df["model_b"], strict=True)]]
     cka, null = (own.loc[own["layer"] >= 0, column].mean() for column in ("cka", "cka_null"))
-    return f"In item space the same pairs have a CKA of {cka:.2f} (items shuffled: {null:.2f})."
+    return f"In item space the same pairs have a CKA of {cka:z.2f} (items shuffled: {null:z.2f})."
 
 
 REMARKS: dict[str, Callable[[Evidence], str]] = {
