@@ -266,8 +266,8 @@ PAPER = Section(
         Panel(
             "ablation",
             "Loss increase when a head is removed",
-            "A head far above the others is load-bearing; a head below zero is one without which the model does "
-            "better, if its interval leaves out zero.",
+            "A head whose load-bearing p in ablation_summary is at most .05 stands apart from its layer; a head "
+            "below zero is one without which the model does better, if its interval leaves out zero.",
             needing("ablation_results", "model seed layer head kind impact_pct"),
             ablation,
             ("n_tokens", "held-out tokens, the same for all heads"),
