@@ -1,4 +1,4 @@
-"""`python -m docs.probes IN_SENTENCES WITH_BARE_WORD`: the table of docs/probes.md from two runs of `probe`."""
+"""`python -m docs.probes RUN`: the table of docs/probes.md from a run of `probe`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "probes.md"
-HEAD = "| set | n | topology | r, at layer | partial | p | with the bare word |\n|---|---|---|---|---|---|---|\n"
+HEAD = "| set | n | topology | r, at layer | partial | p |\n|---|---|---|---|---|---|\n"
 LEAST = 0.001
 
 Row = dict[str, str]
@@ -33,7 +33,7 @@ def number(text: str, digits: int = 2) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", rounded).replace("-", "−")
 
 
-def line(row: Row, bare: Row) -> str:
+def line(row: Row) -> str:
     """The set's row of the table."""
     p = float(row["p_westfall_young"])
     interval = "–" if not row["ci_low"] else f"{number(row['ci_low'])} to {number(row['ci_high'])}"
@@ -44,18 +44,17 @@ def line(row: Row, bare: Row) -> str:
         f"{number(row['r'])} ({interval}) at {row['layer'].replace('-', '−')}",
         number(row["partial_r"]),
         f"< {number(str(LEAST), 3)}" if p < LEAST else number(str(p), 3),
-        f"{number(bare['r'])} at {bare['layer'].replace('-', '−')}",
     )
     return f"| {' | '.join(cells)} |\n"
 
 
-def main(in_sentences: str, with_bare_word: str) -> None:
+def main(run: str) -> None:
     """Rewrite the page's table."""
-    rows, bare = largest(Path(in_sentences)), largest(Path(with_bare_word))
+    rows = largest(Path(run))
     page = PAGE.read_text(encoding="utf-8")
     start = page.index(HEAD) + len(HEAD)
     end = page.index("\n\n", start) + 1
-    table = "".join(line(rows[name], bare[name]) for name in rows)
+    table = "".join(line(row) for row in rows.values())
     PAGE.write_text(page[:start] + table + page[end:], encoding="utf-8")
 
 
