@@ -149,7 +149,7 @@ class StackInfo(BaseModel):
 def as_list(what: str, given: Any) -> list[Any]:
     """The values given; a single one is a list of one. Raises ValueError for a string, whose letters are no values."""
     if isinstance(given, str):
-        raise ValueError(f"{what}: got {given!r}; expected a number or a list of numbers")
+        raise ValueError(f"{what}: got {given!r:.80}; expected a number or a list of numbers")
     if hasattr(given, "tolist"):  # of NumPy or torch, to Python's own
         given = given.tolist()
     return list(given) if isinstance(given, Iterable) else [given]

@@ -39,6 +39,7 @@ from workbench.experiments.saes.evaluation import (
 from workbench.experiments.subject import check_hooks, device_of
 from workbench.memory import check_memory, planned_bytes
 from workbench.models.config import Frozen, describe_errors
+from workbench.runs import shorten
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
 FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
@@ -97,7 +98,7 @@ class HeadSaeSettings(Frozen):
             float | None,
             int | None,
         ):
-            raise ValueError(f"got {value!r}; expected a number")
+            raise ValueError(f"got {shorten(repr(value))}; expected a number")
         return value
 
     @model_validator(mode="after")
