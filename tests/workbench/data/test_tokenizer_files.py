@@ -27,6 +27,7 @@ from workbench.data.tokenizer_files import (
     wrap_tokenizer,
     write_tokenizer,
 )
+from workbench.models.load import load
 
 
 @pytest.mark.parametrize("name", ["embedded", "gpt2", "embedded-300"])
@@ -47,6 +48,19 @@ def test_training_and_loading_read_a_folder_alike(kind, tmp_path):
         assert different_text(own, read_tokenizer(folder)) is None
         assert begin_ids(own) == begin_ids(read_tokenizer(folder))
         assert separator_id(own, required=False) == separator_id(read_tokenizer(folder), required=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*the reading of tokenizer.json is used")
+@pytest.mark.parametrize("family", ["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config", "GPT2Config"])
+@pytest.mark.parametrize("kind", ["llama3", "qwen2", "smollm", "sentencepiece", "bos denied"])
+def test_no_family_s_name_changes_a_text(family, kind, tmp_path):
+    model = load(write_folder(tmp_path, KINDS[kind], family))
+    trained = open_tokenizer(str(tmp_path))
+    lead = begin_ids(trained)
+    assert lead == ([] if KINDS[kind].begins is None else [trained.convert_tokens_to_ids(KINDS[kind].begins)])
+    for text in TEXTS:
+        assert model.to_tokens(text, truncate=False)[0].tolist() == lead + encode(trained, text), text
+    assert separator_id(model.tokenizer) == separator_id(trained)
 
 
 def test_what_ends_a_text_is_never_guessed_by_name():

@@ -206,7 +206,7 @@ class TestFilesOfAFolder:
         changes = {"n_embd": 48, "n_layer": 1, "n_head": 6, "vocab_size": 61} if kind == "GPT2Config" else {}
         random_model(kind, **changes).save_pretrained(tmp_path)
         edit_tensors(tmp_path, **{name: torch.zeros(shape)})
-        with pytest.raises(ValueError, match=rf"{name.removeprefix('transformer.')} has shape"):
+        with pytest.raises(ValueError, match=rf"{tmp_path.name}.*: {name.removeprefix('transformer.')} has shape"):
             load(tmp_path)
 
     def test_numbers_of_eight_bits(self, tmp_path):
@@ -227,6 +227,24 @@ def test_qk_norm_with_all_attention_biases_is_exported(tmp_path):
 def test_attention_biases_are_the_class_s_where_it_asks_no_configuration(kind, said, tmp_path):
     random_model(kind).save_pretrained(tmp_path)
     edit_config(tmp_path, attention_bias=said)
+    assert difference(tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "silent"),
+    [
+        ("Qwen3Config", {"head_dim": 128}, "head_dim"),
+        ("Qwen3Config", {"num_key_value_heads": 32, "num_attention_heads": 32, "head_dim": 4}, "num_key_value_heads"),
+        ("Qwen2Config", {"num_key_value_heads": 32, "num_attention_heads": 32}, "num_key_value_heads"),
+        ("MistralConfig", {"num_key_value_heads": 8, "num_attention_heads": 8}, "num_key_value_heads"),
+        ("LlamaConfig", {"num_key_value_heads": 4, "head_dim": None}, "head_dim"),
+    ],
+)
+def test_what_a_configuration_does_not_say_is_its_class_s_default(kind, changes, silent, tmp_path):
+    random_model(kind, **changes).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop(silent)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert difference(tmp_path) < 1e-4
 
 
