@@ -176,5 +176,5 @@ def _from_hub(name: str) -> Path:
             f"want a path that exists, a tokenizer in the local cache, or a connection"
         ) from error
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"tokenizer: {name} has no tokenizer.json; want a repository with one")
+        raise ValueError(f"tokenizer: {name} has no tokenizer.json; expected a repository with one")
     return folder / "tokenizer.json"
