@@ -129,12 +129,8 @@ def write_tokenizer(tokenizer: Any, directory: Path) -> None:
     if extra := [str(token) for token in tokenizer.extra_special_tokens]:
         settings["extra_special_tokens"] = extra
     if template := tokenizer.chat_template:
-        named = (
-            [{"name": name, "template": text} for name, text in dict(template).items()]
-            if isinstance(template, dict)
-            else None
-        )
-        settings["chat_template"] = named or template
+        is_one = isinstance(template, str)
+        settings["chat_template"] = template if is_one else [{"name": n, "template": t} for n, t in template.items()]
     settings |= {name: getattr(tokenizer, name) for name in _KEPT}
     # not by the library's own save, which says of a full disk no more than a bare Exception
     (directory / TOKENIZER).write_text(_backend(tokenizer).to_str(pretty=True), encoding="utf-8")
