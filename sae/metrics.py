@@ -95,7 +95,8 @@ class MetricSums:
     def merge(self, other: MetricSums) -> None:
         """Add what another has seen. Raises ValueError for one of another config."""
         if other._shape != self._shape:
-            raise ValueError(f"MetricSums.merge: got sums of (n_saes, d_in, d_sae) {other._shape}; expected {self._shape}")
+            sizes = "(n_saes, d_in, d_sae)"
+            raise ValueError(f"MetricSums.merge: got sums of {sizes} {other._shape}; expected {self._shape}")
         n = self._n_tokens + other._n_tokens
         if other._n_tokens:
             shift = other._mean - self._mean
