@@ -41,7 +41,7 @@ _READ = {
 }  # fmt: skip
 # settings that would change the ids, with the value at which they do nothing
 _PLAIN = {"add_eos_token": False, "add_sep_token": False, "remove_extra_whitespaces": False, "token_type_count": 1}
-_NORMAL, _CONTROL, _USER, _BYTE = 1, 3, 4, 6  # llama.cpp's kinds of tokens
+_NORMAL, _CONTROL, _USER = 1, 3, 4  # llama.cpp's kinds of tokens
 
 
 def read_gguf_tokenizer(fields: Mapping[str, Any], file: Path) -> Any:
