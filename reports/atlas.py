@@ -86,7 +86,7 @@ def check_once(table: pd.DataFrame) -> None:
     the page's links know one."""
     keys = [column for column in ("model", "seed", "layer", "head", "feature") if column in table]
     if broken := unplaced(table, "feature_atlas", keys):
-        raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; want one in each")
+        raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; expected one in each")
     again = table.duplicated(keys)
     if again.any():
         which = ", ".join(f"{key} {table.loc[again, key].iloc[0]}" for key in keys)

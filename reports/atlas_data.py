@@ -80,7 +80,7 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
         if len(df) and not pd.api.types.is_numeric_dtype(df[column]):
             raise ValueError(f"feature_atlas: {column} holds text; want numbers")
     if broken := unplaced(df, "feature_atlas", NUMBERS):
-        raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; want one in each")
+        raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; expected one in each")
     vocabulary, columns = Vocabulary(), Columns()
     models, seeds = list(dict.fromkeys(df["model"])), seeds_of(df)
     for row, text in enumerate(df["top_contexts"]):

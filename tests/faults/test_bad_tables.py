@@ -64,7 +64,7 @@ CASES = [
         ("a layer of words", feature(layer="first"), "layer"),
         ("a density of words", feature(density="much"), "density"),
         ("no layer", feature(layer=""), "feature_atlas: layer"),
-        ("half a head", feature(head="0.5"), "feature_atlas: head is no whole number in some row; want one in each"),
+        ("half a head", feature(head="0.5"), "head is no whole number in some row; expected one in each"),
         ("an endless feature", feature(feature="inf"), "feature_atlas: feature is no whole number in some row"),
     )),
 ]  # fmt: skip

@@ -114,7 +114,7 @@ def test_an_atlas_of_no_features_and_of_tiny_activations_is_drawn(made_study, tm
 @pytest.mark.parametrize(
     ("name", "column", "value", "message"),
     [
-        ("feature_atlas", "layer", np.nan, r"feature_atlas: layer is no whole number in some row; want one in each"),
+        ("feature_atlas", "layer", np.nan, r"layer is no whole number in some row; expected one in each"),
         ("feature_atlas", "feature", np.inf, r"feature_atlas: feature is no whole number"),
         ("feature_atlas", "head", 0.5, r"feature_atlas: head is no whole number"),
         ("ablation_results", "layer", np.inf, r"ablation_results: layer of some row is no whole number"),

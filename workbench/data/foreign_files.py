@@ -26,12 +26,12 @@ def read_object(file: Path) -> dict[str, Any]:
         ValueError: too large, a Git LFS pointer, not UTF-8, not JSON, or not an object.
     """
     if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
-        raise ValueError(f"{file}: {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
+        raise ValueError(f"{file}: {n_bytes} bytes; expected at most {MAX_SETTINGS_BYTES}")
     refuse_pointer(file)
     try:
         content = json.loads(decode_text(file.read_bytes(), str(file)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error}); want an object") from error
+        raise ValueError(f"{file}: not JSON ({error}); expected an object") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: holds a {type(content).__name__}; want an object")
+        raise ValueError(f"{file}: holds a {type(content).__name__}; expected an object")
     return content
