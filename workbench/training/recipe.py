@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -196,11 +196,20 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str | Path) -> Recipe:
     """The recipe of that name, in that TOML file, or in the config.toml of a run (its `recipe` table).
 
+    A file with `base = "other"` holds only what differs from that recipe: a built-in name, or a file beside it.
+
     Raises:
-        ValueError: for a name or file that does not exist, that is not TOML, and for every unknown or unfit key.
+        ValueError: for a name or file that does not exist, that is not TOML, for bases that lead back to themselves,
+            and for every unknown or unfit key.
     """
+    path = _recipe_file(name, Path())
+    return parse_recipe(_read_with_base(path, ()), source=str(path))
+
+
+def _recipe_file(name: str | Path, folder: Path) -> Path:
+    """The file of a built-in recipe, or the file `name`, seen from `folder`."""
     names = recipe_names()
-    path = RECIPES / f"{name}.toml" if str(name) in names else Path(name)
+    path = RECIPES / f"{name}.toml" if str(name) in names else folder / name
     try:
         is_there = path.is_file()
     except OSError as error:  # a name that no file can have
@@ -210,10 +219,49 @@ def load_recipe(name: str | Path) -> Recipe:
     if not is_there:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
         raise ValueError(f"recipe: no recipe or file {shorten(repr(str(name)))}; nearest: {', '.join(near or names)}")
+    return path
+
+
+def _read_with_base(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """The settings of a recipe's file, laid over those of its base; `readers` are the files that led here."""
     data = read_toml(path, "recipe")
     if isinstance(data.get("recipe"), dict):
         data = data["recipe"]
-    return parse_recipe(data, source=str(path))
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base: got {shorten(repr(base))}; expected a recipe's name or a file")
+    if "name" not in data:
+        raise ValueError(f"{path}: name is missing; expected one of its own beside base = {shorten(repr(base))}")
+    chain, base_file = (*readers, path.resolve()), _recipe_file(base, path.parent)
+    if base_file.resolve() in chain:
+        raise ValueError(f"{path}: base: got {shorten(repr(base))}, which is based on this file; expected another")
+    return _lay_over(_read_with_base(base_file, chain), data)
+
+
+def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`: tables key by key, but a table of another `kind` in place of the base's. `phases`, where
+    given, are all of the phases: each starts from the base's phase of that name. Other lists are replaced."""
+    laid = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("kind", below.get("kind")) == below.get("kind")
+        ):
+            laid[key] = _lay_over(below, value)
+        elif key == "phases" and _are_tables(value) and _are_tables(below):
+            named = {str(phase.get("name")): phase for phase in below}
+            laid[key] = [_lay_over(named.get(str(phase.get("name")), {}), phase) for phase in value]
+        else:
+            laid[key] = value
+    return laid
+
+
+def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -255,6 +255,63 @@ def test_a_model_says_which_tokenizer_it_had():
     assert [phase_model(changed, i).tokenizer_name for i in range(2)] == [None, "gpt2"]
 
 
+def written(path, **settings):
+    path.write_text(tomli_w.dumps(settings))
+    return path
+
+
+def test_a_base_gives_all_that_a_file_does_not_say(tmp_path):
+    vsm = {"on": "z", "controller": {"kind": "fixed", "weight": 0.5}}
+    whole = TINY | {"phases": [TINY["phases"][0] | {"name": "nca", "kind": "nca"}, TINY["phases"][0] | {"vsm": vsm}]}
+    whole["phases"][1]["name"] = "language"
+    whole["model"] = TINY["model"] | {"n_ctx": 64}
+    written(tmp_path / "whole.toml", **whole)
+    last = {
+        "name": "language",
+        "batch_size": 8,
+        "vsm": {"steering": 1.0, "controller": {"kind": "sigmoid", "peak": 2.0}},
+    }
+    (tmp_path / "below").mkdir()
+    middle = written(tmp_path / "below" / "middle.toml", name="middle", base="../whole.toml", model={"n_layers": 3})
+    path = written(tmp_path / "changed.toml", name="changed", base="below/middle.toml", phases=[last])
+
+    recipe = load_recipe(path)
+    assert recipe.name == "changed"
+    assert (recipe.model.n_layers, recipe.model.d_model) == (3, 8), "a table is changed key by key"
+    (phase,) = recipe.phases  # automata are not listed, and so are left out
+    assert (phase.name, phase.n_steps, phase.batch_size) == ("language", 4, 8)
+    assert phase.vsm is not None
+    assert (phase.vsm.on, phase.vsm.steering) == ("z", 1.0)
+    assert phase.vsm.controller == Sigmoid(peak=2.0), "another kind is another table: no weight is left of the first"
+    assert [p.name for p in load_recipe(middle).phases] == ["nca", "language"]
+    assert load_recipe(written(tmp_path / "own.toml", name="own", base="p3-muon-nano")).phases == (
+        load_recipe("p3-muon-nano").phases
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "a", "base": "a.toml"}, "a.toml: base: got 'a.toml', which is based on this file; expected another"),
+        ({"name": "a", "base": "b.toml"}, "b.toml: base: got 'a.toml', which is based on this file; expected another"),
+        ({"name": "a", "base": "p3-mun"}, "no recipe or file 'p3-mun'; nearest: p3-muon"),
+        ({"name": "a", "base": 3}, "a.toml: base: got '?3'?; expected a recipe's name or a file"),
+        ({"base": "p3-muon"}, "a.toml: name is missing; expected one of its own beside base = 'p3-muon'"),
+        (
+            {"name": "a", "base": "p3-muon", "model": {"layers": 3}},
+            "a.toml: unknown key 'model.layers'; nearest: n_layers",
+        ),
+        ({"name": "a", "base": "p3-muon", "phases": "x"}, "a.toml: phases: "),
+        ({"name": "a", "base": "p3-muon", "phases": [{"name": "other"}]}, "a.toml: phases.0.n_steps: Field required"),
+        ({"name": "a", "base": "p3-muon", "phases": [{"name": ["x"]}]}, "a.toml: phases.0.name: "),
+    ],
+)
+def test_faulty_bases_are_named(settings, message, tmp_path):
+    written(tmp_path / "b.toml", name="b", base="a.toml")
+    with pytest.raises(ValueError, match=message):
+        load_recipe(written(tmp_path / "a.toml", **settings))
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(ValueError, match="nearest: janus-v3-adaptive"):
         load_recipe("janus-v3-adaptiv")
