@@ -144,7 +144,7 @@ def automata(n_runs: int, rows: list[dict[str, object]]) -> None:
     """Tokens a second of the generator beside the trainer that reads them."""
     trainer = trainer_of("nca-002-nano")
     n_tokens = N_STEPS * trainer.phase.batch_size * trainer.recipe.model.n_ctx
-    sampler = NCASampler(PRESETS["default"], trainer.recipe.model.n_ctx, trainer.phase.batch_size, 1)
+    sampler = NCASampler(PRESETS["small"], trainer.recipe.model.n_ctx, trainer.phase.batch_size, 1)
 
     def generate(of: NCASampler, n: int) -> None:
         for _ in range(n):
@@ -155,8 +155,8 @@ def automata(n_runs: int, rows: list[dict[str, object]]) -> None:
     times = by_turns(lambda: generate(sampler, n_more * N_STEPS), steps_of(trainer), n_runs)
     times = ([t / n_more for t in times[0]], times[1])
     rows.append(compare("NCA generator, nano", "tokens/s", times, "trainer of nca-002-nano", "≥ 10", n_tokens))
-    long = NCASampler(PRESETS["default"], 2048, 8, 1)
-    step = gradient_step("nca-002", 1, 512, d_vocab=PRESETS["default"].d_vocab)
+    long = NCASampler(PRESETS["small"], 2048, 8, 1)
+    step = gradient_step("nca-002", 1, 512, d_vocab=PRESETS["small"].d_vocab)
     times = by_turns(lambda: generate(long, 40), step, n_runs)
     per_batch = (
         [t / 40 for t in times[0]],
