@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import by_turns, compare, write
-from workbench.data.nca import PRESETS, NCASampler
+from workbench.data.nca import PRESETS
+from workbench.data.nca_sampler import NCASampler
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.training import apply_overrides, load_recipe

@@ -8,16 +8,11 @@ into successive sequences; histories that are frozen, periodic or no better than
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, Int32, Int64
@@ -25,15 +20,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.data.complexity import is_between
-from workbench.data.tokens import check_shard, check_state
-
 WEIGHT_STD, BIAS_STD = 0.5, 0.1
 _TAPS = 9
 _MIN_LOGIT = -87.0  # exp of less is no normal float32 number, and handling those makes exp 40 times slower on CPUs
-_HOPELESS = 20_000  # windows without one that is kept
-_BLOCK_WINDOWS = 256  # windows in a block: enough that sequences of a batch are mostly of different rules
-_CACHED_CELLS = 1 << 18  # of grids that are stepped together on a CPU: what their logits take stays in cache
 
 
 class NCAConfig(BaseModel):
@@ -44,7 +33,7 @@ class NCAConfig(BaseModel):
     states: int = 10
     """states of a cell's channel, 2 to 32; the vocabulary is states⁴ + 2"""
     channels: int = 1
-    """channels of a cell, 1 to 64; the rule reads and writes all, and all become tokens, one after another in a frame"""
+    """channels of a cell, 1 to 64; the rule reads and writes all, all become tokens, one after another in a frame"""
     size: int = 12
     """height and width of the grid in cells, 4 to 256"""
     window: int | None = None
@@ -134,7 +123,14 @@ class NCAConfig(BaseModel):
 PRESETS = {
     "small": NCAConfig(),
     "kotodama": NCAConfig(
-        size=64, channels=8, window=8, n_windows=4, steps=(64, 256), inertia=(0.5, 2.0), temperature=(0.3, 1.0)
+        size=64,
+        channels=8,
+        window=8,
+        n_windows=4,
+        steps=(64, 256),
+        hidden=4,
+        inertia=(0.5, 2.0),
+        temperature=(0.3, 1.0),
     ),
 }
 
@@ -179,10 +175,10 @@ class Rules:
     def n(self) -> int:
         return self.w_in.shape[0]
 
-    def first(self, n: int) -> Rules:
-        """The first n of them."""
+    def select(self, which: slice | Tensor) -> Rules:
+        """Those of these places."""
         tensors = (self.w_in, self.b_in, self.w_out, self.b_out, self.temperature, self.inertia)
-        return Rules(self.config, *(tensor[:n] for tensor in tensors))
+        return Rules(self.config, *(tensor[which] for tensor in tensors))
 
 
 def draw_rules(config: NCAConfig, n: int, generator: torch.Generator) -> Rules:
@@ -253,14 +249,9 @@ def histories(
     yield grid
     for t in range(1, n_frames[0]):
         if (n := sum(length > t for length in n_frames)) < rules.n:
-            rules = rules.first(n)
+            rules = rules.select(slice(n))
         grid = step(rules, grid[:n], generator)
         yield grid
-
-
-def simulate(rules: Rules, n_frames: int, generator: torch.Generator) -> Int32[Tensor, "rule frame channel cell"]:
-    """`n_frames` successive grids of each rule, after burn_in steps from states drawn uniformly."""
-    return torch.stack(list(histories(rules, [n_frames] * rules.n, generator)), dim=1)
 
 
 def draw_windows(config: NCAConfig, n: int, generator: torch.Generator) -> Int64[Tensor, "n window patch_cell"]:
@@ -285,6 +276,18 @@ def patches(
     values = rearrange(grid.gather(2, index), "r c (w k i) -> r w (c k) i", w=cells.shape[1], i=4)
     place = torch.tensor([config.states**i for i in range(4)], device=grid.device)
     return (values * place).sum(-1, dtype=torch.int32)
+
+
+def trajectories(
+    rules: Rules, cells: Int64[Tensor, "rule window patch_cell"], n_frames: list[int], generator: torch.Generator
+) -> list[Int32[Tensor, "window frame patch"]]:
+    """What the windows of each rule's grid read over n_frames[i] successive frames, from most to fewest."""
+    config = rules.config
+    shape = (rules.n, config.n_windows, n_frames[0], config.n_patches)
+    frames = torch.zeros(shape, dtype=torch.int32, device=generator.device)
+    for t, grid in enumerate(histories(rules, n_frames, generator)):
+        frames[: len(grid), :, t] = patches(config, grid, cells[: len(grid)])
+    return [of_rule[:, :n] for of_rule, n in zip(frames, n_frames, strict=True)]
 
 
 def delimit(config: NCAConfig, frames: Int[Tensor, "frame patch"], n_ctx: int) -> Int64[Tensor, "n n_ctx"]:
@@ -318,164 +321,6 @@ def shuffle(
     shuffled = tokens.clone()
     shuffled[:, place] = tokens[:, place].gather(1, order)
     return shuffled
-
-
-class NCASampler:
-    """Batches of kept sequences, generated as they are asked for; the same interface as `WindowSampler`.
-
-    Rules are drawn in blocks, block j from (seed, j) alone; the sequences of a block's kept windows, in random order,
-    block after block, are the stream that batches are cut from. A state is a block and a place in it, so that a
-    resumed run reads what the uninterrupted run reads, on the same kind of device (CPU and CUDA draw different
-    numbers). Under data parallelism every rank generates the same global batch and takes its own rows.
-    """
-
-    def __init__(
-        self,
-        config: NCAConfig,
-        n_ctx: int,
-        batch_size: int,
-        seed: int,
-        *,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        n_rules: int | None = None,
-    ) -> None:
-        """n_ctx: tokens per sequence, more than a frame. batch_size: sequences in a global batch, a multiple of
-        world_size. seed: used where the config has none. n_rules: rules in a block; by the number of windows by
-        default."""
-        check_trajectory(config, n_ctx)
-        check_shard(batch_size, rank, world_size)
-        seed = seed if config.seed is None else config.seed
-        if seed < 0:
-            raise ValueError(f"sampler: seed is {seed}; expected 0 or more")
-        self.n_rules = n_rules or -(-_BLOCK_WINDOWS // config.n_windows)
-        self.config, self.n_ctx, self.batch_size, self.seed = config, n_ctx, batch_size, seed
-        self.device, self.rank, self.world_size = torch.device(device), rank, world_size
-        self.n_candidates, self.n_kept = 0, 0
-        self._block, self._used = 0, 0  # the block being used, and how many of its sequences are
-        self._sequences: Tensor | None = None
-
-    @property
-    def kept_share(self) -> float:
-        """Share of the windows so far that the filter kept; nan before the first batch."""
-        return self.n_kept / self.n_candidates if self.n_candidates else math.nan
-
-    def next_batch(self) -> tuple[Int64[Tensor, "rows n_ctx"], Bool[Tensor, "rows n_ctx"]]:
-        """The next batch's rows of this rank, and which of their tokens are scored, both on the device.
-
-        With losses per token [rows, n_ctx − 1] of the tokens from 1 on, the mask to use is mask[:, 1:].
-        Raises ValueError if the filter keeps nothing of 20,000 windows.
-        """
-        parts, missing = [], self.batch_size
-        while missing:
-            if self._sequences is None:
-                self._sequences, n_kept = self._generate(self._block)
-                self.n_candidates += self.n_rules * self.config.n_windows
-                self.n_kept += n_kept
-                if self.n_kept == 0 and self.n_candidates >= _HOPELESS:
-                    self._refuse()
-            part = self._sequences[self._used : self._used + missing]
-            parts.append(part)
-            missing -= len(part)
-            self._used += len(part)
-            if self._used == len(self._sequences):
-                self._block, self._used, self._sequences = self._block + 1, 0, None
-        n = self.batch_size // self.world_size
-        tokens = torch.cat(parts)[self.rank * n : (self.rank + 1) * n]
-        return tokens, score_mask(self.config, n, self.n_ctx, self.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands, and what it samples, as JSON holds it; the same for every rank."""
-        return {
-            "block": self._block,
-            "used": self._used,
-            "n_candidates": self.n_candidates,
-            "n_kept": self.n_kept,
-            "seed": self.seed,
-            "n_ctx": self.n_ctx,
-            "batch_size": self.batch_size,
-            "n_rules": self.n_rules,
-            "device": self.device.type,
-            "config": self.config.model_dump(mode="json"),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to `state`: the next batch is the one that would have followed it.
-
-        Raises ValueError if `state` is of another config, seed, shape or kind of device.
-        """
-        check_state(self.state_dict(), state, positions=("block", "used", "n_candidates", "n_kept"))
-        block, used = state["block"], state["used"]
-        # a block that was begun is made again, without being counted again
-        sequences = self._generate(block)[0] if used else None
-        if sequences is not None and used >= len(sequences):
-            raise ValueError(
-                f"sampler: state has used {used} of block {block}, which has {len(sequences)}; expected less"
-            )
-        self._block, self._used, self._sequences = block, used, sequences
-        self.n_candidates, self.n_kept = state["n_candidates"], state["n_kept"]
-
-    def _generate(self, block: int) -> tuple[Int64[Tensor, "n n_ctx"], int]:
-        """The sequences of a block in their order, and how many windows were kept."""
-        config, generator = self.config, self._generator("rules", block)
-        candidates, n_left = [], self.n_rules
-        while n_left:  # as many grids at once as stay in a core's cache; a GPU has room for all
-            n = n_left if self.device.type == "cuda" else min(n_left, max(4, _CACHED_CELLS // config.n_cells))
-            candidates += self._trajectories(n, generator)
-            n_left -= n
-        kept = [frames for frames, keep in zip(candidates, self._judge(candidates, block), strict=True) if keep]
-        tokens = torch.empty(0, self.n_ctx, dtype=torch.int64, device=self.device)
-        if kept:
-            tokens = torch.cat([delimit(config, frames, self.n_ctx) for frames in kept])
-        tokens = tokens[torch.randperm(len(tokens), generator=generator, device=self.device)]
-        if config.shuffled:  # by numbers of its own, so that the control has the very sequences it is a control for
-            tokens = shuffle(config, tokens, self._generator("order", block))
-        return tokens, len(kept)
-
-    def _trajectories(self, n: int, generator: torch.Generator) -> list[Int32[Tensor, "frame patch"]]:
-        """The trajectories of all windows of n rules, without the frames that no sequence has room for."""
-        config = self.config
-        rules, cells = draw_rules(config, n, generator), draw_windows(config, n, generator)
-        low, high = config.steps
-        lengths = torch.randint(low, high + 1, (n,), generator=generator, device=self.device)
-        n_whole, n_read = self.n_ctx // config.frame_tokens, frames_of_sequence(config, self.n_ctx)
-        # rules are alike before they are seen: the longest first, so that the others can end
-        lengths = ((lengths - n_read) // n_whole * n_whole + n_read).sort(descending=True).values.tolist()
-        shape = (n, config.n_windows, lengths[0], config.n_patches)
-        frames = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        for t, grid in enumerate(histories(rules, lengths, generator)):
-            frames[: len(grid), :, t] = patches(config, grid, cells[: len(grid)])
-        return [window[:length] for of_rule, length in zip(frames, lengths, strict=True) for window in of_rule]
-
-    def _judge(self, candidates: list[Int32[Tensor, "frame patch"]], block: int) -> list[bool]:
-        config, seed = self.config, _stream_seed("band", self.seed)
-
-        def judge(i: int) -> bool:
-            rng = np.random.default_rng((seed + block, i))
-            tokens = candidates[i].cpu().numpy()
-            return is_between(tokens, rng, (config.min_ratio, config.max_ratio), config.independence)
-
-        # gzip leaves Python's lock to others; the cores of a GPU's host have little else to do
-        n = (os.cpu_count() or 1) // self.world_size if self.device.type == "cuda" else torch.get_num_threads()
-        with ThreadPoolExecutor(max(1, n)) as pool:
-            return list(pool.map(judge, range(len(candidates))))
-
-    def _refuse(self) -> None:
-        config, n_rules = self.config, self.n_candidates // self.config.n_windows
-        raise ValueError(
-            f"nca: none of {n_rules} rules ({self.n_candidates} windows) of seed {self.seed} has a gzip ratio in "
-            f"{config.min_ratio} to {config.max_ratio} and an independence in {config.independence[0]} to "
-            f"{config.independence[1]}; expected wider bands"
-        )
-
-    def _generator(self, purpose: str, block: int) -> torch.Generator:
-        # a sum, not another hash: torch's CPU generator reads 32 bits, and these differ for 2³² successive blocks
-        return torch.Generator(self.device).manual_seed(_stream_seed(purpose, self.seed) + block)
-
-
-def _stream_seed(purpose: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"nca {purpose} {seed}".encode()).digest()[:7], "little")
 
 
 @lru_cache(maxsize=8)

@@ -60,8 +60,8 @@ class Phase(Frozen):
     )
     nca: NCAConfig | None = Field(
         default=None,
-        description="which automata: a preset's name, or settings, where `preset` names what they change (small if none); "
-        "only with kind = nca",
+        description="which automata: a preset's name, or settings, in which `preset` names what they change; small if "
+        "none; only with kind = nca",
     )
     auxiliary: Auxiliary | None = Field(default=None, description="losses of a recurrent model; none: none")
     eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)

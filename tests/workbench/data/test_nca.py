@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.data import complexity, nca
-from workbench.data.nca import PRESETS, NCAConfig, NCASampler, Rules
+from workbench.data import complexity, nca, nca_sampler
+from workbench.data.nca import PRESETS, NCAConfig, Rules
+from workbench.data.nca_sampler import NCASampler
 
 # every window is kept, so that streams are quick to draw
 TINY = NCAConfig(
@@ -297,11 +298,9 @@ def test_only_windows_in_the_bands_are_kept(band: tuple[float, float]) -> None:
 
 
 def test_bands_that_nothing_falls_in_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nca, "_HOPELESS", 64)
+    monkeypatch.setattr(nca_sampler, "_HOPELESS", 64)
     sampler = NCASampler(QUICK.model_copy(update={"min_ratio": 1.5}), 80, 2, 9, n_rules=16)
-    with pytest.raises(
-        ValueError, match=r"nca: none of 64 rules \(64 windows\) of seed 9 has a gzip ratio in 1\.5 to 2\.0"
-    ):
+    with pytest.raises(ValueError, match=r"nca: none of 64 rules of seed 9 has a gzip ratio in 1\.5 to 2\.0"):
         sampler.next_batch()
 
 
@@ -396,8 +395,10 @@ def test_trajectories_are_cut_into_successive_sequences() -> None:
 
 
 def test_threads_change_nothing() -> None:
-    config = NCAConfig(channels=3, size=16, window=8, n_windows=2, steps=(8, 12), inertia=(0.5, 2), temperature=(0.3, 1),
-                       max_ratio=2, independence=(0, 2))  # fmt: skip
+    config = NCAConfig(
+        channels=3, size=16, window=8, n_windows=2, steps=(8, 12), inertia=(0.5, 2), temperature=(0.3, 1),
+        max_ratio=2, independence=(0, 2),
+    )  # fmt: skip
     before, found = torch.get_num_threads(), []
     try:
         for n_threads in (1, 2, 5):
