@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WEIGHT_STD, BIAS_STD = 0.5, 0.1
-_TAPS = 9
+TAPS = 9  # cells of a neighbourhood
 _MIN_LOGIT = -87.0  # exp of less is no normal float32 number, and handling those makes exp 40 times slower on CPUs
 
 
@@ -129,6 +129,8 @@ PRESETS = {
         n_windows=4,
         steps=(64, 256),
         hidden=4,
+        min_ratio=0.04,
+        independence=(0.6, 0.965),
         inertia=(0.5, 2.0),
         temperature=(0.3, 1.0),
     ),
@@ -193,7 +195,7 @@ def draw_rules(config: NCAConfig, n: int, generator: torch.Generator) -> Rules:
 
     return Rules(
         config,
-        w_in=normal(_TAPS * width, config.hidden) * WEIGHT_STD,
+        w_in=normal(TAPS * width, config.hidden) * WEIGHT_STD,
         b_in=normal(1, config.hidden) * BIAS_STD,
         w_out=normal(width, config.hidden) * WEIGHT_STD,
         b_out=normal(width, 1) * BIAS_STD,
@@ -210,7 +212,7 @@ def transition_logits(
     The convolution of a one-hot grid is a sum of 9·channels rows of W_in, gathered and never multiplied.
     """
     config, n = rules.config, rules.n
-    rows = _TAPS * config.channels * config.states
+    rows = TAPS * config.channels * config.states
     kernel = torch.arange(0, rows, config.states, device=grid.device, dtype=torch.int32)
     first = torch.arange(0, n * rows, rows, device=grid.device, dtype=torch.int32)
     neighbours = grid.flatten(1).index_select(1, _neighbours(config.channels, config.size, str(grid.device)))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.data.complexity import is_between
 from workbench.data.nca import (
+    TAPS,
     NCAConfig,
     Rules,
     check_trajectory,
@@ -32,7 +33,7 @@ from workbench.data.tokens import check_shard, check_state
 
 TRIAL_SIZE = 16  # side of the grid that rules of a grid of twice that or more are tried on first
 _HOPELESS = 20_000  # rules without one that is kept
-_BLOCK_RULES = {False: 256, True: 512}  # rules in a block, without and with a trial: some twenty are kept
+_BLOCK_RULES, _TRIED_RULES = 256, 512  # rules in a block, without and with a trial: some twenty are kept
 _CACHED_CELLS = 1 << 18  # of grids that are stepped together on a CPU: what their logits take stays in cache
 
 
@@ -67,7 +68,7 @@ class NCASampler:
             raise ValueError(f"sampler: seed is {seed}; expected 0 or more")
         self.config, self.n_ctx, self.batch_size, self.seed = config, n_ctx, batch_size, seed
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
-        self.n_rules = n_rules or _BLOCK_RULES[self._is_tried]
+        self.n_rules = n_rules or block_rules(config)
         self.n_candidates, self.n_kept = 0, 0
         self._block, self._used = 0, 0  # the block being used, and how many of its sequences are
         self._sequences: Tensor | None = None
@@ -136,8 +137,8 @@ class NCASampler:
         """The sequences of a block in their order, and how many rules were kept."""
         config, generator = self.config, self._generator("rules", block)
         rules = draw_rules(config, self.n_rules, generator)
-        if self._is_tried:
-            rules = rules.select(self._try(rules, block, generator))
+        if (trial := trial_config(config)) is not None:
+            rules = rules.select(self._try(rules, trial, block, generator))
         windows, of_rule = self._windows(rules, generator)
         is_kept = self._judge(windows, "band", block)
         kept = [frames for frames, keep in zip(windows, is_kept, strict=True) if keep]
@@ -149,11 +150,9 @@ class NCASampler:
             tokens = shuffle(config, tokens, self._generator("order", block))
         return tokens, len({i for i, keep in zip(of_rule, is_kept, strict=True) if keep})
 
-    def _try(self, rules: Rules, block: int, generator: torch.Generator) -> Int64[Tensor, " kept"]:
+    def _try(self, rules: Rules, trial: NCAConfig, block: int, generator: torch.Generator) -> Int64[Tensor, " kept"]:
         """Those rules that are within the bands on a small grid, over their shortest trajectory: a rule is the same on
         every grid, so most of those that the large grid would reject need not be run on it."""
-        size = max(TRIAL_SIZE, self.config.read_size)
-        trial = self.config.model_copy(update={"size": size, "n_windows": 1})
         found: list[Tensor] = []
         for part in self._parts(trial, rules.n):
             some = dataclasses.replace(rules.select(part), config=trial)
@@ -182,8 +181,7 @@ class NCASampler:
         return windows, of_rule
 
     def _parts(self, config: NCAConfig, n: int) -> list[slice]:
-        """As many grids at once as stay in a core's cache; a GPU has room for all of a block."""
-        at_once = n if self.device.type == "cuda" else max(4, _CACHED_CELLS // config.n_cells)
+        at_once = _at_once(config, n, self.device.type)
         return [slice(start, min(start + at_once, n)) for start in range(0, n, max(at_once, 1))]
 
     def _judge(self, windows: Sequence[Int32[Tensor, "frame patch"]], purpose: str, block: int) -> list[bool]:
@@ -199,10 +197,6 @@ class NCASampler:
         with ThreadPoolExecutor(max(1, n)) as pool:
             return list(pool.map(judge, range(len(windows))))
 
-    @property
-    def _is_tried(self) -> bool:
-        return self.config.size >= 2 * max(TRIAL_SIZE, self.config.read_size)
-
     def _refuse(self) -> None:
         config = self.config
         raise ValueError(
@@ -214,6 +208,35 @@ class NCASampler:
     def _generator(self, purpose: str, block: int) -> torch.Generator:
         # a sum, not another hash: torch's CPU generator reads 32 bits, and these differ for 2³² successive blocks
         return torch.Generator(self.device).manual_seed(_stream_seed(purpose, self.seed) + block)
+
+
+def trial_config(config: NCAConfig) -> NCAConfig | None:
+    """The small grid that rules are tried on first; None where the grid itself is not much larger."""
+    size = max(TRIAL_SIZE, config.read_size)
+    return config.model_copy(update={"size": size, "n_windows": 1}) if config.size >= 2 * size else None
+
+
+def block_rules(config: NCAConfig) -> int:
+    """Rules drawn for a block."""
+    return _TRIED_RULES if trial_config(config) else _BLOCK_RULES
+
+
+def block_bytes(config: NCAConfig, n_ctx: int, device: str) -> int:
+    """About the most memory that a block takes while it is made: its rules, a step of the grids that are run at once,
+    and what is read, twice, of an eighth of the rules where most fail a trial."""
+    n, width, trial = block_rules(config), config.channels * config.states, trial_config(config)
+    n_large = n // 8 if trial else n
+    weights = n * (TAPS * width * config.hidden + width * config.hidden)
+    per_place = 2 * TAPS * config.channels + 2 * config.hidden + 4 * width  # neighbours, hidden units, logits and sums
+    grids = [(config, n_large), *([(trial, n)] if trial else [])]
+    steps = max(_at_once(of, of_n, device) * of.size**2 * per_place for of, of_n in grids)
+    windows = n_large * config.n_windows * config.steps[1]
+    return 4 * (weights + steps + windows * config.n_patches) + 2 * 8 * windows * config.frame_tokens
+
+
+def _at_once(config: NCAConfig, n: int, device: str) -> int:
+    """As many of n grids as stay in a core's cache; a GPU has room for all of a block."""
+    return n if device.startswith("cuda") else min(n, max(4, _CACHED_CELLS // config.n_cells))
 
 
 def _stream_seed(purpose: str, seed: int) -> int:

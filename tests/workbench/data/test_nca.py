@@ -145,18 +145,33 @@ def test_rules_are_drawn_as_stated() -> None:
     assert (nca.draw_rules(PRESETS["small"], 3, _generator()).temperature == 1e-4).all()
 
 
-def test_a_history_is_its_steps() -> None:
+def test_a_history_is_its_steps_and_ends_when_it_should() -> None:
     rules = nca.draw_rules(TINY, 3, _generator())
-    frames = nca.simulate(rules, 4, _generator(1))
+    frames = list(nca.histories(rules, [4, 4, 2], _generator(1)))
+    assert [len(grid) for grid in frames] == [3, 3, 2, 2]
     g = _generator(1)
     grid = torch.randint(3, (3, 2, 16), generator=g, dtype=torch.int32)
-    history = [grid := nca.step(rules, grid, g) for _ in range(2 + 3)]  # two of burn-in, the second is the first kept
-    assert torch.equal(frames, torch.stack(history[1:], 1))
-    assert frames.min() >= 0
-    assert frames.max() < 3
+    for _ in range(2):  # of burn-in, the second is the first kept
+        grid = nca.step(rules, grid, g)
+    assert torch.equal(frames[0], grid)
+    for t in range(1, 4):
+        n = len(frames[t])
+        grid = nca.step(rules.select(slice(n)), grid[:n], g)
+        assert torch.equal(frames[t], grid)
     still = TINY.model_copy(update={"burn_in": 0})
-    first = nca.simulate(nca.draw_rules(still, 1, _generator()), 1, _generator(1))
-    assert torch.equal(first[:, 0], torch.randint(3, (1, 2, 16), generator=_generator(1), dtype=torch.int32))
+    first = next(nca.histories(nca.draw_rules(still, 1, _generator()), [1], _generator(1)))
+    assert torch.equal(first, torch.randint(3, (1, 2, 16), generator=_generator(1), dtype=torch.int32))
+
+
+def test_trajectories_are_what_the_windows_read() -> None:
+    config = TINY.model_copy(update={"size": 8, "window": 4, "n_windows": 3})
+    rules, cells = nca.draw_rules(config, 2, _generator()), nca.draw_windows(config, 2, _generator(2))
+    found = nca.trajectories(rules, cells, [5, 3], _generator(1))
+    assert [of.shape for of in found] == [(3, 5, 8), (3, 3, 8)]
+    for t, grid in enumerate(nca.histories(rules, [5, 3], _generator(1))):
+        read = nca.patches(config, grid, cells[: len(grid)])
+        for rule in range(len(grid)):
+            assert torch.equal(found[rule][:, t], read[rule])
 
 
 # --- tokens
@@ -319,7 +334,7 @@ def test_a_resumed_sampler_reads_what_the_uninterrupted_one_reads(seed: int, shu
     assert math.isnan(whole.kept_share)
     wanted = [whole.next_batch()[0] for _ in range(9)]
     assert len({tuple(row) for batch in wanted for row in batch.tolist()}) > 36  # some windows repeat
-    for stop in range(10):
+    for stop in (0, 3, 4, 9):
         first = make()
         for _ in range(stop):
             first.next_batch()
@@ -408,6 +423,47 @@ def test_threads_change_nothing() -> None:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_rules_of_a_large_grid_are_tried_on_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = NCAConfig(
+        states=4, channels=2, size=32, window=4, n_windows=3, steps=(6, 9), burn_in=1, hidden=4,
+        temperature=(0.5, 0.5), min_ratio=0.05, max_ratio=2, independence=(0.3, 0.99),
+    )  # fmt: skip
+    trial = nca_sampler.trial_config(config)
+    assert trial == config.model_copy(update={"size": 16, "n_windows": 1})
+    seen: list[tuple[int, ...]] = []
+    judge = nca_sampler.is_between
+
+    def is_between(tokens: np.ndarray, *edges: object) -> bool:
+        seen.append(tokens.shape)
+        return judge(tokens, *edges)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nca_sampler, "is_between", is_between)
+    sampler = NCASampler(config, 30, 4, 0, n_rules=40)
+    tokens, n_kept = sampler._generate(0)
+    # on the small grid every rule once, over its shortest trajectory
+    assert seen[:40] == [(6, 8)] * 40
+    rules = nca.draw_rules(trial, 40, generator := sampler._generator("rules", 0))
+    cells = nca.draw_windows(trial, 40, generator)
+    found = [of[0].numpy() for of in nca.trajectories(rules, cells, [6] * 40, generator)]
+    is_kept = sampler._judge([torch.from_numpy(of) for of in found], "trial", 0)
+    assert 0 < sum(is_kept) < 40
+    assert len(seen) == 40 + 3 * sum(is_kept) + 40
+    assert 0 < n_kept <= sum(is_kept)
+    assert len(tokens) > 0
+    for untried in (PRESETS["small"], config.model_copy(update={"size": 31}), NCAConfig(size=48, window=30)):
+        assert nca_sampler.trial_config(untried) is None
+
+
+def test_memory_of_a_block_grows_with_what_it_holds() -> None:
+    def mib(device: str = "cpu", n_ctx: int = 2048, **changes: int) -> float:
+        return nca_sampler.block_bytes(PRESETS["kotodama"].model_copy(update=changes), n_ctx, device) / 2**20
+
+    assert mib() < mib("cuda")
+    assert mib() < mib(n_windows=16)
+    assert mib() < mib(hidden=16)
+    assert nca_sampler.block_bytes(PRESETS["small"], 128, "cpu") < 2**26
 
 
 def test_a_config_with_a_seed_of_its_own_ignores_the_runs() -> None:
