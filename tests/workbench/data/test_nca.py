@@ -431,6 +431,7 @@ def test_rules_of_a_large_grid_are_tried_on_a_small_one(monkeypatch: pytest.Monk
         temperature=(0.5, 0.5), min_ratio=0.05, max_ratio=2, independence=(0.3, 0.99),
     )  # fmt: skip
     trial = nca_sampler.trial_config(config)
+    assert trial is not None
     assert trial == config.model_copy(update={"size": 16, "n_windows": 1})
     seen: list[tuple[int, ...]] = []
     judge = nca_sampler.is_between
