@@ -47,9 +47,11 @@ def draw_automata(out: Path) -> None:
     """Three batches of small automata, their scored places, and where the sampler stands, in one file."""
     import json
 
-    from workbench.data.nca import NCAConfig, NCASampler
+    from workbench.data.nca import NCAConfig
+    from workbench.data.nca_sampler import NCASampler
 
-    sampler = NCASampler(NCAConfig(size=8, channels=2, burn_in=2), n_ctx=60, batch_size=4, seed=5, n_rules=8)
+    config = NCAConfig(size=8, channels=2, burn_in=2, steps=(6, 9), max_ratio=2, independence=(0, 2))
+    sampler = NCASampler(config, n_ctx=60, batch_size=4, seed=5, n_rules=8)
     batches = [tensor.numpy().tobytes() for _ in range(3) for tensor in sampler.next_batch()]
     out.write_bytes(b"".join(batches) + json.dumps(sampler.state_dict()).encode())
 

@@ -36,6 +36,7 @@ SMALL_NCA = {
     "data.held_out_fraction": 0.3, "data.n_held_out_windows": 2, "monitor.n_sequences": 2, "monitor.every": 4,
     "checkpoint.every": 2, "phases.0.n_steps": 10, "phases.1.n_steps": 6, "phases.0.batch_size": 2,
     "phases.1.batch_size": 2, "phases.0.schedule.n_warmup_steps": 2, "phases.1.schedule.n_warmup_steps": 2,
+    "phases.0.nca.steps": [6, 9], "phases.0.nca.max_ratio": 2, "phases.0.nca.independence": [0, 2],
 }  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 ENDED = {-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM, 130}

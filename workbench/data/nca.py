@@ -1,19 +1,17 @@
 """Token streams from random neural cellular automata: what a model reads before it reads language.
 
 A rule is a small random network that gives, from a cell's 3×3 neighbourhood on a grid with wrap-around, the
-distribution of its next state. A sequence is the history of one grid under one rule; sequences that compress too well
-(frozen or simply periodic) are left out. Kotodama's lineage is trained on them first.
+distribution of its next state. What a model reads is the history of a square window of the grid under one rule, cut
+into successive sequences; histories that are frozen, periodic or no better than noise are left out
+(`workbench.data.complexity`). Kotodama's lineage is trained on them first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,26 +20,29 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.data.tokens import check_shard, check_state
-
 WEIGHT_STD, BIAS_STD = 0.5, 0.1
-_TAPS = 9
+TAPS = 9  # cells of a neighbourhood
 _MIN_LOGIT = -87.0  # exp of less is no normal float32 number, and handling those makes exp 40 times slower on CPUs
-_HOPELESS = 20_000  # candidate rules without one that is kept
 
 
 class NCAConfig(BaseModel):
-    """Which automata are drawn, which are kept, and what becomes tokens."""
+    """Which automata are drawn, which are kept, and what becomes tokens. The defaults are the small preset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     states: int = 10
     """states of a cell's channel, 2 to 32; the vocabulary is states⁴ + 2"""
     channels: int = 1
-    """channels of a cell, 1 to 64; the rule reads and writes all, channel 0 alone becomes tokens, the others stay
-    hidden (the reading built here: all eight channels of a 64×64 grid would make a frame of 8,194 tokens)"""
+    """channels of a cell, 1 to 64; the rule reads and writes all, all become tokens, one after another in a frame"""
     size: int = 12
-    """height and width of the grid in cells, even, 4 to 256; a frame is (size/2)² + 2 tokens"""
+    """height and width of the grid in cells, 4 to 256"""
+    window: int | None = None
+    """height and width in cells of the part of the grid that is read, even, 2 to size; none: the whole grid; a frame is
+    channels·(window/2)² + 2 tokens"""
+    n_windows: int = 1
+    """windows read of each rule's grid, that do not overlap: 1 to (size/window)²"""
+    steps: tuple[int, int] = (64, 64)
+    """frames of a trajectory after burn-in, 2 to 100,000: drawn per rule, uniform between these two, both included"""
     hidden: int = 16
     """width of the rule network, 1 to 1,024 (not given by the source)"""
     temperature: tuple[float, float] = (1e-4, 1e-4)
@@ -50,37 +51,62 @@ class NCAConfig(BaseModel):
     """b added to the logit of a cell's present state: drawn per rule, uniform between these two"""
     burn_in: int = 10
     """frames from the random start that are thrown away, 0 to 10,000"""
-    min_ratio: float = 0.5
-    """least gzip ratio of a sequence that is kept, 0 to 2"""
-    max_ratio: float = 1.0
-    """largest gzip ratio of a sequence that is kept, 0 to 2"""
+    min_ratio: float = 0.06
+    """least gzip ratio of a window's trajectory that is kept, 0 to 2"""
+    max_ratio: float = 0.5
+    """largest gzip ratio of a window's trajectory that is kept, 0 to 2"""
+    independence: tuple[float, float] = (0.6, 0.94)
+    """least and largest independence of a trajectory that is kept, 0 to 2: its gzip size over that of the same tokens
+    with every place's history rotated in time; 1 for noise of any kind and what is frozen, low for cycles"""
+    seed: int | None = None
+    """of the rules and their states, 0 or more; none: the run's own"""
     shuffled: bool = False
     """the control: the same sequences with their patch tokens in random order, see `shuffle`"""
 
     @model_validator(mode="after")
     def _check(self) -> NCAConfig:
-        for name, low, high in (("states", 2, 32), ("channels", 1, 64), ("size", 4, 256), ("hidden", 1, 1024)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"nca: {name} is {getattr(self, name)}; want {low} to {high}")
-        if self.size % 2:
-            raise ValueError(f"nca: size is {self.size}; want an even number: tokens are 2×2 patches")
-        if not 0 <= self.burn_in <= 10_000:
-            raise ValueError(f"nca: burn_in is {self.burn_in}; want 0 to 10000")
+        for name, low, high in (
+            ("states", 2, 32), ("channels", 1, 64), ("size", 4, 256), ("read_size", 2, self.size), ("hidden", 1, 1024),
+            ("n_windows", 1, (self.size // max(self.read_size, 1)) ** 2), ("burn_in", 0, 10_000),
+        ):  # fmt: skip
+            if not low <= (got := getattr(self, name)) <= high:
+                raise ValueError(f"nca: {name.replace('read_size', 'window')} is {got}; expected {low} to {high}")
+        if self.read_size % 2:
+            name = "size" if self.window is None else "window"
+            raise ValueError(f"nca: {name} is {self.read_size}; expected an even number: tokens are 2×2 patches")
+        if not 2 <= self.steps[0] <= self.steps[1] <= 100_000:
+            raise ValueError(f"nca: steps are {self.steps[0]}, {self.steps[1]}; expected 2 ≤ low ≤ high ≤ 100000")
         for name, (low, high) in (("temperature", self.temperature), ("inertia", self.inertia)):
             if not -1e3 <= low <= high <= 1e3 or (name == "temperature" and low < 1e-6):
-                raise ValueError(f"nca: {name} is {low}, {high}; want low ≤ high, at most 1000 (τ at least 1e-6)")
-        if not 0 <= self.min_ratio < self.max_ratio <= 2:
-            raise ValueError(f"nca: ratios are {self.min_ratio}, {self.max_ratio}; want 0 ≤ min < max ≤ 2")
+                raise ValueError(f"nca: {name} is {low}, {high}; expected low ≤ high, at most 1000 (τ at least 1e-6)")
+        for name, (low, high) in (
+            ("ratios are", (self.min_ratio, self.max_ratio)),
+            ("independence is", self.independence),
+        ):
+            if not 0 <= low < high <= 2:
+                raise ValueError(f"nca: {name} {low}, {high}; expected 0 ≤ least < largest ≤ 2")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"nca: seed is {self.seed}; expected 0 or more")
         return self
 
     @property
+    def read_size(self) -> int:
+        """Height and width of the window in cells, also where it is the whole grid."""
+        return self.size if self.window is None else self.window
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of a grid, of all channels."""
+        return self.channels * self.size**2
+
+    @property
     def n_patches(self) -> int:
-        """2×2 patches in a frame."""
-        return (self.size // 2) ** 2
+        """2×2 patches in a frame, of all channels."""
+        return self.channels * (self.read_size // 2) ** 2
 
     @property
     def frame_tokens(self) -> int:
-        """Tokens of a frame: START, its patches row by row, END."""
+        """Tokens of a frame: START, the patches of each channel row by row, one channel after another, END."""
         return self.n_patches + 2
 
     @property
@@ -95,9 +121,43 @@ class NCAConfig(BaseModel):
 
 
 PRESETS = {
-    "default": NCAConfig(),
-    "kotodama": NCAConfig(size=64, channels=8, inertia=(0.5, 2.0), temperature=(0.3, 1.0)),
+    "small": NCAConfig(),
+    "kotodama": NCAConfig(
+        size=64,
+        channels=8,
+        window=8,
+        n_windows=4,
+        steps=(64, 256),
+        hidden=4,
+        min_ratio=0.04,
+        independence=(0.6, 0.965),
+        inertia=(0.5, 2.0),
+        temperature=(0.3, 1.0),
+    ),
 }
+
+
+def check_trajectory(config: NCAConfig, n_ctx: int) -> None:
+    """Raise ValueError where sequences of n_ctx tokens cannot hold a frame and two tokens of the next, or where the
+    shortest trajectory fills none."""
+    least = config.frame_tokens + 2
+    if n_ctx < least:
+        cells = math.isqrt(max(n_ctx - 4, 0) // config.channels)
+        mend = f", or a window of {2 * cells}" if cells else ""
+        raise ValueError(
+            f"nca: n_ctx is {n_ctx}; expected at least {least}{mend}: a frame of {config.channels} channels × "
+            f"{config.read_size}×{config.read_size} cells has {config.frame_tokens} tokens, and the first is not scored"
+        )
+    if config.steps[0] < (least := frames_of_sequence(config, n_ctx)):
+        raise ValueError(
+            f"nca: steps are {config.steps[0]}, {config.steps[1]}; expected at least {least}: a sequence of "
+            f"{n_ctx} tokens reads so many frames of {config.frame_tokens}"
+        )
+
+
+def frames_of_sequence(config: NCAConfig, n_ctx: int) -> int:
+    """Frames that a sequence reads of, the last of them perhaps in part."""
+    return -(-n_ctx // config.frame_tokens)
 
 
 @dataclass(frozen=True)
@@ -117,6 +177,11 @@ class Rules:
     def n(self) -> int:
         return self.w_in.shape[0]
 
+    def select(self, which: slice | Tensor) -> Rules:
+        """Those of these places."""
+        tensors = (self.w_in, self.b_in, self.w_out, self.b_out, self.temperature, self.inertia)
+        return Rules(self.config, *(tensor[which] for tensor in tensors))
+
 
 def draw_rules(config: NCAConfig, n: int, generator: torch.Generator) -> Rules:
     """`n` rules on the generator's device: weights N(0, .5²), biases N(0, .1²), τ and b uniform in their ranges."""
@@ -130,7 +195,7 @@ def draw_rules(config: NCAConfig, n: int, generator: torch.Generator) -> Rules:
 
     return Rules(
         config,
-        w_in=normal(_TAPS * width, config.hidden) * WEIGHT_STD,
+        w_in=normal(TAPS * width, config.hidden) * WEIGHT_STD,
         b_in=normal(1, config.hidden) * BIAS_STD,
         w_out=normal(width, config.hidden) * WEIGHT_STD,
         b_out=normal(width, 1) * BIAS_STD,
@@ -147,7 +212,7 @@ def transition_logits(
     The convolution of a one-hot grid is a sum of 9·channels rows of W_in, gathered and never multiplied.
     """
     config, n = rules.config, rules.n
-    rows = _TAPS * config.channels * config.states
+    rows = TAPS * config.channels * config.states
     kernel = torch.arange(0, rows, config.states, device=grid.device, dtype=torch.int32)
     first = torch.arange(0, n * rows, rows, device=grid.device, dtype=torch.int32)
     neighbours = grid.flatten(1).index_select(1, _neighbours(config.channels, config.size, str(grid.device)))
@@ -173,31 +238,71 @@ def step(
     return (cumulative < cumulative[:, :, -1:] * uniform).sum(2, dtype=torch.int32)
 
 
-def simulate(rules: Rules, n_frames: int, generator: torch.Generator) -> Int32[Tensor, "rule frame channel cell"]:
-    """`n_frames` successive grids of each rule, after burn_in steps from states drawn uniformly."""
+def histories(
+    rules: Rules, n_frames: list[int], generator: torch.Generator
+) -> Iterator[Int32[Tensor, "rule channel cell"]]:
+    """Successive grids of all rules, after burn_in steps from states drawn uniformly; rule i has n_frames[i] of them,
+    from most to fewest, so that a grid that has ended is stepped no more."""
     config = rules.config
     shape = (rules.n, config.channels, config.size**2)
     grid = torch.randint(config.states, shape, generator=generator, device=generator.device, dtype=torch.int32)
     for _ in range(config.burn_in):
         grid = step(rules, grid, generator)
-    frames = [grid]
-    for _ in range(n_frames - 1):
-        frames.append(step(rules, frames[-1], generator))
-    return torch.stack(frames, dim=1)
+    yield grid
+    for t in range(1, n_frames[0]):
+        if (n := sum(length > t for length in n_frames)) < rules.n:
+            rules = rules.select(slice(n))
+        grid = step(rules, grid[:n], generator)
+        yield grid
 
 
-def patches(config: NCAConfig, frames: Int[Tensor, "n frame channel cell"]) -> Int32[Tensor, "n frame patch"]:
-    """Channel 0's 2×2 patches, row by row: id Σ v_i·states^i, i from the upper left over the row to the lower right."""
-    half = config.size // 2
-    values = rearrange(frames[:, :, 0], "n f (y p x q) -> n f (y x) (p q)", y=half, x=half, p=2, q=2)
-    place = torch.tensor([config.states**i for i in range(4)], device=frames.device)
+def draw_windows(config: NCAConfig, n: int, generator: torch.Generator) -> Int64[Tensor, "n window patch_cell"]:
+    """The cells that the windows of n grids read, 2×2 patch after patch: places of a lattice of windows that lies
+    anywhere on the torus, drawn without replacement, so that no two windows of a grid overlap."""
+    size, read, device = config.size, config.read_size, generator.device
+    per_side = size // read
+    lattice = torch.rand(n, per_side**2, generator=generator, device=device).argsort(1)[:, : config.n_windows]
+    corner = torch.randint(size, (n, 1, 2), generator=generator, device=device)
+    at = corner + read * torch.stack([lattice // per_side, lattice % per_side], -1)
+    side = torch.arange(read, device=device)
+    y, x = ((at[..., i, None] + side) % size for i in (0, 1))
+    return rearrange(y[..., :, None] * size + x[..., None, :], "n w (i p) (j q) -> n w (i j p q)", p=2, q=2)
+
+
+def patches(
+    config: NCAConfig, grid: Int[Tensor, "rule channel cell"], cells: Int64[Tensor, "rule window patch_cell"]
+) -> Int32[Tensor, "rule window patch"]:
+    """The 2×2 patches of each window, row by row, channel after channel: id Σ v_i·states^i, i from the upper left over
+    the row to the lower right."""
+    index = rearrange(cells, "r w k -> r 1 (w k)").expand(-1, config.channels, -1)
+    values = rearrange(grid.gather(2, index), "r c (w k i) -> r w (c k) i", w=cells.shape[1], i=4)
+    place = torch.tensor([config.states**i for i in range(4)], device=grid.device)
     return (values * place).sum(-1, dtype=torch.int32)
 
 
-def delimit(config: NCAConfig, frames: Int[Tensor, "n frame patch"], n_ctx: int) -> Int64[Tensor, "n n_ctx"]:
-    """Sequences START frame END START frame END … cut to n_ctx tokens: the last frame may lack its end."""
-    start = torch.full_like(frames[..., :1], config.start_id)
-    return torch.cat([start, frames, start + 1], dim=-1).flatten(1)[:, :n_ctx].long()
+def trajectories(
+    rules: Rules, cells: Int64[Tensor, "rule window patch_cell"], n_frames: list[int], generator: torch.Generator
+) -> list[Int32[Tensor, "window frame patch"]]:
+    """What the windows of each rule's grid read over n_frames[i] successive frames, from most to fewest."""
+    config = rules.config
+    shape = (rules.n, config.n_windows, n_frames[0], config.n_patches)
+    frames = torch.zeros(shape, dtype=torch.int32, device=generator.device)
+    for t, grid in enumerate(histories(rules, n_frames, generator)):
+        frames[: len(grid), :, t] = patches(config, grid, cells[: len(grid)])
+    return [of_rule[:, :n] for of_rule, n in zip(frames, n_frames, strict=True)]
+
+
+def delimit(config: NCAConfig, frames: Int[Tensor, "frame patch"], n_ctx: int) -> Int64[Tensor, "n n_ctx"]:
+    """Successive sequences START frame END START frame END … of n_ctx tokens, each from a frame's START on.
+
+    A frame that a sequence has no room for to its end begins the next: it is scored there where it broke off, and here
+    not, as every first frame. What is too short to be a sequence at the end is left out.
+    """
+    n_whole, n_read = n_ctx // config.frame_tokens, frames_of_sequence(config, n_ctx)
+    start = torch.full_like(frames[:, :1], config.start_id)
+    stream = torch.cat([start, frames, start + 1], dim=-1)
+    windows = stream.unfold(0, n_read, n_whole)  # [n, token of a frame, frame]
+    return rearrange(windows, "n token frame -> n (frame token)")[:, :n_ctx].long()
 
 
 def score_mask(config: NCAConfig, n: int, n_ctx: int, device: torch.device | str) -> Bool[Tensor, "n n_ctx"]:
@@ -218,177 +323,6 @@ def shuffle(
     shuffled = tokens.clone()
     shuffled[:, place] = tokens[:, place].gather(1, order)
     return shuffled
-
-
-def compression_ratios(frames: Int[Tensor, "n frame patch"]) -> Float[Tensor, " n"]:
-    """Each sequence's gzip-9 size over its size, as int32 bytes (little-endian) of the patch tokens, no delimiters.
-
-    The 18 bytes of gzip's header and trailer count: short sequences have higher ratios, see `calibration_table`.
-    """
-    rows = frames.flatten(1).to(torch.int32).cpu().numpy().astype("<i4")
-    return torch.tensor([len(zlib.compress(row.tobytes(), 9, wbits=31)) / row.nbytes for row in rows])
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Compression ratios of one kind of source, at one number of frames."""
-
-    source: str
-    ratio_mean: float
-    ratio_min: float
-    ratio_max: float
-    kept_share: float
-    """share of sequences within the config's band"""
-
-
-def calibration_table(
-    config: NCAConfig, n_frames: int, generator: torch.Generator, n: int = 256
-) -> tuple[Calibration, ...]:
-    """Ratios of `n` sequences of each source: cells uniform and independent; cells in one state with probability .8 and
-    else uniform over the others; constant; and the config's own rules."""
-
-    def cells(draw: Callable[..., Tensor]) -> Tensor:
-        return patches(config, draw((n, n_frames, 1, config.size**2)))
-
-    def uniform(shape: tuple[int, ...], low: int = 0) -> Tensor:
-        return torch.randint(low, config.states, shape, generator=generator, device=generator.device)
-
-    def dominant(shape: tuple[int, ...]) -> Tensor:
-        is_other = torch.rand(shape, generator=generator, device=generator.device) >= 0.8
-        return uniform(shape, low=1) * is_other
-
-    sources = {
-        "uniform": cells(uniform),
-        "dominant": cells(dominant),
-        "constant": cells(lambda shape: torch.zeros(shape, dtype=torch.int32, device=generator.device)),
-        "rules": patches(config, simulate(draw_rules(config, n, generator), n_frames, generator)),
-    }
-    table = []
-    for name, frames in sources.items():
-        ratios = compression_ratios(frames)
-        kept = _is_kept(config, ratios).float().mean().item()
-        table.append(Calibration(name, ratios.mean().item(), ratios.min().item(), ratios.max().item(), kept))
-    return tuple(table)
-
-
-class NCASampler:
-    """Batches of kept sequences, generated as they are asked for; the same interface as `WindowSampler`.
-
-    Rules are drawn in blocks, block j from (seed, j) alone; the kept sequences of successive blocks, in order, are the
-    stream that batches are cut from. A state is a block and a place in it, so that a resumed run reads what the
-    uninterrupted run reads, on the same kind of device (CPU and CUDA draw different numbers). Under data parallelism
-    every rank generates the same global batch and takes its own rows.
-    """
-
-    def __init__(
-        self,
-        config: NCAConfig,
-        n_ctx: int,
-        batch_size: int,
-        seed: int,
-        *,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        n_rules: int | None = None,
-    ) -> None:
-        """n_ctx: tokens per sequence, more than a frame. batch_size: sequences in a global batch, a multiple of
-        world_size. n_rules: candidates in a block; from the grid's size by default."""
-        if n_ctx <= config.frame_tokens + 1:
-            raise ValueError(
-                f"nca: n_ctx is {n_ctx}; want at least {config.frame_tokens + 2}: the first frame of "
-                f"{config.frame_tokens} tokens is not scored"
-            )
-        check_shard(batch_size, rank, world_size)
-        if seed < 0:
-            raise ValueError(f"sampler: seed is {seed}; want 0 or more")
-        # 256 grids of the default preset stay in a core's cache; larger grids are busy enough in smaller blocks
-        self.n_rules = n_rules or max(4, min(256, (1 << 18) // (config.channels * config.size**2)))
-        self.config, self.n_ctx, self.batch_size, self.seed = config, n_ctx, batch_size, seed
-        self.device, self.rank, self.world_size = torch.device(device), rank, world_size
-        self.n_candidates, self.n_kept = 0, 0
-        self._block, self._used = 0, 0  # the block being used, and how many of its sequences are
-        self._sequences: Tensor | None = None
-
-    @property
-    def kept_share(self) -> float:
-        """Share of the candidates so far that the filter kept; nan before the first batch."""
-        return self.n_kept / self.n_candidates if self.n_candidates else math.nan
-
-    def next_batch(self) -> tuple[Int64[Tensor, "rows n_ctx"], Bool[Tensor, "rows n_ctx"]]:
-        """The next batch's rows of this rank, and which of their tokens are scored, both on the device.
-
-        With losses per token [rows, n_ctx − 1] of the tokens from 1 on, the mask to use is mask[:, 1:].
-        Raises ValueError if the filter keeps nothing of 20,000 rules.
-        """
-        parts, missing = [], self.batch_size
-        while missing:
-            if self._sequences is None:
-                self._sequences = self._generate(self._block)
-                self.n_candidates += self.n_rules
-                self.n_kept += len(self._sequences)
-                if self.n_kept == 0 and self.n_candidates >= _HOPELESS:
-                    low, high = self.config.min_ratio, self.config.max_ratio
-                    raise ValueError(
-                        f"nca: none of {self.n_candidates} rules has a gzip ratio in {low} to {high}; want a wider band"
-                    )
-            part = self._sequences[self._used : self._used + missing]
-            parts.append(part)
-            missing -= len(part)
-            self._used += len(part)
-            if self._used == len(self._sequences):
-                self._block, self._used, self._sequences = self._block + 1, 0, None
-        n = self.batch_size // self.world_size
-        tokens = torch.cat(parts)[self.rank * n : (self.rank + 1) * n]
-        return tokens, score_mask(self.config, n, self.n_ctx, self.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands, and what it samples, as JSON holds it; the same for every rank."""
-        return {
-            "block": self._block,
-            "used": self._used,
-            "n_candidates": self.n_candidates,
-            "n_kept": self.n_kept,
-            "seed": self.seed,
-            "n_ctx": self.n_ctx,
-            "batch_size": self.batch_size,
-            "n_rules": self.n_rules,
-            "device": self.device.type,
-            "config": self.config.model_dump(mode="json"),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to `state`: the next batch is the one that would have followed it.
-
-        Raises ValueError if `state` is of another config, seed, shape or kind of device.
-        """
-        check_state(self.state_dict(), state, positions=("block", "used", "n_candidates", "n_kept"))
-        block, used = state["block"], state["used"]
-        # a block that was begun is made again, without being counted again
-        sequences = self._generate(block) if used else None
-        if sequences is not None and used >= len(sequences):
-            raise ValueError(f"sampler: state has used {used} of block {block}, which has {len(sequences)}; want less")
-        self._block, self._used, self._sequences = block, used, sequences
-        self.n_candidates, self.n_kept = state["n_candidates"], state["n_kept"]
-
-    def _generate(self, block: int) -> Int64[Tensor, "kept n_ctx"]:
-        generator = self._generator("rules", block)
-        n_frames = math.ceil(self.n_ctx / self.config.frame_tokens)
-        rules = draw_rules(self.config, self.n_rules, generator)
-        frames = patches(self.config, simulate(rules, n_frames, generator))
-        kept = _is_kept(self.config, compression_ratios(frames)).to(self.device)
-        tokens = delimit(self.config, frames[kept], self.n_ctx)
-        # from numbers of its own, so that the control has the very sequences that it is a control for
-        return shuffle(self.config, tokens, self._generator("order", block)) if self.config.shuffled else tokens
-
-    def _generator(self, purpose: str, block: int) -> torch.Generator:
-        base = int.from_bytes(hashlib.sha256(f"nca {purpose} {self.seed}".encode()).digest()[:7], "little")
-        # a sum, not another hash: torch's CPU generator reads 32 bits, and these differ for 2³² successive blocks
-        return torch.Generator(self.device).manual_seed(base + block)
-
-
-def _is_kept(config: NCAConfig, ratios: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    return (ratios >= config.min_ratio) & (ratios <= config.max_ratio)
 
 
 @lru_cache(maxsize=8)

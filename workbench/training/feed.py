@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from workbench.data.corpus import read_documents, split_documents
-from workbench.data.nca import NCASampler
+from workbench.data.nca_sampler import NCASampler
 from workbench.data.tokenizer import vocabulary_size
 from workbench.data.tokenizer_files import open_tokenizer, separator_text
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack_cached
@@ -103,7 +103,8 @@ def judging_batches(recipe: Recipe, index: int, feed: Feed, device: str) -> tupl
         windows = (evaluation_windows(feed, recipe), probe_windows(feed, recipe))
         return Batch(windows[0].to(device)), Batch(windows[1].to(device))
     n = max(recipe.data.n_held_out_windows, n_probe)
-    tokens, mask = NCASampler(automata(phase), recipe.model.n_ctx, n, HELD_OUT_SEED, device=device).next_batch()
+    unseen = automata(phase).model_copy(update={"seed": HELD_OUT_SEED})  # never the seed that the phase trains on
+    tokens, mask = NCASampler(unseen, recipe.model.n_ctx, n, HELD_OUT_SEED, device=device).next_batch()
     n_held_out = recipe.data.n_held_out_windows
     return Batch(tokens[:n_held_out], mask[:n_held_out, 1:]), Batch(tokens[:n_probe], mask[:n_probe, 1:])
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.data.nca_sampler import block_bytes
 from workbench.data.tokenizer import is_local
 from workbench.memory import peak_bytes
 from workbench.models import HookedLM
@@ -22,7 +23,7 @@ from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss
 from workbench.training.optimizers import Optimizer
-from workbench.training.recipe import Phase, Recipe, n_tokens_per_step, phase_model
+from workbench.training.recipe import Phase, Recipe, automata, n_tokens_per_step, phase_model
 
 TIMED_TOKENS = 2048  # a micro-batch of about this many tokens is timed
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
@@ -137,11 +138,12 @@ def _measure(model: HookedLM, recipe: Recipe, index: int, device: str, autocast:
             measure(model, made_up(recipe.monitor.n_sequences).tokens, recipe.monitor)
         on_device = max(at_peak, _peak(device))
         micro_s = _replays(RecordedGradients(model, phase, autocast), made_up(n_rows), device)
+    drawn = block_bytes(automata(phase), n_ctx, device) if phase.kind == "nca" else 0
     return PhaseCost(
         seconds=phase.n_steps * (phase.n_accumulation * scale * min(micro_s) + min(step_s)),
         checkpoint_bytes=weights + state,
-        memory_bytes=peak_bytes() + weights + state if is_cuda else at_peak,  # a checkpoint passes the host
-        device_bytes=on_device if is_cuda else None,
+        memory_bytes=peak_bytes() + weights + state if is_cuda else at_peak + drawn,  # a checkpoint passes the host
+        device_bytes=on_device + drawn if is_cuda else None,
     )
 
 

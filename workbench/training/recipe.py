@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from workbench.data.nca import PRESETS, NCAConfig
+from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
 from workbench.memory import check_memory
 from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, join_faults
 from workbench.runs import read_toml, shorten
@@ -59,7 +59,9 @@ class Phase(Frozen):
         description="routing of an AttnRes model: not used, kept from the phase before, or re-initialised",
     )
     nca: NCAConfig | None = Field(
-        default=None, description="which automata, or a preset's name; only with kind = nca, its defaults if none"
+        default=None,
+        description="which automata: a preset's name, or settings, in which `preset` names what they change; small if "
+        "none; only with kind = nca",
     )
     auxiliary: Auxiliary | None = Field(default=None, description="losses of a recurrent model; none: none")
     eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)
@@ -68,11 +70,13 @@ class Phase(Frozen):
     @field_validator("nca", mode="before")
     @classmethod
     def _of_that_name(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            value = {"preset": value}
+        if not isinstance(value, dict) or "preset" not in value:
             return value
-        if value not in PRESETS:
-            raise ValueError(f"nca: got {shorten(repr(value))}; want settings, or one of {', '.join(PRESETS)}")
-        return PRESETS[value]
+        if (name := value["preset"]) not in tuple(PRESETS):
+            raise ValueError(f"nca: got {shorten(repr(name))}; expected settings, or one of {', '.join(PRESETS)}")
+        return PRESETS[name].model_dump() | {key: of for key, of in value.items() if key != "preset"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Phase:
@@ -138,9 +142,13 @@ class Recipe(Frozen):
         if len(set(names)) < len(names):
             raise ValueError(f"phases: their names are {names}; want each name once")
         for i, phase in enumerate(self.phases):
-            n_least = automata(phase).frame_tokens + 2 if phase.kind == "nca" else 2
-            if self.model.n_ctx < n_least:
-                raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least {n_least} for phases.{i}")
+            if self.model.n_ctx < 2:
+                raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; expected at least 2 for phases.{i}")
+            if phase.kind == "nca":
+                try:
+                    check_trajectory(automata(phase), self.model.n_ctx)
+                except ValueError as error:
+                    raise ValueError(f"phases.{i}.{error}") from None
             if phase.auxiliary is not None:
                 check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
             if phase.vsm is not None and self.model.n_heads < 2:
@@ -152,7 +160,7 @@ class Recipe(Frozen):
 
 
 def automata(phase: Phase) -> NCAConfig:
-    """The automata of a phase, the defaults where it names none."""
+    """The automata of a phase, the small ones where it names none."""
     return phase.nca or NCAConfig()
 
 
@@ -246,6 +254,8 @@ def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     laid = dict(base)
     for key, value in changes.items():
         below = base.get(key)
+        if key == "nca" and isinstance(below, str) and isinstance(value, dict):
+            below = {"preset": below}
         if (
             isinstance(value, dict)
             and isinstance(below, dict)

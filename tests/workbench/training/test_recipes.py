@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import pytest
 import tomli_w
 
+from workbench.data.nca import PRESETS
 from workbench.models import HookedLM
 from workbench.training import Recipe, apply_overrides, build, load_recipe, parse_override, recipe_names
-from workbench.training.recipe import n_tokens_per_step, parse_recipe, phase_model
+from workbench.training.recipe import automata, n_tokens_per_step, parse_recipe, phase_model
 from workbench.training.vsm import Proportional, Sigmoid, Trapezoid
 
-LINEAGE = ("p1-adamw", "p3-muon", "nca-002", "p3-attnres", "nca-attnres", "lang-baseline", "lang-ddv1", "ddv1-reset")
+LINEAGE = (
+    "p1-adamw",
+    "p3-muon",
+    "nca-002",
+    "nca-003",
+    "p3-attnres",
+    "nca-attnres",
+    "lang-baseline",
+    "lang-ddv1",
+    "ddv1-reset",
+)
 JANUS = ("janus-v3-control", "janus-v3-adaptive", "janus-small")
 TINY = {
     "name": "tiny",
@@ -108,6 +120,36 @@ def test_numbers_of_the_first_paper():
     assert phase.schedule.floor * phase.optimizer.adamw.lr == pytest.approx(4e-5)
 
 
+def test_the_published_automata():
+    config = PRESETS["kotodama"]
+    assert (config.size, config.channels, config.states, config.d_vocab) == (64, 8, 10, 10_002)
+    assert (config.steps, config.inertia, config.temperature) == ((64, 256), (0.5, 2.0), (0.3, 1.0))
+    shuffled = automata(load_recipe("nca-shuffled").phases[0])
+    assert shuffled == automata(load_recipe("nca-002").phases[0]).model_copy(update={"shuffled": True})
+
+
+def test_automata_are_a_preset_and_what_differs(tmp_path):
+    base = tomli_w.dumps(load_recipe("nca-002-nano").model_dump(mode="json", exclude_none=True))
+    base = re.sub(r"\[phases\.nca\].*?\n\n", "", base, count=1, flags=re.DOTALL)
+    (tmp_path / "own.toml").write_text(base.replace('kind = "nca"', 'kind = "nca"\nnca = "kotodama"', 1).replace(
+        "n_ctx = 128", "n_ctx = 256"))  # fmt: skip
+    change = (
+        'name = "changed"\nbase = "own.toml"\n[[phases]]\nname = "nca"\nnca = {nca}\n[[phases]]\nname = "language"\n'
+    )
+    found = {}
+    for nca in ("{ shuffled = true }", '"small"', '{ preset = "small", hidden = 3 }'):
+        (tmp_path / "changed.toml").write_text(change.replace("{nca}", nca))
+        found[nca] = automata(load_recipe(tmp_path / "changed.toml").phases[0])
+    assert list(found.values()) == [
+        PRESETS["kotodama"].model_copy(update={"shuffled": True}),
+        PRESETS["small"],
+        PRESETS["small"].model_copy(update={"hidden": 3}),
+    ]
+    for name in ("default", ["small"], 3):
+        with pytest.raises(ValueError, match="nca: got .*expected settings, or one of small, kotodama"):
+            apply_overrides(load_recipe("nca-002-nano"), {"phases.0.nca": {"preset": name}})
+
+
 @pytest.mark.parametrize("name", LINEAGE)
 def test_numbers_of_the_second_paper(name):
     recipe = load_recipe(name)
@@ -115,12 +157,22 @@ def test_numbers_of_the_second_paper(name):
     assert (language.n_steps, n_tokens_per_step(recipe, -1)) == (45776, 131072)
     assert (language.z_loss, language.schedule.kind, language.schedule.n_warmup_steps) == (1e-5, "wsd", 2000)
     assert (language.optimizer.muon is None) == (name == "p1-adamw")
-    n_automata = {"nca-002": 300, "nca-attnres": 300, "lang-baseline": 721, "lang-ddv1": 852, "ddv1-reset": 852}
+    n_automata = {
+        "nca-002": 300,
+        "nca-003": 721,
+        "nca-attnres": 300,
+        "lang-baseline": 721,
+        "lang-ddv1": 852,
+        "ddv1-reset": 852,
+    }
     if name in n_automata:
         assert recipe.phases[0].n_steps * n_tokens_per_step(recipe, 0) / 1e6 == pytest.approx(
             n_automata[name], rel=1e-3
         )
         assert phase_model(recipe, 0).d_vocab == 10_002
+        seed = 42 if n_automata[name] == 300 else 17
+        assert automata(recipe.phases[0]) == PRESETS["kotodama"].model_copy(update={"seed": seed})
+        assert automata(load_recipe(f"{name}-nano").phases[0]) == PRESETS["small"]
     else:
         assert len(recipe.phases) == 1
     blocks = {
@@ -185,8 +237,8 @@ def test_another_controller_starts_from_its_defaults():
         ({"phases.0.optimizer.adamw.betas": [0.9, 1.0]}, "adamw.betas.1: Input should be less than 1"),
         ({"phases.².n_steps": 3}, "got '²' after 'phases'"),
         ({"phases.0.nca.size": 12}, 'got settings with kind = "language"'),
-        ({"phases.0.kind": "nca"}, "model.n_ctx: got 8; want at least 40 for phases.0"),
-        ({"model.n_ctx": 1}, "model.n_ctx: got 1; want at least 2"),
+        ({"phases.0.kind": "nca"}, "phases.0.nca: n_ctx is 8; expected at least 40, or a window of 4"),
+        ({"model.n_ctx": 1}, "model.n_ctx: got 1; expected at least 2"),
         ({"model.extensions.attn_res.boundaries": [0, 3]}, "boundaries: got .0, 3.; want layers that rise"),
         ({"model.extensions.attn_res.boundaries": [1, 0]}, "boundaries: got .1, 0.; want layers that rise"),
         ({"model.d_mlp": None}, "model.d_mlp"),

@@ -28,7 +28,7 @@ from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
 from workbench.models.load import load, weights_sha256
 from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, train
-from workbench.training.feed import open_feed
+from workbench.training.feed import Source, judging_batches, open_feed
 from workbench.training.loop import Trainer
 from workbench.training.plan import plan
 from workbench.training.recipe import parse_recipe, phase_model
@@ -107,6 +107,21 @@ def lineage(text: Path) -> Recipe:
         "checkpoint": {"every": 3, "keep": 1},
     }
     return parse_recipe(settings)
+
+
+def test_automata_with_a_seed_of_their_own_are_the_same_in_every_run_and_judged_on_others(text):
+    """A fixed seed fixes what is trained on; what judges stays what judges every run, and is not trained on."""
+    recipe = lineage(text)
+    seeded = apply_overrides(recipe, {"phases.0.nca.seed": 42})
+    feed = open_feed(recipe)
+    trained = [Source(seeded, 0, feed, seed, "cpu").next_batch().tokens for seed in (0, 1)]
+    assert torch.equal(*trained)
+    assert not torch.equal(trained[0], Source(recipe, 0, feed, 0, "cpu").next_batch().tokens)
+    judging = [judging_batches(of, 0, feed, "cpu")[0].tokens for of in (recipe, seeded)]
+    assert torch.equal(*judging)
+    source = Source(seeded, 0, feed, 0, "cpu")
+    read = {tuple(row.tolist()) for _ in range(8) for row in source.next_batch().tokens}
+    assert not {tuple(row.tolist()) for row in judging[0]} <= read
 
 
 def run(recipe: Recipe, out: Path, **settings) -> Path:
