@@ -241,8 +241,9 @@ def _read_with_base(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`: tables key by key, but a table of another `kind` in place of the base's. `phases`, where
-    given, are all of the phases: each starts from the base's phase of that name. Other lists are replaced."""
+    """`base` with `changes`: tables key by key, but a table of another `kind` in place of the base's, and "none" (TOML
+    has no null) for no value. `phases`, where given, are all of the phases: each starts from the base's phase of that
+    name. Other lists are replaced."""
     laid = dict(base)
     for key, value in changes.items():
         below = base.get(key)
@@ -256,7 +257,7 @@ def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             named = {str(phase.get("name")): phase for phase in below}
             laid[key] = [_lay_over(named.get(str(phase.get("name")), {}), phase) for phase in value]
         else:
-            laid[key] = value
+            laid[key] = None if value == "none" else value
     return laid
 
 
