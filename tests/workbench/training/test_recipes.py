@@ -295,8 +295,8 @@ def test_none_takes_away_what_a_base_gives(tmp_path):
     last = {"name": "language", "vsm": "none", "clip_norm": "none"}
     (found,) = load_recipe(written(tmp_path / "less.toml", name="less", base="whole.toml", phases=[last])).phases
     assert (found.vsm, found.clip_norm, found.batch_size) == (None, None, 2)
+    path = written(tmp_path / "a.toml", name="a", base="whole.toml", phases=[last | {"n_steps": "none"}])
     with pytest.raises(ValueError, match="n_steps: Input should be a valid integer"):
-        path = written(tmp_path / "a.toml", name="a", base="whole.toml", phases=[last | {"n_steps": "none"}])
         load_recipe(path)
 
 

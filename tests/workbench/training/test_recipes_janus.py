@@ -1,4 +1,4 @@
-"""The Janus recipes against what was published of their pressure, and against each other: what differs, and what not."""
+"""The Janus recipes against what was published of their pressure, and against each other."""
 
 from __future__ import annotations
 
