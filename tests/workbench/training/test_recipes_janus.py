@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workbench.training import load_recipe
+from workbench.training import load_recipe, recipe_names
 from workbench.training.vsm import Pressure, Trapezoid
 
 TELEMETRY = 0.225  # step 4,500 of 20,000
@@ -76,3 +76,13 @@ def test_the_controls_of_janus_small_differ_in_one_thing(size) -> None:
     assert path == "phases.0.vsm"
     assert load_recipe(f"janus-small-control{size}").phases[0].vsm is None
     assert between(f"janus-small{size}", f"janus-small-uniform{size}") == {"phases.0.vsm.steering": (3.0, 0.0)}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("janus-v3")])
+def test_janus_v3_reads_articles_and_the_official_split(name) -> None:
+    data = load_recipe(name).data
+    if name.endswith("-nano"):
+        assert (data.source, data.documents, data.held_out_split) == ("embedded", None, None)
+    else:
+        assert data.source == "Salesforce/wikitext:wikitext-103-raw-v1"
+        assert (data.documents, data.held_out_split) == ("articles", "validation")
