@@ -80,13 +80,16 @@ def read_parts(text: TextSource, separator: str | None = None) -> tuple[list[Doc
     Raises:
         ValueError: as `iter_documents`, and if nothing can be held out or the same split is trained on.
     """
-    settings: dict[str, Any] = {
-        "text_column": text.text_column, "separator": separator, "documents": text.documents
-    }  # fmt: skip
+
+    def read(split: str | None = None) -> list[Document]:
+        return read_documents(
+            text.source, text_column=text.text_column, separator=separator, documents=text.documents, split=split
+        )
+
     if text.held_out_split is None:
-        return split_documents(read_documents(text.source, **settings), text.held_out_fraction)
-    train, held_out = (read_documents(text.source, split=split, **settings) for split in _official_splits(text))
-    return train, held_out
+        return split_documents(read(), text.held_out_fraction)
+    train, held_out = _official_splits(text)
+    return read(train), read(held_out)
 
 
 def local_files(text: TextSource) -> list[Path]:
@@ -157,19 +160,16 @@ def iter_documents(
     if documents not in (None, "articles"):
         raise ValueError(f"data: got documents = {documents!r}; expected articles, or none")
     name = os.fspath(source)
-    files: Iterator[Iterator[Document]]  # of each file, what is stored in it: rows, lines or whole texts
-    path = Path(name).expanduser()
+    files: Iterable[Iterator[Document]]  # of each file, what is stored in it: rows, lines or whole texts
+    path, hub_name = Path(name).expanduser(), name.removeprefix("hub:")
     if name == "embedded":
         if split is not None:
             raise ValueError(f"data: embedded has no split {split!r}, nor any other; expected no data.held_out_split")
-        files, origin = iter([_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text")]), name
+        files, origin = [_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text")], name
     elif name and not name.startswith("hub:") and "\0" not in name and path.exists():
         files, origin = _read_path(path, text_column, separator, documents, split), path.name
     elif name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
-        files, origin = (
-            iter([_read_hub(name.removeprefix("hub:"), text_column, split)]),
-            name.removeprefix("hub:").split(":")[0],
-        )
+        files, origin = [_read_hub(hub_name, text_column, split)], hub_name.split(":")[0]
     else:
         raise ValueError(f"data: no file or folder {name!r}; want one, 'embedded', or the name of a hub data set")
     stored = itertools.chain.from_iterable(files)
