@@ -75,6 +75,7 @@ docs: .venv/installed
 	$(BIN)/python -m docs.claims
 	$(BIN)/python -m docs.faults
 	$(BIN)/python -m docs.numerics
+	$(BIN)/python -m docs.pressure
 
 clean:
 	rm -rf .venv build *.egg-info

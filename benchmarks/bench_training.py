@@ -32,8 +32,9 @@ N_STEPS = 10  # a turn
 
 def trainer_of(name: str, device: str = "cpu", graphs: bool = True, **changes: object) -> Trainer:
     """A trainer at its first step, on the embedded text, that measures nothing by itself."""
-    changes = {"data.source": "embedded", "data.tokenizer": "embedded", "data.held_out_fraction": 0.05} | changes
-    recipe = apply_overrides(load_recipe(name), changes)
+    embedded = {"source": "embedded", "tokenizer": "embedded", "held_out_fraction": 0.05}
+    embedded |= {"documents": None, "held_out_split": None}
+    recipe = apply_overrides(load_recipe(name), {f"data.{key}": value for key, value in embedded.items()} | changes)
     autocast = autocast_dtype(device, "auto")
     return Trainer(recipe, open_feed(recipe), Path(tempfile.mkdtemp()), 0, device, autocast=autocast, graphs=graphs)
 

@@ -90,6 +90,7 @@ def test_a_model_of_full_size_too(tmp_path: Path, name: str) -> None:
     tokenizer = "embedded-1024" if recipe.model.d_vocab < 4096 else "embedded"
     recipe = apply_overrides(recipe, {
         "data.source": "embedded", "data.tokenizer": tokenizer, "data.held_out_fraction": 0.05, "monitor.every": 0,
+        "data.documents": None, "data.held_out_split": None,
         **{f"phases.{i}.n_accumulation": 2 for i in range(len(recipe.phases))},
     })  # fmt: skip
     whole = train(recipe, tmp_path / "whole", device="cuda", progress=False)

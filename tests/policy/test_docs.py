@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs import claims, faults, numerics
+from docs import claims, faults, numerics, pressure
 from docs.build import PAGE, render
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,10 @@ def test_the_page_of_faults_is_current():
 
 def test_the_page_of_numerics_is_current():
     assert numerics.PAGE.read_text(encoding="utf-8") == numerics.render(), "run `make docs`"
+
+
+def test_the_picture_of_pressures_is_current():
+    assert pressure.PICTURE.read_text(encoding="utf-8") == pressure.draw(), "run `make docs`"
 
 
 def test_every_relative_link_of_the_docs_leads_somewhere():

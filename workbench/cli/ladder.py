@@ -26,7 +26,6 @@ def ladder(
 ) -> None:
     """Train a recurrent model without its mechanisms, then with one more each time, to see what each is worth."""
     from reports.tables import read_table, write_table
-    from workbench.data.corpus import TextSource
     from workbench.data.tokenizer_files import open_tokenizer
     from workbench.experiments.mechanisms import ladder as climb
     from workbench.experiments.mechanisms import ladder_recipes
@@ -49,9 +48,7 @@ def ladder(
         memory = {what: cost[what] for what in ("bytes_in_memory", "bytes_on_device") if what in cost}
         report(as_json=as_json, facts=facts | {"bytes_on_disk": n * cost["bytes_on_disk"]} | memory)
         return
-    text = TextSource(own.data.source, own.data.text_column, own.data.held_out_fraction)
-    tokenizer = open_tokenizer(own.data.tokenizer)
-    texts = read_texts(own.data.source, "held_out", max_bytes, text, tokenizer)
+    texts = read_texts(own.data.source, "held_out", max_bytes, own.data.text, open_tokenizer(own.data.tokenizer))
     resolved = own.model_dump(mode="json", exclude={"model": {"device"}})
     record = {"verb": "ladder", "recipe": resolved, "n_seeds": n_seeds, "max_bytes": max_bytes}
     with open_run(out or Path("runs/ladder"), record, resume=resume, device=device) as run:

@@ -151,16 +151,19 @@ def read_texts(
         UsageError: an unknown split.
         ValueError: a text that cannot be read, is not UTF-8, or has no held-out part.
     """
-    from workbench.data.corpus import as_trained, read_documents, split_documents
+    from workbench.data.corpus import as_trained, read_documents, read_parts
     from workbench.data.tokenizer_files import separator_text
 
     if split not in ("held_out", "train", "all"):
         raise UsageError(f"--split: got {split!r}; want held_out, train or all")
     read = as_trained(data, trained_on)
     separator = None if tokenizer is None else separator_text(tokenizer)
-    documents = read_documents(data, text_column=read.text_column, separator=separator)
-    if split != "all":
-        documents = split_documents(documents, read.held_out_fraction)[split == "held_out"]
+    if split == "all" and read.held_out_split is None:
+        settings = {"text_column": read.text_column, "separator": separator, "documents": read.documents}
+        documents = read_documents(read.source, **settings)
+    else:
+        train, held_out = read_parts(read, separator)
+        documents = {"train": train, "held_out": held_out, "all": train + held_out}[split]
     texts = [document.text for document in documents]
     n_bytes = sum(len(text.encode()) for text in texts)
     if max_bytes is None or n_bytes <= max_bytes:

@@ -143,16 +143,15 @@ def _numbers(text: str, what: str) -> list[float]:
 
 def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | None):
     """(windows to train on, windows to measure on): of the text's two parts, as many tokens as asked for, or all."""
-    from workbench.data.corpus import as_trained, read_documents, split_documents
+    from workbench.data.corpus import as_trained, read_parts
     from workbench.data.tokenizer_files import separator_text
     from workbench.data.tokens import held_out_windows, pack_cached
 
     if model.tokenizer is None:
         raise ValueError("data: this model has no tokenizer; want a model with one")
     width = _width(model, n_ctx)
-    parts, text = [], as_trained(data, model.trained_on)
-    documents = read_documents(data, text_column=text.text_column, separator=separator_text(model.tokenizer))
-    split = split_documents(documents, text.held_out_fraction)
+    parts = []
+    split = read_parts(as_trained(data, model.trained_on), separator_text(model.tokenizer))
     for part, n in zip(split, (n_tokens, n_eval_tokens), strict=True):
         packed = pack_cached(part, model.tokenizer)
         parts.append(held_out_windows(packed, width, max(1, n // width)))

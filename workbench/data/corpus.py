@@ -1,9 +1,11 @@
-"""Documents: read from the embedded text, files, folders or a hub, and split by document into train and held-out."""
+"""Documents: read from the embedded text, files, folders or a hub, and split into train and held-out, by document or as
+the text comes split."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -12,15 +14,21 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from workbench.data.articles import join_articles
 from workbench.data.foreign_files import refuse_pointer
+from workbench.data.splits import files_of_split, split_name, split_of
 from workbench.encoding import decode_text
 
 EMBEDDED = Path(__file__).parent / "embedded"
-SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".xz")) + (".parquet",)
+_PACKINGS = ("", ".gz", ".xz")
+SUFFIXES = tuple(f"{kind}{packing}" for kind in (".txt", ".jsonl") for packing in _PACKINGS) + (".parquet",)
+# lines too, as WikiText is distributed; read only where articles are asked for, since elsewhere .raw is a photograph
+LINE_SUFFIXES = tuple(f"{kind}{packing}" for kind in (".raw", ".tokens") for packing in _PACKINGS)
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+){0,2}$")
+_UNKNOWN_SPLIT = re.compile(r'Unknown split ".*"\. Should be one of \[(.*)\]')  # of the datasets library
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,11 @@ class TextSource:
     text_column: str = "text"
     """where its documents are rows"""
     held_out_fraction: float = 0.05
-    """share of its documents that was held out"""
+    """share of its documents that was held out, where no official split is named"""
+    documents: str | None = None
+    """"articles": its rows are lines, joined from one article's heading to the next; None: documents as stored"""
+    held_out_split: str | None = None
+    """its official split that was held out; None: a share of its documents"""
 
     def is_named(self, source: str | os.PathLike[str]) -> bool:
         """Whether `source` is this text: the same name, or the same file or folder."""
@@ -59,15 +71,74 @@ def as_trained(source: str | os.PathLike[str], trained_on: TextSource | None) ->
     return trained_on if trained_on is not None and trained_on.is_named(source) else TextSource(os.fspath(source))
 
 
+def read_parts(text: TextSource, separator: str | None = None) -> tuple[list[Document], list[Document]]:
+    """(train, held-out): the documents of a text's official splits where it names one to hold out, else of
+    `split_documents`.
+
+    Trained on is the split that the source names (NAME:CONFIG:SPLIT, wiki.train.raw), by default "train".
+
+    Raises:
+        ValueError: as `iter_documents`, and if nothing can be held out or the same split is trained on.
+    """
+
+    def read(split: str | None = None) -> list[Document]:
+        return read_documents(
+            text.source, text_column=text.text_column, separator=separator, documents=text.documents, split=split
+        )
+
+    if text.held_out_split is None:
+        return split_documents(read(), text.held_out_fraction)
+    train, held_out = _official_splits(text)
+    return read(train), read(held_out)
+
+
+def local_files(text: TextSource) -> list[Path]:
+    """The files that the two parts of a local text are read from; none where it is known by its name alone.
+
+    Raises:
+        ValueError: as `text_files` and `files_of_split`.
+    """
+    path = Path(text.source).expanduser()
+    if text.source == "embedded" or "\0" in text.source or not path.exists():
+        return []
+    files = text_files(path, text.documents)
+    if text.held_out_split is None:
+        return files
+    return [file for split in _official_splits(text) for file in files_of_split(path, files, split)]
+
+
+def _official_splits(text: TextSource) -> tuple[str, str]:
+    """Names of the official splits (trained on, held out) of a text that names one to hold out."""
+    path, held_out = Path(text.source).expanduser(), text.held_out_split
+    assert held_out is not None
+    if path.exists():
+        train = (split_of(PurePath(path.name)) if path.is_file() else None) or "train"
+    else:
+        train = (text.source.split(":")[3 if text.source.startswith("hub:") else 2 :] or ["train"])[0]
+    if split_name(held_out) == split_name(train):
+        raise ValueError(f"data: {text.source} is trained on its split {train!r}; expected another one held out")
+    return train, held_out
+
+
 def read_documents(
-    source: str | os.PathLike[str], *, text_column: str = "text", separator: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    text_column: str = "text",
+    separator: str | None = None,
+    documents: str | None = None,
+    split: str | None = None,
 ) -> list[Document]:
     """All documents of `source` in memory, in the source's order; see `iter_documents`."""
-    return list(iter_documents(source, text_column=text_column, separator=separator))
+    return list(iter_documents(source, text_column=text_column, separator=separator, documents=documents, split=split))
 
 
 def iter_documents(
-    source: str | os.PathLike[str], *, text_column: str = "text", separator: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    text_column: str = "text",
+    separator: str | None = None,
+    documents: str | None = None,
+    split: str | None = None,
 ) -> Iterator[Document]:
     """The documents of `source`, one at a time; blank texts are left out.
 
@@ -78,18 +149,31 @@ def iter_documents(
     Hugging Face hub, NAME[:CONFIG[:SPLIT]] with or without "hub:" before it (split "train" by default).
     Only a hub name uses the network, and where there is none the local cache is used; a data set's code is never run.
 
+    documents: None for documents as stored, or "articles": rows, and the lines of text files (.raw and .tokens too),
+    are joined into articles, see `join_articles`; `separator` then separates nothing.
+    split: only the documents of this official split: the hub's, or the files of that name, see `files_of_split`.
+
     Raises ValueError naming the file and the row: nothing there, nothing in it, not UTF-8, not JSON or Parquet, a
-    damaged archive, no such column, a value that is not text; and for a hub name that cannot be had.
+    damaged archive, no such column, a value that is not text, no article's heading; and for a hub name that cannot be
+    had or a split that is not there.
     """
+    if documents not in (None, "articles"):
+        raise ValueError(f"data: got documents = {documents!r}; expected articles, or none")
     name = os.fspath(source)
+    files: Iterable[Iterator[Document]]  # of each file, what is stored in it: rows, lines or whole texts
+    path, hub_name = Path(name).expanduser(), name.removeprefix("hub:")
     if name == "embedded":
-        return _non_empty(_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text"), name)
-    path = Path(name).expanduser()
-    if name and not name.startswith("hub:") and "\0" not in name and path.exists():
-        return _non_empty(_read_path(path, text_column, separator), name)
-    if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
-        return _non_empty(_read_hub(name.removeprefix("hub:"), text_column), name)
-    raise ValueError(f"data: no file or folder {name!r}; want one, 'embedded', or the name of a hub data set")
+        if split is not None:
+            raise ValueError(f"data: embedded has no split {split!r}, nor any other; expected no data.held_out_split")
+        files, origin = [_read_jsonl(EMBEDDED / "corpus.jsonl.xz", "embedded", text_column="text")], name
+    elif name and not name.startswith("hub:") and "\0" not in name and path.exists():
+        files, origin = _read_path(path, text_column, separator, documents, split), path.name
+    elif name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
+        files, origin = [_read_hub(hub_name, text_column, split)], hub_name.split(":")[0]
+    else:
+        raise ValueError(f"data: no file or folder {name!r}; want one, 'embedded', or the name of a hub data set")
+    stored = itertools.chain.from_iterable(files)
+    return _non_empty(stored if documents is None else _articles(files, origin, name), name)
 
 
 def split_documents(
@@ -173,21 +257,34 @@ def _non_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:
         raise ValueError(f"data: {name} holds no text; want at least one document that is not blank")
 
 
-def text_files(path: Path) -> list[Path]:
+def _articles(files: Iterable[Iterable[Document]], source: str, name: str) -> Iterator[Document]:
+    has_heading, is_blank = False, True
+    for title, text in join_articles((row.text for row in rows) for rows in files):
+        has_heading, is_blank = has_heading or bool(title), False
+        yield Document(source, title or name, text)
+    if not has_heading and not is_blank:
+        raise ValueError(
+            f"data: {name} has no article's heading; expected rows such as ' = Title = ' with blank rows around them, "
+            f"or no data.documents"
+        )
+
+
+def text_files(path: Path, documents: str | None = None) -> list[Path]:
     """The files that a local source is read from, sorted: the file itself, or those of a known kind in the folder.
 
     Raises:
         ValueError: neither file nor folder, or none of a known kind.
     """
+    suffixes = SUFFIXES if documents is None else (*SUFFIXES, *LINE_SUFFIXES)
     if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise ValueError(f"data: {path} is of no known kind; want one of {', '.join(SUFFIXES)}")
+        if not path.name.endswith(suffixes):
+            raise ValueError(f"data: {path} is of no known kind; want one of {', '.join(suffixes)}")
         return [path]
     if not path.is_dir():
         raise ValueError(f"data: {path} is neither file nor folder; want one of them")
-    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES) and not _is_hidden(f, path))
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(suffixes) and not _is_hidden(f, path))
     if not files:
-        raise ValueError(f"data: {path} holds no file to read; want files ending in {', '.join(SUFFIXES)}")
+        raise ValueError(f"data: {path} holds no file to read; want files ending in {', '.join(suffixes)}")
     return files
 
 
@@ -195,12 +292,17 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _read_path(path: Path, text_column: str, separator: str | None) -> Iterator[Document]:
-    for file in text_files(path):
-        yield from _read_file(file, path.name, text_column, separator)
+def _read_path(
+    path: Path, text_column: str, separator: str | None, documents: str | None, split: str | None
+) -> Iterator[Iterator[Document]]:
+    files = text_files(path, documents)
+    if split is not None:
+        files = files_of_split(path, files, split)
+    for file in files:
+        yield _read_file(file, path.name, text_column, separator, has_lines=documents is not None)
 
 
-def _read_file(file: Path, source: str, text_column: str, separator: str | None) -> Iterator[Document]:
+def _read_file(file: Path, source: str, text_column: str, separator: str | None, has_lines: bool) -> Iterator[Document]:
     if file.stat().st_size == 0:
         raise ValueError(f"data: {file} is empty; want text")
     refuse_pointer(file)
@@ -208,6 +310,9 @@ def _read_file(file: Path, source: str, text_column: str, separator: str | None)
         yield from _read_parquet(file, source, text_column)
     elif file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
         yield from _read_jsonl(file, source, text_column)
+    elif has_lines:
+        for number, line in enumerate(_lines(file), 1):
+            yield Document(source, f"{file.name}:{number}", line)
     else:
         text = "".join(_lines(file))
         parts = text.split(separator) if separator else [text]
@@ -280,18 +385,21 @@ def _rows(batch: Any, file: Path, n_before: int) -> Iterator[dict]:
                 raise ValueError(f"data: {place} is not UTF-8 ({error.reason}); want UTF-8 text") from None
 
 
-def _read_hub(name: str, text_column: str) -> Iterator[Document]:
+def _read_hub(name: str, text_column: str, split: str | None) -> Iterator[Document]:
     if not _HUB_NAME.match(name):
         raise ValueError(f"data: {name!r} is no hub name; want NAME[:CONFIG[:SPLIT]], NAME as owner/name")
     import datasets
 
     repository, *rest = name.split(":")
-    config, split = rest[0] if rest else None, rest[1] if len(rest) > 1 else "train"
+    config, split = rest[0] if rest else None, split or (rest[1] if len(rest) > 1 else "train")
     try:
         rows = datasets.load_dataset(repository, config, split=split, trust_remote_code=False)
     # the library and what it stands on raise some twenty kinds here, from a refused connection to an unknown split
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if there := _UNKNOWN_SPLIT.match(reason):
+            there = there[1].replace("'", "")
+            raise ValueError(f"data: {name} has no split {split!r}; expected one of {there}") from error
         raise ValueError(
             f"data: {name!r} is neither a file or folder here nor a hub data set that can be had ({reason}); "
             f"want a path that exists, a data set in the local cache, or a connection"

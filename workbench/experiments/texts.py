@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from workbench.data.corpus import as_trained, read_documents, split_documents
+from workbench.data.corpus import as_trained, read_parts
 from workbench.data.tokenizer_files import separator_text
 from workbench.data.tokens import TokenFile, pack_cached
 
@@ -42,7 +43,8 @@ def analysis_tokens(
         split: "held_out" or "train", cut by document as in training.
         seed: which window of each run.
         held_out_fraction: of the documents; none: as in the training of this model, where `data` is what a run of ours
-            was trained on, so that held-out text is what it never saw; a twentieth of any other text.
+            was trained on (its official split included), so that held-out text is what it never saw; a twentieth of any
+            other text.
         cache: where packed tokens are kept; the user's cache by default.
 
     Raises:
@@ -58,9 +60,9 @@ def analysis_tokens(
     if n_sequences < 1:
         raise ValueError(f"n_sequences: got {n_sequences}; want at least 1")
     text = as_trained(data, getattr(model, "trained_on", None))
-    documents = read_documents(data, text_column=text.text_column, separator=separator_text(tokenizer))
-    share = text.held_out_fraction if held_out_fraction is None else held_out_fraction
-    train, held_out = split_documents(documents, share)
+    if held_out_fraction is not None:
+        text = replace(text, held_out_fraction=held_out_fraction, held_out_split=None)
+    train, held_out = read_parts(text, separator_text(tokenizer))
     packed = pack_cached(train if split == "train" else held_out, tokenizer, cache)
     return _draw_windows(packed, n_sequences, length, seed, f"{data} ({split.replace('_', '-')})")
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -139,7 +140,11 @@ def _trained_on(recipe: Mapping[str, Any], file: Path) -> TextSource | None:
     if not isinstance(data, dict):
         return None
     values: list[Any] = [data.get(field.name) for field in fields(TextSource)]
-    if [type(value) for value in values] != [str, str, float]:
+    # the last two are absent where they are none, and in what older versions trained
+    if [type(value) for value in values[:3]] != [str, str, float] or not {type(v) for v in values[3:]} <= {
+        str,
+        NoneType,
+    }:
         raise ValueError(f"config: {file} has data {shorten(repr(values))}; want a text's")
     return TextSource(*values)
 

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor
 
-from workbench.data.corpus import read_documents, split_documents
+from workbench.data.corpus import read_parts
 from workbench.data.nca_sampler import NCASampler
 from workbench.data.tokenizer import vocabulary_size
 from workbench.data.tokenizer_files import open_tokenizer, separator_text
@@ -45,8 +45,7 @@ def open_feed(recipe: Recipe, cache: str | Path | None = None) -> Feed:
     """
     data = recipe.data
     tokenizer = open_tokenizer(data.tokenizer)
-    documents = read_documents(data.source, text_column=data.text_column, separator=separator_text(tokenizer))
-    train, held_out = split_documents(documents, data.held_out_fraction)
+    train, held_out = read_parts(data.text, separator_text(tokenizer))
     d_vocab, n_ctx = recipe.model.d_vocab, recipe.model.n_ctx
     if (size := vocabulary_size(tokenizer.backend_tokenizer)) > d_vocab:
         raise ValueError(f"tokenizer: {data.tokenizer} has {size} entries; want at most d_vocab = {d_vocab}")

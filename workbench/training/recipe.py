@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from workbench.data.corpus import TextSource
 from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
 from workbench.memory import check_memory
 from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, join_faults
@@ -33,10 +34,27 @@ class DataConfig(Frozen):
         default="embedded", description="'embedded' (4,096-entry BPE), 'gpt2', a file, a folder or a hub name"
     )
     text_column: str = Field(default="text", description="column of the text where documents are rows")
-    held_out_fraction: float = Field(default=0.05, description="share of documents never trained on", gt=0, lt=1)
+    documents: Literal["articles"] | None = Field(
+        default=None,
+        description="articles: rows are lines of WikiText, joined from one article's heading to the next; none: a "
+        "document per row, or text file",
+    )
+    held_out_fraction: float = Field(
+        default=0.05, description="share of documents never trained on, without a held_out_split", gt=0, lt=1
+    )
+    held_out_split: str | None = Field(
+        default=None,
+        description="official split kept to judge by (validation); none: a share of documents",
+        min_length=1,
+    )
     n_held_out_windows: int = Field(
         default=64, description="fixed windows of n_ctx tokens that the held-out loss is taken on", ge=1
     )
+
+    @property
+    def text(self) -> TextSource:
+        """How the text is read and split."""
+        return TextSource(self.source, self.text_column, self.held_out_fraction, self.documents, self.held_out_split)
 
 
 class Phase(Frozen):
@@ -249,8 +267,9 @@ def _read_with_base(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`: tables key by key, but a table of another `kind` in place of the base's. `phases`, where
-    given, are all of the phases: each starts from the base's phase of that name. Other lists are replaced."""
+    """`base` with `changes`: tables key by key, but a table of another `kind` in place of the base's, and "none" (TOML
+    has no null) for no value. `phases`, where given, are all of the phases: each starts from the base's phase of that
+    name. Other lists are replaced."""
     laid = dict(base)
     for key, value in changes.items():
         below = base.get(key)
@@ -266,7 +285,7 @@ def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             named = {str(phase.get("name")): phase for phase in below}
             laid[key] = [_lay_over(named.get(str(phase.get("name")), {}), phase) for phase in value]
         else:
-            laid[key] = value
+            laid[key] = None if value == "none" else value
     return laid
 
 

@@ -4,7 +4,8 @@ With V the heads' outputs flattened to [head, batch·pos·d_head] and L2-normali
 
     loss = Σ_ℓ λ_ℓ ‖G_ℓ − I‖_F,    λ_ℓ = λ ((ℓ+1)/L)^p,    σ = mean over heads of the mean |cos| to the others.
 
-`on = "pattern"` takes the attention maps [head, batch·query·key] in place of z.
+`on = "pattern"` takes the attention maps [head, batch·query·key] in place of z. Janus II (Belanger 2026) has p = 0 in
+its equation (1) and p = 3 in its code.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Fixed(Frozen):
 
 
 class Proportional(Frozen):
-    """λ rises linearly, then follows the measured redundancy σ (the P-controller of Adaptive)."""
+    """λ rises linearly (ignition), then follows the measured redundancy σ (the P-controller of Janus II's Adaptive)."""
 
     kind: Literal["proportional"] = Field(default="proportional", description="which controller this is")
     n_warmup_steps: int = Field(default=1500, description="steps of the linear rise", ge=0)
@@ -163,13 +164,13 @@ def attention_entropy(pattern: Float[Tensor, "batch head query key"]) -> Float[T
 
 
 def proportional_weight(cfg: Proportional, step: int, weight: float, last_sigma: float) -> float:
-    """λ of `step`, from the λ and the σ of the step before.
+    """λ of `step`, from the λ and the σ of the step before (Belanger 2026, listing 1, to the last bit).
 
-    step < n_warmup_steps: warmup_weight·step/n_warmup_steps. After that, at every multiple of `every`:
+    step < n_warmup_steps: warmup_weight·(step/n_warmup_steps). After that, at every multiple of `every`:
     clamp(λ + gain·(σ − target), 0, maximum); λ as it was in between.
     """
     if step < cfg.n_warmup_steps:
-        return cfg.warmup_weight * step / cfg.n_warmup_steps
+        return cfg.warmup_weight * (step / cfg.n_warmup_steps)
     if step % cfg.every == 0:
         return min(max(weight + cfg.gain * (last_sigma - cfg.target), 0.0), cfg.maximum)
     return weight

@@ -185,7 +185,7 @@ def test_a_hub_name_is_read_from_the_local_cache_offline_and_refused_without(tmp
         for name, column, words in (
             ("someone/absent", "text", "neither a file or folder here nor a hub data set"),
             ("someone/tiny:other", "text", "neither a file or folder here nor a hub data set"),
-            ("someone/tiny:default:test", "text", "Unknown split"),
+            ("someone/tiny:default:test", "text", "has no split 'test'; expected one of train"),
             ("someone/tiny", "body", "has no column 'body'; want one of text, title"),
             ("hub:../etc", "text", "is no hub name"),
         ):

@@ -79,9 +79,16 @@ def test_the_default_study_is_the_janus_pair() -> None:
 
 
 @pytest.mark.parametrize("size", ["", "-nano"])
-@pytest.mark.parametrize(("variant", "key", "value"), [("pattern", "on", "pattern"), ("uniform", "steering", 0.0)])
-def test_the_variants_of_the_pressure_differ_from_adaptive_in_one_setting(size, variant, key, value) -> None:
-    adaptive, other = (load_recipe(f"janus-v3-{name}{size}").model_dump() for name in ("adaptive", variant))
+@pytest.mark.parametrize(
+    ("first", "variant", "key", "value"),
+    [
+        ("adaptive", "pattern", "on", "pattern"),
+        ("adaptive", "uniform", "steering", 0.0),
+        ("pattern", "pattern-uniform", "steering", 0.0),
+    ],
+)
+def test_the_variants_of_the_pressure_differ_in_one_setting(size, first, variant, key, value) -> None:
+    adaptive, other = (load_recipe(f"janus-v3-{name}{size}").model_dump() for name in (first, variant))
     adaptive["phases"][0]["vsm"][key] = value
     for own in (adaptive, other):
         own.pop("name")

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+import wikitext_for_tests as wikitext
 from studies_for_tests import tables_of, write_place
 from threadpoolctl import threadpool_info
 from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench.cli.app import app
+from workbench.data.corpus import TextSource
 from workbench.experiments.study import executors, reuse, work
 from workbench.experiments.study import study as module
 from workbench.experiments.study.executors import JobsFailed, threads
@@ -222,15 +224,30 @@ def test_a_record_cannot_point_outside_its_study(tmp_path) -> None:
 
 
 def test_digests_of_texts(tmp_path) -> None:
-    assert digest_of_text("embedded") == digest_of_text("owner/name") == ""
+    def digest(source, **settings):
+        return digest_of_text(TextSource(str(source), **settings))
+
+    assert digest("embedded") == digest("owner/name") == ""
     (tmp_path / "a.txt").write_text("x")
-    file, folder = digest_of_text(str(tmp_path / "a.txt")), digest_of_text(str(tmp_path))
+    file, folder = digest(tmp_path / "a.txt"), digest(tmp_path)
     (tmp_path / "notes.md").write_text("not read")
-    assert digest_of_text(str(tmp_path)) == folder
+    assert digest(tmp_path) == folder
     (tmp_path / "b.txt").write_text("x")
-    assert digest_of_text(str(tmp_path)) != folder
+    assert digest(tmp_path) != folder
     (tmp_path / "a.txt").write_text("y")
-    assert digest_of_text(str(tmp_path / "a.txt")) != file
+    assert digest(tmp_path / "a.txt") != file
+
+
+@pytest.mark.parametrize("name", ["", "wiki.train.raw"])
+def test_digests_of_texts_that_come_split(tmp_path, name) -> None:
+    """Of the file that is held out as well, and not of those that are neither trained on nor held out."""
+    folder = wikitext.write_raw(tmp_path / "w")
+    text = TextSource(str(folder / name), documents="articles", held_out_split="validation")
+    before = digest_of_text(text)
+    (folder / "wiki.test.raw").write_text("of no account")
+    assert digest_of_text(text) == before != ""
+    (folder / "wiki.valid.raw").write_text(" = Other = \n")
+    assert digest_of_text(text) != before
 
 
 # --- models that do not go together

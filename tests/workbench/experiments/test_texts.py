@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import wikitext_for_tests as wikitext
 from models_for_tests import small_model
 
 from workbench.cli.reading import read_texts
-from workbench.data.corpus import read_documents, split_documents
+from workbench.cli.sae_train import _texts as sae_texts
+from workbench.data.corpus import Document, TextSource, read_documents, split_documents
 from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
+from workbench.experiments.study.jobs import Context, Job
+from workbench.experiments.study.recipe import StudyRecipe
+from workbench.experiments.study.work import texts_of, tokens_of
 from workbench.experiments.texts import analysis_tokens
 from workbench.models.load import load, wrap_tokenizer
+from workbench.runs import amend_manifest
 from workbench.training import train
+from workbench.training.feed import evaluation_windows, open_feed
 from workbench.training.recipe import parse_recipe
 
 
@@ -77,6 +85,74 @@ def test_a_model_of_ours_is_analysed_on_what_its_own_training_held_out(tmp_path)
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert len(read_texts(str(other), "held_out", None, model.trained_on)) == 10
+
+
+@pytest.fixture(scope="module")
+def of_wikitext(tmp_path_factory):
+    """(a run trained on the official split of a folder in WikiText's shape, that folder, its recipe)."""
+    place = tmp_path_factory.mktemp("wikitext")
+    folder = wikitext.write_raw(place / "w")
+    recipe = parse_recipe({
+        "name": "tiny",
+        "model": {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "d_mlp": 8, "n_ctx": 8, "d_vocab": 300},
+        "data": {"source": str(folder), "tokenizer": "embedded-300", "documents": "articles",
+                 "held_out_split": "validation"},
+        "phases": [{"n_steps": 1, "batch_size": 1}],
+        "monitor": {"every": 0},
+    })  # fmt: skip
+    return train(recipe, place / "run", device="cpu", progress=False, cache=place / "cache"), folder, recipe
+
+
+def test_every_reader_of_held_out_text_reads_the_official_split(of_wikitext, tmp_path, monkeypatch):
+    """Training, its log, `evaluate` and the like, windows to analyse, SAEs, studies."""
+    run, folder, recipe = of_wikitext
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    packed = {}
+    for split in ("train", "validation"):
+        documents = [Document("w", "", text) for text in wikitext.texts(split)]
+        packed[split] = pack(documents, load_tokenizer("embedded-300"), tmp_path / split)
+    train_ids, held_ids = (packed[split].tokens.tolist() for split in ("train", "validation"))
+    feed = open_feed(recipe)
+    assert (feed.train.tokens.tolist(), feed.held_out.tokens.tolist()) == (train_ids, held_ids)
+    n = len(held_ids) // 8
+    windows = [held_ids[i * 8 : i * 8 + 8] for i in range(n)]
+    assert evaluation_windows(feed, recipe).tolist() == windows
+
+    model = load(run, "cpu")
+    assert model.trained_on == recipe.data.text
+    for split, name in (("train", "train"), ("held_out", "validation")):
+        assert read_texts(str(folder), split, None, model.trained_on) == wikitext.texts(name)
+    assert read_texts(str(folder), "all", None, model.trained_on) == wikitext.texts("train") + wikitext.texts(
+        "validation"
+    )
+    assert analysis_tokens(model, folder, n_sequences=n).tolist() == windows
+    of_train = analysis_tokens(model, folder, n_sequences=len(train_ids) // 8, split="train")
+    assert of_train.flatten().tolist() == train_ids[: of_train.numel()]
+    # a share that is asked for is one of all that the source holds, as of any other text
+    assert analysis_tokens(model, folder, n_sequences=1, held_out_fraction=0.3).tolist()[0] not in windows
+    sae_windows = sae_texts(model, str(folder), 10**6, 10**6, None)
+    assert [part.tolist() for part in sae_windows] == [of_train.tolist(), windows]
+
+    study = StudyRecipe(name="s", models=("tiny",))
+    context, job = Context(study, (recipe,), tmp_path, "cpu"), Job("evaluation", "tiny", 0)
+    assert tokens_of(job, context, "held_out", 10**6).tolist() == windows
+    assert tokens_of(job, context, "train", 10**6).tolist() == of_train.tolist()
+    assert texts_of(job, context) == wikitext.texts("validation")
+
+
+def test_what_a_run_was_trained_on_before_there_were_official_splits_still_loads(of_wikitext, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(of_wikitext[0], run)
+    config = run / "config.toml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith(("documents", "held_out_split"))))
+    amend_manifest(run, ["config.toml"])
+    trained_on = load(run, "cpu").trained_on
+    assert trained_on == TextSource(str(of_wikitext[1]), held_out_fraction=0.05)
+    config.write_text("".join(lines).replace('documents = "articles"', "documents = 3"))
+    amend_manifest(run, ["config.toml"])
+    with pytest.raises(ValueError, match=r"config: .* has data .*3.*; want a text's"):
+        load(run, "cpu")
 
 
 @pytest.mark.parametrize("n", [1, 5, 7])

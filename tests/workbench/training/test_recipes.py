@@ -116,7 +116,7 @@ def test_numbers_of_the_first_paper():
     phase = small.phases[0]
     assert phase.n_steps * n_tokens_per_step(small, 0) == 20000 * 256 * 512
     assert phase.vsm is not None
-    assert (phase.vsm.on, phase.vsm.coherence, phase.vsm.controller) == ("pattern", 0.05, Trapezoid())
+    assert (phase.vsm.on, phase.vsm.steering, phase.vsm.coherence) == ("pattern", 3.0, 0.05)
     assert phase.schedule.floor * phase.optimizer.adamw.lr == pytest.approx(4e-5)
 
 
@@ -339,6 +339,17 @@ def test_a_base_gives_all_that_a_file_does_not_say(tmp_path):
     assert load_recipe(written(tmp_path / "own.toml", name="own", base="p3-muon-nano")).phases == (
         load_recipe("p3-muon-nano").phases
     )
+
+
+def test_none_takes_away_what_a_base_gives(tmp_path):
+    phase = TINY["phases"][0] | {"name": "language", "vsm": {"on": "z"}}
+    written(tmp_path / "whole.toml", **TINY | {"phases": [phase]})
+    last = {"name": "language", "vsm": "none", "clip_norm": "none"}
+    (found,) = load_recipe(written(tmp_path / "less.toml", name="less", base="whole.toml", phases=[last])).phases
+    assert (found.vsm, found.clip_norm, found.batch_size) == (None, None, 2)
+    path = written(tmp_path / "a.toml", name="a", base="whole.toml", phases=[last | {"n_steps": "none"}])
+    with pytest.raises(ValueError, match="n_steps: Input should be a valid integer"):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize(

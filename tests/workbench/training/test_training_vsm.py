@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -148,6 +150,43 @@ def test_pressure_follows_the_proportional_rule_over_a_run():
         assert pressure.start(step) == pytest.approx(weight, abs=1e-15)
         sigma = 0.3 * math.sin(step) ** 2
         pressure.observe(torch.tensor(sigma, dtype=torch.float64))
+
+
+def published_pressures(sigmas: Sequence[float | None], target: float, k: float, n_ignition: int) -> list[float]:
+    """What the controller printed in Janus II, appendix B, makes of a σ at every step (None: none was measured)."""
+    pressures, pressure = [], 0.0
+    for step, measured in enumerate(sigmas):
+        if step < n_ignition:  # open loop
+            pressure = 0.05 * (step / n_ignition)
+        elif measured is not None:  # closed loop: add a share of the error, stay within [0, .25]
+            pressure += k * (measured - target)
+            pressure = max(0.0, min(0.25, pressure))
+        pressures.append(pressure)
+    return pressures
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("every", "n_ignition"), [(50, 1500), (10, 300), (7, 300), (1, 0)])
+def test_the_controller_is_the_published_one_to_the_last_bit(seed, every, n_ignition):
+    """Over random σ, float32 as a training's, that drive λ to both of its limits and about between them."""
+    rng = np.random.default_rng(seed)
+    # of every update, the largest σ: below the target, until λ is 0; far above, until it is .25; then about the target
+    largest = np.repeat([1e-3] * 40 + [0.5] * 20 + [7e-3] * 60, every)
+    n_steps = n_ignition + len(largest)
+    measured = np.concatenate([np.full(n_ignition, 1e-3), largest]) * rng.uniform(0, 1, n_steps)
+    measured = torch.from_numpy(measured).float()
+    pressure = vsm.Pressure(vsm.Proportional(every=every, n_warmup_steps=n_ignition), n_steps)
+    found = []
+    for step in range(n_steps):
+        found.append(pressure.start(step))
+        pressure.observe(measured[step])
+    # every 50 steps the controller is told the σ of the step before
+    told = [float(measured[step - 1]) if step and step % every == 0 else None for step in range(n_steps)]
+    assert found == published_pressures(told, target=0.0035, k=0.5, n_ignition=n_ignition)
+    assert {0.0, 0.25} <= set(found[n_ignition:])
+    assert len(set(found[n_ignition:])) > 40
+    changes = [step for step in range(n_ignition + 1, n_steps) if found[step] != found[step - 1]]
+    assert all(step % every == 0 for step in changes)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.data.corpus import text_files
+from workbench.data.corpus import TextSource, local_files
 from workbench.data.tokenizer_files import open_tokenizer
 from workbench.experiments.study.jobs import Context, Job
 from workbench.experiments.study.work import settings_of, train_recipe
@@ -54,15 +54,15 @@ def _read_from_outside(job: Job, context: Context) -> dict[str, Any]:
     own = open_tokenizer(recipe.data.tokenizer)  # with what begins a text, as its files say
     tokenizer = hashlib.sha256(f"{own.backend_tokenizer.to_str()}\n{own.eos_token_id}".encode()).hexdigest()
     dump = recipe.model_dump(mode="json", exclude={"description": True, "model": {"device"}})
-    return {"recipe": dump, "text": digest_of_text(recipe.data.source), "tokenizer": tokenizer}
+    return {"recipe": dump, "text": digest_of_text(recipe.data.text), "tokenizer": tokenizer}
 
 
-def digest_of_text(source: str) -> str:
+def digest_of_text(text: TextSource) -> str:
     """SHA-256 over the names and bytes of a local text's files; "" for a text known by its name alone."""
-    path = Path(source).expanduser()
-    if source == "embedded" or "\0" in source or not path.exists():
+    files, folder = local_files(text), Path(text.source).expanduser().parent
+    if not files:
         return ""
-    lines = [f"{file.relative_to(path.parent).as_posix()} {sha256_file(file)}\n" for file in text_files(path)]
+    lines = [f"{file.relative_to(folder).as_posix()} {sha256_file(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -137,8 +137,9 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
         "command": command or f"workbench.study({recipe.name!r}, seeds={recipe.n_seeds})",
         "models": [_describe_model(job, context) for job in jobs if job.kind == "train"],
         "corpus": (
-            f"{own.data.source}: {feed.train.n_tokens:,} tokens to train on, {feed.held_out.n_tokens:,} held out by "
-            f"document, vocabulary {feed.train.d_vocab:,}"
+            f"{own.data.source}: {feed.train.n_tokens:,} tokens to train on, {feed.held_out.n_tokens:,} held out "
+            f"{'by document' if (split := own.data.held_out_split) is None else f'as its split {split}'}, vocabulary "
+            f"{feed.train.d_vocab:,}"
         ),
         "device": device_name(context),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

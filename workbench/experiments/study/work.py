@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reports.tables import write_table
 from sae.model import StackedSAE
-from workbench.data.corpus import read_documents, split_documents
+from workbench.data.corpus import read_parts
 from workbench.data.tokenizer_files import open_tokenizer, separator_text
 from workbench.data.tokens import held_out_windows
 from workbench.experiments.ablation.ablate import ablation_table, iterate_ablation, summary_table
@@ -155,10 +155,8 @@ def texts_of(job: Job, context: Context) -> list[str]:
 @functools.lru_cache(maxsize=1)
 def _held_out_texts(settings: str, n_bytes: int) -> tuple[str, ...]:
     data = DataConfig.model_validate_json(settings)
-    separator = separator_text(open_tokenizer(data.tokenizer))
-    documents = read_documents(data.source, text_column=data.text_column, separator=separator)
-    documents = split_documents(documents, data.held_out_fraction)[1]
-    texts = [document.text for document in documents]
+    held_out = read_parts(data.text, separator_text(open_tokenizer(data.tokenizer)))[1]
+    texts = [document.text for document in held_out]
     share = min(1.0, n_bytes / sum(len(text.encode()) for text in texts))
     return tuple(part for text in texts if (part := text[: int(len(text) * share)]))
 
