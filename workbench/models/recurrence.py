@@ -53,6 +53,15 @@ class RecurrentStream:
         """The tensor that sub-layers add to."""
         return self.x
 
+    @property
+    def n_positions(self) -> int:
+        """Number of positions."""
+        return self.x.shape[1]
+
+    def last(self, n: int) -> RecurrentStream:
+        """The stream at the last n positions; no pass goes on from it."""
+        return RecurrentStream(self.x[:, -n:])
+
     def repeated(self, n: int, running: Float[Tensor, "n_batch pos d_model"]) -> RecurrentStream:
         """This state n times over along the batch, with `running` in the stream's place."""
         parts = {
