@@ -12,6 +12,7 @@ from workbench.cli import options
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import report
 from workbench.cli.reading import parse_overrides
+from workbench.runs import CONFIG
 
 
 def train(
@@ -83,7 +84,18 @@ def train(
         graphs=graphs,
     )
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
-        report(as_json=as_json, out=path)
+        report(as_json=as_json, out=path, facts=_learned(path))
+
+
+def _learned(path: Path) -> dict[str, Any]:
+    """The list nearest to the boundaries that a finished run has learned; nothing where there are none."""
+    from workbench.models.load import load
+    from workbench.training.boundaries import learned_boundaries
+    from workbench.training.recipe import load_recipe
+
+    attn_res = load_recipe(path / CONFIG).model.extensions.attn_res
+    is_learned = attn_res is not None and attn_res.is_learned
+    return {"boundaries": list(learned_boundaries(load(path, device="cpu")))} if is_learned else {}
 
 
 def _overrides(settings: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:

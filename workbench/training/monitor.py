@@ -34,6 +34,9 @@ def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]
     n_stored = cfg.n_layers if recurrence is None else recurrence.n_unique
     per_layer = tuple(f"{name}.{layer}" for name in names for layer in range(cfg.n_layers))
     per_layer += tuple(f"{name}.{layer}" for name in stored for layer in range(n_stored))
+    attn_res = cfg.extensions.attn_res
+    if attn_res is not None and attn_res.is_learned:
+        per_layer += tuple(f"block_position.{layer}" for layer in range(cfg.n_layers))
     has_gate = recurrence is not None and recurrence.exit_gate != "off"
     return (*per_layer, "exit_depth") if has_gate else per_layer
 
@@ -58,6 +61,10 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
         found["exit_depth"] = float(exit_depth([cache[name].double() for name in gates]).mean())
     if monitor.use_ranks:
         found |= weight_ranks(model)
+    attn_res = model.cfg.extensions.attn_res
+    if attn_res is not None and attn_res.is_learned:
+        positions = model.boundaries.positions().tolist()
+        found |= {f"block_position.{layer}": position for layer, position in enumerate(positions)}
     return found
 
 

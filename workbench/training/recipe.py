@@ -54,9 +54,10 @@ class Phase(Frozen):
     )
     z_loss: float = Field(default=0.0, description="weight of logsumexp² in the loss", ge=0)
     vsm: Vsm | None = Field(default=None, description="head-orthogonality pressure; none: no pressure")
-    attn_res: Literal["off", "carry", "reset"] = Field(
+    attn_res: Literal["off", "carry", "reset", "freeze"] = Field(
         default="carry",
-        description="routing of an AttnRes model: not used, kept from the phase before, or re-initialised",
+        description="routing of an AttnRes model: not used, kept from the phase before, re-initialised (learned "
+        "boundaries are kept), or kept with learned boundaries made the nearest list and trained no further",
     )
     nca: NCAConfig | None = Field(
         default=None, description="which automata, or a preset's name; only with kind = nca, its defaults if none"
@@ -141,6 +142,8 @@ class Recipe(Frozen):
             n_least = automata(phase).frame_tokens + 2 if phase.kind == "nca" else 2
             if self.model.n_ctx < n_least:
                 raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; want at least {n_least} for phases.{i}")
+            if phase.attn_res == "freeze":
+                check_freeze(self, i)
             if phase.auxiliary is not None:
                 check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
             if phase.vsm is not None and self.model.n_heads < 2:
@@ -149,6 +152,16 @@ class Recipe(Frozen):
             if size and self.model.n_heads % size:
                 raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
         return self
+
+
+def check_freeze(recipe: Recipe, index: int) -> None:
+    """Raise ValueError unless boundaries were learned in the phase before phase `index`."""
+    attn_res = recipe.model.extensions.attn_res
+    if attn_res is None or not attn_res.is_learned or index == 0 or recipe.phases[index - 1].attn_res == "off":
+        raise ValueError(
+            f'phases.{index}.attn_res: got "freeze" without boundaries learned in a phase before; expected '
+            'boundaries = "learned" and such a phase, or "carry"'
+        )
 
 
 def automata(phase: Phase) -> NCAConfig:
@@ -266,10 +279,10 @@ def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """The recipe that nested settings describe. Raises ValueError naming `source` and every wrong key."""
-    from workbench.training.boundaries import with_profile  # it measures models, which this module describes
+    from workbench.training.boundaries import with_boundaries  # it measures models, which this module describes
 
     try:
-        return Recipe.model_validate(with_profile(data))
+        return Recipe.model_validate(with_boundaries(data))
     except ValidationError as error:
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
         if unknown:
