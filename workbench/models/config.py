@@ -192,11 +192,18 @@ class Recurrence(Frozen):
         default="off", description="per token and pass: computed (read), and freezing what has halted (act)"
     )
     n_routes: int | None = Field(default=None, description="directions that choose MLP gains; none: off", ge=1)
+    routes: Literal["free", "orthonormal"] = Field(
+        default="free",
+        description="those directions: columns of norm 1, or an orthonormal basis of the space they span",
+        exclude_if=is_default,
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Recurrence:
         if self.confidence and self.exit_gate == "off":
             raise ValueError('confidence: it reads the exit gate, which is off; want exit_gate = "read" or "act"')
+        if self.routes != "free" and self.n_routes is None:
+            raise ValueError(f'routes: got "{self.routes}" without routes; expected n_routes as well')
         between = {
             "carry_rank": self.carry_rank is not None,
             "confidence": self.confidence,
