@@ -19,6 +19,7 @@ from workbench.training.recipe import MonitorConfig
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
 MAP_ELEMENTS = 1 << 24  # attention weights held at once, per layer: 128 MiB in float64
+STATE_ELEMENTS = 1 << 23  # of one layer's states held at once: 64 MiB in float64, three times over
 GRAM_LIMIT = 1e-10  # smallest/largest eigenvalue above which σ through the Gram matrix is good to 1e-9 of Σσ
 
 
@@ -37,8 +38,9 @@ def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]
     attn_res = cfg.extensions.attn_res
     if attn_res is not None and attn_res.is_learned:
         per_layer += tuple(f"block_position.{layer}" for layer in range(cfg.n_layers))
-    has_gate = recurrence is not None and recurrence.exit_gate != "off"
-    return (*per_layer, "exit_depth") if has_gate else per_layer
+    if recurrence is not None and recurrence.exit_gate != "off":
+        per_layer += ("exit_depth",)
+    return (*per_layer, "trajectory_consistency") if monitor.use_trajectory else per_layer
 
 
 def _matrices(cfg: ModelConfig) -> list[str]:
@@ -59,6 +61,8 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     if gates:
         _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None)
         found["exit_depth"] = float(exit_depth([cache[name].double() for name in gates]).mean())
+    if monitor.use_trajectory:
+        found["trajectory_consistency"] = trajectory_consistency(model, tokens)
     if monitor.use_ranks:
         found |= weight_ranks(model)
     attn_res = model.cfg.extensions.attn_res
@@ -86,6 +90,36 @@ def weight_ranks(model: HookedLM) -> dict[str, float]:
             ranks_of = ranks_of_spectrum(spectrum.cpu().numpy())
             ranks |= {f"{rank}.{matrix}.{layer}": getattr(ranks_of, rank) for rank in RANKS}
     return ranks
+
+
+@torch.no_grad()
+def trajectory_consistency(model: HookedLM, tokens: Int[Tensor, "batch pos"]) -> float:
+    """Mean over tokens and layers of cos(d_ℓ, d_{ℓ+1}), d_ℓ = h_{ℓ+1} − h_ℓ: do layers go on, or turn back (zig-zag)?
+
+    h are a token's states, at `hook_embed` and every `hook_resid_post`; position 0 is left out. The statistic of
+    `probes.trajectory_consistency`, on single tokens where concept tables take means over templates, and with its
+    nulls: −½ for independent states, 0 for a random walk. Displacements of 0 are left out; nan where no cosine is left,
+    and in a model of one layer.
+    """
+    total, count = 0.0, 0
+    for part in tokens.split(max(1, STATE_ELEMENTS // (tokens.shape[1] * model.cfg.d_model))):
+        before: list[Tensor] = []  # the last state, and the last unit displacement
+
+        def add(state: Tensor, hook: object, before: list[Tensor] = before) -> None:
+            nonlocal total, count
+            state = exact(state[:, 1:])
+            if not before:
+                before.append(state.clone())
+                return
+            step = torch.nn.functional.normalize(state - before[0], dim=-1, eps=0.0)  # 0/0: nan
+            if len(before) == 2:
+                cosines = (step * before[1]).sum(-1)
+                total, count = total + float(cosines.nansum()), count + int((~cosines.isnan()).sum())
+            before[:] = [state.clone(), step]
+
+        names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
+        model.run_with_hooks(part, return_type=None, fwd_hooks=[(name, add) for name in names])
+    return total / count if count else math.nan
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from workbench.data.nca import PRESETS, NCAConfig
 from workbench.memory import check_memory
-from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, join_faults
+from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, is_default, join_faults
 from workbench.runs import read_toml, shorten
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
@@ -90,6 +90,11 @@ class MonitorConfig(Frozen):
     n_sequences: int = Field(default=8, description="windows of n_ctx tokens in the batch", ge=1)
     use_attention: bool = Field(default=True, description="attention maps too: sigma_pattern, head entropy, BOS mass")
     use_ranks: bool = Field(default=True, description="nuclear, stable and effective rank of every weight matrix")
+    use_trajectory: bool = Field(
+        default=False,
+        description="trajectory_consistency of the tokens' states over layers: below 0 they zig-zag",
+        exclude_if=is_default,
+    )
 
 
 class CheckpointConfig(Frozen):
