@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,11 @@ from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import report
 from workbench.cli.reading import parse_overrides
 from workbench.runs import CONFIG
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.training import Recipe
 
 
 def train(
@@ -67,7 +73,8 @@ def train(
         from workbench.training.plan import count_text, plan
 
         resolved = apply_overrides(load_recipe(recipe), overrides)
-        report(as_json=as_json, facts=plan(resolved, device=device, dtype=dtype) | count_text(resolved))
+        facts = plan(resolved, device=device, dtype=dtype) | count_text(resolved)
+        report(as_json=as_json, facts=facts, table=_per_gpu(resolved, dtype, fsdp))
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(
@@ -85,6 +92,20 @@ def train(
     )
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
         report(as_json=as_json, out=path, facts=_learned(path))
+
+
+def _per_gpu(recipe: Recipe, dtype: str, fsdp: bool) -> pd.DataFrame | None:
+    """What each of several GPUs would hold: with --fsdp, and where no step was tried."""
+    import pandas as pd
+    import torch
+
+    from workbench.training.footprint import footprints
+    from workbench.training.plan import is_planned_from_shapes
+
+    if not fsdp and not is_planned_from_shapes(recipe):
+        return None
+    autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU
+    return pd.DataFrame([asdict(footprint) for footprint in footprints(recipe, autocast)])
 
 
 def _learned(path: Path) -> dict[str, Any]:

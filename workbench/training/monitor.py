@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float64, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from probes.ranks import ranks_of_spectrum
 from workbench.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models import HookedLM, ModelConfig
+from workbench.models.config import n_stored_blocks
 from workbench.models.recurrence import exit_depth
 from workbench.training.optimizers import MATRIX_LAYOUT, to_matrix
 from workbench.training.recipe import MonitorConfig
@@ -31,10 +32,10 @@ def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]
     if monitor.use_attention:
         names += ["head_entropy", "head_entropy_std", "bos_mass"]
     stored = [f"{rank}.{matrix}" for matrix in _matrices(cfg) for rank in RANKS] if monitor.use_ranks else []
-    recurrence = cfg.extensions.recurrence
-    n_stored = cfg.n_layers if recurrence is None else recurrence.n_unique
+    recurrence, ranked = cfg.extensions.recurrence, monitor.rank_layers
+    ranked = range(n_stored_blocks(cfg)) if ranked is None else sorted(ranked)
     per_layer = tuple(f"{name}.{layer}" for name in names for layer in range(cfg.n_layers))
-    per_layer += tuple(f"{name}.{layer}" for name in stored for layer in range(n_stored))
+    per_layer += tuple(f"{name}.{layer}" for name in stored for layer in ranked)
     attn_res = cfg.extensions.attn_res
     if attn_res is not None and attn_res.is_learned:
         per_layer += tuple(f"block_position.{layer}" for layer in range(cfg.n_layers))
@@ -64,7 +65,7 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     if monitor.use_trajectory:
         found["trajectory_consistency"] = trajectory_consistency(model, tokens)
     if monitor.use_ranks:
-        found |= weight_ranks(model)
+        found |= weight_ranks(model, monitor.rank_layers)
     attn_res = model.cfg.extensions.attn_res
     if attn_res is not None and attn_res.is_learned:
         positions = model.boundaries.positions().tolist()
@@ -72,9 +73,9 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     return found
 
 
-def weight_ranks(model: HookedLM) -> dict[str, float]:
+def weight_ranks(model: HookedLM, layers: Collection[int] | None = None) -> dict[str, float]:
     """`{rank}.{matrix}.{layer}` for the ranks of every hidden matrix (all heads as one), e.g. `nuclear_rank.W_O.3`;
-    in a recurrent model of the unique blocks, as stored.
+    in a recurrent model of the unique blocks, as stored. layers: those to measure; None: all.
 
     Singular values in float64, through the Gram matrix where its condition allows, else by SVD.
     """
@@ -82,6 +83,8 @@ def weight_ranks(model: HookedLM) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if name.rsplit(".", 1)[-1].lstrip("_") in MATRIX_LAYOUT:
             _, layer, *_, leaf = name.split(".")
+            if layers is not None and int(layer) not in layers:
+                continue
             found[leaf.lstrip("_")].append((int(layer), to_matrix(name, exact(parameter))))
     ranks = {}
     for matrix, of_layers in found.items():

@@ -13,7 +13,16 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from workbench.data.nca import PRESETS, NCAConfig
 from workbench.memory import check_memory
-from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, is_default, join_faults
+from workbench.models.config import (
+    AttnRes,
+    Frozen,
+    ModelConfig,
+    check_size,
+    describe_errors,
+    is_default,
+    join_faults,
+    n_stored_blocks,
+)
 from workbench.runs import read_toml, shorten
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
@@ -90,6 +99,11 @@ class MonitorConfig(Frozen):
     n_sequences: int = Field(default=8, description="windows of n_ctx tokens in the batch", ge=1)
     use_attention: bool = Field(default=True, description="attention maps too: sigma_pattern, head entropy, BOS mass")
     use_ranks: bool = Field(default=True, description="nuclear, stable and effective rank of every weight matrix")
+    rank_layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="layers (stored blocks) whose matrices' ranks are measured; none: all",
+        exclude_if=is_default,
+    )
     use_trajectory: bool = Field(
         default=False,
         description="trajectory_consistency of the tokens' states over layers: below 0 they zig-zag",
@@ -143,6 +157,7 @@ class Recipe(Frozen):
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases: their names are {names}; want each name once")
+        check_rank_layers(self.monitor, self.model)
         for i, phase in enumerate(self.phases):
             n_least = automata(phase).frame_tokens + 2 if phase.kind == "nca" else 2
             if self.model.n_ctx < n_least:
@@ -157,6 +172,15 @@ class Recipe(Frozen):
             if size and self.model.n_heads % size:
                 raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
         return self
+
+
+def check_rank_layers(monitor: MonitorConfig, cfg: ModelConfig) -> None:
+    """Raise ValueError for a layer that is not stored, or one named twice."""
+    layers, n_stored = monitor.rank_layers or (), n_stored_blocks(cfg)
+    if len(set(layers)) < len(layers) or not all(0 <= layer < n_stored for layer in layers):
+        raise ValueError(
+            f"monitor.rank_layers: got {list(layers)}; expected layers from 0 to {n_stored - 1}, each once"
+        )
 
 
 def check_freeze(recipe: Recipe, index: int) -> None:
