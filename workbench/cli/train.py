@@ -36,7 +36,12 @@ def train(
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
     fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer state over the processes.")
+        bool,
+        typer.Option(
+            "--fsdp",
+            help="Under torchrun: shard weights and optimizer state over the processes. With --dry-run: what each of "
+            "1, 2, 4 and 8 GPUs would hold.",
+        ),
     ] = False,
     keep: Annotated[
         int | None,
