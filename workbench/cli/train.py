@@ -16,8 +16,6 @@ from workbench.cli.reading import parse_overrides
 from workbench.runs import CONFIG
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.training import Recipe
 
 
@@ -75,11 +73,7 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not resolve_device(device).startswith("cuda"):
         refuse_unused(ctx, "graphs", where="without a GPU for one process", expected="one process on a CUDA device")
     if dry_run:
-        from workbench.training.plan import count_text, plan
-
-        resolved = apply_overrides(load_recipe(recipe), overrides)
-        facts = plan(resolved, device=device, dtype=dtype) | count_text(resolved)
-        report(as_json=as_json, facts=facts, table=_per_gpu(resolved, dtype, fsdp))
+        _report_plan(apply_overrides(load_recipe(recipe), overrides), device, dtype, fsdp, as_json)
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(
@@ -99,18 +93,19 @@ def train(
         report(as_json=as_json, out=path, facts=_learned(path))
 
 
-def _per_gpu(recipe: Recipe, dtype: str, fsdp: bool) -> pd.DataFrame | None:
-    """What each of several GPUs would hold: with --fsdp, and where no step was tried."""
+def _report_plan(recipe: Recipe, device: str, dtype: str, fsdp: bool, as_json: bool) -> None:
+    """What the training would take; with --fsdp, or where no step was tried, also what each of several GPUs would."""
     import pandas as pd
     import torch
 
     from workbench.training.footprint import footprints
-    from workbench.training.plan import is_planned_from_shapes
+    from workbench.training.plan import count_text, is_planned_from_shapes, plan
 
-    if not fsdp and not is_planned_from_shapes(recipe):
-        return None
-    autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU
-    return pd.DataFrame([asdict(footprint) for footprint in footprints(recipe, autocast)])
+    facts, table = plan(recipe, device=device, dtype=dtype) | count_text(recipe), None
+    if fsdp or is_planned_from_shapes(recipe):
+        autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU
+        table = pd.DataFrame([asdict(footprint) for footprint in footprints(recipe, autocast)])
+    report(as_json=as_json, facts=facts, table=table)
 
 
 def _learned(path: Path) -> dict[str, Any]:

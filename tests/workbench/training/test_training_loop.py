@@ -21,14 +21,16 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
+from typer.testing import CliRunner
 
 import workbench
 from reports.tables import COLUMNS, read_table
+from workbench.cli.app import app
 from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
 from workbench.models.load import load, weights_sha256
-from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, train
+from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, learned_boundaries, train
 from workbench.training.feed import open_feed
 from workbench.training.loop import Trainer
 from workbench.training.plan import plan
@@ -311,7 +313,12 @@ def test_learned_boundaries_outlive_the_transition(text, tmp_path, routing):
     assert after_automata[[0, 3]] == pytest.approx([0, 1])
     is_frozen = routing == "freeze"
     assert set(last) <= {0.0, 1.0} if is_frozen else not set(last) <= {0.0, 1.0}
-    positions = load(out, device="cpu").boundaries.positions().tolist()
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+    common = ["--out", str(out), "--resume", "--device", "cpu", "--dtype", "float32", "--json"]
+    said = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.toml"), *common])
+    model = load(out, device="cpu")
+    assert json.loads(said.stdout) == {"boundaries": list(learned_boundaries(model)), "out": str(out)}
+    positions = model.boundaries.positions().tolist()
     assert last == pytest.approx(positions, abs=1e-6)
     state = load_file(out / "step_00000010" / "train_state.safetensors")
     assert ("optimizer/adamw/boundaries.increments/exp_avg" in state) == (not is_frozen)
