@@ -19,6 +19,11 @@ JANUS_V3 = {"rotary_adjacent_pairs": True, "tie_word_embeddings": True, "d_mlp":
 KOTODAMA = {"n_key_value_heads": 2, "use_qk_norm": True, "rotary_base": 5e5, "tie_word_embeddings": True, "d_mlp": 88}
 UNTIED = {"d_mlp": 88, "output_logits_soft_cap": 30.0}
 ATTN_RES = KOTODAMA | {"extensions": Extensions(attn_res=AttnRes(boundaries=(0, 2)))}
+ATTENTION_CHANNEL = KOTODAMA | {"extensions": Extensions(attn_res=AttnRes(boundaries=(0, 2), streams="attention"))}
+LEARNED = KOTODAMA | {"extensions": Extensions(attn_res=AttnRes(boundaries="learned", n_blocks=2))}
+LEARNED_CHANNEL = KOTODAMA | {
+    "extensions": Extensions(attn_res=AttnRes(boundaries="learned", n_blocks=2, streams="attention"))
+}
 EVERYTHING = Recurrence(
     n_unique=2, n_passes=3, attn_scale=True, mlp_scale=True, residual_mix=True, value_embed="value", resonance=True,
     carry_rank=4, confidence=True, memory=True, skips="mirror", td_rank=4, exit_gate="act", n_routes=3,
@@ -38,6 +43,9 @@ ARCHITECTURES = {
     "kotodama": KOTODAMA,
     "untied-softcap": UNTIED,
     "attn-res": ATTN_RES,
+    "attn-res-attention": ATTENTION_CHANNEL,
+    "attn-res-learned": LEARNED,
+    "attn-res-learned-attention": LEARNED_CHANNEL,
     "recurrent": RECURRENT,
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,10 @@ from workbench.cli import options
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import report
 from workbench.cli.reading import parse_overrides
+from workbench.runs import CONFIG
+
+if TYPE_CHECKING:
+    from workbench.training import Recipe
 
 
 def train(
@@ -29,7 +34,12 @@ def train(
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
     fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer state over the processes.")
+        bool,
+        typer.Option(
+            "--fsdp",
+            help="Under torchrun: shard weights and optimizer state over the processes. With --dry-run: what each of "
+            "1, 2, 4 and 8 GPUs would hold.",
+        ),
     ] = False,
     keep: Annotated[
         int | None,
@@ -63,10 +73,7 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not resolve_device(device).startswith("cuda"):
         refuse_unused(ctx, "graphs", where="without a GPU for one process", expected="one process on a CUDA device")
     if dry_run:
-        from workbench.training.plan import count_text, plan
-
-        resolved = apply_overrides(load_recipe(recipe), overrides)
-        report(as_json=as_json, facts=plan(resolved, device=device, dtype=dtype) | count_text(resolved))
+        _report_plan(apply_overrides(load_recipe(recipe), overrides), device, dtype, fsdp, as_json)
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(
@@ -83,7 +90,33 @@ def train(
         graphs=graphs,
     )
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes of torchrun, one speaks
-        report(as_json=as_json, out=path)
+        report(as_json=as_json, out=path, facts=_learned(path))
+
+
+def _report_plan(recipe: Recipe, device: str, dtype: str, fsdp: bool, as_json: bool) -> None:
+    """What the training would take; with --fsdp, or where no step was tried, also what each of several GPUs would."""
+    import pandas as pd
+    import torch
+
+    from workbench.training.footprint import footprints
+    from workbench.training.plan import count_text, is_planned_from_shapes, plan
+
+    facts, table = plan(recipe, device=device, dtype=dtype) | count_text(recipe), None
+    if fsdp or is_planned_from_shapes(recipe):
+        autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU
+        table = pd.DataFrame([asdict(footprint) for footprint in footprints(recipe, autocast)])
+    report(as_json=as_json, facts=facts, table=table)
+
+
+def _learned(path: Path) -> dict[str, Any]:
+    """The list nearest to the boundaries that a finished run has learned; nothing where there are none."""
+    from workbench.models.load import load
+    from workbench.training.boundaries import learned_boundaries
+    from workbench.training.recipe import load_recipe
+
+    attn_res = load_recipe(path / CONFIG).model.extensions.attn_res
+    is_learned = attn_res is not None and attn_res.is_learned
+    return {"boundaries": list(learned_boundaries(load(path, device="cpu")))} if is_learned else {}
 
 
 def _overrides(settings: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ RUNGS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "memory": {_SWITCH + "memory": False},
         "skips": {_SWITCH + "skips": "off"},
         "temporal difference": {_SWITCH + "td_rank": None, _LOSS + "td": 0.0},
-        "eigenspace routing": {_SWITCH + "n_routes": None},
+        "eigenspace routing": {_SWITCH + "n_routes": None, _SWITCH + "routes": "free"},
         "thermodynamic loss": {_LOSS + "thermodynamic": 0.0},
         "compression-aware loss": {_LOSS + "compression": 0.0},
     }

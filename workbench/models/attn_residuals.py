@@ -2,6 +2,19 @@
 
 h = Σ_i α_i v_i with α = softmax_i(w · RMSNorm(v_i)); w starts at zero, so that routing begins as the plain average.
 
+Which outputs the sums hold is `streams`. In `both`, the form of the published code (Kimi Team 2026, arXiv 2603.15031),
+attention and MLP outputs alike: the sources v_i are the embedding and the sums over blocks of layers, and a sub-layer
+reads h. In `attention`, the words of the Kotodama report (attention gets a channel of its own, beside the main
+stream), the sums hold attention outputs alone. With x₀ the embedding, a_j and m_j the outputs of layer j, B_i the
+layers of block i and S(ℓ) the sums that layer ℓ has before it:
+
+    u_ℓ = x₀ + Σ_{j<ℓ} m_j                                     the main stream, which nothing routes
+    v_i = Σ_{j∈B_i, j<ℓ} a_j,  i ∈ S(ℓ)                         the channel of attention
+    layer ℓ's attention reads u_ℓ + Σ_i α_i v_i; its MLP the same with a_ℓ in the current sum; the final norm likewise
+
+Layer 0's attention reads u_0 alone: nothing is in the channel yet, and there is no routing. With one block α is 1, and
+the model is the plain transformer.
+
 The finished sums are the same for every sub-layer of a block. So all its routings read them in one go, for their mean
 under each routing's softmax and its logsumexp (`CommittedMeans`); each then only lets the current sum in, by a weight
 sigmoid(score − logsumexp). The mixture is the same, and the reads of a block's sources are shared.
@@ -28,13 +41,15 @@ class RoutedStream:
     """The residual state of an attention-residual model.
 
     Attributes:
-        committed: the embedding and the sums of finished blocks, [batch pos d_model] each.
+        committed: the embedding (unless it is in `main`) and the sums of finished blocks, [batch pos d_model] each.
         partial: the current sum; None right after a commit (an empty sum is no source).
+        main: with streams = "attention" the embedding and MLP outputs, which nothing routes; else None.
         shared: where a forward pass keeps what its routings read of `committed` in common; None: each reads by itself.
     """
 
     committed: tuple[Float[Tensor, "batch pos d_model"], ...]
     partial: Float[Tensor, "batch pos d_model"] | None
+    main: Float[Tensor, "batch pos d_model"] | None = None
     shared: SharedMeans | None = None
 
     @property
@@ -42,23 +57,50 @@ class RoutedStream:
         """What routing chooses from, oldest first."""
         return self.committed if self.partial is None else (*self.committed, self.partial)
 
+    def enter(self) -> RoutedStream:
+        """The state as a new layer finds it."""
+        return self
+
     def commit(self) -> RoutedStream:
         """The state with its partial sum closed and an empty one begun."""
         assert self.partial is not None, "two boundaries with nothing between them"
         return replace(self, committed=(*self.committed, self.partial), partial=None)
 
+    def read(self, routing: Routing | None, hook: HookPoint | None) -> Float[Tensor, "batch pos d_model"]:
+        """What a sub-layer reads: the routed sums, and the main stream where there is one; without routing that one."""
+        if routing is None or hook is None or not self.sources:
+            assert self.main is not None, "only a channel of attention is empty at first"
+            return self.main
+        mixed = routing(self, hook)
+        return mixed if self.main is None else self.main + mixed
+
     @property
     def running(self) -> Float[Tensor, "batch pos d_model"]:
-        """The tensor that sub-layers add to."""
+        """The tensor that attention adds to."""
         assert self.partial is not None, "something has been added since the last commit"
         return self.partial
 
+    @property
+    def n_positions(self) -> int:
+        """Number of positions."""
+        return (self.sources[0] if self.main is None else self.main).shape[1]
+
+    def last(self, n: int) -> RoutedStream:
+        """The state at the last n positions."""
+        return RoutedStream(tuple(v[:, -n:] for v in self.committed), last(self.partial, n), last(self.main, n))
+
     def repeated(self, n: int, running: Float[Tensor, "n_batch pos d_model"]) -> RoutedStream:
         """This state n times over along the batch, with `running` as the current sum."""
-        return RoutedStream(tuple(v.repeat(n, 1, 1) for v in self.committed), running)
+        main = None if self.main is None else self.main.repeat(n, 1, 1)
+        return RoutedStream(tuple(v.repeat(n, 1, 1) for v in self.committed), running, main)
 
     def __add__(self, update: Tensor) -> RoutedStream:
+        """With an attention output in the current sum."""
         return replace(self, partial=update if self.partial is None else self.partial + update)
+
+    def add_mlp(self, update: Tensor) -> RoutedStream:
+        """With an MLP output where those go: the main stream where there is one, else the current sum."""
+        return self + update if self.main is None else replace(self, main=self.main + update)
 
 
 class Routing(nn.Module):
@@ -84,8 +126,8 @@ class Routing(nn.Module):
         scores = []
         for v in state.sources:
             # w · (norm ∘ v / rms(v)): the dot product and the mean square read v; a normalised v is never stored
-            wide = _wide(v)
-            scores.append((wide @ self.direction.to(wide.dtype)) * _inverse_rms(wide, self.eps))
+            wide = widened(v)
+            scores.append((wide @ self.direction.to(wide.dtype)) * inverse_rms_of(wide, self.eps))
         alpha = hook(torch.softmax(torch.stack(scores, dim=-1), dim=-1))
         mixed = torch.zeros_like(state.sources[0])
         for i, v in enumerate(state.sources):
@@ -133,7 +175,7 @@ class CommittedMeans(torch.autograd.Function):
     def forward(ctx: Any, directions: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(directions.device.type, enabled=False):
             v = _stacked(sources)
-            inverse_rms = _inverse_rms(v, eps)
+            inverse_rms = inverse_rms_of(v, eps)
             dots = v @ directions.to(v.dtype).T  # [batch·pos source routing]
             scores = dots * inverse_rms[..., None]
             logsumexp = scores.logsumexp(1)
@@ -169,8 +211,8 @@ class _LetIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, logsumexp: Tensor, partial: Tensor, direction: Tensor, eps: float) -> Tensor:
         with torch.autocast(direction.device.type, enabled=False):
-            v = _wide(partial)
-            inverse_rms = _inverse_rms(v, eps)
+            v = widened(partial)
+            inverse_rms = inverse_rms_of(v, eps)
             dots = v @ direction.to(v.dtype)
             weight = torch.sigmoid(dots * inverse_rms - logsumexp)
             mixed = torch.lerp(mean, v.to(mean.dtype), weight[..., None].to(mean.dtype))
@@ -181,7 +223,7 @@ class _LetIn(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         mean, partial, direction, inverse_rms, dots, weight = ctx.saved_tensors
         with torch.autocast(direction.device.type, enabled=False):
-            v, wide = _wide(partial), _wide(grad)
+            v, wide = widened(partial), widened(grad)
             grad_score = weight * (1 - weight) * ((v - mean) * wide).sum(-1)
             grad_dot = grad_score * inverse_rms
             along_v = grad_score * dots * inverse_rms.pow(3) / -v.shape[-1]
@@ -198,14 +240,18 @@ class _LetIn(torch.autograd.Function):
         )
 
 
-def _wide(x: Tensor) -> Tensor:
+def last(x: Tensor | None, n: int) -> Tensor | None:
+    return None if x is None else x[:, -n:]
+
+
+def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _inverse_rms(x: Float[Tensor, "*batch d_model"], eps: float) -> Float[Tensor, "*batch"]:
+def inverse_rms_of(x: Float[Tensor, "*batch d_model"], eps: float) -> Float[Tensor, "*batch"]:
     # of the norm, which is one pass over x; the mean of squares would write x² first
     return (torch.linalg.vector_norm(x, dim=-1).square() / x.shape[-1] + eps).rsqrt()
 
 
 def _stacked(sources: Iterable[Tensor]) -> Float[Tensor, "n source d_model"]:
-    return torch.stack([_wide(v).flatten(0, -2) for v in sources], dim=1)
+    return torch.stack([widened(v).flatten(0, -2) for v in sources], dim=1)

@@ -13,11 +13,13 @@ from transformer_lens.hook_points import HookPoint
 from workbench.models.attn_residuals import RoutedStream, Routing
 from workbench.models.config import ModelConfig
 from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, hook_copy, is_watched, per_head_copies
+from workbench.models.learned_blocks import SegmentedStream
 from workbench.models.recurrence import RecurrentStream
 
-# What flows between blocks: the plain residual stream [batch pos d_model], the sums that routing chooses from, or a
-# stream with what its passes left behind.
-State = Tensor | RoutedStream | RecurrentStream
+# What flows between blocks: the plain residual stream [batch pos d_model], the sums that routing chooses from (of
+# listed or of learned blocks), or a stream with what its passes left behind.
+Routed = RoutedStream | SegmentedStream
+State = Tensor | Routed | RecurrentStream
 
 
 class Block(nn.Module):
@@ -33,10 +35,15 @@ class Block(nn.Module):
         self.hook_mlp_in = HookPoint()  # [batch pos d_model]
         self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()  # [batch pos d_model]
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
-        if cfg.extensions.attn_res is not None:
-            self.is_boundary = layer in cfg.extensions.attn_res.boundaries
-            self.route_attn, self.route_mlp = Routing(cfg), Routing(cfg)
-            self.hook_route_attn, self.hook_route_mlp = HookPoint(), HookPoint()  # [batch pos source]
+        self.route_attn: Routing | None = None
+        self.hook_route_attn: HookPoint | None = None
+        if (attn_res := cfg.extensions.attn_res) is not None:
+            # a channel of attention alone is empty at layer 0: nothing to route, or to commit
+            has_sources = layer > 0 or attn_res.streams == "both"
+            self.is_boundary = has_sources and attn_res.commits(layer)
+            if has_sources:
+                self.route_attn, self.hook_route_attn = Routing(cfg), HookPoint()  # [batch pos source]
+            self.route_mlp, self.hook_route_mlp = Routing(cfg), HookPoint()
 
     def forward(self, state: State, cache: KeyValueCache | None = None, read_out: Callable | None = None) -> State:
         """The state after this layer. `read_out` turns a routed state into the stream hook_resid_post shows."""
@@ -44,8 +51,11 @@ class Block(nn.Module):
 
     def attend(self, state: State, cache: KeyValueCache | None = None) -> State:
         """The state after the attention sub-layer: what `feed_forward` continues from."""
-        if isinstance(state, RoutedStream):
-            resid_pre = self.hook_resid_pre(self.route_attn(state, self.hook_route_attn))
+        if isinstance(state, Routed):
+            state = state.enter()
+            read = state.read(self.route_attn, self.hook_route_attn)
+            # without routing it is the main stream itself, which goes on
+            resid_pre = hook_copy(self.hook_resid_pre, read) if self.route_attn is None else self.hook_resid_pre(read)
             state = state.commit() if self.is_boundary else state
             return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
         resid_pre = self.hook_resid_pre(state)
@@ -54,9 +64,9 @@ class Block(nn.Module):
 
     def feed_forward(self, state: State, read_out: Callable | None = None) -> State:
         """The state after the feed-forward sub-layer, from the one `attend` returns."""
-        if isinstance(state, RoutedStream):
-            resid_mid = self.hook_resid_mid(self.route_mlp(state, self.hook_route_mlp))
-            state = state + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+        if isinstance(state, Routed):
+            resid_mid = self.hook_resid_mid(state.read(self.route_mlp, self.hook_route_mlp))
+            state = state.add_mlp(self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid)))))
             if read_out is not None and is_watched(self.hook_resid_post):
                 self._show(read_out(state))
             return state

@@ -118,10 +118,48 @@ class MlpFields(Frozen):
     )
 
 
+def is_default(value: Any) -> bool:
+    """Whether a field added later says nothing: it is then not written, and older records read and hash the same."""
+    return value is None or value is False or value in ("both", "free")
+
+
 class AttnRes(Frozen):
     """Block attention residuals: routing over committed block sums instead of one running sum."""
 
-    boundaries: tuple[int, ...] = Field(description="layers at which the partial sum is committed; starts with 0")
+    boundaries: tuple[int, ...] | Literal["learned"] = Field(
+        description="layers at which the partial sum is committed, from 0 on; or learned, with n_blocks"
+    )
+    n_blocks: int | None = Field(
+        default=None, description="number of learned blocks; none with a list", ge=2, exclude_if=is_default
+    )
+    streams: Literal["both", "attention"] = Field(
+        default="both",
+        description="whose outputs enter the block sums; attention: the embedding and MLP outputs add up beside them",
+        exclude_if=is_default,
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> AttnRes:
+        if (self.boundaries == "learned") != (self.n_blocks is not None):
+            raise ValueError(
+                f"attn_res: got boundaries = {self.boundaries!r} with n_blocks = {self.n_blocks}; expected a list of "
+                'layers alone, or boundaries = "learned" with n_blocks'
+            )
+        return self
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the boundaries are trained."""
+        return self.n_blocks is not None
+
+    def commits(self, layer: int) -> bool:
+        """Whether a listed block begins at this layer."""
+        return not isinstance(self.boundaries, str) and layer in self.boundaries
+
+    @property
+    def n_sums(self) -> int:
+        """Number of blocks."""
+        return self.n_blocks or len(self.boundaries)
 
 
 class Recurrence(Frozen):
@@ -154,11 +192,18 @@ class Recurrence(Frozen):
         default="off", description="per token and pass: computed (read), and freezing what has halted (act)"
     )
     n_routes: int | None = Field(default=None, description="directions that choose MLP gains; none: off", ge=1)
+    routes: Literal["free", "orthonormal"] = Field(
+        default="free",
+        description="those directions: columns of norm 1, or an orthonormal basis of the space they span",
+        exclude_if=is_default,
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Recurrence:
         if self.confidence and self.exit_gate == "off":
             raise ValueError('confidence: it reads the exit gate, which is off; want exit_gate = "read" or "act"')
+        if self.routes != "free" and self.n_routes is None:
+            raise ValueError(f'routes: got "{self.routes}" without routes; expected n_routes as well')
         between = {
             "carry_rank": self.carry_rank is not None,
             "confidence": self.confidence,
@@ -225,7 +270,7 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
             if rotary_dim % 2 or rotary_dim > self.d_head:
                 raise ValueError(f"rotary_dim: got {rotary_dim}; want an even number ≤ d_head = {self.d_head}")
         if self.extensions.attn_res is not None:
-            check_boundaries(self.extensions.attn_res.boundaries, self.n_layers)
+            check_boundaries(self.extensions.attn_res, self.n_layers)
         check_ranks(self)
         if self.extensions.recurrence is not None:
             check_recurrence(self.extensions.recurrence, self)
@@ -265,21 +310,32 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
             raise ValueError(f"{source}: not JSON ({error}); want a model configuration") from error
 
 
+def n_stored_blocks(cfg: ModelConfig) -> int:
+    """Blocks with weights of their own: every layer's, or a recurrent model's unique ones."""
+    recurrence = cfg.extensions.recurrence
+    return cfg.n_layers if recurrence is None else recurrence.n_unique
+
+
 def least_bytes(cfg: ModelConfig) -> int:
     """Bytes of the large matrices that every model of these sizes has: no more than all of its weights."""
-    recurrence = cfg.extensions.recurrence
-    n_blocks = cfg.n_layers if recurrence is None else recurrence.n_unique
-    n_weights = cfg.d_model * (cfg.d_vocab + 2 * n_blocks * (cfg.d_mlp + cfg.n_heads * cfg.d_head))
+    n_weights = cfg.d_model * (cfg.d_vocab + 2 * n_stored_blocks(cfg) * (cfg.d_mlp + cfg.n_heads * cfg.d_head))
     return n_weights * cfg.dtype.itemsize
 
 
 def check_size(cfg: ModelConfig) -> None:
-    """Raise ValueError for a model that memory cannot hold."""
+    """Raise ValueError for a model that memory cannot hold; on meta, where there are shapes alone, any can be."""
+    if cfg.device == "meta":
+        return
     check_memory(f"a model of d_model = {cfg.d_model:,}", least_bytes(cfg), cfg.device)
 
 
-def check_boundaries(boundaries: tuple[int, ...], n_layers: int) -> None:
-    """Raise ValueError unless boundaries rise strictly from 0 and stay below n_layers."""
+def check_boundaries(attn_res: AttnRes, n_layers: int) -> None:
+    """Raise ValueError unless boundaries rise strictly from 0 and stay below n_layers, or there are enough layers."""
+    boundaries = attn_res.boundaries
+    if isinstance(boundaries, str):
+        if attn_res.n_sums > n_layers:
+            raise ValueError(f"attn_res.n_blocks: got {attn_res.n_sums}; expected at most n_layers = {n_layers}")
+        return
     rising = all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))
     if not boundaries or boundaries[0] != 0 or not rising or boundaries[-1] >= n_layers:
         raise ValueError(

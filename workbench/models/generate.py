@@ -11,7 +11,6 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from workbench.models.layers import KeyValueCache
-from workbench.models.recurrence import RecurrentStream
 from workbench.models.transformer import check_ours
 
 
@@ -144,12 +143,7 @@ def _draw_at(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor, "
 
 def last_positions(state: Any, n: int = 1) -> Any:
     """The state at the last n positions only: the unembedding need read no other."""
-    if isinstance(state, Tensor):
-        return state[:, -n:]
-    if isinstance(state, RecurrentStream):
-        return RecurrentStream(state.x[:, -n:])
-    partial = None if state.partial is None else state.partial[:, -n:]
-    return type(state)(tuple(v[:, -n:] for v in state.committed), partial)
+    return state[:, -n:] if isinstance(state, Tensor) else state.last(n)
 
 
 def _draw(

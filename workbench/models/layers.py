@@ -128,7 +128,8 @@ class Rotary(nn.Module):
 
 def _inverse_frequency(cfg: ModelConfig, dim: int) -> Float[Tensor, "half"]:
     """Radians per position of each pair; NTK-by-parts as published for Llama 3.1 (Peng et al. 2023, §3.2)."""
-    inverse = 1.0 / cfg.rotary_base ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    # on the CPU also while a model is built on meta: these are numbers, not weights
+    inverse = 1.0 / cfg.rotary_base ** (torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
     if cfg.use_NTK_by_parts_rope:
         wavelength = 2 * math.pi / inverse
         low = cfg.NTK_original_ctx_len / cfg.NTK_by_parts_low_freq_factor

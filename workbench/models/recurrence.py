@@ -53,6 +53,15 @@ class RecurrentStream:
         """The tensor that sub-layers add to."""
         return self.x
 
+    @property
+    def n_positions(self) -> int:
+        """Number of positions."""
+        return self.x.shape[1]
+
+    def last(self, n: int) -> RecurrentStream:
+        """The stream at the last n positions; no pass goes on from it."""
+        return RecurrentStream(self.x[:, -n:])
+
     def repeated(self, n: int, running: Float[Tensor, "n_batch pos d_model"]) -> RecurrentStream:
         """This state n times over along the batch, with `running` in the stream's place."""
         parts = {
@@ -286,14 +295,17 @@ def exit_depth(gates: Sequence[Float[Tensor, "batch pos"]]) -> Float[Tensor, "ba
 
 
 class Routes(nn.Module):
-    """MLP gain 1 + Σ_k α_k γ_k of a token, α = softmax(h D), h the MLP's normalised input, D with columns of norm 1.
+    """MLP gain 1 + Σ_k α_k γ_k of a token, α = softmax(h D), h the MLP's normalised input.
 
-    W_route [n_unique, d, k] ~ N(0, 1) before its columns are normalised; γ [L, k] zero.
+    D [d, k] is made of W_route [n_unique, d, k] ~ N(0, 1): its columns, each divided by its norm (`free`), or the Q of
+    its QR decomposition (`orthonormal`), so that h D are coordinates in one k-dimensional subspace, h's projection on
+    it is h D Dᵀ, and no direction repeats another. γ [L, k] zero.
     """
 
     def __init__(self, cfg: ModelConfig, recurrence: Recurrence) -> None:
         super().__init__()
         n_routes = recurrence.n_routes or 1
+        self.is_orthonormal = recurrence.routes == "orthonormal"
         self.W_route = _vector(recurrence.n_unique, cfg.d_model, n_routes, cfg=cfg)
         self.gain = _vector(cfg.n_layers, n_routes, cfg=cfg)
 
@@ -302,10 +314,29 @@ class Routes(nn.Module):
         _normal(self.W_route, 1.0, generator)
         self.gain.zero_()
 
+    def directions(self, index: int) -> Float[Tensor, "d_model route"]:
+        """D of unique block `index`."""
+        W = self.W_route[index]
+        return orthonormal(W) if self.is_orthonormal else F.normalize(W, dim=0)
+
     def forward(self, h: Tensor, layer: int, hook: HookPoint) -> Float[Tensor, "batch pos 1"]:
-        directions = F.normalize(self.W_route[layer % len(self.W_route)], dim=0)
+        directions = self.directions(layer % len(self.W_route))
         alpha = hook(torch.softmax((h @ directions.to(h.dtype)).to(h.dtype), dim=-1))
         return 1 + (alpha @ self.gain[layer].to(h.dtype)).to(h.dtype)[..., None]
+
+
+def orthonormal(W: Float[Tensor, "d_model k"]) -> Float[Tensor, "d_model k"]:
+    """Q of W = QR with a positive diagonal of R: an orthonormal basis of the span of W's columns, k ≤ d.
+
+    Gram–Schmidt, each column twice, which leaves rounding alone (Giraud et al. 2005); its gradient is autograd's.
+    """
+    columns: list[Tensor] = []
+    wide = W if W.dtype == torch.float64 else W.float()
+    for column in wide.unbind(1):
+        for q in columns * 2:
+            column = column - (q * column).sum() * q  # a sum stays in float32 under autocast, a product would not
+        columns.append(F.normalize(column, dim=0))
+    return torch.stack(columns, dim=1).to(W.dtype)
 
 
 class Pass(nn.Module):

@@ -16,11 +16,12 @@ from transformer_lens.hook_points import HookPoint
 from workbench.data.corpus import TextSource
 from workbench.data.tokenizer_files import begin_ids
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
-from workbench.models.block import Block, Blocks, State
+from workbench.models.block import Block, Blocks, Routed, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
 from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooking import CheckedHooks
 from workbench.models.layers import KeyValueCache, Norm, hook_copy
+from workbench.models.learned_blocks import Boundaries, SegmentedStream
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 
@@ -94,8 +95,10 @@ class HookedLM(CheckedHooks):
             self.blocks = Blocks(Block(cfg, layer) for layer in range(cfg.n_layers))
         else:
             build_chassis(self, cfg, cfg.extensions.recurrence)
-        if cfg.extensions.attn_res is not None:
+        if (attn_res := cfg.extensions.attn_res) is not None:
             self.route_final, self.hook_route_final = Routing(cfg), HookPoint()
+            if attn_res.is_learned:
+                self.boundaries = Boundaries(cfg, attn_res)
         self.ln_final, self.unembed = Norm(cfg), Unembed(cfg)
         self.setup()
         if seed is not None:
@@ -147,7 +150,7 @@ class HookedLM(CheckedHooks):
         for layer in range(start, stop):
             state = self.blocks[layer](state, past_kv_cache, self.read_out)
         if past_kv_cache is not None:
-            past_kv_cache.length += (state if isinstance(state, Tensor) else state.running).shape[1]
+            past_kv_cache.length += state.shape[1] if isinstance(state, Tensor) else state.n_positions
         if stop_at_layer is not None or return_type is None:
             return state
         extras = {"loss_mask": loss_mask, "z_loss": z_loss, "entropy_bonus": entropy_bonus}
@@ -161,8 +164,12 @@ class HookedLM(CheckedHooks):
         extensions = self.cfg.extensions
         if extensions.recurrence is not None:
             return self._recurrent_state(x, tokens, extensions.recurrence)
-        x = self._normed(x)
-        return x if extensions.attn_res is None else RoutedStream((), x)
+        x, attn_res = self._normed(x), extensions.attn_res
+        if attn_res is None:
+            return x
+        if attn_res.is_learned:
+            return SegmentedStream.of_embedding(x, self.boundaries)
+        return RoutedStream((), x) if attn_res.streams == "both" else RoutedStream((), None, x)
 
     def _recurrent_state(self, x: Tensor, tokens: Tensor, recurrence: Recurrence) -> RecurrentStream:
         second = self.mechanisms["value_embed"](tokens) if recurrence.value_embed != "off" else None  # type: ignore[index]
@@ -177,7 +184,8 @@ class HookedLM(CheckedHooks):
         """Every routing in order, with the number of finished sums that it reads."""
         n_committed = 0
         for block in self.blocks:
-            yield n_committed, block.route_attn
+            if block.route_attn is not None:
+                yield n_committed, block.route_attn
             n_committed += block.is_boundary
             yield n_committed, block.route_mlp
         yield n_committed, self.route_final
@@ -186,7 +194,7 @@ class HookedLM(CheckedHooks):
         """The stream that the unembedding would read if the model stopped at this state, before the final norm."""
         if isinstance(state, RecurrentStream):
             return state.x
-        return self.route_final(state, self.hook_route_final) if isinstance(state, RoutedStream) else state
+        return state.read(self.route_final, self.hook_route_final) if isinstance(state, Routed) else state
 
     def to_logits(self, state: State) -> Float[Tensor, "batch pos d_vocab"]:
         """Final norm and unembedding of a state."""
@@ -259,11 +267,18 @@ class HookedLM(CheckedHooks):
         return tokens.long()
 
     def _checked_state(self, state: Any) -> State:
-        wanted = RecurrentStream if self.cfg.extensions.recurrence is not None else None
-        if wanted is not None and not isinstance(state, wanted):
+        extensions = self.cfg.extensions
+        if extensions.recurrence is not None:
+            kind, held = RecurrentStream, "what the passes of a recurrent model left behind"
+        elif extensions.attn_res is not None:
+            kind = SegmentedStream if extensions.attn_res.is_learned else RoutedStream
+            held = "the sums that attention residuals route"
+        else:
+            return state
+        if not isinstance(state, kind):
             raise ValueError(
                 f"start_at_layer: got a {type(state).__name__}; want a state from stop_at_layer or embed_state, "
-                "which holds what the passes of a recurrent model left behind"
+                f"which holds {held}"
             )
         return state
 

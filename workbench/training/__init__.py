@@ -1,5 +1,6 @@
 """Training: recipes, the loop over their phases, head-orthogonality pressure, checkpoints and exact resume."""
 
+from workbench.training.boundaries import learned_boundaries
 from workbench.training.interrupts import Interrupted
 from workbench.training.loop import NonFiniteLoss, build, train
 from workbench.training.recipe import Recipe, apply_overrides, load_recipe, parse_override, recipe_names
@@ -10,6 +11,7 @@ __all__ = [
     "Recipe",
     "apply_overrides",
     "build",
+    "learned_boundaries",
     "load_recipe",
     "parse_override",
     "recipe_names",

@@ -1,16 +1,20 @@
-"""Where attention residuals commit, read off a trained model: layers of like stable rank make a block."""
+"""Where attention residuals commit, read off a trained model: layers of like stable rank make a block, or the blocks
+that were trained with the routing, each layer in the nearest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from workbench.models import HookedLM
 from workbench.models.load import load
 from workbench.training.monitor import weight_ranks
 
-FORM = "profile:N:MODEL"
+FORMS = "learned, learned:MODEL or profile:N:MODEL"
+NO_STEP = -1e4  # of a logit: its exponential is 0 in every dtype
 
 
 def segment(profile: Sequence[float], n_blocks: int) -> tuple[int, ...]:
@@ -28,17 +32,56 @@ def segment(profile: Sequence[float], n_blocks: int) -> tuple[int, ...]:
     if not all(map(math.isfinite, profile)):
         raise ValueError(f"boundaries: got the profile {list(profile)}; want finite numbers")
     spread = [[_spread(profile[i:j]) for j in range(n + 1)] for i in range(n)]
+    return _cheapest_runs(n, n_blocks, lambda block, i, j: spread[i][j])
+
+
+def nearest_boundaries(positions: Sequence[float], n_blocks: int) -> tuple[int, ...]:
+    """First layers of the n_blocks runs of layers with the least Σ_ℓ (position of ℓ − number of its run)².
+
+    Where rounding the positions leaves no block out, this is rounding. Of equal sums the one whose last blocks start
+    earliest.
+    """
+    n = len(positions)
+    assert 1 <= n_blocks <= n, (n_blocks, n)
+    return _cheapest_runs(
+        n, n_blocks, lambda block, i, j: math.fsum((position - block) ** 2 for position in positions[i:j])
+    )
+
+
+def _cheapest_runs(n: int, n_blocks: int, cost: Callable[[int, int, int], float]) -> tuple[int, ...]:
+    """First layers of the n_blocks runs that n layers are cut into with the least Σ cost(block, first, behind last)."""
     # least[j]: the least sum over the layers before j in so many blocks, and the boundaries that give it
     least: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(math.inf, ())] * n
-    for _ in range(n_blocks):
+    for block in range(n_blocks):
         least = [(math.inf, ())] + [
             min(
-                ((least[i][0] + spread[i][j], (*least[i][1], i)) for i in range(j)),
+                ((least[i][0] + cost(block, i, j), (*least[i][1], i)) for i in range(j)),
                 key=lambda found: (found[0], found[1][::-1]),
             )
             for j in range(1, n + 1)
         ]
     return least[n][1]
+
+
+def learned_boundaries(model: HookedLM) -> tuple[int, ...]:
+    """The list of boundaries nearest to those that `model` has learned (`nearest_boundaries`): the list to freeze.
+
+    Raises:
+        ValueError: a model without learned boundaries.
+    """
+    attn_res = model.cfg.extensions.attn_res
+    if attn_res is None or not attn_res.is_learned:
+        raise ValueError(f"boundaries: {model.cfg.model_name} has none that were learned; expected a model that has")
+    return nearest_boundaries(model.boundaries.positions().tolist(), attn_res.n_sums)
+
+
+@torch.no_grad()
+def freeze(model: HookedLM) -> None:
+    """Replace the learned boundaries of `model` by the nearest list: every step is 0 or 1 from then on."""
+    increments = model.boundaries.increments
+    starts = learned_boundaries(model)[1:]
+    increments.fill_(NO_STEP)
+    increments[torch.tensor(starts, device=increments.device) - 1] = 0.0
 
 
 def stable_rank_profile(model: HookedLM) -> list[float]:
@@ -51,27 +94,30 @@ def stable_rank_profile(model: HookedLM) -> list[float]:
     return [math.fsum(values) / len(values) for values in of_layers]
 
 
-def with_profile(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe's nested settings with `attn_res.boundaries = "profile:N:MODEL"` made the N boundaries of that model.
+def with_boundaries(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe's nested settings with `attn_res.boundaries` read off a model where they name one.
 
-    MODEL: a run directory, or whatever `load` takes. All other settings come back as they are.
+    "profile:N:MODEL" becomes N boundaries by that model's stable ranks, "learned:MODEL" the list nearest to those that
+    it has learned. MODEL: a run directory, or whatever `load` takes. All other settings come back as they are.
 
     Raises:
-        ValueError: for another form, a model that cannot be read, or one of another depth.
+        ValueError: for another form, a model that cannot be read, one of another depth, or without learned boundaries.
     """
     text = _at(settings, "model", "extensions", "attn_res", "boundaries")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or text == "learned":
         return settings
     word, _, rest = text.partition(":")
-    n_blocks, _, source = rest.partition(":")
-    if word != "profile" or not n_blocks.isdecimal() or not source:
-        raise ValueError(f"attn_res.boundaries: got {text!r}; want a list of layers, or {FORM}")
+    n_blocks, _, profiled = rest.partition(":")
+    is_profile = word == "profile" and n_blocks.isdecimal() and bool(profiled)
+    if not is_profile and not (word == "learned" and rest):
+        raise ValueError(f"attn_res.boundaries: got {text!r}; expected a list of layers, {FORMS}")
+    source = profiled if is_profile else rest
     model, n_layers = load(source, device="cpu"), _at(settings, "model", "n_layers")
     if model.cfg.n_layers != n_layers:
         raise ValueError(f"attn_res.boundaries: {source} has {model.cfg.n_layers} layers; want {n_layers}")
-    found = {"boundaries": segment(stable_rank_profile(model), int(n_blocks))}
+    found = segment(stable_rank_profile(model), int(n_blocks)) if is_profile else learned_boundaries(model)
     extensions = settings["model"]["extensions"]
-    attn_res = {**extensions["attn_res"], **found}
+    attn_res = {**extensions["attn_res"], "boundaries": found, "n_blocks": None}
     return {**settings, "model": {**settings["model"], "extensions": {**extensions, "attn_res": attn_res}}}
 
 
@@ -83,6 +129,6 @@ def _at(settings: Any, *keys: str) -> Any:
 
 def _spread(values: Sequence[float]) -> float:
     if not values:
-        return math.inf  # a block holds a layer
+        return 0.0
     mean = math.fsum(values) / len(values)
     return math.fsum((v - mean) ** 2 for v in values)

@@ -19,6 +19,7 @@ from torch import Tensor
 from workbench.models import HookedLM
 from workbench.models.load import resolve_device
 from workbench.runs import open_run
+from workbench.training.boundaries import freeze
 from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
@@ -381,12 +382,16 @@ class Trainer:
                 redraw_tables=phases[index].kind != phases[index - 1].kind,
                 reset_routing=phases[index].attn_res == "reset",
             )
+            if phases[index].attn_res == "freeze":
+                freeze(model)
         self.position = replace(self.position, phase=index, phase_step=0)
         self._set_up(model.to(self.device, self._weights_dtype))
 
     def _set_up(self, model: HookedLM) -> None:
         phase = self.phase
         self.model = model.train()
+        if phase.attn_res == "freeze":
+            model.boundaries.requires_grad_(False)
         model.tokenizer = self.feed.tokenizer if phase.kind == "language" else None
         self._gradients = self._prepare(model)
         self.optimizer = self._build_optimizer(model)
@@ -445,7 +450,8 @@ def take_over(model: HookedLM, previous: HookedLM, *, redraw_tables: bool, reset
     """Copy every weight of `previous` that `model` also has into it.
 
     With `redraw_tables` token embedding and unembedding stay as drawn, with `reset_routing` the routing weights; these
-    do so too where `previous` has none.
+    do so too where `previous` has none. Learned boundaries are no routing: a control that forgets the routing keeps the
+    blocks.
     """
     old = dict(previous.named_parameters())
     for name, parameter in model.named_parameters():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float64, Int
@@ -13,12 +13,14 @@ from torch import Tensor
 from probes.ranks import ranks_of_spectrum
 from workbench.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models import HookedLM, ModelConfig
+from workbench.models.config import n_stored_blocks
 from workbench.models.recurrence import exit_depth
 from workbench.training.optimizers import MATRIX_LAYOUT, to_matrix
 from workbench.training.recipe import MonitorConfig
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
 MAP_ELEMENTS = 1 << 24  # attention weights held at once, per layer: 128 MiB in float64
+STATE_ELEMENTS = 1 << 23  # of one layer's states held at once: 64 MiB in float64, three times over
 GRAM_LIMIT = 1e-10  # smallest/largest eigenvalue above which σ through the Gram matrix is good to 1e-9 of Σσ
 
 
@@ -30,12 +32,16 @@ def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]
     if monitor.use_attention:
         names += ["head_entropy", "head_entropy_std", "bos_mass"]
     stored = [f"{rank}.{matrix}" for matrix in _matrices(cfg) for rank in RANKS] if monitor.use_ranks else []
-    recurrence = cfg.extensions.recurrence
-    n_stored = cfg.n_layers if recurrence is None else recurrence.n_unique
+    recurrence, ranked = cfg.extensions.recurrence, monitor.rank_layers
+    ranked = range(n_stored_blocks(cfg)) if ranked is None else sorted(ranked)
     per_layer = tuple(f"{name}.{layer}" for name in names for layer in range(cfg.n_layers))
-    per_layer += tuple(f"{name}.{layer}" for name in stored for layer in range(n_stored))
-    has_gate = recurrence is not None and recurrence.exit_gate != "off"
-    return (*per_layer, "exit_depth") if has_gate else per_layer
+    per_layer += tuple(f"{name}.{layer}" for name in stored for layer in ranked)
+    attn_res = cfg.extensions.attn_res
+    if attn_res is not None and attn_res.is_learned:
+        per_layer += tuple(f"block_position.{layer}" for layer in range(cfg.n_layers))
+    if recurrence is not None and recurrence.exit_gate != "off":
+        per_layer += ("exit_depth",)
+    return (*per_layer, "trajectory_consistency") if monitor.use_trajectory else per_layer
 
 
 def _matrices(cfg: ModelConfig) -> list[str]:
@@ -56,14 +62,20 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     if gates:
         _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None)
         found["exit_depth"] = float(exit_depth([cache[name].double() for name in gates]).mean())
+    if monitor.use_trajectory:
+        found["trajectory_consistency"] = trajectory_consistency(model, tokens)
     if monitor.use_ranks:
-        found |= weight_ranks(model)
+        found |= weight_ranks(model, monitor.rank_layers)
+    attn_res = model.cfg.extensions.attn_res
+    if attn_res is not None and attn_res.is_learned:
+        positions = model.boundaries.positions().tolist()
+        found |= {f"block_position.{layer}": position for layer, position in enumerate(positions)}
     return found
 
 
-def weight_ranks(model: HookedLM) -> dict[str, float]:
+def weight_ranks(model: HookedLM, layers: Collection[int] | None = None) -> dict[str, float]:
     """`{rank}.{matrix}.{layer}` for the ranks of every hidden matrix (all heads as one), e.g. `nuclear_rank.W_O.3`;
-    in a recurrent model of the unique blocks, as stored.
+    in a recurrent model of the unique blocks, as stored. layers: those to measure; None: all.
 
     Singular values in float64, through the Gram matrix where its condition allows, else by SVD.
     """
@@ -71,6 +83,8 @@ def weight_ranks(model: HookedLM) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if name.rsplit(".", 1)[-1].lstrip("_") in MATRIX_LAYOUT:
             _, layer, *_, leaf = name.split(".")
+            if layers is not None and int(layer) not in layers:
+                continue
             found[leaf.lstrip("_")].append((int(layer), to_matrix(name, exact(parameter))))
     ranks = {}
     for matrix, of_layers in found.items():
@@ -79,6 +93,36 @@ def weight_ranks(model: HookedLM) -> dict[str, float]:
             ranks_of = ranks_of_spectrum(spectrum.cpu().numpy())
             ranks |= {f"{rank}.{matrix}.{layer}": getattr(ranks_of, rank) for rank in RANKS}
     return ranks
+
+
+@torch.no_grad()
+def trajectory_consistency(model: HookedLM, tokens: Int[Tensor, "batch pos"]) -> float:
+    """Mean over tokens and layers of cos(d_ℓ, d_{ℓ+1}), d_ℓ = h_{ℓ+1} − h_ℓ: do layers go on, or turn back (zig-zag)?
+
+    h are a token's states, at `hook_embed` and every `hook_resid_post`; position 0 is left out. The statistic of
+    `probes.trajectory_consistency`, on single tokens where concept tables take means over templates, and with its
+    nulls: −½ for independent states, 0 for a random walk. Displacements of 0 are left out; nan where no cosine is left,
+    and in a model of one layer.
+    """
+    total, count = 0.0, 0
+    for part in tokens.split(max(1, STATE_ELEMENTS // (tokens.shape[1] * model.cfg.d_model))):
+        before: list[Tensor] = []  # the last state, and the last unit displacement
+
+        def add(state: Tensor, hook: object, before: list[Tensor] = before) -> None:
+            nonlocal total, count
+            state = exact(state[:, 1:])
+            if not before:
+                before.append(state.clone())
+                return
+            step = torch.nn.functional.normalize(state - before[0], dim=-1, eps=0.0)  # 0/0: nan
+            if len(before) == 2:
+                cosines = (step * before[1]).sum(-1)
+                total, count = total + float(cosines.nansum()), count + int((~cosines.isnan()).sum())
+            before[:] = [state.clone(), step]
+
+        names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
+        model.run_with_hooks(part, return_type=None, fwd_hooks=[(name, add) for name in names])
+    return total / count if count else math.nan
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.models.config import Frozen
+from workbench.models.config import Frozen, is_default
 
 # How a hidden matrix of TransformerLens's shape is laid out as the [out, in] matrix that torch's Muon takes: its step
 # is scaled by √max(1, out/in), so the orientation matters.
@@ -44,6 +44,9 @@ class AdamW(Frozen):
     eps: float = Field(default=1e-8, description="added to the root of the second moment", gt=0)
     weight_decay: float = Field(default=0.0, description="decoupled decay of weight matrices, per unit of lr", ge=0)
     embed_lr: float | None = Field(default=None, description="base rate of embeddings and unembedding; none: lr", gt=0)
+    boundary_lr: float | None = Field(
+        default=None, description="base rate of learned block boundaries; none: lr", gt=0, exclude_if=is_default
+    )
 
 
 class Muon(Frozen):
@@ -225,15 +228,21 @@ def _leaf(name: str) -> str:
 
 def _build_adamw(parameters: dict[str, nn.Parameter], cfg: AdamW) -> torch.optim.AdamW:
     embeds = [n for n in parameters if _leaf(n) in ("W_E", "W_U")]
+    bounds = [n for n in parameters if cfg.boundary_lr and n.startswith("boundaries.")]
     groups: list[dict[str, Any]] = []
+
+    def add(names: list[str], rate: float, decay: bool) -> None:
+        if names:
+            weight_decay = cfg.weight_decay if decay else 0.0
+            members = [parameters[n] for n in names]
+            groups.append({"params": members, "lr": rate, "base_lr": rate, "weight_decay": weight_decay})
+
     for is_embed in (False, True):
+        rate = cfg.embed_lr if is_embed and cfg.embed_lr else cfg.lr
         for decay in (True, False):
-            names = [n for n in parameters if (n in embeds) == is_embed and decays(n) == decay]
-            if names:
-                rate = cfg.embed_lr if is_embed and cfg.embed_lr else cfg.lr
-                weight_decay = cfg.weight_decay if decay else 0.0
-                members = [parameters[n] for n in names]
-                groups.append({"params": members, "lr": rate, "base_lr": rate, "weight_decay": weight_decay})
+            of_kind = [n for n in parameters if (n in embeds) == is_embed and decays(n) == decay]
+            add([n for n in of_kind if n not in bounds], rate, decay)
+    add(bounds, cfg.boundary_lr or cfg.lr, False)
     # one fused kernel a group; torch has it for these devices
     fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=fused)

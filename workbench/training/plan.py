@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
 from workbench.training.feed import open_feed
+from workbench.training.footprint import on_meta
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss
-from workbench.training.optimizers import Optimizer
+from workbench.training.optimizers import Optimizer, is_hidden_matrix
 from workbench.training.recipe import Phase, Recipe, automata, n_tokens_per_step, phase_model
 
+MOST_TRIED = 500_000_000  # parameters; of a larger model no step is taken to see what it costs
 TIMED_TOKENS = 2048  # a micro-batch of about this many tokens is timed
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
 
@@ -47,8 +50,10 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
     """Parameters, tokens, bytes on disk and in memory, and estimated seconds of a recipe, by name.
 
     Time and memory come from real steps of each phase on made-up tokens: a small micro-batch, scaled up to the
-    recipe's; memory, from the peak of this process after it and after another of twice the size. Nothing is downloaded
-    or written.
+    recipe's; memory, from the peak of this process after it and after another of twice the size. Of a model of more
+    than `MOST_TRIED` parameters no step is taken and nothing allocated: in place of seconds it says the floating-point
+    operations, 6 for each parameter and token, and `footprints` says what a GPU holds. Nothing is downloaded or
+    written.
 
     Raises:
         ValueError: for a device or dtype that cannot be had.
@@ -58,22 +63,28 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
     device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
     weights_dtype = torch.float64 if dtype == "float64" else torch.float32
-    costs = []
-    for index in range(len(recipe.phases)):
-        model = HookedLM(phase_model(recipe, index), 0).to(device, weights_dtype)
-        costs.append(_measure(model, recipe, index, device, autocast))
+    is_tried = not is_planned_from_shapes(recipe)
+    costs, models = [], [on_meta(phase_model(recipe, index)) for index in range(len(recipe.phases))]
+    for index, shapes in enumerate(models):
+        if is_tried:
+            model = HookedLM(phase_model(recipe, index), 0).to(device, weights_dtype)
+            costs.append(_measure(model, recipe, index, device, autocast))
+        else:
+            costs.append(_counted(shapes, recipe, index, weights_dtype.itemsize))
     n_steps = sum(phase.n_steps for phase in recipe.phases)
     tokens = [phase.n_steps * n_tokens_per_step(recipe, i) for i, phase in enumerate(recipe.phases)]
     on_device = [c.device_bytes for c in costs if c.device_bytes is not None]
     every, ends = recipe.checkpoint.every, itertools.accumulate(phase.n_steps for phase in recipe.phases)
     n_checkpoints = n_steps // every + sum(end % every != 0 for end in ends)  # at every phase's end too
     kept = min(recipe.checkpoint.keep or n_checkpoints, n_checkpoints)
+    rates = {p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True) if is_tried}
+    flops = sum(6 * m.n_parameters() * t for m, t in zip(models, tokens, strict=True))
     return {
         "recipe": recipe.name,
         "device": device,
         "precision": str(autocast or weights_dtype).removeprefix("torch."),
-        "n_parameters": model.n_parameters(),
-        "n_parameters_without_embeddings": model.n_parameters(embeddings=False),
+        "n_parameters": models[-1].n_parameters(),
+        "n_parameters_without_embeddings": models[-1].n_parameters(embeddings=False),
         "n_steps": n_steps,
         "n_tokens": sum(tokens),
         "n_tokens_by_phase": {p.name: t for p, t in zip(recipe.phases, tokens, strict=True)},
@@ -82,11 +93,23 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
         "bytes_on_disk": max(c.checkpoint_bytes for c in costs) * min(kept + 1, n_checkpoints),
         "bytes_in_memory": max(c.memory_bytes for c in costs),
         **({"bytes_on_device": max(on_device)} if on_device else {}),
-        "tokens_per_s_by_phase": {
-            p.name: round(t / c.seconds) for p, t, c in zip(recipe.phases, tokens, costs, strict=True)
-        },
-        "seconds": round(sum(c.seconds for c in costs)),
+        **({"tokens_per_s_by_phase": rates} if is_tried else {"flops": flops}),
+        **({"seconds": round(sum(c.seconds for c in costs))} if is_tried else {}),
     }
+
+
+def is_planned_from_shapes(recipe: Recipe) -> bool:
+    """Whether a model of the recipe is too large for a step to be tried."""
+    return max(on_meta(phase_model(recipe, i)).n_parameters() for i in range(len(recipe.phases))) > MOST_TRIED
+
+
+def _counted(shapes: HookedLM, recipe: Recipe, index: int, itemsize: int) -> PhaseCost:
+    """The cost of a phase that is not tried: what a checkpoint holds, and the host while it is written."""
+    cfg = recipe.phases[index].optimizer
+    hidden = sum(p.numel() for name, p in shapes.named_parameters() if cfg.muon and is_hidden_matrix(name))
+    n = shapes.n_parameters()
+    checkpoint = itemsize * (n + 2 * (n - hidden) + hidden)  # AdamW has two moments, Muon one
+    return PhaseCost(math.nan, checkpoint, peak_bytes() + checkpoint, None)
 
 
 def count_text(recipe: Recipe) -> dict[str, int]:

@@ -14,7 +14,16 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from workbench.data.corpus import TextSource
 from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
 from workbench.memory import check_memory
-from workbench.models.config import AttnRes, Frozen, ModelConfig, check_size, describe_errors, join_faults
+from workbench.models.config import (
+    AttnRes,
+    Frozen,
+    ModelConfig,
+    check_size,
+    describe_errors,
+    is_default,
+    join_faults,
+    n_stored_blocks,
+)
 from workbench.runs import read_toml, shorten
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
@@ -72,9 +81,10 @@ class Phase(Frozen):
     )
     z_loss: float = Field(default=0.0, description="weight of logsumexp² in the loss", ge=0)
     vsm: Vsm | None = Field(default=None, description="head-orthogonality pressure; none: no pressure")
-    attn_res: Literal["off", "carry", "reset"] = Field(
+    attn_res: Literal["off", "carry", "reset", "freeze"] = Field(
         default="carry",
-        description="routing of an AttnRes model: not used, kept from the phase before, or re-initialised",
+        description="routing of an AttnRes model: not used, kept from the phase before, re-initialised (learned "
+        "boundaries are kept), or kept with learned boundaries made the nearest list and trained no further",
     )
     nca: NCAConfig | None = Field(
         default=None,
@@ -111,6 +121,16 @@ class MonitorConfig(Frozen):
     n_sequences: int = Field(default=8, description="windows of n_ctx tokens in the batch", ge=1)
     use_attention: bool = Field(default=True, description="attention maps too: sigma_pattern, head entropy, BOS mass")
     use_ranks: bool = Field(default=True, description="nuclear, stable and effective rank of every weight matrix")
+    rank_layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="layers (stored blocks) whose matrices' ranks are measured; none: all",
+        exclude_if=is_default,
+    )
+    use_trajectory: bool = Field(
+        default=False,
+        description="trajectory_consistency of the tokens' states over layers: below 0 they zig-zag",
+        exclude_if=is_default,
+    )
 
 
 class CheckpointConfig(Frozen):
@@ -159,6 +179,7 @@ class Recipe(Frozen):
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases: their names are {names}; want each name once")
+        check_rank_layers(self.monitor, self.model)
         for i, phase in enumerate(self.phases):
             if self.model.n_ctx < 2:
                 raise ValueError(f"model.n_ctx: got {self.model.n_ctx}; expected at least 2 for phases.{i}")
@@ -167,6 +188,8 @@ class Recipe(Frozen):
                     check_trajectory(automata(phase), self.model.n_ctx)
                 except ValueError as error:
                     raise ValueError(f"phases.{i}.{error}") from None
+            if phase.attn_res == "freeze":
+                check_freeze(self, i)
             if phase.auxiliary is not None:
                 check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
             if phase.vsm is not None and self.model.n_heads < 2:
@@ -175,6 +198,25 @@ class Recipe(Frozen):
             if size and self.model.n_heads % size:
                 raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
         return self
+
+
+def check_rank_layers(monitor: MonitorConfig, cfg: ModelConfig) -> None:
+    """Raise ValueError for a layer that is not stored, or one named twice."""
+    layers, n_stored = monitor.rank_layers or (), n_stored_blocks(cfg)
+    if len(set(layers)) < len(layers) or not all(0 <= layer < n_stored for layer in layers):
+        raise ValueError(
+            f"monitor.rank_layers: got {list(layers)}; expected layers from 0 to {n_stored - 1}, each once"
+        )
+
+
+def check_freeze(recipe: Recipe, index: int) -> None:
+    """Raise ValueError unless boundaries were learned in the phase before phase `index`."""
+    attn_res = recipe.model.extensions.attn_res
+    if attn_res is None or not attn_res.is_learned or index == 0 or recipe.phases[index - 1].attn_res == "off":
+        raise ValueError(
+            f'phases.{index}.attn_res: got "freeze" without boundaries learned in a phase before; expected '
+            'boundaries = "learned" and such a phase, or "carry"'
+        )
 
 
 def automata(phase: Phase) -> NCAConfig:
@@ -295,10 +337,10 @@ def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """The recipe that nested settings describe. Raises ValueError naming `source` and every wrong key."""
-    from workbench.training.boundaries import with_profile  # it measures models, which this module describes
+    from workbench.training.boundaries import with_boundaries  # it measures models, which this module describes
 
     try:
-        return Recipe.model_validate(with_profile(data))
+        return Recipe.model_validate(with_boundaries(data))
     except ValidationError as error:
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
         if unknown:

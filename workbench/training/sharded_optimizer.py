@@ -22,7 +22,7 @@ class ShardedOptimizer(Optimizer):
 
     def __init__(self, model: nn.Module, cfg: OptimizerConfig) -> None:
         hidden = {n: p for n, p in model.named_parameters() if cfg.muon and is_hidden_matrix(n)}
-        self._owner = share_out({name: _work(name, p) for name, p in hidden.items()}, dist.get_world_size())
+        self._owner = share_matrices(hidden, dist.get_world_size())
         self._rank = dist.get_rank()
         super().__init__(model, cfg, own={name for name, owner in self._owner.items() if owner == self._rank})
 
@@ -88,6 +88,11 @@ class ShardedOptimizer(Optimizer):
         if not isinstance(parameter, DTensor):
             return super()._like(parameter, whole)
         return place_like(parameter, whole)
+
+
+def share_matrices(hidden: Mapping[str, Tensor], n: int) -> dict[str, int]:
+    """Which of n processes takes Muon's step of each hidden matrix."""
+    return share_out({name: _work(name, p) for name, p in hidden.items()}, n)
 
 
 def share_out(work: Mapping[str, float], n: int) -> dict[str, int]:

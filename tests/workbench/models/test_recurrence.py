@@ -16,7 +16,7 @@ from workbench.experiments.ablation.generic import ablate_batch_generic, plan_ge
 from workbench.experiments.topology import topology
 from workbench.models import Extensions, HookedLM, Recurrence
 from workbench.models.load import load, save
-from workbench.models.recurrence import MECHANISMS, RecurrentStream, exit_depth
+from workbench.models.recurrence import MECHANISMS, RecurrentStream, exit_depth, orthonormal
 from workbench.models.transformer import fall_off
 
 BASE = {"n_unique": 2, "n_passes": 3}
@@ -35,9 +35,16 @@ ALONE = {
     "td": {"td_rank": 4},
     "gate": {"exit_gate": "act"},
     "routes": {"n_routes": 3},
+    "orthonormal": {"n_routes": 3, "routes": "orthonormal"},
 }
 # what starts as an identity; the others start with an effect, by their definition
-ZERO = ("attn_scale", "mlp_scale", "residual_mix", "value", "embed", "confidence", "mirror", "pairs", "routes")
+ZERO = (
+    "attn_scale", "mlp_scale", "residual_mix", "value", "embed", "confidence", "mirror", "pairs", "routes",
+    "orthonormal",
+)  # fmt: skip
+ORTHONORMAL = RECURRENT["extensions"].model_copy(
+    update={"recurrence": EVERYTHING.model_copy(update={"routes": "orthonormal"})}
+)
 
 
 def config(**switches):
@@ -103,11 +110,13 @@ def slope(model, tokens, parameter, direction):
     return (losses[0] - losses[1]) / 2e-6
 
 
-@pytest.mark.parametrize("cut", [None, "memory", "confidence"])
+@pytest.mark.parametrize("cut", [None, "memory", "confidence", "orthonormal"])
 def test_gradients_are_those_of_finite_differences(cut):
     # memory and confidence look at a stream whose gradient is cut on purpose: with one of them only its own weights,
     # and what lies behind every cut, can be judged by the loss
-    changes = {} if cut else {"memory": False, "confidence": False}
+    alone = {"memory": False, "confidence": False}
+    cut, alone = (None, alone | {"routes": cut}) if cut == "orthonormal" else (cut, alone)
+    changes = {} if cut else alone
     recurrence = EVERYTHING.model_copy(update=changes)
     extensions = RECURRENT["extensions"].model_copy(update={"recurrence": recurrence})
     model = small_model("recurrent", extensions=extensions).double()
@@ -187,6 +196,9 @@ def naive(model, tokens):
             x = x + of["control"]["attn_scale"][layer] * torch.einsum("bthe,hed->btd", z, w["attn.W_O"])
             h = rms(x) * w["ln2.w"]
             D = of["routes"]["W_route"][i]
+            if rec.routes == "orthonormal":
+                D, R = torch.linalg.qr(D)
+                D = D * R.diagonal().sign()
             alpha = (h @ (D / D.norm(dim=0))).softmax(-1)
             out = F.relu(h @ w["mlp.W_in"]).square() @ w["mlp.W_out"]
             x = x + of["control"]["mlp_scale"][layer] * out * (1 + alpha @ of["routes"]["gain"][layer])[..., None]
@@ -204,11 +216,38 @@ def naive(model, tokens):
     return 30 * torch.tanh(logits / 30)
 
 
-def test_everything_together_equals_the_formulas():
-    model = small_model("recurrent").double()
+@pytest.mark.parametrize("extensions", [RECURRENT["extensions"], ORTHONORMAL], ids=["free", "orthonormal"])
+def test_everything_together_equals_the_formulas(extensions):
+    model = small_model("recurrent", extensions=extensions).double()
     tokens = tokens_for(model, pos=11)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), naive(model, tokens), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "spread"),
+    [(torch.float64, 1.0), (torch.float64, 1e-4), (torch.float32, 1.0), (torch.float32, 1e-4), (torch.bfloat16, 1.0)],
+)
+def test_orthonormal_directions_span_what_the_columns_span(dtype, spread):
+    """Also where the columns are nearly parallel, which one pass of Gram–Schmidt loses orthogonality to."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(24, 1, generator=generator, dtype=torch.float64)
+    W = (common * (spread < 1) + spread * torch.randn(24, 4, generator=generator, dtype=torch.float64)).to(dtype)
+    D = orthonormal(W)
+    assert D.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(D.T.double() @ D.double(), torch.eye(4, dtype=torch.float64), rtol=0, atol=8 * eps)
+    Q, R = torch.linalg.qr(W.double())
+    slack = (1.0 if spread == 1 else 1 / spread) * eps  # the basis of nearly parallel columns shakes with their digits
+    if slack < 0.1:
+        torch.testing.assert_close(D.double(), Q * R.diagonal().sign(), rtol=0, atol=40 * slack)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(orthonormal(W), D)
+
+
+def test_default_routes_are_written_as_before():
+    assert "routes" not in Recurrence(**BASE, n_routes=3).model_dump()
+    assert Recurrence(**BASE, n_routes=3, routes="orthonormal").model_dump()["routes"] == "orthonormal"
 
 
 def test_the_mirror_of_the_skips_and_the_order_of_their_scales():
@@ -357,6 +396,7 @@ BAD = {
     "carry rank": ({"carry_rank": 33}, "carry_rank: got 33; want at most d_model = 32"),
     "td rank": ({"td_rank": 40}, "td_rank: got 40; want at most d_model = 32"),
     "routes": ({"n_routes": 33}, "n_routes: got 33"),
+    "routes of nothing": ({"routes": "orthonormal"}, 'got "orthonormal" without routes; expected n_routes'),
     "skip forward": ({"skips": ((4, 2),)}, "got a skip from layer 4 to 2; want 0 ≤ source < target < 6"),
     "skip outside": ({"skips": ((0, 6),)}, "want 0 ≤ source < target < 6"),
     "two into one": ({"skips": ((0, 5), (1, 5))}, "at most one into each layer"),

@@ -189,6 +189,21 @@ def test_numbers_of_the_second_paper(name):
     assert (language.attn_res == "reset") == (name == "ddv1-reset")
 
 
+@pytest.mark.parametrize("size", ["", "-nano"])
+def test_variants_differ_from_their_base_in_what_they_are_named_for(size):
+    for name, base, attn_res in (
+        ("p3-attnres-attention", "p3-attnres", {"streams": "attention"}),
+        ("lang-ddv1-learned", "lang-ddv1", {"boundaries": "learned", "n_blocks": 4 if size else 6}),
+    ):
+        variant, of = load_recipe(name + size), load_recipe(base + size)
+        changes = {f"model.extensions.attn_res.{key}": value for key, value in attn_res.items()}
+        changes |= {"name": variant.name, "description": variant.description}
+        if "learned" in name:
+            changes["phases.1.attn_res"] = "freeze"
+            changes["phases.0.optimizer.adamw.boundary_lr"] = variant.phases[0].optimizer.adamw.boundary_lr
+        assert apply_overrides(of, changes) == variant
+
+
 def test_overrides_reach_every_part():
     recipe = load_recipe("janus-v3-control-nano")
     changed = apply_overrides(

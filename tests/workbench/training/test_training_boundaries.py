@@ -1,4 +1,4 @@
-"""Boundaries from a profile: against every way to cut it, and as a recipe asks for them."""
+"""Boundaries from a profile and from learned blocks: against every way to cut, and as a recipe asks for them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import itertools
 
 import numpy as np
 import pytest
-from models_for_tests import small_model
+import torch
+from models_for_tests import small_model, tokens_for
 
-from workbench.models.load import save
+from workbench.models import AttnRes, Extensions
+from workbench.models.load import load, save
 from workbench.training import apply_overrides, load_recipe
-from workbench.training.boundaries import segment, stable_rank_profile
+from workbench.training.boundaries import (
+    freeze,
+    learned_boundaries,
+    nearest_boundaries,
+    segment,
+    stable_rank_profile,
+)
 
 KEY = "model.extensions.attn_res.boundaries"
 
@@ -73,9 +81,9 @@ def test_a_recipe_names_the_checkpoint(tmp_path):
     assert plain.model.extensions.attn_res is not None
 
 
-@pytest.mark.parametrize("value", ["profile", "profile:2", "profile:two:x", "uniform:2:x", "profile:-1:x"])
+@pytest.mark.parametrize("value", ["profile", "profile:2", "profile:two:x", "uniform:2:x", "profile:-1:x", "learned:"])
 def test_other_words_are_refused(value):
-    with pytest.raises(ValueError, match=r"want a list of layers, or profile:N:MODEL"):
+    with pytest.raises(ValueError, match=r"expected a list of layers, learned, learned:MODEL or profile:N:MODEL"):
         apply_overrides(load_recipe("p3-attnres-nano"), {KEY: value})
 
 
@@ -85,3 +93,69 @@ def test_a_model_of_another_depth_is_refused(tmp_path):
         apply_overrides(load_recipe("p3-attnres-nano"), {KEY: f"profile:2:{tmp_path}"})
     with pytest.raises(ValueError, match="no/such/run"):
         apply_overrides(load_recipe("p3-attnres-nano"), {KEY: "profile:2:no/such/run"})
+
+
+# --- learned with the routing
+
+
+def with_blocks(n_blocks: int, n_layers: int = 6, seed: int = 0):
+    extensions = Extensions(attn_res=AttnRes(boundaries="learned", n_blocks=n_blocks))
+    return small_model("attn-res", seed, n_layers=n_layers, extensions=extensions)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n_blocks", [2, 3, 6])
+def test_no_other_list_is_nearer(seed, n_blocks):
+    steps = np.random.default_rng(seed).dirichlet(np.full(5, 0.5)) * (n_blocks - 1)
+    positions = [0.0, *np.cumsum(steps)]
+
+    def distance(boundaries: tuple[int, ...]) -> float:
+        blocks = np.searchsorted(boundaries, range(6), side="right") - 1
+        return float(((np.array(positions) - blocks) ** 2).sum())
+
+    cuts = [(0, *c) for c in itertools.combinations(range(1, 6), n_blocks - 1)]
+    found = nearest_boundaries(positions, n_blocks)
+    assert found in cuts
+    assert distance(found) == pytest.approx(min(map(distance, cuts)), abs=1e-12)
+
+
+def test_the_nearest_list_is_rounding_where_that_leaves_no_block_out():
+    assert nearest_boundaries([0.0, 0.4, 0.6, 1.2, 1.9, 2.0], 3) == (0, 2, 4)
+    assert nearest_boundaries([0.0, 0.2, 1.9, 2.0], 3) == (0, 1, 2)  # rounding would step over block 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_frozen_model_is_that_of_the_nearest_list(seed):
+    model = with_blocks(3, seed=seed).double()
+    found = learned_boundaries(model)
+    before = model(tokens_for(model))
+    freeze(model)
+    assert learned_boundaries(model) == found
+    assert sorted(set(model.boundaries.memberships().flatten().tolist())) == [0.0, 1.0]
+    listed = small_model("attn-res", n_layers=6, extensions=Extensions(attn_res=AttnRes(boundaries=found))).double()
+    with torch.no_grad():
+        for name, parameter in listed.named_parameters():
+            parameter.copy_(model.get_parameter(name))
+    torch.testing.assert_close(model(tokens_for(model)), listed(tokens_for(model)), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(before, model(tokens_for(model)), atol=1e-3)
+
+
+def test_a_recipe_takes_the_list_that_a_run_has_learned(tmp_path):
+    model = with_blocks(3)
+    save(model, tmp_path)
+    assert learned_boundaries(load(tmp_path, device="cpu")) == learned_boundaries(model)
+    for name in ("lang-ddv1-nano", "lang-baseline-nano"):
+        recipe = apply_overrides(load_recipe(name), {KEY: f"learned:{tmp_path}"})
+        assert recipe.model.extensions.attn_res == AttnRes(boundaries=learned_boundaries(model))
+    save(small_model("attn-res", n_layers=6), tmp_path)
+    with pytest.raises(ValueError, match="custom has none that were learned; expected a model that has"):
+        apply_overrides(load_recipe("lang-ddv1-nano"), {KEY: f"learned:{tmp_path}"})
+
+
+def test_freezing_needs_what_to_freeze():
+    recipe = load_recipe("lang-ddv1-learned-nano")
+    for changes in ({KEY: [0, 2], "model.extensions.attn_res.n_blocks": None}, {"phases.0.attn_res": "off"}):
+        with pytest.raises(ValueError, match=r'phases.1.attn_res: got "freeze" without boundaries learned'):
+            apply_overrides(recipe, changes)
+    with pytest.raises(ValueError, match=r"phases.0.attn_res: got .freeze."):
+        apply_overrides(recipe, {"phases.0.attn_res": "freeze"})

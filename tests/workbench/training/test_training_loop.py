@@ -15,19 +15,22 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
+from typer.testing import CliRunner
 
 import workbench
 from reports.tables import COLUMNS, read_table
+from workbench.cli.app import app
 from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
 from workbench.models.load import load, weights_sha256
-from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, train
+from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, learned_boundaries, train
 from workbench.training.feed import Source, judging_batches, open_feed
 from workbench.training.loop import Trainer
 from workbench.training.plan import plan
@@ -301,6 +304,39 @@ def test_routing_is_carried_or_reset(text, tmp_path, routing):
         trainer.model.route_final.query.add_(1)
     trainer._enter(1, trainer.model)
     assert float(trainer.model.route_final.query.detach()[0]) == (1 if routing == "carry" else 0)
+
+
+@pytest.mark.parametrize("routing", ["carry", "reset", "freeze"])
+def test_learned_boundaries_outlive_the_transition(text, tmp_path, routing):
+    """They move while they are trained, stay under a reset of the routing, and stand still once frozen."""
+    settings = lineage(text).model_dump(mode="json")
+    settings["model"]["extensions"]["attn_res"] = {"boundaries": "learned", "n_blocks": 2}
+    settings["model"]["n_layers"] = 4
+    settings["phases"][0]["attn_res"], settings["phases"][1]["attn_res"] = "carry", routing
+    settings["phases"][0]["optimizer"]["adamw"]["boundary_lr"] = 0.5
+    recipe = parse_recipe(settings)
+    out = run(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "cut", stop_after=5)
+    assert digest(run(recipe, tmp_path / "cut", resume=True)) == digest(out)
+    log = read_table(out, "train_log")
+    assert log.columns[-1] == "block_position.3"
+    found = log.loc[log["block_position.1"].notna(), [f"block_position.{i}" for i in range(4)]].to_numpy()
+    assert found[0] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    after_automata, last = found[1], found[-1]
+    assert abs(after_automata - found[0]).max() > 0.02  # .5 of Adam's steps, four of them
+    assert after_automata[[0, 3]] == pytest.approx([0, 1])
+    is_frozen = routing == "freeze"
+    assert set(last) <= {0.0, 1.0} if is_frozen else not set(last) <= {0.0, 1.0}
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+    common = ["--out", str(out), "--resume", "--device", "cpu", "--dtype", "float32", "--json"]
+    said = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.toml"), *common])
+    model = load(out, device="cpu")
+    assert json.loads(said.stdout) == {"boundaries": list(learned_boundaries(model)), "out": str(out)}
+    positions = model.boundaries.positions().tolist()
+    assert last == pytest.approx(positions, abs=1e-6)
+    state = load_file(out / "step_00000010" / "train_state.safetensors")
+    assert ("optimizer/adamw/boundaries.increments/exp_avg" in state) == (not is_frozen)
 
 
 SCRIPT = """

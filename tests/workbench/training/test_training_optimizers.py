@@ -180,3 +180,15 @@ def test_foreign_state_is_refused(key, value, message):
     optimizer = Optimizer(HookedLM(TINY), OptimizerConfig())
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict({key: value})
+
+
+def test_learned_boundaries_have_a_rate_of_their_own_where_it_is_set():
+    attn_res = AttnRes(boundaries="learned", n_blocks=2)
+    model = HookedLM(TINY.model_copy(update={"extensions": Extensions(attn_res=attn_res)}))
+    for rate in (None, 0.5):
+        groups = Optimizer(model, OptimizerConfig(adamw=AdamW(lr=1e-3, weight_decay=0.1, boundary_lr=rate)))._adamw
+        of = {id(p): (g["lr"], g["weight_decay"]) for g in groups.param_groups for p in g["params"]}
+        assert len(of) == sum(len(g["params"]) for g in groups.param_groups) == len(list(model.parameters()))
+        assert of[id(model.boundaries.increments)] == (rate or 1e-3, 0.0)
+        assert of[id(model.route_final.query)] == (1e-3, 0.0)
+    assert "boundary_lr" not in AdamW().model_dump()

@@ -38,6 +38,7 @@ MODEL = {
     "d_vocab": 300, "use_qk_norm": True, "tie_word_embeddings": True,
     "extensions": {"attn_res": {"boundaries": [0, 2]}},
 }  # fmt: skip
+LEARNED = {"boundaries": "learned", "n_blocks": 2}
 MUON = {"muon": {"lr": 0.02, "momentum_start": 0.85, "n_momentum_steps": 5}, "adamw": {"lr": 3e-3}}
 
 SCRIPT = """
@@ -115,7 +116,7 @@ def recipe_of(folder: Path, phases: list[dict], **changes) -> Recipe:
 
 
 def recipes(folder: Path) -> dict[str, Recipe]:
-    """AdamW; Muon after automata; pressure on the heads."""
+    """AdamW; Muon after automata; pressure on the heads; blocks learned and frozen, attention in its own channel."""
     common = {"batch_size": 4, "n_accumulation": 2, "log_every": 5, "eval_every": 10, "z_loss": 1e-5}
     adamw = common | {"n_steps": 20, "optimizer": {"adamw": {"lr": 3e-3, "weight_decay": 0.1}}}
     nca = common | {"name": "nca", "kind": "nca", "n_steps": 5, "nca": {"states": 4, "size": 4}, "optimizer": MUON}
@@ -125,6 +126,12 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         "lineage": recipe_of(folder, [nca, common | {"n_steps": 15, "optimizer": MUON}]),
         "vsm": recipe_of(folder, [adamw | {"n_steps": 8, "vsm": pressed}], **{"model.extensions.attn_res": None}),
         "odd": recipe_of(folder, [adamw | {"batch_size": 3}]),
+        "learned": recipe_of(
+            folder,
+            [nca, common | {"n_steps": 10, "optimizer": MUON}],
+            **{"model.extensions.attn_res": LEARNED, "phases.1.attn_res": "freeze"},
+        ),
+        "channel": recipe_of(folder, [adamw | {"n_steps": 10}], **{"model.extensions.attn_res.streams": "attention"}),
     }
 
 
@@ -155,6 +162,9 @@ def jobs(place: Path) -> list[dict]:
         ("full", "adamw", 2, f64),
         ("alone", "adamw", 1, fsdp),
         ("finished", "adamw", 2, f64 | {"resume": True}),
+        *((f"{name}-1", name, 1, f64) for name in ("learned", "channel")),
+        *((f"{name}-2", name, 2, f64) for name in ("learned", "channel")),
+        *((f"{name}-fsdp", name, 2, f64 | fsdp) for name in ("learned", "channel")),
     ]
     where = {"cut-other": "cut", "cut-fsdp-other": "cut", "taken": "adamw-1", "finished": "adamw-2"}
     more = {"told": {"signal": signal.SIGTERM}, "full": {"full_disk": True}}
@@ -220,9 +230,13 @@ def difference(a: Path, b: Path) -> float:
         # Muon iterates in bfloat16, to which float32 sums in another order may be rounded another way, and lifts small
         # singular values with their error: what is left after 20 steps is less than one step's length, lr = .02
         ("lineage32-1", "lineage32-2", 2e-2),
+        ("learned-1", "learned-2", 1e-9),
+        ("learned-1", "learned-fsdp", 1e-9),
+        ("channel-1", "channel-2", 1e-12),
+        ("channel-1", "channel-fsdp", 1e-12),
     ],
 )
-def test_twenty_steps_of_two_processes_are_those_of_one(place, one, two, limit):
+def test_steps_of_two_processes_are_those_of_one(place, one, two, limit):
     assert outcome(place, one) == ([0], "")
     assert outcome(place, two) == ([0, 0], "")
     found = difference(place / one, place / two)
@@ -231,7 +245,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(place, one, two, limit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw-2", "adamw-fsdp", "lineage-2", "lineage-fsdp"])
+@pytest.mark.parametrize("name", ["adamw-2", "adamw-fsdp", "lineage-2", "lineage-fsdp", "learned-fsdp"])
 def test_process_0_leaves_what_one_process_would(place, name):
     alone = place / f"{name.split('-')[0]}-1"
     files = {str(p.relative_to(alone)) for p in alone.rglob("*")}

@@ -72,7 +72,8 @@ def bytes_per_sequence(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int)
     n_sources = _streams_of_a_state(cfg)
     # of each layer: state after attention, z, and a donor's z; then final state, x, W_U p (twice), W_U[target], their
     # difference and its gradient; final residuals of a layer's parts, and their changes (twice)
-    kept = n_layers * (cfg.d_model + 2 * width_z) + (n_sources + 6 + 3 * n_heads) * cfg.d_model
+    kept = n_layers * (_streams_of_a_layer(cfg) * cfg.d_model + 2 * width_z)
+    kept += (n_sources + 6 + 3 * n_heads) * cfg.d_model
     attention = 6 * width_z + 4 * cfg.kv_heads * cfg.d_head  # q, k, v, their rotations, repeated k and v, z
     running = (n_sources + 3) * cfg.d_model + max(3 * cfg.d_mlp, attention)
     backward = 2 * running  # a layer's graph is held while its gradient is taken
@@ -82,11 +83,21 @@ def bytes_per_sequence(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int)
 
 def _streams_of_a_state(cfg: ModelConfig) -> int:
     """Tensors [batch pos d_model] in the state between two layers, at most."""
-    if cfg.extensions.attn_res is not None:
-        return len(cfg.extensions.attn_res.boundaries) + 1
+    if (attn_res := cfg.extensions.attn_res) is not None:
+        # the embedding, block sums and the current one; of learned blocks what was and what a sub-layer reads
+        return 2 * attn_res.n_sums + 4 if attn_res.is_learned else attn_res.n_sums + 1
     if cfg.extensions.recurrence is not None:  # x, x0, value, start, summary, and what skips will add
         return 5 + len(cfg.extensions.recurrence.skip_sources(cfg.n_layers))
     return 1
+
+
+def _streams_of_a_layer(cfg: ModelConfig) -> int:
+    """Tensors [batch pos d_model] that the state after a layer's attention shares with no other layer's."""
+    attn_res = cfg.extensions.attn_res
+    if attn_res is None:
+        return 1
+    has_main = attn_res.streams == "attention"
+    return 1 + has_main + (attn_res.n_sums + (not has_main) if attn_res.is_learned else 0)
 
 
 # --- one batch
