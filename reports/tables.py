@@ -115,6 +115,11 @@ COLUMNS = MappingProxyType(
         "weight_spectra": (
             "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
         ),
+        # all singular values of a weight matrix in descending order, a JSON list of nine significant digits each
+        "singular_values": ("model", "seed", "layer", "matrix", "singular_values"),
+        # sum over n_layers layers of a matrix's stable rank, and its share of the sum over all; part is all, early,
+        # middle, late (thirds of the depth) or last half
+        "rank_budget": ("model", "seed", "matrix", "part", "stable_rank", "share", "n_layers"),
         # mean over (layer, matrix) of |nuclear_rank_a - nuclear_rank_b| / their mean; part is attention, mlp or all
         "eigenspectra_divergence": ("model_a", "model_b", "part", "divergence", "n"),
         # |cos| of the k-th principal components of two models, k from 1, beside the isotropic baseline
@@ -163,7 +168,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason",
+        "item", "reason", "singular_values",
     )
 )  # fmt: skip
 
