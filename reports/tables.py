@@ -153,6 +153,9 @@ COLUMNS = MappingProxyType(
         "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
         # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token
         "baselines": ("name", "nats", "n_tokens"),
+        # the 2 x 2 of NCA and AttnRes, a measure and term a row: the cells (neither, attn_res, nca, both), both main
+        # effects, the interaction; means over n seeds; published figures in the same combination, and as stated in words
+        "factorial": ("measure", "term", "value", "ci_low", "ci_high", "n", "published_value", "stated_value"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (
             "claim", "published", "measured", "ci_low", "ci_high", "n", "verdict", "measure", "source_table", "control",
@@ -168,7 +171,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason", "singular_values",
+        "item", "reason", "singular_values", "term",
     )
 )  # fmt: skip
 
