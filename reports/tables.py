@@ -154,7 +154,7 @@ COLUMNS = MappingProxyType(
         # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token
         "baselines": ("name", "nats", "n_tokens"),
         # the 2 x 2 of NCA and AttnRes, a measure and term a row: the cells (neither, attn_res, nca, both), both main
-        # effects, the interaction; means over n seeds; published figures in the same combination, and as stated in words
+        # effects, the interaction; means over n seeds; the published cells in the same combination, and what was stated
         "factorial": ("measure", "term", "value", "ci_low", "ci_high", "n", "published_value", "stated_value"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (

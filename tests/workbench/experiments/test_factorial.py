@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from reports import lineage
 from reports.tables import COLUMNS
-from workbench.experiments.study.factorial import factorial
+from workbench.experiments.study.factorial import MEASURES, factorial
 
 ROLES = {"p3-muon": "plain", "p3-attnres": "routed", "nca-002": "grown", "nca-attnres": "routed and grown"}
 # effective dimension of three seeds at the middle layer, two concept sets each: their mean is the cell
@@ -36,8 +37,8 @@ def terms(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 def test_main_effects_and_interaction_by_hand():
     table = factorial({"concept_geometry": geometry(CELLS)}, ROLES)
     assert tuple(table.columns) == COLUMNS["factorial"]
-    assert set(table["measure"]) == {"effective dimension, mid-layer"}  # of the others there is nothing
-    own = terms(table, "effective dimension, mid-layer")
+    assert set(table["measure"]) == {"mid-layer effective dimension"}  # of the others there is nothing
+    own = terms(table, "mid-layer effective dimension")
     by_seed = {
         "neither": [2, 3, 4],
         "attn_res": [1, 1, 1],
@@ -57,7 +58,7 @@ def test_main_effects_and_interaction_by_hand():
 
 
 def test_published_cells_are_combined_alike_and_what_was_stated_stands_beside():
-    own = terms(factorial({"concept_geometry": geometry(CELLS)}, ROLES), "effective dimension, mid-layer")
+    own = terms(factorial({"concept_geometry": geometry(CELLS)}, ROLES), "mid-layer effective dimension")
     wanted = {"neither": 1.63, "attn_res": 1.01, "nca": 2.24, "both": 5.27}
     wanted |= {"main effect of nca": 2.435, "main effect of attn_res": 1.205, "interaction": 3.65}
     assert own["published_value"].to_dict() == pytest.approx(wanted, abs=1e-12)
@@ -96,7 +97,7 @@ def test_all_four_measures_are_read_at_their_layers():
     }
     table = factorial(tables, ROLES)
     # base is 0, 1, 2, 3 for neither, AttnRes, NCA, both
-    for measure, unit in (("BOS mass, mid-layer", 0.1), ("ordinal r of digits, mid-layer", 0.2)):
+    for measure, unit in (("mid-layer BOS mass", 0.1), ("r of digits", 0.2)):
         own = terms(table, measure)["value"]
         assert own.tolist() == pytest.approx([0, unit, 2 * unit, 3 * unit, 2 * unit, unit, 0], abs=1e-12)
     spread = terms(table, "layer-0 head entropy, std")["value"]  # of two heads 2 apart, whatever the base
@@ -105,7 +106,7 @@ def test_all_four_measures_are_read_at_their_layers():
 
 def test_seeds_pair_over_the_four_models_and_few_have_no_interval():
     cells = CELLS | {"routed": [1, math.nan, 1]}
-    own = terms(factorial({"concept_geometry": geometry(cells)}, ROLES), "effective dimension, mid-layer")
+    own = terms(factorial({"concept_geometry": geometry(cells)}, ROLES), "mid-layer effective dimension")
     assert own["n"].to_dict() == {
         "neither": 3, "attn_res": 2, "nca": 3, "both": 3, "main effect of nca": 2, "main effect of attn_res": 2,
         "interaction": 2,
@@ -118,7 +119,7 @@ def test_seeds_pair_over_the_four_models_and_few_have_no_interval():
 def test_seeds_that_never_meet_give_cells_and_no_effect():
     table = geometry(CELLS)
     shifted = table.assign(seed=table["seed"] + 5 * (table["model"] == "plain"))
-    own = terms(factorial({"concept_geometry": shifted}, ROLES), "effective dimension, mid-layer")
+    own = terms(factorial({"concept_geometry": shifted}, ROLES), "mid-layer effective dimension")
     assert own.loc["neither", "value"] == 3
     assert own.loc["interaction", "n"] == 0
     assert math.isnan(own.loc["interaction", "value"])
@@ -136,3 +137,10 @@ def test_without_tables_or_values_there_is_no_row():
     assert factorial({}, ROLES).empty
     empty = geometry(CELLS).assign(effective_dim=math.nan)
     assert factorial({"concept_geometry": empty}, ROLES).empty
+
+
+def test_measures_are_those_of_the_lineage_and_published_for_all_four():
+    titles = {measure.key: measure.title for measure in lineage.MEASURES}
+    assert {key: measure.name for key, measure in MEASURES.items()} == {key: titles[key] for key in MEASURES}
+    published = lineage.lineage_data()["published"]
+    assert all(set(ROLES) <= set(published[key]) for key in MEASURES)

@@ -43,11 +43,11 @@ MIDDLE = "14 of 28"
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
         "effective_dim": Measure(
-            name="effective dimension, mid-layer", table="concept_geometry", column="effective_dim", layers=MIDDLE
+            name="mid-layer effective dimension", table="concept_geometry", column="effective_dim", layers=MIDDLE
         ),
-        "bos_mass": Measure(name="BOS mass, mid-layer", table="attention_stats", column="bos_mass", layers=MIDDLE),
+        "bos_mass": Measure(name="mid-layer BOS mass", table="attention_stats", column="bos_mass", layers=MIDDLE),
         "digits": Measure(
-            name="ordinal r of digits, mid-layer", table="concept_mantel", column="r", where={"set": "digits"},
+            name="r of digits", table="concept_mantel", column="r", where={"set": "digits"},
             layers=MIDDLE,
         ),
         "entropy_std": Measure(
