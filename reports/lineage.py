@@ -237,7 +237,7 @@ BOS = tuple(
 # title of a table -> its measures
 GROUPS: Mapping[str, tuple[Measure, ...]] = MappingProxyType(
     {
-        "Loss and weights": (
+        "Loss and nuclear ranks of weights": (
             Measure("loss", "held-out loss", 3, final_loss),
             Measure(
                 "rank_W_O",
@@ -246,10 +246,12 @@ GROUPS: Mapping[str, tuple[Measure, ...]] = MappingProxyType(
                 mean_at("weight_spectra", "nuclear_rank", first_layer, monitor="nuclear_rank.W_O", matrix="W_O"),
             ),
             Measure("rank_W_Q", "nuclear rank of W_Q, mean over layers", 1, mean_rank("W_Q")),
-            Measure("rank_start", "stable rank of W_Q, mid-layer: start", 1, rank_at_start, is_of_steps=False),
-            Measure("rank_end", "stable rank of W_Q, mid-layer: end", 1, rank_at_end, is_of_steps=False),
         ),
-        "Attention": (
+        "Stable rank of W_Q at the middle layer": (
+            Measure("rank_start", "start of the last phase", 1, rank_at_start, is_of_steps=False),
+            Measure("rank_end", "end of training", 1, rank_at_end, is_of_steps=False),
+        ),
+        "Head entropy of layer 0": (
             Measure(
                 "entropy_mean",
                 "layer-0 head entropy, mean",
@@ -257,8 +259,8 @@ GROUPS: Mapping[str, tuple[Measure, ...]] = MappingProxyType(
                 mean_at("attention_stats", "entropy", first_layer, monitor="head_entropy"),
             ),
             Measure("entropy_std", "layer-0 head entropy, std", 3, entropy_spread),
-            *BOS,
         ),
+        "BOS mass at three depths": BOS,
         "Concept geometry": (
             Measure("consistency", "trajectory consistency", 3, consistency),
             Measure(

@@ -22,8 +22,7 @@ from reports.lineage import (
     lineage_models,
     rows_at,
 )
-from reports.seed_cells import difference_cell, over_seeds_cell
-from reports.seeds import of_model
+from reports.seed_cells import difference_cell, over_seeds_cell, over_seeds_cells
 from reports.study import Study
 
 BESIDE = ("here", "published")
@@ -40,9 +39,16 @@ def lineage_grids(study: Study) -> list[Grid]:
     models = lineage_models(study)
     if not models:
         return []
+    recipes = Grid(
+        "Recipes as published",
+        (),
+        ("model", "recipe"),
+        (),
+        tuple(((*name_row(model["key"], models), model["recipe"]), ()) for model in lineage_data()["model"]),
+    )
     values = {measure.key: measure.read(study.tables) for measure in MEASURES}
     grids = [beside_published(title, own, values, models) for title, own in GROUPS.items()]
-    return [*(grid for grid in grids if grid is not None), *head_grids(study, models)]
+    return [recipes, *(grid for grid in grids if grid is not None), *head_grids(study, models)]
 
 
 def beside_published(
@@ -52,26 +58,26 @@ def beside_published(
     published = lineage_data()["published"]
     theirs = [published.get(measure.key, {}) for measure in measures]
     groups = [(measure.title, 2 if own else 1) for measure, own in zip(measures, theirs, strict=True)]
-    rows, is_known = [], False
+    ours = [over_seeds_cells(values[measure.key], measure.digits) for measure in measures]
+    if not any(short in cells for cells in ours for short in models.values()):
+        return None
+    rows = []
     for model in lineage_data()["model"]:
         key, cells = model["key"], []
-        for measure, figures in zip(measures, theirs, strict=True):
-            here = of_model(values[measure.key], models[key]) if key in models else pd.Series(dtype=float)
-            is_known |= bool(here.notna().any())
-            cells.append(over_seeds_cell(here, measure.digits))
+        for measure, here, figures in zip(measures, ours, theirs, strict=True):
+            cells.append(here.get(models.get(key, ""), Cell(MISSING)))
             if figures:
                 cells.append(published_cell(figures.get(key), measure.digits))
         if key in models or any(key in figures for figures in theirs):
-            rows.append((name_row(model, models), tuple(cells)))
+            rows.append((name_row(key, models), tuple(cells)))
     columns = tuple(name for _, span in groups for name in BESIDE[:span])
-    headers = ("model", "recipe as published")
-    return Grid(title, tuple(groups), headers, columns, tuple(rows), is_wide=True) if is_known else None
+    headers = ("model",)
+    return Grid(title, tuple(groups), headers, columns, tuple(rows), is_wide=True)
 
 
-def name_row(model: Mapping[str, str], models: Mapping[str, str]) -> tuple[str, str]:
-    """Return a model's row headers: its name in the study, or the published one, and its recipe."""
-    key, recipe = model["key"], model["recipe"]
-    return (models[key], recipe) if key in models else (key, f"{recipe}; not in this study")
+def name_row(key: str, models: Mapping[str, str]) -> tuple[str]:
+    """Return a model's row header: its name in the study, else the published one."""
+    return (models.get(key, f"{key} (not in this study)"),)
 
 
 def published_cell(figure: float | str | None, digits: int) -> Cell:
@@ -90,21 +96,20 @@ def head_grids(study: Study, models: Mapping[str, str]) -> list[Grid]:
         return []
     ranked = df.assign(place=df.groupby(KEYS, sort=False)["entropy"].rank(method="first").astype(int))
     n_heads = int(ranked["place"].max())
+    ours = [over_seeds_cells(own.set_index(KEYS)["entropy"], 2) for _, own in ranked.groupby("place")]
     rows = []
     for model in lineage_data()["model"]:
         key, cells = model["key"], []
         theirs = sorted(published.get(key, []))
-        for place in range(1, n_heads + 1):
-            here = ranked[ranked["place"] == place].set_index(KEYS)["entropy"]
-            figure = theirs[place - 1] if len(theirs) == n_heads else None
-            own = of_model(here, models[key]) if key in models else here.iloc[:0]
-            cells += [over_seeds_cell(own, 2), published_cell(figure, 2)]
+        for place, here in enumerate(ours):
+            figure = theirs[place] if len(theirs) == n_heads else None
+            cells += [here.get(models.get(key, ""), Cell(MISSING)), published_cell(figure, 2)]
         if key in models or theirs:
-            rows.append((name_row(model, models), tuple(cells)))
+            rows.append((name_row(key, models), tuple(cells)))
     names = ["lowest", *(f"{place}." for place in range(2, n_heads)), "highest"] if n_heads > 1 else ["only head"]
     groups = tuple((name, 2) for name in names)
     title = "Entropies of layer 0’s heads, in order"
-    return [Grid(title, groups, ("model", "recipe as published"), BESIDE * n_heads, tuple(rows), is_wide=True)]
+    return [Grid(title, groups, ("model",), BESIDE * n_heads, tuple(rows), is_wide=True)]
 
 
 def step_grids(study: Study) -> list[Grid]:
@@ -211,10 +216,8 @@ def budget_grids(study: Study) -> list[Grid]:
         own = df[df["matrix"] == matrix]
         values = [(own[own["part"] == "all"].set_index(KEYS)["stable_rank"], 1)]
         values += [(own[own["part"] == part].set_index(KEYS)["share"], 3) for part in PARTS]
-        rows = [
-            ((short,), tuple(over_seeds_cell(of_model(value, short), digits) for value, digits in values))
-            for short in models.values()
-        ]
+        cells = [over_seeds_cells(value, digits) for value, digits in values]
+        rows = [((short,), tuple(own.get(short, Cell(MISSING)) for own in cells)) for short in models.values()]
         if {step["reference"], step["treated"]} <= set(models):
             pair = models[step["reference"]], models[step["treated"]]
             rows.append(

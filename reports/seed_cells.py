@@ -11,14 +11,25 @@ from reports.seeds import over_seeds, paired_difference
 
 
 def over_seeds_cell(values: pd.Series, digits: int) -> Cell:
-    """Return a mean over seeds with its interval; the figures themselves where they are too few for one."""
-    known = values.dropna()
+    """Return the cell of `over_seeds_cells` of one model's values by seed."""
+    named = values.rename("value").reset_index().assign(model="").set_index(["model", "seed"])["value"]
+    return over_seeds_cells(named, digits).get("", Cell(MISSING))
+
+
+def over_seeds_cells(values: pd.Series, digits: int) -> dict[str, Cell]:
+    """Return of each model, of values by (model, seed), the mean over seeds with its interval, or the figures
+    themselves where they are too few for one; nothing of a model without a value."""
+    known = values.dropna().rename("value")
     if known.empty:
-        return Cell(MISSING)
-    row = over_seeds(known.rename("value").reset_index().assign(model=""), ["model"], "value").iloc[0]
-    if math.isnan(row["low"]):
-        return Cell(" / ".join(fixed(float(value), digits) for value in known))
-    return Cell(fixed(row["mean"], digits), f"[{fixed(row['low'], digits)}, {fixed(row['high'], digits)}]")
+        return {}
+    rows = over_seeds(known.reset_index(), ["model"], "value").set_index("model").to_dict("index")
+    cells = {}
+    for model, own in known.groupby(level="model", sort=False):
+        row = rows[model]
+        each = " / ".join(fixed(float(value), digits) for value in own)
+        interval = f"[{fixed(row['low'], digits)}, {fixed(row['high'], digits)}]"
+        cells[str(model)] = Cell(each) if math.isnan(row["low"]) else Cell(fixed(row["mean"], digits), interval)
+    return cells
 
 
 def difference_cell(values: pd.Series, reference: str, treated: str, digits: int) -> Cell:

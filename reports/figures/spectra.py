@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import add_mean, facets
-from reports.figures.style import groups_of, label
+from reports.figures.draft import add_summary, facets
+from reports.figures.style import groups_of, label, seeds_of
+from reports.seeds import over_seeds
 
 MAX_INDICES = 80  # of which a line is drawn; the first and the last are among them
 
@@ -24,10 +25,14 @@ def spectra_over_index(singular_values: pd.DataFrame, models: Sequence[str] | No
     fig, cells = facets([label(matrix) for matrix in matrices], columns=4, height=170)
     n_models = singular_values["model"].nunique()
     for index, (matrix, where) in enumerate(zip(matrices, cells, strict=True)):
-        df = decays(singular_values[singular_values["matrix"] == matrix])
-        for group in groups_of(df, models):
+        own = singular_values[singular_values["matrix"] == matrix]
+        seeds = {group.model: seeds_of(group.rows) for group in groups_of(own, models)}
+        found = over_seeds(decays(own), ["model", "i"], "decay").rename(columns={"i": "x"})
+        for group in groups_of(found, models):
             line = {"color": group.colour, "width": 1.6, "dash": group.dash}
-            add_mean(fig, group, "i", "decay", where=where, n_models=n_models, mode="lines", line=line)
+            add_summary(
+                fig, group, group.rows, seeds[group.model], where=where, n_models=n_models, mode="lines", line=line
+            )
         fig.update_xaxes(title_text="i" if index + 4 >= len(matrices) else None, **where)
         fig.update_yaxes(title_text="log₁₀ σᵢ/σ₁" if where["col"] == 1 else None, **where)
     return fig.figure()

@@ -128,8 +128,7 @@ ATTENTION = Section(
             detail="Every singular value over the largest, in order, at three depths, the middle one that of 14 of 28; "
             f"lines through {figures.MAX_INDICES} of them at most, the table has all. Heads stand side by side.",
             faults=unread_spectra,
-            interval="a band where four models or fewer share the figure, else given on pointing",
-            of_two="a line is their mean, each a faint mark",
+            of_two="a line is their mean",
             is_core=False,
         ),
     ),

@@ -134,8 +134,8 @@ LINEAGE = Section(
         Panel(
             "query-rank",
             "Stable rank of W_Q at the middle layer over training",
-            "Published: without co-trained routing the rank that NCA left erodes (67 to 42), with it the rank starts "
-            "low and climbs (37 to 66).",
+            "Published: without co-trained routing the rank that NCA left erodes, with it the rank starts low and "
+            "climbs; the figures of both ends stand in the first table.",
             needing("train_log", "model seed step"),
             query_ranks,
             detail="‖W‖_F²/σ₁² with all heads side by side, at the depth of 14 of 28. Left of 0: phases before.",

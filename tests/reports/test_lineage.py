@@ -71,7 +71,7 @@ def titled(grids, title: str):
 
 def test_cells_are_means_over_seeds_of_what_the_tables_hold(directory):
     grids = lineage_grids(read_study(directory))
-    found = beside(titled(grids, "Attention"), "p3-muon")
+    found = beside(titled(grids, "Head entropy of layer 0"), "p3-muon")
     attention = read_csv(directory / "attention_stats.csv")
     first = attention[(attention["model"] == "p3-muon-nano") & (attention["layer"] == 0)]
     spreads = [np.std(first[first["seed"] == seed]["entropy"]) for seed in range(3)]
@@ -80,10 +80,11 @@ def test_cells_are_means_over_seeds_of_what_the_tables_hold(directory):
     assert text == f"{np.mean(spreads):.3f}"
     low, high = (float(part.replace("−", "-")) for part in note.strip("[]").split(","))
     assert (low, high) == pytest.approx((np.mean(spreads) - half, np.mean(spreads) + half), abs=6e-4)
+    found = beside(titled(grids, "BOS mass at three depths"), "p3-muon")
     for layer, title in enumerate(("first-layer BOS mass", "mid-layer BOS mass", "last-layer BOS mass")):
         own = attention[(attention["model"] == "p3-muon-nano") & (attention["layer"] == layer)]  # of three layers
         assert found[title, "here"][0] == f"{own['bos_mass'].mean():.3f}"
-    found = beside(titled(grids, "Loss and weights"), "p3-muon")
+    found = beside(titled(grids, "Loss and nuclear ranks of weights"), "p3-muon")
     log = read_csv(directory / "train_log.csv").dropna(subset=["held_out_loss"])
     last = log[log["model"] == "p3-muon-nano"].groupby("seed")["held_out_loss"].last()
     assert found["held-out loss", "here"][0] == f"{last.mean():.3f}"
@@ -102,7 +103,7 @@ def test_cells_are_means_over_seeds_of_what_the_tables_hold(directory):
 
 def test_published_figures_stand_beside_their_measures(directory):
     grids = lineage_grids(read_study(directory))
-    attention = titled(grids, "Attention")
+    masses = titled(grids, "BOS mass at three depths")
     published = {
         "p3-muon": ("0.227", "0.862", "0.726"),
         "p1-adamw": ("0.208", "0.817", "0.442"),
@@ -113,15 +114,18 @@ def test_published_figures_stand_beside_their_measures(directory):
         "lang-ddv1": ("0.256", "0.518", "0.634"),
         "lang-baseline": ("0.238", "0.898", "0.903"),
     }
-    assert {headers[0] for headers, _ in attention.rows} == set(published)
+    ours = {"p1-adamw", "p3-muon", "nca-002"}
+    names = {model: model if model in ours else f"{model} (not in this study)" for model in published}
+    assert {headers[0] for headers, _ in masses.rows} == set(names.values())
     for model, figures in published.items():
-        found = beside(attention, model)
+        found = beside(masses, names[model])
         own = [found[f"{depth} BOS mass", "published"][0] for depth in ("first-layer", "mid-layer", "last-layer")]
         assert tuple(own) == figures
-    assert beside(attention, "nca-002")["layer-0 head entropy, std", "published"][0] == "1.140"
-    weights = beside(titled(grids, "Loss and weights"), "nca-002")
+    entropies = titled(grids, "Head entropy of layer 0")
+    assert beside(entropies, "nca-002")["layer-0 head entropy, std", "published"][0] == "1.140"
+    weights = beside(titled(grids, "Loss and nuclear ranks of weights"), "nca-002")
     assert weights["nuclear rank of W_O, layer 0", "published"][0] == "172.0"
-    concepts = beside(titled(grids, "Concept geometry"), "nca-attnres")
+    concepts = beside(titled(grids, "Concept geometry"), "nca-attnres (not in this study)")
     assert concepts["mid-layer effective dimension", "published"][0] == "5.27"
     assert concepts["trajectory consistency", "published"][0] == "−0.134"
     assert set(lineage_data()["published"]) <= {measure.key for measure in MEASURES}
@@ -131,12 +135,14 @@ def test_published_figures_stand_beside_their_measures(directory):
 
 
 def test_a_published_model_that_the_study_lacks_has_dashes_of_ours(directory):
-    attention = titled(lineage_grids(read_study(directory)), "Attention")
-    found = beside(attention, "nca-003")
+    grids = lineage_grids(read_study(directory))
+    found = beside(titled(grids, "BOS mass at three depths"), "nca-003 (not in this study)")
     assert {text for (_, column), (text, _) in found.items() if column == "here"} == {"–"}
-    assert found["layer-0 head entropy, std", "published"][0] == "–"
-    assert next(headers[1] for headers, _ in attention.rows if headers[0] == "nca-003").endswith("; not in this study")
-    assert not next(headers[1] for headers, _ in attention.rows if headers[0] == "nca-002").endswith("this study")
+    entropies = titled(grids, "Head entropy of layer 0")
+    assert not [headers for headers, _ in entropies.rows if headers[0].startswith("nca-003")]  # none was published
+    recipes = dict(headers for headers, _ in titled(grids, "Recipes as published").rows)
+    assert recipes["p3-muon"] == "Muon"
+    assert len(recipes) == 10
 
 
 def test_heads_are_ranked_within_a_seed_before_seeds_are_averaged(tmp_path, directory):
@@ -162,16 +168,16 @@ def test_without_the_tables_the_training_monitor_speaks(directory, tmp_path):
     log.loc[log["model"] == "p3-muon-nano", "bos_mass.2"] = np.nan  # a model of two layers among those of three
     write_table(log, tmp_path, "train_log")
     grids = lineage_grids(read_study(tmp_path))
-    found = beside(titled(grids, "Attention"), "nca-002")
+    found = beside(titled(grids, "Head entropy of layer 0"), "nca-002")
     assert found["layer-0 head entropy, mean", "here"] == ("1.250", "")
     assert found["layer-0 head entropy, std", "here"] == ("0.500", "")
     wanted = {"nca-002": ["0.000", "0.100", "0.200"], "p3-muon": ["0.000", "0.000", "0.100"]}
     for model, masses in wanted.items():
-        found = beside(titled(grids, "Attention"), model)
+        found = beside(titled(grids, "BOS mass at three depths"), model)
         own = [found[f"{depth} BOS mass", "here"][0] for depth in ("first-layer", "mid-layer", "last-layer")]
         assert own == masses
     ranks = log[log["model"] == "nca-002-nano"].sort_values("step")["nuclear_rank.W_O.0"]
-    weights = beside(titled(grids, "Loss and weights"), "nca-002")
+    weights = beside(titled(grids, "Loss and nuclear ranks of weights"), "nca-002")
     assert weights["nuclear rank of W_O, layer 0", "here"][0] == f"{ranks.iloc[-1]:.1f}"
     assert "Concept geometry" not in {grid.title for grid in grids}  # nothing of it was measured
 
@@ -203,10 +209,10 @@ def test_the_rank_at_the_start_of_a_phase_is_the_end_of_the_one_before(tmp_path)
         ("lang-baseline", 0): 60, ("lang-baseline", 1): 61, ("p3-muon", 0): 10, ("p3-muon", 1): 10
     }  # fmt: skip
     assert end.to_dict() == {("lang-baseline", 0): 0, ("lang-baseline", 1): 1, ("p3-muon", 0): 50, ("p3-muon", 1): 50}
-    found = beside(titled(lineage_grids(study), "Loss and weights"), "lang-baseline")
-    assert found["stable rank of W_Q, mid-layer: start", "here"] == ("60.0 / 61.0", "")
-    assert found["stable rank of W_Q, mid-layer: start", "published"] == ("67.0", "")
-    assert found["stable rank of W_Q, mid-layer: end", "published"] == ("42.0", "")
+    found = beside(titled(lineage_grids(study), "Stable rank of W_Q at the middle layer"), "lang-baseline")
+    assert found["start of the last phase", "here"] == ("60.0 / 61.0", "")
+    assert found["start of the last phase", "published"] == ("67.0", "")
+    assert found["end of training", "published"] == ("42.0", "")
     names = [name for name, _ in kotodama.query_ranks(study)]
     assert names == ["lang-baseline", "all models of the lineage"]
     assert kotodama.measured_rows(study) == ["2 to 3 measurements in a run’s last phase"]
@@ -303,7 +309,7 @@ def test_two_seeds_are_both_given(tmp_path):
     log = pd.DataFrame(rows, columns=["model", "seed", "step", "held_out_loss"])
     (tmp_path / "train_log.csv").write_text(log.to_csv(index=False))
     study = read_study(tmp_path)
-    assert beside(lineage_grids(study)[0], "p1-adamw")["held-out loss", "here"] == ("5.000 / 6.000", "")
+    assert beside(lineage_grids(study)[1], "p1-adamw")["held-out loss", "here"] == ("5.000 / 6.000", "")
     assert row(step_grids(study)[0], "Muon for AdamW")["held-out loss"] == ("−1.000", "")  # no mark on one pair
 
 
