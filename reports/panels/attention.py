@@ -48,7 +48,8 @@ def unread_spectra(study: Study) -> list[str]:
     if df is None or "singular_values" not in df:
         return []
     wrong = int((~df["singular_values"].str.fullmatch(rf"\[{NUMBER}(,\s*{NUMBER})*\]")).sum())
-    return [f"singular_values.csv has {wrong} rows whose singular_values are no list of numbers."] if wrong else []
+    said = f"singular_values.csv: {wrong} of {len(df)} rows hold no list of numbers in the column singular_values."
+    return [said] if wrong else []
 
 
 ATTENTION = Section(
