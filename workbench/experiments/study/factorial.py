@@ -23,7 +23,7 @@ from reports.lineage import lineage_data
 from reports.tables import COLUMNS
 from workbench.data.claims import Measure
 from workbench.experiments.study.measures import Tables, read_measure
-from workbench.experiments.study.verdicts import MIN_SEEDS, student
+from workbench.experiments.study.verdicts import DIGITS, MIN_SEEDS, student
 
 CELLS = ("neither", "attn_res", "nca", "both")
 # term -> the weight of each cell, in the order of CELLS
@@ -87,6 +87,6 @@ def factorial(tables: Tables, roles: Mapping[str, str]) -> pd.DataFrame:
             found = [sum(weight * own[seed] for weight, own in used) for seed in seeds]
             low, high = student(found) if len(seeds) >= MIN_SEEDS else (math.nan, math.nan)
             mean = float(np.mean(found)) if found else math.nan
-            theirs = sum(weight * own for weight, own in zip(weights, published, strict=True) if weight)
+            theirs = round(sum(weight * own for weight, own in zip(weights, published, strict=True) if weight), DIGITS)
             rows.append((measure.name, term, mean, low, high, len(seeds), theirs, stated.get(term, math.nan)))
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS["factorial"]))
