@@ -73,7 +73,7 @@ def logged(tables: Tables, name: str, depth: Depth | None = None) -> pd.DataFram
     """
     log = tables.get("train_log")
     columns = [*KEYS, "phase", "step", "value"]
-    if log is None or not {*KEYS, "step"} <= set(log.columns):
+    if log is None or log.empty or not {*KEYS, "step"} <= set(log.columns):
         return pd.DataFrame(columns=columns)
     layers = {column: layer_of(str(column), name) for column in log.columns}
     own = [name] if depth is None else [column for column, layer in layers.items() if layer is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -149,7 +150,7 @@ def two_by_two_grids(study: Study) -> list[Grid]:
 
 
 def term_cells(
-    row: Mapping[str, float] | None, digits: int, write: Callable[[float, int], str] = fixed
+    row: Mapping[Any, Any] | None, digits: int, write: Callable[[float, int], str] = fixed
 ) -> tuple[Cell, Cell]:
     """Return a term of the 2 × 2 as measured, with its interval, and as published; dashes where there is none."""
     if row is None:
@@ -198,12 +199,10 @@ def divergence_grids(study: Study) -> list[Grid]:
 
 def of_pair(df: pd.DataFrame, keys: Sequence[str], models: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows of two models of the lineage, in whichever order; none where the study lacks one."""
-    names = [models.get(key) for key in keys]
+    first, second = (models.get(key, "") for key in keys)
     df = df if "seed" in df else df.assign(seed=0)
-    return df[
-        (df["model_a"].eq(names[0]) & df["model_b"].eq(names[1]))
-        | (df["model_a"].eq(names[1]) & df["model_b"].eq(names[0]))
-    ]
+    is_pair = df["model_a"].eq(first) & df["model_b"].eq(second)
+    return df[is_pair | (df["model_a"].eq(second) & df["model_b"].eq(first))]
 
 
 def budget_grids(study: Study) -> list[Grid]:

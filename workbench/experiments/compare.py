@@ -91,9 +91,12 @@ def compare(
     spectra.append(matrix_spectra(b))
     tell(1.0)
     own = [spectra_tables(found, called[i], trained[i]) for i, found in enumerate(spectra)]
+    both = {name: pd.concat([tables[name] for tables in own], ignore_index=True) for name in own[0]}
     return Comparison(
         pc_cosine=states,
-        **{name: pd.concat([tables[name] for tables in own], ignore_index=True) for name in own[0]},
+        weight_spectra=both["weight_spectra"],
+        singular_values=both["singular_values"],
+        rank_budget=both["rank_budget"],
         eigenspectra_divergence=compare_spectra(spectra[0], spectra[1], (a.cfg.n_layers, b.cfg.n_layers), called),
     )
 
