@@ -39,8 +39,10 @@ from probes.mantel import (
 from probes.multiplicity import benjamini_hochberg, pool_permutations, westfall_young
 from probes.ranks import (
     MatrixRanks,
+    MatrixSpectrum,
     effective_rank,
     matrix_ranks,
+    matrix_spectrum,
     nuclear_rank,
     participation_ratio,
     rank_utilization,
@@ -76,6 +78,7 @@ __all__ = [
     "MantelManyResult",
     "MantelResult",
     "MatrixRanks",
+    "MatrixSpectrum",
     "ParallelismResult",
     "PartialMantelManyResult",
     "PartialMantelResult",
@@ -99,6 +102,7 @@ __all__ = [
     "mantel",
     "mantel_many",
     "matrix_ranks",
+    "matrix_spectrum",
     "nuclear_rank",
     "ordinal_distances",
     "pair_parallelism",

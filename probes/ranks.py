@@ -30,13 +30,26 @@ class MatrixRanks:
     n_singular_values: int
 
 
-def _prepared(who: str, W: object, center: bool) -> np.ndarray:
-    """W as a float64 matrix of largest entry 1 (so that no square over- or underflows), centred if asked."""
+@dataclass(frozen=True)
+class MatrixSpectrum:
+    """All singular values of one matrix, in its unit and descending, and the soft ranks that were taken of them."""
+
+    singular_values: Float[np.ndarray, " k"]
+    ranks: MatrixRanks
+
+
+def _scaled(who: str, W: object, center: bool) -> tuple[np.ndarray, float]:
+    """W as a float64 matrix, centred if asked and divided by its largest |entry| (so that no square over- or
+    underflows), and that entry; a zero matrix as it is, and 0."""
     matrix = as_matrix(who, "W", W, min_rows=2 if center else 1)
     if center:
         matrix = centered(matrix)
-    scale = np.abs(matrix).max()
-    return matrix / scale if scale > 0 else matrix
+    scale = float(np.abs(matrix).max())
+    return (matrix / scale if scale > 0 else matrix), scale
+
+
+def _prepared(who: str, W: object, center: bool) -> np.ndarray:
+    return _scaled(who, W, center)[0]
 
 
 def _gram(matrix: np.ndarray) -> np.ndarray:
@@ -73,12 +86,8 @@ def singular_values(W: Real[np.ndarray, "rows cols"], center: bool = False) -> F
 
     Raises ValueError for what is not a finite real matrix (or has one row when centred).
     """
-    matrix = as_matrix("singular_values", "W", W, min_rows=2 if center else 1)
-    matrix = centered(matrix) if center else matrix
-    scale = np.abs(matrix).max()
-    if scale == 0:
-        return np.zeros(min(matrix.shape))
-    return _singular_values(matrix / scale) * scale
+    matrix, scale = _scaled("singular_values", W, center)
+    return _singular_values(matrix) * scale if scale > 0 else np.zeros(min(matrix.shape))
 
 
 def ranks_of_spectrum(sigma: Real[np.ndarray, " k"]) -> MatrixRanks:
@@ -115,11 +124,29 @@ def matrix_ranks(W: Real[np.ndarray, "rows cols"], center: bool = False) -> Matr
     Where a table wants the participation ratio of centred data beside uncentred ranks, as the definitions do for
     activations, take it from `participation_ratio(W)`. nan and errors as in the single functions.
     """
-    matrix = _prepared("matrix_ranks", W, center)
-    if not matrix.any():
-        warn(ConstantInputWarning, "matrix_ranks: W has no spread; the ranks are undefined (nan)")
-        return MatrixRanks(np.nan, np.nan, np.nan, np.nan, min(matrix.shape))
-    return ranks_of_spectrum(_singular_values(matrix))
+    return _spectrum("matrix_ranks", W, center).ranks
+
+
+def matrix_spectrum(W: Real[np.ndarray, "rows cols"], center: bool = False) -> MatrixSpectrum:
+    """All singular values of W, as `singular_values`, and its soft ranks, as `matrix_ranks`, from one decomposition.
+
+    Of a matrix without spread the singular values are 0 and the ranks nan, with a `ConstantInputWarning`. Errors as in
+    the single functions.
+
+    >>> matrix_spectrum(np.diag([3.0, 2.0, 1.0])).singular_values.round(4).tolist()
+    [3.0, 2.0, 1.0]
+    """
+    return _spectrum("matrix_spectrum", W, center)
+
+
+def _spectrum(who: str, W: object, center: bool) -> MatrixSpectrum:
+    matrix, scale = _scaled(who, W, center)
+    if scale == 0:
+        warn(ConstantInputWarning, f"{who}: W has no spread; the ranks are undefined (nan)", stacklevel=4)
+        k = min(matrix.shape)
+        return MatrixSpectrum(np.zeros(k), MatrixRanks(np.nan, np.nan, np.nan, np.nan, k))
+    sigma = _singular_values(matrix)
+    return MatrixSpectrum(sigma * scale, ranks_of_spectrum(sigma))
 
 
 def stable_rank(W: Real[np.ndarray, "rows cols"], center: bool = False) -> float:

@@ -54,7 +54,7 @@ def largest_impact(tables: Mapping[str, pd.DataFrame]) -> pd.Series:
 
 
 # title of a measure -> its reader; those of the lineage first
-READERS: dict[str, Read] = {measure.title: measure.read for measure in MEASURES} | {
+READERS: dict[str, Read] = {measure.title: measure.read for measure in MEASURES if measure.is_of_steps} | {
     "mean |cos| on z": mean_of("topology_stats", "mean_cos", basis="z"),
     "mean |cos|, residual": mean_of("topology_stats", "mean_cos", basis="residual"),
     "nuclear rank of z": mean_of("topology_stats", "nuclear_rank", basis="z"),

@@ -115,6 +115,11 @@ COLUMNS = MappingProxyType(
         "weight_spectra": (
             "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
         ),
+        # all singular values of a weight matrix in descending order, a JSON list of nine significant digits each
+        "singular_values": ("model", "seed", "layer", "matrix", "singular_values"),
+        # sum over n_layers layers of a matrix's stable rank, and its share of the sum over all; part is all, early,
+        # middle, late (thirds of the depth) or last half
+        "rank_budget": ("model", "seed", "matrix", "part", "stable_rank", "share", "n_layers"),
         # mean over (layer, matrix) of |nuclear_rank_a - nuclear_rank_b| / their mean; part is attention, mlp or all
         "eigenspectra_divergence": ("model_a", "model_b", "part", "divergence", "n"),
         # |cos| of the k-th principal components of two models, k from 1, beside the isotropic baseline
@@ -148,6 +153,9 @@ COLUMNS = MappingProxyType(
         "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
         # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token
         "baselines": ("name", "nats", "n_tokens"),
+        # the 2 x 2 of NCA and AttnRes, a measure and term a row: the cells (neither, attn_res, nca, both), both main
+        # effects, the interaction; means over n seeds; the published cells in the same combination, and what was stated
+        "factorial": ("measure", "term", "value", "ci_low", "ci_high", "n", "published_value", "stated_value"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (
             "claim", "published", "measured", "ci_low", "ci_high", "n", "verdict", "measure", "source_table", "control",
@@ -163,7 +171,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason",
+        "item", "reason", "singular_values", "term",
     )
 )  # fmt: skip
 

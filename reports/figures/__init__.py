@@ -20,6 +20,7 @@ from reports.figures.concepts import (
     trajectory_bars,
 )
 from reports.figures.interventions import Change, changes
+from reports.figures.lineage import beside_published, rank_over_phase
 from reports.figures.multiples import measure_by_layer
 from reports.figures.points import concept_points
 from reports.figures.recurrent import ladder, mechanism_bars
@@ -33,6 +34,7 @@ from reports.figures.saes import (
     pareto,
     stability,
 )
+from reports.figures.spectra import MAX_INDICES, spectra_over_index
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
 from reports.figures.training import (
     loss_curves,
@@ -43,10 +45,12 @@ from reports.figures.training import (
 )
 
 __all__ = [
+    "MAX_INDICES",
     "Change",
     "ablation_profile",
     "ablation_strip",
     "at_l1",
+    "beside_published",
     "bos_mass_by_layer",
     "changes",
     "concept_points",
@@ -76,11 +80,13 @@ __all__ = [
     "pc_alignment",
     "pressure_and_redundancy",
     "rank_by_layer",
+    "rank_over_phase",
     "ranks_over_steps",
     "raw_against_partial",
     "raw_beside_partial",
     "redundancy_by_layer",
     "spectra_divergence",
+    "spectra_over_index",
     "stability",
     "text_measures",
     "trajectory_bars",

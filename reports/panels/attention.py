@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from reports import figures
+from reports import figures, lineage
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants
 from reports.study import Study
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank", "participation_ratio")
+NUMBER = r"\d[\d.eE+\-]*"
 
 
 def entropies(study: Study) -> list[Drawing]:
@@ -29,6 +30,26 @@ def weight_ranks(study: Study) -> list[Drawing]:
     df = study.tables["weight_spectra"]
     known = [rank for rank in RANKS if rank in df]
     return [(rank.replace("_", " "), figures.weight_ranks(df, study.models, rank)) for rank in known]
+
+
+def spectra(study: Study) -> list[Drawing]:
+    """Return whole spectra, a variant a depth; layers that several depths share once."""
+    df, found = study.tables["singular_values"], {}
+    for name, depth in lineage.DEPTHS.items():
+        rows = lineage.rows_at(df, depth)
+        layers = " or ".join(str(layer) for layer in sorted(set(rows["layer"].astype(int))))
+        found.setdefault(tuple(rows.index), (f"{name}: {layers}", rows))
+    return [(name, figures.spectra_over_index(rows, study.models)) for name, rows in found.values()]
+
+
+def unread_spectra(study: Study) -> list[str]:
+    """Return a sentence where a cell of the table of singular values is no list of numbers."""
+    df = study.tables.get("singular_values")
+    if df is None or "singular_values" not in df:
+        return []
+    wrong = int((~df["singular_values"].str.fullmatch(rf"\[{NUMBER}(,\s*{NUMBER})*\]")).sum())
+    said = f"singular_values.csv: {wrong} of {len(df)} rows hold no list of numbers in the column singular_values."
+    return [said] if wrong else []
 
 
 ATTENTION = Section(
@@ -96,6 +117,19 @@ ATTENTION = Section(
             "Where models differ in attention matrices and agree in the MLP, the intervention stayed where it acted.",
             needing("weight_spectra", "model seed layer matrix nuclear_rank"),
             weight_ranks,
+            is_core=False,
+        ),
+        Panel(
+            "singular-values",
+            "Whole spectra of the weight matrices",
+            "A line that falls steeply and then lies low is a matrix of few directions; two lines that fall alike are "
+            "spectra that no rank would tell apart.",
+            needing("singular_values", "model seed layer matrix singular_values"),
+            spectra,
+            detail="Every singular value over the largest, in order, at three depths, the middle one that of 14 of 28; "
+            f"lines through {figures.MAX_INDICES} of them at most, the table has all. Heads stand side by side.",
+            faults=unread_spectra,
+            of_two="a line is their mean",
             is_core=False,
         ),
     ),

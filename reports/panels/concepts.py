@@ -159,18 +159,6 @@ CONCEPTS = Section(
             is_core=False,
         ),
         Panel(
-            "two-by-two",
-            "NCA and attention residuals, two by two",
-            "If attention residuals collapse concepts only without NCA, one cell is near 1 and the other three are "
-            "not.",
-            needing("concept_geometry", "model seed set layer effective_dim"),
-            lineage.two_by_two_grids,
-            ("n", "concepts a set"),
-            "Effective dimension, mean over concept sets, at the layer at the depth of 14 of 28.",
-            is_table=True,
-            is_core=False,
-        ),
-        Panel(
             "regimes",
             "Three regimes of trajectories",
             "Compare with the two nulls, not with 0 alone: states that share nothing give −.5, a random walk gives 0; "

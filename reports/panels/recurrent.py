@@ -7,8 +7,8 @@ import pandas as pd
 from reports import figures
 from reports.cells import MISSING, Cell, Grid, fixed, thousands
 from reports.figures.style import models_of
-from reports.lineage import over_seeds_cell
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing
+from reports.seed_cells import over_seeds_cell
 from reports.study import Study
 
 

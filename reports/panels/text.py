@@ -8,8 +8,8 @@ from reports import figures
 from reports.cells import MISSING, Cell, Grid, fixed
 from reports.continuations import FILE, Continuations, describe_continuations
 from reports.figures.style import models_of, seeds_of
-from reports.lineage import over_seeds_cell
 from reports.panels.panel import Panel, Section, drawn, needing
+from reports.seed_cells import over_seeds_cell
 from reports.study import Study
 
 

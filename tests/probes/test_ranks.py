@@ -45,6 +45,9 @@ def test_agree_with_naive_loops(seed, shape, center):
     together = [record.stable_rank, record.participation_ratio, record.nuclear_rank, record.effective_rank]
     np.testing.assert_allclose(together, got, rtol=1e-8)
     assert record.n_singular_values == min(shape)
+    spectrum = probes.matrix_spectrum(W, center=center)
+    assert spectrum.ranks == record
+    np.testing.assert_array_equal(spectrum.singular_values, probes.singular_values(W, center=center))
 
 
 def test_defaults_are_uncentred_but_for_participation():
@@ -130,7 +133,7 @@ def test_no_spread_is_nan_and_warned(rank):
         assert np.isnan(probes.ranks_of_spectrum(np.zeros(3)).effective_rank)
 
 
-@pytest.mark.parametrize("rank", [*RANKS, probes.matrix_ranks, probes.singular_values])
+@pytest.mark.parametrize("rank", [*RANKS, probes.matrix_ranks, probes.matrix_spectrum, probes.singular_values])
 @pytest.mark.parametrize(
     ("W", "center", "message"),
     [

@@ -127,6 +127,7 @@ def write_fake_study(
         write_continuations(directory, rng, runs)
         write_further(directory, rng, runs, n_layers, n_heads)
         write_recurrent(directory, rng, seeds, models[0])
+        write_factorial(directory)
     (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
     return directory
 
@@ -354,7 +355,7 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
 
 
 def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
-    attention, spectra, dimension, curve = [], [], [], []
+    attention, spectra, dimension, curve, values, budget = [], [], [], [], [], []
     for model, seed in runs:
         for layer in range(n_layers):
             for head in range(n_heads):
@@ -363,10 +364,19 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
             for matrix in MATRICES:
                 rank = 60 + 10 * layer + rng.normal(0, 4) + 40 * (matrix in MATRICES[4:])
                 spectra.append((model, seed, layer, matrix, rank, rank * 1.2, rank / 8, rank / 2))
+                sigma = [round(3 * np.exp(-i / (6 + 2 * layer + seed + len(model) % 5)), 8) for i in range(24)]
+                values.append((model, seed, layer, matrix, json.dumps(sigma, separators=(",", ":"))))
             dimension.append((model, seed, layer, 10 + layer + rng.normal(), 0.3, 4096, 12))
             for k in range(4):
                 row = (4096 >> k, 10 + layer - k + rng.normal(), 0.2 if k else np.nan, 1 << k)
                 curve.append((model, seed, layer, *row))
+        for matrix in MATRICES:
+            total = 40.0 + len(model) % 7 + seed
+            for part, share in (("all", 1.0), ("early", 0.3), ("middle", 0.45), ("late", 0.25), ("last half", 0.5)):
+                own = share if part == "all" else share + 0.01 * seed
+                budget.append((model, seed, matrix, part, own * total, own, max(1, round(share * n_layers))))
+    write_rows(values, directory, "singular_values")
+    write_rows(budget, directory, "rank_budget")
     write_rows(attention, directory, "attention_stats")
     write_rows(spectra, directory, "weight_spectra")
     write_rows(dimension, directory, "intrinsic_dimension")
@@ -383,6 +393,20 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
                 parts += [(*pair, part, rng.uniform(0.05, 0.1) * k, 8, seed) for part, k in PARTS.items()]
         write_rows(rows, directory, "pc_cosine", "seed")
         write_rows(parts, directory, "eigenspectra_divergence", "seed")
+
+
+def write_factorial(directory: Path) -> None:
+    """Write a 2 × 2 of two measures, one of a single seed."""
+    terms = {"neither": 2.0, "attn_res": 1.0, "nca": 3.0, "both": 6.0}
+    terms |= {"main effect of nca": 3.0, "main effect of attn_res": 1.0, "interaction": 4.0}
+    rows = []
+    for measure, scale, n in (("mid-layer effective dimension", 1.0, 3), ("mid-layer BOS mass", 0.1, 1)):
+        for term, value in terms.items():
+            half = 0.5 * scale if n == 3 else np.nan
+            stated = 1.73 if (term, n) == ("main effect of attn_res", 3) else np.nan
+            value *= scale
+            rows.append((measure, term, value, value - half, value + half, n, 0.9 * value, stated))
+    write_rows(rows, directory, "factorial")
 
 
 def write_recurrent(directory: Path, rng: np.random.Generator, seeds: Sequence[int], model: str) -> None:

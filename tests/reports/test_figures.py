@@ -349,7 +349,9 @@ def test_changes_are_differences_of_means_and_filled_where_seeds_agree(study, dr
     one = found["control → adaptive", "mean |cos|, residual"]
     assert (one.mean, one.n) == (pytest.approx(means["adaptive"] - means["control"]), 1)
     assert np.isnan(one.low)
-    assert {"held-out loss", "SAE l0", "largest head impact (%)", "nuclear rank of W_O"} <= {m for _, m in found}
+    assert {"held-out loss", "SAE l0", "largest head impact (%)", "nuclear rank of W_O, layer 0"} <= {
+        m for _, m in found
+    }
     assert {symbol for trace in drawn["changes"].data for symbol in trace.marker.symbol} == {"circle-open"}
     sure = figures.Change("a → b", "x", 1.0, 0.5, 1.5, 3)
     unsure = figures.Change("a → c", "x", -1.0, -2.5, 0.5, 3)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 import probes
@@ -19,13 +18,11 @@ from probes.checks import centered
 from probes.subspaces import DEGENERACY
 from workbench.experiments.concepts.states import TOKENS_A_BATCH, state_hooks
 from workbench.experiments.harvest import stream
+from workbench.experiments.spectra import Spectra, divergence_rows, matrix_spectra, spectra_tables
 from workbench.experiments.subject import as_list, checked_tokens
-from workbench.models.layers import Attention
 
-ATTENTION = ("W_Q", "W_K", "W_V", "W_O")
-MLP = ("W_gate", "W_in", "W_out")
-RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio")
 MIN_SEQUENCES = 4  # below, the unbiased CKA is undefined
+N_COMPONENTS = 4  # principal components that are compared
 N_SHUFFLED = 20  # draws of the null of shuffled items
 NO_SHARED_BASIS = (
     "two models share no basis: pc_cosine compares coordinates, which training from other initial weights permutes and "
@@ -41,6 +38,10 @@ class Comparison:
     """a (layer, component): |cos| of the principal components, and the layer's likeness in item space"""
     weight_spectra: pd.DataFrame
     """a (model, layer, matrix): the four ranks"""
+    singular_values: pd.DataFrame
+    """a (model, layer, matrix): all singular values"""
+    rank_budget: pd.DataFrame
+    """a (model, matrix, part of the depth): Σ over layers of the stable rank, and its share of all"""
     eigenspectra_divergence: pd.DataFrame
     """attention, mlp and all matrices: how far the models' nuclear ranks lie apart"""
     note: str = NO_SHARED_BASIS
@@ -55,7 +56,7 @@ def compare(
     b: Any,
     tokens: Int[Tensor, "n n_ctx"],
     *,
-    n_components: int = 4,
+    n_components: int = N_COMPONENTS,
     names: tuple[str, str] | None = None,
     seeds: tuple[int, int] | None = None,
     seed: int = 0,
@@ -77,35 +78,46 @@ def compare(
         ValueError: unequal vocabularies, tokens that do not fit a model, too few sequences, components out of range, a
             model that does not pass those hooks.
     """
-    n = len(checked_tokens("compare", a, tokens, min_ctx=2))
-    check_pair(a, b, n, n_components)
+    check_pair(a, b, len(checked_tokens("compare", a, tokens, min_ctx=2)), n_components)
     called = as_list("names", (a.cfg.model_name, b.cfg.model_name) if names is None else names)
     trained = as_list("seeds", (0, 0) if seeds is None else seeds)
     if not len(called) == len(trained) == 2:
         raise ValueError(f"names, seeds: got {len(called)} and {len(trained)} for two models; expected one each")
     tell = on_progress or (lambda share: None)
-    states, spectra = [], []
-    for index, model in enumerate((a, b)):
-        states.append(mean_pooled(model, tokens))
-        tell(0.5 * index + 0.2)
-        spectra.append(matrix_spectra(model))
-        tell(0.5 * index + 0.5)
-    rng = np.random.default_rng(seed)
-    layers = matching_layers(a.cfg.n_layers, b.cfg.n_layers)
-    rows = []
-    for layer, other in [(-1, -1), *layers]:
-        found = _layer_rows(states[0][layer + 1], states[1][other + 1], n_components, rng)
-        rows += [{"layer": layer} | row | {"n": n, "layer_b": other} for row in found]
-    names_of = {"model_a": called[0], "model_b": called[1]}
+    states = compare_states(a, b, tokens, n_components=n_components, names=called, seed=seed)
+    tell(0.4)
+    spectra = [matrix_spectra(a)]
+    tell(0.7)
+    spectra.append(matrix_spectra(b))
+    tell(1.0)
+    own = [spectra_tables(found, called[i], trained[i]) for i, found in enumerate(spectra)]
+    both = {name: pd.concat([tables[name] for tables in own], ignore_index=True) for name in own[0]}
     return Comparison(
-        pc_cosine=pd.DataFrame([names_of | row for row in rows]),
-        weight_spectra=pd.concat(
-            [_spectra_table(spectra[i], called[i], trained[i]) for i in (0, 1)], ignore_index=True
-        ),
-        eigenspectra_divergence=pd.DataFrame(
-            [names_of | row for row in _divergence_rows(spectra[0], spectra[1], layers)]
-        ),
+        pc_cosine=states,
+        weight_spectra=both["weight_spectra"],
+        singular_values=both["singular_values"],
+        rank_budget=both["rank_budget"],
+        eigenspectra_divergence=compare_spectra(spectra[0], spectra[1], (a.cfg.n_layers, b.cfg.n_layers), called),
     )
+
+
+def compare_states(
+    a: Any, b: Any, tokens: Int[Tensor, "n n_ctx"], *, n_components: int, names: Sequence[str], seed: int
+) -> pd.DataFrame:
+    """pc_cosine.csv's rows of two models that `check_pair` lets pass; arguments as `compare`."""
+    states = [mean_pooled(model, tokens) for model in (a, b)]
+    rng = np.random.default_rng(seed)
+    rows = []
+    for layer, other in [(-1, -1), *matching_layers(a.cfg.n_layers, b.cfg.n_layers)]:
+        found = _layer_rows(states[0][layer + 1], states[1][other + 1], n_components, rng)
+        rows += [{"layer": layer} | row | {"n": len(tokens), "layer_b": other} for row in found]
+    return pd.DataFrame([{"model_a": names[0], "model_b": names[1]} | row for row in rows])
+
+
+def compare_spectra(a: Spectra, b: Spectra, n_layers: tuple[int, int], names: Sequence[str]) -> pd.DataFrame:
+    """eigenspectra_divergence.csv's rows of two models, from their spectra and numbers of layers."""
+    rows = divergence_rows(a, b, matching_layers(*n_layers))
+    return pd.DataFrame([{"model_a": names[0], "model_b": names[1]} | row for row in rows])
 
 
 def check_pair(a: Any, b: Any, n_sequences: int, n_components: int) -> None:
@@ -119,50 +131,6 @@ def check_pair(a: Any, b: Any, n_sequences: int, n_components: int) -> None:
         raise ValueError(f"compare: {n_sequences} sequences; want at least {MIN_SEQUENCES}")
     if not 1 <= n_components <= n_sequences - 1:
         raise ValueError(f"n_components: got {n_components}; want 1 … {n_sequences - 1} for {n_sequences} sequences")
-
-
-def weight_spectra(model: Any, *, name: str | None = None, seed: int = 0) -> pd.DataFrame:
-    """weight_spectra.csv's rows of one model: the four ranks of every layer's matrices, uncentred.
-
-    Heads stand side by side: W_Q, W_K, W_V are [d_model, heads·d_head], W_O is [heads·d_head, d_model]; grouped keys
-    and values count once. A matrix that the model has not (W_gate of an ungated MLP) has no row.
-    """
-    return _spectra_table(matrix_spectra(model), name or model.cfg.model_name, seed)
-
-
-def matrix_spectra(model: Any) -> dict[tuple[int, str], probes.MatrixRanks]:
-    """The ranks of (layer, matrix), in the order of depth."""
-    found = {}
-    for layer, block in enumerate(model.blocks):
-        for name, matrix in weight_matrices(block).items():
-            found[layer, name] = probes.matrix_ranks(matrix.detach().cpu().double().numpy())
-    return found
-
-
-def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
-    """The matrices that one layer has, by name, the heads of each side by side."""
-    attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
-    heads = {name: w for name in ATTENTION if (w := _matrix(attn, name)) is not None}
-    # grouped keys and values stand beside the form that repeats them for every query head: ours, then TransformerLens's
-    for name in ("W_K", "W_V"):
-        if isinstance(attn, Attention):
-            heads[name] = attn.stored(name)
-        elif (grouped := getattr(attn, f"_{name}", None)) is not None:
-            heads[name] = grouped
-    found = {
-        name: rearrange(w, "h e d -> (h e) d") if name == "W_O" else rearrange(w, "h d e -> d (h e)")
-        for name, w in heads.items()
-    }
-    return found | {name: w for name in MLP if (w := _matrix(mlp, name)) is not None}
-
-
-def _matrix(part: Any, name: str) -> Tensor | None:
-    """A weight of an attention or an MLP; None where there is none."""
-    try:
-        found = getattr(part, name, None)
-    except NotImplementedError:  # so a bridge says that its attention has no such matrix (latent attention)
-        return None
-    return found if isinstance(found, Tensor) else None  # the W_gate of experts is a module that routes
 
 
 def matching_layers(n_a: int, n_b: int) -> list[tuple[int, int]]:
@@ -233,32 +201,3 @@ def _explained(states: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " k"]:
     """Share of the variance that each principal component of centred states holds."""
     variance = np.linalg.svd(states, compute_uv=False) ** 2
     return variance / variance.sum() if variance.sum() > 0 else np.full(variance.shape, math.nan)
-
-
-def _spectra_table(ranks: dict[tuple[int, str], probes.MatrixRanks], name: str, seed: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            (name, seed, layer, matrix, *(getattr(found, rank) for rank in RANKS), found.n_singular_values)
-            for (layer, matrix), found in ranks.items()
-        ],
-        columns=pd.Index(["model", "seed", "layer", "matrix", *RANKS, "n_singular_values"]),
-    )
-
-
-def _divergence_rows(
-    a: dict[tuple[int, str], probes.MatrixRanks],
-    b: dict[tuple[int, str], probes.MatrixRanks],
-    layers: Sequence[tuple[int, int]],
-) -> list[dict[str, Any]]:
-    """eigenspectra_divergence's rows: mean over (layer, matrix) that both have of |Δ nuclear rank| / their mean."""
-    rows = []
-    for part, names in (("attention", ATTENTION), ("mlp", MLP), ("all", ATTENTION + MLP)):
-        pairs = [
-            (a[layer, name].nuclear_rank, b[other, name].nuclear_rank)
-            for layer, other in layers
-            for name in names
-            if (layer, name) in a and (other, name) in b
-        ]
-        values = [2 * abs(first - second) / (first + second) for first, second in pairs]
-        rows.append({"part": part, "divergence": float(np.mean(values)) if values else math.nan, "n": len(values)})
-    return rows

@@ -20,9 +20,10 @@ import probes
 from workbench.data.concepts import ConceptSet
 from workbench.experiments.ablation.ablate import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
 from workbench.experiments.ablation.engine import bytes_per_sequence
-from workbench.experiments.compare import matrix_spectra, mean_pooled
+from workbench.experiments.compare import mean_pooled
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
+from workbench.experiments.spectra import matrix_spectra
 from workbench.experiments.subject import choose
 from workbench.memory import planned_bytes
 from workbench.models import HookedLM

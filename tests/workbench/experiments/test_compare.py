@@ -17,8 +17,9 @@ from reports.tables import COLUMNS, read_table
 from workbench import runs
 from workbench.cli.app import app
 from workbench.data.tokenizer import load_tokenizer, train_bpe
-from workbench.experiments.compare import _layer_rows, compare, matching_layers, mean_pooled, weight_spectra
+from workbench.experiments.compare import _layer_rows, compare, matching_layers, mean_pooled
 from workbench.experiments.concepts.states import state_hooks
+from workbench.experiments.spectra import weight_spectra
 from workbench.experiments.texts import analysis_tokens
 from workbench.models.load import load, save, wrap_tokenizer
 from workbench.models.transformer_lens import to_hooked_transformer

@@ -96,6 +96,14 @@ def test_routing_adds_its_parameters():
     assert routed.n_parameters() - plain.n_parameters() == (4 * 28 + 2) * 512
 
 
+@pytest.mark.parametrize("name", [*LINEAGE, "nca-shuffled"])
+def test_the_full_lineage_measures_its_ranks_as_often_as_was_published(name):
+    """91 rows of the language phase, without those at its two ends."""
+    recipe = load_recipe(name)
+    assert recipe.monitor.use_ranks
+    assert (recipe.phases[-1].n_steps - 1) // recipe.monitor.every >= 91
+
+
 def test_numbers_of_the_first_paper():
     control, adaptive, small = (load_recipe(name) for name in JANUS)
     for recipe in (control, adaptive):

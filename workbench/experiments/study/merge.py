@@ -27,7 +27,9 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "attention": ("attention_stats",),
         "features": ("feature_atlas",),
         "match": (),
-        "spectra": ("weight_spectra", "pc_cosine", "eigenspectra_divergence"),
+        "spectra": (
+            "weight_spectra", "singular_values", "rank_budget", "pc_cosine", "eigenspectra_divergence",
+        ),
         "probe": (
             "concept_mantel", "crystallisation", "concept_points", "antonym_parallelism", "concept_geometry",
             "trajectories", "intrinsic_dimension", "intrinsic_dimension_curve",

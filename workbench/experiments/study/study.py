@@ -18,6 +18,7 @@ from reports.page import write_report
 from reports.tables import write_table
 from workbench.experiments.study.claims import judge_claims
 from workbench.experiments.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
+from workbench.experiments.study.factorial import factorial
 from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
 from workbench.experiments.study.merge import merge_tables
 from workbench.experiments.study.recipe import StudyRecipe, load_study
@@ -113,6 +114,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
         tables = merge_tables(outcome.done, context)
         if roles:
             tables["claims"] = judge_claims(tables, roles)
+            tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
     record = describe_study(outcome, context, command)

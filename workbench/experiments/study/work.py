@@ -23,12 +23,13 @@ from workbench.experiments.ablation.ablate import ablation_table, iterate_ablati
 from workbench.experiments.ablation.parts import join, to_bytes
 from workbench.experiments.ablation.precision import as_float32
 from workbench.experiments.attention import attention
-from workbench.experiments.compare import compare, weight_spectra
+from workbench.experiments.compare import N_COMPONENTS, check_pair, compare_spectra, compare_states
 from workbench.experiments.concepts.probe import probe, text_length
 from workbench.experiments.evaluate import STRIDE, evaluate
 from workbench.experiments.mechanisms import ladder, mechanisms
 from workbench.experiments.saes.atlas_features import atlas_features, match_cells, match_features
 from workbench.experiments.saes.head_saes import find_stack, one_a_slot, sae_train
+from workbench.experiments.spectra import matrix_spectra, spectra_tables
 from workbench.experiments.study.jobs import Context, Job
 from workbench.experiments.study.recipe import StudyRecipe
 from workbench.experiments.text_quality.quality import text_quality
@@ -257,25 +258,23 @@ def _match(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) ->
 
 
 def _measure_spectra(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
-    """weight_spectra of the model; what `compare` says of it and each of the models beside it."""
-    write_table(weight_spectra(model, name=job.model, seed=job.seed), run.path, "weight_spectra")
+    """The tables of the model's own spectra; what `compare` says of it and each of the models beside it."""
+    own = matrix_spectra(model)
+    for table, rows in spectra_tables(own, job.model, job.seed).items():
+        write_table(rows, run.path, table)
     if not job.others:
         return
     tokens = tokens_of(job, context, "held_out", context.recipe.measure.n_sequences * model.cfg.n_ctx)
-    found: dict[str, list[pd.DataFrame]] = {"pc_cosine": [], "eigenspectra_divergence": []}
+    states, spectra = [], []
     for i, name in enumerate(job.others):
-        tables = compare(
-            _load(job, context, name),
-            model,
-            tokens,
-            names=(name, job.model),
-            seed=job.seed,
-            on_progress=lambda share, i=i: tell((i + share) / len(job.others)),
-        ).tables()
-        for table, rows in found.items():
-            rows.append(tables[table])
-    for table, rows in found.items():
-        write_table(pd.concat(rows, ignore_index=True), run.path, table)
+        other, pair = _load(job, context, name), (name, job.model)
+        check_pair(other, model, len(tokens), N_COMPONENTS)
+        states.append(compare_states(other, model, tokens, n_components=N_COMPONENTS, names=pair, seed=job.seed))
+        n_layers = (other.cfg.n_layers, model.cfg.n_layers)
+        spectra.append(compare_spectra(matrix_spectra(other), own, n_layers, pair))
+        tell((i + 1) / len(job.others))
+    for table, parts in (("pc_cosine", states), ("eigenspectra_divergence", spectra)):
+        write_table(pd.concat(parts, ignore_index=True), run.path, table)
 
 
 def _probe(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:
