@@ -124,7 +124,7 @@ COLUMNS = MappingProxyType(
         "intrinsic_dimension_curve": (
             "model", "seed", "layer", "n_points", "dimension", "spread", "n_subsamples",
         ),
-        # counts over sampled continuations, and recall; the interval is over n of what `unit`
+        # counts over sampled continuations, and batteries; the interval is over n of what `unit`
         # names (prompts, scenarios); value is a ratio to n_per of what `per` names
         "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
