@@ -98,7 +98,8 @@ TEXT = Section(
             quality_grids,
             ("n", "prompts, of batteries scenarios"),
             "One seed: brackets are 95 % intervals over prompts (recall, grammar, cause: scenarios). Discourse and "
-            "dialogue markers and entity fabrication are per 100 words; the table’s column per says what each is a share or a mean of.",
+            "dialogue markers and entity fabrication are per 100 words; the table’s column per says what each is a "
+            "share or a mean of.",
             counted=counts_by_unit,
             is_table=True,
             is_core=False,

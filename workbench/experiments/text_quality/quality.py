@@ -29,6 +29,7 @@ from workbench.data.batteries import (
 from workbench.experiments.text_quality import counts
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
 from workbench.experiments.text_quality.items import item_margins
+from workbench.experiments.text_quality.loops import loop_kind
 from workbench.experiments.text_quality.tagging import Tagger, TaggerMissing, count_words, load_tagger
 from workbench.models.transformer import check_ours
 
@@ -36,9 +37,10 @@ NO_TAGGER = "none"
 N_BOOTSTRAP = 2000
 LEVEL = 0.95
 DISTINCT = (1, 2, 3)
+LOOPS = {"loop_rate": "cycle", "loop_increment": "increment", "loop_enumeration": "enumeration"}
 COUNTED = (
     "interrogative_share", "discourse_markers", "dialogue_markers", "distinct_1", "distinct_2", "distinct_3",
-    "loop_rate", "n_words",
+    *LOOPS, "n_words",
 )  # fmt: skip
 TAGGED = ("entity_fabrication", "distinct_proper_nouns", "noun_ratio", "pronoun_noun_ratio", "clause_depth")
 # what JSON lets stand and some readers take for the end of a line
@@ -202,7 +204,9 @@ def count(continuations: Sequence[Continuation], tag: Tagger | None) -> Iterable
         own = [[w for one, w in zip(continuations, spoken, strict=True) if one.prompt == p] for p in prompts]
         pairs = np.array([counts.count_distinct(texts, order) for texts in own], dtype=float)
         yield Ratio(f"distinct_{order}", pairs[:, 0], pairs[:, 1], f"{order}-grams of words")
-    yield Ratio("loop_rate", total(counts.is_loop(one.tokens) for one in continuations), n, "continuations")
+    kinds = [loop_kind(one.tokens, one.text, one.is_ended) for one in continuations]
+    for measure, kind in LOOPS.items():
+        yield Ratio(measure, total(own == kind for own in kinds), n, "continuations")
     yield Ratio("n_words", n_words, n, "continuations")
     if tag is None:
         return

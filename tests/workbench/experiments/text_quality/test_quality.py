@@ -61,7 +61,8 @@ def test_what_stands_in_the_table(model):
     assert list(found.table.columns) == COLUMNS
     assert list(table.index) == [
         "interrogative_share", "discourse_markers", "dialogue_markers", "distinct_1", "distinct_2", "distinct_3",
-        "loop_rate", "n_words", "recall", "recall_margin", "recall_hats", "recall_margin_hats", "form", "form_margin",
+        "loop_rate", "loop_increment", "loop_enumeration", "n_words",
+        "recall", "recall_margin", "recall_hats", "recall_margin_hats", "form", "form_margin",
         "form_plurals", "form_margin_plurals",
     ]  # fmt: skip
     assert set(found.table["model"]) == {"m"}
