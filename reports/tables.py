@@ -87,6 +87,12 @@ COLUMNS = MappingProxyType(
         "concept_mantel": (
             "model", "seed", "set", "n", "topology", "layer", "r", "p", "q", "partial_r", "r2", "n_permutations",
         ),
+        # one of the same tests at the middle layer over again: measure is r or partial_r, a row a seed of permutations,
+        # and permutation_seed -1 all of them pooled; p_low and p_high limit the share of permutations that is extreme
+        "mantel_stability": (
+            "model", "seed", "set", "layer", "measure", "value", "permutation_seed", "n_permutations", "n_extreme",
+            "p", "p_low", "p_high",
+        ),
         # of the same correlations, the first layer with `share` of their maximum over layers
         "crystallisation": (
             "model", "seed", "set", "n", "topology", "layer", "layer_low", "layer_high", "maximum", "layer_of_maximum",
@@ -172,6 +178,7 @@ PLACES = frozenset(
     (
         "seed", "seed_a", "seed_b", "sae_seed", "other_seed", "layer", "layer_a", "layer_b", "head", "head_a", "head_b",
         "head_i", "head_j", "feature", "step", "lag", "pc", "place", "rung", "n_removed", "n_points",
+        "permutation_seed",
     )
 )  # fmt: skip
 UNPLACED = (("crystallisation", "layer"),)  # a set without any r above 0 has no such layer

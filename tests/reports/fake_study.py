@@ -346,6 +346,15 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
                 value = -0.3 / lag + rng.normal(0, 0.05)
                 trajectories.append((model, seed, name, measure, lag, value, -0.5 if lag == 1 else 0.0, 0.0))
     write_rows(mantel, directory, "concept_mantel", "ci_low", "ci_high")
+    stability = []
+    for model, seed in runs:
+        for measure in ("r", "partial_r"):
+            extreme, value = rng.integers(10, 90, 5), rng.uniform(0.2, 0.7)
+            for number, b in enumerate([*extreme, extreme.sum()]):
+                place, m = (number, 5000) if number < 5 else (-1, 25000)
+                row = (model, seed, "years", n_layers // 2, measure, value, place, m, int(b))
+                stability.append((*row, (b + 1) / (m + 1), 0.8 * b / m, 1.3 * b / m))
+    write_rows(stability, directory, "mantel_stability")
     write_rows(geometry, directory, "concept_geometry")
     write_rows(points, directory, "concept_points", "is_best")
     write_rows(crystals, directory, "crystallisation")

@@ -21,6 +21,7 @@ from workbench.data.concepts import ConceptSet
 from workbench.experiments.ablation.ablate import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
 from workbench.experiments.ablation.engine import bytes_per_sequence
 from workbench.experiments.compare import matrix_spectra, mean_pooled
+from workbench.experiments.concepts.stability import N_PERMUTATIONS, N_SEEDS, is_repeated, stability_rows
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
 from workbench.experiments.subject import choose
@@ -124,6 +125,8 @@ def plan_probe(
     *,
     n_permutations: int = 9999,
     n_points: int = 4096,
+    n_stability_seeds: int = N_SEEDS,
+    n_stability_permutations: int = N_PERMUTATIONS,
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, Any]:
     """Facts about `probe`; arguments and errors as there. Tests cost by pairs of words, states and permutations, the
@@ -149,6 +152,12 @@ def plan_probe(
         run = fastest(lambda: probes.mantel_many(xs, xs[0], n_resamples=n_permutations).confidence_interval, "cpu", 1)
         # twice: raw, and given the spelling
         seconds += 2 * run * sum(n * (n - 1) // 2 for n in tested) / n_pairs
+    if n_stability_seeds and (repeated := [one for one in sets if is_repeated(one)]):
+        largest = max(repeated, key=lambda one: len(one.words))
+        n = len(largest.words)
+        given = (largest, rng.random((2, n * (n - 1) // 2)), probes.ordinal_distances(n))
+        run = fastest(lambda: stability_rows({}, *given, n_seeds=1, n_permutations=n_stability_permutations), "cpu", 1)
+        seconds += run * n_stability_seeds * len(models) * sum((len(one.words) / n) ** 2 for one in repeated)
     if n_points:
         cloud = rng.standard_normal((n_points, max(model.cfg.d_model for model in models))).astype(np.float32)
         seconds += 2 * n_states * fastest(lambda: probes.two_nn(cloud), "cpu", 1)

@@ -29,8 +29,8 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "match": (),
         "spectra": ("weight_spectra", "pc_cosine", "eigenspectra_divergence"),
         "probe": (
-            "concept_mantel", "crystallisation", "concept_points", "antonym_parallelism", "concept_geometry",
-            "trajectories", "intrinsic_dimension", "intrinsic_dimension_curve",
+            "concept_mantel", "mantel_stability", "crystallisation", "concept_points", "antonym_parallelism",
+            "concept_geometry", "trajectories", "intrinsic_dimension", "intrinsic_dimension_curve",
         ),
         "evaluation": ("evaluation",),
         "text_quality": ("text_quality",),
