@@ -23,7 +23,7 @@ from workbench.experiments.ablation.engine import bytes_per_sequence
 from workbench.experiments.compare import matrix_spectra, mean_pooled
 from workbench.experiments.concepts.stability import N_PERMUTATIONS, N_SEEDS, is_repeated, stability_rows
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
-from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
+from workbench.experiments.harvest import SHARD_BYTES, default_batch_size, probe_shapes, sequence_bytes, stream
 from workbench.experiments.subject import choose
 from workbench.memory import planned_bytes
 from workbench.models import HookedLM
@@ -42,17 +42,17 @@ def plan_harvest(
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Facts about `harvest`; arguments and errors as there."""
-    size = min(n_sequences, default_batch_size(n_ctx) if batch_size is None else batch_size)
+    size = min(n_sequences, default_batch_size(model.cfg, n_ctx, hooks) if batch_size is None else batch_size)
     tokens = made_up_tokens(model, size, n_ctx)
     shapes, stored = probe_shapes(model, tokens, hooks, dtype)
-    row_bytes = sum(math.prod(s) for s in shapes.values()) * stored.itemsize + 8 * len(INDEX_COLUMNS)
-    n_tokens = n_sequences * n_ctx
+    a_sequence = sequence_bytes(shapes, n_ctx, stored)
+    n_bytes = n_sequences * a_sequence
     seconds = fastest(lambda: next(stream(model, tokens, hooks, size)), model.cfg.device)
-    a_shard = min(max(shard_bytes, n_ctx * row_bytes), n_tokens * row_bytes)
+    a_shard = min(max(shard_bytes, a_sequence), n_bytes)
     return {
-        "n_tokens": n_tokens,
-        "bytes_on_disk": n_tokens * row_bytes,
-        "n_shards": math.ceil(n_tokens * row_bytes / a_shard),
+        "n_tokens": n_sequences * n_ctx,
+        "bytes_on_disk": n_bytes,
+        "n_shards": math.ceil(n_bytes / a_shard),
         # a shard is held as tensors, as the bytes of each, and as the file's
         **planned_bytes(model.cfg.device, on_host=3 * a_shard),
         "seconds": round(seconds * n_sequences / size, 1),
@@ -100,7 +100,7 @@ def plan_reading(
     model: HookedLM, n_sequences: int, n_ctx: int, measure: Callable[[Int64[Tensor, "n n_ctx"]], object]
 ) -> dict[str, Any]:
     """Facts about an analysis whose cost is linear in sequences: `measure` is run on a few and scaled up."""
-    size = min(n_sequences, default_batch_size(n_ctx))
+    size = min(n_sequences, default_batch_size(model.cfg, n_ctx))
     tokens = made_up_tokens(model, size, n_ctx)
     seconds = fastest(lambda: measure(tokens), model.cfg.device)
     return {
