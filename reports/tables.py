@@ -117,6 +117,11 @@ COLUMNS = MappingProxyType(
         "attention_stats": (
             "model", "seed", "layer", "head", "entropy", "entropy_share", "bos_mass", "n_ctx", "n_tokens",
         ),
+        # a head's mean map over the first n_ctx tokens of sequences, without position 0 and its rows made to sum to 1;
+        # pattern: JSON, a list a query from 1, of a share a key from 1; rest: mean attention that is not on position 0
+        "attention_patterns": (
+            "model", "seed", "layer", "head", "n_ctx", "n_sequences", "rest", "pattern",
+        ),
         # the four ranks of a weight matrix (W_Q W_K W_V W_O W_gate W_in W_out)
         "weight_spectra": (
             "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
@@ -169,7 +174,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason",
+        "item", "reason", "pattern",
     )
 )  # fmt: skip
 

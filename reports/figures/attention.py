@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pandas as pd
@@ -38,6 +39,34 @@ def head_entropy_gallery(
         fig.update_yaxes(title_text="layer" if where["col"] == 1 else None, autorange="reversed", **where)
         fig.update_yaxes(showgrid=False, tickvals=layers[:: -(-len(layers) // 14)], **where)
     bar = {"title": {"text": "entropy share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
+    scale = [list(stop) for stop in SEQUENTIAL]
+    fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
+    return fig.figure()
+
+
+def head_maps(attention_patterns: pd.DataFrame, model: str) -> go.Figure:
+    """Return the mean map of every head of a model's first seed, a panel a head, rows of panels by layer."""
+    df = attention_patterns[attention_patterns["model"] == model]
+    df = df[df["seed"] == df["seed"].iloc[0]].sort_values(["layer", "head"])
+    columns = min(8, int(df.groupby("layer")["head"].nunique().max()))
+    fig, cells = facets(
+        [f"layer {layer}, head {head}" for layer, head in zip(df["layer"], df["head"], strict=True)],
+        columns=columns, height=96, vertical_spacing=26, gap=0.012,
+    )  # fmt: skip
+    for row, where in zip(df.itertuples(), cells, strict=True):
+        z = json.loads(str(row.pattern))
+        places = list(range(1, len(z) + 1))
+        hover = f"layer {row.layer}, head {row.head}<br>query %{{y}}, key %{{x}}: %{{z:.3f}}<extra></extra>"
+        padded = [[*keys, *[None] * (len(z) - len(keys))] for keys in z]
+        fig.add_trace(heatmap(z=padded, x=places, y=places, coloraxis="coloraxis", hovertemplate=hover), **where)
+        plain = {"showgrid": False, "showline": False, "ticks": "", "tickvals": [1, len(z)]}
+        fig.update_xaxes(**plain, constrain="domain", **where)
+        is_first = where["col"] == 1
+        fig.update_yaxes(
+            **plain, autorange="reversed", constrain="domain", scaleanchor=f"x{fig.suffix(**where)}",
+            showticklabels=is_first, **where,
+        )  # fmt: skip
+    bar = {"title": {"text": "share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     scale = [list(stop) for stop in SEQUENTIAL]
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
     return fig.figure()

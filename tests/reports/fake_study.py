@@ -363,11 +363,13 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
 
 
 def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
-    attention, spectra, dimension, curve = [], [], [], []
+    attention, spectra, dimension, curve, maps = [], [], [], [], []
     for model, seed in runs:
         for layer in range(n_layers):
             for head in range(n_heads):
                 share = rng.uniform(0.3, 0.95)
+                triangle = [(row / row.sum()).round(3).tolist() for row in (rng.random(q + 1) for q in range(7))]
+                maps.append((model, seed, layer, head, 8, 16, rng.uniform(0.1, 0.9), json.dumps(triangle)))
                 attention.append((model, seed, layer, head, share * 3.9, share, rng.uniform(0, 0.9), 128, 65536))
             for matrix in MATRICES:
                 rank = 60 + 10 * layer + rng.normal(0, 4) + 40 * (matrix in MATRICES[4:])
@@ -377,6 +379,7 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
                 row = (4096 >> k, 10 + layer - k + rng.normal(), 0.2 if k else np.nan, 1 << k)
                 curve.append((model, seed, layer, *row))
     write_rows(attention, directory, "attention_stats")
+    write_rows(maps, directory, "attention_patterns")
     write_rows(spectra, directory, "weight_spectra")
     write_rows(dimension, directory, "intrinsic_dimension")
     write_rows(curve, directory, "intrinsic_dimension_curve")

@@ -24,7 +24,7 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "saes": ("sae_training_results", "sae_density", "sae_pareto", "sae_stability"),
         "ablation": ("ablation_results", "ablation_summary"),
         "topology": ("topology_stats", "head_cosines"),
-        "attention": ("attention_stats",),
+        "attention": ("attention_stats", "attention_patterns"),
         "features": ("feature_atlas",),
         "match": (),
         "spectra": ("weight_spectra", "pc_cosine", "eigenspectra_divergence"),
