@@ -82,9 +82,9 @@ ATTENTION = Section(
             maps,
             ("n_sequences", "sequences"),
             "Mean over sequences of the maps of their first tokens, without position 0, rows made to sum to 1; queries "
-            "downward, keys to the right, both from 1. First, middle and last layer; heads of two models do not "
-            "correspond. Where nearly all attention is on position 0 (the table’s column rest), the map is of what "
-            "little is left.",
+            "downward, keys to the right, both from 1; darkest from .5 on. First, middle and last layer; heads of two "
+            "models do not correspond. Where nearly all attention is on position 0 (the table’s column rest), the map "
+            "is of what little is left.",
             faults=broken_maps,
             is_first_seed=True,
             is_core=False,
