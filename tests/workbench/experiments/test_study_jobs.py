@@ -27,7 +27,9 @@ from workbench.training import Interrupted, load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
 FEW = {"analyses": ["attention", "spectra"], "roles": {}}
-FEW_TABLES = ("attention_stats", "eigenspectra_divergence", "pc_cosine", "train_log", "weight_spectra")
+FEW_TABLES = (
+    "attention_patterns", "attention_stats", "eigenspectra_divergence", "pc_cosine", "train_log", "weight_spectra",
+)  # fmt: skip
 RUN = CliRunner()
 
 
