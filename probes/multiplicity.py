@@ -22,6 +22,8 @@ class PermutationTest(Protocol):
     """What `pool_permutations` needs of a result."""
 
     @property
+    def pvalue(self) -> float: ...
+    @property
     def n_extreme(self) -> int: ...
     @property
     def n_resamples(self) -> int: ...
@@ -97,11 +99,14 @@ def pool_permutations(results: Iterable[PermutationTest]) -> float:
     """One p-value (Σb + 1)/(Σm + 1) from runs of one test with independent permutation seeds.
 
     Seeds are more permutations, not replicates: their p-values must not be averaged or counted as n. An exact result
-    needs no pooling: its p is returned as it is. Raises ValueError for no results or results without permutations.
+    needs no pooling: its p is returned as it is. nan for an undefined statistic, whose p is nan. Raises ValueError for
+    no results or results without permutations.
     """
     runs = list(results)
     if not runs or sum(run.n_resamples for run in runs) == 0:
         raise ValueError(f"pool_permutations: {len(runs)} results without permutations; want at least one with them")
+    if any(np.isnan(run.pvalue) for run in runs if run.n_resamples):
+        return np.nan
     for run in runs:
         if run.exact:
             return run.n_extreme / run.n_resamples

@@ -87,6 +87,12 @@ COLUMNS = MappingProxyType(
         "concept_mantel": (
             "model", "seed", "set", "n", "topology", "layer", "r", "p", "q", "partial_r", "r2", "n_permutations",
         ),
+        # one of the same tests at the middle layer over again: measure is r or partial_r, a row a seed of permutations,
+        # and permutation_seed -1 all of them pooled; p_low and p_high limit the share of permutations that is extreme
+        "mantel_stability": (
+            "model", "seed", "set", "layer", "measure", "value", "permutation_seed", "n_permutations", "n_extreme",
+            "p", "p_low", "p_high",
+        ),
         # of the same correlations, the first layer with `share` of their maximum over layers
         "crystallisation": (
             "model", "seed", "set", "n", "topology", "layer", "layer_low", "layer_high", "maximum", "layer_of_maximum",
@@ -111,6 +117,11 @@ COLUMNS = MappingProxyType(
         "attention_stats": (
             "model", "seed", "layer", "head", "entropy", "entropy_share", "bos_mass", "n_ctx", "n_tokens",
         ),
+        # a head's mean map over the first n_ctx tokens of sequences, without position 0 and its rows made to sum to 1;
+        # pattern: JSON, a list a query from 1, of a share a key from 1; rest: mean attention that is not on position 0
+        "attention_patterns": (
+            "model", "seed", "layer", "head", "n_ctx", "n_sequences", "rest", "pattern",
+        ),
         # the four ranks of a weight matrix (W_Q W_K W_V W_O W_gate W_in W_out)
         "weight_spectra": (
             "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
@@ -129,7 +140,7 @@ COLUMNS = MappingProxyType(
         "intrinsic_dimension_curve": (
             "model", "seed", "layer", "n_points", "dimension", "spread", "n_subsamples",
         ),
-        # counts over sampled continuations, and recall; the interval is over n of what `unit`
+        # counts over sampled continuations, and batteries; the interval is over n of what `unit`
         # names (prompts, scenarios); value is a ratio to n_per of what `per` names
         "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
@@ -171,7 +182,7 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason", "singular_values", "term",
+        "item", "reason", "singular_values", "term", "pattern",
     )
 )  # fmt: skip
 
@@ -180,6 +191,7 @@ PLACES = frozenset(
     (
         "seed", "seed_a", "seed_b", "sae_seed", "other_seed", "layer", "layer_a", "layer_b", "head", "head_a", "head_b",
         "head_i", "head_j", "feature", "step", "lag", "pc", "place", "rung", "n_removed", "n_points",
+        "permutation_seed",
     )
 )  # fmt: skip
 UNPLACED = (("crystallisation", "layer"),)  # a set without any r above 0 has no such layer

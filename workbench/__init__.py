@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from workbench.experiments.ablation.ablate import ablate
     from workbench.experiments.ablation.pairs import ablate_pairs
     from workbench.experiments.attention import attention
+    from workbench.experiments.attention_patterns import attention_patterns
     from workbench.experiments.compare import compare
     from workbench.experiments.concepts.probe import probe
     from workbench.experiments.evaluate import evaluate
@@ -37,6 +38,7 @@ _WHERE = MappingProxyType(
         "ablate_pairs": ("workbench.experiments.ablation.pairs", "ablate_pairs"),
         "analysis_tokens": ("workbench.experiments.texts", "analysis_tokens"),
         "attention": ("workbench.experiments.attention", "attention"),
+        "attention_patterns": ("workbench.experiments.attention_patterns", "attention_patterns"),
         "build": ("workbench.training", "build"),
         "compare": ("workbench.experiments.compare", "compare"),
         "evaluate": ("workbench.experiments.evaluate", "evaluate"),
@@ -65,6 +67,7 @@ __all__ = [
     "ablate_pairs",
     "analysis_tokens",
     "attention",
+    "attention_patterns",
     "build",
     "compare",
     "evaluate",

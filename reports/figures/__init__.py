@@ -1,7 +1,14 @@
 """Plotly figures of a study: each function takes tables and returns a Figure; nothing is computed beyond reshaping."""
 
 from reports.figures.ablation import ablation_profile, ablation_strip, pair_interactions
-from reports.figures.attention import bos_mass_by_layer, head_entropy_gallery, head_spread, text_measures, weight_ranks
+from reports.figures.attention import (
+    bos_mass_by_layer,
+    head_entropy_gallery,
+    head_maps,
+    head_spread,
+    text_measures,
+    weight_ranks,
+)
 from reports.figures.comparisons import (
     lag_decay,
     raw_against_partial,
@@ -62,6 +69,7 @@ __all__ = [
     "feature_density",
     "fvu_by_layer",
     "head_entropy_gallery",
+    "head_maps",
     "head_spread",
     "intrinsic_dimension",
     "l0_by_layer",

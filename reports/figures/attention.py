@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import MAX_BANDED, add_level, add_mean, add_run, facets, heatmap, layer_axis, scatter
+from reports.figures.draft import (
+    MAX_BANDED,
+    Cell,
+    Draft,
+    add_level,
+    add_mean,
+    add_run,
+    facets,
+    heatmap,
+    layer_axis,
+    scatter,
+)
 from reports.figures.multiples import by_layer
 from reports.figures.style import SEQUENTIAL, groups_of, label, models_of, runs_of, sorted_layers
+
+MAP_COLUMNS = 6  # maps side by side, at most
+MAP_DARKEST = 0.5  # share from which on a cell is darkest: of the first queries, with few keys, all are large
 
 
 def head_entropy_gallery(
@@ -41,6 +57,41 @@ def head_entropy_gallery(
     scale = [list(stop) for stop in SEQUENTIAL]
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
     return fig.figure()
+
+
+def head_maps(attention_patterns: pd.DataFrame, model: str) -> go.Figure:
+    """Return the mean map of every head of a model's first seed, a panel a head, each layer from a new row on."""
+    df = attention_patterns[attention_patterns["model"] == model]
+    df = df[df["seed"] == df["seed"].iloc[0]].sort_values(["layer", "head"])
+    n_heads = int(df.groupby("layer")["head"].nunique().max())
+    columns = -(-n_heads // -(-n_heads // MAP_COLUMNS))  # rows of a layer as even as they can be
+    places: list[Any] = []
+    for _, rows in df.groupby("layer"):
+        places += [*rows.itertuples(), *[None] * (-len(rows) % columns)]
+    titles = ["" if place is None else f"layer {place.layer}, head {place.head}" for place in places]
+    fig, cells = facets(titles, columns=columns, height=110, vertical_spacing=44, gap=0.02)
+    for place, where in zip(places, cells, strict=True):
+        if place is None:
+            fig.update_xaxes(visible=False, **where)
+            fig.update_yaxes(visible=False, **where)
+        else:
+            _add_map(fig, place, where)
+    bar = {"title": {"text": "share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
+    scale = [list(stop) for stop in SEQUENTIAL]
+    fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": MAP_DARKEST, "colorbar": bar})
+    return fig.figure()
+
+
+def _add_map(fig: Draft, row: Any, where: Cell) -> None:
+    z = json.loads(str(row.pattern))
+    positions = list(range(1, len(z) + 1))
+    hover = f"layer {row.layer}, head {row.head}<br>query %{{y}}, key %{{x}}: %{{z:.3f}}<extra></extra>"
+    padded = [[*keys, *[None] * (len(z) - len(keys))] for keys in z]
+    fig.add_trace(heatmap(z=padded, x=positions, y=positions, coloraxis="coloraxis", hovertemplate=hover), **where)
+    plain = {"showgrid": False, "showline": False, "ticks": "", "tickvals": [1, len(z)], "constrain": "domain"}
+    fig.update_xaxes(**plain, **where)
+    square_with = f"x{fig.suffix(**where)}"
+    fig.update_yaxes(**plain, autorange="reversed", scaleanchor=square_with, showticklabels=where["col"] == 1, **where)
 
 
 def head_spread(

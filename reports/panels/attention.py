@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from reports import figures, lineage
+from reports.figures.style import models_of
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants
 from reports.study import Study
 
@@ -14,6 +17,28 @@ def entropies(study: Study) -> list[Drawing]:
     """Return the gallery of head entropies, a variant a seed."""
     df = study.tables["attention_stats"]
     return [(name, figures.head_entropy_gallery(df, study.models, seed)) for name, seed in seed_variants(df)]
+
+
+def maps(study: Study) -> list[Drawing]:
+    """Return the maps of heads, a variant a model."""
+    df = study.tables["attention_patterns"]
+    names = models_of(df, study.models)
+    return [(name if len(names) > 1 else "", figures.head_maps(df, name)) for name in names]
+
+
+def broken_maps(study: Study) -> list[str]:
+    """Return that a map cannot be drawn where its cell is not what the table's contract says."""
+    df = study.tables.get("attention_patterns")
+    if df is None or not {"layer", "head", "pattern"} <= set(df.columns):
+        return []
+    for row in df.itertuples():
+        try:
+            sizes = [len(keys) for keys in json.loads(str(row.pattern))]
+        except (ValueError, TypeError):
+            sizes = []
+        if not sizes or sizes != list(range(1, len(sizes) + 1)):
+            return [f"attention_patterns.csv: the pattern of layer {row.layer}, head {row.head} is no lower triangle."]
+    return []
 
 
 def spreads(study: Study) -> list[Drawing]:
@@ -67,6 +92,22 @@ ATTENTION = Section(
             ("n_tokens", "tokens"),
             "Share of the uniform-causal ceiling. Heads of two seeds do not correspond: each seed has its own picture.",
             is_by_seed=True,
+            is_core=False,
+        ),
+        Panel(
+            "head-maps",
+            "What heads look at besides the first token",
+            "A stripe beside the diagonal is a head that looks a fixed distance back, a column one that rests on a "
+            "place, an even row one that averages. Heads whose maps look alike do the same work twice.",
+            needing("attention_patterns", "model seed layer head n_ctx n_sequences rest pattern"),
+            maps,
+            ("n_sequences", "sequences"),
+            "Mean over sequences of the maps of their first tokens, without position 0, rows made to sum to 1; queries "
+            "downward, keys to the right, both from 1; darkest from .5 on. First, middle and last layer; heads of two "
+            "models do not correspond. Where nearly all attention is on position 0 (the table’s column rest), the map "
+            "is of what little is left.",
+            faults=broken_maps,
+            is_first_seed=True,
             is_core=False,
         ),
         Panel(

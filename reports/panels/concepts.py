@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from reports import figures, lineage
+from reports.cells import MISSING, Cell, Grid, fixed, significant, thousands
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants, without_numbers
 from reports.study import Study
 
@@ -44,6 +45,37 @@ def partial_bars(study: Study) -> list[Drawing]:
         (name if len(sets) > 1 else "", figures.raw_beside_partial(df, name, lineage.middle_layer, study.models))
         for name in sets
     ]
+
+
+def stability_grids(study: Study) -> list[Grid]:
+    """Return a table a set and statistic: of each model and training seed its value, the p of each seed of
+    permutations, and that of all of them with its interval."""
+    df = study.tables["mantel_stability"]
+    grids = []
+    for (name, measure), own in df.groupby(["set", "measure"], sort=False):
+        rows = [
+            ((str(model), str(seed)), _stability_cells(group))
+            for (model, seed), group in own.groupby(["model", "seed"], sort=False)
+        ]
+        title = f"{name}, {'given spelling' if measure == 'partial_r' else 'raw'}"
+        columns = ("correlation", "p by seed", "p, pooled", "permutations")
+        grids.append(Grid(title, (), ("model", "seed"), columns, tuple(rows)))
+    return grids
+
+
+def _stability_cells(rows: pd.DataFrame) -> tuple[Cell, ...]:
+    is_pooled = rows["permutation_seed"] == -1
+    if not is_pooled.any():
+        return (Cell(MISSING),) * 4
+    pooled = rows[is_pooled].iloc[0]
+    singles = ", ".join(significant(p, 2) for p in rows[~is_pooled]["p"])
+    interval = f"[{significant(pooled['p_low'], 2)}, {significant(pooled['p_high'], 2)}]"
+    return (
+        Cell(fixed(pooled["value"], 3)),
+        Cell(singles or MISSING),
+        Cell(significant(pooled["p"], 2), "" if pd.isna(pooled["p"]) else interval),
+        Cell(thousands(pooled["n_permutations"])),
+    )
 
 
 def points(study: Study) -> list[Drawing]:
@@ -131,6 +163,24 @@ CONCEPTS = Section(
             "depth of 14 of 28. Bars on bars: 95 % over three seeds or more.",
             interval="a bar",
             of_two="a bar is their mean",
+            is_core=False,
+        ),
+        Panel(
+            "mantel-stability",
+            "Do other permutations give another p?",
+            "Where the p of single seeds differ, too few permutations were drawn to read more than the pooled p. The "
+            "correlation itself does not depend on them.",
+            needing(
+                "mantel_stability",
+                "model seed set layer measure value permutation_seed n_permutations p p_low p_high",
+            ),
+            stability_grids,
+            detail="The same tests at the layer at the depth of 14 of 28 over several seeds of permutations; pooled p: "
+            "(Σb + 1)/(Σm + 1), b of m permutations at least as extreme. Brackets: 95 % (Clopper and Pearson) for the "
+            "share of all permutations that is. A dash: all permutations were taken. Given spelling, p describes and "
+            "tests nothing.",
+            is_table=True,
+            is_by_seed=True,
             is_core=False,
         ),
         Panel(

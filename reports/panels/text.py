@@ -44,11 +44,12 @@ def continuations(study: Study) -> list[Continuations]:
     return [] if found is None else [found]
 
 
-def recall_counts(study: Study) -> dict[str, pd.DataFrame]:
-    """Return the rows of recall, whose n are scenarios, beside those of prompts."""
+def counts_by_unit(study: Study) -> dict[str, pd.DataFrame]:
+    """Return the rows of batteries, whose n are scenarios, beside those of prompts; of a table that does not say what
+    its n are, recall is a battery."""
     df = study.tables["text_quality"]
-    is_recall = df["measure"].str.startswith("recall")
-    parts = {"all but recall": df[~is_recall], "recall": df[is_recall]}
+    is_scored = df["unit"] == "scenario" if "unit" in df else df["measure"].str.startswith("recall")
+    parts = {"counts": df[~is_scored], "batteries": df[is_scored]}
     return {name: rows for name, rows in parts.items() if len(rows)}
 
 
@@ -81,23 +82,25 @@ TEXT = Section(
             "Intervals that do not overlap tell two models apart; where they do, this many samples leave it open.",
             needing("text_quality", "model seed measure value ci_low ci_high"),
             drawn("text_quality", figures.text_measures),
-            ("n", "prompts, of recall scenarios"),
+            ("n", "prompts, of batteries scenarios"),
             "Bars are 95 % intervals over what the column unit names; a mark a seed.",
-            counted=recall_counts,
+            counted=counts_by_unit,
             is_by_seed=True,
             is_core=False,
         ),
         Panel(
             "text-table",
             "Measures of sampled text, in figures",
-            "Read a row: brackets that do not overlap tell two models apart, overlapping ones leave it open. A recall "
-            "of .5 and a recall margin of 0 are chance: a model that remembers nothing has them exactly.",
+            "Read a row: brackets that do not overlap tell two models apart, overlapping ones leave it open. For "
+            "recall, grammar and cause a share of .5 and a margin of 0 are chance: a model that does not look at the "
+            "text has them exactly. A margin shows weaker knowledge than a share.",
             needing("text_quality", "model seed measure value ci_low ci_high"),
             quality_grids,
-            ("n", "prompts, of recall scenarios"),
-            "One seed: brackets are 95 % intervals over prompts (recall: scenarios). Discourse and dialogue markers "
-            "and entity fabrication are per 100 words; the table’s column per says what each is a share or a mean of.",
-            counted=recall_counts,
+            ("n", "prompts, of batteries scenarios"),
+            "One seed: brackets are 95 % intervals over prompts (recall, grammar, cause: scenarios). Discourse and "
+            "dialogue markers and entity fabrication are per 100 words; the table’s column per says what each is a "
+            "share or a mean of.",
+            counted=counts_by_unit,
             is_table=True,
             is_core=False,
         ),

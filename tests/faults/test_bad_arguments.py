@@ -167,6 +167,7 @@ OF_TOKENS: dict[str, Call] = {
     "ablate_pairs": lambda t: workbench.ablate_pairs(MODEL, t),
     "topology": lambda t: workbench.topology(MODEL, t),
     "attention": lambda t: workbench.attention(MODEL, t),
+    "attention_patterns": lambda t: workbench.attention_patterns(MODEL, t),
     "compare": lambda t: workbench.compare(MODEL, MODEL, t),
     "sae_train": lambda t: workbench.sae_train(MODEL, t, out="out"),
 }

@@ -141,7 +141,7 @@ CASES = [
     (f"evaluate --ckpt {{model}} {T} --max-bytes 1", 1, "want"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --split both", 1, "split"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --hook nope --n-sequences 2", 1, "nearest"),
-    (f"harvest --ckpt {{model}} {T} --hook blocks.0.attn.hook_pattern --n-sequences 2", 1, "want a hook with one row"),
+    (f"sae-train --ckpt {{model}} {T} --hook attn.hook_pattern --layer 0", 1, "want a hook with one row"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --set shard_bytes=big --n-sequences 2", 2, "shard_bytes = 'big'; want"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --set batch_size=0 --n-sequences 2", 1, "batch_size: got 0; want"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --set shard_bytes=-1 --n-sequences 2", 1, "shard_bytes: got -1"),

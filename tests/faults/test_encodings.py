@@ -11,7 +11,7 @@ from reports.continuations import KEYS, read_continuations
 from reports.study import read_record
 from reports.tables import COLUMNS, read_csv, read_table
 from sae.checkpoint import read_json as read_sae_json
-from workbench.data.batteries import read_prompts, read_recall
+from workbench.data.batteries import read_battery, read_prompts, read_recall
 from workbench.data.claims import EMBEDDED_CLAIMS, read_claims
 from workbench.data.concepts import EMBEDDED_SETS, read_concepts
 from workbench.data.corpus import iter_documents
@@ -29,6 +29,7 @@ READERS = [
     ("a.toml", EMBEDDED_CLAIMS.read_text(encoding="utf-8"), read_claims),
     ("a.toml", (DATA / "prompts.toml").read_text(encoding="utf-8"), read_prompts),
     ("a.toml", (DATA / "recall.toml").read_text(encoding="utf-8"), read_recall),
+    ("a.toml", (DATA / "cause.toml").read_text(encoding="utf-8"), read_battery),
     ("a.toml", "name = 'Teich'\n", read_config),
     ("a.json", '{"name": "Teich"}', lambda path: read_json(path, "a", "an object")),
     ("a.json", '{"name": "Teich"}', read_sae_json),

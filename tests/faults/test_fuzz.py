@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sae
-from workbench.data.batteries import read_prompts, read_recall
+from workbench.data.batteries import read_battery, read_prompts, read_recall
 from workbench.data.concepts import read_concepts
 from workbench.data.corpus import read_documents
 from workbench.experiments.harvest import open_shards
@@ -36,6 +36,7 @@ READERS: dict[str, tuple[str, Callable, Callable[[Path], object]]] = {
     "concepts": ("c.toml", lambda g: _begin(TOML / "data" / "concepts.toml"), read_concepts),
     "prompts": ("p.toml", lambda g: _begin(TOML / "data" / "prompts.toml"), read_prompts),
     "recall": ("q.toml", lambda g: (TOML / "data" / "recall.toml").read_bytes(), read_recall),
+    "battery": ("grammar.toml", lambda g: _begin(TOML / "data" / "grammar.toml"), read_battery),
     "texts": ("t.jsonl", lambda g: b'{"text": "the king", "title": "a"}\n' * 4, read_documents),
     "config": ("config.toml", lambda g: (g.run("train") / "config.toml").read_bytes(), read_config),
     "manifest": ("d/manifest.json", lambda g: g.run("topology"), lambda p: verify_manifest(p.parent)),

@@ -43,6 +43,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.ablate.layers": lambda x: workbench.ablate(MODEL, TOKENS, x).to_csv(),
     "workbench.ablate.heads": lambda x: workbench.ablate(MODEL, TOKENS, None, x).to_csv(),
     "workbench.attention.layers": lambda x: workbench.attention(MODEL, TOKENS, x).to_csv(),
+    "workbench.attention_patterns.layers": lambda x: workbench.attention_patterns(MODEL, TOKENS, x).to_csv(),
     "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
     "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),
     "workbench.sae_train.heads": lambda x: workbench.sae_train(MODEL, TOKENS, [0], x, **SMALL)[1].to_csv(),

@@ -85,7 +85,10 @@ def test_pooling_of_seeds():
     assert pooled == (sum(run.n_extreme for run in runs) + 1) / (4 * 99 + 1)
     exact = probes.mantel(x[:6, :6], y[:6, :6])
     assert probes.pool_permutations([exact, exact]) == exact.pvalue
-    for bad in ([], [SimpleNamespace(n_extreme=0, n_resamples=0, exact=False)]):
+    with pytest.warns(probes.ConstantInputWarning):
+        undefined = probes.mantel(np.zeros((9, 9)), y[:9, :9], n_resamples=99)
+    assert np.isnan(probes.pool_permutations([undefined, undefined]))
+    for bad in ([], [SimpleNamespace(pvalue=np.nan, n_extreme=0, n_resamples=0, exact=False)]):
         with pytest.raises(ValueError, match="without permutations"):
             inspect.unwrap(probes.pool_permutations)(bad)
 

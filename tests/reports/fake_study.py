@@ -347,6 +347,15 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
                 value = -0.3 / lag + rng.normal(0, 0.05)
                 trajectories.append((model, seed, name, measure, lag, value, -0.5 if lag == 1 else 0.0, 0.0))
     write_rows(mantel, directory, "concept_mantel", "ci_low", "ci_high")
+    stability = []
+    for model, seed in runs:
+        for measure in ("r", "partial_r"):
+            extreme, value = rng.integers(10, 90, 5), rng.uniform(0.2, 0.7)
+            for number, b in enumerate([*extreme, extreme.sum()]):
+                place, m = (number, 5000) if number < 5 else (-1, 25000)
+                row = (model, seed, "years", n_layers // 2, measure, value, place, m, int(b))
+                stability.append((*row, (b + 1) / (m + 1), 0.8 * b / m, 1.3 * b / m))
+    write_rows(stability, directory, "mantel_stability")
     write_rows(geometry, directory, "concept_geometry")
     write_rows(points, directory, "concept_points", "is_best")
     write_rows(crystals, directory, "crystallisation")
@@ -355,11 +364,13 @@ def write_concepts(directory: Path, rng: np.random.Generator, runs, n_layers: in
 
 
 def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs, n_layers: int, n_heads: int) -> None:
-    attention, spectra, dimension, curve, values, budget = [], [], [], [], [], []
+    attention, spectra, dimension, curve, values, budget, maps = [], [], [], [], [], [], []
     for model, seed in runs:
         for layer in range(n_layers):
             for head in range(n_heads):
                 share = rng.uniform(0.3, 0.95)
+                triangle = [(row / row.sum()).round(3).tolist() for row in (rng.random(q + 1) for q in range(7))]
+                maps.append((model, seed, layer, head, 8, 16, rng.uniform(0.1, 0.9), json.dumps(triangle)))
                 attention.append((model, seed, layer, head, share * 3.9, share, rng.uniform(0, 0.9), 128, 65536))
             for matrix in MATRICES:
                 rank = 60 + 10 * layer + rng.normal(0, 4) + 40 * (matrix in MATRICES[4:])
@@ -378,6 +389,7 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
     write_rows(values, directory, "singular_values")
     write_rows(budget, directory, "rank_budget")
     write_rows(attention, directory, "attention_stats")
+    write_rows(maps, directory, "attention_patterns")
     write_rows(spectra, directory, "weight_spectra")
     write_rows(dimension, directory, "intrinsic_dimension")
     write_rows(curve, directory, "intrinsic_dimension_curve")

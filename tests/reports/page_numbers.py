@@ -88,6 +88,11 @@ def three_digits(value: float) -> str:
     return decimals(value, 2 - math.floor(math.log10(value)))
 
 
+def two_digits(value: float) -> str:
+    """A number between 0.0001 and 1 with two significant digits."""
+    return decimals(value, 1 - math.floor(math.log10(value)))
+
+
 def beside(values: list[float], digits: int) -> list[str]:
     """The cells of a measure: the reference's, then each other model's with its change in per cent."""
     reference, *others = values
@@ -267,6 +272,25 @@ def check_text_and_bits(report: Report) -> None:
         report.rows_of("ladder-table", table, of_rung)
 
 
+def check_stability_table(report: Report) -> None:
+    df = report.csv["mantel_stability"].set_index(["set", "measure", "model", "seed", "permutation_seed"]).sort_index()
+    for table in report.tables("mantel-stability"):
+        name, _, kind = table["caption"].partition(", ")
+        measure = {"raw": "r", "given spelling": "partial_r"}[kind]
+
+        def wanted(headers: tuple[str, ...], key: tuple[str, str] = (name, measure)) -> list[str]:
+            own = df.loc[(*key, headers[0], int(headers[1]))]
+            pooled = own.loc[-1]
+            by_seed = ", ".join(two_digits(p) for p in own.drop(-1)["p"])
+            limits = f"[{two_digits(pooled['p_low'])}, {two_digits(pooled['p_high'])}]"
+            return [
+                decimals(pooled["value"], 3), by_seed, f"{two_digits(pooled['p'])} {limits}",
+                f"{int(pooled['n_permutations']):,}",
+            ]  # fmt: skip
+
+        report.rows_of("mantel-stability", table, wanted)
+
+
 # --- the ledger, the captions, the list of tables
 
 
@@ -367,6 +391,7 @@ TABLE_CHECKS: dict[Callable[[Report], None], tuple[str, ...]] = {
     check_summary_table: ("ablation_summary",),
     check_losses_table: ("baselines", "train_log"),
     check_text_and_bits: (),
+    check_stability_table: ("mantel_stability",),
     check_claims: ("claims",),
     check_counts: (),
     check_sources: (),

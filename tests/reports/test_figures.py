@@ -45,6 +45,7 @@ def draw_all(study) -> dict[str, object]:
         "pc": figures.pc_alignment(tables["pc_cosine"]),
         "two_nn": figures.intrinsic_dimension(tables["intrinsic_dimension"], models),
         "entropy": figures.head_entropy_gallery(tables["attention_stats"], models),
+        "head maps": figures.head_maps(tables["attention_patterns"], models[0]),
         "bos": figures.bos_mass_by_layer(tables["attention_stats"], models),
         "weights": figures.weight_ranks(tables["weight_spectra"], models),
         "rank trajectories": figures.ranks_over_steps(tables["train_log"], "stable_rank", models),

@@ -242,3 +242,12 @@ def test_a_ragged_table_is_refused_by_name(study_copy):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_map_that_is_no_triangle_is_named_and_the_page_survives(study_copy, made_study):
+    table = pd.read_csv(made_study / "attention_patterns.csv")
+    for broken in ("", "{", "[[1.0], [0.5]]", "7", "[[1], 2]"):
+        table.loc[3, "pattern"] = broken
+        table.to_csv(study_copy / "attention_patterns.csv", index=False)
+        page = write_report(study_copy).read_text(encoding="utf-8")
+        assert "the pattern of layer 0, head 3 is no lower triangle" in page

@@ -18,8 +18,8 @@ from workbench.experiments.study.recipe import load_study
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
 TABLES = (
-    "ablation_results", "ablation_summary", "attention_stats", "baselines", "feature_atlas", "head_cosines",
-    "sae_density", "sae_training_results", "topology_stats", "train_log",
+    "ablation_results", "ablation_summary", "attention_patterns", "attention_stats", "baselines",
+    "feature_atlas", "head_cosines", "sae_density", "sae_training_results", "topology_stats", "train_log",
 )  # fmt: skip
 
 

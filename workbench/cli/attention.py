@@ -26,7 +26,7 @@ def attention(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Entropy, mass on position 0, induction score and previous-token score of every head."""
+    """Entropy, mass on position 0, induction score and previous-token score of every head; mean maps of some layers."""
     chosen = parse_list(layers, "--layers")
     from reports.tables import read_table
     from workbench.experiments.attention import attention as measure
@@ -53,6 +53,7 @@ def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, 
     """The run directory, its table written."""
     from reports.tables import write_table
     from workbench.experiments.attention import attention as measure
+    from workbench.experiments.attention_patterns import attention_patterns
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
@@ -63,4 +64,6 @@ def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, 
             with progress("attention") as tell:
                 table = measure(model, tokens, name=name, on_progress=tell, **config)
             write_table(table.assign(seed=trained_with), run.path, "attention_stats")
+            maps = attention_patterns(model, tokens, config["layers"], seed=trained_with, name=name)
+            write_table(maps, run.path, "attention_patterns")
     return run.out

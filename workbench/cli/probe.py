@@ -74,7 +74,7 @@ def probe(
     templates = tuple(template or TEMPLATES)
     if dry_run:
         n_text = n_sequences * text_length(models[0], n_ctx)
-        counts = {name: extra[name] for name in ("n_permutations", "n_points") if name in extra}
+        counts = {name: value for name, value in extra.items() if name.startswith("n_")}
         report(as_json=as_json, facts=plan_probe(models, chosen, n_text, templates=templates, **counts))
         return
     texts = [text_windows(m, data, n_sequences, n_ctx, seed) for m in models if reads_text]

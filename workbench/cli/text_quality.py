@@ -22,6 +22,14 @@ def text_quality(
         Path | None,
         typer.Option("--recall", help="TOML file of a recall battery, instead of the built-in one."),
     ] = None,
+    battery: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--battery",
+            help="TOML file of a battery of that name, beside the built-in ones; grammar.toml or cause.toml takes the "
+            "place of the built-in one. Repeatable.",
+        ),
+    ] = None,
     n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations per prompt.", min=1)] = 4,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens per continuation.", min=1)] = 96,
     temperature: Annotated[
@@ -44,21 +52,21 @@ def text_quality(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measures of sampled continuations, with intervals; recall of facts in the prompt, by logits."""
+    """Measures of sampled continuations, with intervals; recall, grammar and cause, by logits."""
     from reports.tables import read_table
-    from workbench.data.batteries import read_prompts, read_recall
+    from workbench.data.batteries import as_batteries, read_batteries, read_prompts, read_recall
     from workbench.experiments.text_quality.plan import check_batteries, plan_text_quality
     from workbench.experiments.text_quality.quality import choose_tagger
     from workbench.models.load import load
 
-    batteries = (
-        read_prompts() if prompts is None else read_prompts(prompts),
-        read_recall() if recall is None else read_recall(recall),
-    )
+    asked = read_prompts() if prompts is None else read_prompts(prompts)
+    recalled = read_recall() if recall is None else read_recall(recall)
+    others = read_batteries(battery or ())
+    batteries = as_batteries(recalled, others)
     model = load(ckpt, device, dtype)
-    check_batteries(model, *batteries, max_new_tokens)
+    check_batteries(model, asked, batteries, max_new_tokens)
     if dry_run:
-        facts = plan_text_quality(model, *batteries, n_samples=n_samples, max_new_tokens=max_new_tokens)
+        facts = plan_text_quality(model, asked, batteries, n_samples=n_samples, max_new_tokens=max_new_tokens)
         report(as_json=as_json, facts=facts)
         return
     if tagger is not None:
@@ -70,11 +78,13 @@ def text_quality(
         "tagger": tagger,
         "seed": seed,
     }
-    path = _run(ckpt, model, batteries, config, out or Path("runs/text-quality"), resume)
+    path = _run(ckpt, model, (asked, recalled, others), config, out or Path("runs/text-quality"), resume)
     report(as_json=as_json, out=path, table=read_table(path, "text_quality"))
 
 
-def _run(ckpt: str, model: Any, batteries: tuple[Any, Any], config: dict[str, Any], out: Path, resume: bool) -> Path:
+def _run(
+    ckpt: str, model: Any, batteries: tuple[Any, Any, Any], config: dict[str, Any], out: Path, resume: bool
+) -> Path:
     """The run directory, the table and the continuations written."""
     from reports.tables import write_table
     from workbench.experiments.text_quality.quality import text_quality as measure
@@ -88,6 +98,9 @@ def _run(ckpt: str, model: Any, batteries: tuple[Any, Any], config: dict[str, An
         "model": weights_sha256(model),
         "prompts": {one.kind: one.prompts for one in batteries[0]},
         "recall": {one.kind: one.model_dump(exclude={"kind"}) for one in batteries[1]},
+        "batteries": {
+            own.name: {one.kind: one.model_dump(exclude={"kind"}) for one in own.sets} for own in batteries[2]
+        },
     }
     with open_run(out, record, resume=resume, device=model.cfg.device, seed=config["seed"]) as run:
         if not run.is_complete:

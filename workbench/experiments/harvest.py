@@ -2,7 +2,8 @@
 
 A harvest is a run directory with `shards.json` (hooks, shapes, counts, and of each shard its rows, bytes and sha256)
 and `shard_00000.safetensors` …, each holding one row per token: a tensor for each hook, and `token`, `sequence`,
-`position`.
+`position`. Attention maps (`hook_pattern`, `hook_attn_scores`) have no row per token: of these a shard holds one map
+[head query key] per sequence, and `map_sequence` and `map_tokens` say of which.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from workbench.models.load import weights_sha256
 from workbench.runs import Run, atomic_write, open_run, read_json, sha256_file, shorten, verify_files
 
 INDEX, FORMAT = "shards.json", "workbench-shards/1"
+MAPS_FORMAT = "workbench-shards/2"  # with maps, which a reader of the first would take for rows
 INDEX_COLUMNS = ("token", "sequence", "position")  # int64 a row: what was read, and where it stood in `tokens`
+MAP_COLUMNS = ("map_sequence", "map_tokens")  # int64 a map: its sequence's place in `tokens`, and its tokens
 SHARD_BYTES = 256 << 20
 TOKENS_A_BATCH = 8192
+MAP_ELEMENTS_A_BATCH = 1 << 26  # of all maps of a batch together: 256 MiB in float32
 SPARE_BYTES = 64 << 20  # left free on the disk beyond the shards
 _SHARD_NAME = re.compile(r"^shard_\d{5}\.safetensors$")
 
@@ -54,7 +58,7 @@ class Shards:
     path: Path
     """the run directory"""
     hooks: dict[str, tuple[int, ...]]
-    """shape of one token's activation at each hook"""
+    """shape of one token's activation at each hook; of a map, of one sequence's [head query key]"""
     dtype: str
     """of the activations"""
     n_tokens: int
@@ -72,14 +76,15 @@ def stream(
     The forward ends with the last layer that a hook needs. Tensors are the model's own, on its device and in its dtype.
 
     Args:
-        batch_size: sequences per forward; about 8,192 tokens by default.
+        batch_size: sequences per forward; by default about 8,192 tokens, and fewer where maps would take more than
+            256 MiB in float32.
 
     Raises:
         ValueError: a hook that does not exist (the nearest are named) or did not fire, or tokens that do not fit.
     """
     tokens = checked_tokens("stream", model, tokens)
     check_hooks(model, hooks)
-    batch_size = default_batch_size(tokens.shape[1]) if batch_size is None else batch_size
+    batch_size = default_batch_size(model.cfg, tokens.shape[1], hooks) if batch_size is None else batch_size
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}; want at least 1")
     stop = last_layer(hooks)
@@ -87,9 +92,16 @@ def stream(
         yield run_watched(model, part.to(device_of(model)), hooks, stop)
 
 
-def default_batch_size(n_ctx: int) -> int:
-    """Sequences of about 8,192 tokens in all."""
-    return max(1, TOKENS_A_BATCH // n_ctx)
+def default_batch_size(cfg: Any, n_ctx: int, hooks: Sequence[str] = ()) -> int:
+    """Sequences of about 8,192 tokens in all, whose maps at these hooks have at most 2²⁶ elements, or one sequence."""
+    n_elements = sum(is_map(name) for name in hooks) * cfg.n_heads * n_ctx**2
+    size = TOKENS_A_BATCH // n_ctx
+    return max(1, min(size, MAP_ELEMENTS_A_BATCH // n_elements) if n_elements else size)
+
+
+def is_map(name: str) -> bool:
+    """Whether a hook shows an attention map, [batch head query key]."""
+    return name.endswith(MAPS)
 
 
 @torch.no_grad()
@@ -126,7 +138,8 @@ def harvest(
 ) -> Shards:
     """The activations of every token at `hooks`, written as a run directory of shards; see `read_shards`.
 
-    The order is shuffled once, in advance, by the seed: first the sequences, then the rows within each shard. With
+    The order is shuffled once, in advance, by the seed: first the sequences, then the rows within each shard. Attention
+    maps are kept whole, one per sequence, in the order of the sequences: n_heads · n_ctx² numbers each. With
     resume=True a killed run continues after its last whole shard, having verified the shards before it.
 
     Args:
@@ -135,9 +148,10 @@ def harvest(
         shard_bytes: largest size of a shard, unless a single sequence is larger.
 
     Raises:
-        ValueError: as `stream`; a hook without a row a token; activations that are nan or infinite, or become it in the
-            dtype (hook and sequence are named); a disk that will not hold the shards; a directory in the way; with
-            resume, other settings, another model or an altered shard (named).
+        ValueError: as `stream`; a hook without a row a token that is no map; activations that are nan or infinite, or
+            become it in the dtype (hook and sequence are named; scores that a mask made −inf stay so); a disk that will
+            not hold the shards; a directory in the way; with resume, other settings, another model or an altered shard
+            (named).
     """
     tokens = checked_tokens("harvest", model, tokens)
     check_hooks(model, hooks)
@@ -145,11 +159,11 @@ def harvest(
         raise ValueError(f"shard_bytes: got {shard_bytes}; want at least 1")
     shapes, stored = probe_shapes(model, tokens, hooks, dtype)
     n, n_ctx = tokens.shape
-    row_bytes = sum(math.prod(s) for s in shapes.values()) * stored.itemsize + 8 * len(INDEX_COLUMNS)
-    n_a_shard = max(1, shard_bytes // (n_ctx * row_bytes))
-    batch_size = min(n_a_shard, default_batch_size(n_ctx) if batch_size is None else batch_size)
+    n_bytes = sequence_bytes(shapes, n_ctx, stored)
+    n_a_shard = max(1, shard_bytes // n_bytes)
+    batch_size = min(n_a_shard, default_batch_size(model.cfg, n_ctx, hooks) if batch_size is None else batch_size)
     index = {
-        "format": FORMAT,
+        "format": MAPS_FORMAT if any(map(is_map, hooks)) else FORMAT,
         "hooks": {name: list(shape) for name, shape in shapes.items()},
         "dtype": str(stored).removeprefix("torch."),
         "n_tokens": n * n_ctx,
@@ -166,25 +180,33 @@ def harvest(
     }
     with open_run(out, config, resume=resume, device=str(device_of(model)), seed=seed) as run:
         if not run.is_complete:
-            _write_shards(run, model, tokens, index, seed, stored, (n_a_shard, batch_size), row_bytes, on_progress)
+            _write_shards(run, model, tokens, index, seed, stored, (n_a_shard, batch_size), n_bytes, on_progress)
     return open_shards(run.out)
 
 
 def probe_shapes(
     model: Any, tokens: Tensor, hooks: Sequence[str], dtype: str | torch.dtype | None
 ) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
-    """Shape of one row at each hook, and the dtype to store."""
+    """Shape of one row at each hook, of one sequence at maps, and the dtype to store."""
     first = next(stream(model, tokens[:1], hooks))
-    check_rows("harvest", first, (1, tokens.shape[1]))
+    check_rows("harvest", {name: found for name, found in first.items() if not is_map(name)}, (1, tokens.shape[1]))
     kind = parse_dtype(dtype) if dtype is not None else next(iter(first.values())).dtype
-    return {name: tuple(tensor.shape[2:]) for name, tensor in first.items()}, kind
+    return {name: tuple(tensor.shape[1 if is_map(name) else 2 :]) for name, tensor in first.items()}, kind
+
+
+def sequence_bytes(shapes: Mapping[str, Sequence[int]], n_ctx: int, dtype: torch.dtype) -> int:
+    """Bytes of all that a shard holds of one sequence."""
+    n_maps = sum(math.prod(shape) for name, shape in shapes.items() if is_map(name))
+    a_row = sum(math.prod(shape) for name, shape in shapes.items() if not is_map(name)) * dtype.itemsize
+    index = n_ctx * 8 * len(INDEX_COLUMNS) + (8 * (1 + n_ctx) if n_maps else 0)
+    return n_ctx * a_row + n_maps * dtype.itemsize + index
 
 
 def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_axes: int = 2) -> None:
     """Raise ValueError naming a hook whose activations are not [batch pos …] of this shape, with n_axes axes
     or more."""
     for name, tensor in found.items():
-        if name.endswith(MAPS):
+        if is_map(name):
             raise ValueError(f"{who}: {name} is [batch head query key]; want a hook with one row a token")
         if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
             raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; want [batch pos …], one row a token")
@@ -206,7 +228,7 @@ def _write_shards(
     seed: int,
     dtype: torch.dtype,
     sizes: tuple[int, int],
-    row_bytes: int,
+    n_bytes: int,
     on_progress: Callable[[float], None] | None,
 ) -> None:
     n_a_shard, batch_size = sizes
@@ -216,7 +238,7 @@ def _write_shards(
     order = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(len(tokens)))
     groups = order.split(n_a_shard)
     n_left = sum(len(group) for group in groups[len(done) :])
-    check_disk(run.path, n_left * tokens.shape[1] * row_bytes)
+    check_disk(run.path, n_left * n_bytes)
     for number, group in enumerate(groups):
         if number < len(done):
             continue
@@ -244,28 +266,42 @@ def _collect(
     n_ctx = tokens.shape[1]
     place = torch.empty_like(rows)
     place[rows] = torch.arange(len(rows))
-    tensors = {name: torch.empty(len(rows), *shape, dtype=dtype) for name, shape in shapes.items()}
+    sizes = {name: len(group) if is_map(name) else len(rows) for name in shapes}
+    tensors = {name: torch.empty(sizes[name], *shape, dtype=dtype) for name, shape in shapes.items()}
     start = 0
     for batch in stream(model, tokens[group], list(shapes), batch_size):
-        n_rows = len(next(iter(batch.values()))) * n_ctx
-        where = place[start : start + n_rows]
+        n_here = len(next(iter(batch.values())))
+        where = place[start * n_ctx : (start + n_here) * n_ctx]
         for name, tensor in batch.items():
             values = tensor.to("cpu", dtype)
-            if n_bad := count_bad(values):
-                raise ValueError(_describe_bad(name, tensor, values, n_bad, group[start // n_ctx :]))
-            tensors[name][where] = values.flatten(0, 1)
-        start += n_rows
-    assert start == len(rows), "every token of the group has its row"
+            if n_bad := count_bad(_unmasked(name, tensor, values)):
+                raise ValueError(_describe_bad(name, tensor, values, n_bad, group[start:]))
+            if is_map(name):
+                tensors[name][start : start + n_here] = values
+            else:
+                tensors[name][where] = values.flatten(0, 1)
+        start += n_here
+    assert start == len(group), "every token of the group has its row"
     tensors["token"] = tokens[group].flatten()[rows]
     tensors["sequence"], tensors["position"] = group[rows // n_ctx], rows % n_ctx
+    if any(map(is_map, shapes)):
+        tensors["map_sequence"], tensors["map_tokens"] = group, tokens[group]
     return tensors
+
+
+def _unmasked(name: str, tensor: Tensor, values: Tensor) -> Tensor:
+    """The values as stored, 0 for scores that a mask had made −inf before they were stored."""
+    if not name.endswith("hook_attn_scores"):
+        return values
+    return values.masked_fill((tensor == -torch.inf).to("cpu"), 0.0)
 
 
 def _describe_bad(name: str, tensor: Tensor, stored: Tensor, n_bad: int, group: Int64[Tensor, " sequence"]) -> str:
     """What is wrong with a batch that has nan or inf as it would be stored; group: the sequences from its first on."""
+    stored = _unmasked(name, tensor, stored)
     first = int((~stored.isfinite()).flatten(1).any(dim=1).nonzero()[0])
     where = f"harvest: {name} has {n_bad} nan or inf from sequence {int(group[first])} on"
-    if count_bad(tensor):
+    if count_bad(_unmasked(name, tensor, tensor.to("cpu"))):
         return f"{where}; want finite activations"
     kind = str(stored.dtype).removeprefix("torch.")
     return (
@@ -293,8 +329,8 @@ def open_shards(path: str | Path) -> Shards:
     verify_files(path, lambda name: name == INDEX)
     index = read_json(file, "shards", "a harvest's directory")
     try:
-        if index.pop("format") != FORMAT:
-            raise ValueError(f"another format than {FORMAT}")
+        if index.pop("format") not in (FORMAT, MAPS_FORMAT):
+            raise ValueError(f"another format than {FORMAT} and {MAPS_FORMAT}")
         shards = tuple(Shard(**entry) for entry in index.pop("shards"))
         hooks = {name: tuple(shape) for name, shape in index.pop("hooks").items()}
         found = Shards(path=path, hooks=hooks, shards=shards, **index)
@@ -335,6 +371,9 @@ def read_shards(
 ) -> Iterator[dict[str, Tensor]]:
     """Shard by shard {hook: [rows …], "token", "sequence", "position": [rows]}, in the shuffled order.
 
+    Where maps are among the hooks, {hook: [sequences head query key], "map_sequence": [sequences], "map_tokens":
+    [sequences n_ctx]} as well.
+
     Args:
         hooks: those wanted; all by default.
         verify: compare the sha256 of what was read with the index's.
@@ -347,9 +386,10 @@ def read_shards(
     for name in wanted:
         if name not in found.hooks:
             raise ValueError(f"shards: {path} has no {name!r}; want some of {shorten(', '.join(found.hooks), 400)}")
+    columns = (*INDEX_COLUMNS, *(MAP_COLUMNS if any(map(is_map, wanted)) else ()))
     for shard in found.shards:
         tensors = read_shard(found.path, shard, verify=verify)
-        yield {name: tensors[name].to(device) for name in (*wanted, *INDEX_COLUMNS)}
+        yield {name: tensors[name].to(device) for name in (*wanted, *columns)}
 
 
 def read_shard(path: Path, shard: Shard, *, verify: bool = True) -> dict[str, Tensor]:

@@ -21,8 +21,9 @@ from workbench.data.concepts import ConceptSet
 from workbench.experiments.ablation.ablate import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
 from workbench.experiments.ablation.engine import bytes_per_sequence
 from workbench.experiments.compare import mean_pooled
+from workbench.experiments.concepts.stability import N_PERMUTATIONS, N_SEEDS, is_repeated, stability_rows
 from workbench.experiments.concepts.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
-from workbench.experiments.harvest import INDEX_COLUMNS, SHARD_BYTES, default_batch_size, probe_shapes, stream
+from workbench.experiments.harvest import SHARD_BYTES, default_batch_size, probe_shapes, sequence_bytes, stream
 from workbench.experiments.spectra import matrix_spectra
 from workbench.experiments.subject import choose
 from workbench.memory import planned_bytes
@@ -42,17 +43,17 @@ def plan_harvest(
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Facts about `harvest`; arguments and errors as there."""
-    size = min(n_sequences, default_batch_size(n_ctx) if batch_size is None else batch_size)
+    size = min(n_sequences, default_batch_size(model.cfg, n_ctx, hooks) if batch_size is None else batch_size)
     tokens = made_up_tokens(model, size, n_ctx)
     shapes, stored = probe_shapes(model, tokens, hooks, dtype)
-    row_bytes = sum(math.prod(s) for s in shapes.values()) * stored.itemsize + 8 * len(INDEX_COLUMNS)
-    n_tokens = n_sequences * n_ctx
+    a_sequence = sequence_bytes(shapes, n_ctx, stored)
+    n_bytes = n_sequences * a_sequence
     seconds = fastest(lambda: next(stream(model, tokens, hooks, size)), model.cfg.device)
-    a_shard = min(max(shard_bytes, n_ctx * row_bytes), n_tokens * row_bytes)
+    a_shard = min(max(shard_bytes, a_sequence), n_bytes)
     return {
-        "n_tokens": n_tokens,
-        "bytes_on_disk": n_tokens * row_bytes,
-        "n_shards": math.ceil(n_tokens * row_bytes / a_shard),
+        "n_tokens": n_sequences * n_ctx,
+        "bytes_on_disk": n_bytes,
+        "n_shards": math.ceil(n_bytes / a_shard),
         # a shard is held as tensors, as the bytes of each, and as the file's
         **planned_bytes(model.cfg.device, on_host=3 * a_shard),
         "seconds": round(seconds * n_sequences / size, 1),
@@ -100,7 +101,7 @@ def plan_reading(
     model: HookedLM, n_sequences: int, n_ctx: int, measure: Callable[[Int64[Tensor, "n n_ctx"]], object]
 ) -> dict[str, Any]:
     """Facts about an analysis whose cost is linear in sequences: `measure` is run on a few and scaled up."""
-    size = min(n_sequences, default_batch_size(n_ctx))
+    size = min(n_sequences, default_batch_size(model.cfg, n_ctx))
     tokens = made_up_tokens(model, size, n_ctx)
     seconds = fastest(lambda: measure(tokens), model.cfg.device)
     return {
@@ -125,6 +126,8 @@ def plan_probe(
     *,
     n_permutations: int = 9999,
     n_points: int = 4096,
+    n_stability_seeds: int = N_SEEDS,
+    n_stability_permutations: int = N_PERMUTATIONS,
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, Any]:
     """Facts about `probe`; arguments and errors as there. Tests cost by pairs of words, states and permutations, the
@@ -150,6 +153,12 @@ def plan_probe(
         run = fastest(lambda: probes.mantel_many(xs, xs[0], n_resamples=n_permutations).confidence_interval, "cpu", 1)
         # twice: raw, and given the spelling
         seconds += 2 * run * sum(n * (n - 1) // 2 for n in tested) / n_pairs
+    if n_stability_seeds and (repeated := [one for one in sets if is_repeated(one)]):
+        largest = max(repeated, key=lambda one: len(one.words))
+        n = len(largest.words)
+        given = (largest, rng.random((2, n * (n - 1) // 2)), probes.ordinal_distances(n))
+        run = fastest(lambda: stability_rows({}, *given, n_seeds=1, n_permutations=n_stability_permutations), "cpu", 1)
+        seconds += run * n_stability_seeds * len(models) * sum((len(one.words) / n) ** 2 for one in repeated)
     if n_points:
         cloud = rng.standard_normal((n_points, max(model.cfg.d_model for model in models))).astype(np.float32)
         seconds += 2 * n_states * fastest(lambda: probes.two_nn(cloud), "cpu", 1)

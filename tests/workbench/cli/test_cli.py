@@ -29,6 +29,7 @@ from workbench.cli.output import report
 from workbench.experiments.ablation import ablate as ablation
 from workbench.experiments.ablation.ablate import ablate
 from workbench.experiments.attention import attention
+from workbench.experiments.attention_patterns import attention_patterns
 from workbench.experiments.harvest import open_shards
 from workbench.experiments.texts import analysis_tokens
 from workbench.experiments.topology import topology_tables
@@ -112,6 +113,7 @@ def test_attention_writes_what_the_function_returns(place, subject):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "runs" / "attention")
     same(read_table("runs/attention", "attention_stats"), attention(*read(place), [1], n_repeated=3))
+    same(read_table("runs/attention", "attention_patterns"), attention_patterns(*read(place), [1]))
 
 
 def test_harvest_names_its_shards(subject):

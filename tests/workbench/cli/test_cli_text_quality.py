@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from reports.tables import read_table
 from workbench import runs
 from workbench.cli.app import app
-from workbench.data.batteries import read_prompts, read_recall
+from workbench.data.batteries import read_batteries, read_prompts, read_recall
 from workbench.experiments.text_quality.quality import text_quality
 from workbench.models.load import load
 
@@ -23,7 +23,8 @@ question = "{name} is {value}"
 names = ["Mary", "Henry"]
 values = ["good", "ill"]
 """
-FILES = ("--prompts", "prompts.toml", "--recall", "recall.toml")
+SUMS = '[plural]\nscenarios = [["The cat", "is", "The cats", "are"]]\n'
+FILES = ("--prompts", "prompts.toml", "--recall", "recall.toml", "--battery", "grammar.toml", "--battery", "sums.toml")
 
 
 def call(*arguments):
@@ -34,6 +35,8 @@ def call(*arguments):
 def files(at_home):
     Path("prompts.toml").write_text(PROMPTS)
     Path("recall.toml").write_text(RECALL)
+    for name in ("grammar", "sums"):
+        Path(f"{name}.toml").write_text(SUMS)
 
 
 def test_it_writes_what_the_function_returns(place):
@@ -46,6 +49,7 @@ def test_it_writes_what_the_function_returns(place):
         load(place / "model"),
         read_prompts("prompts.toml"),
         read_recall("recall.toml"),
+        read_batteries(["grammar.toml", "sums.toml"]),
         n_samples=3,
         max_new_tokens=9,
         temperature=0.9,
@@ -67,6 +71,7 @@ def test_a_dry_run_plans_and_writes_nothing(place):
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
     assert (plan["n_prompts"], plan["n_continuations"], plan["n_tokens"], plan["n_recall_items"]) == (2, 8, 72, 8)
+    assert [plan[f"n_{name}_items"] for name in ("grammar", "cause", "sums")] == [2, 120, 2]
     assert plan["seconds"] >= 0
     assert sorted(Path.cwd().iterdir()) == before
 
@@ -77,6 +82,9 @@ def test_a_dry_run_plans_and_writes_nothing(place):
         (("--max-new-tokens", 30), "max_new_tokens: got 30; want less than the model's n_ctx = 24"),
         (("--prompts", "no.toml"), "prompts: no file 'no.toml'"),
         (("--recall", "prompts.toml"), "[a] statement: Field required"),
+        (("--battery", "no.toml"), "battery: no file 'no.toml'"),
+        (("--battery", "recall.toml"), "batteries: 'recall' stands twice"),
+        (("--battery", "sums.toml"), "battery: 'sums' stands twice"),
         (("--tagger", "no_such_pipeline"), "tagger: "),
     ],
 )

@@ -11,7 +11,10 @@ from models_for_tests import small_model, tokens_for
 
 from workbench import runs
 from workbench.experiments import harvest as harvest_module
-from workbench.experiments.harvest import harvest, open_shards, read_shards, stream
+from workbench.experiments.harvest import default_batch_size, harvest, open_shards, read_shards, stream
+from workbench.experiments.plan import plan_harvest
+from workbench.experiments.saes.head_saes import sae_train
+from workbench.models import layers
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
@@ -259,7 +262,6 @@ def test_an_unknown_hook_of_a_harvest_is_refused(tmp_path):
         (["blocks.0.attn.hook_zz"], r"hook 'blocks.0.attn.hook_zz' does not exist; nearest: blocks.0.attn.hook_z"),
         (["blocks.9.attn.hook_z"], "does not exist; nearest"),
         ([Z0, Z0], "want each name once"),
-        (["blocks.0.attn.hook_pattern"], r"hook_pattern is \[batch head query key\]"),
     ],
 )
 @pytest.mark.parametrize("is_ours", [True, False])
@@ -275,3 +277,128 @@ def test_a_batch_of_nothing_is_refused():
     model = small_model("janus-v3")
     with pytest.raises(ValueError, match="batch_size: got 0"):
         next(stream(model, tokens_for(model), [Z0], 0))
+
+
+# --- attention maps
+
+PATTERN, SCORES = "blocks.1.attn.hook_pattern", "blocks.0.attn.hook_attn_scores"
+
+
+@pytest.mark.parametrize("kind", ["janus-small", "kotodama", "attn-res", "recurrent"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_maps_are_those_of_the_cache_a_sequence_each(tmp_path, kind, seed):
+    model = small_model(kind)
+    tokens = tokens_for(model, 7)
+    names = [name for name in model.hook_dict if name.endswith(("hook_pattern", "hook_attn_scores"))]
+    found = harvest(model, tokens, [*names, Z0], tmp_path / "h", seed=seed, batch_size=1, shard_bytes=40_000)
+    parts = list(read_shards(tmp_path / "h"))
+    assert len(parts) == len(found.shards) > 1
+    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = together["map_sequence"]
+    assert sorted(order.tolist()) == list(range(7))
+    assert order.tolist() != list(range(7))
+    assert torch.equal(together["map_tokens"], tokens[order])
+    # exactly: the same layers fused, and the same tokens together
+    single = [model.run_with_cache(tokens[i : i + 1], names_filter=[*names, Z0])[1] for i in range(7)]
+    for name in names:
+        assert torch.equal(together[name], torch.cat([single[i][name] for i in order])), name
+        assert found.hooks[name] == (model.cfg.n_heads, 16, 16)
+    rows = torch.stack([cache[Z0][0] for cache in single])
+    assert torch.equal(together[Z0], rows[together["sequence"], together["position"]])
+    for part in parts:
+        assert set(part["map_sequence"].tolist()) == set(part["sequence"].tolist()), "a shard's maps are of its tokens"
+    assert "map_sequence" not in next(read_shards(tmp_path / "h", [Z0]))
+    assert json.loads((tmp_path / "h" / "shards.json").read_text())["format"] == "workbench-shards/2"
+
+
+def test_only_the_layer_that_is_watched_computes_its_map(tmp_path, monkeypatch):
+    model = small_model("janus-v3")
+    fused = []
+    whole = layers._fused
+    monkeypatch.setattr(layers, "_fused", lambda *a: fused.append(1) or whole(*a))
+    harvest(model, tokens_for(model, 1), [PATTERN], tmp_path / "h")
+    n_forwards = 2  # one look at the shapes, one shard
+    assert len(fused) == n_forwards * 1, "layer 0, and layer 1 is the last that runs"
+
+
+def test_a_killed_harvest_of_maps_goes_on_and_comes_out_the_same(tmp_path):
+    model = small_model("janus-v3")
+    tokens = tokens_for(model, 6)
+    settings = {"shard_bytes": 1, "dtype": "float16"}
+    harvest(model, tokens, [PATTERN, SCORES], tmp_path / "whole", **settings)
+
+    def stop(share):
+        if share >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest(model, tokens, [PATTERN, SCORES], tmp_path / "cut", on_progress=stop, **settings)
+    assert len(list((tmp_path / "cut.partial").glob("shard_*"))) == 3
+    harvest(model, tokens, [PATTERN, SCORES], tmp_path / "cut", resume=True, **settings)
+    for file in sorted((tmp_path / "whole").glob("shard*")):
+        assert file.read_bytes() == (tmp_path / "cut" / file.name).read_bytes(), file.name
+    flip(tmp_path / "cut" / "shard_00002.safetensors")
+    runs.write_manifest(tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"shard_00002\.safetensors is altered"):
+        list(read_shards(tmp_path / "cut"))
+
+
+def test_scores_keep_what_a_mask_made_and_nothing_else_that_is_infinite(tmp_path):
+    model = small_model("janus-v3")
+    tokens = tokens_for(model, 3)
+    harvest(model, tokens, [SCORES], tmp_path / "h", dtype="float16")
+    scores = next(read_shards(tmp_path / "h"))[SCORES]
+    assert torch.equal(scores == -torch.inf, torch.ones(16, 16).triu(1).bool().expand(3, 4, 16, 16))
+    with torch.no_grad():
+        model.blocks[0].attn.W_Q *= 1e7
+    with pytest.raises(ValueError, match=r"hook_attn_scores has \d+ nan or inf from sequence \d on in float16, which"):
+        harvest(model, tokens, [SCORES], tmp_path / "f", dtype="float16")
+    with torch.no_grad():
+        model.embed.W_E[tokens[1, 3]] = torch.nan
+    with pytest.raises(ValueError, match=r"hook_attn_scores has \d+ nan or inf from sequence \d on; want finite"):
+        harvest(model, tokens, [SCORES], tmp_path / "n")
+
+
+def test_the_plan_knows_what_maps_take(tmp_path):
+    model = small_model("janus-v3")
+    for hooks, dtype in (([PATTERN], None), ([PATTERN, SCORES, Z0], "bfloat16"), ([Z0], None)):
+        plan = plan_harvest(model, 5, 16, hooks, dtype=dtype, shard_bytes=9000)
+        found = harvest(
+            model, tokens_for(model, 5), hooks, tmp_path / str(len(hooks) + bool(dtype)), dtype=dtype, shard_bytes=9000
+        )
+        stored = sum(tensor.nbytes for part in read_shards(found.path) for tensor in part.values())
+        assert plan["bytes_on_disk"] == stored
+        assert plan["n_tokens"] == found.n_tokens
+        shutil.rmtree(found.path)
+
+
+def test_a_batch_of_maps_is_held_within_its_limit():
+    cfg = small_model("janus-v3").cfg
+    assert default_batch_size(cfg, 128, [Z0]) == 64
+    assert default_batch_size(cfg, 128, [PATTERN]) == 64
+    wide = cfg.model_copy(update={"n_ctx": 4096, "n_heads": 32})
+    assert default_batch_size(wide, 1024, [Z0]) == 8
+    assert default_batch_size(wide, 1024, [PATTERN]) == 2
+    assert default_batch_size(wide, 1024, [PATTERN, SCORES]) == 1
+    assert default_batch_size(wide, 4096, [PATTERN]) == 1
+
+
+def test_a_transformer_lens_model_gives_the_same_maps(tmp_path):
+    model = small_model("kotodama")
+    tokens = tokens_for(model, 2)
+    harvest(model, tokens, [PATTERN, SCORES], tmp_path / "ours")
+    harvest(to_hooked_transformer(model), tokens, [PATTERN, SCORES], tmp_path / "theirs")
+    (ours,), (theirs,) = read_shards(tmp_path / "ours"), read_shards(tmp_path / "theirs")
+    for name in (PATTERN, SCORES):
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-4)
+
+
+def test_saes_are_not_trained_on_maps_but_on_what_lies_beside_them(tmp_path):
+    model = small_model("janus-v3")
+    tokens = tokens_for(model, 12)
+    harvest(model, tokens[:8], [PATTERN, Z1], tmp_path / "h")
+    settings = {"layers": [1], "held_out": tokens[8:], "n_train_tokens": 64, "batch_size": 16, "buffer_tokens": 32}
+    with pytest.raises(ValueError, match=r"sae_train: blocks.1.attn.hook_pattern is \[batch head query key\]; want a"):
+        sae_train(model, tmp_path / "h", hook="attn.hook_pattern", **settings)
+    stack, _ = sae_train(model, tmp_path / "h", hook="z", **settings)
+    assert len(stack.info.sources) == 4

@@ -25,6 +25,7 @@ from probes.multiplicity import TIE_TOLERANCE
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
 from workbench.experiments.concepts.points import TOPOLOGIES as DRAWN
 from workbench.experiments.concepts.points import point_rows
+from workbench.experiments.concepts.stability import N_PERMUTATIONS, N_SEEDS, is_repeated, stability_rows
 from workbench.experiments.concepts.states import TEMPLATES, ConceptStates, concept_states, text_states
 from workbench.experiments.subject import as_list
 from workbench.experiments.texts import analysis_tokens, window_length
@@ -44,6 +45,8 @@ class ConceptProbes:
 
     concept_mantel: pd.DataFrame
     """a (model, set with a topology, layer): correlation with the target, p, q, given spelling, intervals"""
+    mantel_stability: pd.DataFrame
+    """a (model, set of years, r or partial r at the middle layer, seed of permutations, and all seeds pooled): p"""
     crystallisation: pd.DataFrame
     """a (model, set with a topology): the layer at which 90 % of the largest correlation is reached"""
     concept_points: pd.DataFrame
@@ -85,6 +88,8 @@ def probe(
     distance: Distance = "euclidean",
     n_permutations: int = 9999,
     n_points: int = 4096,
+    n_stability_seeds: int = N_SEEDS,
+    n_stability_permutations: int = N_PERMUTATIONS,
     templates: Sequence[str] = TEMPLATES,
     names: Sequence[str] | None = None,
     seeds: Sequence[int] | int | None = None,
@@ -107,6 +112,9 @@ def probe(
         distance: between mean states, "euclidean" (uncentred) or "cosine".
         n_permutations: of every test with more than 8 items (fewer are enumerated).
         n_points: tokens of text, at most; 0: no intrinsic dimension.
+        n_stability_seeds: seeds of permutations that the tests of sets of years are done over with at the middle layer;
+            0: none.
+        n_stability_permutations: of each of these seeds.
         templates: each with one {X}, and {category} where wanted.
         names, seeds: fill the columns model and seed; the configs' names and 0 unless given.
         seed: of permutations, intervals, sampled tokens and nulls.
@@ -118,7 +126,7 @@ def probe(
     several = list(models) if isinstance(models, Sequence) else [models]
     sets = _resolve(concepts)
     keys = _keys(several, names, seeds)
-    check_settings(distance, n_permutations, n_points)
+    check_settings(distance, n_permutations, n_points, n_stability_seeds, n_stability_permutations)
     texts = _texts(several, tokens, n_points, seed)
     subjects = []
     for index, (model, key, text) in enumerate(zip(several, keys, texts, strict=True)):
@@ -128,16 +136,22 @@ def probe(
         subjects.append(_Subject(key, states, read))
         if on_progress is not None:
             on_progress(0.6 * (index + 1) / len(several))
-    result = measure_states(subjects, sets, distance, n_permutations, seed)
+    stability = (n_stability_seeds, n_stability_permutations)
+    result = measure_states(subjects, sets, distance, n_permutations, seed, stability)
     if on_progress is not None:
         on_progress(1.0)
     return result
 
 
 def measure_states(
-    subjects: Sequence[_Subject], sets: Sequence[ConceptSet], distance: Distance, n_permutations: int, seed: int
+    subjects: Sequence[_Subject],
+    sets: Sequence[ConceptSet],
+    distance: Distance,
+    n_permutations: int,
+    seed: int,
+    stability: tuple[int, int] = (N_SEEDS, N_PERMUTATIONS),
 ) -> ConceptProbes:
-    """The tables of states already read."""
+    """The tables of states already read; stability: seeds of permutations, and permutations of each."""
     tests = [
         mantel_rows(subjects, one, distance, n_permutations, _generator(seed, one.name))
         for one in sets
@@ -149,6 +163,7 @@ def measure_states(
     curves = [rows for subject in subjects for rows in dimension_rows(subject, seed)]
     return ConceptProbes(
         concept_mantel=mantel,
+        mantel_stability=stability_table(subjects, sets, distance, seed, stability),
         crystallisation=pd.DataFrame([row for _, rows in tests for row in rows]),
         concept_points=points_table(subjects, sets, mantel),
         concept_geometry=pd.DataFrame([row for subject in subjects for row in geometry_rows(subject)]),
@@ -229,6 +244,20 @@ def _given_spelling(
     both = np.full(len(xs), result.r_yz)
     values = (result.statistic, result.r2, result.pvalue, low, high, result.r_xz, both)
     return dict(zip(names, values, strict=True))
+
+
+def stability_table(
+    subjects: Sequence[_Subject], sets: Sequence[ConceptSet], distance: Distance, seed: int, sizes: tuple[int, int]
+) -> pd.DataFrame:
+    """mantel_stability's rows: every set of years of every model; none without seeds."""
+    rows = []
+    for one in (s for s in sets if sizes[0] and is_repeated(s)):
+        target = target_distances(one)
+        assert target is not None
+        for subject in subjects:
+            xs = state_distances(subject.states.means[one.name], distance)
+            rows += stability_rows(subject.key, one, xs, target, n_seeds=sizes[0], n_permutations=sizes[1], seed=seed)
+    return pd.DataFrame(rows)
 
 
 def crystallised(r: Float64[np.ndarray, " state"], replicates: Float64[np.ndarray, "m state"]) -> dict[str, float]:
@@ -410,12 +439,22 @@ def _keys(
     return [{"model": name, "seed": number} for name, number in zip(called, trained, strict=True)]
 
 
-def check_settings(distance: str = "euclidean", n_permutations: int = 9999, n_points: int = 4096) -> None:
+def check_settings(
+    distance: str = "euclidean",
+    n_permutations: int = 9999,
+    n_points: int = 4096,
+    n_stability_seeds: int = N_SEEDS,
+    n_stability_permutations: int = N_PERMUTATIONS,
+) -> None:
     """Nothing; raises ValueError for settings of `probe` that are out of range."""
     if distance not in DISTANCES:
         raise ValueError(f"distance: got {distance!r}; want one of {', '.join(DISTANCES)}")
     if n_permutations < 1:
         raise ValueError(f"n_permutations: got {n_permutations}; want at least 1")
+    if n_stability_seeds < 0:
+        raise ValueError(f"n_stability_seeds: got {n_stability_seeds}; expected 0 or more")
+    if n_stability_permutations < 1:
+        raise ValueError(f"n_stability_permutations: got {n_stability_permutations}; expected at least 1")
     if n_points and n_points < 3:
         raise ValueError(f"n_points: got {n_points}; want at least 3, or 0 for no intrinsic dimension")
 

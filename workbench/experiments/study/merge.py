@@ -24,15 +24,15 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "saes": ("sae_training_results", "sae_density", "sae_pareto", "sae_stability"),
         "ablation": ("ablation_results", "ablation_summary"),
         "topology": ("topology_stats", "head_cosines"),
-        "attention": ("attention_stats",),
+        "attention": ("attention_stats", "attention_patterns"),
         "features": ("feature_atlas",),
         "match": (),
         "spectra": (
             "weight_spectra", "singular_values", "rank_budget", "pc_cosine", "eigenspectra_divergence",
         ),
         "probe": (
-            "concept_mantel", "crystallisation", "concept_points", "antonym_parallelism", "concept_geometry",
-            "trajectories", "intrinsic_dimension", "intrinsic_dimension_curve",
+            "concept_mantel", "mantel_stability", "crystallisation", "concept_points", "antonym_parallelism",
+            "concept_geometry", "trajectories", "intrinsic_dimension", "intrinsic_dimension_curve",
         ),
         "evaluation": ("evaluation",),
         "text_quality": ("text_quality",),

@@ -13,7 +13,7 @@ import torch
 
 from sae.config import SAESource, StackInfo
 from sae.model import StackedSAE
-from workbench.data.batteries import read_prompts, read_recall
+from workbench.data.batteries import as_batteries, read_prompts
 from workbench.data.concepts import read_concepts
 from workbench.data.tokenizer import is_local
 from workbench.data.tokenizer_files import open_tokenizer
@@ -219,7 +219,7 @@ def _text(subject: _Subject) -> EncodedText:
 def _plan_text_quality(subject: _Subject) -> dict[str, Any]:
     measure = subject.settings.measure
     counts = {"n_samples": measure.n_samples, "max_new_tokens": measure.n_new_tokens}
-    return plan_text_quality(subject.model, read_prompts(), read_recall(), **counts)
+    return plan_text_quality(subject.model, read_prompts(), as_batteries(None, None), **counts)
 
 
 # kind of job -> what it takes, in the order of jobs; a ladder's trainings are smaller than the model's own

@@ -23,6 +23,7 @@ from workbench.experiments.ablation.ablate import ablation_table, iterate_ablati
 from workbench.experiments.ablation.parts import join, to_bytes
 from workbench.experiments.ablation.precision import as_float32
 from workbench.experiments.attention import attention
+from workbench.experiments.attention_patterns import attention_patterns
 from workbench.experiments.compare import N_COMPONENTS, check_pair, compare_spectra, compare_states
 from workbench.experiments.concepts.probe import probe, text_length
 from workbench.experiments.evaluate import STRIDE, evaluate
@@ -223,6 +224,7 @@ def _measure_attention(job: Job, context: Context, model: HookedLM, run: Run, te
     tokens = tokens_of(job, context, "held_out", context.recipe.measure.n_topology_tokens)
     table = attention(model, tokens, seed=job.seed, name=job.model, on_progress=tell)
     write_table(table, run.path, "attention_stats")
+    write_table(attention_patterns(model, tokens, seed=job.seed, name=job.model), run.path, "attention_patterns")
 
 
 def _describe_features(job: Job, context: Context, model: HookedLM, run: Run, tell: Tell) -> None:

@@ -1,1 +1,1 @@
-"""Text quality: continuations sampled and counted, and the recall battery."""
+"""Text quality: continuations sampled and counted, and batteries of items."""

@@ -1,4 +1,4 @@
-"""What can be counted in a continuation without a tagger: sentences, words, markers, repeated words, loops.
+"""What can be counted in a continuation without a tagger: sentences, words, markers, repeated words.
 
 Everything is counted where it stands in the continuation, read together with its prompt, so that a sentence or a
 quotation that the prompt has opened is known.
@@ -6,14 +6,12 @@ quotation that the prompt has opened is known.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
 from workbench.data.batteries import read_markers
 
-LOOP_TAIL, LOOP_CYCLE = 32, 16  # last tokens looked at; longest cycle that they may repeat
 _WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")
 # an end of sentence: its marks, what closes behind them, then white space or the end of the text
 _END = re.compile(r"(?P<marks>[.?!…]+)[\"'”’)\]]*(?=\s|$)")
@@ -113,16 +111,3 @@ def count_distinct(texts: Iterable[Sequence[str]], n: int) -> tuple[int, int]:
     """(distinct n-grams, all n-grams) of several texts' words, none across two texts."""
     grams = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
     return len(set(grams)), len(grams)
-
-
-def is_loop(tokens: Sequence[int]) -> bool:
-    """Whether the last 32 tokens repeat a cycle of at most 16; a shorter text is no loop.
-
-    >>> is_loop([9, *[1, 2, 3] * 12]), is_loop(range(40)), is_loop([1] * 31)
-    (True, False, False)
-    """
-    tail = list(tokens[-LOOP_TAIL:])
-    return len(tail) == LOOP_TAIL and any(
-        all(a == b for a, b in zip(tail, itertools.islice(tail, cycle, None), strict=False))
-        for cycle in range(1, LOOP_CYCLE + 1)
-    )

@@ -7,30 +7,35 @@ from typing import Any
 
 import torch
 
-from workbench.data.batteries import PromptSet, RecallSet, recall_items
+from workbench.data.batteries import Battery, PromptSet, battery_items
 from workbench.experiments.plan import fastest
 from workbench.experiments.text_quality.continuations import ROWS_TOGETHER, encode_prompts
-from workbench.experiments.text_quality.recall import encode_item, recall_margins
+from workbench.experiments.text_quality.items import encode_item, item_margins
+from workbench.experiments.text_quality.quality import check_names
 from workbench.memory import planned_bytes
 from workbench.models.generate import continue_prompts
 
 N_TOKENS_TIMED = 8
 
 
-def check_batteries(model: Any, prompts: Sequence[PromptSet], recall: Sequence[RecallSet], max_new_tokens: int) -> None:
+def check_batteries(
+    model: Any, prompts: Sequence[PromptSet], batteries: Sequence[Battery], max_new_tokens: int
+) -> None:
     """Raise ValueError where a prompt or an item does not fit the model, before anything is written."""
+    check_names(batteries)
     encode_prompts(model, prompts, max_new_tokens)
-    for item in recall_items(recall):
-        encode_item(model.tokenizer, item)
+    for battery in batteries:
+        for item in battery_items(battery):
+            encode_item(model.tokenizer, item)
 
 
 def plan_text_quality(
-    model: Any, prompts: Sequence[PromptSet], recall: Sequence[RecallSet], *, n_samples: int, max_new_tokens: int
+    model: Any, prompts: Sequence[PromptSet], batteries: Sequence[Battery], *, n_samples: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Facts about `text_quality`; arguments and errors as there. A few tokens of one batch and a few items are timed;
     tagging is not, nor is what a tagger holds among the bytes in memory."""
     encoded = list(encode_prompts(model, prompts, max_new_tokens).values())
-    items = recall_items(recall)
+    items = {battery.name: battery_items(battery) for battery in batteries}
     n_rows = len(encoded) * n_samples
     batch = sorted(encoded, key=len)[: min(ROWS_TOGETHER, n_rows)]
     batch = (batch * ROWS_TOGETHER)[: min(ROWS_TOGETHER, n_rows)]
@@ -39,9 +44,9 @@ def plan_text_quality(
     a_batch = fastest(lambda: continue_prompts(model, batch, n_timed, uniforms), model.cfg.device)
     n_steps = n_timed + max(map(len, batch)) - min(map(len, batch))
     seconds = a_batch / n_steps * max_new_tokens * n_rows / len(batch)
-    few = items[:: max(1, len(items) // 16)]
-    if few:
-        seconds += fastest(lambda: recall_margins(model, few), model.cfg.device) * len(items) / len(few)
+    for own in items.values():
+        few = own[:: max(1, len(own) // 16)]
+        seconds += fastest(lambda few=few: item_margins(model, few), model.cfg.device) * len(own) / len(few)
     cfg = model.cfg
     # keys and values of the tokens that were not timed
     n_left = max(map(len, encoded)) + max_new_tokens - max(map(len, batch)) - n_timed
@@ -50,7 +55,7 @@ def plan_text_quality(
         "n_prompts": len(encoded),
         "n_continuations": n_rows,
         "n_tokens": n_rows * max_new_tokens,
-        "n_recall_items": len(items),
+        **{f"n_{name}_items": len(own) for name, own in items.items()},
         **planned_bytes(cfg.device, on_device=cached),
         "seconds": round(seconds, 1),
     }

@@ -1,12 +1,14 @@
-"""Text quality of a model: continuations sampled and counted, the recall battery scored, one row per measure."""
+"""Text quality of a model: continuations sampled and counted, batteries of items scored, one row per measure."""
 
 from __future__ import annotations
 
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,19 @@ from jaxtyping import Float64
 from scipy import stats
 
 from workbench.data.batteries import (
+    Battery,
+    Item,
+    ItemSet,
     PromptSet,
-    RecallItem,
-    RecallSet,
+    as_batteries,
     as_prompts,
+    battery_items,
     read_prompts,
-    read_recall,
-    recall_items,
 )
 from workbench.experiments.text_quality import counts
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
-from workbench.experiments.text_quality.recall import recall_margins
+from workbench.experiments.text_quality.items import item_margins
+from workbench.experiments.text_quality.loops import loop_kind
 from workbench.experiments.text_quality.tagging import Tagger, TaggerMissing, count_words, load_tagger
 from workbench.models.transformer import check_ours
 
@@ -33,10 +37,15 @@ NO_TAGGER = "none"
 N_BOOTSTRAP = 2000
 LEVEL = 0.95
 DISTINCT = (1, 2, 3)
+LOOPS = {"loop_rate": "cycle", "loop_increment": "increment", "loop_enumeration": "enumeration"}
+COUNTED = (
+    "interrogative_share", "discourse_markers", "dialogue_markers", "distinct_1", "distinct_2", "distinct_3",
+    *LOOPS, "n_words",
+)  # fmt: skip
 TAGGED = ("entity_fabrication", "distinct_proper_nouns", "noun_ratio", "pronoun_noun_ratio", "clause_depth")
 # what JSON lets stand and some readers take for the end of a line
 _LINE_ENDS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
-RECALL_CHANCE = 0.5  # exact: every value is right in as many forms of a scenario as it is wrong
+CHANCE = 0.5  # exact: in every scenario an answer is right in as many items as it is wrong
 
 
 class TextQualityWarning(UserWarning):
@@ -89,7 +98,8 @@ class Ratio:
 def text_quality(
     model: Any,
     prompts: Sequence[PromptSet | str] | None = None,
-    recall: Sequence[RecallSet] | None = None,
+    recall: Sequence[ItemSet] | None = None,
+    batteries: Sequence[Battery] | None = None,
     *,
     n_samples: int = 4,
     max_new_tokens: int = 96,
@@ -101,15 +111,16 @@ def text_quality(
 ) -> TextQuality:
     """The rows of text_quality.csv, one per measure, and the continuations.
 
-    Every measure is a ratio of sums over continuations (of recall: over items). Its 95 % interval is the percentile
-    bootstrap over prompts (recall: scenarios), with tails widened for small n (Hesterberg 2015, "expanded percentile"):
-    samples of one prompt, and forms of one scenario, are drawn together. nan where the denominator is 0. Measures are
-    defined in docs/definitions.md, "Text quality".
+    Every measure is a ratio of sums over continuations (of a battery: over items). Its 95 % interval is the percentile
+    bootstrap over prompts (batteries: scenarios), with tails widened for small n (Hesterberg 2015, "expanded
+    percentile"): samples of one prompt, and items of one scenario, are drawn together. nan where the denominator is 0.
+    Measures are defined in docs/definitions.md, "Text quality".
 
     Args:
         model: a `HookedLM` with its tokenizer.
         prompts: texts, or sets of them (`read_prompts` reads a file); the built-in ones by default.
-        recall: likewise (`read_recall`); () for no battery.
+        recall: kinds of recall (`read_recall` reads a file); the built-in ones by default, () for none.
+        batteries: those beside recall (`read_battery`); grammar and cause by default, () for none.
         n_samples: continuations per prompt.
         max_new_tokens: tokens per continuation, unless the model ends the text earlier.
         tagger: a spaCy pipeline or its folder; "none" for no tagging; None: the small English one; if it is
@@ -119,14 +130,16 @@ def text_quality(
 
     Raises:
         ValueError: no `HookedLM`; settings out of range; prompts or items that do not fit the model's context or
-            tokenizer.
+            tokenizer; batteries with measures of one name.
         TaggerMissing: a tagger was named and is not there.
     """
     check_ours("text_quality", model)
     title, tag = choose_tagger(tagger)
-    battery = recall_items(read_recall() if recall is None else recall)
-    # by measured time most goes into sampling
-    shares = (0.85, 0.15) if battery else (1.0, 0.0)
+    scored = as_batteries(recall, batteries)
+    check_names(scored)
+    items = [battery_items(battery) for battery in scored]
+    n_items = sum(map(len, items))
+    share = 0.85 if n_items else 1.0  # by measured time most goes into sampling
     found = sample_continuations(
         model,
         read_prompts() if prompts is None else as_prompts(prompts),
@@ -134,16 +147,23 @@ def text_quality(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        on_progress=None if on_progress is None else lambda done: on_progress(shares[0] * done),
+        on_progress=None if on_progress is None else lambda done: on_progress(share * done),
     )
-    ratios = list(count(found, tag))
-    if battery:
-        tell = None if on_progress is None else lambda done: on_progress(shares[0] + shares[1] * done)
-        ratios += recall_ratios(battery, recall_margins(model, battery, tell))
+    ratios, n_scored = list(count(found, tag)), 0
+    for own in items:
+        start, length = share + (1 - share) * n_scored / n_items, (1 - share) * len(own) / n_items
+        tell = None if on_progress is None else partial(_tell_part, on_progress, start, length)
+        # a battery at a time: what is read together changes the last bits of a margin
+        ratios += battery_ratios(own, item_margins(model, own, tell))
+        n_scored += len(own)
     table = ratio_table(ratios, seed).assign(n_continuations=len(found), tagger=title)
     table.insert(0, "model", name or model.cfg.model_name)
     table.insert(1, "seed", seed)
     return TextQuality(table, found, seed)
+
+
+def _tell_part(on_progress: Callable[[float], None], start: float, length: float, done: float) -> None:
+    on_progress(start + length * done)
 
 
 def choose_tagger(name: str | None) -> tuple[str, Tagger | None]:
@@ -184,7 +204,9 @@ def count(continuations: Sequence[Continuation], tag: Tagger | None) -> Iterable
         own = [[w for one, w in zip(continuations, spoken, strict=True) if one.prompt == p] for p in prompts]
         pairs = np.array([counts.count_distinct(texts, order) for texts in own], dtype=float)
         yield Ratio(f"distinct_{order}", pairs[:, 0], pairs[:, 1], f"{order}-grams of words")
-    yield Ratio("loop_rate", total(counts.is_loop(one.tokens) for one in continuations), n, "continuations")
+    kinds = [loop_kind(one.tokens, one.text, one.is_ended) for one in continuations]
+    for measure, kind in LOOPS.items():
+        yield Ratio(measure, total(own == kind for own in kinds), n, "continuations")
     yield Ratio("n_words", n_words, n, "continuations")
     if tag is None:
         return
@@ -198,22 +220,40 @@ def count(continuations: Sequence[Continuation], tag: Tagger | None) -> Iterable
     yield Ratio("clause_depth", total(s.depth_sum for s in seen), total(s.n_sentences for s in seen), "sentences")
 
 
-def recall_ratios(items: Sequence[RecallItem], margins: Float64[np.ndarray, " item"]) -> list[Ratio]:
+def check_names(batteries: Sequence[Battery]) -> None:
+    """Raise ValueError where two measures would have one name."""
+    names = [*COUNTED, *TAGGED]
+    for battery in batteries:
+        names += [name for label in _labels(battery.sets) for name in _measures(battery.name, label)]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"batteries: {', '.join(twice)} would name two measures; expected other names of files or kinds"
+        )
+
+
+def _labels(kinds: Iterable[ItemSet | Item]) -> list[str]:
+    """What tells the measures of all items, and of each kind, apart."""
+    return ["", *dict.fromkeys(f"_{one.kind}" for one in kinds)]
+
+
+def _measures(battery: str, label: str) -> tuple[str, str]:
+    return battery + label, f"{battery}_margin{label}"
+
+
+def battery_ratios(items: Sequence[Item], margins: Float64[np.ndarray, " item"]) -> list[Ratio]:
     """The battery's measures: share right (a tie is half) and mean margin in nats, of all items and of each kind."""
     right = np.where(margins == 0, 0.5, margins > 0)
     scenario = np.array([item.scenario for item in items])
-    kinds = list(dict.fromkeys(item.kind for item in items))
     ratios = []
-    for kind in (None, *kinds):
-        own = np.array([kind in (None, item.kind) for item in items])
-        label = "" if kind is None else f"_{kind}"
+    for label in _labels(items):
+        own = np.array([label in ("", f"_{item.kind}") for item in items])
         n_items = np.bincount(scenario[own])
         used = n_items > 0
-        for measure, values, chance in (("recall", right, RECALL_CHANCE), ("recall_margin", margins, 0.0)):
+        names = _measures(items[0].battery, label)
+        for measure, values, chance in zip(names, (right, margins), (CHANCE, 0.0), strict=True):
             sums = np.bincount(scenario[own], weights=values[own])[used]
-            ratios.append(
-                Ratio(measure + label, sums, n_items[used].astype(float), "items", unit="scenario", chance=chance)
-            )
+            ratios.append(Ratio(measure, sums, n_items[used].astype(float), "items", unit="scenario", chance=chance))
     return ratios
 
 

@@ -11,7 +11,6 @@ from workbench.experiments.text_quality.counts import (
     count_discourse,
     count_distinct,
     count_sentences,
-    is_loop,
     sentences,
     words,
 )
@@ -78,29 +77,3 @@ def test_distinct_n_grams():
     assert count_distinct(texts, 2) == (2, 4), "none across two texts"
     assert count_distinct(texts, 3) == (2, 2)
     assert count_distinct([["a"], []], 2) == (0, 0)
-
-
-def repeats_naively(tokens):
-    tail = list(tokens)[-32:]
-    if len(tail) < 32:
-        return False
-    for cycle in range(1, 17):
-        unit = tail[:cycle]
-        if (unit * 32)[:32] == tail:
-            return True
-    return False
-
-
-@given(
-    st.lists(st.integers(0, 1), max_size=6), st.lists(st.integers(0, 2), min_size=1, max_size=18), st.integers(0, 40)
-)
-def test_loops(head, cycle, n):
-    tokens = head + (cycle * 40)[:n]
-    assert is_loop(tokens) == repeats_naively(tokens)
-    assert is_loop((cycle * 40)[:32]) or len(cycle) > 16
-
-
-def test_a_cycle_of_sixteen_is_the_longest():
-    assert is_loop([*range(16)] * 2)
-    assert not is_loop([*range(17)] * 3)
-    assert not is_loop([1] * 31), "too short to tell"

@@ -11,19 +11,20 @@ import pandas as pd
 import pytest
 from models_for_tests import small_model
 
-from workbench.data.batteries import PromptSet, RecallSet
+from workbench.data.batteries import Battery, PairSet, PromptSet, RecallSet, battery_items
 from workbench.data.tokenizer import load_tokenizer
 from workbench.experiments.text_quality import continuations, quality
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
 from workbench.experiments.text_quality.quality import (
+    COUNTED,
     TAGGED,
     Ratio,
     TextQuality,
     TextQualityWarning,
+    battery_ratios,
     bootstrap_interval,
     count,
     ratio_table,
-    recall_ratios,
     text_quality,
 )
 from workbench.experiments.text_quality.tagging import TaggerMissing, load_tagger
@@ -37,7 +38,9 @@ HATS = RecallSet(
     names=("Anna", "John", "Mary", "Henry"),
     values=("red", "white"),
 )
-SMALL = {"n_samples": 2, "max_new_tokens": 33, "recall": (HATS,)}
+PLURALS = PairSet(kind="plurals", scenarios=(("The dog", "is", "The dogs", "are"), ("A cat", "has", "Cats", "have")))
+BATTERY = Battery(name="form", sets=(PLURALS,))
+SMALL = {"n_samples": 2, "max_new_tokens": 33, "recall": (HATS,), "batteries": (BATTERY,)}
 COLUMNS = [
     "model", "seed", "measure", "value", "ci_low", "ci_high", "n", "unit", "per", "n_per", "chance", "n_continuations",
     "tagger",
@@ -58,12 +61,15 @@ def test_what_stands_in_the_table(model):
     assert list(found.table.columns) == COLUMNS
     assert list(table.index) == [
         "interrogative_share", "discourse_markers", "dialogue_markers", "distinct_1", "distinct_2", "distinct_3",
-        "loop_rate", "n_words", "recall", "recall_margin", "recall_hats", "recall_margin_hats",
+        "loop_rate", "loop_increment", "loop_enumeration", "n_words",
+        "recall", "recall_margin", "recall_hats", "recall_margin_hats", "form", "form_margin",
+        "form_plurals", "form_margin_plurals",
     ]  # fmt: skip
     assert set(found.table["model"]) == {"m"}
     assert set(found.table["seed"]) == {3}
     assert table.loc["n_words", ["n", "unit", "n_per", "n_continuations"]].tolist() == [3, "prompt", 6, 6]
     assert table.loc["recall", ["n", "unit", "n_per", "chance"]].tolist() == [2, "scenario", 16, 0.5]
+    assert table.loc["form_plurals", ["n", "unit", "n_per", "chance"]].tolist() == [2, "scenario", 4, 0.5]
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
 
@@ -189,14 +195,12 @@ def test_what_is_undefined_is_nan():
 
 
 def test_a_model_with_a_favourite_has_chance_and_one_that_reads_has_all():
-    from workbench.data.batteries import recall_items
-
-    items = recall_items([HATS])
+    items = battery_items(Battery(name="recall", sets=(HATS,)))
     favourite = np.array([2.0 if item.right == "red" else -2.0 for item in items])
     reads = np.ones(len(items))
     ties = np.zeros(len(items))
     for margins, share, mean in ((favourite, 0.5, 0.0), (reads, 1.0, 1.0), (ties, 0.5, 0.0)):
-        table = ratio_table(recall_ratios(items, margins), 0).set_index("measure")
+        table = ratio_table(battery_ratios(items, margins), 0).set_index("measure")
         assert table.loc["recall", "value"] == share
         assert table.loc["recall_margin", "value"] == mean
         assert table.loc["recall_hats", "chance"] == 0.5
@@ -204,7 +208,7 @@ def test_a_model_with_a_favourite_has_chance_and_one_that_reads_has_all():
 
 def test_without_a_tagger_a_line_says_what_is_left_out(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
-    settings = SMALL | {"recall": (), "max_new_tokens": 4}
+    settings = SMALL | {"recall": (), "batteries": (), "max_new_tokens": 4}
     with pytest.warns(TextQualityWarning, match=r"entity_fabrication, .*, clause_depth left out: tagger: no module"):
         found = text_quality(model, PROMPTS, **settings)
     assert not set(TAGGED) & set(found.table["measure"])
@@ -220,6 +224,12 @@ def test_bad_input_is_refused(model):
         ({"max_new_tokens": 47}, "want 1 to 1, 47 new ones short of the model's n_ctx = 48"),
         ({"temperature": -1.0}, "temperature: got -1.0"),
         ({"prompts": ()}, "prompts: got none"),
+        ({"batteries": "grammar.toml"}, "batteries: got 'grammar.toml'; expected a list of what read_battery returns"),
+        ({"batteries": (BATTERY, BATTERY)}, "batteries: 'form' stands twice"),
+        (
+            {"batteries": (Battery(name="loop", sets=(PLURALS.model_copy(update={"kind": "rate"}),)),)},
+            "loop_rate would",
+        ),
         ({"tagger": "no_such_pipeline"}, "no pipeline 'no_such_pipeline'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -244,3 +254,15 @@ def test_nan_and_text_survive_the_file(model, tmp_path):
     write_table(table, tmp_path, "text_quality")
     pd.testing.assert_frame_equal(read_table(tmp_path, "text_quality"), table, check_dtype=False)
     assert math.isnan(table.set_index("measure").loc["n_words", "chance"])
+
+
+def test_recall_does_not_depend_on_the_other_batteries(model):
+    settings = {"n_samples": 1, "max_new_tokens": 2, "tagger": "none", "recall": (HATS,)}
+    alone = text_quality(model, PROMPTS, batteries=(), **settings).table
+    beside = text_quality(model, PROMPTS, batteries=(BATTERY,), **settings).table
+    pd.testing.assert_frame_equal(alone, beside[: len(alone)], check_exact=True)
+
+
+def test_every_counted_measure_is_known_by_name(model):
+    found = [one.measure for one in count(made_up("Once", " he came."), None)]
+    assert found == list(COUNTED)

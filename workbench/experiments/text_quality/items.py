@@ -1,4 +1,4 @@
-"""The recall battery: whether a model gives what it was told of one of two people a higher logit than the other's."""
+"""Items of a battery: whether a model finds the right of two answers likelier than the wrong one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from workbench.data.batteries import RecallItem
+from workbench.data.batteries import Item
 from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.experiments.subject import device_of
 from workbench.models.generate import last_positions
@@ -28,7 +28,7 @@ class EncodedItem:
     answers: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def encode_item(tokenizer: Any, item: RecallItem) -> EncodedItem:
+def encode_item(tokenizer: Any, item: Item) -> EncodedItem:
     """An item's tokens, first what the tokenizer begins a text with.
 
     The space in front of an answer belongs to it. The prompt is tokenized alone and with each answer, and must be the
@@ -46,20 +46,20 @@ def encode_item(tokenizer: Any, item: RecallItem) -> EncodedItem:
         if whole[: len(head)] != head or not own or unknown in own:
             shown = tokenizer.convert_ids_to_tokens(whole)
             raise ValueError(
-                f"recall: the tokenizer cannot place {answer!r} behind {item.prompt!r}, tokens {shown}; want an answer "
-                "whose tokens begin where it does"
+                f"{item.battery}: the tokenizer cannot place {answer!r} behind {item.prompt!r}, tokens {shown}; "
+                "want an answer whose tokens begin where it does"
             )
         answers.append(own)
     if answers[0] == answers[1]:
-        raise ValueError(f"recall: {item.right!r} and {item.wrong!r} have the same tokens; want other values")
+        raise ValueError(f"{item.battery}: {item.right!r} and {item.wrong!r} have the same tokens; want other values")
     return EncodedItem((*lead, *head), (answers[0], answers[1]))
 
 
 @torch.no_grad()
-def recall_margins(
-    model: Any, items: Sequence[RecallItem], on_progress: Callable[[float], None] | None = None
+def item_margins(
+    model: Any, items: Sequence[Item], on_progress: Callable[[float], None] | None = None
 ) -> Float64[np.ndarray, " item"]:
-    """ln p(right) − ln p(wrong) of every item: of answers of one token each, the difference of their logits.
+    """ln p(right) − ln p(wrong) of every item of one battery: of answers of one token each, the difference of logits.
 
     An answer of several tokens has the sum of their log-probabilities.
 
@@ -68,7 +68,7 @@ def recall_margins(
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        raise ValueError("recall: this model has no tokenizer; want one, items are text")
+        raise ValueError(f"{items[0].battery}: this model has no tokenizer; want one, items are text")
     encoded = [encode_item(tokenizer, item) for item in items]
     # a row is read once however many answers it scores: what is read -> (item, which answer, the answer)
     rows: dict[tuple[tuple[int, ...], int], list[tuple[int, int, tuple[int, ...]]]] = {}
@@ -77,7 +77,9 @@ def recall_margins(
             rows.setdefault(((*item.prompt, *answer[:-1]), len(answer)), []).append((i, which, answer))
     longest = max(len(tokens) for tokens, _ in rows)
     if longest > model.cfg.n_ctx:
-        raise ValueError(f"recall: an item has {longest} tokens; want at most the model's n_ctx = {model.cfg.n_ctx}")
+        raise ValueError(
+            f"{items[0].battery}: an item has {longest} tokens; want at most the model's n_ctx = {model.cfg.n_ctx}"
+        )
     scores = np.empty((len(items), 2))
     alike: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     for tokens, n_last in rows:
