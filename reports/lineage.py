@@ -22,6 +22,7 @@ from reports.study import Study
 
 DATA = Path(__file__).with_name("lineage.toml")
 KEYS = ["model", "seed"]
+PUBLISHED_ROW = ("published", "full size, other text")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ def lineage_models(study: Study) -> dict[str, str]:
     return found
 
 
-def final_loss(tables: Mapping[str, pd.DataFrame]) -> pd.Series:
-    """Return the last held-out loss."""
-    return last_logged(tables, lambda log: log.get("held_out_loss"))
+def final(column: str) -> Callable[[Mapping[str, pd.DataFrame]], pd.Series]:
+    """Return the reader of a column of the log at its last finite value."""
+    return lambda tables: last_logged(tables, lambda log: log.get(column))
 
 
 def last_logged(tables: Mapping[str, pd.DataFrame], column: Callable[[pd.DataFrame], pd.Series | None]) -> pd.Series:
@@ -137,7 +138,8 @@ def consistency(tables: Mapping[str, pd.DataFrame]) -> pd.Series:
 
 
 MEASURES = (
-    Measure("loss", "held-out loss", 3, final_loss),
+    Measure("loss", "held-out loss", 3, final("held_out_loss")),
+    Measure("perplexity", "held-out perplexity", 2, final("held_out_perplexity")),
     Measure("entropy_mean", "layer-0 head entropy, mean", 3, entropy("mean")),
     Measure("entropy_std", "layer-0 head entropy, std", 3, entropy("std")),
     Measure("bos_mass", "mid-layer BOS mass", 3, middle_bos_mass),
@@ -148,24 +150,30 @@ MEASURES = (
 
 
 def lineage_grids(study: Study) -> list[Grid]:
-    """Return one row per model of the lineage, the published figures under it; nothing for another study."""
+    """Return one row per model of the lineage; nothing for another study.
+
+    The report's own figures stand in columns named published, beside the measures that it gives for each model, and in
+    the last row for those of which it gives a comparison.
+    """
     models = lineage_models(study)
     if not models:
         return []
     data = lineage_data()
-    recipes = {model["key"]: model["recipe"] for model in data["model"]}
-    values = [measure.read(study.tables) for measure in MEASURES]
-    rows = [
-        (
-            (short, recipes[key]),
-            tuple(over_seeds_cell(of_model(own, short), m.digits) for own, m in zip(values, MEASURES, strict=True)),
-        )
-        for key, short in models.items()
-    ]
-    published = tuple(Cell(data["published"].get(measure.key, MISSING), is_words=True) for measure in MEASURES)
-    rows.append((("published", "full size, other text"), published))
-    titles = tuple(measure.title for measure in MEASURES)
-    return [Grid("", (), ("model", "recipe as published"), titles, tuple(rows), is_wide=True)]
+    entries = {model["key"]: model for model in data["model"]}
+    titles: list[str] = []
+    columns: list[list[Cell]] = []  # a column's cells: the models', then that of the published row
+    for measure in MEASURES:
+        values = measure.read(study.tables)
+        found = [over_seeds_cell(of_model(values, short), measure.digits) for short in models.values()]
+        titles.append(measure.title)
+        columns.append([*found, Cell(data["published"].get(measure.key, MISSING), is_words=True)])
+        if any(measure.key in entry for entry in entries.values()):
+            published = [Cell(entries[key].get(measure.key, MISSING)) for key in models]
+            titles.append(f"{measure.title}, published")
+            columns.append([*published, Cell(MISSING)])
+    headers = [*((short, entries[key]["recipe"]) for key, short in models.items()), PUBLISHED_ROW]
+    rows = zip(headers, zip(*columns, strict=True), strict=True)
+    return [Grid("", (), ("model", "recipe in the report"), tuple(titles), tuple(rows), is_wide=True)]
 
 
 def step_grids(study: Study) -> list[Grid]:

@@ -213,15 +213,21 @@ def each_cell(values: pd.Series) -> Cell:
 
 
 def loss_grids(study: Study) -> list[Grid]:
-    """Return the last held-out loss of each model and seed beside the baselines of the same tokens, in nats a token."""
+    """Return the last held-out loss of each model and seed beside the baselines of the same tokens, in nats per token,
+    each with its perplexity, which a table of an earlier version lacks."""
     baselines = study.tables["baselines"]
     named = dict(zip(baselines["name"], baselines["nats"], strict=True))
-    rows = [((name,), (Cell(fixed(nats, 3)), *(Cell(MISSING) for _ in named))) for name, nats in named.items()]
+    perplexities = baselines.set_index("name").get("perplexity", pd.Series(dtype=float))
+    rows = [
+        ((name,), (Cell(fixed(nats, 3)), Cell(fixed(perplexities.get(name), 2)), *(Cell(MISSING) for _ in named)))
+        for name, nats in named.items()
+    ]
     log = study.tables["train_log"].dropna(subset=["held_out_loss"]).sort_values("step", kind="stable")
     for model in models_of(log, study.models):
         for seed, steps in log[log["model"] == model].groupby("seed", sort=False):
             last = steps.iloc[-1]
             gaps = [Cell(signed(last["held_out_loss"] - nats, 3), is_difference=True) for nats in named.values()]
-            rows.append(((f"{model}, seed {seed}",), (Cell(fixed(last["held_out_loss"], 3)), *gaps)))
-    columns = ("loss", *(f"− {name}" for name in named))
+            own = Cell(fixed(last["held_out_loss"], 3)), Cell(fixed(last.get("held_out_perplexity"), 2))
+            rows.append(((f"{model}, seed {seed}",), (*own, *gaps)))
+    columns = ("loss", "perplexity", *(f"− {name}" for name in named))
     return [Grid("", (), ("text or model",), columns, tuple(rows))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports import lineage
-from reports.panels.panel import Panel, Section, needing
+from reports.panels.panel import Panel, Section, needing, without_column
 
 TABLES = ("attention_stats", "weight_spectra", "trajectories")
 
@@ -16,12 +16,16 @@ LINEAGE = Section(
         Panel(
             "lineage-table",
             "The lineage, and what was published of it",
-            "Read down a column: a step of the lineage that matters moves it by more than the brackets are wide. The "
-            "last row is what the report says of the same measure.",
+            "Read down a column: a step of the lineage that matters moves it by more than the brackets are wide. Only "
+            "the columns named published and the last row are the report’s own figures.",
             needing("train_log", "model seed step"),
             lineage.lineage_grids,
+            gaps=without_column("train_log", "held_out_perplexity"),
             detail=(
-                "Held-out loss in nats a token, entropies in nats (standard deviation over the heads of layer 0); BOS "
+                "Held-out loss in nats per token, perplexity its exponential, seed by seed; perplexities depend on the "
+                "tokenizer, and the report’s is another one. Its own losses and perplexities do not agree in three "
+                "rows: nca-002, p3-attnres (exp(2.870) is 17.64, not 18.12) and nca-attnres. "
+                "Entropies in nats (standard deviation over the heads of layer 0); BOS "
                 "mass is the mean over heads of the layer at the depth of 14 of 28, ranks are means over layers, "
                 "consistency over concept sets. What attention_stats and weight_spectra do not hold is the training "
                 "monitor’s last word. Models with NCA pre-training have seen automata too; all have seen as much text."
@@ -39,7 +43,7 @@ LINEAGE = Section(
             lineage.step_grids,
             detail=(
                 "Difference to the model before, paired by seed; ● the 95 % interval leaves out 0, ○ it holds 0, no "
-                "mark: fewer than three seeds. Seven measures a step are not corrected for their number."
+                "mark: fewer than three seeds. The measures of a step are not corrected for their number."
             ),
             uses=TABLES,
             is_table=True,

@@ -225,10 +225,10 @@ def write_training(directory: Path, rng: np.random.Generator, runs, n_layers: in
                     row[f"sigma_{basis}.{layer}"] = value * (0.6 + 0.2 * layer)
                 row[f"nuclear_rank.W_O.{layer}"] = 100 - 30 * (1 - np.exp(-index / 50)) + layer
                 row[f"stable_rank.W_O.{layer}"] = 30 - 20 * (1 - np.exp(-index / 50)) + layer
-            rows.append(row)
+            rows.append(row | {"held_out_perplexity": np.exp(row["held_out_loss"])})
     write_table(pd.DataFrame(rows), directory, "train_log")
-    baselines = [("unigram", 6.6349, 131072), ("bigram", 4.6501, 131072)]
-    write_table(pd.DataFrame(baselines, columns=["name", "nats", "n_tokens"]), directory, "baselines")
+    baselines = [("unigram", 6.6349, 131072, np.exp(6.6349)), ("bigram", 4.6501, 131072, np.exp(4.6501))]
+    write_rows(baselines, directory, "baselines", "perplexity")
 
 
 def feature_atlas(
@@ -402,10 +402,10 @@ def write_recurrent(directory: Path, rng: np.random.Generator, seeds: Sequence[i
         for weights, windows in (("stored", "plain"), ("int8", "sliding")):
             value = bits - 0.02 * (windows == "sliding")
             row = (256, 64, value / 3, value, 0.01, value - 0.02, value + 0.02, 50_000, 180_000, 700_123, 2.6)
-            evaluation.append((model, seed, weights, windows, *row))
+            evaluation.append((model, seed, weights, windows, *row, np.exp(value / 3)))
     write_rows(ladder, directory, "ladder")
     write_rows(mechanisms, directory, "mechanisms")
-    write_rows(evaluation, directory, "evaluation")
+    write_rows(evaluation, directory, "evaluation", "perplexity")
 
 
 def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> None:

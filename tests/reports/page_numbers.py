@@ -225,13 +225,19 @@ def check_summary_table(report: Report) -> None:
 
 def check_losses_table(report: Report) -> None:
     named = dict(report.csv["baselines"][["name", "nats"]].itertuples(index=False))
+    perplexities = dict(report.csv["baselines"][["name", "perplexity"]].itertuples(index=False))
     log = report.csv["train_log"].dropna(subset=["held_out_loss"])
 
     def wanted(headers: tuple[str, ...]) -> list[str]:
         if headers[0] in named:
-            return [decimals(named[headers[0]], 3), *["–" for _ in named]]
-        loss = log[log["model"] == headers[0].partition(",")[0]].sort_values("step")["held_out_loss"].iloc[-1]
-        return [decimals(loss, 3), *(decimals(loss - nats, 3, is_signed=True) for nats in named.values())]
+            return [decimals(named[headers[0]], 3), decimals(perplexities[headers[0]], 2), *["–" for _ in named]]
+        last = log[log["model"] == headers[0].partition(",")[0]].sort_values("step").iloc[-1]
+        loss, perplexity = last["held_out_loss"], last["held_out_perplexity"]
+        return [
+            decimals(loss, 3),
+            decimals(perplexity, 2),
+            *(decimals(loss - nats, 3, is_signed=True) for nats in named.values()),
+        ]
 
     for table in report.tables("losses"):
         report.rows_of("losses", table, wanted)
@@ -253,7 +259,9 @@ def check_text_and_bits(report: Report) -> None:
 
         def of_bits(headers: tuple[str, ...], df: pd.DataFrame = df) -> list[str]:
             own = df[df["model"] == headers[0]]
-            return [*(decimals(bits, 4) for bits in own["bits_per_byte"]), f"{own['artifact_bytes'].max():,.0f}"]
+            pairs = own[["bits_per_byte", "perplexity"]].itertuples(index=False)
+            cells = [cell for bits, perplexity in pairs for cell in (decimals(bits, 4), decimals(perplexity, 2))]
+            return [*cells, f"{own['artifact_bytes'].max():,.0f}"]
 
         report.rows_of("bits", table, of_bits)
     for table in report.tables("ladder-table"):

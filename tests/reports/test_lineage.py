@@ -48,6 +48,8 @@ def test_cells_are_means_over_seeds_of_what_the_tables_hold(directory):
     log = read_csv(directory / "train_log.csv").dropna(subset=["held_out_loss"])
     last = log[log["model"] == "p3-muon-nano"].groupby("seed")["held_out_loss"].last()
     assert found["held-out loss"][0] == f"{last.mean():.3f}"
+    # a mean of the seeds' perplexities, which is not the perplexity of their mean loss
+    assert found["held-out perplexity"][0] == f"{np.exp(last).mean():.2f}"
     ranks = read_csv(directory / "weight_spectra.csv").query("model == 'p3-muon-nano' and matrix == 'W_O'")
     assert found["nuclear rank of W_O"][0] == f"{ranks['nuclear_rank'].mean():.1f}"
 
@@ -57,6 +59,9 @@ def test_published_figures_stand_under_their_measures(directory):
     published = row(grid, "published")
     assert published["mid-layer BOS mass"][0] == "86 % → 52 %"
     assert published["held-out loss"][0] == "–"
+    assert row(grid, "p3-muon")["held-out loss, published"] == ("2.925", "")
+    assert row(grid, "nca-002")["held-out perplexity, published"] == ("18.67", "")
+    assert published["held-out perplexity, published"] == ("–", "")
     assert set(lineage_data()["published"]) <= {measure.key for measure in MEASURES}
     assert len(lineage_data()["model"]) == 9
 
@@ -72,6 +77,16 @@ def test_without_the_tables_the_training_monitor_speaks(directory, tmp_path):
     assert found["layer-0 head entropy, std"] == ("0.500", "")
     assert found["mid-layer BOS mass"] == ("0.100", "")
     assert found["trajectory consistency"] == ("–", "")
+
+
+def test_a_log_without_perplexities_says_so(directory, tmp_path):
+    log = read_csv(directory / "train_log.csv")
+    write_table(log.drop(columns="held_out_perplexity"), tmp_path, "train_log")
+    (grid,) = lineage_grids(read_study(tmp_path))
+    assert row(grid, "nca-002")["held-out perplexity"] == ("–", "")
+    assert row(grid, "nca-002")["held-out loss"][0] != "–"
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "No column held_out_perplexity in train_log.csv" in page
 
 
 def test_steps_are_paired_and_marked(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,12 +95,14 @@ def test_losses_stand_below_or_above_each_baseline(study):
     rows = {headers[0]: cells for headers, cells in grid.rows}
     log = study.tables["train_log"]
     last = log[(log["model"] == "control") & log["held_out_loss"].notna()].iloc[-1]["held_out_loss"]
+    assert grid.columns[:2] == ("loss", "perplexity")
     assert [cell.text for cell in rows["control, seed 0"]] == [
         fixed(last, 3),
+        fixed(math.exp(last), 2),
         fixed(last - 6.6349, 3),
         fixed(last - 4.6501, 3),
     ]
-    assert rows["bigram"][0].text == "4.650"
+    assert [cell.text for cell in rows["bigram"]] == ["4.650", "104.60", "–", "–"]
 
 
 def test_a_seed_that_a_model_lacks_is_a_dash(study):

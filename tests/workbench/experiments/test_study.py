@@ -299,6 +299,7 @@ def test_baselines_are_those_of_the_text_that_judges_training(made) -> None:
     assert list(found.index) == ["unigram", "bigram"]
     for name in found.index:
         assert found.loc[name, "nats"] == pytest.approx(want[name].nats)
+        assert found.loc[name, "perplexity"] == pytest.approx(np.exp(want[name].nats))
         assert found.loc[name, "n_tokens"] == want[name].n_tokens
 
 

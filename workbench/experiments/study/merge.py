@@ -14,6 +14,7 @@ from workbench.experiments.saes.comparison import compare_at_matched_l0
 from workbench.experiments.saes.head_saes import CURVES
 from workbench.experiments.study.jobs import Context, Job, share_heads
 from workbench.experiments.study.work import CONTINUATIONS, MATCH, read_feed, train_recipe
+from workbench.models.cross_entropy import perplexity
 from workbench.runs import atomic_write
 from workbench.training.feed import evaluation_windows
 
@@ -113,5 +114,6 @@ def _baselines(job: Job, context: Context) -> pd.DataFrame:
     recipe = train_recipe(job, context)
     feed = read_feed(recipe, context.cache)
     found = ngram_baselines(feed.train, evaluation_windows(feed, recipe))
-    rows = [(name, found[name].nats, found[name].n_tokens) for name in BASELINES]
-    return pd.DataFrame(rows, columns=["name", "nats", "n_tokens"])
+    own = [(name, found[name]) for name in BASELINES]
+    rows = [(name, model.nats, model.n_tokens, perplexity(model.nats)) for name, model in own]
+    return pd.DataFrame(rows, columns=["name", "nats", "n_tokens", "perplexity"])
