@@ -30,7 +30,8 @@ COLUMNS = MappingProxyType(
         ),
         # cosine of every ordered pair of heads of a layer
         "head_cosines": ("model", "seed", "layer", "basis", "head_i", "head_j", "cos"),
-        # n_parameters of a * utilization_a / utilization_b, utilization the mean over layers of rank_utilization
+        # n_parameters of a * utilization_a / utilization_b, utilization the rank_utilization of the trailing layer_a or
+        # layer_b, at -1 the mean over layers; trailing too: n_parameters_no_embedding, n_eff_no_embedding
         "effective_size": (
             "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
         ),

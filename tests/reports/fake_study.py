@@ -157,7 +157,24 @@ def write_topology(directory: Path, rng: np.random.Generator, runs, n_layers: in
                 ranks = (rank, rank * 1.3, rank / 9, rank / 2, rank / 128)
                 stats.append((model, seed, layer, basis, off.max(), off.mean(), *ranks, 16384))
     write_rows(stats, directory, "topology_stats")
+    write_effective_sizes(directory, pd.DataFrame(stats, columns=COLUMNS["topology_stats"]), n_layers)
     write_rows(cosines, directory, "head_cosines")
+
+
+def write_effective_sizes(directory: Path, stats: pd.DataFrame, n_layers: int) -> None:
+    """Write N_eff of every model against the first, over all layers and at half the depth."""
+    rows, first = [], stats["model"].iloc[0]
+    of_z = stats[(stats["basis"] == "z")]
+    by_layer = {(row.model, row.seed, row.layer): row.rank_utilization for row in of_z.itertuples()}
+    for layer in (-1, max(0, n_layers // 2 - 1)):
+        for model, seed in dict.fromkeys(zip(stats["model"], stats["seed"], strict=True)):
+            layers = range(n_layers) if layer < 0 else (layer,)
+            own, other = (np.mean([by_layer[name, seed, place] for place in layers]) for name in (model, first))
+            sizes = (1_318_016 * own / other, layer, layer, 793_728, 793_728 * own / other)
+            rows += [(model, seed, first, seed, 1_318_016, own, other, *sizes)] * (model != first)
+    if rows:
+        trailing = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")
+        write_rows(rows, directory, "effective_size", *trailing)
 
 
 def write_saes(directory: Path, rng: np.random.Generator, runs, n_layers, n_heads, d_sae, empty: bool) -> None:

@@ -15,8 +15,9 @@ from reports.lineage import middle_layer
 from reports.tables import COLUMNS, read_table, write_table
 from workbench.data.claims import Claim, read_claims
 from workbench.experiments.study.claims import TRAILING, judge_claims
-from workbench.experiments.study.measures import choose_layers, matching_layer, middle
+from workbench.experiments.study.measures import choose_layers, middle
 from workbench.experiments.study.verdicts import VERDICTS
+from workbench.experiments.subject import matching_layer
 
 CLAIMS = {claim.id: claim for claim in read_claims()}
 ROLES = (

@@ -17,6 +17,7 @@ import pandas as pd
 
 from workbench.data.claims import Measure
 from workbench.experiments.study.verdicts import Bounds
+from workbench.experiments.subject import matching_layer
 
 Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
 Tables = Mapping[str, pd.DataFrame]
@@ -115,12 +116,6 @@ def choose_layers(layers: str, n_layers: int) -> tuple[int, ...]:
         return tuple(named[layers])
     layer, published = map(int, layers.split(" of "))
     return (matching_layer(layer, published, n_layers),)
-
-
-def matching_layer(layer: int, published: int, n_layers: int) -> int:
-    """The layer of a model of n_layers whose (layer + 1) / n_layers is nearest to that of a layer of a published one;
-    the earlier of two that are equally near."""
-    return min(range(n_layers), key=lambda own: (abs((own + 1) * published - (layer + 1) * n_layers), own))
 
 
 def _over(reduce: str) -> Callable[[Frame, str], float]:

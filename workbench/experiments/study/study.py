@@ -143,6 +143,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
         "device": device_name(context),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONS},
+        "roles": dict(recipe.roles),
         "notes": [*notes(context), *notes_of_failure(outcome)],
         "timings": {job.name: _seconds(job, context) for job in jobs},
     }
