@@ -58,7 +58,7 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     own = df[df["model"] == model]
     if "layer" in own:  # a table of paths has none
         own = own[own["layer"].isin(layers)]
-    reduce = _ends if measure.kind == "ends" else _over(measure.reduce)
+    reduce = {"ends": _ends, "last": _last}.get(measure.kind, _over(measure.reduce))
     values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
     known = own.dropna(subset=[measure.column])
     values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
@@ -136,6 +136,11 @@ def _ends(rows: Frame, column: str) -> float:
     by_layer = rows.groupby("layer")[column].mean()
     first, last = float(by_layer.iloc[0]), float(by_layer.iloc[-1])
     return last / first if len(by_layer) > 1 and first else math.nan
+
+
+def _last(rows: Frame, column: str) -> float:
+    """The value of the last step; nan in a table without steps."""
+    return float(rows.sort_values("step", kind="stable")[column].iloc[-1]) if "step" in rows else math.nan
 
 
 # --- the top head

@@ -24,6 +24,7 @@ from workbench.experiments.study.recipe import StudyRecipe, load_study
 from workbench.experiments.study.work import read_feed
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run
+from workbench.training.recipe import load_recipe, recipe_names
 
 ATLAS, RECORD = "atlas.html", "study.json"
 EXECUTORS = ("in-process", "ray")
@@ -112,7 +113,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
         if roles:
-            tables["claims"] = judge_claims(tables, roles)
+            tables["claims"] = judge_claims(tables, roles, as_published=as_published(context))
     for name, table in tables.items():
         write_table(table, directory, name)
     record = describe_study(outcome, context, command)
@@ -121,6 +122,12 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
         write_report(directory)
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
+
+
+def as_published(context: Context) -> frozenset[str]:
+    """The models that are trained by the package's own recipe of their name, with nothing of it changed."""
+    known = set(recipe_names())
+    return frozenset(own.name for own in context.trainings if own.name in known and own == load_recipe(own.name))
 
 
 def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
