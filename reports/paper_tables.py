@@ -35,8 +35,8 @@ EFFECTIVE = (
     ("of the reference (%)", "utilization_b", 100.0, 1),
     ("N, millions", "n_parameters", 1e-6, 3),
     ("N_eff, millions", "n_eff", 1e-6, 3),
-    ("N without embeddings", "n_parameters_no_embedding", 1e-6, 3),
-    ("N_eff without embeddings", "n_eff_no_embedding", 1e-6, 3),
+    ("N without embeddings, millions", "n_parameters_no_embedding", 1e-6, 3),
+    ("N_eff without embeddings, millions", "n_eff_no_embedding", 1e-6, 3),
 )
 COSTS = ("ce_base", "ce_spliced", "ce_zero")  # what a layer's ce_recovered is made of
 DICTIONARIES = ("trained", "random", "shuffled")
@@ -67,9 +67,13 @@ def effective_size_grids(study: Study) -> list[Grid]:
     for (model, reference, layer, other), own in df.groupby(["model_a", "model_b", "layer_a", "layer_b"], sort=False):
         place = "all, mean" if layer < 0 else str(layer) if layer == other else f"{layer} against {other}"
         of_seeds = own.set_index("seed_a").rename_axis("seed")
-        cells = [over_seeds_cell(of_seeds[name] * scale, digits) for _, name, scale, digits in EFFECTIVE if name in own]
+        cells = []
+        for _, name, scale, digits in EFFECTIVE:
+            values = of_seeds[name] * scale if name in own else pd.Series(dtype=float)
+            is_given = name.startswith("n_parameters")  # the same of every seed
+            cells.append(Cell(fixed(values.mean(), digits)) if is_given else over_seeds_cell(values, digits))
         rows.append(((f"{model} against {reference}", place), tuple(cells)))
-    columns = tuple(title for title, name, *_ in EFFECTIVE if name in df)
+    columns = tuple(title for title, *_ in EFFECTIVE)
     return [Grid("", (), ("models", "layer"), columns, tuple(rows), is_wide=True)] if rows else []
 
 

@@ -225,7 +225,7 @@ def test_an_absolute_figure_of_another_model_is_full_size_only(model, as_publish
     for row in judge_claims(evaluations(model, 2.3, 7e5), roles, chosen, as_published).to_dict("records"):
         assert (row["verdict"], row["n"], row["interval"]) == ("full size only", 3, "none")
         assert all(math.isnan(row[name]) for name in ("effect", "ci_low", "ci_high"))
-        assert "full size only, as the recipe recurrent-golf stands" in row["why"]
+        assert f"judged on the recipe recurrent-golf as it stands; {model} is another" in row["why"]
         assert "%" not in row["measured"]
     assert row["measured"] == "bytes of int8 weights packed by zlib: 700,000 (3 seeds)"
     assert row["source_rows"] == "weights=int8 windows=plain"

@@ -124,8 +124,8 @@ def why(evidence: Evidence) -> str:
     only = ""
     if evidence.is_other_size:
         only = (
-            f"The published figure is that of one model: full size only, as the recipe {claim.compared.recipe} stands. "
-            f"{evidence.model(claim.compared.treated)} is another or was trained otherwise, so nothing is compared."
+            f"The published figure is of one full-size model and is judged on the recipe {claim.compared.recipe} as it "
+            f"stands; {evidence.model(claim.compared.treated)} is another or was trained otherwise."
         )
     return " ".join(text for text in (only, remark, claim.why) if text)
 
