@@ -26,8 +26,9 @@ class Meter:
     def show(self, loss: float, perplexity: float | None = None) -> None:
         """Show the newest mean loss of training in nats, and the held-out perplexity where it was measured anew."""
         if self._bar is not None and self._task is not None:
-            measured = {} if perplexity is None else {"perplexity": f"{perplexity:.4g}"}
-            self._bar.update(self._task, loss=f"{loss:.3f}", **measured)
+            self._bar.update(self._task, loss=f"{loss:.3f}")
+            if perplexity is not None:
+                self._bar.update(self._task, perplexity=f"{perplexity:.4g}")
 
 
 @contextlib.contextmanager
