@@ -65,7 +65,7 @@ def effective_size_grids(study: Study) -> list[Grid]:
     df = df[(df["seed_a"] == df["seed_b"]) & (df["model_a"] != df["model_b"])]
     rows = []
     for (model, reference, layer, other), own in df.groupby(["model_a", "model_b", "layer_a", "layer_b"], sort=False):
-        place = "all, mean" if layer < 0 else str(layer) if layer == other else f"{layer} against {other}"
+        place = "all, mean" if layer == -1 else str(layer) if layer == other else f"{layer} against {other}"
         of_seeds = own.set_index("seed_a").rename_axis("seed")
         cells = []
         for _, name, scale, digits in EFFECTIVE:
