@@ -14,10 +14,11 @@ Written by `make docs` from `workbench/data/claims.toml` and the rules in the co
 (which model stands for which one of the published claims) writes `claims.csv`: one row for each claim below, with the
 measured effect, its 95 % interval over seeds, n, the verdict, the rows it was read from (`source_table`,
 `source_rows`), and what speaks for or against reading it as published (`control`, `why`). A claim that the study's
-models or tables do not cover is `not measured`, and its `why` says what is missing.
+models or tables do not cover is `not measured`, and its `why` says what is missing. The reports have more findings than
+these: one that has no row here is judged by no study.
 
-Two limits of the verdicts. They are not corrected for multiple testing: of seventeen 95 % intervals, about one misses
-the true value. And they are about the models of the study: if sizes, steps or text differ from the published ones, a
+Two limits of the verdicts. They are not corrected for multiple testing: of twenty 95 % intervals, about one misses the
+true value. And they are about the models of the study: if sizes, steps or text differ from the published ones, a
 claim that is not seen here is not refuted there.
 
 ## Rules
@@ -25,6 +26,7 @@ claim that is not seen here is not refuted there.
 GROUPS = {
     "janus": "First paper: pressure on heads (Janus)",
     "kotodama": "Second paper: Muon, automata, attention residuals (Kotodama)",
+    "recurrent": "Third source: depth recurrence (recurrent-golf)",
 }
 LAYERS = {
     "all": "all layers",
@@ -54,10 +56,15 @@ def _section(claim: Claim) -> str:
     elif compared.reference:
         whom = f"{compared.treated} against {compared.reference}"
     else:
-        whom = f"{compared.treated} against {compared.null:g}"
+        whom = f"{compared.treated} against {compared.null:.10g}"
+        whom += f"; full size only: the recipe `{compared.recipe}` as it stands" if compared.recipe else ""
     where = LAYERS.get(measure.layers, measure.layers)
     if " of " in where:
         where = f"layer {where}"
+    elif measure.kind == "last":
+        where = "the last step"
+    elif measure.table == "evaluation":
+        where = "the whole text"
     rows = [
         ("published", f"{claim.published} ({claim.source})"),
         ("direction", claim.direction + (f", within ± {100 * claim.margin:.0f} %" if claim.margin else "")),

@@ -21,6 +21,7 @@ VERDICTS = {
     "reversed": ("↺", "bad"),
     "not enough seeds": ("…", "none"),
     "not measured": ("–", "none"),
+    "full size only": ("□", "none"),
 }
 # what the page knows of a claim; others are ignored
 TEXTS = ("claim", "published", "measured", "measure", "control", "why", "source_table", "source_rows")

@@ -55,9 +55,9 @@ def lineage_models(study: Study) -> dict[str, str]:
     return found
 
 
-def final_loss(tables: Tables) -> pd.Series:
-    """Return the last held-out loss."""
-    return last_of(logged(tables, "held_out_loss"))
+def final(column: str) -> Read:
+    """Return the reader of a column of the log at its last value."""
+    return lambda tables: last_of(logged(tables, column))
 
 
 def no_values() -> pd.Series:
@@ -238,7 +238,8 @@ BOS = tuple(
 GROUPS: Mapping[str, tuple[Measure, ...]] = MappingProxyType(
     {
         "Loss and nuclear ranks of weights": (
-            Measure("loss", "held-out loss", 3, final_loss),
+            Measure("loss", "held-out loss", 3, final("held_out_loss")),
+            Measure("perplexity", "held-out perplexity", 2, final("held_out_perplexity")),
             Measure(
                 "rank_W_O",
                 "nuclear rank of W_O, layer 0",

@@ -125,8 +125,9 @@ def panel_facts(study: Study, panel: Panel) -> str:
     parts = panel.counted(study) if panel.counted else {"": table}
     known = {name: df[column] for name, df in parts.items() if column in df and is_numeric(df[column])}
     facts = [*([count_parts(known, unit)] if known else []), *panel.gaps(study)]
-    if "seed" in table:
-        seeds = list(dict.fromkeys(table["seed"]))
+    seed = next((name for name in ("seed", "seed_a") if name in table), "")
+    if seed:
+        seeds = list(dict.fromkeys(table[seed]))
         if len(seeds) > 1 and panel.is_first_seed:
             facts.append(f"{name_seeds(seeds[:1])}, the first of {len(seeds)}")
         else:

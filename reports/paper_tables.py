@@ -24,13 +24,23 @@ BASIS_TITLES = {
 }
 SAE_MEASURES = {
     "l0": ("(a) l0", 2, 1.0),
-    "fvu": ("(b) fvu", 3, 1.0),
-    "dead_fraction": ("(c) dead features (%)", 1, 100.0),
-    "ce_recovered": ("(d) cross-entropy recovered", 3, 1.0),
+    "mse": ("(b) mse", 4, 1.0),
+    "fvu": ("(c) fvu", 3, 1.0),
+    "dead_fraction": ("(d) dead features (%)", 1, 100.0),
+    "ce_recovered": ("(e) cross-entropy recovered", 3, 1.0),
 }
+# of effective_size.csv: title, column, scale and digits
+EFFECTIVE = (
+    ("utilization (%)", "utilization_a", 100.0, 1),
+    ("of the reference (%)", "utilization_b", 100.0, 1),
+    ("N, millions", "n_parameters", 1e-6, 3),
+    ("N_eff, millions", "n_eff", 1e-6, 3),
+    ("N without embeddings, millions", "n_parameters_no_embedding", 1e-6, 3),
+    ("N_eff without embeddings, millions", "n_eff_no_embedding", 1e-6, 3),
+)
 COSTS = ("ce_base", "ce_spliced", "ce_zero")  # what a layer's ce_recovered is made of
 DICTIONARIES = ("trained", "random", "shuffled")
-N_TOP_HEADS = 8
+N_TOP_HEADS = 5  # of all models together, as the paper has them
 
 
 def topology_grids(study: Study) -> list[Grid]:
@@ -47,6 +57,24 @@ def topology_grids(study: Study) -> list[Grid]:
         ranks = {"nuclear rank": ("nuclear_rank", 1), "utilization": ("rank_utilization", 3)}
         grids.append(by_layer(study, ranked, "(d) Rank of the concatenated z", ranks))
     return grids
+
+
+def effective_size_grids(study: Study) -> list[Grid]:
+    """Return N_eff of each pair of models that share a seed, at the paper's layer and over all: means over seeds."""
+    df = study.tables["effective_size"]
+    df = df[(df["seed_a"] == df["seed_b"]) & (df["model_a"] != df["model_b"])]
+    rows = []
+    for (model, reference, layer, other), own in df.groupby(["model_a", "model_b", "layer_a", "layer_b"], sort=False):
+        place = "all, mean" if layer == -1 else str(layer) if layer == other else f"{layer} against {other}"
+        of_seeds = own.set_index("seed_a").rename_axis("seed")
+        cells = []
+        for _, name, scale, digits in EFFECTIVE:
+            values = of_seeds[name] * scale if name in own else pd.Series(dtype=float)
+            is_given = name.startswith("n_parameters")  # the same of every seed
+            cells.append(Cell(fixed(values.mean(), digits)) if is_given else over_seeds_cell(values, digits))
+        rows.append(((f"{model} against {reference}", place), tuple(cells)))
+    columns = tuple(title for title, *_ in EFFECTIVE)
+    return [Grid("", (), ("models", "layer"), columns, tuple(rows), is_wide=True)] if rows else []
 
 
 def by_layer(study: Study, df: pd.DataFrame, title: str, measures: dict[str, tuple[str, int]]) -> Grid:
@@ -96,7 +124,7 @@ def row_headers(layer: float, seed: object, seeds: list) -> tuple[str, ...]:
 
 
 def sae_grids(study: Study) -> list[Grid]:
-    """Return Table 2: l0, fvu, dead share and recovered loss by layer (head means), trained beside the controls."""
+    """Return Table 2: l0, mse, fvu, dead share, recovered loss by layer (head means), trained beside the controls."""
     df, at = shown_saes(study)
     present = [name for name in DICTIONARIES if not of_dictionary(df, name).empty]
     return [
@@ -150,10 +178,45 @@ def recovered_by_layer(df: pd.DataFrame) -> dict[Hashable, float]:
 
 
 def ablation_grids(study: Study) -> list[Grid]:
-    """Return Table 3: the heads whose ablation costs most, ranked within each model, with 95 % intervals."""
+    """Return Table 3: the heads of several models together whose ablation costs most, a grid per seed, and over seeds
+    what stands at each rank. Of more than two models the paper's pair comes first, where the study says who plays it.
+    """
     df = shown_heads(study)
-    seeds = list(dict.fromkeys(df["seed"]))
-    return [_top_heads(study, df[df["seed"] == seed], f"seed {seed}" if len(seeds) > 1 else "") for seed in seeds]
+    models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
+    roles = {role: str(name) for role, name in study.record.get("roles", {}).items()}
+    pair = [study.names[roles[role]] for role in ("control", "adaptive") if roles.get(role) in study.names]
+    merged = [pair, models] if len(models) > 2 and len(pair) == 2 and set(pair) <= set(models) else [models]
+    grids = []
+    for chosen in merged:
+        ranked = [top_heads(df[(df["seed"] == seed) & df["model"].isin(chosen)]) for seed in seeds]
+        name = [" and ".join(chosen) if len(chosen) < 3 else f"all {len(chosen)} models"] * (len(merged) > 1)
+        titles = [", ".join([*name, *[f"seed {seed}"] * (len(seeds) > 1)]) for seed in seeds]
+        grids += [_merged_heads(top, title) for top, title in zip(ranked, titles, strict=True)]
+        if len(seeds) > 1:
+            grids.append(_ranks_over_seeds(ranked, ", ".join([*name, f"over {len(seeds)} seeds"])))
+    return grids
+
+
+def top_heads(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the largest impacts, the largest first, with their rank from 1."""
+    top = df.dropna(subset=["impact_pct"]).nlargest(N_TOP_HEADS, "impact_pct")
+    return top.assign(rank=range(1, len(top) + 1))
+
+
+def _merged_heads(top: pd.DataFrame, title: str) -> Grid:
+    rows = tuple(((str(row["rank"]),), tuple(_head_cells(row))) for _, row in top.iterrows())
+    return Grid(title, (), ("rank",), ("model", "layer", "head", "impact (%)"), rows)
+
+
+def _ranks_over_seeds(ranked: list[pd.DataFrame], title: str) -> Grid:
+    every, rows = pd.concat(ranked), []
+    for rank, own in every.groupby("rank"):
+        holders = ", ".join(f"{model} {n}" for model, n in own["model"].value_counts(sort=False).items())
+        layers = ", ".join(str(int(layer)) for layer in own["layer"])
+        impact = over_seeds_cell(own.set_index("seed")["impact_pct"], 2)
+        rows.append(((str(rank),), (impact, Cell(str(len(own))), Cell(holders), Cell(layers))))
+    columns = ("impact (%)", "seeds", "whose head, in how many seeds", "its layer, by seed")
+    return Grid(title, (), ("rank",), columns, tuple(rows))
 
 
 def shown_heads(study: Study) -> pd.DataFrame:
@@ -167,24 +230,12 @@ def of_one_kind(df: pd.DataFrame) -> pd.DataFrame:
     return df[df["kind"] == ("zero" if (df["kind"] == "zero").any() else df["kind"].iloc[0])]
 
 
-def _top_heads(study: Study, df: pd.DataFrame, title: str) -> Grid:
-    models = models_of(df, study.models)
-    ranked = {model: df[df["model"] == model].nlargest(N_TOP_HEADS, "impact_pct") for model in models}
-    rows = []
-    for place in range(min(N_TOP_HEADS, max(len(table) for table in ranked.values()))):
-        cells = []
-        for model in models:
-            cells += _head_cells(ranked[model].iloc[place]) if place < len(ranked[model]) else [Cell(MISSING)] * 2
-        rows.append(((str(place + 1),), tuple(cells)))
-    groups = tuple((model, 2) for model in models)
-    return Grid(title, groups, ("rank",), ("head", "impact (%)") * len(models), tuple(rows))
-
-
 def _head_cells(row: pd.Series) -> list[Cell]:
     interval = ""
     if {"ci_low", "ci_high"} <= set(row.index) and pd.notna(row["ci_low"]) and pd.notna(row["ci_high"]):
         interval = f"[{fixed(row['ci_low'], 2)}, {fixed(row['ci_high'], 2)}]"
-    return [Cell(f"L{int(row['layer'])} H{int(row['head'])}"), Cell(fixed(row["impact_pct"], 2), interval)]
+    place = (str(row["model"]), str(int(row["layer"])), str(int(row["head"])))
+    return [*(Cell(text) for text in place), Cell(fixed(row["impact_pct"], 2), interval)]
 
 
 def summary_grids(study: Study) -> list[Grid]:
@@ -213,15 +264,21 @@ def each_cell(values: pd.Series) -> Cell:
 
 
 def loss_grids(study: Study) -> list[Grid]:
-    """Return the last held-out loss of each model and seed beside the baselines of the same tokens, in nats a token."""
+    """Return the last held-out loss of each model and seed beside the baselines of the same tokens, in nats per token,
+    each with its perplexity, which a table of an earlier version lacks."""
     baselines = study.tables["baselines"]
     named = dict(zip(baselines["name"], baselines["nats"], strict=True))
-    rows = [((name,), (Cell(fixed(nats, 3)), *(Cell(MISSING) for _ in named))) for name, nats in named.items()]
+    perplexities = baselines.set_index("name").get("perplexity", pd.Series(dtype=float))
+    rows = [
+        ((name,), (Cell(fixed(nats, 3)), Cell(fixed(perplexities.get(name), 2)), *(Cell(MISSING) for _ in named)))
+        for name, nats in named.items()
+    ]
     log = study.tables["train_log"].dropna(subset=["held_out_loss"]).sort_values("step", kind="stable")
     for model in models_of(log, study.models):
         for seed, steps in log[log["model"] == model].groupby("seed", sort=False):
             last = steps.iloc[-1]
             gaps = [Cell(signed(last["held_out_loss"] - nats, 3), is_difference=True) for nats in named.values()]
-            rows.append(((f"{model}, seed {seed}",), (Cell(fixed(last["held_out_loss"], 3)), *gaps)))
-    columns = ("loss", *(f"− {name}" for name in named))
+            own = Cell(fixed(last["held_out_loss"], 3)), Cell(fixed(last.get("held_out_perplexity"), 2))
+            rows.append(((f"{model}, seed {seed}",), (*own, *gaps)))
+    columns = ("loss", "perplexity", *(f"− {name}" for name in named))
     return [Grid("", (), ("text or model",), columns, tuple(rows))]

@@ -30,7 +30,8 @@ COLUMNS = MappingProxyType(
         ),
         # cosine of every ordered pair of heads of a layer
         "head_cosines": ("model", "seed", "layer", "basis", "head_i", "head_j", "cos"),
-        # n_parameters of a * utilization_a / utilization_b, utilization the mean over layers of rank_utilization
+        # n_parameters of a * utilization_a / utilization_b, utilization the rank_utilization of the trailing layer_a or
+        # layer_b, at -1 the mean over layers; trailing too: n_parameters_no_embedding, n_eff_no_embedding
         "effective_size": (
             "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
         ),
@@ -144,13 +145,14 @@ COLUMNS = MappingProxyType(
         # names (prompts, scenarios); value is a ratio to n_per of what `per` names
         "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
-        # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...
+        # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...; last
+        # held_out_perplexity, exp(held_out_loss)
         "train_log": (
             "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
             "grad_norm", "tokens_per_s", "sigma_z", "sigma_pattern", "sigma_residual",
         ),
         # bits per byte of a text; weights are stored or int8, windows plain or sliding; nats a token; artifact_bytes of
-        # the packed int8 model
+        # the packed int8 model; trailing perplexity, exp(nats), perplexity_low and perplexity_high
         "evaluation": (
             "model", "seed", "weights", "windows", "n_ctx", "stride", "nats", "bits_per_byte", "stderr", "ci_low",
             "ci_high", "n_tokens", "n_bytes", "artifact_bytes", "exit_depth",
@@ -162,7 +164,8 @@ COLUMNS = MappingProxyType(
         ),
         # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
         "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
-        # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token
+        # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token; trailing
+        # perplexity, exp(nats)
         "baselines": ("name", "nats", "n_tokens"),
         # the 2 x 2 of NCA and AttnRes, a measure and term a row: the cells (neither, attn_res, nca, both), both main
         # effects, the interaction; means over n seeds; the published cells in the same combination, and what was stated

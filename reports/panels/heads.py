@@ -13,6 +13,7 @@ from reports.figures.topology import BASES
 from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants, without_numbers
 from reports.study import Study
 
+EFFECTIVE = "model_a seed_a model_b seed_b layer_a layer_b utilization_a utilization_b n_eff"  # columns of N_eff
 NO_PAIRS = "No layer has two heads that can be compared."
 
 
@@ -61,7 +62,7 @@ def of_dictionaries(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def table_counts(study: Study) -> dict[str, pd.DataFrame]:
     """Return the rows that Table 2's n is read from: cross-entropies are measured on tokens of their own."""
     df, _ = paper_tables.shown_saes(study)
-    return of_dictionaries(df) | loss_counts("(d)", df)
+    return of_dictionaries(df) | loss_counts("(e)", df)
 
 
 def loss_counts(name: str, df: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -219,8 +220,9 @@ PAPER = Section(
             needing("sae_training_results", "model seed layer head l0 fvu dead_fraction l1"),
             paper_tables.sae_grids,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Means over heads, (d) of sums over them; controls: a random dictionary of the same size, the same SAE on "
-            "shuffled activations, of which no cross-entropy is measured.",
+            "Means over heads, (e) of sums over them. mse is per dimension in the squared unit of z: it compares only "
+            "where z has one size; fvu is its share of the variance. Controls: a random dictionary of the same "
+            "size, the same SAE on shuffled activations, of which no cross-entropy is measured.",
             counted=table_counts,
             is_table=True,
             is_by_seed=True,
@@ -253,12 +255,15 @@ PAPER = Section(
         Panel(
             "ablation-table",
             "The heads that cost most to remove",
-            "The paper finds one load-bearing head. Brackets that do not overlap tell two heads apart; where they do, "
-            "the order is open, and the load-bearing p of ablation_summary tests the top head.",
+            "The paper finds one load-bearing head, in Adaptive. Brackets that do not overlap tell two heads apart; "
+            "where they do, the order is open, and the load-bearing p of ablation_summary tests the top head.",
             needing("ablation_results", "model seed layer head kind impact_pct"),
             paper_tables.ablation_grids,
             ("n_tokens", "held-out tokens, the same for all heads"),
-            "Loss increase in per cent of the base loss; brackets are 95 % bootstrap intervals over sequences.",
+            "The heads of the models together, of all layers (the paper removes those of layers 3, 6 and 9). Loss "
+            "increase in per cent of the model’s own base loss; brackets are 95 % bootstrap intervals over sequences. "
+            "Heads of two seeds do not correspond, so none is averaged: over seeds stand the mean impact at each rank, "
+            "with its interval over seeds, and whose heads hold the rank.",
             counted=lambda study: {"": paper_tables.shown_heads(study)},
             is_table=True,
             is_by_seed=True,
@@ -303,6 +308,22 @@ TOPOLOGY = Section(
             needing("topology_stats", "model seed layer basis nuclear_rank"),
             ranks,
             ("n_tokens", "held-out tokens"),
+        ),
+        Panel(
+            "effective-size",
+            "Rank utilization and effective size (N_eff)",
+            "N_eff above N: the model fills more of its heads’ dimensions than the reference does. It is the ratio of "
+            "two utilizations in another unit: no parameter was added, and none is shown to be worth more.",
+            needing("effective_size", EFFECTIVE),
+            paper_tables.effective_size_grids,
+            ("n_tokens", "held-out tokens"),
+            "N_eff = N × utilization of the model / utilization of the reference (the paper’s equation 5). Utilization "
+            "is the nuclear rank of the concatenated z over its width, at the layer nearest in depth to the paper’s 6 "
+            "of 12, or the mean over all layers. The paper’s N of 40M is about that without embeddings.",
+            counted=topology_counts,
+            uses=("topology_stats",),
+            is_table=True,
+            is_core=False,
         ),
         Panel(
             "fvu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports import figures, lineage, lineage_tables
-from reports.panels.panel import Drawing, Panel, Section, needing
+from reports.panels.panel import Drawing, Panel, Section, needing, without_column
 from reports.study import Study
 
 TABLES = (
@@ -77,8 +77,12 @@ LINEAGE = Section(
             "the way that the published column moves.",
             needing("train_log", "model seed step"),
             lineage_tables.lineage_grids,
+            gaps=without_column("train_log", "held_out_perplexity"),
             detail=(
-                "Held-out loss in nats per token, entropies in nats (standard deviation over the heads of layer 0); "
+                "Held-out loss in nats per token, perplexity its exponential, seed by seed; perplexities depend on the "
+                "tokenizer, and the report’s is another one. Its own losses and perplexities do not agree in three "
+                "rows: nca-002, p3-attnres (exp(2.870) is 17.64, not 18.12) and nca-attnres. Entropies in nats "
+                "(standard deviation over the heads of layer 0); "
                 "BOS mass is the mean over heads of the first layer, of the one at the depth of 14 of 28, and of the "
                 "last, as published. The nuclear rank, which the report calls participation ratio, is of layer 0 for "
                 "W_O, as published, and the mean over layers for W_Q; the stable rank is of the middle layer at the "

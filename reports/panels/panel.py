@@ -71,6 +71,16 @@ def without_numbers(table: str, column: str, fault: str) -> Callable[[Study], li
     return faults
 
 
+def without_column(table: str, column: str) -> Callable[[Study], list[str]]:
+    """Return a panel's gaps: that its table lacks a column, as those of earlier versions do."""
+
+    def gaps(study: Study) -> list[str]:
+        df = study.tables.get(table)
+        return [f"no column {column} in {table}.csv"] if df is not None and column not in df else []
+
+    return gaps
+
+
 def seed_variants(df: pd.DataFrame) -> list[tuple[str, object]]:
     """Return (name, seed) of each seed; one unnamed variant where there is one."""
     seeds = seeds_of(df)

@@ -7,13 +7,13 @@ import pandas as pd
 from reports import figures
 from reports.cells import MISSING, Cell, Grid, fixed, thousands
 from reports.figures.style import models_of
-from reports.panels.panel import Drawing, Panel, Section, drawn, needing
+from reports.panels.panel import Drawing, Panel, Section, drawn, needing, without_column
 from reports.seed_cells import over_seeds_cell
 from reports.study import Study
 
 
 def bits_grids(study: Study) -> list[Grid]:
-    """Return bits per byte by model: a column a form of the weights and of the windows."""
+    """Return bits per byte and perplexity by model, for each form of the weights and of the windows."""
     df = study.tables["evaluation"]
     forms = list(dict.fromkeys(zip(df["weights"], df["windows"], strict=True)))
     rows = []
@@ -22,12 +22,15 @@ def bits_grids(study: Study) -> list[Grid]:
         cells = []
         for weights, windows in forms:
             found = own[(own["weights"] == weights) & (own["windows"] == windows)]
-            cells.append(over_seeds_cell(found.set_index("seed")["bits_per_byte"], 4))
+            of_seeds = found.set_index("seed")
+            cells.append(over_seeds_cell(of_seeds["bits_per_byte"], 4))
+            cells.append(over_seeds_cell(of_seeds.get("perplexity", pd.Series(dtype=float)), 2))
         size = own["artifact_bytes"].dropna() if "artifact_bytes" in own else pd.Series(dtype=float)
         cells.append(Cell(thousands(size.max()) if len(size) else MISSING))
         rows.append(((model,), tuple(cells)))
-    names = tuple(f"{weights} weights, {windows} windows" for weights, windows in forms)
-    return [Grid("", (), ("model",), (*names, "packed, bytes"), tuple(rows), is_wide=True)]
+    groups = (*((f"{weights} weights, {windows} windows", 2) for weights, windows in forms), ("packed", 1))
+    columns = (*("bits per byte", "perplexity") * len(forms), "bytes")
+    return [Grid("", groups, ("model",), columns, tuple(rows), is_wide=True)]
 
 
 def ladder_grids(study: Study) -> list[Grid]:
@@ -95,11 +98,13 @@ RECURRENT = Section(
         ),
         Panel(
             "bits",
-            "Bits per byte",
-            "Lower is better; comparable over vocabularies, which loss in nats a token is not.",
+            "Bits per byte and perplexity",
+            "Lower is better. Bits per byte compare over tokenizers; perplexity, exp of the mean nats per token, only "
+            "within one.",
             needing("evaluation", "model seed weights windows bits_per_byte"),
             bits_grids,
             ("n_tokens", "held-out tokens"),
+            gaps=without_column("evaluation", "perplexity"),
             is_table=True,
             is_core=False,
         ),

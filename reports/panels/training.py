@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports import figures, paper_tables
-from reports.panels.panel import Drawing, Panel, Section, needing
+from reports.panels.panel import Drawing, Panel, Section, needing, without_column
 from reports.study import Study
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
@@ -69,8 +69,10 @@ TRAINING = Section(
             {**needing("train_log", "model seed step held_out_loss"), **needing("baselines", "name nats")},
             paper_tables.loss_grids,
             ("n_tokens", "held-out tokens"),
-            "Nats a token; unigram and bigram: cross-entropies of n-gram models fitted to the training text.",
+            "Nats per token; perplexity is exp of that, comparable within one tokenizer only. Unigram and bigram: "
+            "cross-entropies of n-gram models fitted to the training text.",
             counted=lambda study: {"": study.tables["baselines"]},
+            gaps=without_column("train_log", "held_out_perplexity"),
             is_table=True,
             is_by_seed=True,
         ),

@@ -158,7 +158,24 @@ def write_topology(directory: Path, rng: np.random.Generator, runs, n_layers: in
                 ranks = (rank, rank * 1.3, rank / 9, rank / 2, rank / 128)
                 stats.append((model, seed, layer, basis, off.max(), off.mean(), *ranks, 16384))
     write_rows(stats, directory, "topology_stats")
+    write_effective_sizes(directory, pd.DataFrame(stats, columns=COLUMNS["topology_stats"]), n_layers)
     write_rows(cosines, directory, "head_cosines")
+
+
+def write_effective_sizes(directory: Path, stats: pd.DataFrame, n_layers: int) -> None:
+    """Write N_eff of every model against the first, over all layers and at half the depth."""
+    rows, first = [], stats["model"].iloc[0]
+    of_z = stats[(stats["basis"] == "z")]
+    by_layer = {(row.model, row.seed, row.layer): row.rank_utilization for row in of_z.itertuples()}
+    for layer in (-1, max(0, n_layers // 2 - 1)):
+        for model, seed in dict.fromkeys(zip(stats["model"], stats["seed"], strict=True)):
+            layers = range(n_layers) if layer < 0 else (layer,)
+            own, other = (np.mean([by_layer[name, seed, place] for place in layers]) for name in (model, first))
+            sizes = (1_318_016 * own / other, layer, layer, 793_728, 793_728 * own / other)
+            rows += [(model, seed, first, seed, 1_318_016, own, other, *sizes)] * (model != first)
+    if rows:
+        trailing = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")
+        write_rows(rows, directory, "effective_size", *trailing)
 
 
 def write_saes(directory: Path, rng: np.random.Generator, runs, n_layers, n_heads, d_sae, empty: bool) -> None:
@@ -226,10 +243,10 @@ def write_training(directory: Path, rng: np.random.Generator, runs, n_layers: in
                     row[f"sigma_{basis}.{layer}"] = value * (0.6 + 0.2 * layer)
                 row[f"nuclear_rank.W_O.{layer}"] = 100 - 30 * (1 - np.exp(-index / 50)) + layer
                 row[f"stable_rank.W_O.{layer}"] = 30 - 20 * (1 - np.exp(-index / 50)) + layer
-            rows.append(row)
+            rows.append(row | {"held_out_perplexity": np.exp(row["held_out_loss"])})
     write_table(pd.DataFrame(rows), directory, "train_log")
-    baselines = [("unigram", 6.6349, 131072), ("bigram", 4.6501, 131072)]
-    write_table(pd.DataFrame(baselines, columns=["name", "nats", "n_tokens"]), directory, "baselines")
+    baselines = [("unigram", 6.6349, 131072, np.exp(6.6349)), ("bigram", 4.6501, 131072, np.exp(4.6501))]
+    write_rows(baselines, directory, "baselines", "perplexity")
 
 
 def feature_atlas(
@@ -438,10 +455,10 @@ def write_recurrent(directory: Path, rng: np.random.Generator, seeds: Sequence[i
         for weights, windows in (("stored", "plain"), ("int8", "sliding")):
             value = bits - 0.02 * (windows == "sliding")
             row = (256, 64, value / 3, value, 0.01, value - 0.02, value + 0.02, 50_000, 180_000, 700_123, 2.6)
-            evaluation.append((model, seed, weights, windows, *row))
+            evaluation.append((model, seed, weights, windows, *row, np.exp(value / 3)))
     write_rows(ladder, directory, "ladder")
     write_rows(mechanisms, directory, "mechanisms")
-    write_rows(evaluation, directory, "evaluation")
+    write_rows(evaluation, directory, "evaluation", "perplexity")
 
 
 def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> None:

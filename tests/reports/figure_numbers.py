@@ -199,6 +199,7 @@ def check_changes(report: Report) -> None:
     csv, heads = report.csv, "head >= 0 and kind == 'zero'"
     log = csv["train_log"].dropna(subset=["held_out_loss"]).sort_values("step")
     values = {"held-out loss": log.groupby("model")["held_out_loss"].last()}
+    values["held-out perplexity"] = log.groupby("model")["held_out_perplexity"].last()
     topology = csv["topology_stats"].groupby(["basis", "model"])
     values["mean |cos| on z"] = topology["mean_cos"].mean()["z"]
     values["mean |cos|, residual"] = topology["mean_cos"].mean()["residual"]

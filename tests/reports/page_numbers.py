@@ -174,8 +174,25 @@ def check_topology_table(report: Report) -> None:
         report.rows_of("topology", table, wanted)
 
 
+def check_effective_size_table(report: Report) -> None:
+    df = report.csv["effective_size"]
+
+    def wanted(headers: tuple[str, ...]) -> list[str]:
+        model, _, reference = headers[0].partition(" against ")
+        layer = -1 if headers[1] == "all, mean" else int(headers[1])
+        own = df[(df["model_a"] == model) & (df["model_b"] == reference) & (df["layer_a"] == layer)]
+        (row,) = own.to_dict("records")
+        used = [decimals(100 * row[f"utilization_{end}"], 1) for end in "ab"]
+        sizes = ("n_parameters", "n_eff", "n_parameters_no_embedding", "n_eff_no_embedding")
+        return [*used, *(decimals(row[name] / 1e6, 3) for name in sizes)]
+
+    for table in report.tables("effective-size"):
+        report.rows_of("effective-size", table, wanted)
+
+
 def check_sae_table(report: Report) -> None:
-    kinds = {"(a)": ("l0", 2, 1), "(b)": ("fvu", 3, 1), "(c)": ("dead_fraction", 1, 100), "(d)": ("", 3, 1)}
+    kinds = {"(a)": ("l0", 2, 1), "(b)": ("mse", 4, 1), "(c)": ("fvu", 3, 1), "(d)": ("dead_fraction", 1, 100)}
+    kinds["(e)"] = ("", 3, 1)
     df = report.saes[report.saes["l1"] == report.l1]
     for table in report.tables("saes"):
         column, digits, scale = kinds[table["caption"][:3]]
@@ -200,17 +217,16 @@ def check_sae_table(report: Report) -> None:
 
 def check_ablation_table(report: Report) -> None:
     df = report.csv["ablation_results"].query("head >= 0 and kind == 'zero'")
-    ranked = {model: df[df["model"] == model].sort_values("impact_pct", ascending=False) for model in report.models}
+    ranked = df.sort_values("impact_pct", ascending=False)
 
     def wanted(headers: tuple[str, ...]) -> list[str]:
-        cells = []
-        for model in report.models:
-            row = ranked[model].iloc[int(headers[0]) - 1]
-            bounds = f"[{decimals(row['ci_low'], 2)}, {decimals(row['ci_high'], 2)}]"
-            cells += [f"L{int(row['layer'])} H{int(row['head'])}", f"{decimals(row['impact_pct'], 2)} {bounds}"]
-        return cells
+        row = ranked.iloc[int(headers[0]) - 1]
+        bounds = f"[{decimals(row['ci_low'], 2)}, {decimals(row['ci_high'], 2)}]"
+        place = [row["model"], str(int(row["layer"])), str(int(row["head"]))]
+        return [*place, f"{decimals(row['impact_pct'], 2)} {bounds}"]
 
     for table in report.tables("ablation-table"):
+        report.tally.see("ablation-table rows", len(table["rows"]), 5)
         report.rows_of("ablation-table", table, wanted)
 
 
@@ -230,13 +246,19 @@ def check_summary_table(report: Report) -> None:
 
 def check_losses_table(report: Report) -> None:
     named = dict(report.csv["baselines"][["name", "nats"]].itertuples(index=False))
+    perplexities = dict(report.csv["baselines"][["name", "perplexity"]].itertuples(index=False))
     log = report.csv["train_log"].dropna(subset=["held_out_loss"])
 
     def wanted(headers: tuple[str, ...]) -> list[str]:
         if headers[0] in named:
-            return [decimals(named[headers[0]], 3), *["–" for _ in named]]
-        loss = log[log["model"] == headers[0].partition(",")[0]].sort_values("step")["held_out_loss"].iloc[-1]
-        return [decimals(loss, 3), *(decimals(loss - nats, 3, is_signed=True) for nats in named.values())]
+            return [decimals(named[headers[0]], 3), decimals(perplexities[headers[0]], 2), *["–" for _ in named]]
+        last = log[log["model"] == headers[0].partition(",")[0]].sort_values("step").iloc[-1]
+        loss, perplexity = last["held_out_loss"], last["held_out_perplexity"]
+        return [
+            decimals(loss, 3),
+            decimals(perplexity, 2),
+            *(decimals(loss - nats, 3, is_signed=True) for nats in named.values()),
+        ]
 
     for table in report.tables("losses"):
         report.rows_of("losses", table, wanted)
@@ -258,7 +280,9 @@ def check_text_and_bits(report: Report) -> None:
 
         def of_bits(headers: tuple[str, ...], df: pd.DataFrame = df) -> list[str]:
             own = df[df["model"] == headers[0]]
-            return [*(decimals(bits, 4) for bits in own["bits_per_byte"]), f"{own['artifact_bytes'].max():,.0f}"]
+            pairs = own[["bits_per_byte", "perplexity"]].itertuples(index=False)
+            cells = [cell for bits, perplexity in pairs for cell in (decimals(bits, 4), decimals(perplexity, 2))]
+            return [*cells, f"{own['artifact_bytes'].max():,.0f}"]
 
         report.rows_of("bits", table, of_bits)
     for table in report.tables("ladder-table"):
@@ -347,7 +371,7 @@ def check_counts(report: Report) -> None:
         counts = {kind: said(rows["n_eval_tokens"]) for kind, rows in kinds.items()}
         n_losses = said(report.saes.dropna(subset=["ce_spliced"])["n_ce_tokens"])
         wanted |= dict.fromkeys(("l0", "density", "pareto"), f"n = {counts['trained']} {unit};")
-        wanted |= {"fvu": of_parts(counts, unit), "saes": of_parts(counts | {"(d)": n_losses}, unit)}
+        wanted |= {"fvu": of_parts(counts, unit), "saes": of_parts(counts | {"(e)": n_losses}, unit)}
         wanted["matched"] = of_parts({"fvu": counts["trained"], "loss recovered": n_losses}, unit)
     if "ablation_results" in report.csv:
         n = said(report.csv["ablation_results"].query("head >= 0 and kind == 'zero'")["n_tokens"])
@@ -386,6 +410,7 @@ def check_sources(report: Report) -> None:
 # check -> the tables that it needs
 TABLE_CHECKS: dict[Callable[[Report], None], tuple[str, ...]] = {
     check_topology_table: ("topology_stats",),
+    check_effective_size_table: ("effective_size",),
     check_sae_table: ("sae_training_results",),
     check_ablation_table: ("ablation_results",),
     check_summary_table: ("ablation_summary",),

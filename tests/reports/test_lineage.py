@@ -88,6 +88,8 @@ def test_cells_are_means_over_seeds_of_what_the_tables_hold(directory):
     log = read_csv(directory / "train_log.csv").dropna(subset=["held_out_loss"])
     last = log[log["model"] == "p3-muon-nano"].groupby("seed")["held_out_loss"].last()
     assert found["held-out loss", "here"][0] == f"{last.mean():.3f}"
+    # a mean of the seeds' perplexities, which is not the perplexity of their mean loss
+    assert found["held-out perplexity", "here"][0] == f"{np.exp(last).mean():.2f}"
     ranks = read_csv(directory / "weight_spectra.csv").query("model == 'p3-muon-nano'")
     of_first = ranks.query("matrix == 'W_O' and layer == 0")["nuclear_rank"].mean()
     assert found["nuclear rank of W_O, layer 0", "here"][0] == f"{of_first:.1f}"
@@ -125,6 +127,10 @@ def test_published_figures_stand_beside_their_measures(directory):
     assert beside(entropies, "nca-002")["layer-0 head entropy, std", "published"][0] == "1.140"
     weights = beside(titled(grids, "Loss and nuclear ranks of weights"), "nca-002")
     assert weights["nuclear rank of W_O, layer 0", "published"][0] == "172.0"
+    assert (weights["held-out loss", "published"][0], weights["held-out perplexity", "published"][0]) == (
+        "2.931",
+        "18.67",
+    )
     concepts = beside(titled(grids, "Concept geometry"), "nca-attnres (not in this study)")
     assert concepts["mid-layer effective dimension", "published"][0] == "5.27"
     assert concepts["trajectory consistency", "published"][0] == "−0.134"
@@ -290,6 +296,16 @@ def test_the_budget_and_what_co_training_changes(tmp_path):
     assert changed["Σ stable rank"][0] == "+1.0 ●"
     assert changed["early"][0] == "0.000 ○"
     assert changed["late"][0] == "+0.200 ●"
+
+
+def test_a_log_without_perplexities_says_so(directory, tmp_path):
+    log = read_csv(directory / "train_log.csv")
+    write_table(log.drop(columns="held_out_perplexity"), tmp_path, "train_log")
+    found = beside(titled(lineage_grids(read_study(tmp_path)), "Loss and nuclear ranks of weights"), "nca-002")
+    assert found["held-out perplexity", "here"] == ("–", "")
+    assert found["held-out loss", "here"][0] != "–"
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "No column held_out_perplexity in train_log.csv" in page
 
 
 def test_steps_are_paired_and_marked(tmp_path):

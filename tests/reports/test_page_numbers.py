@@ -85,7 +85,8 @@ def test_a_finished_study_shows_what_its_tables_say(tab, tmp_path, record_proper
 
 
 CHANGED = {
-    "topology_stats": "mean_cos", "head_cosines": "cos", "sae_training_results": "fvu", "sae_density": "n_features",
+    "effective_size": "utilization_a", "topology_stats": "mean_cos", "head_cosines": "cos",
+    "sae_training_results": "fvu", "sae_density": "n_features",
     "ablation_results": "impact_pct", "ablation_summary": "value", "train_log": "held_out_loss", "baselines": "nats",
     "attention_stats": "entropy_share", "sae_matched_l0": "fvu_difference", "claims": "n", "concept_mantel": "r",
     "weight_spectra": "stable_rank", "concept_geometry": "effective_dim", "text_quality": "ci_low",

@@ -52,7 +52,7 @@ def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], ou
     import pandas as pd
 
     from reports.tables import write_table
-    from workbench.experiments.topology import effective_sizes, topology_tables
+    from workbench.experiments.topology import Size, effective_sizes, topology_tables
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
@@ -73,7 +73,7 @@ def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], ou
             stats = pd.concat([stats for stats, _ in pairs])
             write_table(stats, run.path, "topology_stats")
             if len(models) > 1:
-                sizes = [sum(p.numel() for p in model.parameters()) for model in models]
-                write_table(effective_sizes(stats, sizes), run.path, "effective_size")
+                sizes = effective_sizes(stats, [Size.of(model) for model in models])
+                write_table(sizes, run.path, "effective_size")
             write_table(pd.concat([cosines for _, cosines in pairs]), run.path, "head_cosines")
     return run.out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,6 +12,9 @@ from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
 
 EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
+# remarks on a comparison of two models, and on one model or on pairs
+OfTwo = Literal["basis", "rank", "utilization", "l0", "loss", "sink"]
+Remark = OfTwo | Literal["top head", "trajectory", "components", "divergence"]
 LAYERS = re.compile(r"all|first|last|first third|last third|\d+ of \d+")
 
 
@@ -19,11 +22,11 @@ class Measure(Frozen):
     """Which number of a model and seed a claim is about: rows of one table, reduced."""
 
     name: str = Field(description="in words, as the ledger says it", min_length=1)
-    kind: Literal["rows", "ends", "top head", "divergence", "components"] = Field(
+    kind: Literal["rows", "ends", "last", "top head", "divergence", "components"] = Field(
         default="rows",
-        description="rows: reduce a column over rows; ends: that of the last layer over that of the first; top head: "
-        "the largest, with its interval over sequences; divergence: of attention over MLP spectra of pairs; "
-        "components: |cos| of pairs over its baseline",
+        description="rows: reduce a column over rows; ends: that of the last layer over that of the first; last: that "
+        "of the last step; top head: the largest, with its interval over sequences; divergence: of attention over MLP "
+        "spectra of pairs; components: |cos| of pairs over its baseline",
     )
     table: str = Field(description="name of the table, as in the column contract")
     column: str = Field(description="name of the column")
@@ -41,6 +44,9 @@ class Measure(Frozen):
         default="percent",
         description="how an effect is said: of a ratio as per cent of change or as a factor; of a difference as "
         "percentage points or plainly",
+    )
+    remark: Remark | None = Field(
+        default=None, description="what the ledger adds on the outcome of such a measure, in words"
     )
 
     @model_validator(mode="after")
@@ -67,6 +73,11 @@ class Compared(Frozen):
     pairs: tuple[tuple[str, str], ...] = Field(
         default=(), description="instead of both: roles of pairs that one number is measured on, averaged over them"
     )
+    recipe: str = Field(
+        default="",
+        description="where null is an absolute figure of one model: the training recipe of that model, full size; any "
+        "other model, and this one with other settings, is full size only",
+    )
 
     @model_validator(mode="after")
     def _names_someone(self) -> Compared:
@@ -74,6 +85,8 @@ class Compared(Frozen):
             raise ValueError("treated: want a role, or pairs, and not both")
         if self.pairs and self.reference:
             raise ValueError("reference: pairs are compared with the null; want none")
+        if self.recipe and (self.pairs or self.reference):
+            raise ValueError(f"recipe: got {self.recipe!r}; expected none where two models are compared")
         return self
 
     @property
@@ -147,6 +160,8 @@ class Claim(Frozen):
             raise ValueError(f"effect: got {self.effect:g} of a ratio; want more than −1")
         if self.measure.unit not in {"ratio": ("percent", "factor"), "difference": ("points", "plain")}[self.scale]:
             raise ValueError(f"measure.unit: got {self.measure.unit!r} of a {self.scale}; want one that fits")
+        if self.measure.remark in get_args(OfTwo) and not self.compared.reference:
+            raise ValueError(f"measure.remark: got {self.measure.remark!r}; expected a reference to compare with")
         if self.scale == "ratio" and not self.compared.reference and self.compared.null <= 0:
             raise ValueError(f"compared.null: got {self.compared.null:g} for a ratio; want more than 0")
         return self

@@ -1,6 +1,7 @@
 """Bits per byte of a model on a text, over plain or sliding windows, as stored and after an int8 round trip.
 
     bits per byte = Σ over the text's tokens of −log2 p(token | what its window shows before it) / its UTF-8 bytes
+    perplexity = exp(mean of −ln p over the text's tokens)
 
 Documents stand one after another, each behind the token that begins a text, or, where nothing begins one, the token
 that separates documents. That token is context and never scored: it has no bytes. Plain windows follow one another,
@@ -29,7 +30,7 @@ from workbench.experiments.ablation.impacts import impacts
 from workbench.experiments.subject import device_of, run_hooked
 from workbench.memory import planned_bytes
 from workbench.models import HookedLM
-from workbench.models.cross_entropy import linear_cross_entropy
+from workbench.models.cross_entropy import linear_cross_entropy, perplexity
 from workbench.models.recurrence import exit_depth
 from workbench.models.transformer import check_ours
 from workbench.training.quantization import pack_model, unpack_model
@@ -225,11 +226,12 @@ def evaluate(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """The rows of evaluation.csv: bits per byte for weights (stored, int8) × windows (plain, sliding).
+    """The rows of evaluation.csv: bits per byte and perplexity for weights (stored, int8) × windows (plain, sliding).
 
     int8 weights come out of `unpack_model(pack_model(model))`: packed by zlib and unpacked again before they are
     scored; artifact_bytes is the packed length. exit_depth is the mean number of passes that a token of a recurrent
-    model takes.
+    model takes. perplexity is exp(nats), its interval exp of the ends of that of nats, which is bits per byte's in
+    another unit; it depends on the tokenizer, which bits per byte do not.
 
     Args:
         model: a `HookedLM` (or, not quantized, any model that gives logits), with its tokenizer.
@@ -262,6 +264,8 @@ def evaluate(
             nats = token_nats(subject, text, plan, on_progress=share)
             done += len(plan)
             bits = bits_with_interval(nats, text.n_bytes, length, seed)
+            mean = float(nats.sum()) / text.n_scored
+            nats_per_bit = math.log(2) * text.n_bytes / text.n_scored  # nats per token of one bit per byte
             rows.append(
                 {
                     "model": name or model.cfg.model_name,
@@ -270,7 +274,7 @@ def evaluate(
                     "windows": windows,
                     "n_ctx": length,
                     "stride": stride if windows == "sliding" else length,
-                    "nats": float(nats.sum()) / text.n_scored,
+                    "nats": mean,
                     "bits_per_byte": bits.value,
                     "stderr": bits.stderr,
                     "ci_low": bits.low,
@@ -279,6 +283,9 @@ def evaluate(
                     "n_bytes": text.n_bytes,
                     "artifact_bytes": artifact_bytes,
                     "exit_depth": depth,
+                    "perplexity": perplexity(mean),
+                    "perplexity_low": perplexity(bits.low * nats_per_bit),
+                    "perplexity_high": perplexity(bits.high * nats_per_bit),
                 }
             )
     return pd.DataFrame(rows)

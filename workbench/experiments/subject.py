@@ -227,6 +227,12 @@ def as_list(what: str, given: Any) -> list[Any]:
     return list(given)
 
 
+def matching_layer(layer: int, published: int, n_layers: int) -> int:
+    """The layer of a model of n_layers whose (layer + 1) / n_layers is nearest to that of a layer of a published one;
+    the earlier of two that are equally near."""
+    return min(range(n_layers), key=lambda own: (abs((own + 1) * published - (layer + 1) * n_layers), own))
+
+
 def choose(what: str, given: Sequence[int] | int | None, n: int) -> tuple[int, ...]:
     """The given indices in ascending order, or all n of them for None.
 

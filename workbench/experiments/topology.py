@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ from torch import Tensor
 from probes import SmallSampleWarning, ranks_of_spectrum
 from reports.tables import COLUMNS
 from workbench.experiments.harvest import stream
-from workbench.experiments.subject import checked_tokens, choose, device_of, run_hooked
+from workbench.experiments.subject import checked_tokens, choose, device_of, matching_layer, run_hooked
 from workbench.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
+from workbench.models import HookedLM
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
+PAPER_LAYER = (6, 12)  # layer, from 0, of how many: where the paper takes its effective size
+SIZES = {"n_parameters": "n_eff", "n_parameters_no_embedding": "n_eff_no_embedding"}
+SIZE_COLUMNS = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")  # behind the contract's
 MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
 GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
 
@@ -55,28 +60,55 @@ def topology(
     return topology_tables(model, tokens, layers, seed=seed, name=name, on_progress=on_progress)[0]
 
 
-def effective_sizes(stats: pd.DataFrame, n_parameters: Sequence[int]) -> pd.DataFrame:
-    """effective_size.csv's rows, one an ordered pair of models: n_eff = n_parameters of a · utilization_a /
-    utilization_b, the size at which a model that fills its heads as b does would fill as many dimensions as a.
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
 
-    Utilization is the mean over layers of rank_utilization; nan where that of a layer is.
+    n_parameters: int
+    """all parameters"""
+    n_parameters_no_embedding: int
+    """without token and position tables and unembedding"""
+    n_layers: int
+
+    @classmethod
+    def of(cls, model: HookedLM) -> Size:
+        """The size of a model."""
+        return cls(model.n_parameters(), model.n_parameters(embeddings=False), model.cfg.n_layers)
+
+
+def effective_sizes(stats: pd.DataFrame, sizes: Sequence[Size]) -> pd.DataFrame:
+    """effective_size.csv's rows, two per ordered pair of models: n_eff = n_parameters of a · utilization_a /
+    utilization_b (Belanger 2025, equation 5), the size at which a model that fills its heads as b does would fill as
+    many dimensions as a; n_eff_no_embedding is the same of n_parameters_no_embedding.
+
+    The first rows are those of whole models: utilization is the mean over layers of rank_utilization, nan where that of
+    a layer is, and layer_a and layer_b are −1. Then come those of the layer that the paper takes, 6 of 12: in each
+    model the one nearest to it in depth; none for a pair in whose rows one of these layers is missing.
 
     Args:
         stats: `topology` of several models, one below the other.
-        n_parameters: of each, in their order there.
+        sizes: of each, in their order there.
 
     Raises:
         ValueError: another number of sizes than of models in the table.
     """
     of_z = stats[stats["basis"] == "z"].rename(columns={"rank_utilization": "utilization"})
-    found = of_z.groupby(["model", "seed"], sort=False, as_index=False)["utilization"].mean(skipna=False)
-    if len(found) != len(n_parameters):
-        raise ValueError(f"effective_sizes: got {len(n_parameters)} sizes for {len(found)} models; want one a model")
-    found["n_parameters"] = list(n_parameters)
-    pairs = found.merge(found.drop(columns="n_parameters"), how="cross", suffixes=("_a", "_b"))
-    pairs = pairs[(pairs["model_a"] != pairs["model_b"]) | (pairs["seed_a"] != pairs["seed_b"])].reset_index(drop=True)
-    pairs["n_eff"] = pairs["n_parameters"] * pairs["utilization_a"] / pairs["utilization_b"]
-    return pairs[list(COLUMNS["effective_size"])]
+    keys = ["model", "seed"]
+    whole = of_z.groupby(keys, sort=False, as_index=False)["utilization"].mean(skipna=False).assign(layer=-1)
+    if len(whole) != len(sizes):
+        raise ValueError(f"effective_sizes: got {len(sizes)} sizes for {len(whole)} models; expected one for each")
+    known = whole[keys].assign(**{name: [getattr(size, name) for size in sizes] for name in SIZES})
+    known["layer"] = [matching_layer(*PAPER_LAYER, size.n_layers) for size in sizes]
+    at_layer = known[[*keys, "layer"]].merge(of_z[[*keys, "layer", "utilization"]], on=[*keys, "layer"])
+    parts = []
+    for found in (whole, at_layer):
+        first = known.drop(columns="layer").merge(found, on=keys)
+        pairs = first.merge(found, how="cross", suffixes=("_a", "_b"))
+        pairs = pairs[(pairs["model_a"] != pairs["model_b"]) | (pairs["seed_a"] != pairs["seed_b"])]
+        share = pairs["utilization_a"] / pairs["utilization_b"]
+        effective = {n_eff: pairs[n] * share for n, n_eff in SIZES.items()}
+        parts.append(pairs.assign(**effective)[[*COLUMNS["effective_size"], *SIZE_COLUMNS]])
+    return pd.concat(parts, ignore_index=True)
 
 
 def head_cosines(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,6 +15,19 @@ from workbench.models.alignment import n_missing, pad
 CHUNK_ELEMENTS = 1 << 25
 Scalar = float | Float[Tensor, ""]
 PAD_LOGIT = -1e30  # exp is 0, and 0 times it is 0, as −∞ would not be
+LARGEST_NATS = math.log(sys.float_info.max)  # 709.78; the exponential of more is no finite float64
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean loss in nats per token: from how many equally likely tokens a choice would be as uncertain.
+
+    nan for nan; inf above 709.78 nats, where float64 holds no other number. It depends on the tokenizer: only models
+    of one tokenizer, on one text, compare.
+
+    >>> round(perplexity(2.925), 2)
+    18.63
+    """
+    return math.inf if nats > LARGEST_NATS else math.exp(nats)
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:

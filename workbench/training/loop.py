@@ -17,13 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.models import HookedLM
+from workbench.models.cross_entropy import perplexity
 from workbench.models.load import resolve_device
 from workbench.runs import open_run
 from workbench.training.boundaries import freeze
 from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
-from workbench.training.log import TrainLog
+from workbench.training.log import NEWER, TrainLog
 from workbench.training.mirror import Write, mirror
 from workbench.training.monitor import measure, monitor_columns
 from workbench.training.objective import Objective, autocast_dtype, held_out_loss, reproducible
@@ -205,7 +206,7 @@ class Trainer:
         """Train all phases to their end, or raise as `train` says; `send_on` gets every row of the log."""
         self._send_on = send_on
         last_step = None if stop_after is None else self.position.step + stop_after
-        columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor))
+        columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor), *NEWER)
         with self._open_log(columns), reproducible(self.device):
             if self.position.step == 0:
                 self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
@@ -257,8 +258,8 @@ class Trainer:
         if logs or saves:
             self._read_window()
         if logs:
-            loss = self._write_row(self._lr, with_held_out=evaluates, with_monitor=monitors)
-            meter.show(loss)
+            row = self._write_row(self._lr, with_held_out=evaluates, with_monitor=monitors)
+            meter.show(row.get("loss", math.nan), row.get("held_out_perplexity"))
         path = self._save() if saves else None
         if logs or saves:
             self._reset_clock()
@@ -316,7 +317,7 @@ class Trainer:
 
     # --- what is written
 
-    def _write_row(self, lr: float, *, with_held_out: bool, with_monitor: bool) -> float:
+    def _write_row(self, lr: float, *, with_held_out: bool, with_monitor: bool) -> dict[str, Any]:
         position, window = self.position, self._window
         row: dict[str, Any] = {
             "model": self.recipe.name,
@@ -335,7 +336,7 @@ class Trainer:
         model = self._whole_model() if with_held_out or with_monitor else self.model
         self._log_row(row, model, with_held_out=with_held_out, with_monitor=with_monitor)
         self._window = []
-        return row.get("loss", math.nan)
+        return row
 
     def _open_log(self, columns: Sequence[str]) -> AbstractContextManager[Any]:
         self._log = TrainLog(self.directory, columns, self._log_at)
@@ -345,6 +346,7 @@ class Trainer:
         """Measure `model` and append the row."""
         if with_held_out:
             row["held_out_loss"] = held_out_loss(model, self._held_out, self.phase.batch_size)
+            row["held_out_perplexity"] = perplexity(row["held_out_loss"])
         if with_monitor:
             row |= measure(model, self._probe.tokens, self.recipe.monitor)
         self._log.write(row)

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: steps, loss, tokens a second, time left."""
+"""A progress bar on stderr: steps, loss, perplexity of the held-out text, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class Meter:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=position.step, rate=f"{rate:,.0f}")
 
-    def show(self, loss: float) -> None:
-        """Show the newest mean loss in nats."""
+    def show(self, loss: float, perplexity: float | None = None) -> None:
+        """Show the newest mean loss of training in nats, and the held-out perplexity where it was measured anew."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, loss=f"{loss:.3f}")
+            if perplexity is not None:
+                self._bar.update(self._task, perplexity=f"{perplexity:.4g}")
 
 
 @contextlib.contextmanager
@@ -35,7 +37,10 @@ def progress_meter(recipe: Recipe, *, enabled: bool) -> Iterator[Meter]:
     if not enabled:
         yield Meter(None, None)
         return
-    counts = "step {task.completed:,.0f}/{task.total:,.0f}  loss {task.fields[loss]}  {task.fields[rate]} tokens/s"
+    counts = (
+        "step {task.completed:,.0f}/{task.total:,.0f}  loss {task.fields[loss]}  "
+        "held-out PPL {task.fields[perplexity]}  {task.fields[rate]} tokens/s"
+    )
     with progress_bar(TextColumn(counts)) as bar:
         total = sum(phase.n_steps for phase in recipe.phases)
-        yield Meter(bar, bar.add_task(recipe.name, total=total, loss="–", rate="–"))
+        yield Meter(bar, bar.add_task(recipe.name, total=total, loss="–", perplexity="–", rate="–"))

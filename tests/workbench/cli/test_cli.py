@@ -104,7 +104,8 @@ def test_topology_takes_several_models(place, subject):
         same(stats[stats["model"] == str(place / name)], wanted[0])
         same(cosines[cosines["model"] == str(place / name)], wanted[1])
     sizes = read_table("t", "effective_size")
-    assert sizes["model_a"].tolist() == [str(place / "model"), str(place / "other")]
+    assert sizes["model_a"].tolist() == [str(place / "model"), str(place / "other")] * 2
+    assert sizes["layer_a"].tolist()[:2] == [-1, -1]
     assert (sizes["n_parameters"] > 1000).all()
 
 

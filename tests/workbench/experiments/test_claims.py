@@ -15,16 +15,19 @@ from reports.lineage import middle_layer
 from reports.tables import COLUMNS, read_table, write_table
 from workbench.data.claims import Claim, read_claims
 from workbench.experiments.study.claims import TRAILING, judge_claims
-from workbench.experiments.study.measures import choose_layers, matching_layer, middle
+from workbench.experiments.study.measures import choose_layers, middle
 from workbench.experiments.study.verdicts import VERDICTS
+from workbench.experiments.subject import matching_layer
+from workbench.training import recipe_names
 
 CLAIMS = {claim.id: claim for claim in read_claims()}
 ROLES = (
     "control", "adaptive", "pattern-vsm", "uniform-vsm", "p1-adamw", "p3-muon", "nca-002", "p3-attnres", "nca-attnres",
-    "lang-baseline", "lang-ddv1", "ddv1-reset", "nca-shuffled",
+    "lang-baseline", "lang-ddv1", "ddv1-reset", "nca-shuffled", "pattern-uniform", "recurrent",
 )  # fmt: skip
 MODELS = {role: f"{role}-tiny" for role in ROLES}
 JITTER = (-0.02, 0.0, 0.02)  # of the seeds, on the claim's working scale: their mean is 0
+LOSSES = ("janus-loss", "janus-maps-loss", "kotodama-muon-loss")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Rows:
     """the measure is a standard deviation over the rows"""
 
 
-# "9 of 12" is layer 4 of six, "6 of 12" and "14 of 28" are layer 2; thirds are two layers
+# "9 of 12" is layer 4 of six, "6 of 12" and "14 of 28" are layer 2, "3 of 12" is layer 1
 TRAINED, ATTENTION = {"dictionary": "trained"}, ("W_Q", "W_K", "W_V", "W_O")
 SAES = (
     {**TRAINED, "l1": 1.0},
@@ -47,10 +50,15 @@ SAES = (
     TRAINED | {"head": -1, "l1": 2.0},
 )
 READ = {
-    "janus-correlation": Rows((4,), ({"basis": "z"},), ({"basis": "residual"}, {"basis": "pattern"})),
+    **{
+        f"janus-correlation-{published}": Rows((own,), ({"basis": "z"},), ({"basis": "residual"}, {"basis": "pattern"}))
+        for published, own in ((3, 1), (6, 2), (9, 4))
+    },
     "janus-rank": Rows((2,), ({"basis": "z"},), ({"basis": "residual"},)),
-    "janus-early-l0": Rows((0, 1), ({**TRAINED, "l1": 2.0},), SAES),
-    "janus-deep-l0": Rows((4, 5), ({**TRAINED, "l1": 2.0},), SAES),
+    "janus-rank-utilization": Rows((2,), ({"basis": "z"},), ({"basis": "residual"},)),
+    "janus-l0-3": Rows((1,), ({**TRAINED, "l1": 2.0},), SAES),
+    "janus-l0-9": Rows((4,), ({**TRAINED, "l1": 2.0},), SAES),
+    **dict.fromkeys(LOSSES, Rows((), ({"step": 9},), ({"step": 3},))),
     "janus-redundancy": Rows(tuple(range(6)), ({"basis": "pattern"},), ({"basis": "z"}, {"basis": "residual"})),
     "kotodama-muon-spectra": Rows(tuple(range(6)), tuple({"matrix": m} for m in ATTENTION), ({"matrix": "W_in"},)),
     "kotodama-nca-entropy": Rows((0,), is_spread=True),
@@ -84,9 +92,15 @@ def plant(claim_id: str, model: str, seed: int, value: float) -> list[dict[str, 
     return rows
 
 
-def planted(claim_id: str, effect: float, seeds=(0, 1, 2), base: float = 0.4, jitter=JITTER) -> dict[str, pd.DataFrame]:
+def spread_of(claim_id: str) -> float:
+    """How far the seeds lie apart, well within a margin of likeness."""
+    return 1e-3 if claim_id in LOSSES else JITTER[2]
+
+
+def planted(claim_id: str, effect: float, seeds=(0, 1, 2), base: float = 0.4, jitter=None) -> dict[str, pd.DataFrame]:
     """Tables on which the claim's effect, averaged over seeds, is exactly `effect`, in the claim's own unit."""
     claim, rows = CLAIMS[claim_id], []
+    jitter = jitter or (-spread_of(claim_id), 0.0, spread_of(claim_id))
     for index, seed in enumerate(seeds):
         noise = jitter[index % len(jitter)]
         low = base * (1 + 0.1 * seed)  # seeds differ more than models do: pairing takes that out
@@ -116,7 +130,7 @@ def test_a_published_effect_is_reproduced(claim_id) -> None:
     assert row["effect"] == pytest.approx(claim.effect, abs=1e-9)
     assert (row["n"], row["interval"]) == (3, "paired")
     assert row["ci_low"] < row["effect"] < row["ci_high"]
-    half = 4.302652729749464 * 0.02 / math.sqrt(3)  # t(.975, 2), seeds' standard deviation .02
+    half = 4.302652729749464 * spread_of(claim_id) / math.sqrt(3)  # t(.975, 2), by the seeds' standard deviation
     centre = math.log1p(claim.effect) if claim.scale == "ratio" else claim.effect
     limits = [math.expm1(centre + s * half) if claim.scale == "ratio" else centre + s * half for s in (-1, 1)]
     assert [row["ci_low"], row["ci_high"]] == pytest.approx(limits)
@@ -150,6 +164,94 @@ def test_likeness_needs_an_interval_within_the_margin() -> None:
     assert row_of("kotodama-two-nn", planted("kotodama-two-nn", 0.08))["verdict"] == "not seen"
     assert row_of("kotodama-two-nn", planted("kotodama-two-nn", 0.3))["verdict"] == "reversed"
     assert row_of("kotodama-two-nn", planted("kotodama-two-nn", 0.0, jitter=(0.0,)))["verdict"] == "reproduced"
+    for claim_id in LOSSES:  # 1 % of the loss, seeds within a tenth of that
+        assert row_of(claim_id, planted(claim_id, -0.005))["verdict"] == "reproduced"
+        assert row_of(claim_id, planted(claim_id, 0.009))["verdict"] == "not seen"
+        assert row_of(claim_id, planted(claim_id, 0.02))["verdict"] == "reversed"
+
+
+def test_a_loss_is_the_last_one_logged_and_has_its_perplexity_beside_it() -> None:
+    log = pd.DataFrame(
+        [
+            (MODELS[role], seed, step, loss + seed)
+            for role, last in (("control", 3.0), ("adaptive", 3.02))
+            for seed in (0, 1, 2)
+            for step, loss in ((40, last), (0, 9.0), (50, math.nan))  # as resumed runs may have them; 50 is not judged
+        ],
+        columns=["model", "seed", "step", "held_out_loss"],
+    )
+    row = row_of("janus-loss", {"train_log": log})
+    assert (row["reference_value"], row["treated_value"]) == (pytest.approx(4.0), pytest.approx(4.02))
+    assert row["why"] == "Perplexities were not measured."
+    row = row_of("janus-loss", {"train_log": log.assign(held_out_perplexity=np.exp(log["held_out_loss"]))})
+    control, adaptive = (np.mean(np.exp([last, last + 1, last + 2])) for last in (3.0, 3.02))
+    assert row["why"].startswith(f"Perplexity {control:.4g} → {adaptive:.4g}; it compares")
+
+
+def evaluations(model: str, bits: float, artifact: float, seeds=(0, 1, 2)) -> dict[str, pd.DataFrame]:
+    """evaluation of one model; the forms of weights and windows that are not judged hold other figures."""
+    forms = (("stored", "plain", 1.5), ("stored", "sliding", 0.98), ("int8", "plain", 1.2), ("int8", "sliding", 1.0))
+    rows = [
+        (model, seed, weights, windows, bits * factor * math.exp(JITTER[seed] / 20), size)
+        for seed in seeds
+        for weights, windows, factor in forms
+        for size in (artifact if weights == "int8" else math.nan,)
+    ]
+    columns = ["model", "seed", "weights", "windows", "bits_per_byte", "artifact_bytes"]
+    return {"evaluation": pd.DataFrame(rows, columns=columns)}
+
+
+def test_an_absolute_figure_is_held_against_the_recipe_as_it_stands() -> None:
+    tables, roles = evaluations("recurrent-golf", 1.2271 * 1.004, 10.9e6), {"recurrent": "recurrent-golf"}
+    chosen = [CLAIMS["recurrent-bits"], CLAIMS["recurrent-artifact"]]
+    bits, artifact = judge_claims(tables, roles, chosen, {"recurrent-golf"}).to_dict("records")
+    assert (bits["verdict"], artifact["verdict"]) == ("reproduced", "reproduced")
+    assert bits["effect"] == pytest.approx(0.004, abs=1e-6)
+    assert bits["treated_value"] == pytest.approx(1.2271 * 1.004, rel=1e-6)
+    said = "bits per byte, int8 weights, sliding windows: +0.4 %, 1.232 against 1.2271 (3 seeds"
+    assert bits["measured"].startswith(said)
+    assert bits["measured"].endswith("; weights as stored 1.2074; plain windows 1.4784")
+    assert "+1.9 %, 10,900,000 against 10,700,000" in artifact["measured"]
+    worse = judge_claims(evaluations("recurrent-golf", 1.4, 13e6), roles, chosen, {"recurrent-golf"})
+    assert set(worse["verdict"]) == {"reversed"}
+
+
+@pytest.mark.parametrize(
+    ("model", "as_published"), [("recurrent-nano", {"recurrent-nano"}), ("recurrent-golf", set()), ("mine", set())]
+)
+def test_an_absolute_figure_of_another_model_is_full_size_only(model, as_published) -> None:
+    roles = {"recurrent": model}
+    chosen = [CLAIMS["recurrent-bits"], CLAIMS["recurrent-artifact"]]
+    for row in judge_claims(evaluations(model, 2.3, 7e5), roles, chosen, as_published).to_dict("records"):
+        assert (row["verdict"], row["n"], row["interval"]) == ("full size only", 3, "none")
+        assert all(math.isnan(row[name]) for name in ("effect", "ci_low", "ci_high"))
+        assert f"judged on the recipe recurrent-golf as it stands; {model} is another" in row["why"]
+        assert "%" not in row["measured"]
+    assert row["measured"] == "bytes of int8 weights packed by zlib: 700,000 (3 seeds)"
+    assert row["source_rows"] == "weights=int8 windows=plain"
+    (missing, _) = judge_claims({}, roles, chosen, as_published).to_dict("records")
+    assert (missing["verdict"], missing["why"]) == ("not measured", "The study has no evaluation.csv.")
+
+
+def test_the_recipe_of_an_absolute_figure_is_one_of_the_packages() -> None:
+    for claim in CLAIMS.values():
+        assert not claim.compared.recipe or claim.compared.recipe in recipe_names()
+
+
+def test_utilization_has_n_eff_beside_it() -> None:
+    claim_id = "janus-rank-utilization"
+    tables = planted(claim_id, 0.05, base=0.551)
+    assert row_of(claim_id, tables)["why"].endswith("N_eff was not measured.")
+    rows = [
+        (MODELS["adaptive"], seed, MODELS[other], seed, layer, k * 40e6, k * 43.6e6, k * 64e6, k * 69e6)
+        for seed in (0, 1, 2)
+        for other, layer, k in (("control", 2, 1), ("control", -1, 9), ("pattern-vsm", 2, 9))
+    ]
+    columns = ["model_a", "seed_a", "model_b", "seed_b", "layer_a", "n_parameters_no_embedding", "n_eff_no_embedding"]
+    table = pd.DataFrame(rows, columns=[*columns, "n_parameters", "n_eff"])
+    row = row_of(claim_id, tables | {"effective_size": table})
+    assert "43.6M of 40M parameters without embeddings (69M of 64M with them)" in row["why"]
+    assert "at layer 2 of 6: +5.0 points" in row["measured"]
 
 
 @pytest.mark.parametrize("claim_id", READ)
@@ -177,7 +279,7 @@ def test_what_is_missing_is_said(claim_id) -> None:
 
 
 def test_source_rows_lead_to_the_rows_that_were_read() -> None:
-    for claim_id in ("janus-correlation", "janus-early-l0", "kotodama-muon-spectra", "kotodama-trajectories"):
+    for claim_id in ("janus-correlation-9", "janus-l0-3", "kotodama-muon-spectra", "kotodama-trajectories"):
         claim = CLAIMS[claim_id]
         tables = planted(claim_id, claim.effect)
         row = row_of(claim_id, tables)
@@ -220,13 +322,20 @@ def funnel(last: dict[str, float], seeds=(0, 1, 2)) -> dict[str, pd.DataFrame]:
 
 
 def test_the_funnel_is_the_last_layer_over_the_first() -> None:
-    row = row_of("janus-funnel", funnel({"pattern-vsm": 0.2, "control": 0.5, "uniform-vsm": 1.0}))
-    assert row["verdict"] == "reproduced"  # a direction only: no size is asked for
+    tables = funnel({"pattern-vsm": 0.2, "control": 0.5, "pattern-uniform": 0.3, "uniform-vsm": 1.0})
+    row = row_of("janus-funnel", tables)
+    assert row["verdict"] == "reproduced"
     assert row["effect"] == pytest.approx(0.2 - 1)
-    assert math.isnan(row["published_effect"])
+    assert row["published_effect"] == pytest.approx(0.08 / 0.60 - 1, abs=5e-4)
     assert "first: 0.2 × (3 seeds: 95 % interval over seeds" in row["measured"]
     assert "no pressure 0.5 × (3 seeds" in row["control"]
-    assert "equal at all depths 1 × (3 seeds" in row["control"]
+    assert "pressure on maps, equal on all layers 0.3 × (3 seeds" in row["control"]
+    assert "pressure on z, equal on all layers 1 × (3 seeds" in row["control"]
+    ranks = tables["topology_stats"].assign(basis=lambda df: df["basis"].map({"pattern": "z", "z": "pattern"}))
+    rank = row_of("janus-funnel-rank", {"topology_stats": ranks.rename(columns={"mean_cos": "nuclear_rank"})})
+    assert (rank["effect"], rank["verdict"]) == (pytest.approx(0.2 - 1), "reproduced")
+    assert rank["published_effect"] == pytest.approx(29 / 99 - 1, abs=5e-4)
+    assert row_of("janus-funnel", funnel({"pattern-vsm": 0.4}))["verdict"] == "same direction"  # less than half of it
     assert row_of("janus-funnel", funnel({"pattern-vsm": 1.5}))["verdict"] == "reversed"
     single = funnel({"pattern-vsm": 0.2})
     single["topology_stats"] = single["topology_stats"].query("layer == 0")
@@ -413,8 +522,9 @@ def test_the_middle_of_a_sweep_is_one_of_its_values() -> None:
 
 def test_every_published_claim_is_there() -> None:
     groups = pd.Series([claim.group for claim in CLAIMS.values()]).value_counts().to_dict()
-    assert groups == {"janus": 7, "kotodama": 10}
-    assert set(READ) | {"janus-top-head", "janus-funnel", "kotodama-mlp-spectra", "kotodama-pc1"} == set(CLAIMS)
+    assert groups == {"janus": 13, "kotodama": 11, "recurrent": 2}
+    others = {"janus-top-head", "janus-funnel", "janus-funnel-rank", "kotodama-mlp-spectra", "kotodama-pc1"}
+    assert set(READ) | others | {"recurrent-bits", "recurrent-artifact"} == set(CLAIMS)
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
@@ -435,6 +545,9 @@ def test_every_claim_has_its_place_in_the_docs(claim) -> None:
     assert claim.published.replace("|", "\\|") in page
 
 
+MEASURE = CLAIMS["janus-correlation-9"].measure.model_dump()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -446,12 +559,14 @@ def test_every_claim_has_its_place_in_the_docs(claim) -> None:
         ({"compared": {}}, "want a role, or pairs"),
         ({"compared": {"treated": "a", "pairs": [["a", "b"]]}}, "want a role, or pairs"),
         ({"compared": {"reference": "a", "pairs": [["a", "b"]]}}, "pairs are compared with the null"),
-        ({"compared": {"treated": "a"}}, "compared.null: got 0"),
+        ({"compared": {"treated": "a"}, "measure": dict(MEASURE, remark=None)}, "compared.null: got 0"),
+        ({"compared": {"treated": "a", "null": 1.0}}, "measure.remark: got 'basis'; expected a reference"),
+        ({"compared": {"treated": "a", "reference": "b", "recipe": "c"}}, "recipe: got 'c'; expected none"),
         ({"id": "Not a name"}, "id"),
     ],
 )
 def test_a_claim_that_contradicts_itself_is_refused(change, said) -> None:
-    data = CLAIMS["janus-correlation"].model_dump()
+    data = CLAIMS["janus-correlation-9"].model_dump()
     with pytest.raises(ValueError, match=said):
         Claim.model_validate(data | change)
 
@@ -465,7 +580,7 @@ def test_a_claim_that_contradicts_itself_is_refused(change, said) -> None:
     ],
 )
 def test_a_measure_that_cannot_be_read_is_refused(change, said) -> None:
-    data = CLAIMS["janus-correlation"].model_dump()
+    data = CLAIMS["janus-correlation-9"].model_dump()
     with pytest.raises(ValueError, match=said):
         Claim.model_validate(data | {"measure": data["measure"] | change})
 

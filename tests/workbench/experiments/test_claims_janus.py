@@ -13,7 +13,8 @@ ROLES = {"control": CONTROL, "adaptive": ADAPTIVE}
 
 
 def topology(changes: dict[tuple[str, int], float], rank: dict[int, float], seeds=(0,), jitter: float = 0.0):
-    """topology_stats of two models: Adaptive's mean_cos of (basis, layer), nuclear_rank of layer changed by a share."""
+    """topology_stats of two models: Adaptive's cosines of (basis, layer), nuclear_rank of layer changed by a share; the
+    mean cosine changes by the square root of what the largest does."""
     rng = np.random.default_rng(0)
     rows = []
     for seed in seeds:
@@ -25,7 +26,8 @@ def topology(changes: dict[tuple[str, int], float], rank: dict[int, float], seed
                         cos *= 1 + changes.get((basis, layer), 0.0) + jitter * rng.normal()
                         own_rank *= 1 + rank.get(layer, 0.0) + jitter * rng.normal()
                     rows.append((model, seed, layer, basis, cos, own_rank))
-    return pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "mean_cos", "nuclear_rank"])
+    df = pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "max_cos", "nuclear_rank"])
+    return df.assign(mean_cos=df["max_cos"] ** 0.5, rank_utilization=df["nuclear_rank"] / 100)
 
 
 def saes(l0: dict[int, float], fvu: dict[int, float], l1=(2.0,), seeds=(0,)):
@@ -66,19 +68,22 @@ def ledger(tables) -> dict[str, dict]:
 def tables():
     return {
         "topology_stats": topology({("z", 2): -0.9, ("residual", 2): -0.2}, {1: -0.1, 3: -0.5}),
-        "sae_training_results": saes({0: -0.2, 3: 0.3}, {0: 0.2, 3: -0.3}),
+        "sae_training_results": saes({0: -0.2, 2: 0.3}, {0: 0.2, 2: -0.3}),
         "ablation_results": ablation([1.84, 0.4], [0.9, 0.5], 0.02),
     }
 
 
 def test_the_rows_say_what_the_tables_hold(tables) -> None:
     rows = ledger(tables)
-    assert list(rows) == ["janus-correlation", "janus-rank", "janus-early-l0", "janus-deep-l0", "janus-top-head"]
-    first = rows["janus-correlation"]
-    assert first["published"] == "−60.3 % at layer 9 of 12"
+    assert list(rows) == [
+        "janus-correlation-3", "janus-correlation-6", "janus-correlation-9", "janus-rank", "janus-rank-utilization",
+        "janus-l0-3", "janus-l0-9", "janus-top-head", "janus-loss",
+    ]  # fmt: skip
+    first = rows["janus-correlation-9"]
+    assert first["published"] == "−60.3 % at layer 9 of 12 (.0305 → .0121)"
     assert first["measured"] == (
-        "mean |cos| on z at layer 2 of 4: −90.0 %, 0.3 → 0.03 (1 seed: no interval); "
-        "on the residual contributions −20.0 %; on the attention maps +0.0 %"
+        "max |cos| on z at layer 2 of 4: −90.0 %, 0.3 → 0.03 (1 seed: no interval); "
+        "mean |cos| on z −68.4 %; on the residual contributions −20.0 %; on the attention maps +0.0 %"
     )
     assert first["verdict"] == "not enough seeds"
     assert "only 22 % of the fall is left; most is one of basis" in first["why"]
@@ -97,28 +102,28 @@ def test_middle_and_last_layer_may_part(tables) -> None:
 
 def test_l0_is_read_beside_fvu(tables) -> None:
     rows = ledger(tables)
-    early, deep = rows["janus-early-l0"], rows["janus-deep-l0"]
+    early, deep = rows["janus-l0-3"], rows["janus-l0-9"]
     assert early["measured"] == "l0 at layer 0 of 4, l1 2: −20.0 %, 20.5 → 16.4 (1 seed: no interval); fvu +20.0 %"
     assert early["why"].startswith("Fewer features are active and more variance is left over")
     assert early["source_rows"] == "layer=0 dictionary=trained l1=2"
-    assert "l0 at layer 3 of 4, l1 2: +30.0 %" in deep["measured"]
+    assert "l0 at layer 2 of 4, l1 2: +30.0 %" in deep["measured"]
     assert deep["why"].startswith("More features are active and less variance is left over")
     both_better = tables | {"sae_training_results": saes({0: -0.2}, {0: -0.2})}
-    why = ledger(both_better)["janus-early-l0"]["why"]
+    why = ledger(both_better)["janus-l0-3"]["why"]
     assert why.startswith("Not a trade of sparsity for error: fewer features leave less over")
     no_fvu = tables | {"sae_training_results": tables["sae_training_results"].drop(columns="fvu")}
-    assert ledger(no_fvu)["janus-early-l0"]["why"].startswith("The same l1 buys another sparsity")
+    assert ledger(no_fvu)["janus-l0-3"]["why"].startswith("The same l1 buys another sparsity")
 
 
 def test_a_sweep_adds_the_comparison_at_matched_l0(tables) -> None:
     # Adaptive's curve is Control's with every fvu a quarter lower: so it is at any l0
     swept = tables | {"sae_training_results": saes({}, dict.fromkeys(range(4), -0.25), l1=(1.0, 2.0, 4.0))}
-    early = ledger(swept)["janus-early-l0"]
+    early = ledger(swept)["janus-l0-3"]
     assert early["measured"].endswith("fvu −25.0 %")
     assert early["why"].endswith("At matched l0, along the sweep of l1, fvu is −25.0 %.")
     # curves that never meet in l0 are not compared
     apart = tables | {"sae_training_results": saes({0: -0.99}, {}, l1=(1.0, 2.0, 4.0))}
-    assert "matched" not in ledger(apart)["janus-early-l0"]["why"]
+    assert "matched" not in ledger(apart)["janus-l0-3"]["why"]
 
 
 def test_near_copies_are_said_beside_claims_on_l0(tables) -> None:
@@ -128,9 +133,9 @@ def test_near_copies_are_said_beside_claims_on_l0(tables) -> None:
     told = tables | {"sae_training_results": saes_.assign(near_copy_share=shares, neighbour_cosine=shares + 0.03)}
     rows = ledger(told)
     said = "Living features with another within a cosine of .9: {} % in control (median cosine {}), 95 % in adaptive"
-    assert said.format(20, "0.2300") in rows["janus-early-l0"]["why"]
-    assert said.format(50, "0.5300") in rows["janus-deep-l0"]["why"]
-    assert "Living" not in ledger(tables)["janus-deep-l0"]["why"]
+    assert said.format(20, "0.2300") in rows["janus-l0-3"]["why"]
+    assert said.format(40, "0.4300") in rows["janus-l0-9"]["why"]
+    assert "Living" not in ledger(tables)["janus-l0-9"]["why"]
 
 
 def test_the_top_head_is_a_ratio_with_the_intervals_of_both(tables) -> None:
@@ -174,25 +179,29 @@ def test_three_seeds_can_reproduce_or_reverse_everything(sign) -> None:
     ratios = (2.5, 2.6, 2.4) if sign > 0 else (0.5, 0.45, 0.55)
     tables = {
         "topology_stats": topology(
-            {("z", 2): -0.6 * sign, ("residual", 2): -0.5 * sign}, {1: 0.09 * sign}, seeds, jitter=0.001
+            {("z", layer): -0.6 * sign for layer in range(3)} | {("residual", 2): -0.5 * sign},
+            {1: 0.1 * sign},
+            seeds,
+            jitter=0.001,
         ),
         "sae_training_results": pd.concat(
             [
-                saes({0: (-0.12 + d) * sign, 3: (0.25 + d) * sign}, {}, seeds=(s,))
+                saes({0: (-0.12 + d) * sign, 2: (0.25 + d) * sign}, {}, seeds=(s,))
                 for s, d in zip(seeds, (0, 0.01, 0.02), strict=True)
             ]
         ),
         "ablation_results": ablation([1.0, 0.4], [1.0, 0.2], 0.5, seeds, ratios),
     }
     rows = ledger(tables)
+    del rows["janus-loss"]  # of likeness
     assert {row["verdict"] for row in rows.values()} == {"reproduced" if sign > 0 else "reversed"}
     assert all("3 seeds: 95 % interval over seeds" in row["measured"] for row in rows.values())
-    why = rows["janus-correlation"]["why"]
+    why = rows["janus-correlation-9"]["why"]
     assert ("falls too, by 83 % of it" if sign > 0 else "do not fall even there") in why
 
 
 def test_a_fall_that_is_all_basis_is_said_to_be() -> None:
     tables = {"topology_stats": topology({("z", 2): -0.9, ("residual", 2): 0.05}, {})}
-    assert "became no less alike at all, so the fall is one of basis" in ledger(tables)["janus-correlation"]["why"]
+    assert "became no less alike at all, so the fall is one of basis" in ledger(tables)["janus-correlation-9"]["why"]
     unmeasured = {"topology_stats": tables["topology_stats"].query("basis == 'z'")}
-    assert ledger(unmeasured)["janus-correlation"]["why"].endswith("which do not, were not measured.")
+    assert ledger(unmeasured)["janus-correlation-9"]["why"].endswith("which do not, were not measured.")

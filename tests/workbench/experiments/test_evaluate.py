@@ -32,6 +32,7 @@ from workbench.experiments.mechanisms import (
     without,
 )
 from workbench.models import HookedLM
+from workbench.models.cross_entropy import perplexity
 from workbench.models.load import load, save, wrap_tokenizer
 from workbench.training import load_recipe
 from workbench.training.quantization import pack_model, unpack_model
@@ -150,6 +151,19 @@ def test_bits_per_byte_are_minus_log2_p_of_each_token(kind):
     assert table.loc["plain", "nats"] / math.log(2) * n_tokens / bytes_ == pytest.approx(
         table.loc["plain", "bits_per_byte"]
     )
+    for windows in ("plain", "sliding"):  # a perplexity is the reciprocal of the geometric mean of the tokens' p
+        for end, bits in (("", "bits_per_byte"), ("_low", "ci_low"), ("_high", "ci_high")):
+            expected = 2 ** (table.loc[windows, bits] * bytes_ / n_tokens)
+            assert table.loc[windows, f"perplexity{end}"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_perplexity_is_infinite_where_no_float_holds_it_and_undefined_where_the_loss_is():
+    # four tokens of p = 1/2, 1/4, 1/8, 1: the reciprocal of their geometric mean
+    assert perplexity(float(np.mean(np.log([2, 4, 8, 1])))) == pytest.approx(64**0.25)
+    assert perplexity(0.0) == 1.0
+    assert math.isfinite(perplexity(709.78))
+    assert perplexity(709.79) == perplexity(math.inf) == math.inf
+    assert math.isnan(perplexity(math.nan))
 
 
 def test_the_batching_does_not_show_and_other_models_are_read_by_their_logits():

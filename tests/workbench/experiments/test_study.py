@@ -23,7 +23,7 @@ from workbench.experiments.saes.head_saes import find_stack, one_a_slot
 from workbench.experiments.study import study as module
 from workbench.experiments.study import work
 from workbench.experiments.study.claims import judge_claims
-from workbench.experiments.study.jobs import Job, left_out, plan_jobs
+from workbench.experiments.study.jobs import Context, Job, left_out, plan_jobs
 from workbench.experiments.study.plan import plan
 from workbench.experiments.study.recipe import DEFAULT, StudyRecipe, load_study, study_names
 from workbench.experiments.study.study import study
@@ -306,7 +306,29 @@ def test_baselines_are_those_of_the_text_that_judges_training(made) -> None:
     assert list(found.index) == ["unigram", "bigram"]
     for name in found.index:
         assert found.loc[name, "nats"] == pytest.approx(want[name].nats)
+        assert found.loc[name, "perplexity"] == pytest.approx(np.exp(want[name].nats))
         assert found.loc[name, "n_tokens"] == want[name].n_tokens
+
+
+def test_a_model_is_as_published_where_nothing_of_its_recipe_is_changed(place) -> None:
+    def found(name, overrides=None) -> frozenset[str]:
+        recipe = load_study(name, overrides)
+        return module.as_published(Context(recipe, tuple(recipe.train_recipes()), place))
+
+    assert found("recurrent") == {"recurrent-golf"}
+    assert found("recurrent", {"train.phases.0.n_steps": 100}) == frozenset()
+    assert found(place / "tiny.toml") == frozenset()
+
+
+def test_effective_sizes_are_those_of_every_model_against_the_reference(made) -> None:
+    found = read_table(made, "effective_size")
+    assert found[["model_a", "model_b"]].drop_duplicates().to_numpy().tolist() == [["tiny-adaptive", "tiny-control"]]
+    assert found[["seed_a", "seed_b", "layer_a"]].to_numpy().tolist() == [[0, 0, -1], [1, 1, -1], [0, 0, 0], [1, 1, 0]]
+    model = load(made / "models/tiny-adaptive-seed0", "cpu")
+    assert set(found["n_parameters"]) == {sum(p.numel() for p in model.parameters())}
+    without = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(("embed", "unembed")))
+    assert set(found["n_parameters_no_embedding"]) == {without}
+    assert json.loads((made / "study.json").read_text())["roles"] == load_study(made.parent / "tiny.toml").roles
 
 
 # --- going on

@@ -12,7 +12,14 @@ from models_for_tests import small_model, tokens_for
 
 import probes
 from workbench.experiments import topology as topology_module
-from workbench.experiments.topology import effective_sizes, head_cosines, sigma_of_moment, topology, topology_tables
+from workbench.experiments.topology import (
+    Size,
+    effective_sizes,
+    head_cosines,
+    sigma_of_moment,
+    topology,
+    topology_tables,
+)
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = [
@@ -190,14 +197,36 @@ def test_effective_size_is_the_share_of_utilizations():
         for layer, used in enumerate(of_layers)
         for basis in ("z", "residual")
     ]
-    found = effective_sizes(pd.DataFrame(rows), [1000, 3000]).set_index(["model_a", "model_b"])
-    assert len(found) == 2
-    assert found.loc[("a", "b"), "n_eff"] == pytest.approx(1000 * 0.6 / 0.3)
-    assert found.loc[("b", "a"), "n_eff"] == pytest.approx(3000 * 0.3 / 0.6)
+    sizes = [Size(1000, 600, 2), Size(3000, 2000, 2)]
+    found = effective_sizes(pd.DataFrame(rows), sizes).set_index(["model_a", "model_b", "layer_a"])
+    assert len(found) == 4
+    assert found.loc[("a", "b", -1), "n_eff"] == pytest.approx(1000 * 0.6 / 0.3)
+    assert found.loc[("b", "a", -1), "n_eff"] == pytest.approx(3000 * 0.3 / 0.6)
+    assert found.loc[("b", "a", -1), "n_eff_no_embedding"] == pytest.approx(2000 * 0.3 / 0.6)
+    # of two layers the first is half the depth, nearer to 7/12 than the whole is
+    assert found.loc[("a", "b", 0), ["utilization_a", "utilization_b"]].tolist() == [0.5, 0.2]
+    assert found.loc[("a", "b", 0), "n_eff"] == pytest.approx(1000 * 0.5 / 0.2)
+    assert found.loc[("a", "b", 0), "n_eff_no_embedding"] == pytest.approx(600 * 0.5 / 0.2)
     silent = [row | {"rank_utilization": math.nan} if row["layer"] and row["model"] == "b" else row for row in rows]
-    assert effective_sizes(pd.DataFrame(silent), [1000, 3000])["n_eff"].isna().all()
+    known = effective_sizes(pd.DataFrame(silent), sizes).set_index("layer_a")["n_eff"]
+    assert known.isna().tolist() == [True, True, False, False], "a mean over layers needs all of them"
     with pytest.raises(ValueError, match="got 1 sizes for 2 models"):
-        effective_sizes(pd.DataFrame(rows), [1000])
+        effective_sizes(pd.DataFrame(rows), sizes[:1])
+
+
+def test_the_papers_effective_size_is_43_6_of_40_million():
+    """Equation 6: layer 6 of 12, 55.1 and 60.1 %; here of models of 12 and of 4 layers, where it is layer 1."""
+    rows = [
+        {"model": name, "seed": 0, "layer": layer, "basis": "z", "rank_utilization": used if layer == read else 0.9}
+        for name, used, n_layers, read in (("control", 0.551, 12, 6), ("adaptive", 0.601, 4, 1))
+        for layer in range(n_layers)
+    ]
+    found = effective_sizes(pd.DataFrame(rows), [Size(64, 38, 12), Size(60, 40, 4)])
+    (row,) = found[(found["model_a"] == "adaptive") & (found["layer_a"] >= 0)].to_dict("records")
+    assert (row["layer_a"], row["layer_b"]) == (1, 6)
+    assert row["n_eff_no_embedding"] == pytest.approx(43.63, abs=0.005)
+    without = [row for row in rows if row["layer"] != 1]  # a selection of layers without the paper's
+    assert (effective_sizes(pd.DataFrame(without), [Size(64, 38, 12), Size(60, 40, 4)])["layer_a"] == -1).all()
 
 
 def test_one_head_has_no_redundancy():

@@ -159,6 +159,8 @@ def test_a_run_leaves_what_it_should(text, tmp_path):
     assert log["step"].tolist() == [0, 2, 4, 5, 6, 8, 10, 12]
     assert log["n_tokens"].tolist() == [step * 4 * 16 for step in log["step"]]
     assert log["held_out_loss"].notna().tolist() == [s in (0, 5, 10, 12) for s in log["step"]]
+    perplexities = [math.exp(loss) for loss in log["held_out_loss"]]
+    assert log["held_out_perplexity"].tolist() == pytest.approx(perplexities, rel=1e-15, nan_ok=True)
     assert log["sigma_residual"].notna().tolist() == [s in (0, 6, 12) for s in log["step"]]
     trained = log[log["step"] > 0]
     for column in ("loss", "vsm_loss", "lambda", "lr", "grad_norm", "tokens_per_s", "sigma_train"):

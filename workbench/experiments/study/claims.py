@@ -7,7 +7,7 @@ verdicts, in `verdicts`; the sentences, in `wording`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from reports.tables import COLUMNS
 from workbench.data.claims import Claim, read_claims
 from workbench.experiments.study import wording
 from workbench.experiments.study.evidence import Evidence, gather
-from workbench.experiments.study.verdicts import judge, shown, working
+from workbench.experiments.study.verdicts import Effect, judge, shown, working
 
 TRAILING = (
     "claim_id", "group", "reference", "treated", "direction", "scale", "effect", "published_effect", "margin",
@@ -26,22 +26,28 @@ SIDES = {"falls": -1, "rises": 1, "agrees": 0}
 
 
 def judge_claims(
-    tables: Mapping[str, pd.DataFrame], roles: Mapping[str, str], claims: Sequence[Claim] | None = None
+    tables: Mapping[str, pd.DataFrame],
+    roles: Mapping[str, str],
+    claims: Sequence[Claim] | None = None,
+    as_published: Collection[str] = frozenset(),
 ) -> pd.DataFrame:
     """claims.csv's rows: each claim with its published figure, what the tables hold, and the verdict.
 
-    A claim whose roles, tables, columns or rows are missing is `not measured`, and `why` says what is missing. Columns
-    beyond the contract's: claim_id, group, reference and treated (roles; of pairs, the firsts and the seconds),
-    direction, scale; effect and published_effect, in the unit of ci_low and ci_high (ratio: treated / reference − 1;
-    difference: treated − reference); margin; reference_value and treated_value (means over seeds); interval (paired,
-    welch, own or none); why; source_rows (which rows of source_table); published_in.
+    A claim whose roles, tables, columns or rows are missing is `not measured`, and `why` says what is missing. One on
+    an absolute figure of a model that the study does not have is `full size only` and has no effect. Columns beyond the
+    contract's: claim_id, group, reference and treated (roles; of pairs, the firsts and the seconds), direction, scale;
+    effect and published_effect, in the unit of ci_low and ci_high (ratio: treated / reference − 1; difference: treated
+    − reference); margin; reference_value and treated_value (means over seeds); interval (paired, welch, own or none);
+    why; source_rows (which rows of source_table); published_in.
 
     Args:
         tables: a study's tables by name, all models and seeds merged.
         roles: role -> the model's name in the tables.
         claims: those that come with the package by default.
+        as_published: models trained by the package's recipe of their name, with nothing of it changed.
     """
-    rows = [_row(gather(claim, tables, roles)) for claim in (read_claims() if claims is None else claims)]
+    chosen = read_claims() if claims is None else claims
+    rows = [_row(gather(claim, tables, roles, as_published)) for claim in chosen]
     return pd.DataFrame(rows, columns=pd.Index([*COLUMNS["claims"], *TRAILING]))
 
 
@@ -49,6 +55,9 @@ def _row(evidence: Evidence) -> dict[str, Any]:
     claim, effect = evidence.claim, evidence.effect
     published = None if claim.effect is None else working(claim.effect, claim.scale)
     margin = None if claim.margin is None else working(claim.margin, claim.scale)
+    verdict = judge(effect, published, SIDES[claim.direction], margin, evidence.chance)
+    if evidence.is_other_size and effect.is_known:
+        verdict, effect = "full size only", Effect(math.nan, None, effect.n, "none")
     low, high = effect.bounds or (math.nan, math.nan)
     pairs = claim.compared.pairs
     return {
@@ -58,7 +67,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "ci_low": shown(low, claim.scale),
         "ci_high": shown(high, claim.scale),
         "n": effect.n,
-        "verdict": judge(effect, published, SIDES[claim.direction], margin, evidence.chance),
+        "verdict": verdict,
         "measure": claim.measure.name,
         "source_table": claim.measure.table,
         "control": wording.control(evidence),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,10 @@ class Evidence:
     """name -> the same measure on another model"""
     n_pairs: int = 0
     """pairs that the study has"""
+    values_beside: Mapping[str, float] = field(default_factory=dict)
+    """name -> the treated model's mean on that measure"""
+    is_other_size: bool = False
+    """the published figure is of one model, and this is another"""
     chance: float | None = None
     """the effect between seeds of one and the same model, where the measure has one there and it was measured"""
 
@@ -58,8 +62,13 @@ class Evidence:
         return self.roles[role]
 
 
-def gather(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> Evidence:
-    """The evidence on one claim; its effect is unknown where roles, tables, columns or rows are missing."""
+def gather(
+    claim: Claim, tables: Tables, roles: Mapping[str, str], as_published: Collection[str] = frozenset()
+) -> Evidence:
+    """The evidence on one claim; its effect is unknown where roles, tables, columns or rows are missing.
+
+    as_published: models trained by the recipe of their name as it stands.
+    """
     nothing = Evidence(claim, tables, roles)
     if nothing.missing_roles:
         return nothing
@@ -69,11 +78,12 @@ def gather(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> Evidence:
         chance = by_chance(claim, tables, roles) if claim.measure.kind == "divergence" else None
         return Evidence(claim, tables, roles, effect, treated=reading, n_pairs=n_pairs, chance=chance)
     reference, treated, effect = compare(claim, claim.measure, claim.compared, tables, roles)
-    beside = {}
+    beside, values = {}, {}
     for other in claim.beside:
         changed = {"column": other.column or claim.measure.column, "layers": other.layers or claim.measure.layers}
         measure = claim.measure.model_copy(update=changed | {"where": claim.measure.where | other.where})
-        beside[other.name] = compare(claim, measure, claim.compared, tables, roles)[2]
+        _, reading, beside[other.name] = compare(claim, measure, claim.compared, tables, roles)
+        values[other.name] = reading.mean
     controls = {}
     for other in claim.against:
         own = claim.compared.model_copy(
@@ -81,7 +91,19 @@ def gather(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> Evidence:
         )
         if all(role in roles for role in own.roles):
             controls[other.name] = compare(claim, claim.measure, own, tables, roles)[2]
-    return Evidence(claim, tables, roles, effect, reference, treated, beside, controls)
+    wanted = claim.compared.recipe
+    return Evidence(
+        claim,
+        tables,
+        roles,
+        effect,
+        reference,
+        treated,
+        beside,
+        controls,
+        values_beside=values,
+        is_other_size=bool(wanted) and not (roles[claim.compared.treated] == wanted and wanted in as_published),
+    )
 
 
 def compare(

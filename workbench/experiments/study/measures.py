@@ -17,6 +17,7 @@ import pandas as pd
 
 from workbench.data.claims import Measure
 from workbench.experiments.study.verdicts import Bounds
+from workbench.experiments.subject import matching_layer
 
 Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
 Tables = Mapping[str, pd.DataFrame]
@@ -57,7 +58,7 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     own = df[df["model"] == model]
     if "layer" in own:  # a table of paths has none
         own = own[own["layer"].isin(layers)]
-    reduce = _ends if measure.kind == "ends" else _over(measure.reduce)
+    reduce = {"ends": _ends, "last": _last}.get(measure.kind, _over(measure.reduce))
     values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
     known = own.dropna(subset=[measure.column])
     values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
@@ -117,12 +118,6 @@ def choose_layers(layers: str, n_layers: int) -> tuple[int, ...]:
     return (matching_layer(layer, published, n_layers),)
 
 
-def matching_layer(layer: int, published: int, n_layers: int) -> int:
-    """The layer of a model of n_layers whose (layer + 1) / n_layers is nearest to that of a layer of a published one;
-    the earlier of two that are equally near."""
-    return min(range(n_layers), key=lambda own: (abs((own + 1) * published - (layer + 1) * n_layers), own))
-
-
 def _over(reduce: str) -> Callable[[Frame, str], float]:
     def geometric(values: np.ndarray) -> float:
         return float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
@@ -141,6 +136,11 @@ def _ends(rows: Frame, column: str) -> float:
     by_layer = rows.groupby("layer")[column].mean()
     first, last = float(by_layer.iloc[0]), float(by_layer.iloc[-1])
     return last / first if len(by_layer) > 1 and first else math.nan
+
+
+def _last(rows: Frame, column: str) -> float:
+    """The value of the last step; nan in a table without steps."""
+    return float(rows.sort_values("step", kind="stable")[column].iloc[-1]) if "step" in rows else math.nan
 
 
 # --- the top head

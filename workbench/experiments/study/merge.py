@@ -14,6 +14,9 @@ from workbench.experiments.saes.comparison import compare_at_matched_l0
 from workbench.experiments.saes.head_saes import CURVES
 from workbench.experiments.study.jobs import Context, Job, share_heads
 from workbench.experiments.study.work import CONTINUATIONS, MATCH, read_feed, train_recipe
+from workbench.experiments.topology import Size, effective_sizes
+from workbench.models.cross_entropy import perplexity
+from workbench.models.load import load
 from workbench.runs import atomic_write
 from workbench.training.feed import evaluation_windows
 
@@ -62,6 +65,8 @@ def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFram
             tables[name] = tables[name].assign(q=probes.benjamini_hochberg(p))
     if "sae_training_results" in tables and len(context.recipe.sae_l1) > 1:
         tables |= _matched_l0(tables["sae_training_results"], context)
+    if "topology_stats" in tables:
+        tables |= _effective_sizes(tables["topology_stats"], jobs, context)
     if "sae_density" in tables:
         density = tables["sae_density"]
         is_shown = (density["l1"] == context.recipe.shown_l1) & (density["sae_seed"] == context.recipe.sae_seeds[0])
@@ -82,6 +87,17 @@ def _named(table: pd.DataFrame, name: str, job: Job) -> pd.DataFrame:
     if name == "ladder":  # its models are the rungs
         return table
     return table.assign(seed=job.seed) if name in OF_TWO_MODELS else table.assign(model=job.model, seed=job.seed)
+
+
+def _effective_sizes(stats: pd.DataFrame, jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFrame]:
+    """Every further model against the reference of the same seed; nothing without one."""
+    reference = context.trainings[0].name
+    trained = {job.model: context.directory / job.path for job in jobs if job.kind == "train"}
+    sizes = {name: Size.of(load(path, "cpu")) for name, path in trained.items()}
+    subjects = stats.drop_duplicates(["model", "seed"])["model"]
+    found = effective_sizes(stats, [sizes[name] for name in subjects])
+    is_told = (found["model_b"] == reference) & (found["model_a"] != reference) & (found["seed_a"] == found["seed_b"])
+    return {"effective_size": found[is_told]} if is_told.any() else {}
 
 
 def _matched_l0(results: pd.DataFrame, context: Context) -> dict[str, pd.DataFrame]:
@@ -115,5 +131,6 @@ def _baselines(job: Job, context: Context) -> pd.DataFrame:
     recipe = train_recipe(job, context)
     feed = read_feed(recipe, context.cache)
     found = ngram_baselines(feed.train, evaluation_windows(feed, recipe))
-    rows = [(name, found[name].nats, found[name].n_tokens) for name in BASELINES]
-    return pd.DataFrame(rows, columns=["name", "nats", "n_tokens"])
+    own = [(name, found[name]) for name in BASELINES]
+    rows = [(name, model.nats, model.n_tokens, perplexity(model.nats)) for name, model in own]
+    return pd.DataFrame(rows, columns=["name", "nats", "n_tokens", "perplexity"])

@@ -25,6 +25,7 @@ from workbench.experiments.study.recipe import StudyRecipe, load_study
 from workbench.experiments.study.work import read_feed
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run
+from workbench.training.recipe import load_recipe, recipe_names
 
 ATLAS, RECORD = "atlas.html", "study.json"
 EXECUTORS = ("in-process", "ray")
@@ -113,7 +114,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
         if roles:
-            tables["claims"] = judge_claims(tables, roles)
+            tables["claims"] = judge_claims(tables, roles, as_published=as_published(context))
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
@@ -123,6 +124,12 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
         write_report(directory)
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
+
+
+def as_published(context: Context) -> frozenset[str]:
+    """The models that are trained by the package's own recipe of their name, with nothing of it changed."""
+    known = set(recipe_names())
+    return frozenset(own.name for own in context.trainings if own.name in known and own == load_recipe(own.name))
 
 
 def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
@@ -146,6 +153,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
         "device": device_name(context),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONS},
+        "roles": dict(recipe.roles),
         "notes": [*notes(context), *notes_of_failure(outcome)],
         "timings": {job.name: _seconds(job, context) for job in jobs},
     }

@@ -16,6 +16,8 @@ over seeds and its 95 % interval
 Verdicts, with p the published effect on the same scale:
 
     not measured       the tables do not have the measure, or it is undefined
+    full size only     it is measured, but the published figure is an absolute one of one model, and the study's is
+                       not that one: another recipe, or other settings, text or length of training
     not enough seeds   it is measured, but has no interval: fewer than three seeds and none of its own
     not seen           the interval contains 0, or, where known, is not wholly beyond what seeds of one model give
     reversed           the interval lies on the other side of 0 than p
@@ -46,7 +48,9 @@ DIGITS = 12  # effects are rounded to so many decimals: models that are equal bu
 TIE = 1e-9  # relative; |e| this close to half the published effect is half of it
 
 Scale = Literal["ratio", "difference"]
-Verdict = Literal["reproduced", "same direction", "not seen", "reversed", "not measured", "not enough seeds"]
+Verdict = Literal[
+    "reproduced", "same direction", "not seen", "reversed", "not measured", "full size only", "not enough seeds"
+]
 Basis = Literal["paired", "welch", "own", "none"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 Bounds = tuple[float, float]

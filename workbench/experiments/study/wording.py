@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from sae.metrics import match_l0
-from workbench.data.claims import Measure
+from workbench.data.claims import Measure, Remark
 from workbench.experiments.ablation.load_bearing import LOAD_BEARING_UP_TO
 from workbench.experiments.study.evidence import Evidence
-from workbench.experiments.study.measures import Frame, Reading, load_bearing_ps, rows_of, top_heads
-from workbench.experiments.study.verdicts import Effect, effect_over_seeds, shown
+from workbench.experiments.study.measures import Frame, Reading, load_bearing_ps, read_measure, rows_of, top_heads
+from workbench.experiments.study.verdicts import UNKNOWN, Effect, effect_over_seeds, shown
 
 MISSING = "–"
 
@@ -23,6 +23,9 @@ def measured(evidence: Evidence) -> str:
     if not effect.is_known:
         return MISSING
     figure = say(effect.estimate, measure.unit)
+    if evidence.is_other_size:
+        said = [f"{measure.name}: {_figure(evidence.treated.mean)} ({_seeds(effect.n)})"]
+        return "; ".join([*said, *_values_beside(evidence)])
     if measure.kind == "top head":
         text = f"{figure} ({_name_heads(evidence)}); {sureness(effect, measure.unit)}"
     else:
@@ -30,16 +33,32 @@ def measured(evidence: Evidence) -> str:
         text = f"{where}: {figure}{_values(evidence)} ({sureness(effect, measure.unit)})"
     if evidence.claim.compared.pairs:
         text += f", {evidence.n_pairs} of {len(evidence.claim.compared.pairs)} published pairs"
+    if evidence.claim.compared.recipe:
+        return "; ".join([text, *_values_beside(evidence)])
     known = [(name, other) for name, other in evidence.beside.items() if other.is_known]
     return "; ".join([text, *(f"{name} {say(other.estimate, measure.unit)}" for name, other in known)])
 
 
 def _values(evidence: Evidence) -> str:
-    """Both models' means over seeds: ", .0335 → .0073"; nothing where one model is held against a null."""
-    if not evidence.claim.compared.reference:
+    """Both models' means over seeds: ", .0335 → .0073"; of an absolute figure ", 1.23 against 1.2271"; nothing where
+    one model is held against another null."""
+    compared = evidence.claim.compared
+    if compared.recipe:
+        return f", {_figure(evidence.treated.mean)} against {_figure(compared.null)}"
+    if not compared.reference:
         return ""
     means = (reading.mean for reading in (evidence.reference, evidence.treated))
     return ", " + " → ".join(f"{mean:.3g}".replace("-", "−") for mean in means)
+
+
+def _values_beside(evidence: Evidence) -> list[str]:
+    """The measures beside an absolute figure, as they are."""
+    return [f"{name} {_figure(value)}" for name, value in evidence.values_beside.items() if math.isfinite(value)]
+
+
+def _figure(value: float) -> str:
+    """A figure with five digits, whole from 10,000 on."""
+    return (f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.5g}").replace("-", "−")
 
 
 def say(value: float, unit: str) -> str:
@@ -57,12 +76,15 @@ def say(value: float, unit: str) -> str:
 
 def sureness(effect: Effect, unit: str) -> str:
     """How many seeds, and the interval: "3 seeds: 95 % interval over seeds −70.1 % to −50.2 %"."""
-    seeds = "1 seed" if effect.n == 1 else f"{effect.n} seeds"
     if effect.bounds is None:
-        return f"{seeds}: no interval"
+        return f"{_seeds(effect.n)}: no interval"
     over = {"paired": "over seeds", "welch": "over unpaired seeds", "own": "over sequences"}[effect.basis]
     low, high = (say(bound, unit) for bound in effect.bounds)
-    return f"{seeds}: 95 % interval {over} {low} to {high}"
+    return f"{_seeds(effect.n)}: 95 % interval {over} {low} to {high}"
+
+
+def _seeds(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def place(measure: Measure, reading: Reading) -> str:
@@ -98,8 +120,14 @@ def why(evidence: Evidence) -> str:
             whom = "both models" if claim.compared.reference else "the models"
             return f"{table}.csv holds no rows of {whom} to compare."
         return f"The measure is undefined on the rows of {table}.csv."
-    remark = REMARKS.get(claim.id)
-    return " ".join(text for text in (remark(evidence) if remark else "", claim.why) if text)
+    remark = REMARKS[claim.measure.remark](evidence) if claim.measure.remark else ""
+    only = ""
+    if evidence.is_other_size:
+        only = (
+            f"The published figure is of one full-size model and is judged on the recipe {claim.compared.recipe} as it "
+            f"stands; {evidence.model(claim.compared.treated)} is another or was trained otherwise."
+        )
+    return " ".join(text for text in (only, remark, claim.why) if text)
 
 
 # --- remarks that depend on the outcome
@@ -107,7 +135,7 @@ def why(evidence: Evidence) -> str:
 
 def _on_correlation(evidence: Evidence) -> str:
     start = "Cosines on z depend on each head's basis, which can turn without changing the function"
-    on_residual = evidence.beside["on the residual contributions"]
+    on_residual = evidence.beside.get("on the residual contributions", UNKNOWN)
     if not on_residual.is_known:
         return f"{start}; the residual contributions, which do not, were not measured."
     on_z, kept = shown(evidence.effect.estimate, "ratio"), shown(on_residual.estimate, "ratio")
@@ -126,7 +154,7 @@ def _on_rank(evidence: Evidence) -> str:
         "This rank does not change when a head's basis is rotated, but it does when a head's directions are scaled; it "
         "counts evenly used directions, not information."
     )
-    middle, last = evidence.effect.estimate, evidence.beside["at the last layer"].estimate
+    middle, last = evidence.effect.estimate, evidence.beside.get("at the last layer", UNKNOWN).estimate
     if middle * last < 0:
         said += " Middle and last layer move in opposite directions."
     elif middle < 0 and last < 0:
@@ -134,8 +162,38 @@ def _on_rank(evidence: Evidence) -> str:
     return said
 
 
+def _on_utilization(evidence: Evidence) -> str:
+    """What N_eff, the paper's equation 5, makes of the two utilizations, in parameters without and with embeddings."""
+    df: Frame = evidence.tables.get("effective_size")
+    counts = ("n_parameters_no_embedding", "n_eff_no_embedding", "n_parameters", "n_eff")
+    if df is None or not {"layer_a", *counts} <= set(df.columns):
+        return "N_eff was not measured."
+    reference, treated = (evidence.model(role) for role in evidence.claim.compared.roles)
+    is_own = (df["model_a"] == treated) & (df["model_b"] == reference) & (df["seed_a"] == df["seed_b"])
+    own = df[is_own & df["layer_a"].isin(evidence.treated.layers)].dropna(subset=["n_eff"])
+    if own.empty:
+        return "N_eff was not measured."
+    n, n_eff, n_all, n_eff_all = (f"{own[name].mean() / 1e6:.3g}M" for name in counts)
+    return (
+        f"N_eff at that layer is {n_eff} of {n} parameters without embeddings ({n_eff_all} of {n_all} with them), the "
+        "ratio of the two utilizations in another unit."
+    )
+
+
+def _on_loss(evidence: Evidence) -> str:
+    """The perplexities of the same losses."""
+    claim, roles = evidence.claim, evidence.claim.compared.roles
+    measure = claim.measure.model_copy(update={"column": "held_out_perplexity"})
+    models = [evidence.model(role) for role in roles]
+    means = [read_measure(evidence.tables, measure, model, models).mean for model in models]
+    if not all(map(math.isfinite, means)):
+        return "Perplexities were not measured."
+    said = " → ".join(f"{mean:.4g}" for mean in means)
+    return f"Perplexity {said}; it compares with models of the same tokenizer only."
+
+
 def _on_l0(evidence: Evidence) -> str:
-    l0, fvu = evidence.effect, evidence.beside["fvu"]
+    l0, fvu = evidence.effect, evidence.beside.get("fvu", UNKNOWN)
     if not fvu.is_known:
         said = "The same l1 buys another sparsity where activations have another size."
     elif l0.estimate * fvu.estimate < 0:
@@ -263,14 +321,15 @@ def _on_components(evidence: Evidence) -> str:
     return f"In item space the same pairs have a CKA of {cka:z.2f} (items shuffled: {null:z.2f})."
 
 
-REMARKS: dict[str, Callable[[Evidence], str]] = {
-    "janus-correlation": _on_correlation,
-    "janus-rank": _on_rank,
-    "janus-early-l0": _on_l0,
-    "janus-deep-l0": _on_l0,
-    "janus-top-head": _on_top_head,
-    "kotodama-bos-mass": _on_bos_mass,
-    "kotodama-trajectories": _on_trajectories,
-    "kotodama-pc1": _on_components,
-    "kotodama-mlp-spectra": _on_divergence,
+REMARKS: dict[Remark, Callable[[Evidence], str]] = {
+    "basis": _on_correlation,
+    "rank": _on_rank,
+    "utilization": _on_utilization,
+    "l0": _on_l0,
+    "loss": _on_loss,
+    "sink": _on_bos_mass,
+    "top head": _on_top_head,
+    "trajectory": _on_trajectories,
+    "components": _on_components,
+    "divergence": _on_divergence,
 }
