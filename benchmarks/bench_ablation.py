@@ -1,8 +1,8 @@
 """Head ablation beside TransformerLens's run_with_hooks loop; its memory, error in bfloat16 and how its cost grows;
 attention statistics beside a plain forward with patterns.
 
-40M chassis of bench_model, random weights, all 96 heads on windows of 512 tokens. The peer's forward costs the same
-whichever head is zeroed, so its turns are one head a layer, counted as so many token·heads; ours are all heads.
+Janus v3 chassis of bench_model, random weights, all 96 heads on windows of 512 tokens. The peer's forward costs the
+same whichever head is zeroed, so its turns are one head a layer, counted as so many token·heads; ours are all heads.
 """
 
 from __future__ import annotations

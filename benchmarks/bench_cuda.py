@@ -1,7 +1,7 @@
 """The same comparisons on one CUDA device: the model beside TransformerLens, SAEs beside SAELens, the trainer beside a
 bare loop, interventions beside none; and what the recipes of full size reach there.
 
-40M chassis of bench_model, 16 sequences of 512 tokens. Without a device it says so and writes nothing.
+Janus v3 chassis of bench_model, 16 sequences of 512 tokens. Without a device it says so and writes nothing.
 """
 
 from __future__ import annotations

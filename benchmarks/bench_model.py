@@ -1,6 +1,7 @@
 """The hooked model beside TransformerLens's HookedTransformer, and beside the same network without hook points.
 
-40M chassis (12 layers, d_model 512, 8 heads, SwiGLU 1365, vocabulary 50,257), 4 sequences of 512 tokens.
+Janus v3 chassis of 63.5M parameters (12 layers, d_model 512, 8 heads, SwiGLU 1365, vocabulary 50,257), 4 sequences of
+512 tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SAEs for 24 heads from the model's forward on, beside SAELens; memory; the atlas's data beside the forward.
 
-The 40M chassis with random weights (time does not depend on them), the 8 heads of layers 3, 6 and 9, 512 features each,
-sequences of 512 tokens, batches of 4,096. A turn trains on 8,192 tokens, activations computed within it.
+Janus v3 chassis with random weights (time does not depend on them), the 8 heads of layers 3, 6 and 9, 512 features
+each, sequences of 512 tokens, batches of 4,096. A turn trains on 8,192 tokens, activations computed within it.
 
 Ours trains all 24 SAEs. SAELens has two ways, and one run of each is timed; what all 24 SAEs cost is that, times the
 runs:

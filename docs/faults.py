@@ -47,8 +47,8 @@ KINDS = {
     "determinism": "A stage run twice with the same seed, in two processes that iterate over sets in different orders "
     "(the stages under Kills are compared there). Right: every byte of every file is the same, except for `env.json` "
     "and `manifest.json`, which holds its hash.",
-    "numerics": "Every metric in every dtype that it takes, on three random problems, compared with a naive reference "
-    "in float64. Right: the error is within the tolerance given, with its reason, in [numerics.md](numerics.md).",
+    "numerics": "Each metric of [numerics.md](numerics.md) in every dtype that it takes, on three random problems, "
+    "compared with a naive reference in float64. Right: the error is within the tolerance given there with its reason.",
     "fuzzing": "Random bytes and altered valid files for every reader. Right: read, or refused with a ValueError in "
     "one line.",
 }

@@ -15,9 +15,9 @@ COLUMNS = ("metric", "dtype", "largest", "tolerance", "is_relative", "why")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 HEAD = """# How exact the numbers are
 
-Written by `make docs` from `benchmarks/results/numerics.csv`, which `make numerics` measures anew. Every metric is
-computed by the package and by independent loops in float64 (`tests/faults/naive.py`), on three random problems each.
-Both get the same input, rounded to the dtype, so the error is that of the arithmetic, not of the input.
+Written by `make docs` from `benchmarks/results/numerics.csv`, which `make numerics` measures anew. Each metric of
+the table is computed by the package and by independent loops in float64 (`tests/faults/naive.py`), on three random
+problems each. Both get the same input, rounded to the dtype, so the error is that of the arithmetic, not of the input.
 
 Where the name says *of a model* or *encoded*, and in the rows on ablation and splicing, the model or SAE itself runs in
 the dtype, on a CPU, and is compared with a float64 one that has the same rounded weights: the error is what running in

@@ -115,7 +115,7 @@ def kind_counts(table: str) -> Callable[[Study], dict[str, pd.DataFrame]]:
 
 
 def summary_counts(study: Study) -> dict[str, pd.DataFrame]:
-    """Return the rows of Table 4 by measure."""
+    """Return the rows of the ablation summary by measure."""
     rows = paper_tables.of_one_kind(study.tables["ablation_summary"])
     return {str(measure).replace("_", " "): own for measure, own in rows.groupby("measure", sort=False)}
 
