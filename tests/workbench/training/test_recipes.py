@@ -164,10 +164,11 @@ def test_numbers_of_the_second_paper(name):
     language = recipe.phases[-1]
     assert (language.n_steps, n_tokens_per_step(recipe, -1)) == (45776, 131072)
     assert (language.z_loss, language.schedule.kind, language.schedule.n_warmup_steps) == (1e-5, "wsd", 2000)
-    assert (language.optimizer.muon is None) == (name == "p1-adamw")
+    rates = {phase.optimizer.muon and phase.optimizer.muon.lr for phase in recipe.phases}
+    assert rates == {{"p1-adamw": None, "nca-003": 0.03}.get(name, 0.02)}
     n_automata = {
         "nca-002": 300,
-        "nca-003": 721,
+        "nca-003": 300,
         "nca-attnres": 300,
         "lang-baseline": 721,
         "lang-ddv1": 852,

@@ -26,7 +26,7 @@ BIG = "lang-ddv1-3b"
 SLICE = {
     "model.n_layers": 2, "model.d_model": 96, "model.d_head": 4, "model.d_mlp": 264, "model.n_ctx": 128,
     "model.d_vocab": 4096, "model.extensions.attn_res.boundaries": [0, 1], "monitor.rank_layers": [1],
-    "data.source": "embedded", "data.tokenizer": "embedded", "data.held_out_fraction": 0.05,
+    "phases.0.nca": "small", "data.source": "embedded", "data.tokenizer": "embedded", "data.held_out_fraction": 0.05,
     "data.n_held_out_windows": 4, "monitor.n_sequences": 2, "phases.0.n_steps": 3, "phases.1.n_steps": 3,
     "phases.0.schedule.n_warmup_steps": 1, "phases.1.schedule.n_warmup_steps": 1,
 }  # fmt: skip
@@ -35,15 +35,17 @@ SLICE = {
 def test_the_size_of_the_recipe_and_of_its_family():
     small, big = load_recipe("lang-ddv1").model, load_recipe(BIG).model
     model = on_meta(big)
-    assert (model.n_parameters(), model.n_parameters(embeddings=False)) == (3_124_240_384, 2_973_245_440)
+    assert (model.n_parameters(), model.n_parameters(embeddings=False)) == (2_970_099_712, 2_819_104_768)
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    heads, kv, width = 24 * 128, 12 * 128, 8448
+    heads, kv, width = 24 * 128, 8 * 128, 8192
     by_hand = 28 * (3072 * (2 * heads + 2 * kv + 3 * width) + 2 * 3072 + 2 * 128) + 3072 + (4 * 28 + 2) * 3072
     assert model.n_parameters(embeddings=False) == by_hand
     for cfg in (small, big):
-        assert (cfg.n_layers, cfg.d_head, cfg.n_heads / cfg.kv_heads) == (28, 128, 2)
-        assert (cfg.d_mlp / cfg.d_model, cfg.n_heads * cfg.d_head / cfg.d_model) == (2.75, 1)
-    assert big.extensions == small.extensions
+        assert (cfg.n_layers, cfg.d_head, cfg.n_heads * cfg.d_head / cfg.d_model) == (28, 128, 1)
+    routed = big.extensions.attn_res
+    assert routed is not None
+    assert routed.boundaries == (0, 1, 3, 7, 15, 19, 24)
+    assert big.extensions.model_copy(update={"attn_res": small.extensions.attn_res}) == small.extensions
 
 
 @pytest.mark.parametrize("kind", [kind for kind in sorted(ARCHITECTURES) if "learned-" not in kind])
@@ -102,13 +104,13 @@ def test_parts_of_several_gpus():
 def test_a_large_recipe_is_planned_without_a_weight(monkeypatch):
     monkeypatch.setattr(plan_module, "HookedLM", None)  # nothing is built to be trained
     found = plan(load_recipe(BIG), device="cpu", dtype="bfloat16")
-    n, tokens = 3_124_240_384, 851_968_000
+    n, tokens = 2_970_099_712, 851_968_000
     assert found["n_parameters"] == n
     assert found["n_tokens_by_phase"]["nca"] == tokens
     of_automata = n - (49_152 - 10_002) * 3072
     assert found["flops"] == 6 * (of_automata * tokens + n * (found["n_tokens"] - tokens))
     assert not {"seconds", "tokens_per_s_by_phase"} & set(found)
-    hidden = 28 * 3072 * (2 * 3072 + 2 * 1536 + 3 * 8448)
+    hidden = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192)
     assert found["bytes_on_disk"] == 3 * 4 * (n + 2 * (n - hidden) + hidden)
 
 
