@@ -30,8 +30,8 @@ from workbench.training import Interrupted, load_recipe
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
 FEW = {"analyses": ["attention", "spectra"], "roles": {}}
 FEW_TABLES = (
-    "attention_stats", "eigenspectra_divergence", "pc_cosine", "rank_budget", "singular_values", "train_log",
-    "weight_spectra",
+    "attention_patterns", "attention_stats", "eigenspectra_divergence", "pc_cosine", "rank_budget", "singular_values",
+    "train_log", "weight_spectra",
 )  # fmt: skip
 RUN = CliRunner()
 
