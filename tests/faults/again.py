@@ -16,8 +16,8 @@ STAGES = {
     "attention": f"attention --ckpt model {DATA} --set n_repeated=4 --out {{out}}",
     "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --max-bytes 3000 --out {out}",
     "compare": f"compare model twin {DATA} --out {{out}}",
-    "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --tagger none --n-samples 2 "
-    "--max-new-tokens 12 --out {out}",
+    "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --battery none "
+    "--tagger none --n-samples 2 --max-new-tokens 12 --out {out}",
     "atlas": "atlas --sae saes --ckpt model --data text.txt --n-sequences 6 --n-contexts 2 --out {out}",
     "report": "report probe --out {out}",
     "report of a study": "report study --out {out}",

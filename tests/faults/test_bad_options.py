@@ -11,6 +11,8 @@ from bad import refuse
 from workbench.cli.app import VERBS
 
 T = "--data {text.txt}"
+# short enough for the context of these models
+FEW = "--prompts {prompts.toml} --recall {recall.toml} --battery none --max-new-tokens 2"
 # what is typed, exit code, part of the one line
 CASES = [
     # no verb, or no such verb
@@ -30,7 +32,7 @@ CASES = [
     (f"compare {{model}} {{twin}} {T} --n-sequences 8 --out {{model}}", 1, "already exists; want a new directory"),
     ("probe --ckpt {model} --concepts {concepts.toml} --sets things --out {model} "
      "--set n_permutations=19 --set n_points=0", 1, "already exists; want a new directory"),
-    ("text-quality --ckpt {model} --n-samples 1 --max-new-tokens 2 --out {model} --prompts {prompts.toml}", 1,
+    (f"text-quality --ckpt {{model}} {FEW} --n-samples 1 --out {{model}}", 1,
      "already exists; want a new directory"),
     ("export --ckpt {model} --to hf --out {model}", 1, "already exists; want a new directory"),
     ("import {hf} --out {model}", 1, "already exists; want a new directory"),
@@ -185,8 +187,8 @@ CASES = [
     ("text-quality --ckpt {model} --recall nowhere.toml", 1, "recall: no file 'nowhere.toml'; want a TOML file"),
     ("text-quality --ckpt {model} --n-samples 0", 2, "--n-samples"),
     ("text-quality --ckpt {model} --max-new-tokens 4000", 1, "max_new_tokens"),
-    ("text-quality --ckpt {model} --prompts {prompts.toml} --max-new-tokens 2 --tagger nope", 1, "nope"),
-    ("text-quality --ckpt {model} --prompts {prompts.toml} --max-new-tokens 2 --temperature inf", 1,
+    (f"text-quality --ckpt {{model}} {FEW} --tagger nope", 1, "nope"),
+    (f"text-quality --ckpt {{model}} {FEW} --temperature inf", 1,
      "temperature: got inf"),
     # atlas and report
     ("atlas", 2, "atlas: want either a study's directory or --sae with --ckpt"),

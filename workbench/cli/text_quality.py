@@ -27,7 +27,7 @@ def text_quality(
         typer.Option(
             "--battery",
             help="TOML file of a battery of that name, beside the built-in ones; grammar.toml or cause.toml takes the "
-            "place of the built-in one. Repeatable.",
+            "place of the built-in one, none leaves both out. Repeatable.",
         ),
     ] = None,
     n_samples: Annotated[int, typer.Option("--n-samples", help="Continuations per prompt.", min=1)] = 4,
@@ -61,7 +61,7 @@ def text_quality(
 
     asked = read_prompts() if prompts is None else read_prompts(prompts)
     recalled = read_recall() if recall is None else read_recall(recall)
-    others = read_batteries(battery or ())
+    others = () if battery == [Path("none")] else read_batteries(battery or ())
     batteries = as_batteries(recalled, others)
     model = load(ckpt, device, dtype)
     check_batteries(model, asked, batteries, max_new_tokens)

@@ -13,6 +13,7 @@ from reports.tables import read_table
 from workbench import runs
 from workbench.cli.app import app
 from workbench.data.batteries import read_batteries, read_prompts, read_recall
+from workbench.experiments.text_quality import quality
 from workbench.experiments.text_quality.quality import text_quality
 from workbench.models.load import load
 
@@ -94,3 +95,23 @@ def test_what_cannot_be_done_is_an_error_before_any_directory(place, arguments, 
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(Path.cwd().glob("t*"))
+
+
+def test_none_leaves_the_batteries_of_the_package_out(place):
+    options = ("--prompts", "prompts.toml", "--recall", "recall.toml", "--n-samples", 1, "--max-new-tokens", 3)
+    result = call("--ckpt", place / "model", *options, "--tagger", "none", "--battery", "none", "--out", "t")
+    assert result.exit_code == 0, result.output
+    measures = set(read_table("t", "text_quality")["measure"])
+    assert "recall" in measures
+    assert not measures & {"grammar", "cause"}
+
+
+def test_an_item_too_long_is_said_before_anything_is_sampled(place, monkeypatch):
+    monkeypatch.setattr(quality, "sample_continuations", None)
+    Path("recall.toml").write_text(RECALL.replace("{name} is {value}.", "{name} is {value}" + " and so on" * 99 + "."))
+    with pytest.raises(ValueError, match=r"recall: an item has \d+ tokens; want at most the model's n_ctx = "):
+        text_quality(load(place / "model"), read_prompts("prompts.toml"), read_recall("recall.toml"), ())
+    result = call("--ckpt", place / "model", *FILES, "--max-new-tokens", 2, "--tagger", "none", "--out", "t")
+    assert result.exit_code == 1
+    assert "recall: an item has" in result.output
+    assert not list(Path().glob("t*"))

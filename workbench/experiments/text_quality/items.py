@@ -55,6 +55,25 @@ def encode_item(tokenizer: Any, item: Item) -> EncodedItem:
     return EncodedItem((*lead, *head), (answers[0], answers[1]))
 
 
+def encode_items(model: Any, items: Sequence[Item]) -> list[EncodedItem]:
+    """The items of one battery as the model reads them.
+
+    Raises:
+        ValueError: a model without tokenizer, an item longer than the model's context, and as `encode_item`.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"{items[0].battery}: this model has no tokenizer; want one, items are text")
+    encoded = [encode_item(tokenizer, item) for item in items]
+    # the last token of an answer is predicted, and not read
+    longest = max(len(item.prompt) + len(answer) - 1 for item in encoded for answer in item.answers)
+    if longest > model.cfg.n_ctx:
+        raise ValueError(
+            f"{items[0].battery}: an item has {longest} tokens; want at most the model's n_ctx = {model.cfg.n_ctx}"
+        )
+    return encoded
+
+
 @torch.no_grad()
 def item_margins(
     model: Any, items: Sequence[Item], on_progress: Callable[[float], None] | None = None
@@ -64,22 +83,14 @@ def item_margins(
     An answer of several tokens has the sum of their log-probabilities.
 
     Raises:
-        ValueError: a model without tokenizer, an item longer than the model's context, and as `encode_item`.
+        ValueError: as `encode_items`.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise ValueError(f"{items[0].battery}: this model has no tokenizer; want one, items are text")
-    encoded = [encode_item(tokenizer, item) for item in items]
+    encoded = encode_items(model, items)
     # a row is read once however many answers it scores: what is read -> (item, which answer, the answer)
     rows: dict[tuple[tuple[int, ...], int], list[tuple[int, int, tuple[int, ...]]]] = {}
     for i, item in enumerate(encoded):
         for which, answer in enumerate(item.answers):
             rows.setdefault(((*item.prompt, *answer[:-1]), len(answer)), []).append((i, which, answer))
-    longest = max(len(tokens) for tokens, _ in rows)
-    if longest > model.cfg.n_ctx:
-        raise ValueError(
-            f"{items[0].battery}: an item has {longest} tokens; want at most the model's n_ctx = {model.cfg.n_ctx}"
-        )
     scores = np.empty((len(items), 2))
     alike: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     for tokens, n_last in rows:

@@ -10,7 +10,7 @@ import torch
 from workbench.data.batteries import Battery, PromptSet, battery_items
 from workbench.experiments.plan import fastest
 from workbench.experiments.text_quality.continuations import ROWS_TOGETHER, encode_prompts
-from workbench.experiments.text_quality.items import encode_item, item_margins
+from workbench.experiments.text_quality.items import encode_items, item_margins
 from workbench.experiments.text_quality.quality import check_names
 from workbench.memory import planned_bytes
 from workbench.models.generate import continue_prompts
@@ -25,8 +25,7 @@ def check_batteries(
     check_names(batteries)
     encode_prompts(model, prompts, max_new_tokens)
     for battery in batteries:
-        for item in battery_items(battery):
-            encode_item(model.tokenizer, item)
+        encode_items(model, battery_items(battery))
 
 
 def plan_text_quality(

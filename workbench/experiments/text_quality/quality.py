@@ -28,7 +28,7 @@ from workbench.data.batteries import (
 )
 from workbench.experiments.text_quality import counts
 from workbench.experiments.text_quality.continuations import Continuation, sample_continuations
-from workbench.experiments.text_quality.items import item_margins
+from workbench.experiments.text_quality.items import encode_items, item_margins
 from workbench.experiments.text_quality.loops import loop_kind
 from workbench.experiments.text_quality.tagging import Tagger, TaggerMissing, count_words, load_tagger
 from workbench.models.transformer import check_ours
@@ -135,14 +135,17 @@ def text_quality(
     """
     check_ours("text_quality", model)
     title, tag = choose_tagger(tagger)
+    texts = read_prompts() if prompts is None else as_prompts(prompts)
     scored = as_batteries(recall, batteries)
     check_names(scored)
     items = [battery_items(battery) for battery in scored]
+    for own in items:
+        encode_items(model, own)  # what does not fit is said before minutes of sampling
     n_items = sum(map(len, items))
     share = 0.85 if n_items else 1.0  # by measured time most goes into sampling
     found = sample_continuations(
         model,
-        read_prompts() if prompts is None else as_prompts(prompts),
+        texts,
         n_samples=n_samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
