@@ -33,8 +33,8 @@ OF_MATRICES: dict[str, Call] = {
         name: getattr(probes, name)
         for name in (
             "stable_rank", "nuclear_rank", "effective_rank", "participation_ratio", "rank_utilization", "matrix_ranks",
-            "singular_values", "euclidean_distances", "cosine_distances", "two_nn", "two_nn_curve", "gride",
-            "trajectory_consistency", "lag_decay",
+            "matrix_spectrum", "singular_values", "euclidean_distances", "cosine_distances", "two_nn", "two_nn_curve",
+            "gride", "trajectory_consistency", "lag_decay",
         )
     },
     "linear_cka": lambda x: probes.linear_cka(x, CLOUD),

@@ -54,7 +54,7 @@ RECIPES = [
     ("a clip of nan", RECIPE + "clip_norm = nan\n", "clip_norm: Input should be a finite number"),
     ("a clip of 0", RECIPE + "clip_norm = 0\n", "clip_norm: Input should be greater than 0"),
     ("an unknown phase", RECIPE + 'kind = "dreams"\n', "phases.0.kind: Input should be 'language' or 'nca'"),
-    ("unknown automata", RECIPE + 'kind = "nca"\nnca = "life"\n', "nca: got 'life'; want settings, or one of"),
+    ("unknown automata", RECIPE + 'kind = "nca"\nnca = "life"\n', "nca: got 'life'; expected settings, or one of"),
     ("held out all", RECIPE + "[data]\nheld_out_fraction = 1\n", "held_out_fraction: Input should be less than 1"),
     ("heads in groups that do not divide", RECIPE.replace("d_mlp = 8", "d_mlp = 8\nn_key_value_heads = 3"),
      "n_key_value_heads"),
