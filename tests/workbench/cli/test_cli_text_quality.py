@@ -109,7 +109,7 @@ def test_none_leaves_the_batteries_of_the_package_out(place):
 def test_an_item_too_long_is_said_before_anything_is_sampled(place, monkeypatch):
     monkeypatch.setattr(quality, "sample_continuations", None)
     Path("recall.toml").write_text(RECALL.replace("{name} is {value}.", "{name} is {value}" + " and so on" * 99 + "."))
-    with pytest.raises(ValueError, match=r"recall: an item has \d+ tokens; want at most the model's n_ctx = "):
+    with pytest.raises(ValueError, match=r"recall: an item has \d+ tokens; expected at most the model's n_ctx = "):
         text_quality(load(place / "model"), read_prompts("prompts.toml"), read_recall("recall.toml"), ())
     result = call("--ckpt", place / "model", *FILES, "--max-new-tokens", 2, "--tagger", "none", "--out", "t")
     assert result.exit_code == 1

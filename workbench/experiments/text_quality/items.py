@@ -47,11 +47,13 @@ def encode_item(tokenizer: Any, item: Item) -> EncodedItem:
             shown = tokenizer.convert_ids_to_tokens(whole)
             raise ValueError(
                 f"{item.battery}: the tokenizer cannot place {answer!r} behind {item.prompt!r}, tokens {shown}; "
-                "want an answer whose tokens begin where it does"
+                "expected an answer whose tokens begin where it does"
             )
         answers.append(own)
     if answers[0] == answers[1]:
-        raise ValueError(f"{item.battery}: {item.right!r} and {item.wrong!r} have the same tokens; want other values")
+        raise ValueError(
+            f"{item.battery}: {item.right!r} and {item.wrong!r} have the same tokens; expected other values"
+        )
     return EncodedItem((*lead, *head), (answers[0], answers[1]))
 
 
@@ -63,13 +65,13 @@ def encode_items(model: Any, items: Sequence[Item]) -> list[EncodedItem]:
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        raise ValueError(f"{items[0].battery}: this model has no tokenizer; want one, items are text")
+        raise ValueError(f"{items[0].battery}: this model has no tokenizer; expected one, items are text")
     encoded = [encode_item(tokenizer, item) for item in items]
     # the last token of an answer is predicted, and not read
     longest = max(len(item.prompt) + len(answer) - 1 for item in encoded for answer in item.answers)
     if longest > model.cfg.n_ctx:
         raise ValueError(
-            f"{items[0].battery}: an item has {longest} tokens; want at most the model's n_ctx = {model.cfg.n_ctx}"
+            f"{items[0].battery}: an item has {longest} tokens; expected at most the model's n_ctx = {model.cfg.n_ctx}"
         )
     return encoded
 

@@ -83,7 +83,7 @@ def test_bad_items_are_refused(tokenizer):
         item_margins(model, recall([HATS]))
     model.tokenizer = tokenizer
     long = HATS.model_copy(update={"statement": "{name} has a {value} hat" + " and so on" * 9})
-    with pytest.raises(ValueError, match="tokens; want at most the model's n_ctx = 24"):
+    with pytest.raises(ValueError, match="tokens; expected at most the model's n_ctx = 24"):
         item_margins(model, recall([long]))
     with pytest.raises(ValueError, match="grammar: 'red' and 'red' have the same tokens"):
         encode_item(tokenizer, Item("grammar", "x", 0, "The hat is", "red", "red"))
