@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from reports.lineage import middle_layer
 from workbench.experiments.attention import MAP_ELEMENTS
-from workbench.experiments.subject import checked_tokens, choose, device_of, run_hooked
+from workbench.experiments.subject import checked_tokens, choose, device_of, middle_layer, run_hooked
 
 WINDOW = 32  # positions of a map
 N_DIGITS = 3  # decimals of a share

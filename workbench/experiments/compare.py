@@ -19,7 +19,7 @@ from probes.subspaces import DEGENERACY
 from workbench.experiments.concepts.states import TOKENS_A_BATCH, state_hooks
 from workbench.experiments.harvest import stream
 from workbench.experiments.spectra import Spectra, divergence_rows, matrix_spectra, spectra_tables
-from workbench.experiments.subject import as_list, checked_tokens
+from workbench.experiments.subject import as_list, checked_tokens, matching_layer
 
 MIN_SEQUENCES = 4  # below, the unbiased CKA is undefined
 N_COMPONENTS = 4  # principal components that are compared
@@ -139,10 +139,7 @@ def matching_layers(n_a: int, n_b: int) -> list[tuple[int, int]]:
     >>> matching_layers(2, 4)
     [(0, 1), (1, 3)]
     """
-    return [
-        (layer, min(range(n_b), key=lambda own: (abs((own + 1) * n_a - (layer + 1) * n_b), own)))
-        for layer in range(n_a)
-    ]  # fmt: skip
+    return [(layer, matching_layer(layer, n_a, n_b)) for layer in range(n_a)]
 
 
 @torch.no_grad()

@@ -233,6 +233,11 @@ def matching_layer(layer: int, published: int, n_layers: int) -> int:
     return min(range(n_layers), key=lambda own: (abs((own + 1) * published - (layer + 1) * n_layers), own))
 
 
+def middle_layer(n_layers: int) -> int:
+    """The layer at the depth of layer 14 of 28, where the Kotodama report takes a model's middle."""
+    return matching_layer(14, 28, n_layers)
+
+
 def choose(what: str, given: Sequence[int] | int | None, n: int) -> tuple[int, ...]:
     """The given indices in ascending order, or all n of them for None.
 

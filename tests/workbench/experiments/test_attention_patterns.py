@@ -88,3 +88,11 @@ def test_bad_input_is_refused(settings, message):
     model = small_model("janus-v3")
     with pytest.raises(ValueError, match=message):
         attention_patterns(model, **{"tokens": tokens_for(model)} | settings)
+
+
+def test_pages_and_analyses_mean_the_same_middle():
+    from reports import lineage
+    from workbench.experiments.subject import middle_layer
+
+    assert middle_layer(28) == 14
+    assert [middle_layer(n) for n in range(1, 99)] == [lineage.middle_layer(n) for n in range(1, 99)]

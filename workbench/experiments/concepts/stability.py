@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 
 import probes
 from probes.permutations import EXACT_UP_TO, random_permutations
-from reports.lineage import middle_layer
 from workbench.data.concepts import ConceptSet
+from workbench.experiments.subject import middle_layer
 
 N_SEEDS, N_PERMUTATIONS = 5, 5000
 PREFIX = "years"  # of the sets that are tested: those whose spelling goes with their order
