@@ -16,9 +16,10 @@ from workbench.experiments.study.jobs import Context, Job, share_heads
 from workbench.experiments.study.work import CONTINUATIONS, MATCH, read_feed, train_recipe
 from workbench.experiments.topology import Size, effective_sizes
 from workbench.models.cross_entropy import perplexity
-from workbench.models.load import load
 from workbench.runs import atomic_write
 from workbench.training.feed import evaluation_windows
+from workbench.training.footprint import on_meta
+from workbench.training.recipe import phase_model
 
 # kind of job -> the tables that may lie in its directory
 TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -66,7 +67,7 @@ def merge_tables(jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFram
     if "sae_training_results" in tables and len(context.recipe.sae_l1) > 1:
         tables |= _matched_l0(tables["sae_training_results"], context)
     if "topology_stats" in tables:
-        tables |= _effective_sizes(tables["topology_stats"], jobs, context)
+        tables |= _effective_sizes(tables["topology_stats"], context)
     if "sae_density" in tables:
         density = tables["sae_density"]
         is_shown = (density["l1"] == context.recipe.shown_l1) & (density["sae_seed"] == context.recipe.sae_seeds[0])
@@ -89,11 +90,10 @@ def _named(table: pd.DataFrame, name: str, job: Job) -> pd.DataFrame:
     return table.assign(seed=job.seed) if name in OF_TWO_MODELS else table.assign(model=job.model, seed=job.seed)
 
 
-def _effective_sizes(stats: pd.DataFrame, jobs: Sequence[Job], context: Context) -> dict[str, pd.DataFrame]:
+def _effective_sizes(stats: pd.DataFrame, context: Context) -> dict[str, pd.DataFrame]:
     """Every further model against the reference of the same seed; nothing without one."""
     reference = context.trainings[0].name
-    trained = {job.model: context.directory / job.path for job in jobs if job.kind == "train"}
-    sizes = {name: Size.of(load(path, "cpu")) for name, path in trained.items()}
+    sizes = {own.name: Size.of(on_meta(phase_model(own, -1))) for own in context.trainings}
     subjects = stats.drop_duplicates(["model", "seed"])["model"]
     found = effective_sizes(stats, [sizes[name] for name in subjects])
     is_told = (found["model_b"] == reference) & (found["model_a"] != reference) & (found["seed_a"] == found["seed_b"])
