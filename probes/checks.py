@@ -1,8 +1,8 @@
 """What every probe asks of its input, and the warnings it may give.
 
-A user's fault is a `ValueError` that reads "what: got; want". What can be computed but should not be trusted blindly
-is a warning of a class below, so that a caller can filter by class. Messages also travel in the `warnings` field of
-the result objects.
+A user's fault is a `ValueError` that reads "what: got X; expected Y". What can be computed but should not be trusted
+blindly is a warning of a class below, so that a caller can filter by class. Messages also travel in the `warnings`
+field of the result objects.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ def as_array(who: str, name: str, values: object) -> np.ndarray:
     """An array of `values`, of whatever they are; `ValueError` for rows of unequal length, for masked values, and for a
     tensor that NumPy cannot hold (with a gradient, on a GPU, in bfloat16)."""
     if np.ma.is_masked(values):
-        raise ValueError(f"{who}: {name} has masked values; want an array without (left out, or NaN where it may be)")
+        raise ValueError(
+            f"{who}: {name} has masked values; expected an array without (left out, or NaN where it may be)"
+        )
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"{who}: {name} is ragged; want an array of real numbers") from error
+        raise ValueError(f"{who}: {name} is ragged; expected an array of real numbers") from error
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{who}: {name} is a {type(values).__name__} ({error}); want an array of real numbers"
+            f"{who}: {name} is a {type(values).__name__} ({error}); expected an array of real numbers"
         ) from error
 
 
@@ -59,7 +61,7 @@ def as_numbers(who: str, name: str, values: object) -> np.ndarray:
     if array.dtype.name == "bfloat16":  # ml_dtypes registers it with kind "V"
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"{who}: {name} has dtype {array.dtype}; want real numbers")
+        raise ValueError(f"{who}: {name} has dtype {array.dtype}; expected real numbers")
     return array.astype(np.float64, copy=False)
 
 
@@ -67,10 +69,10 @@ def as_real(who: str, name: str, values: object) -> np.ndarray:
     """A float64 array of `values`; `ValueError` where they are not real numbers, are empty, or hold NaN or inf."""
     array = as_numbers(who, name, values)
     if array.size == 0:
-        raise ValueError(f"{who}: {name} has shape {array.shape}; want at least one value")
+        raise ValueError(f"{who}: {name} has shape {array.shape}; expected at least one value")
     if not np.isfinite(array).all():
         n_bad = int(np.size(array) - np.isfinite(array).sum())
-        raise ValueError(f"{who}: {name} has {n_bad} values that are NaN or inf; want finite numbers")
+        raise ValueError(f"{who}: {name} has {n_bad} values that are NaN or inf; expected finite numbers")
     return array
 
 
@@ -78,7 +80,7 @@ def as_matrix(who: str, name: str, values: object, *, min_rows: int = 1, wanted:
     """A finite float64 matrix of at least `min_rows` rows, else `ValueError`."""
     matrix = as_real(who, name, values)
     if matrix.ndim != 2 or matrix.shape[0] < min_rows:
-        raise ValueError(f"{who}: {name} has shape {matrix.shape}; want {wanted}, rows ≥ {min_rows}")
+        raise ValueError(f"{who}: {name} has shape {matrix.shape}; expected {wanted}, rows ≥ {min_rows}")
     return matrix
 
 

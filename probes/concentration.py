@@ -21,7 +21,7 @@ def gini(values: Real[np.ndarray, " n"]) -> float:
     """
     x = as_real("gini", "values", values)
     if x.ndim != 1:
-        raise ValueError(f"gini: values has shape {x.shape}; want [n]")
+        raise ValueError(f"gini: values has shape {x.shape}; expected [n]")
     n, scale = x.size, float(np.abs(x).max())
     x = np.sort(x / scale) if scale > 0 else x
     total = float(x.sum())

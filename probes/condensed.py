@@ -21,7 +21,7 @@ def condensed(who: str, name: str, distances: object, *, tied: bool = False) -> 
     that differ by rounding made equal."""
     d = as_real(who, name, distances)
     if d.ndim not in (1, 2):
-        raise ValueError(f"{who}: {name} has shape {d.shape}; want a square matrix, n ≥ 3")
+        raise ValueError(f"{who}: {name} has shape {d.shape}; expected a square matrix, n ≥ 3")
     pairs, n = _upper_triangles(who, (name,), d[None])
     return _tied(pairs[0], distances) if tied else pairs[0], n
 
@@ -36,12 +36,12 @@ def condensed_stack(who: str, xs: Any, n: int, *, tied: bool = False) -> np.ndar
         if x.shape != stack[0].shape or x.ndim not in (1, 2):
             _, n_x = condensed(who, f"xs[{k}]", x)  # a fault of its own is named first
             if n_x != n:
-                raise ValueError(f"{who}: xs[{k}] has {n_x} items and y {n}; want the same items in all")
+                raise ValueError(f"{who}: xs[{k}] has {n_x} items and y {n}; expected the same items in all")
     if len({x.shape for x in stack}) > 1:  # squares and condensed ones side by side
         return np.stack([condensed(who, f"xs[{k}]", x, tied=tied)[0] for k, x in enumerate(xs)])
     pairs, n_x = _upper_triangles(who, [f"xs[{k}]" for k in range(len(stack))], np.stack(stack))
     if n_x != n:
-        raise ValueError(f"{who}: xs[0] has {n_x} items and y {n}; want the same items in all")
+        raise ValueError(f"{who}: xs[0] has {n_x} items and y {n}; expected the same items in all")
     return np.stack([_tied(row, x) for row, x in zip(pairs, xs, strict=True)]) if tied else pairs
 
 
@@ -71,19 +71,23 @@ def _upper_triangles(who: str, names: Sequence[str], d: np.ndarray) -> tuple[np.
     if d.ndim == 2:
         n = (1 + int(np.sqrt(1 + 8 * d.shape[1]))) // 2
         if n * (n - 1) // 2 != d.shape[1] or n < 3:
-            raise ValueError(f"{who}: {names[0]} has {d.shape[1]} condensed distances; want n(n − 1)/2 of them, n ≥ 3")
+            raise ValueError(
+                f"{who}: {names[0]} has {d.shape[1]} condensed distances; expected n(n − 1)/2 of them, n ≥ 3"
+            )
         return d, n
     if d.shape[1] != d.shape[2] or d.shape[1] < 3:
-        raise ValueError(f"{who}: {names[0]} has shape {d.shape[1:]}; want a square matrix, n ≥ 3")
+        raise ValueError(f"{who}: {names[0]} has shape {d.shape[1:]}; expected a square matrix, n ≥ 3")
     allowed = ASYMMETRY_TOLERANCE * np.abs(d).max(axis=(1, 2))
     transposed = d.transpose(0, 2, 1)
     asymmetry = np.abs(d - transposed).max(axis=(1, 2))
     diagonal = np.abs(np.diagonal(d, axis1=1, axis2=2)).max(axis=1)
     for k in np.flatnonzero(asymmetry > allowed):
-        raise ValueError(f"{who}: {names[int(k)]} is asymmetric by {asymmetry[k]:.3g}; want at most {allowed[k]:.3g}")
+        raise ValueError(
+            f"{who}: {names[int(k)]} is asymmetric by {asymmetry[k]:.3g}; expected at most {allowed[k]:.3g}"
+        )
     for k in np.flatnonzero(diagonal > allowed):
         raise ValueError(
-            f"{who}: {names[int(k)]} has {diagonal[k]:.3g} on its diagonal; want distances, 0 there (similarities?)"
+            f"{who}: {names[int(k)]} has {diagonal[k]:.3g} on its diagonal; expected distances, 0 there (similarities?)"
         )
     i, j = np.triu_indices(d.shape[1], 1)
     return (d[:, i, j] + d[:, j, i]) / 2, d.shape[1]

@@ -36,11 +36,11 @@ def rounded(distances: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"
 def _positions(who: str, positions: object) -> np.ndarray:
     if isinstance(positions, int | np.integer):
         if positions < 1:
-            raise ValueError(f"{who}: n is {positions}; want n ≥ 1")
+            raise ValueError(f"{who}: n is {positions}; expected n ≥ 1")
         return np.arange(int(positions), dtype=np.float64)
     values = as_real(who, "positions", positions)
     if values.ndim != 1:
-        raise ValueError(f"{who}: positions has shape {values.shape}; want [n]")
+        raise ValueError(f"{who}: positions has shape {values.shape}; expected [n]")
     return values
 
 
@@ -70,10 +70,10 @@ def cyclic_distances(positions: int | Real[np.ndarray, " n"], period: float | No
     p = _positions("cyclic_distances", positions)
     if period is None:
         if not isinstance(positions, int | np.integer):
-            raise ValueError("cyclic_distances: period is None; want the length of the cycle the positions are on")
+            raise ValueError("cyclic_distances: period is None; expected the length of the cycle the positions are on")
         period = float(positions)
     if not (np.isfinite(period) and period > 0):
-        raise ValueError(f"cyclic_distances: period is {period}; want a finite number > 0")
+        raise ValueError(f"cyclic_distances: period is {period}; expected a finite number > 0")
     difference = np.mod(np.abs(p[:, None] - p[None, :]), period)
     return rounded(np.minimum(difference, period - difference))
 
@@ -90,11 +90,12 @@ def great_circle_km(latitudes: Real[np.ndarray, " n"], longitudes: Real[np.ndarr
     lat = as_real("great_circle_km", "latitudes", latitudes)
     lon = as_real("great_circle_km", "longitudes", longitudes)
     if lat.ndim != 1 or lat.shape != lon.shape:
-        raise ValueError(f"great_circle_km: latitudes {lat.shape} and longitudes {lon.shape}; want both [n]")
+        raise ValueError(f"great_circle_km: latitudes {lat.shape} and longitudes {lon.shape}; expected both [n]")
     for name, values, low, high in (("latitudes", lat, -90, 90), ("longitudes", lon, -180, 360)):
         if values.min() < low or values.max() > high:
             raise ValueError(
-                f"great_circle_km: {name} span [{values.min():g}, {values.max():g}]; want degrees in [{low}, {high}]"
+                f"great_circle_km: {name} span [{values.min():g}, {values.max():g}]; "
+                f"expected degrees in [{low}, {high}]"
             )
     phi, lam = np.radians(lat), np.radians(lon)
     cosines = np.cos(phi[:, None]) * np.cos(phi[None, :])
@@ -117,7 +118,7 @@ def levenshtein_distances(words: Sequence[str]) -> Float[np.ndarray, "n n"]:
     [0.0, 2.0]
     """
     if len(words) == 0 or isinstance(words, str) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"levenshtein_distances: words is {words!r:.80}; want a list of at least one string")
+        raise ValueError(f"levenshtein_distances: words is {words!r:.80}; expected a list of at least one string")
     normal = [unicodedata.normalize("NFC", word) for word in words]
     return cdist(normal, normal, scorer=Levenshtein.distance, dtype=np.int32).astype(np.float64)
 
@@ -144,7 +145,7 @@ def cosine_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     matrix = as_matrix("cosine_distances", "X", X)
     largest = np.abs(matrix).max(axis=1, keepdims=True)
     if (largest == 0).any():
-        raise ValueError(f"cosine_distances: row {np.argmin(largest)} of X is all zero; want rows with a direction")
+        raise ValueError(f"cosine_distances: row {np.argmin(largest)} of X is all zero; expected rows with a direction")
     unit = matrix / largest
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     return rounded(squareform(pdist(unit, "sqeuclidean") / 2))

@@ -143,9 +143,9 @@ def two_nn_from_distances(
     _check_fit("two_nn_from_distances", fit, discard_fraction)
     first, second = as_numbers("two_nn_from_distances", "r1", r1), as_numbers("two_nn_from_distances", "r2", r2)
     if first.ndim != 1 or first.shape != second.shape or first.size < 3:
-        raise ValueError(f"two_nn_from_distances: r1 {first.shape}, r2 {second.shape}; want both [n], n ≥ 3")
+        raise ValueError(f"two_nn_from_distances: r1 {first.shape}, r2 {second.shape}; expected both [n], n ≥ 3")
     if not (np.isfinite(second).all() and (first >= 0).all() and (second >= first).all()):
-        raise ValueError("two_nn_from_distances: distances are not finite, 0 ≤ r1 ≤ r2; want them so")
+        raise ValueError("two_nn_from_distances: distances are not finite, 0 ≤ r1 ≤ r2; expected them so")
     apart = first > 0
     n_near, notes = _near_duplicates("two_nn_from_distances", first[apart], float(np.median(second)))
     result = _fitted(_log_ratio(first[apart], second[apart]), fit, discard_fraction)
@@ -173,7 +173,7 @@ def two_nn_curve(
     """
     _check_fit("two_nn_curve", fit, discard_fraction)
     if min_points < 3:
-        raise ValueError(f"two_nn_curve: min_points is {min_points}; want ≥ 3")
+        raise ValueError(f"two_nn_curve: min_points is {min_points}; expected ≥ 3")
     points, n_duplicates, notes = _prepared("two_nn_curve", X, duplicates)
     order = np.random.default_rng(rng).permutation(len(points))
     levels, whole, n_near = [], (np.nan, np.nan, 0), 0
@@ -212,7 +212,7 @@ def gride(X: Real[np.ndarray, "n d"], *, max_rank: int = 64, duplicates: Duplica
     Doimo, Laio & Mira 2022. DADApy drops ratios above 20 (q₉₅ − q₅₀) + q₅₀ first; nothing is dropped here.
     """
     if max_rank < 2:
-        raise ValueError(f"gride: max_rank is {max_rank}; want ≥ 2")
+        raise ValueError(f"gride: max_rank is {max_rank}; expected ≥ 2")
     points, n_duplicates, notes = _prepared("gride", X, duplicates)
     first_ranks = 2 ** np.arange(int(np.log2(max_rank)))
     first_ranks = first_ranks[2 * first_ranks < len(points)]
@@ -236,28 +236,28 @@ def gride(X: Real[np.ndarray, "n d"], *, max_rank: int = 64, duplicates: Duplica
 
 def _check_fit(who: str, fit: str, discard_fraction: float) -> None:
     if fit not in FITS:
-        raise ValueError(f"{who}: fit is {fit!r}; want one of {FITS}")
+        raise ValueError(f"{who}: fit is {fit!r}; expected one of {FITS}")
     if not 0 <= discard_fraction < 1:
-        raise ValueError(f"{who}: discard_fraction is {discard_fraction}; want a number in [0, 1)")
+        raise ValueError(f"{who}: discard_fraction is {discard_fraction}; expected a number in [0, 1)")
 
 
 def _prepared(who: str, X: object, duplicates: str) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """Distinct points in float32 or float64, the number of rows left out, and warnings."""
     if duplicates not in DUPLICATES:
-        raise ValueError(f"{who}: duplicates is {duplicates!r}; want one of {DUPLICATES}")
+        raise ValueError(f"{who}: duplicates is {duplicates!r}; expected one of {DUPLICATES}")
     points = as_array(who, "X", X)
     is_half = points.dtype.name in ("float16", "bfloat16")
     if points.dtype.kind not in "fiub" and not is_half:
-        raise ValueError(f"{who}: X has dtype {points.dtype}; want real numbers")
+        raise ValueError(f"{who}: X has dtype {points.dtype}; expected real numbers")
     if points.ndim != 2 or points.shape[0] < 3 or points.shape[1] < 1:
-        raise ValueError(f"{who}: X has shape {points.shape}; want points [n, d], n ≥ 3")
+        raise ValueError(f"{who}: X has shape {points.shape}; expected points [n, d], n ≥ 3")
     if is_half:
         points = points.astype(np.float32)
     elif points.dtype not in (np.float32, np.float64):
         points = points.astype(np.float64)
     if not np.isfinite(points).all():
         n_bad = int((~np.isfinite(points)).sum())
-        raise ValueError(f"{who}: X has {n_bad} values that are NaN or inf; want finite ones")
+        raise ValueError(f"{who}: X has {n_bad} values that are NaN or inf; expected finite ones")
     notes = []
     if points.dtype.kind == "f" and np.asarray(X).dtype.kind not in "iub" and _fits_half(points):
         message = f"{who}: all values of X fit in bfloat16 or float16; distances of near neighbours are mostly rounding"
@@ -265,7 +265,7 @@ def _prepared(who: str, X: object, duplicates: str) -> tuple[np.ndarray, int, tu
     kept = _distinct_rows(points, keep_one=duplicates != "drop")
     n_duplicates = len(points) - kept.size
     if n_duplicates and duplicates == "raise":
-        raise ValueError(f"{who}: X has {n_duplicates} rows that repeat another; want distinct points")
+        raise ValueError(f"{who}: X has {n_duplicates} rows that repeat another; expected distinct points")
     if n_duplicates:
         message = f"{who}: {n_duplicates} of {len(points)} points are duplicates and were left out ({duplicates})"
         notes.append(warn(DuplicatePointsWarning, message, stacklevel=4))

@@ -154,7 +154,7 @@ def mantel(
     _check_choices("mantel", method, alternative)
     (x_pairs, n), (y_pairs, n_y) = (condensed("mantel", *d, tied=method == "spearman") for d in (("x", x), ("y", y)))
     if n != n_y:
-        raise ValueError(f"mantel: x has {n} items and y {n_y}; want the same items in both")
+        raise ValueError(f"mantel: x has {n} items and y {n_y}; expected the same items in both")
     rng = np.random.default_rng(rng)
     plan = plan_permutations("mantel", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
     notes = _constant_notes("mantel", x=x_pairs, y=y_pairs)
@@ -198,7 +198,7 @@ def mantel_many(
     """
     _check_choices("mantel_many", method, alternative)
     if len(xs) == 0:
-        raise ValueError("mantel_many: xs is empty; want at least one set of distances")
+        raise ValueError("mantel_many: xs is empty; expected at least one set of distances")
     y_pairs, n = condensed("mantel_many", "y", y, tied=method == "spearman")
     x_pairs = condensed_stack("mantel_many", xs, n, tied=method == "spearman")
     rng = np.random.default_rng(rng)
@@ -268,7 +268,7 @@ def partial_mantel(
     named = {name: condensed("partial_mantel", name, d, tied=tied) for name, d in (("x", x), ("y", y), ("z", z))}
     sizes = {name: n for name, (_, n) in named.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"partial_mantel: items {sizes}; want the same items in all three")
+        raise ValueError(f"partial_mantel: items {sizes}; expected the same items in all three")
     n = sizes["x"]
     pairs = {name: values for name, (values, _) in named.items()}
     rng = np.random.default_rng(rng)
@@ -336,11 +336,11 @@ def partial_mantel_many(
     who = "partial_mantel_many"
     _check_choices(who, method, alternative)
     if len(xs) == 0:
-        raise ValueError(f"{who}: xs is empty; want at least one set of distances")
+        raise ValueError(f"{who}: xs is empty; expected at least one set of distances")
     tied = method == "spearman"
     (y_pairs, n), (z_pairs, n_z) = condensed(who, "y", y, tied=tied), condensed(who, "z", z, tied=tied)
     if n != n_z:
-        raise ValueError(f"{who}: y has {n} items and z {n_z}; want the same items in all")
+        raise ValueError(f"{who}: y has {n} items and z {n_z}; expected the same items in all")
     x_pairs, both = condensed_stack(who, xs, n, tied=tied), np.stack([y_pairs, z_pairs])
     rng = np.random.default_rng(rng)
     plan = plan_permutations(who, n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
@@ -446,9 +446,9 @@ def _test_fields(
 
 def _check_choices(who: str, method: str, alternative: str) -> None:
     if method not in METHODS:
-        raise ValueError(f"{who}: method is {method!r}; want one of {METHODS}")
+        raise ValueError(f"{who}: method is {method!r}; expected one of {METHODS}")
     if alternative not in ALTERNATIVES:
-        raise ValueError(f"{who}: alternative is {alternative!r}; want one of {ALTERNATIVES}")
+        raise ValueError(f"{who}: alternative is {alternative!r}; expected one of {ALTERNATIVES}")
 
 
 def _constant_notes(who: str, **named: np.ndarray) -> tuple[str, ...]:

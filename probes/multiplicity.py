@@ -50,7 +50,7 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray
     p = as_numbers("benjamini_hochberg", "pvalues", pvalues)
     known = p[~np.isnan(p)]
     if known.size and (known.min() < 0 or known.max() > 1):
-        raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; want values in [0, 1]")
+        raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; expected values in [0, 1]")
     order = np.argsort(known)[::-1]
     scaled = known[order] * known.size / np.arange(known.size, 0, -1)
     q = np.empty_like(known)
@@ -78,9 +78,9 @@ def westfall_young(
     observed = as_numbers("westfall_young", "observed", observed)
     null = as_numbers("westfall_young", "null", null)
     if alternative not in ALTERNATIVES:
-        raise ValueError(f"westfall_young: alternative is {alternative!r}; want one of {ALTERNATIVES}")
+        raise ValueError(f"westfall_young: alternative is {alternative!r}; expected one of {ALTERNATIVES}")
     if observed.ndim != 1 or null.ndim != 2 or null.shape[1] != observed.size or null.shape[0] == 0:
-        raise ValueError(f"westfall_young: observed {observed.shape}, null {null.shape}; want [k] and [m ≥ 1, k]")
+        raise ValueError(f"westfall_young: observed {observed.shape}, null {null.shape}; expected [k] and [m ≥ 1, k]")
     adjusted = np.full(observed.size, np.nan)
     extreme = extremeness(observed, alternative)
     kept = np.flatnonzero(~np.isnan(observed))
@@ -104,7 +104,9 @@ def pool_permutations(results: Iterable[PermutationTest]) -> float:
     """
     runs = list(results)
     if not runs or sum(run.n_resamples for run in runs) == 0:
-        raise ValueError(f"pool_permutations: {len(runs)} results without permutations; want at least one with them")
+        raise ValueError(
+            f"pool_permutations: {len(runs)} results without permutations; expected at least one with them"
+        )
     if any(np.isnan(run.pvalue) for run in runs if run.n_resamples):
         return np.nan
     for run in runs:

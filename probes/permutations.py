@@ -89,16 +89,16 @@ def plan_permutations(
 ) -> PermutationPlan:
     """The permutations that the arguments of a test ask for; `ValueError` where they contradict each other."""
     if exact not in ("auto", True, False):
-        raise ValueError(f'{who}: exact is {exact!r}; want "auto", True or False')
+        raise ValueError(f'{who}: exact is {exact!r}; expected "auto", True or False')
     exact = exact if exact == "auto" else bool(exact)  # a NumPy bool is not the object True
     if permutations is not None:
         if exact is True:
-            raise ValueError(f"{who}: exact=True beside given permutations; want one of the two")
+            raise ValueError(f"{who}: exact=True beside given permutations; expected one of the two")
         return PermutationPlan(n, len(permutations), exact=False, given=_checked(who, n, permutations))
     if exact is True and n > EXACT_LIMIT:
-        raise ValueError(f"{who}: exact=True at n = {n}; want n ≤ {EXACT_LIMIT}, or random permutations")
+        raise ValueError(f"{who}: exact=True at n = {n}; expected n ≤ {EXACT_LIMIT}, or random permutations")
     if n_resamples < 0 or n_resamples != int(n_resamples):
-        raise ValueError(f"{who}: n_resamples is {n_resamples}; want an integer ≥ 0")
+        raise ValueError(f"{who}: n_resamples is {n_resamples}; expected an integer ≥ 0")
     if n_resamples and (exact is True or (exact == "auto" and n <= EXACT_UP_TO)):
         return PermutationPlan(n, factorial(n), exact=True)
     n_resamples = int(n_resamples)
@@ -109,7 +109,7 @@ def plan_permutations(
 def _checked(who: str, n: int, permutations: np.ndarray) -> np.ndarray:
     array = np.asarray(permutations)
     if array.ndim != 2 or array.shape[1] != n or array.dtype.kind not in "iu":
-        raise ValueError(f"{who}: permutations has shape {array.shape} of {array.dtype}; want integers [m, {n}]")
+        raise ValueError(f"{who}: permutations has shape {array.shape} of {array.dtype}; expected integers [m, {n}]")
     is_permutation = np.all(np.sort(array, axis=1) == np.arange(n), axis=1)
     if not is_permutation.all():
         row = int(np.argmin(is_permutation))

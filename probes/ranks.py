@@ -98,7 +98,7 @@ def ranks_of_spectrum(sigma: Real[np.ndarray, " k"]) -> MatrixRanks:
     """
     values = as_numbers("ranks_of_spectrum", "sigma", sigma)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError(f"ranks_of_spectrum: sigma has shape {values.shape}; want finite values ≥ 0 of shape [k]")
+        raise ValueError(f"ranks_of_spectrum: sigma has shape {values.shape}; expected finite values ≥ 0 of shape [k]")
     if values.max() == 0:
         warn(ConstantInputWarning, "ranks_of_spectrum: every singular value is 0; the ranks are undefined (nan)")
         return MatrixRanks(np.nan, np.nan, np.nan, np.nan, values.size)

@@ -20,7 +20,7 @@ DEGENERACY = 1e-9
 def _pair(who: str, A: object, B: object, *, min_rows: int) -> tuple[np.ndarray, np.ndarray]:
     a, b = as_matrix(who, "A", A, min_rows=min_rows), as_matrix(who, "B", B, min_rows=min_rows)
     if a.shape[0] != b.shape[0]:
-        raise ValueError(f"{who}: A has {a.shape[0]} rows and B {b.shape[0]}; want the same items in both")
+        raise ValueError(f"{who}: A has {a.shape[0]} rows and B {b.shape[0]}; expected the same items in both")
     return a, b
 
 
@@ -42,9 +42,11 @@ def pc_abs_cosine(A: Real[np.ndarray, "n d"], B: Real[np.ndarray, "m d"], compon
     """
     a, b = as_matrix("pc_abs_cosine", "A", A, min_rows=2), as_matrix("pc_abs_cosine", "B", B, min_rows=2)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"pc_abs_cosine: A has {a.shape[1]} dimensions and B {b.shape[1]}; want one basis for both")
+        raise ValueError(
+            f"pc_abs_cosine: A has {a.shape[1]} dimensions and B {b.shape[1]}; expected one basis for both"
+        )
     if component < 1:
-        raise ValueError(f"pc_abs_cosine: component is {component}; want ≥ 1")
+        raise ValueError(f"pc_abs_cosine: component is {component}; expected ≥ 1")
     directions = [_principal_direction(matrix, component - 1) for matrix in (a, b)]
     if directions[0] is None or directions[1] is None:
         which = " and ".join(name for name, v in zip("AB", directions, strict=True) if v is None)
@@ -75,7 +77,7 @@ def random_pc_cosine(d: int) -> float:
     (1.0, 0.63662)
     """
     if d < 1:
-        raise ValueError(f"random_pc_cosine: d is {d}; want ≥ 1")
+        raise ValueError(f"random_pc_cosine: d is {d}; expected ≥ 1")
     return float(np.exp(gammaln(d / 2) - gammaln((d + 1) / 2)) / np.sqrt(np.pi))
 
 
@@ -118,7 +120,9 @@ def _column_basis(name: str, matrix: np.ndarray, n_components: int | None, cente
     if n_components is None:
         return left[:, :rank]
     if not 1 <= n_components <= max(rank, 1):
-        raise ValueError(f"principal_angles: n_components is {n_components}; want 1 ≤ k ≤ {rank}, the rank of {name}")
+        raise ValueError(
+            f"principal_angles: n_components is {n_components}; expected 1 ≤ k ≤ {rank}, the rank of {name}"
+        )
     return left[:, : min(n_components, rank)]
 
 

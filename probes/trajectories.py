@@ -102,7 +102,7 @@ def trajectory_nulls(
     if n_states < 3 or min(d, n_concepts, n_draws) < 1:
         raise ValueError(
             f"trajectory_nulls: n_states {n_states}, d {d}, n_concepts {n_concepts}, n_draws {n_draws}; "
-            "want n_states ≥ 3 and the others ≥ 1"
+            "expected n_states ≥ 3 and the others ≥ 1"
         )
     rng = np.random.default_rng(rng)
     n_lags = _checked_max_lag("trajectory_nulls", n_states, max_lag)
@@ -118,14 +118,14 @@ def _checked_max_lag(who: str, n_states: int, max_lag: int | None) -> int:
     if max_lag is None:
         return n_states - 2
     if not 1 <= max_lag <= n_states - 2:
-        raise ValueError(f"{who}: max_lag is {max_lag}; want 1 … {n_states - 2} for {n_states} states")
+        raise ValueError(f"{who}: max_lag is {max_lag}; expected 1 … {n_states - 2} for {n_states} states")
     return max_lag
 
 
 def _lag_cosines(who: str, states: object, max_lag: int | None) -> np.ndarray:
     values = as_real(who, "states", states)
     if values.ndim < 2 or values.shape[-2] < 3:
-        raise ValueError(f"{who}: states has shape {values.shape}; want [..., n_states, d], n_states ≥ 3")
+        raise ValueError(f"{who}: states has shape {values.shape}; expected [..., n_states, d], n_states ≥ 3")
     n_lags = _checked_max_lag(who, values.shape[-2], max_lag)
     displacements = np.diff(values, axis=-2)
     largest = np.abs(displacements).max(axis=-1, keepdims=True)
@@ -157,11 +157,11 @@ def crystallisation(r: Real[np.ndarray, " n_layers"], share: float = 0.9) -> Cry
     """
     values = as_numbers("crystallisation", "r", r)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"crystallisation: r has shape {values.shape}; want correlations or nan, [n_layers ≥ 1]")
+        raise ValueError(f"crystallisation: r has shape {values.shape}; expected correlations or nan, [n_layers ≥ 1]")
     if np.isinf(values).any():
-        raise ValueError("crystallisation: r holds inf; want correlations or nan")
+        raise ValueError("crystallisation: r holds inf; expected correlations or nan")
     if not 0 < share <= 1:
-        raise ValueError(f"crystallisation: share is {share}; want a number in (0, 1]")
+        raise ValueError(f"crystallisation: share is {share}; expected a number in (0, 1]")
     known = np.where(np.isnan(values), -np.inf, values)
     maximum = known.max()
     if maximum <= TIE_TOLERANCE:  # a correlation of 0 may be rounded to either side
@@ -196,7 +196,7 @@ def pair_parallelism(
     a = as_matrix("pair_parallelism", "first", first, min_rows=3)
     b = as_matrix("pair_parallelism", "second", second, min_rows=3)
     if a.shape != b.shape:
-        raise ValueError(f"pair_parallelism: first is {a.shape} and second {b.shape}; want equal shapes [n, d]")
+        raise ValueError(f"pair_parallelism: first is {a.shape} and second {b.shape}; expected equal shapes [n, d]")
     n = len(a)
     a, b, floor = _without_leading_components(a, b, n_removed_components)
     plan = plan_permutations("pair_parallelism", n, n_resamples=n_resamples, exact="auto", permutations=None, rng=rng)
@@ -236,7 +236,7 @@ def _without_leading_components(a: np.ndarray, b: np.ndarray, k: int) -> tuple[n
     together = centered(np.concatenate([a, b]))
     limit = min(together.shape[0] - 1, together.shape[1]) - 1
     if not 0 < k <= limit:
-        raise ValueError(f"pair_parallelism: n_removed_components is {k}; want 0 … {limit}")
+        raise ValueError(f"pair_parallelism: n_removed_components is {k}; expected 0 … {limit}")
     _, sigma, directions = np.linalg.svd(together, full_matrices=False)
     rest = together - (together @ directions[:k].T) @ directions[:k]
     return rest[: len(a)], rest[len(a) :], float(PROJECTED_AWAY * sigma[0])

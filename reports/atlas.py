@@ -47,7 +47,9 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     tables, record = read_tables(source)
     tables, notes = leave_out_infinite(tables)
     if "feature_atlas" not in tables:
-        raise ValueError(f"atlas: no feature_atlas among {', '.join(tables) or 'the tables'}; want feature_atlas.csv")
+        raise ValueError(
+            f"atlas: no feature_atlas among {', '.join(tables) or 'the tables'}; expected feature_atlas.csv"
+        )
     table = tables["feature_atlas"]
     missing = missing_columns(table.columns, COLUMNS["feature_atlas"])
     if missing:
@@ -90,7 +92,9 @@ def check_once(table: pd.DataFrame) -> None:
     again = table.duplicated(keys)
     if again.any():
         which = ", ".join(f"{key} {table.loc[again, key].iloc[0]}" for key in keys)
-        raise ValueError(f"feature_atlas: {which} stands in several rows; want one SAE a model, seed, layer and head")
+        raise ValueError(
+            f"feature_atlas: {which} stands in several rows; expected one SAE a model, seed, layer and head"
+        )
 
 
 def read_tables(source: str | Path | Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:

@@ -78,7 +78,7 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
     df = table.reset_index(drop=True)
     for column in NUMBERS:
         if len(df) and not pd.api.types.is_numeric_dtype(df[column]):
-            raise ValueError(f"feature_atlas: {column} holds text; want numbers")
+            raise ValueError(f"feature_atlas: {column} holds text; expected numbers")
     if broken := unplaced(df, "feature_atlas", NUMBERS):
         raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; expected one in each")
     vocabulary, columns = Vocabulary(), Columns()
@@ -130,11 +130,11 @@ def read_cell(text: object, column: str, row: int) -> list[Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"feature_atlas: {column} of row {row} is not JSON ({error}); want a JSON list") from error
+        raise ValueError(f"feature_atlas: {column} of row {row} is not JSON ({error}); expected a JSON list") from error
     if value is None:
         return []
     if not isinstance(value, list):
-        raise ValueError(f"feature_atlas: {column} of row {row} is a {type(value).__name__}; want a JSON list")
+        raise ValueError(f"feature_atlas: {column} of row {row} is a {type(value).__name__}; expected a JSON list")
     return value
 
 
@@ -148,13 +148,13 @@ def add_contexts(columns: Columns, contexts: list[Any], row: int) -> None:
     for context in contexts:
         if not isinstance(context, dict) or not isinstance(context.get("tokens"), list):
             raise ValueError(
-                f"feature_atlas: a context of row {row} has no list of tokens; want tokens, acts, peak, value"
+                f"feature_atlas: a context of row {row} has no list of tokens; expected tokens, acts, peak, value"
             )
         tokens, acts = context["tokens"], context.get("acts", [])
         if len(tokens) != len(acts) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise ValueError(
                 f"feature_atlas: a context of row {row} has {len(tokens)} tokens and {len(acts)} acts; "
-                "want as many of each, at least one, tokens as strings"
+                "expected as many of each, at least one, tokens as strings"
             )
         value = context.get("value", 0.0)
         if not all(act is None or isinstance(act, int | float) for act in acts) or not isinstance(value, int | float):
@@ -166,7 +166,9 @@ def add_contexts(columns: Columns, contexts: list[Any], row: int) -> None:
         known = [-math.inf if act is None else float(act) for act in acts]
         peak = context.get("peak", known.index(max(known)))
         if not isinstance(peak, int) or not 0 <= peak < len(acts):
-            raise ValueError(f"feature_atlas: a context of row {row} has its peak at {peak!r}; want 0…{len(acts) - 1}")
+            raise ValueError(
+                f"feature_atlas: a context of row {row} has its peak at {peak!r}; expected 0…{len(acts) - 1}"
+            )
         columns.peak.append(peak)
         columns.value.append(context.get("value", known[peak]))
         columns.has_stronger |= max(known) > known[peak]
@@ -213,9 +215,9 @@ def read_pairs(df: pd.DataFrame, column: str) -> list[list[Any]]:
     rows = [read_cell(text, column, row) for row, text in enumerate(df[column])]
     for row, pairs in enumerate(rows):
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"feature_atlas: {column} of row {row} holds no pairs; want [[token, value], …]")
+            raise ValueError(f"feature_atlas: {column} of row {row} holds no pairs; expected [[token, value], …]")
         if not all(isinstance(value, int | float) for _, value in pairs):
-            raise ValueError(f"feature_atlas: {column} of row {row} holds values that are no numbers; want numbers")
+            raise ValueError(f"feature_atlas: {column} of row {row} holds values that are no numbers; expected numbers")
     return rows
 
 
@@ -292,5 +294,5 @@ def join(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
         offset += len(data) + padding
     text = json.dumps({**header, "arrays": places}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     head = text.encode("utf-8")
-    head += b" " * (-(4 + len(head)) % 8)  # the arrays start on a multiple of 8, as typed arrays want
+    head += b" " * (-(4 + len(head)) % 8)  # the arrays start on a multiple of 8, as typed arrays need
     return b"".join([len(head).to_bytes(4, "little"), head, *parts])

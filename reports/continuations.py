@@ -39,10 +39,10 @@ def read_continuations(path: Path) -> list[Mapping[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: not JSON ({error})") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{path.name}, line {number}: got a {type(record).__name__}; want an object")
+            raise ValueError(f"{path.name}, line {number}: got a {type(record).__name__}; expected an object")
         missing = [key for key in KEYS if key not in record]
         if missing:
-            raise ValueError(f"{path.name}, line {number}: lacks {', '.join(missing)}; want {', '.join(KEYS)}")
+            raise ValueError(f"{path.name}, line {number}: lacks {', '.join(missing)}; expected {', '.join(KEYS)}")
         records.append(record)
     return records
 

@@ -61,7 +61,7 @@ def read_study(directory: str | Path) -> Study:
     paths = find_tables(directory)
     record = read_record(Path(directory) / "study.json")
     if not paths:
-        raise ValueError(f"{directory}: holds no known table; want CSV files such as topology_stats.csv")
+        raise ValueError(f"{directory}: holds no known table; expected CSV files such as topology_stats.csv")
     empty = frozenset(name for name, path in paths.items() if path.stat().st_size == 0)
     tables = {name: read_csv(path) for name, path in paths.items() if name not in empty and name != "feature_atlas"}
     of_models = {name: df for name, df in tables.items() if name != "ladder"}  # its rungs are no models of the study
@@ -104,17 +104,17 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(decode_text(path.read_bytes(), str(path)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); want an object with title, models, notes, …") from error
+        raise ValueError(f"{path}: not JSON ({error}); expected an object with title, models, notes, …") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}: got a {type(record).__name__}; want an object")
+        raise ValueError(f"{path}: got a {type(record).__name__}; expected an object")
     for key, kind in RECORD_TYPES.items():
         value = record.get(key)
         if value is not None and not isinstance(value, kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             wanted = " or ".join(a_kind.__name__ for a_kind in kinds)
-            raise ValueError(f"{path}: {key} is a {type(value).__name__}; want a {wanted}")
+            raise ValueError(f"{path}: {key} is a {type(value).__name__}; expected a {wanted}")
     if not all(isinstance(entry, dict) for entry in record.get("models") or ()):
-        raise ValueError(f"{path}: models holds something that is not an object; want a list of objects")
+        raise ValueError(f"{path}: models holds something that is not an object; expected a list of objects")
     return {key: value for key, value in record.items() if value is not None}
 
 

@@ -233,7 +233,7 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str) -> Path:
     _check_name(name)
     missing = missing_columns(df.columns, COLUMNS[name])
     if missing:
-        raise ValueError(f"{name}: the table lacks {', '.join(missing)}; want {', '.join(COLUMNS[name])} first")
+        raise ValueError(f"{name}: the table lacks {', '.join(missing)}; expected {', '.join(COLUMNS[name])} first")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     trailing = [column for column in df.columns if column not in COLUMNS[name]]
@@ -255,7 +255,7 @@ def read_table(directory: str | Path, name: str) -> pd.DataFrame:
     _check_name(name)
     path = Path(directory) / f"{name}.csv"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; want the table {name}")
+        raise ValueError(f"{path}: no such file; expected the table {name}")
     df = read_csv(path)
     missing = missing_columns(df.columns, COLUMNS[name])
     if missing:
@@ -271,7 +271,7 @@ def find_tables(directory: str | Path) -> dict[str, Path]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory}: not a directory; want one that holds a study's CSV files")
+        raise ValueError(f"{directory}: not a directory; expected one that holds a study's CSV files")
     paths = {name: directory / f"{name}.csv" for name in COLUMNS}
     return {name: path for name, path in paths.items() if path.is_file()}
 
@@ -286,7 +286,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     with path.open("rb") as file:
         first_line = file.readline()
     if not first_line:
-        raise ValueError(f"{path}: the file is empty; want a CSV with a header")
+        raise ValueError(f"{path}: the file is empty; expected a CSV with a header")
     decode_text(first_line, str(path))
     header: list[str] = []
     try:
@@ -308,7 +308,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected UTF-8") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise ValueError(f"{path}: not a whole CSV ({str(error).strip()}); want {len(header)} cells a row") from error
+        raise ValueError(
+            f"{path}: not a whole CSV ({str(error).strip()}); expected {len(header)} cells a row"
+        ) from error
     numbers = [column for column in COLUMNS.get(path.stem, ()) if column in table and column not in TEXT_COLUMNS]
     for column in table[numbers].select_dtypes(["object", "str"]):
         commas = table[column][table[column].astype("str").str.fullmatch(DECIMAL_COMMA)]
@@ -354,4 +356,4 @@ def replace_surrogates(text: str) -> str:
 def _check_name(name: str) -> None:
     if name not in COLUMNS:
         nearest: Sequence[str] = difflib.get_close_matches(name, COLUMNS, n=3) or sorted(COLUMNS)
-        raise ValueError(f"table: got {name!r}; want one of {', '.join(nearest)}")
+        raise ValueError(f"table: got {name!r}; expected one of {', '.join(nearest)}")

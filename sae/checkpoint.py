@@ -49,7 +49,7 @@ def save_stack(sae: StackedSAE, directory: str | Path, *, overwrite: bool = Fals
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"save_stack: tensor {name} has nan or inf; want a trained or initialised stack")
+            raise ValueError(f"save_stack: tensor {name} has nan or inf; expected a trained or initialised stack")
     record = _StackFile(
         config=sae.config, info=sae.info, sha256={name: hash_tensor(tensor) for name, tensor in tensors.items()}
     )
@@ -73,13 +73,14 @@ def load_stack(directory: str | Path) -> StackedSAE:
         raise ValueError(f"{config_path}: {describe_validation(error)}") from error
     n_saes = record.config.n_saes
     if record.info.sources and len(record.info.sources) != n_saes:
-        raise ValueError(f"{config_path}: info.sources has {len(record.info.sources)} entries; want {n_saes}")
+        raise ValueError(f"{config_path}: info.sources has {len(record.info.sources)} entries; expected {n_saes}")
     tensors = read_tensors(weights_path, tensor_shapes(record.config))
     for name, tensor in tensors.items():
         digest, wanted = hash_tensor(tensor), record.sha256.get(name)
         if wanted != digest:
             raise ValueError(
-                f"{weights_path}: tensor {name} has sha256 {digest}; want {shorten(str(wanted))} ({CONFIG_FILE}); one "
+                f"{weights_path}: tensor {name} has sha256 {digest}; "
+                f"expected {shorten(str(wanted))} ({CONFIG_FILE}); one "
                 "of the two files was altered"
             )
     try:
@@ -96,11 +97,11 @@ def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = Non
     own = sae.info.model_sha256
     given = f"{model_name or 'model'} with sha256 {model_sha256}"
     if own is None:
-        raise ValueError(f"check_model: the SAEs do not say which model they belong to; want {given}")
+        raise ValueError(f"check_model: the SAEs do not say which model they belong to; expected {given}")
     if own != model_sha256:
         raise ValueError(
             f"check_model: the SAEs belong to {shorten(sae.info.model_name or 'a model')} with sha256 {shorten(own)}; "
-            f"want {given}"
+            f"expected {given}"
         )
 
 
@@ -120,9 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("it is UTF-16; expected UTF-8")
         content = json.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); want a JSON object") from error
+        raise ValueError(f"{path}: cannot be read ({error}); expected a JSON object") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}; want a JSON object")
+        raise ValueError(f"{path}: holds {type(content).__name__}; expected a JSON object")
     return content
 
 
@@ -137,14 +138,14 @@ def read_tensors(
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if not set(shapes) <= names <= set(shapes) | optional:
-                raise ValueError(f"{path}: holds tensors {shorten(str(sorted(names)), 400)}; want {sorted(shapes)}")
+                raise ValueError(f"{path}: holds tensors {shorten(str(sorted(names)), 400)}; expected {sorted(shapes)}")
             for name, shape in shapes.items():
                 got = tuple(file.get_slice(name).get_shape())
                 if got != shape:
-                    raise ValueError(f"{path}: tensor {name} has shape {got}; want {shape}")
+                    raise ValueError(f"{path}: tensor {name} has shape {got}; expected {shape}")
             return {name: file.get_tensor(name) for name in sorted(names)}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); want a safetensors file") from error
+        raise ValueError(f"{path}: cannot be read ({error}); expected a safetensors file") from error
 
 
 def describe_validation(error: ValidationError) -> str:
@@ -170,7 +171,7 @@ def new_directory(directory: str | Path, *, overwrite: bool = False) -> Iterator
     """
     directory = Path(directory)
     if directory.exists() and not overwrite:
-        raise ValueError(f"{directory}: exists; want a new directory, or overwrite=True")
+        raise ValueError(f"{directory}: exists; expected a new directory, or overwrite=True")
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:

@@ -42,14 +42,16 @@ class SAEConfig(BaseModel):
     def _check(self) -> SAEConfig:
         uses_k = self.architecture in ("topk", "batchtopk")
         if uses_k and (self.k is None or not 0 < self.k <= self.d_sae):
-            raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; want 0 < k ≤ d_sae = {self.d_sae}")
+            raise ValueError(
+                f"SAEConfig.k: got {self.k} for {self.architecture}; expected 0 < k ≤ d_sae = {self.d_sae}"
+            )
         if self.architecture == "topk" and self.k != int(self.k or 0):
-            raise ValueError(f"SAEConfig.k: got {self.k} for topk; want an integer")
+            raise ValueError(f"SAEConfig.k: got {self.k} for topk; expected an integer")
         if not uses_k and self.k is not None:
-            raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; want None")
+            raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; expected None")
         if self.use_unit_norm_decoder and self.decoder_init_norm != 1:
             raise ValueError(
-                f"SAEConfig.decoder_init_norm: got {self.decoder_init_norm}; want 1 with use_unit_norm_decoder"
+                f"SAEConfig.decoder_init_norm: got {self.decoder_init_norm}; expected 1 with use_unit_norm_decoder"
             )
         return self
 
@@ -92,16 +94,17 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"TrainConfig.betas: got {self.betas}; want each in [0, 1)")
+            raise ValueError(f"TrainConfig.betas: got {self.betas}; expected each in [0, 1)")
         if self.lr_warm_up_steps + self.lr_decay_steps > self.n_steps:
             raise ValueError(
                 f"TrainConfig.lr_warm_up_steps, lr_decay_steps: got {self.lr_warm_up_steps} and {self.lr_decay_steps}; "
-                f"want a sum ≤ n_steps = {self.n_steps}"
+                f"expected a sum ≤ n_steps = {self.n_steps}"
             )
         steps = self.resample_steps
         if list(steps) != sorted(set(steps)) or any(not 1 <= step < self.n_steps for step in steps):
             raise ValueError(
-                f"TrainConfig.resample_steps: got {steps}; want increasing steps in [1, n_steps) = [1, {self.n_steps})"
+                f"TrainConfig.resample_steps: got {steps}; "
+                f"expected increasing steps in [1, n_steps) = [1, {self.n_steps})"
             )
         return self
 

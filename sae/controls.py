@@ -34,12 +34,12 @@ def random_dictionary(
     wanted = [float(value) for value in as_list("random_dictionary: l0", l0)]
     if x.ndim != 3 or x.shape[0] != config.n_saes or x.shape[1] == 0 or x.shape[2] != config.d_in:
         raise ValueError(
-            f"random_dictionary: x has shape {tuple(x.shape)}; want ({config.n_saes}, tokens ≥ 1, {config.d_in})"
+            f"random_dictionary: x has shape {tuple(x.shape)}; expected ({config.n_saes}, tokens ≥ 1, {config.d_in})"
         )
     if not bool(x.isfinite().all()):
-        raise ValueError("random_dictionary: x has nan or inf; want finite activations")
+        raise ValueError("random_dictionary: x has nan or inf; expected finite activations")
     if len(wanted) != config.n_saes or any(not 0 < value < config.d_sae for value in wanted):
-        raise ValueError(f"random_dictionary: l0 is {wanted}; want {config.n_saes} numbers in (0, d_sae)")
+        raise ValueError(f"random_dictionary: l0 is {wanted}; expected {config.n_saes} numbers in (0, d_sae)")
     sizes = SAEConfig(
         n_saes=config.n_saes, d_in=config.d_in, d_sae=config.d_sae, decoder_init_norm=1.0, b_dec_init="mean"
     )
@@ -66,7 +66,7 @@ def shuffle_coordinates(
     it is not structure of the model. For a stream, call it on each batch. Raises ValueError unless x has three axes.
     """
     if x.ndim != 3:
-        raise ValueError(f"shuffle_coordinates: x has shape {tuple(x.shape)}; want (n_saes, tokens, d_in)")
+        raise ValueError(f"shuffle_coordinates: x has shape {tuple(x.shape)}; expected (n_saes, tokens, d_in)")
     keys = torch.rand(x.shape, generator=generator, device=generator.device, dtype=torch.float64)
     return x.gather(1, keys.argsort(dim=1).to(x.device))
 

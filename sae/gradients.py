@@ -81,10 +81,10 @@ def loss_and_gradients(
     if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != config.d_in or not x.is_floating_point():
         raise ValueError(
             f"loss_and_gradients: x has shape {tuple(x.shape)} and is {x.dtype}; "
-            f"want floating-point (n_inputs, tokens ≥ 1, {config.d_in})"
+            f"expected floating-point (n_inputs, tokens ≥ 1, {config.d_in})"
         )
     if l1.shape != (config.n_saes,):
-        raise ValueError(f"loss_and_gradients: l1 has shape {tuple(l1.shape)}; want ({config.n_saes},)")
+        raise ValueError(f"loss_and_gradients: l1 has shape {tuple(l1.shape)}; expected ({config.n_saes},)")
     slots = check_input_index(input_index, config.n_saes, x.shape[0])
     with torch.no_grad():
         return _finish(sae, l1, x.shape[1], _sum_blocks(sae, x, l1, slots, use_bf16, block_sums or sum_block))

@@ -69,12 +69,12 @@ class MetricSums:
         for name, tensor, width in (("x", x, d_in), ("acts", acts, d_sae), ("recon", recon, d_in)):
             if tuple(tensor.shape) != (n_saes, n_new, width):
                 raise ValueError(
-                    f"MetricSums.update: {name} has shape {tuple(tensor.shape)}; want ({n_saes}, tokens, {width})"
+                    f"MetricSums.update: {name} has shape {tuple(tensor.shape)}; expected ({n_saes}, tokens, {width})"
                 )
         is_bad = ~x.sum(dim=(1, 2), dtype=torch.float64).isfinite()
         if bool(is_bad.any()):
             which = is_bad.nonzero().flatten().tolist()
-            raise ValueError(f"MetricSums.update: x of SAE {which} has nan or inf; want finite activations")
+            raise ValueError(f"MetricSums.update: x of SAE {which} has nan or inf; expected finite activations")
         # in pieces that stay in the cache, since every one is passed over several times
         for start in range(0, n_new, _TOKENS_AT_ONCE):
             rows = slice(start, start + _TOKENS_AT_ONCE)
@@ -142,11 +142,11 @@ def density_histogram(
     """
     values = density.detach().double().cpu().numpy()
     if not bool(np.all((values >= 0) & (values <= 1))):
-        raise ValueError("density_histogram: density has values outside [0, 1]; want shares of tokens")
+        raise ValueError("density_histogram: density has values outside [0, 1]; expected shares of tokens")
     n_bins = round(-lowest / bin_width) if bin_width > 0 else 0
     if n_bins < 1 or abs(n_bins * bin_width + lowest) > 1e-9:
         raise ValueError(
-            f"density_histogram: lowest {lowest}, bin_width {bin_width}; want a whole number of bins below 0"
+            f"density_histogram: lowest {lowest}, bin_width {bin_width}; expected a whole number of bins below 0"
         )
     edges = lowest + bin_width * np.arange(n_bins)
     flat = values.reshape(-1, values.shape[-1])
@@ -166,7 +166,7 @@ def max_cosine(rows: Float[Tensor, "*saes n d_in"], others: Float[Tensor, "*saes
     """
     if rows.ndim != others.ndim or rows.shape[:-2] != others.shape[:-2] or rows.shape[-1] != others.shape[-1]:
         raise ValueError(
-            f"max_cosine: rows {tuple(rows.shape)}, others {tuple(others.shape)}; want the same stack and width"
+            f"max_cosine: rows {tuple(rows.shape)}, others {tuple(others.shape)}; expected the same stack and width"
         )
     if rows.ndim > 2:
         return torch.stack([max_cosine(a, b) for a, b in zip(rows, others, strict=True)])
@@ -210,7 +210,9 @@ def nearest_features(
     """
     d_sae = W_dec.shape[1]
     if not 1 <= n_neighbours < d_sae:
-        raise ValueError(f"nearest_features: n_neighbours is {n_neighbours}; want 1 ≤ n_neighbours < d_sae = {d_sae}")
+        raise ValueError(
+            f"nearest_features: n_neighbours is {n_neighbours}; expected 1 ≤ n_neighbours < d_sae = {d_sae}"
+        )
     cosines, features = [], []
     for rows in W_dec:
         unit = _unit_rows(rows)
@@ -266,7 +268,9 @@ def interpolate_at_l0(l0: ArrayLike, values: ArrayLike, at: ArrayLike) -> Float[
     l0, values = np.asarray(l0, dtype=np.float64), np.asarray(values, dtype=np.float64)
     at = np.atleast_1d(np.asarray(at, dtype=np.float64))
     if l0.ndim != 1 or l0.shape != values.shape:
-        raise ValueError(f"interpolate_at_l0: l0 has shape {l0.shape}, values {values.shape}; want one equal length")
+        raise ValueError(
+            f"interpolate_at_l0: l0 has shape {l0.shape}, values {values.shape}; expected one equal length"
+        )
     is_usable = (l0 > 0) & np.isfinite(l0) & np.isfinite(values)
     points, inverse = np.unique(l0[is_usable], return_inverse=True)
     if len(points) == 0:
@@ -298,7 +302,7 @@ def match_l0(
     Raises ValueError as it does, and for n_points < 2.
     """
     if n_points < 2:
-        raise ValueError(f"match_l0: n_points is {n_points}; want ≥ 2")
+        raise ValueError(f"match_l0: n_points is {n_points}; expected ≥ 2")
     ranges = []
     for l0, values in ((l0_first, values_first), (l0_second, values_second)):
         points = np.asarray(l0, dtype=np.float64)

@@ -32,7 +32,7 @@ def spawn_generators(
     """
     keys = [(k,) for k in range(n)] if keys is None else [tuple(key) for key in keys]
     if len(keys) != n or len(set(keys)) != n or any(part < 0 for key in keys for part in key):
-        raise ValueError(f"spawn_generators: keys are {keys}; want {n} distinct tuples of integers ≥ 0")
+        raise ValueError(f"spawn_generators: keys are {keys}; expected {n} distinct tuples of integers ≥ 0")
     base = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     spawned = []
     for key in keys:
@@ -79,11 +79,11 @@ def check_input_index(
     """
     if input_index is None:
         if n_inputs != n_saes:
-            raise ValueError(f"input_index: got None with {n_inputs} inputs; want one for each of {n_saes} SAEs")
+            raise ValueError(f"input_index: got None with {n_inputs} inputs; expected one for each of {n_saes} SAEs")
         return list(range(n_saes))
     slots = [int(slot) for slot in as_list("input_index", input_index)]
     if len(slots) != n_saes or any(not 0 <= slot < n_inputs for slot in slots):
-        raise ValueError(f"input_index: got {slots}; want {n_saes} slots in [0, {n_inputs})")
+        raise ValueError(f"input_index: got {slots}; expected {n_saes} slots in [0, {n_inputs})")
     return slots
 
 
@@ -131,7 +131,7 @@ class StackedSAE(nn.Module):
         self.config = config
         self.info = info if info is not None else StackInfo()
         if self.info.sources and len(self.info.sources) != config.n_saes:
-            raise ValueError(f"StackedSAE: {len(self.info.sources)} sources; want {config.n_saes}, one a SAE")
+            raise ValueError(f"StackedSAE: {len(self.info.sources)} sources; expected {config.n_saes}, one a SAE")
         n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
         start = torch.full((n, d_sae, d_in), torch.nan, dtype=torch.float64)
         if generator is not None:
@@ -199,7 +199,7 @@ class StackedSAE(nn.Module):
         indices = [int(index) for index in as_list("StackedSAE.select", indices)]
         n = self.config.n_saes
         if not indices or any(not 0 <= index < n for index in indices):
-            raise ValueError(f"StackedSAE.select: got {indices}; want at least one index in [0, {n})")
+            raise ValueError(f"StackedSAE.select: got {indices}; expected at least one index in [0, {n})")
         sources = tuple(self.info.sources[index] for index in indices) if self.info.sources else ()
         config = self.config.model_copy(update={"n_saes": len(indices)})
         info = self.info.model_copy(update={"sources": sources})
@@ -239,9 +239,9 @@ class StackedSAE(nn.Module):
         fits = x.ndim == 3 and x.shape[0] == n or x.ndim == 2 and n == 1
         if not fits or x.shape[-1] != width:
             alone = f" or (tokens, {width})" if n == 1 else ""
-            raise ValueError(f"{what} has shape {tuple(x.shape)}; want ({n}, tokens, {width}){alone}")
+            raise ValueError(f"{what} has shape {tuple(x.shape)}; expected ({n}, tokens, {width}){alone}")
         if not x.is_floating_point():
-            raise ValueError(f"{what} is {x.dtype}; want a floating-point tensor")
+            raise ValueError(f"{what} is {x.dtype}; expected a floating-point tensor")
         return (x if x.ndim == 3 else x.unsqueeze(0)).to(self.dtype)
 
 
@@ -266,18 +266,18 @@ def check_tensors(config: SAEConfig, tensors: dict[str, Tensor]) -> None:
     where a threshold stands."""
     shapes = tensor_shapes(config)
     if set(tensors) != set(shapes):
-        raise ValueError(f"tensors: got {sorted(tensors)}; want {sorted(shapes)}")
+        raise ValueError(f"tensors: got {sorted(tensors)}; expected {sorted(shapes)}")
     dtype = tensors["W_dec"].dtype
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}; want {shape}")
+            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}; expected {shape}")
         if not tensor.is_floating_point() or tensor.dtype != dtype:
-            raise ValueError(f"tensor {name} is {tensor.dtype}; want one floating-point dtype for all")
+            raise ValueError(f"tensor {name} is {tensor.dtype}; expected one floating-point dtype for all")
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; want finite numbers")
+            raise ValueError(f"tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; expected finite numbers")
     if "threshold" in shapes and bool((tensors["threshold"] < 0).any()):
-        raise ValueError(f"tensor threshold has a minimum of {float(tensors['threshold'].min())}; want ≥ 0")
+        raise ValueError(f"tensor threshold has a minimum of {float(tensors['threshold'].min())}; expected ≥ 0")
 
 
 def stacked_matmul(
@@ -328,7 +328,7 @@ def _draw_directions(
         generator = spawn_generators(generator, config.n_saes)
     if len(generator) != config.n_saes:
         raise ValueError(
-            f"StackedSAE: got {len(generator)} generators; want one, or one for each of {config.n_saes} SAEs"
+            f"StackedSAE: got {len(generator)} generators; expected one, or one for each of {config.n_saes} SAEs"
         )
     rows = torch.stack(
         [
@@ -350,11 +350,11 @@ def _start_b_dec(
         got = None if data is None else tuple(data.shape)
         raise ValueError(
             f"StackedSAE: data has shape {got}; "
-            f"want (n_inputs, tokens ≥ 1, {config.d_in}) for b_dec_init {config.b_dec_init!r}"
+            f"expected (n_inputs, tokens ≥ 1, {config.d_in}) for b_dec_init {config.b_dec_init!r}"
         )
     slots = check_input_index(input_index, config.n_saes, data.shape[0])
     if not bool(data.isfinite().all()):
-        raise ValueError("StackedSAE: data has nan or inf; want finite activations")
+        raise ValueError("StackedSAE: data has nan or inf; expected finite activations")
     is_mean = config.b_dec_init == "mean"
     centre = reduce(data.double(), "i t d -> i d", "mean") if is_mean else geometric_median(data)
     return centre.cpu()[slots]

@@ -46,7 +46,7 @@ def save_sae_lens(sae: StackedSAE, directory: str | Path, *, overwrite: bool = F
     """
     for name, tensor in sae.state_dict().items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"save_sae_lens: tensor {name} has nan or inf; want a trained or initialised stack")
+            raise ValueError(f"save_sae_lens: tensor {name} has nan or inf; expected a trained or initialised stack")
     names = [f"sae_{k:03d}" for k in range(sae.config.n_saes)]
     with new_directory(directory, overwrite=overwrite) as partial:
         for k, name in enumerate(names):
@@ -80,19 +80,19 @@ def load_sae_lens(directory: str | Path) -> StackedSAE:
         inside = sorted(directory.iterdir()) if directory.is_dir() else []
         folders = [path for path in inside if (path / CONFIG_FILE).is_file()]
     if not folders:
-        raise ValueError(f"{directory}: holds no {CONFIG_FILE}, nor does a folder in it; want SAELens folders")
+        raise ValueError(f"{directory}: holds no {CONFIG_FILE}, nor does a folder in it; expected SAELens folders")
     loaded = [_load_one(folder) for folder in folders]
     first = loaded[0]
     for folder, one in zip(folders, loaded, strict=True):
         if one.config != first.config or one.dtype != first.dtype:
             raise ValueError(
                 f"{folder}: is {one.config} in {one.dtype}; "
-                f"want the like of {folders[0]}, {first.config} in {first.dtype}"
+                f"expected the like of {folders[0]}, {first.config} in {first.dtype}"
             )
         if (one.info.model_sha256, one.info.model_name) != (first.info.model_sha256, first.info.model_name):
             raise ValueError(
                 f"{folder}: belongs to {one.info.model_name} {one.info.model_sha256}; "
-                f"want {first.info.model_name} {first.info.model_sha256} as {folders[0]}"
+                f"expected {first.info.model_name} {first.info.model_sha256} as {folders[0]}"
             )
     config = first.config.model_copy(update={"n_saes": len(loaded)})
     tensors = {key: torch.cat([one.state_dict()[key] for one in loaded]) for key in first.state_dict()}
@@ -159,7 +159,7 @@ def _load_one(folder: Path) -> StackedSAE:
     scaling = tensors.pop("scaling_factor", torch.ones(()))
     if not bool((scaling == 1).all()):
         raise ValueError(
-            f"{folder / WEIGHTS_FILE}: tensor scaling_factor is not all 1; want it folded into the weights"
+            f"{folder / WEIGHTS_FILE}: tensor scaling_factor is not all 1; expected it folded into the weights"
         )
     if "threshold" in tensors and tensors["W_dec"].is_floating_point():
         tensors["threshold"] = tensors["threshold"].to(tensors["W_dec"].dtype).clamp_min(0)
@@ -191,15 +191,16 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
     if architecture == "standard" and activation == "topk":
         architecture = "topk"
     elif architecture == "standard" and activation != "relu":
-        raise ValueError(f"{path}: activation_fn: got {shorten(repr(activation))}; want 'relu' or 'topk'")
+        raise ValueError(f"{path}: activation_fn: got {shorten(repr(activation))}; expected 'relu' or 'topk'")
     if not isinstance(architecture, str) or architecture not in _FROM_SAE_LENS:
         raise ValueError(
-            f"{path}: architecture: got {shorten(repr(architecture))}; want one of {sorted(_FROM_SAE_LENS)}"
+            f"{path}: architecture: got {shorten(repr(architecture))}; expected one of {sorted(_FROM_SAE_LENS)}"
         )
     normalisation = fields.get("normalize_activations", "none")
     if normalisation not in ("none", None, False):
         raise ValueError(
-            f"{path}: normalize_activations: got {shorten(repr(normalisation))}; want 'none' (SAELens folds an average "
+            f"{path}: normalize_activations: got {shorten(repr(normalisation))}; "
+            f"expected 'none' (SAELens folds an average "
             "or a whitening into the weights; what depends on each token cannot be)"
         )
     try:

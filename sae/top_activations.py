@@ -22,7 +22,7 @@ class TopActivations:
     def __init__(self, config: SAEConfig, k: int, device: torch.device | str = "cpu") -> None:
         """No token yet. Raises ValueError for k < 1."""
         if k < 1:
-            raise ValueError(f"TopActivations: k is {k}; want ≥ 1")
+            raise ValueError(f"TopActivations: k is {k}; expected ≥ 1")
         self._shape = (config.n_saes, config.d_sae)
         n_features = config.n_saes * config.d_sae
         self._values = torch.zeros(n_features, k, device=device)
@@ -53,7 +53,7 @@ class TopActivations:
         n_saes, d_sae = self._shape
         if acts.ndim != 3 or acts.shape[0] != n_saes or acts.shape[2] != d_sae:
             raise ValueError(
-                f"TopActivations.update: acts has shape {tuple(acts.shape)}; want ({n_saes}, tokens, {d_sae})"
+                f"TopActivations.update: acts has shape {tuple(acts.shape)}; expected ({n_saes}, tokens, {d_sae})"
             )
         start = 0
         while start < acts.shape[1]:
@@ -71,7 +71,7 @@ class TopActivations:
         best = acts.amax(dim=2).float()
         if bool(best.isnan().any()):
             which = best.isnan().flatten(start_dim=1).any(dim=-1).nonzero().flatten().tolist()
-            raise ValueError(f"TopActivations.update: acts of SAE {which} have nan; want finite activations")
+            raise ValueError(f"TopActivations.update: acts of SAE {which} have nan; expected finite activations")
         floor = self._values[:, -1].view(n_saes, 1, d_sae)
         sae, block, feature = (best > floor).nonzero().unbind(dim=-1)
         candidates = acts[sae, block, :, feature].float()

@@ -86,16 +86,18 @@ class Trainer:
         """
         n_saes = sae.config.n_saes
         if sae.dtype == torch.float16:
-            raise ValueError("Trainer: the parameters are float16; want float32, float64 or bfloat16")
+            raise ValueError("Trainer: the parameters are float16; expected float32, float64 or bfloat16")
         coefficients = torch.as_tensor(as_list("Trainer: l1", l1), dtype=torch.float64)
         if _is_number(l1):
             coefficients = coefficients.expand(n_saes)
         if coefficients.shape != (n_saes,) or not bool((coefficients.isfinite() & (coefficients >= 0)).all()):
-            raise ValueError(f"Trainer: l1 is {coefficients.tolist()}; want {n_saes} finite numbers ≥ 0")
+            raise ValueError(f"Trainer: l1 is {coefficients.tolist()}; expected {n_saes} finite numbers ≥ 0")
         if isinstance(generator, torch.Generator):
             generator = spawn_generators(generator, n_saes)
         if len(generator) != n_saes:
-            raise ValueError(f"Trainer: got {len(generator)} generators; want one, or one for each of {n_saes} SAEs")
+            raise ValueError(
+                f"Trainer: got {len(generator)} generators; expected one, or one for each of {n_saes} SAEs"
+            )
         self.sae = sae
         self.config = config
         self.n_steps_done = 0
@@ -123,7 +125,7 @@ class Trainer:
         """
         step = self.n_steps_done
         if step >= self.config.n_steps:
-            raise ValueError(f"Trainer.step: {step} steps are done; want < n_steps = {self.config.n_steps}")
+            raise ValueError(f"Trainer.step: {step} steps are done; expected < n_steps = {self.config.n_steps}")
         l1 = self._l1 * l1_share_at(self.config, step)
         lr = lr_at(self.config, step)
         result = loss_and_gradients(
@@ -172,16 +174,16 @@ class Trainer:
         own = self._state()
         if set(state) != set(own):
             odd = sorted(set(state) ^ set(own))
-            raise ValueError(f"Trainer.load_state_dict: tensors {odd} are missing or unknown; want {sorted(own)}")
+            raise ValueError(f"Trainer.load_state_dict: tensors {odd} are missing or unknown; expected {sorted(own)}")
         for name, tensor in own.items():
             got = state[name]
             if got.shape != tensor.shape or got.dtype != tensor.dtype:
                 raise ValueError(
                     f"Trainer.load_state_dict: {name} is {got.dtype} {tuple(got.shape)}; "
-                    f"want {tensor.dtype} {tuple(tensor.shape)}"
+                    f"expected {tensor.dtype} {tuple(tensor.shape)}"
                 )
         if not torch.equal(state["l1"].to(self._l1.device), self._l1):
-            raise ValueError(f"Trainer.load_state_dict: l1 is {state['l1'].tolist()}; want {self._l1.tolist()}")
+            raise ValueError(f"Trainer.load_state_dict: l1 is {state['l1'].tolist()}; expected {self._l1.tolist()}")
         with torch.no_grad():
             for name, tensor in own.items():
                 if not name.startswith("generator.") and name != "n_steps_done":
@@ -257,7 +259,7 @@ class Trainer:
             which = is_new.nonzero().flatten().tolist()
             warnings.warn(
                 f"Trainer.step: all features of SAE {which} are dead at step {self.n_steps_done}, "
-                f"l1 {self._l1[which].tolist()}; want a smaller l1 or resample_steps",
+                f"l1 {self._l1[which].tolist()}; expected a smaller l1 or resample_steps",
                 stacklevel=3,
             )
 
@@ -278,7 +280,7 @@ class Trainer:
         k = int((~loss.isfinite()).nonzero()[0])
         slot = check_input_index(self._input_index, self.sae.config.n_saes, x.shape[0])[k]
         n_bad = int((~x[slot].isfinite()).sum())
-        remedy = "want finite activations" if n_bad else "the training diverged: want a smaller lr"
+        remedy = "expected finite activations" if n_bad else "the training diverged: expected a smaller lr"
         return (
             f"Trainer.step: loss of SAE {k} is {float(loss[k])} at step {self.n_steps_done}; "
             f"its input, slot {slot}, has {n_bad} nan or inf; {remedy}"
@@ -294,7 +296,7 @@ def train_stack(trainer: Trainer, batches: Iterable[Float[Tensor, "n_inputs toke
         stats.append(trainer.step(x))
         if trainer.n_steps_done == trainer.config.n_steps:
             return stats
-    raise ValueError(f"train_stack: batches ended after step {trainer.n_steps_done}; want {trainer.config.n_steps}")
+    raise ValueError(f"train_stack: batches ended after step {trainer.n_steps_done}; expected {trainer.config.n_steps}")
 
 
 class _Block:

@@ -107,7 +107,7 @@ def bos_mass(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, 
 class HeadRedundancy:
     """Running Gram matrices of one layer's heads over a stream of batches, and their cosines at any moment.
 
-    `add` takes what the batch offers; `cosines(basis)` wants what that basis is made of. Sums are kept in float64, so
+    `add` takes what the batch offers; `cosines(basis)` needs what that basis is made of. Sums are kept in float64, so
     the order and the size of the batches matter only to float64 rounding.
     """
 
@@ -132,21 +132,21 @@ class HeadRedundancy:
     def cosines(
         self, basis: str, W_O: Float[Tensor, "head d_head d_model"] | None = None
     ) -> Float64[Tensor, "head head"]:
-        """Cosine matrix so far in one of `BASES`; "residual" wants W_O.
+        """Cosine matrix so far in one of `BASES`; "residual" needs W_O.
 
         Raises ValueError if the basis is unknown, or nothing was added that it can be read from.
         """
         if basis not in BASES:
-            raise ValueError(f"basis: got {basis!r}; want one of {', '.join(BASES)}")
+            raise ValueError(f"basis: got {basis!r}; expected one of {', '.join(BASES)}")
         if self.moment is None or (basis == "pattern" and self.pattern is None):
-            raise ValueError(f"cosines on {basis}: got no batch that holds it; want at least one")
+            raise ValueError(f"cosines on {basis}: got no batch that holds it; expected at least one")
         if basis == "pattern":
             assert self.pattern is not None
             return cosines(self.pattern)
         if basis == "z":
             return cosines(gram_z_of_moment(self.moment))
         if W_O is None:
-            raise ValueError("cosines on residual: got no W_O; want the layer's W_O [head, d_head, d_model]")
+            raise ValueError("cosines on residual: got no W_O; expected the layer's W_O [head, d_head, d_model]")
         return cosines(gram_residual(self.moment, W_O))
 
 

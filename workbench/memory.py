@@ -56,7 +56,7 @@ def check_memory(what: str, n_bytes: int, device: Any = "cpu") -> None:
     """
     if n_bytes > (free := free_bytes(device)):
         raise ValueError(
-            f"memory: {what} needs {_gib(n_bytes)} and {_gib(free)} are free on {device}; want less at once"
+            f"memory: {what} needs {_gib(n_bytes)} and {_gib(free)} are free on {device}; expected less at once"
         )
 
 

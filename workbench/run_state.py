@@ -35,10 +35,10 @@ def read_state(file: Path) -> tuple[dict[str, Tensor], str]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"resume: {file} is altered ({error}); want it as it was saved, or removed") from error
+        raise ValueError(f"resume: {file} is altered ({error}); expected it as it was saved, or removed") from error
     note = metadata.get("note", "")
     if metadata.get("seal") != _seal(file, tensors, note):
-        raise ValueError(f"resume: {file} is altered, or of another run; want it as it was saved, or removed")
+        raise ValueError(f"resume: {file} is altered, or of another run; expected it as it was saved, or removed")
     return tensors, note
 
 

@@ -89,7 +89,7 @@ def open_run(
     with locked(out):
         if out.exists() or out.is_symlink():
             if not resume:
-                raise ValueError(f"out: {out} already exists; want a new directory, or --resume")
+                raise ValueError(f"out: {out} already exists; expected a new directory, or --resume")
             _check_same_config(out, resolved)
             verify_manifest(out)
             yield Run(path=out, out=out, is_complete=True, is_resumed=False)
@@ -192,16 +192,16 @@ def _compare(directory: Path, entries: dict[str, Any], found: dict[str, Path]) -
     """Raise ValueError naming the first file that is not what its entry says; sizes are compared before contents."""
     for name, entry in entries.items():
         if name not in found:
-            raise ValueError(f"manifest: {directory / name} is missing; want {entry['bytes']} bytes")
+            raise ValueError(f"manifest: {directory / name} is missing; expected {entry['bytes']} bytes")
         n_bytes = found[name].stat().st_size
         if n_bytes != entry["bytes"]:
-            raise ValueError(f"manifest: {directory / name} is altered, {n_bytes} bytes; want {entry['bytes']}")
+            raise ValueError(f"manifest: {directory / name} is altered, {n_bytes} bytes; expected {entry['bytes']}")
     for name in found:
         if name not in entries:
-            raise ValueError(f"manifest: {directory / name} is not in the manifest; want only the run's own files")
+            raise ValueError(f"manifest: {directory / name} is not in the manifest; expected only the run's own files")
     for name, entry in entries.items():
         if (sha256 := sha256_file(found[name])) != entry["sha256"]:
-            raise ValueError(f"manifest: {directory / name} is altered, sha256 {sha256}; want {entry['sha256']}")
+            raise ValueError(f"manifest: {directory / name} is altered, sha256 {sha256}; expected {entry['sha256']}")
 
 
 def verify_files(path: str | os.PathLike[str], wanted: Callable[[str], bool]) -> None:
@@ -246,7 +246,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"config: {file} is not TOML ({error}); want key = value lines") from None
+        raise ValueError(f"config: {file} is not TOML ({error}); expected key = value lines") from None
 
 
 def read_json(file: Path, what: str, wanted: str) -> dict[str, Any]:
@@ -254,20 +254,20 @@ def read_json(file: Path, what: str, wanted: str) -> dict[str, Any]:
     try:
         content = json.loads(read_settings(file, what, wanted))
     except RecursionError as error:
-        raise ValueError(f"{what}: {file} is not JSON ({error}); want {wanted}") from None
+        raise ValueError(f"{what}: {file} is not JSON ({error}); expected {wanted}") from None
     except ValueError as error:
         if str(error).startswith(f"{what}: {file} "):
             raise
-        raise ValueError(f"{what}: {file} is not JSON ({error}); want {wanted}") from None
+        raise ValueError(f"{what}: {file} is not JSON ({error}); expected {wanted}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{what}: {file} holds a {type(content).__name__}; want {wanted}")
+        raise ValueError(f"{what}: {file} holds a {type(content).__name__}; expected {wanted}")
     return content
 
 
 def read_toml(file: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file that someone wrote. Raises ValueError if it is too large, not UTF-8 or not TOML."""
     if (n_bytes := file.stat().st_size) > MAX_TOML_BYTES:
-        raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_TOML_BYTES}")
+        raise ValueError(f"{what}: {file} has {n_bytes} bytes; expected at most {MAX_TOML_BYTES}")
     text = decode_text(file.read_bytes(), f"{what}: {file}")
     try:
         return tomllib.loads(text)
@@ -278,9 +278,9 @@ def read_toml(file: Path, what: str) -> dict[str, Any]:
 def read_settings(file: Path, what: str, wanted: str) -> str:
     """The text of a settings file. Raises ValueError if it is missing, a link, too large to be ours or not UTF-8."""
     if file.is_symlink() or not file.is_file():
-        raise ValueError(f"{what}: {file} is missing; want {wanted}")
+        raise ValueError(f"{what}: {file} is missing; expected {wanted}")
     if (n_bytes := file.stat().st_size) > MAX_SETTINGS_BYTES:
-        raise ValueError(f"{what}: {file} has {n_bytes} bytes; want at most {MAX_SETTINGS_BYTES}")
+        raise ValueError(f"{what}: {file} has {n_bytes} bytes; expected at most {MAX_SETTINGS_BYTES}")
     return decode_text(file.read_bytes(), f"{what}: {file}")
 
 
@@ -326,28 +326,30 @@ def _absolute(out: str | os.PathLike[str]) -> Path:
     text = os.fspath(out)
     path = Path(os.path.abspath(text))  # noqa: PTH100  (normalises "..", and unlike resolve() keeps links)
     if not text or "\0" in text or not path.name:
-        raise ValueError(f"out: {text!r} names no directory; want a path to a new directory")
+        raise ValueError(f"out: {text!r} names no directory; expected a path to a new directory")
     if path.suffix in {".partial", ".lock"}:
-        raise ValueError(f"out: {text} ends in {path.suffix}; want the run's own name, without it")
+        raise ValueError(f"out: {text} ends in {path.suffix}; expected the run's own name, without it")
     for parent in path.parents:
         if parent.exists() or parent.is_symlink():
             if not parent.is_dir():
                 what = "file" if parent.exists() else "link that leads nowhere"
-                raise ValueError(f"out: {parent} is a {what}; want a directory there")
+                raise ValueError(f"out: {parent} is a {what}; expected a directory there")
             break
     whole = (p for p in path.parents if all((p / name).is_file() for name in (CONFIG, ENV, MANIFEST)))
     if not path.exists() and (run := next(whole, None)):
-        raise ValueError(f"out: {path} lies in {run}, a finished run that its manifest seals; want a place outside it")
+        raise ValueError(
+            f"out: {path} lies in {run}, a finished run that its manifest seals; expected a place outside it"
+        )
     return path
 
 
 def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
     """Whether the partial directory was there; made, with its config.toml, if not."""
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
-        raise ValueError(f"out: {partial} is not a directory; want none there, or an unfinished run's")
+        raise ValueError(f"out: {partial} is not a directory; expected none there, or an unfinished run's")
     if partial.is_dir():
         if not resume:
-            raise ValueError(f"out: {partial} is an unfinished run; want --resume, or remove it")
+            raise ValueError(f"out: {partial} is an unfinished run; expected --resume, or remove it")
         # what a kill left of a write; and a manifest here is of an earlier attempt to finish
         for path in list(partial.rglob("*")):
             if _TEMPORARY_DIRECTORY.match(path.name) and path.is_dir() and not path.is_symlink():
@@ -359,7 +361,7 @@ def _prepare(partial: Path, resolved: dict[str, Any], resume: bool) -> bool:
             _check_same_config(partial, resolved)
             return True
         if any(partial.iterdir()):
-            raise ValueError(f"out: {partial} has no {CONFIG}; want an unfinished run's directory")
+            raise ValueError(f"out: {partial} has no {CONFIG}; expected an unfinished run's directory")
     partial.mkdir(exist_ok=True)
     try:
         atomic_write(partial / CONFIG, tomli_w.dumps(resolved))
@@ -378,7 +380,7 @@ def _as_toml(config: Mapping[str, Any] | Any) -> dict[str, Any]:
     if callable(dump):
         config = dump(mode="json")
     if not isinstance(config, Mapping):
-        raise ValueError(f"config: a {type(config).__name__}; want a mapping or a pydantic model")
+        raise ValueError(f"config: a {type(config).__name__}; expected a mapping or a pydantic model")
     return tomllib.loads(tomli_w.dumps(_plain(config, "")))
 
 
@@ -386,7 +388,7 @@ def _plain(value: Any, key: str) -> Any:
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
-                raise ValueError(f"config: key {name!r} in [{key}] is a {type(name).__name__}; want a string")
+                raise ValueError(f"config: key {name!r} in [{key}] is a {type(name).__name__}; expected a string")
         return {k: _plain(v, f"{key}.{k}".lstrip(".")) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
         return [_plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
@@ -394,16 +396,16 @@ def _plain(value: Any, key: str) -> Any:
         return Path(value).as_posix()
     if isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(f"config: {key} is a {type(value).__name__}; want a string, number, bool, list or table")
+    raise ValueError(f"config: {key} is a {type(value).__name__}; expected a string, number, bool, list or table")
 
 
 def _check_same_config(directory: Path, resolved: dict[str, Any]) -> None:
     if not directory.is_dir() or directory.is_symlink():
-        raise ValueError(f"out: {directory} is not a directory; want a run directory to resume")
+        raise ValueError(f"out: {directory} is not a directory; expected a run directory to resume")
     if difference := _first_difference(read_config(directory), resolved, ""):
         key, old, new = difference
         found, wanted = f"{shorten(old)} in {directory / CONFIG}", shorten(new)
-        raise ValueError(f"resume: {shorten(key)} is {found}, got {wanted}; want the same settings")
+        raise ValueError(f"resume: {shorten(key)} is {found}, got {wanted}; expected the same settings")
 
 
 def _first_difference(old: Any, new: Any, key: str) -> tuple[str, str, str] | None:
@@ -466,7 +468,7 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
             file.close()
-            raise ValueError(f"out: {out} is being written by {holder}; want one process in a directory") from None
+            raise ValueError(f"out: {out} is being written by {holder}; expected one process in a directory") from None
         # the holder before us may have removed the file after we opened it: then this is a lock on nothing
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
@@ -488,7 +490,7 @@ def locked(out: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _open_lock(path: Path) -> BinaryIO:
     if path.is_symlink() or path.is_dir():
-        raise ValueError(f"out: {path} is not a plain file; want none there, or a lock file")
+        raise ValueError(f"out: {path} is not a plain file; expected none there, or a lock file")
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
 
 
@@ -535,49 +537,49 @@ def _walk(directory: Path, *, with_manifest: bool = False) -> Iterator[tuple[str
         name = path.relative_to(directory).as_posix()
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            raise ValueError(f"manifest: {path} is a symbolic link; want plain files in a run directory")
+            raise ValueError(f"manifest: {path} is a symbolic link; expected plain files in a run directory")
         if stat.S_ISDIR(mode) or (name == MANIFEST and not with_manifest):
             continue
         if not stat.S_ISREG(mode):
-            raise ValueError(f"manifest: {path} is a device, pipe or socket; want plain files in a run directory")
+            raise ValueError(f"manifest: {path} is a device, pipe or socket; expected plain files in a run directory")
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"manifest: {name!r} in {directory} is not UTF-8; want UTF-8 file names") from None
+            raise ValueError(f"manifest: {name!r} in {directory} is not UTF-8; expected UTF-8 file names") from None
         yield name, path
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
-        raise ValueError(f"manifest: {directory} is not a directory; want a run directory")
+        raise ValueError(f"manifest: {directory} is not a directory; expected a run directory")
     file = directory / MANIFEST
     text = read_settings(file, "manifest", "a whole run directory")
     try:
         manifest = json.loads(text, object_pairs_hook=_refuse_repeated)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"manifest: {file} is not JSON ({error}); want the file that the run wrote") from None
+        raise ValueError(f"manifest: {file} is not JSON ({error}); expected the file that the run wrote") from None
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        raise ValueError(f'manifest: {file} has another format; want "format": "{MANIFEST_FORMAT}"')
+        raise ValueError(f'manifest: {file} has another format; expected "format": "{MANIFEST_FORMAT}"')
     if not isinstance(manifest.get("files"), dict):
-        raise ValueError(f'manifest: {file} has no "files"; want an object of paths')
+        raise ValueError(f'manifest: {file} has no "files"; expected an object of paths')
     if unknown := sorted(set(manifest) - {"format", "files", "sha256"}):
-        raise ValueError(f"manifest: {file} has a key {shorten(repr(unknown[0]))}; want format, files and sha256")
+        raise ValueError(f"manifest: {file} has a key {shorten(repr(unknown[0]))}; expected format, files and sha256")
     for name, entry in manifest["files"].items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or str(pure) != name or re.search(r"[\\\0:]", name) or name == ".":
             raise ValueError(
-                f"manifest: path {shorten(repr(name))} in {file}; want a relative path that stays in the directory"
+                f"manifest: path {shorten(repr(name))} in {file}; expected a relative path that stays in the directory"
             )
         n_bytes, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         is_size = isinstance(n_bytes, int) and not isinstance(n_bytes, bool) and n_bytes >= 0
         if not (is_size and isinstance(sha256, str) and _SHA256.match(sha256) and len(entry) == 2):
             raise ValueError(
-                f'manifest: entry {shorten(repr(name))} in {file}; want {{"sha256": 64 hex digits, "bytes": n ≥ 0}}'
+                f'manifest: entry {shorten(repr(name))} in {file}; expected {{"sha256": 64 hex digits, "bytes": n ≥ 0}}'
             )
     # runs of before there was one have none; no flipped bit makes a manifest look like one of theirs
     if "sha256" in manifest and manifest["sha256"] != (seal := _seal(manifest["files"])):
         stated = shorten(repr(manifest["sha256"]))
-        raise ValueError(f"manifest: {file} is altered, its files' sha256 is {seal}; want {stated}")
+        raise ValueError(f"manifest: {file} is altered, its files' sha256 is {seal}; expected {stated}")
     return manifest
 
 

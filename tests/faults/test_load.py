@@ -35,7 +35,7 @@ def test_nothing_grows(tmp_path, tally, count, record_property) -> None:
 
 def growth(rounds: list[dict[str, float]]) -> dict[str, float]:
     """From the first quarter after the warm-up to the last: memory's as a share, the others' as numbers."""
-    assert len(rounds) >= 12, f"{len(rounds)} rounds; want 12 or more, so a longer load"
+    assert len(rounds) >= 12, f"{len(rounds)} rounds; expected 12 or more, so a longer load"
     settled = rounds[len(rounds) // 4 :]
     quarter = max(1, len(settled) // 4)
     found = {}

@@ -448,7 +448,7 @@ def test_errors_stay_within_the_table(problem, limit, metric, dtype, tally, reco
     tally("numerics", f"{metric}, {dtype}", len(errors), sum(error <= tolerance for error in errors))
     row = {"metric": metric, "dtype": dtype, "largest": max(errors), "tolerance": tolerance}
     record_property("error", json.dumps(row | {"is_relative": limit.is_relative, "why": limit.why}))
-    assert max(errors) <= tolerance, f"{metric}, {dtype}: errors {errors}; want at most {tolerance}"
+    assert max(errors) <= tolerance, f"{metric}, {dtype}: errors {errors}; expected at most {tolerance}"
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -98,7 +98,7 @@ def test_a_number_is_a_list_of_one_and_a_string_is_refused(name: str) -> None:
     value = 1 if name in ("sae.Trainer.l1", "sae.random_dictionary.l0") else 0
     assert CALLS[name](value) == CALLS[name]([value])
     for text in ("0", "01"):
-        with pytest.raises(ValueError, match=r"got (the string )?'01?'.*(expected|want)") as caught:
+        with pytest.raises(ValueError, match=r"got (the string )?'01?'.*(expected|expected)") as caught:
             CALLS[name](text)
         assert len(str(caught.value).splitlines()) == 1
 
@@ -124,7 +124,10 @@ def test_a_number_is_a_list_of_one_and_a_string_is_refused(name: str) -> None:
             "names, seeds: got 2 and 1 for two models; expected",
         ),
         (lambda: workbench.text_quality(MODEL, "Once", tagger="none"), "prompts: got 'Once'; expected a list of texts"),
-        (lambda: workbench.text_quality(MODEL, ["Once "], tagger="none"), "prompts: got 'Once '; want text without"),
+        (
+            lambda: workbench.text_quality(MODEL, ["Once "], tagger="none"),
+            "prompts: got 'Once '; expected text without",
+        ),
         (lambda: workbench.text_quality(MODEL, [3], tagger="none"), "prompts: got [3]; expected a list of texts"),
         (lambda: workbench.text_quality(MODEL, recall="a.toml", tagger="none"), "recall: got 'a.toml'; expected what"),
     ],

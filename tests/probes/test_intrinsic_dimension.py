@@ -277,12 +277,12 @@ def test_a_cloud_all_of_whose_points_have_a_near_duplicate():
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        (GOOD[:2], r"shape \(2, 3\); want points \[n, d\], n ≥ 3"),
+        (GOOD[:2], r"shape \(2, 3\); expected points \[n, d\], n ≥ 3"),
         (GOOD[0], r"shape \(3,\)"),
         (np.ones((5, 0)), r"shape \(5, 0\)"),
         (np.where(GOOD > 1, np.nan, GOOD), "NaN or inf"),
         (np.where(GOOD > 1, np.inf, GOOD), "NaN or inf"),
-        (GOOD.astype(str), "want real numbers"),
+        (GOOD.astype(str), "expected real numbers"),
     ],
 )
 def test_bad_points(estimate, X, message):
@@ -298,7 +298,7 @@ def test_bad_points(estimate, X, message):
         (two_nn, (GOOD,), {"duplicates": "keep"}, "duplicates is 'keep'"),
         (two_nn_curve, (GOOD,), {"min_points": 2}, "min_points is 2"),
         (gride, (GOOD,), {"max_rank": 1}, "max_rank is 1"),
-        (two_nn_from_distances, (np.ones(4), np.ones(3)), {}, "want both"),
+        (two_nn_from_distances, (np.ones(4), np.ones(3)), {}, "expected both"),
         (two_nn_from_distances, (np.ones(4), np.full(4, 0.5)), {}, "0 ≤ r1 ≤ r2"),
         (two_nn_from_distances, (np.ones(4), np.full(4, np.inf)), {}, "not finite"),
     ],

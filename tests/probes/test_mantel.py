@@ -403,8 +403,8 @@ def altered(place, value):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((12, 11)), r"mantel: x has shape \(12, 11\); want a square matrix, n ≥ 3"),
-        (np.zeros((2, 2)), r"shape \(2, 2\); want a square matrix, n ≥ 3"),
+        (np.ones((12, 11)), r"mantel: x has shape \(12, 11\); expected a square matrix, n ≥ 3"),
+        (np.zeros((2, 2)), r"shape \(2, 2\); expected a square matrix, n ≥ 3"),
         (np.zeros((5, 5, 5)), r"shape \(5, 5, 5\)"),
         (np.ones(7), r"7 condensed distances"),
         (np.ones(1), r"1 condensed distances"),
@@ -412,13 +412,13 @@ def altered(place, value):
         (altered((0, 1), np.nan), r"1 values that are NaN or inf"),
         (altered((2, 2), np.inf), r"NaN or inf"),
         (GOOD + np.eye(5), r"on its diagonal"),
-        (GOOD.astype(str), r"want real numbers"),
-        (GOOD * 1j, r"want real numbers"),
+        (GOOD.astype(str), r"expected real numbers"),
+        (GOOD * 1j, r"expected real numbers"),
         (GOOD[:4, :4], r"x has 4 items and y 5"),
         (np.empty((0, 0)), r"at least one value"),
         (np.ma.masked_greater(GOOD, 2.0), r"x has masked values"),
-        (torch.tensor(GOOD, requires_grad=True), r"mantel: x is a Tensor \(.*detach.*want an array"),
-        (torch.tensor(GOOD, dtype=torch.bfloat16), r"mantel: x is a Tensor \(.*BFloat16.*want an array"),
+        (torch.tensor(GOOD, requires_grad=True), r"mantel: x is a Tensor \(.*detach.*expected an array"),
+        (torch.tensor(GOOD, dtype=torch.bfloat16), r"mantel: x is a Tensor \(.*BFloat16.*expected an array"),
     ],
 )
 def test_bad_matrices(x, message):
@@ -436,7 +436,7 @@ def test_bad_matrices(x, message):
         ({"n_resamples": 9.5}, "n_resamples is 9.5"),
         ({"permutations": np.zeros((3, 5), dtype=int)}, "row 0 of permutations is no permutation"),
         ({"permutations": np.zeros((3, 4), dtype=int)}, r"shape \(3, 4\)"),
-        ({"permutations": np.zeros((3, 5))}, "want integers"),
+        ({"permutations": np.zeros((3, 5))}, "expected integers"),
         ({"permutations": np.arange(5)[None], "exact": True}, "exact=True beside given permutations"),
     ],
 )
@@ -457,7 +457,7 @@ def test_other_bad_input():
         mantel_many([], GOOD)
     with pytest.raises(ValueError, match=r"xs\[1\] has 4 items and y 5"):
         mantel_many([GOOD, GOOD[:4, :4]], GOOD)
-    with pytest.raises(ValueError, match="want the same items in all three"):
+    with pytest.raises(ValueError, match="expected the same items in all three"):
         partial_mantel(GOOD, GOOD, GOOD[:4, :4])
 
 

@@ -28,7 +28,7 @@ def test_benjamini_hochberg_shape_and_nan():
     q = probes.benjamini_hochberg(p)
     np.testing.assert_allclose(q, [[0.03, np.nan], [0.04, 0.04]])
     assert np.isnan(probes.benjamini_hochberg(np.array([np.nan]))).all()
-    with pytest.raises(ValueError, match="want values in"):
+    with pytest.raises(ValueError, match="expected values in"):
         probes.benjamini_hochberg(np.array([1.2]))
 
 
@@ -96,8 +96,8 @@ def test_pooling_of_seeds():
 @pytest.mark.parametrize(
     ("observed", "null", "alternative", "message"),
     [
-        (np.ones(2), np.ones((3, 3)), "greater", r"want \[k\] and"),
-        (np.ones(2), np.ones((0, 2)), "greater", r"want \[k\] and"),
+        (np.ones(2), np.ones((3, 3)), "greater", r"expected \[k\] and"),
+        (np.ones(2), np.ones((0, 2)), "greater", r"expected \[k\] and"),
         (np.ones(2), np.ones((3, 2)), "up", "alternative is 'up'"),
     ],
 )
@@ -126,5 +126,5 @@ def test_gini_known_and_undefined():
     for values in (np.zeros(3), np.array([-1.0, 0.5]), np.array([0.1, 0.2, -0.3])):  # the last sum to 6e-17
         with pytest.warns(probes.ConstantInputWarning, match="undefined"):
             assert np.isnan(probes.gini(values))
-    with pytest.raises(ValueError, match="want"):
+    with pytest.raises(ValueError, match="expected"):
         inspect.unwrap(probes.gini)(np.ones((2, 2)))

@@ -143,8 +143,8 @@ def test_no_spread_is_nan_and_warned(rank):
         (np.ones((1, 3)), True, "rows ≥ 2"),
         (np.array([[1.0, np.nan]]), False, "1 values that are NaN or inf"),
         (np.array([[1.0, np.inf]]), False, "NaN or inf"),
-        (np.array([["a", "b"]]), False, "want real numbers"),
-        (np.array([[1j, 2.0]]), False, "want real numbers"),
+        (np.array([["a", "b"]]), False, "expected real numbers"),
+        (np.array([[1j, 2.0]]), False, "expected real numbers"),
     ],
 )
 def test_bad_input(rank, W, center, message):

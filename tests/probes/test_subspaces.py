@@ -101,7 +101,7 @@ def test_angles_of_deficient_and_empty_spans():
     np.testing.assert_allclose(principal_angles(doubled, B), principal_angles(A, B), atol=1e-9)
     with pytest.warns(probes.ConstantInputWarning, match="spans nothing"):
         assert principal_angles(np.zeros((10, 2)), B).size == 0
-    with pytest.raises(ValueError, match="n_components is 3; want 1 ≤ k ≤ 2, the rank of A"):
+    with pytest.raises(ValueError, match="n_components is 3; expected 1 ≤ k ≤ 2, the rank of A"):
         principal_angles(doubled, B, n_components=3)
 
 
@@ -189,7 +189,7 @@ A5, B5 = np.random.default_rng(1).normal(size=(2, 5, 3))
         (A5[0], B5, r"A has shape \(3,\)"),
         (A5, np.where(B5 > 1, np.nan, B5), "NaN or inf"),
         (A5, B5 + np.inf, "NaN or inf"),
-        (A5.astype(str), B5, "want real numbers"),
+        (A5.astype(str), B5, "expected real numbers"),
         (np.empty((0, 3)), B5, "at least one value"),
     ],
 )

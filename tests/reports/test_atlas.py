@@ -44,7 +44,7 @@ def test_no_token_stands_in_the_page_as_written(made_study, tmp_path):
     ("drop", "message"),
     [
         (["top_contexts", "density"], r"feature_atlas: the columns density, top_contexts are missing"),
-        (None, r"no feature_atlas among ablation_results; want feature_atlas.csv"),
+        (None, r"no feature_atlas among ablation_results; expected feature_atlas.csv"),
     ],
 )
 def test_what_it_cannot_draw_is_named(made_study, tmp_path, drop, message):

@@ -28,8 +28,8 @@ def test_a_file_is_described(made_study):
         (b"", "continuations.jsonl has no lines."),
         (b"\xff\n", "continuations.jsonl: not UTF-8"),
         (b"{\n", "continuations.jsonl, line 1: not JSON"),
-        (b"[]\n", "line 1: got a list; want an object"),
-        (json.dumps(LINE).encode() + b'\n{"model": "a"}\n', "line 2: lacks prompt, sample, seed, text; want"),
+        (b"[]\n", "line 1: got a list; expected an object"),
+        (json.dumps(LINE).encode() + b'\n{"model": "a"}\n', "line 2: lacks prompt, sample, seed, text; expected"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_on_the_page(tmp_path, content, fault):

@@ -233,7 +233,7 @@ def test_without_a_record_the_tables_speak_alone(study_copy):
 def test_a_ragged_table_is_refused_by_name(study_copy):
     with (study_copy / "baselines.csv").open("a") as file:
         file.write("trigram,3.9,1000,extra,cells\n")
-    with pytest.raises(ValueError, match=r"baselines.csv: not a whole CSV .*; want 4 cells a row"):
+    with pytest.raises(ValueError, match=r"baselines.csv: not a whole CSV .*; expected 4 cells a row"):
         write_report(study_copy)
 
 

@@ -68,9 +68,9 @@ def test_problems_name_table_column_and_type(study_copy):
     ("text", "message"),
     [
         ("{", r"study.json: not JSON"),
-        ("[]", r"study.json: got a list; want an object"),
-        (json.dumps({"models": "two"}), r"models is a str; want a list"),
-        (json.dumps({"corpus": 3}), r"corpus is a int; want a str or dict"),
+        ("[]", r"study.json: got a list; expected an object"),
+        (json.dumps({"models": "two"}), r"models is a str; expected a list"),
+        (json.dumps({"corpus": 3}), r"corpus is a int; expected a str or dict"),
         (json.dumps({"models": ["one"]}), r"models holds something that is not an object"),
     ],
 )

@@ -95,9 +95,9 @@ def test_find_tables_takes_known_names_at_the_top_level_only(tmp_path):
     ("act", "message"),
     [
         (lambda d: write_table(baselines().drop(columns="nats"), d, "baselines"), r"baselines: the table lacks nats;"),
-        (lambda d: write_table(baselines(), d, "baseline"), r"table: got 'baseline'; want one of baselines"),
-        (lambda d: read_table(d, "claims"), r"claims.csv: no such file; want the table claims"),
-        (lambda d: read_table(d, "nothing_like_it"), r"table: got 'nothing_like_it'; want one of"),
+        (lambda d: write_table(baselines(), d, "baseline"), r"table: got 'baseline'; expected one of baselines"),
+        (lambda d: read_table(d, "claims"), r"claims.csv: no such file; expected the table claims"),
+        (lambda d: read_table(d, "nothing_like_it"), r"table: got 'nothing_like_it'; expected one of"),
         (lambda d: read_raw(d, "claims", ""), r"claims.csv: the file is empty"),
         (lambda d: read_raw(d, "baselines", "name\nx\n"), r"baselines.csv: the columns nats, n_tokens are missing"),
         (lambda d: find_tables(d / "absent"), r"absent: not a directory"),

@@ -47,7 +47,7 @@ def test_round_trip_is_exact(tmp_path, architecture, k, dtype):
 def test_saving_twice_needs_overwrite(tmp_path):
     sae = stack()
     sae.save(tmp_path / "s")
-    with pytest.raises(ValueError, match="exists; want a new directory"):
+    with pytest.raises(ValueError, match="exists; expected a new directory"):
         sae.save(tmp_path / "s")
     with torch.no_grad():
         sae.b_enc.add_(1)
@@ -157,7 +157,7 @@ def _swap(change):
         ("sae.json", _edit(lambda c: c.update(pickle="x")), "sae.json: pickle"),
         ("sae.json", _edit(lambda c: c.update(version=2)), "sae.json: version"),
         ("sae.json", _edit(lambda c: c["sha256"].pop("W_dec")), "tensor W_dec has sha256"),
-        ("sae.json", _edit(lambda c: c["info"]["sources"].pop()), "info.sources has 1 entries; want 2"),
+        ("sae.json", _edit(lambda c: c["info"]["sources"].pop()), "info.sources has 1 entries; expected 2"),
         ("sae.safetensors", _swap(lambda t: t.pop("b_enc")), "holds tensors"),
         ("sae.safetensors", _swap(lambda t: t.update(extra=torch.zeros(1))), "holds tensors"),
         ("sae.safetensors", _swap(lambda t: t.update(W_enc=t["W_enc"][:1])), r"tensor W_enc has shape \(1, 4, 9\)"),
@@ -180,7 +180,9 @@ def test_a_missing_directory_is_named(tmp_path):
 def test_saes_of_another_model_are_refused_naming_both():
     sae = stack()
     check_model(sae, "ab" * 32)
-    with pytest.raises(ValueError, match=f"belong to control with sha256 {'ab' * 32}; want adaptive with sha256 cdcd"):
+    with pytest.raises(
+        ValueError, match=f"belong to control with sha256 {'ab' * 32}; expected adaptive with sha256 cdcd"
+    ):
         check_model(sae, "cd" * 32, "adaptive")
     sae.info = StackInfo()
     with pytest.raises(ValueError, match="do not say which model"):

@@ -60,10 +60,10 @@ X = torch.randn(2, 50, 4, generator=seeded())
     ("x", "l0", "message"),
     [
         (X[:1], [1, 1], "x has shape"),
-        (X[..., :3], [1, 1], r"want \(2, tokens ≥ 1, 4\)"),
+        (X[..., :3], [1, 1], r"expected \(2, tokens ≥ 1, 4\)"),
         (X[:, :0], [1, 1], "tokens ≥ 1"),
         (X * torch.nan, [1, 1], "nan or inf"),
-        (X, [1], "want 2 numbers"),
+        (X, [1], "expected 2 numbers"),
         (X, [1, 0], "l0 is"),
         (X, [1, 8], r"in \(0, d_sae\)"),
         (X, [1, float("nan")], "l0 is"),

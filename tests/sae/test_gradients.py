@@ -240,13 +240,13 @@ def test_split_evenly_covers_in_at_most_two_lengths(n, most):
     ("x", "l1", "input_index", "message"),
     [
         (torch.zeros(3, 5), torch.zeros(3), None, "x has shape"),
-        (torch.zeros(3, 4, 6), torch.zeros(3), None, r"want floating-point \(n_inputs, tokens ≥ 1, 5\)"),
+        (torch.zeros(3, 4, 6), torch.zeros(3), None, r"expected floating-point \(n_inputs, tokens ≥ 1, 5\)"),
         (torch.zeros(3, 0, 5), torch.zeros(3), None, "tokens ≥ 1"),
         (torch.zeros(3, 4, 5, dtype=torch.int32), torch.zeros(3), None, "torch.int32"),
-        (torch.zeros(3, 4, 5), torch.zeros(2), None, r"l1 has shape \(2,\); want \(3,\)"),
+        (torch.zeros(3, 4, 5), torch.zeros(2), None, r"l1 has shape \(2,\); expected \(3,\)"),
         (torch.zeros(2, 4, 5), torch.zeros(3), None, "input_index: got None with 2 inputs"),
-        (torch.zeros(2, 4, 5), torch.zeros(3), [0, 1], "want 3 slots"),
-        (torch.zeros(2, 4, 5), torch.zeros(3), [0, 1, 2], "want 3 slots"),
+        (torch.zeros(2, 4, 5), torch.zeros(3), [0, 1], "expected 3 slots"),
+        (torch.zeros(2, 4, 5), torch.zeros(3), [0, 1, 2], "expected 3 slots"),
     ],
 )
 def test_bad_inputs_are_named(x, l1, input_index, message):

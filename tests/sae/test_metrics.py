@@ -274,7 +274,7 @@ def test_match_l0_compares_on_the_common_range_only():
     ("call", "message"),
     [
         (lambda: max_cosine(torch.zeros(3, 4), torch.zeros(3, 5)), "max_cosine: rows"),
-        (lambda: max_cosine(torch.zeros(2, 3, 4), torch.zeros(3, 3, 4)), "want the same stack and width"),
+        (lambda: max_cosine(torch.zeros(2, 3, 4), torch.zeros(3, 3, 4)), "expected the same stack and width"),
         (lambda: max_cosine(torch.zeros(3, 4), torch.zeros(1, 3, 4)), "max_cosine"),
         (lambda: nearest_features(torch.zeros(1, 3, 4), 3), "1 ≤ n_neighbours < d_sae = 3"),
         (lambda: nearest_features(torch.zeros(1, 3, 4), 0), "n_neighbours is 0"),

@@ -215,16 +215,16 @@ def test_config_is_frozen():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda sae: sae.encode(torch.zeros(2, 7, 5)), r"encode: x has shape \(2, 7, 5\); want \(3, tokens, 5\)"),
+        (lambda sae: sae.encode(torch.zeros(2, 7, 5)), r"encode: x has shape \(2, 7, 5\); expected \(3, tokens, 5\)"),
         (lambda sae: sae.encode(torch.zeros(3, 7, 4)), "encode: x has shape"),
         (lambda sae: sae.encode(torch.zeros(7, 5)), "encode: x has shape"),
         (lambda sae: sae.encode(torch.zeros(3, 7, 5, dtype=torch.int64)), "floating-point"),
-        (lambda sae: sae.decode(torch.zeros(3, 7, 5)), r"decode: acts has shape .* want \(3, tokens, 11\)"),
+        (lambda sae: sae.decode(torch.zeros(3, 7, 5)), r"decode: acts has shape .* expected \(3, tokens, 11\)"),
         (lambda sae: sae.select([]), "select"),
-        (lambda sae: sae.select([3]), r"want at least one index in \[0, 3\)"),
+        (lambda sae: sae.select([3]), r"expected at least one index in \[0, 3\)"),
         (lambda sae: sae.select([-1]), "select"),
         (lambda sae: StackedSAE(sae.config, [seeded()]), "got 1 generators"),
-        (lambda sae: StackedSAE(sae.config, info=StackInfo(sources=(SAESource(),))), "1 sources; want 3"),
+        (lambda sae: StackedSAE(sae.config, info=StackInfo(sources=(SAESource(),))), "1 sources; expected 3"),
         (lambda sae: spawn_generators(seeded(), 2, [(1,)]), "keys"),
         (lambda sae: spawn_generators(seeded(), 2, [(1,), (1,)]), "distinct"),
         (lambda sae: spawn_generators(seeded(), 1, [(-1,)]), "≥ 0"),
@@ -243,7 +243,7 @@ def test_bad_inputs_are_named(call, message):
         (torch.zeros(2, 0, 8), None, "data has shape"),
         (torch.zeros(3, 4, 8), None, "input_index: got None"),
         (torch.zeros(2, 4, 8), [0], "input_index"),
-        (torch.zeros(2, 4, 8), [0, 2], r"want 2 slots in \[0, 2\)"),
+        (torch.zeros(2, 4, 8), [0, 2], r"expected 2 slots in \[0, 2\)"),
         (torch.full((2, 4, 8), torch.nan), None, "nan or inf"),
     ],
 )
@@ -258,7 +258,7 @@ def test_bad_start_data_is_named(data, input_index, message):
     [
         (lambda t: t.pop("b_enc"), "tensors: got"),
         (lambda t: t.update(W_gate=t["W_enc"]), "tensors: got"),
-        (lambda t: t.update(W_enc=t["W_dec"]), r"tensor W_enc has shape \(3, 11, 5\); want \(3, 5, 11\)"),
+        (lambda t: t.update(W_enc=t["W_dec"]), r"tensor W_enc has shape \(3, 11, 5\); expected \(3, 5, 11\)"),
         (lambda t: t.update(b_dec=t["b_dec"].float()), "tensor b_dec is torch.float32"),
         (lambda t: t["b_enc"].fill_(np.inf), "tensor b_enc has 33 nan or inf"),
         (lambda t: t["threshold"].fill_(-1), "tensor threshold has a minimum of -1"),

@@ -221,7 +221,7 @@ def _weights(change):
         (_change("architecture", ["standard"]), r"architecture: got \['standard'\]"),
         (_change("activation_fn", "tanh-relu"), "activation_fn: got 'tanh-relu'"),
         (_change("normalize_activations", "layer_norm"), "normalize_activations: got 'layer_norm'"),
-        (_change("d_sae", 255), r"tensor W_enc has shape \(32, 256\); want \(32, 255\)"),
+        (_change("d_sae", 255), r"tensor W_enc has shape \(32, 256\); expected \(32, 255\)"),
         (_change("d_in", None), "cfg.json: d_in: got 'None'"),
         (_change("d_in", -3), "cfg.json: d_in"),
         (_change("metadata", {"hook_head_index": -1}), "cfg.json: metadata head"),
@@ -232,7 +232,7 @@ def _weights(change):
         (_weights(lambda t: t["W_dec"].fill_(torch.inf)), "001/sae_weights.safetensors: tensor W_dec has 8192 nan"),
         (_weights(lambda t: t.update(b_dec=t["b_dec"].long())), "tensor b_dec is torch.int64"),
         (_weights(lambda t: t.update(scaling_factor=torch.full((256,), 2.0))), "scaling_factor is not all 1"),
-        (_change("apply_b_dec_to_input", False), "sae_001: is .*; want the like of"),
+        (_change("apply_b_dec_to_input", False), "sae_001: is .*; expected the like of"),
         (_change("metadata", {"model_sha256": "cd"}), "sae_001: belongs to"),
     ],
 )  # fmt: skip

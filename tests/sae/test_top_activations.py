@@ -56,7 +56,7 @@ def test_bfloat16_activations_and_an_empty_batch():
 @pytest.mark.parametrize("shape", [(2, 5, 3), (1, 5, 4), (5, 3)])
 def test_bad_shapes_are_named(shape):
     top = TopActivations(SAEConfig(n_saes=1, d_in=4, d_sae=3), 5)
-    with pytest.raises(ValueError, match=r"acts has shape .*want \(1, tokens, 3\)"):
+    with pytest.raises(ValueError, match=r"acts has shape .*expected \(1, tokens, 3\)"):
         top.update(torch.zeros(shape))
 
 

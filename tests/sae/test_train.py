@@ -344,7 +344,7 @@ def test_a_bad_batch_is_named_and_changes_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.state_dict().items())
     with torch.no_grad():
         sae.W_enc[2] = 1e30
-    with pytest.raises(ValueError, match="SAE 2 is inf .* want a smaller lr"):
+    with pytest.raises(ValueError, match="SAE 2 is inf .* expected a smaller lr"):
         trainer.step(x)
 
 
@@ -440,12 +440,12 @@ def _changed(name: str, value) -> dict[str, Tensor]:
     ("call", "message"),
     [
         (lambda: _trainer(l1=[0.1]), "l1 is"),
-        (lambda: _trainer(l1=[0.1, -1.0]), "want 2 finite numbers ≥ 0"),
+        (lambda: _trainer(l1=[0.1, -1.0]), "expected 2 finite numbers ≥ 0"),
         (lambda: _trainer(l1=float("nan")), "finite"),
         (lambda: _trainer(generator=[seeded()]), "got 1 generators"),
-        (lambda: _trainer(dtype=torch.float16), "the parameters are float16; want float32"),
+        (lambda: _trainer(dtype=torch.float16), "the parameters are float16; expected float32"),
         (lambda: _trainer().step(torch.zeros(2, 4, 7)), "x has shape"),
-        (lambda: train_stack(_trainer(), []), "batches ended after step 0; want 1"),
+        (lambda: train_stack(_trainer(), []), "batches ended after step 0; expected 1"),
         (lambda: _trainer().load_state_dict(_changed("adam.exp_avg.W_enc", None)), "adam.exp_avg.W_enc"),
         (lambda: _trainer().load_state_dict(_changed("extra", torch.zeros(1))), "extra"),
         (lambda: _trainer().load_state_dict(_changed("sae.b_dec", torch.zeros(2, 9))), "sae.b_dec is torch.float32"),
@@ -462,5 +462,5 @@ def test_no_step_after_the_last():
     x = torch.randn(2, 4, 8, generator=seeded())
     trainer.step(x)
     assert train_stack(trainer, [x]) == []
-    with pytest.raises(ValueError, match="1 steps are done; want < n_steps = 1"):
+    with pytest.raises(ValueError, match="1 steps are done; expected < n_steps = 1"):
         trainer.step(x)

@@ -121,7 +121,7 @@ def test_an_exception_leaves_the_partial_directory(tmp_path: Path, error: BaseEx
     assert not out.exists()
     assert not (tmp_path / "run.lock").exists()
     assert sorted(p.name for p in (tmp_path / "run.partial").iterdir()) == ["config.toml", "half.txt"]
-    with pytest.raises(ValueError, match=r"unfinished run; want --resume"), runs.open_run(out, CONFIG):
+    with pytest.raises(ValueError, match=r"unfinished run; expected --resume"), runs.open_run(out, CONFIG):
         pass
     with runs.open_run(out, CONFIG, resume=True) as run:
         assert run.is_resumed
@@ -165,7 +165,7 @@ def test_a_write_that_fails_says_where(tmp_path: Path, broken: str, monkeypatch:
 def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:
     out = _whole(tmp_path)
     before = runs.sha256_file(out / "manifest.json")
-    with pytest.raises(ValueError, match=r"out: .*run already exists; want a new directory, or --resume"):
+    with pytest.raises(ValueError, match=r"out: .*run already exists; expected a new directory, or --resume"):
         runs.open_run(out, CONFIG).__enter__()
     with runs.open_run(out, CONFIG, resume=True) as run:
         assert run.is_complete
@@ -175,7 +175,7 @@ def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"resume: seed is 3 in .*config.toml, got 4"):
         runs.open_run(out, CONFIG | {"seed": 4}, resume=True).__enter__()
     (out / "empty").write_text("no longer")
-    with pytest.raises(ValueError, match=r"empty is altered, 9 bytes; want 0"):
+    with pytest.raises(ValueError, match=r"empty is altered, 9 bytes; expected 0"):
         runs.open_run(out, CONFIG, resume=True).__enter__()
 
 
@@ -227,10 +227,10 @@ def test_any_config_resumes_with_itself(tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"a": {3: 1}}, r"config: key 3 in \[a\] is a int; want a string"),
-        ({"a": {"b": object()}}, r"config: a\.b is a object; want a string, number"),
+        ({"a": {3: 1}}, r"config: key 3 in \[a\] is a int; expected a string"),
+        ({"a": {"b": object()}}, r"config: a\.b is a object; expected a string, number"),
         ({"a": [1, None]}, r"config: a\[1\] is a NoneType"),
-        ([1], r"config: a list; want a mapping"),
+        ([1], r"config: a list; expected a mapping"),
     ],
 )
 def test_a_config_that_toml_cannot_hold_is_refused(tmp_path: Path, config: object, message: str) -> None:
@@ -246,14 +246,14 @@ def _file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "name", "message"),
     [
-        (lambda d: _file(d / "f"), "f/run", r"out: .*f is a file; want a directory there"),
+        (lambda d: _file(d / "f"), "f/run", r"out: .*f is a file; expected a directory there"),
         (lambda d: _file(d / "run"), "run", r"already exists"),
         (lambda d: (d / "run").mkdir(), "run", r"already exists"),
         (lambda d: (d / "run").symlink_to(d / "gone"), "run", r"already exists"),
         (lambda d: _file(d / "run.partial"), "run", r"run\.partial is not a directory"),
         (lambda d: (d / "run.partial").symlink_to(d), "run", r"run\.partial is not a directory"),
         (lambda d: (d / "run.lock").symlink_to(d / "gone"), "run", r"run\.lock is not a plain file"),
-        (lambda d: None, "run.partial", r"ends in \.partial; want the run's own name"),
+        (lambda d: None, "run.partial", r"ends in \.partial; expected the run's own name"),
         (lambda d: None, "run\0x", r"names no directory"),
     ],
 )
@@ -345,7 +345,9 @@ def test_a_second_process_is_refused_and_a_kill_frees_the_lock(tmp_path: Path) -
     out = tmp_path / "run"
     with _hold(str(out), "resume", "fork") as process:
         for resume in (False, True):
-            with pytest.raises(ValueError, match=rf"is being written by process {process.pid} on .*; want one process"):
+            with pytest.raises(
+                ValueError, match=rf"is being written by process {process.pid} on .*; expected one process"
+            ):
                 runs.open_run(out, {"a": 1}, resume=resume).__enter__()
         process.kill()  # the forked child lives on, and must not keep the lock
         process.wait()
@@ -441,7 +443,7 @@ _ENTRY = {"sha256": "0" * 64, "bytes": 1}
     [
         (lambda o: _flip(o / "weights.bin"), r"weights\.bin is altered, sha256"),
         (lambda o: _flip(o / "env.json"), r"env\.json is altered"),
-        (lambda o: (o / "weights.bin").write_bytes(b"short"), r"weights\.bin is altered, 5 bytes; want 12800"),
+        (lambda o: (o / "weights.bin").write_bytes(b"short"), r"weights\.bin is altered, 5 bytes; expected 12800"),
         (lambda o: (o / "empty").unlink(), r"empty is missing"),
         (lambda o: (o / "tables" / "b.csv").write_text(""), r"tables/b\.csv is not in the manifest"),
         (lambda o: _swap(o / "weights.bin", o / "tables" / "a.csv"), r"is altered"),
@@ -470,7 +472,7 @@ _ENTRY = {"sha256": "0" * 64, "bytes": 1}
         (lambda o: _edit_manifest(o, lambda m: m["files"]["empty"].update(mode=1)), r"entry 'empty'"),
         (lambda o: _edit_manifest(o, lambda m: m.update(note="")), r"has a key 'note'"),
         (lambda o: _edit_manifest(o, lambda m: m["files"].pop("empty"), seals=False), r"json is altered, its files'"),
-        (lambda o: _edit_manifest(o, lambda m: m.update(sha256=[]), seals=False), r"want \[\]"),
+        (lambda o: _edit_manifest(o, lambda m: m.update(sha256=[]), seals=False), r"expected \[\]"),
     ],
 )
 def test_verify_manifest_names_the_damage(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -507,7 +509,7 @@ def test_a_manifest_of_no_directory_and_one_too_large(tmp_path: Path, monkeypatc
         runs.verify_manifest(tmp_path / "nowhere")
     out = _whole(tmp_path)
     monkeypatch.setattr(runs, "MAX_SETTINGS_BYTES", 10)
-    with pytest.raises(ValueError, match=r"manifest\.json has \d+ bytes; want at most 10"):
+    with pytest.raises(ValueError, match=r"manifest\.json has \d+ bytes; expected at most 10"):
         runs.verify_manifest(out)
 
 

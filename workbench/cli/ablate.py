@@ -66,7 +66,7 @@ def ablate(
 ) -> None:
     """Impact of every head on the loss, with intervals; also of layers, MLPs and pairs of heads."""
     if kind not in ("zero", "mean", "resample"):
-        raise UsageError(f"--kind: got {kind!r}; want zero, mean or resample")
+        raise UsageError(f"--kind: got {kind!r}; expected zero, mean or resample")
     if kind != "resample":
         refuse_unused(ctx, "n_resamples", where=f"with --kind {kind}", expected="--kind resample")
     chosen = _parse_components(components)
@@ -106,7 +106,7 @@ def ablate(
 def _parse_components(text: str) -> list[str]:
     chosen = [part.strip() for part in text.split(",")]
     if set(chosen) - set(COMPONENTS) or len(set(chosen)) < len(chosen):
-        raise UsageError(f"--components: got {text!r}; want some of {','.join(COMPONENTS)}, each once")
+        raise UsageError(f"--components: got {text!r}; expected some of {','.join(COMPONENTS)}, each once")
     return chosen
 
 
@@ -118,7 +118,7 @@ def _parse_pairs(text: str | None) -> str | list[tuple[tuple[int, int], tuple[in
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\.(\d{1,6})\s*\+\s*(\d{1,6})\.(\d{1,6})\s*", part)
         if match is None:
-            raise UsageError(f"--pairs: got {part.strip()!r}; want within, or pairs such as 0.1+0.3,2.0+3.1")
+            raise UsageError(f"--pairs: got {part.strip()!r}; expected within, or pairs such as 0.1+0.3,2.0+3.1")
         a, b, c, d = map(int, match.groups())
         found.append(((a, b), (c, d)))
     return found

@@ -48,7 +48,7 @@ def atlas(
     from reports.atlas import write_atlas
 
     if (directory is None) == (not sae):
-        raise UsageError("atlas: want either a study's directory or --sae with --ckpt")
+        raise UsageError("atlas: expected either a study's directory or --sae with --ckpt")
     if directory is not None:
         unread = ("ckpt", "l1", "n_contexts", "data", "n_sequences", "n_ctx", "seed", "device", "dtype", "resume")
         refuse_unused(ctx, *unread, where="with a study's directory", expected="--sae")
@@ -60,7 +60,7 @@ def atlas(
         return
     stacks, models = sae or [], ckpt or []
     if len(stacks) != len(models):
-        raise UsageError(f"atlas: got {len(stacks)} --sae and {len(models)} --ckpt; want one model for each")
+        raise UsageError(f"atlas: got {len(stacks)} --sae and {len(models)} --ckpt; expected one model for each")
     subjects = [
         (path, *open_subject(name, device, dtype, data, n_sequences, n_ctx, seed))
         for path, name in zip(stacks, models, strict=True)
@@ -91,7 +91,7 @@ def _describe(
     if len(set(called)) < len(called):  # several SAEs of one model
         called = [(f"{name} {sae.name}", seed) for (name, seed), (sae, _, _) in zip(called, subjects, strict=True)]
     if len(set(called)) < len(called):
-        raise UsageError(f"atlas: got --sae {', '.join(str(sae) for sae, _, _ in subjects)}; want different names")
+        raise UsageError(f"atlas: got --sae {', '.join(str(sae) for sae, _, _ in subjects)}; expected different names")
     config = settings | {
         "verb": "atlas",
         "models": [name for name, _ in called],

@@ -141,9 +141,8 @@ def describe(error: BaseException) -> str:
     if is_interrupt(error):
         return f"interrupted: {text or 'stopped before the end; --resume goes on where the verb can'}"
     if is_out_of_memory(error):
-        return (
-            f"error: out of memory ({text or 'no room'}); want less at once: a smaller batch, window, budget or model"
-        )
+        least = "expected less at once: a smaller batch, window, budget or model"
+        return f"error: out of memory ({text or 'no room'}); {least}"
     if isinstance(error, ValueError | OSError):
         return f"error: {text or type(error).__name__}"
     return f"error: {type(error).__name__}: {text or 'no message'} (--debug shows where)"

@@ -31,7 +31,7 @@ def export(
 ) -> None:
     """Write a model or SAEs in another library's format, after that library has reproduced their outputs."""
     if to not in ("transformer-lens", "hf", "sae-lens"):
-        raise UsageError(f"--to: got {to!r}; want transformer-lens, hf or sae-lens")
+        raise UsageError(f"--to: got {to!r}; expected transformer-lens, hf or sae-lens")
     if to == "sae-lens":
         refuse_unused(ctx, "dtype", where="with --to sae-lens", expected="a model to export")
         from workbench.experiments.saes.interop import export_saes

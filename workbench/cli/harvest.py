@@ -43,7 +43,9 @@ def harvest(
 ) -> None:
     """Store activations as shuffled, checksummed shards."""
     if layers is None and not hook:
-        raise UsageError("harvest: got neither --hook nor --layers; want hook names, or layers (of whose z is stored)")
+        raise UsageError(
+            "harvest: got neither --hook nor --layers; expected hook names, or layers (of whose z is stored)"
+        )
     chosen = parse_list(layers, "--layers")
     from workbench.experiments.harvest import harvest as store
     from workbench.experiments.plan import plan_harvest

@@ -34,7 +34,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     else:
         return
     if isinstance(host, str | bytes) and host and not _is_here(host if isinstance(host, str) else host.decode()):
-        raise OSError(f"offline: got a connection to {host}; want a local file, or a run without --offline")
+        raise OSError(f"offline: got a connection to {host}; expected a local file, or a run without --offline")
 
 
 def _is_here(host: str) -> bool:

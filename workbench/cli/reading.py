@@ -26,11 +26,11 @@ def parse_list(text: str | None, what: str) -> list[int] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None:
-            raise UsageError(f"{what}: got {text!r}; want all, or numbers and ranges such as 0,2,5-7")
+            raise UsageError(f"{what}: got {text!r}; expected all, or numbers and ranges such as 0,2,5-7")
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
-            raise UsageError(f"{what}: got {part.strip()!r}; want a range that rises")
+            raise UsageError(f"{what}: got {part.strip()!r}; expected a range that rises")
         numbers += range(first, last + 1)
     return numbers
 
@@ -50,7 +50,7 @@ def parse_overrides(settings: Sequence[str] | None) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(str(error)) from None
         if key in found:
-            raise UsageError(f"set: {key} is given twice; want it once")
+            raise UsageError(f"set: {key} is given twice; expected it once")
         found[key] = value
     return found
 
@@ -71,10 +71,10 @@ def parse_settings(settings: Sequence[str] | None, function: Callable, taken: Se
     found = parse_overrides(settings)
     for key, value in found.items():
         if key not in known:
-            raise UsageError(f"set: unknown key {key!r}; want one of {', '.join(known)}")
+            raise UsageError(f"set: unknown key {key!r}; expected one of {', '.join(known)}")
         # a default of None leaves the type to the function
         if known[key] is not type(None) and type(value) is not known[key]:
-            raise UsageError(f"set: {key} = {value!r}; want {known[key].__name__}")
+            raise UsageError(f"set: {key} = {value!r}; expected {known[key].__name__}")
     return found
 
 
@@ -123,7 +123,7 @@ def check_tables(directory: Path) -> None:
 def check_page(out: Path | None) -> None:
     """Raise ValueError for a place of a page where something else is."""
     if out is not None and out.exists() and not (out.is_file() and out.suffix.lower() in (".html", ".htm")):
-        raise ValueError(f"out: {out} exists and is no page; want a new file, or an older page's, ending in .html")
+        raise ValueError(f"out: {out} exists and is no page; expected a new file, or an older page's, ending in .html")
 
 
 def amend_page(directory: Path, page: Path) -> None:
@@ -155,7 +155,7 @@ def read_texts(
     from workbench.data.tokenizer_files import separator_text
 
     if split not in ("held_out", "train", "all"):
-        raise UsageError(f"--split: got {split!r}; want held_out, train or all")
+        raise UsageError(f"--split: got {split!r}; expected held_out, train or all")
     read = as_trained(data, trained_on)
     separator = None if tokenizer is None else separator_text(tokenizer)
     if split == "all" and read.held_out_split is None:

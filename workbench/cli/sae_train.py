@@ -92,7 +92,7 @@ def sae_train(
     own = {"hook": hook, "normalize": normalize, "n_train_tokens": n_tokens, "include_special": include_special}
     for key, option in zip(own, ("--hook", "--normalize", "--n-tokens", "--include-special"), strict=True):
         if key in overrides:  # or the option's default would silently win
-            raise UsageError(f"set: {key} has an option of its own; want {option}")
+            raise UsageError(f"set: {key} has an option of its own; expected {option}")
     overrides |= own
     chosen_heads = "all" if heads == "all" else parse_list(heads, "--heads")
     chosen = {"layers": parse_list(layers, "--layers"), "heads": chosen_heads, "l1": _coefficients(l1, overrides)}
@@ -138,7 +138,7 @@ def _numbers(text: str, what: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{what}: got {text!r}; want numbers such as 1,2,4") from None
+        raise UsageError(f"{what}: got {text!r}; expected numbers such as 1,2,4") from None
 
 
 def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | None):
@@ -148,7 +148,7 @@ def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | Non
     from workbench.data.tokens import held_out_windows, pack_cached
 
     if model.tokenizer is None:
-        raise ValueError("data: this model has no tokenizer; want a model with one")
+        raise ValueError("data: this model has no tokenizer; expected a model with one")
     width = _width(model, n_ctx)
     parts = []
     split = read_parts(as_trained(data, model.trained_on), separator_text(model.tokenizer))

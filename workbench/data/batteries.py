@@ -63,9 +63,11 @@ class RecallSet(Frozen):
         for field in ("statement", "question"):
             text = getattr(self, field)
             if text.count("{name}") != 1 or text.count("{value}") != 1:
-                raise ValueError(f"{field}: got {shorten(repr(text))}; want one {{name}} and one {{value}}")
+                raise ValueError(f"{field}: got {shorten(repr(text))}; expected one {{name}} and one {{value}}")
         if not self.question.endswith(" {value}"):
-            raise ValueError(f"question: got {shorten(repr(self.question))}; want a sentence that ends in ' {{value}}'")
+            raise ValueError(
+                f"question: got {shorten(repr(self.question))}; expected a sentence that ends in ' {{value}}'"
+            )
         _check_strings("names", self.names)
         _check_strings("values", self.values)
         return self
@@ -246,7 +248,7 @@ def _parse(form: Callable[[dict[str, Any]], type[Table]], what: str, path: str |
     for name, table in _read_tables(what, Path(path)).items():
         if not isinstance(table, dict):
             raise ValueError(
-                f"{what}: {path}: {shorten(name)} is a {type(table).__name__}; want a table [{shorten(name)}]"
+                f"{what}: {path}: {shorten(name)} is a {type(table).__name__}; expected a table [{shorten(name)}]"
             )
         try:
             yield form(table).model_validate(table | {"kind": name})
@@ -256,10 +258,10 @@ def _parse(form: Callable[[dict[str, Any]], type[Table]], what: str, path: str |
 
 def _read_tables(what: str, path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{what}: no file {str(path)!r}; want a TOML file")
+        raise ValueError(f"{what}: no file {str(path)!r}; expected a TOML file")
     tables = read_toml(path, what)
     if not tables:
-        raise ValueError(f"{what}: {path} is empty; want a table [name] for each kind")
+        raise ValueError(f"{what}: {path} is empty; expected a table [name] for each kind")
     return tables
 
 
@@ -267,7 +269,7 @@ def _check_strings(what: str, strings: Sequence[str]) -> None:
     seen: set[str] = set()
     for text in strings:
         if not text or text != text.strip():
-            raise ValueError(f"{what}: got {shorten(repr(text))}; want text without white space around it")
+            raise ValueError(f"{what}: got {shorten(repr(text))}; expected text without white space around it")
         if text in seen:
-            raise ValueError(f"{what}: {shorten(repr(text))} stands twice; want each once")
+            raise ValueError(f"{what}: {shorten(repr(text))} stands twice; expected each once")
         seen.add(text)

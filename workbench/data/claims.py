@@ -53,13 +53,14 @@ class Measure(Frozen):
     def _layers_are_named(self) -> Measure:
         if not LAYERS.fullmatch(self.layers):
             raise ValueError(
-                f'layers: got {shorten(repr(self.layers))}; want all, first, last, first third, last third or "9 of 12"'
+                f"layers: got {shorten(repr(self.layers))}; "
+                f'expected all, first, last, first third, last third or "9 of 12"'
             )
         if " of " in self.layers:
             layer, n_layers = map(int, self.layers.split(" of "))
             if layer >= n_layers:
                 raise ValueError(
-                    f"layers: got {shorten(repr(self.layers))}; want a layer, from 0, below the number of layers"
+                    f"layers: got {shorten(repr(self.layers))}; expected a layer, from 0, below the number of layers"
                 )
         return self
 
@@ -82,9 +83,9 @@ class Compared(Frozen):
     @model_validator(mode="after")
     def _names_someone(self) -> Compared:
         if bool(self.treated) == bool(self.pairs):
-            raise ValueError("treated: want a role, or pairs, and not both")
+            raise ValueError("treated: expected a role, or pairs, and not both")
         if self.pairs and self.reference:
-            raise ValueError("reference: pairs are compared with the null; want none")
+            raise ValueError("reference: pairs are compared with the null; expected none")
         if self.recipe and (self.pairs or self.reference):
             raise ValueError(f"recipe: got {self.recipe!r}; expected none where two models are compared")
         return self
@@ -149,21 +150,21 @@ class Claim(Frozen):
     def _fits_together(self) -> Claim:
         if (self.direction == "agrees") != (self.margin is not None):
             raise ValueError(
-                f"margin: got {self.margin} with direction {self.direction!r}; want one where things agree"
+                f"margin: got {self.margin} with direction {self.direction!r}; expected one where things agree"
             )
         side = {"falls": -1, "rises": 1, "agrees": 0}[self.direction]
         if side and self.effect is not None and self.effect * side <= 0:
             raise ValueError(
-                f"effect: got {self.effect:g} with direction {self.direction!r}; want it on that side of 0"
+                f"effect: got {self.effect:g} with direction {self.direction!r}; expected it on that side of 0"
             )
         if self.scale == "ratio" and self.effect is not None and self.effect <= -1:
-            raise ValueError(f"effect: got {self.effect:g} of a ratio; want more than −1")
+            raise ValueError(f"effect: got {self.effect:g} of a ratio; expected more than −1")
         if self.measure.unit not in {"ratio": ("percent", "factor"), "difference": ("points", "plain")}[self.scale]:
-            raise ValueError(f"measure.unit: got {self.measure.unit!r} of a {self.scale}; want one that fits")
+            raise ValueError(f"measure.unit: got {self.measure.unit!r} of a {self.scale}; expected one that fits")
         if self.measure.remark in get_args(OfTwo) and not self.compared.reference:
             raise ValueError(f"measure.remark: got {self.measure.remark!r}; expected a reference to compare with")
         if self.scale == "ratio" and not self.compared.reference and self.compared.null <= 0:
-            raise ValueError(f"compared.null: got {self.compared.null:g} for a ratio; want more than 0")
+            raise ValueError(f"compared.null: got {self.compared.null:g} for a ratio; expected more than 0")
         return self
 
 
@@ -175,15 +176,15 @@ def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"claims: no file {str(path)!r}; want a TOML file of claims")
+        raise ValueError(f"claims: no file {str(path)!r}; expected a TOML file of claims")
     tables = read_toml(path, "claims")
     if not tables:
-        raise ValueError(f"claims: {path} is empty; want a table [name] for each claim")
+        raise ValueError(f"claims: {path} is empty; expected a table [name] for each claim")
     claims = []
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ValueError(
-                f"claims: {path}: {shorten(name)} is a {type(table).__name__}; want a table [{shorten(name)}]"
+                f"claims: {path}: {shorten(name)} is a {type(table).__name__}; expected a table [{shorten(name)}]"
             )
         try:
             claims.append(Claim.model_validate(table | {"id": name}))

@@ -50,12 +50,12 @@ class ConceptSet(Frozen):
     def _fits_together(self) -> ConceptSet:
         given = {name for name in set().union(*_TAKES.values()) if getattr(self, name) not in ((), None)}
         for name in sorted(given - _TAKES[self.topology]):
-            raise ValueError(f'{name}: given for topology = "{self.topology}"; want {_takers(name)}')
+            raise ValueError(f'{name}: given for topology = "{self.topology}"; expected {_takers(name)}')
         if self.topology == "paired" and self.words:
-            raise ValueError("words: given for a paired set; want pairs alone")
+            raise ValueError("words: given for a paired set; expected pairs alone")
         counted, what = (self.pairs, "pairs") if self.topology == "paired" else (self.words, "words")
         if len(counted) < MIN_WORDS:
-            raise ValueError(f"{what}: got {len(counted)}; want at least {MIN_WORDS}")
+            raise ValueError(f"{what}: got {len(counted)}; expected at least {MIN_WORDS}")
         _check_words(self.all_words)
         self._check_places()
         return self
@@ -63,17 +63,17 @@ class ConceptSet(Frozen):
     def _check_places(self) -> None:
         n = len(self.words)
         if self.positions and len(self.positions) != n:
-            raise ValueError(f"positions: got {len(self.positions)} for {n} words; want one each")
+            raise ValueError(f"positions: got {len(self.positions)} for {n} words; expected one each")
         if self.topology == "cyclic" and self.positions and self.period is None:
-            raise ValueError("period: missing beside positions; want the length of the circle they are on")
+            raise ValueError("period: missing beside positions; expected the length of the circle they are on")
         if self.topology != "geographic":
             return
         for name, limits in (("latitudes", (-90, 90)), ("longitudes", (-180, 360))):
             degrees = getattr(self, name)
             if len(degrees) != n:
-                raise ValueError(f"{name}: got {len(degrees)} for {n} words; want one each")
+                raise ValueError(f"{name}: got {len(degrees)} for {n} words; expected one each")
             if not all(limits[0] <= value <= limits[1] for value in degrees):
-                raise ValueError(f"{name}: got {min(degrees):g} … {max(degrees):g}; want degrees from {limits}")
+                raise ValueError(f"{name}: got {min(degrees):g} … {max(degrees):g}; expected degrees from {limits}")
 
     @property
     def all_words(self) -> tuple[str, ...]:
@@ -92,17 +92,17 @@ def read_concepts(path: str | Path = EMBEDDED_SETS) -> tuple[ConceptSet, ...]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"concepts: no file {str(path)!r}; want a TOML file of concept sets")
+        raise ValueError(f"concepts: no file {str(path)!r}; expected a TOML file of concept sets")
     tables = read_toml(path, "concepts")
     if not tables:
-        raise ValueError(f"concepts: {path} is empty; want a table [name] for each set")
+        raise ValueError(f"concepts: {path} is empty; expected a table [name] for each set")
     return tuple(parse_set(name, table, f"concepts: {path}") for name, table in tables.items())
 
 
 def parse_set(name: str, table: Any, source: str = "concepts") -> ConceptSet:
     """The set that one table describes. Raises ValueError naming `source`, the set and every wrong field."""
     if not isinstance(table, dict):
-        raise ValueError(f"{source}: {shorten(name)} is a {type(table).__name__}; want a table [{shorten(name)}]")
+        raise ValueError(f"{source}: {shorten(name)} is a {type(table).__name__}; expected a table [{shorten(name)}]")
     try:
         return ConceptSet.model_validate(table | {"name": name})
     except ValidationError as error:
@@ -125,12 +125,12 @@ def choose_sets(offered: Sequence[ConceptSet], names: Sequence[str] | None = Non
     by_name = {one.name: one for one in offered}
     if len(by_name) < len(offered):
         twice = sorted({one.name for one in offered if sum(one.name == other.name for other in offered) > 1})
-        raise ValueError(f"concepts: {', '.join(twice)} given twice; want another name for one of them")
+        raise ValueError(f"concepts: {', '.join(twice)} given twice; expected another name for one of them")
     wanted = list(by_name) if names is None else list(names)
     if not wanted:
-        raise ValueError(f"sets: got none; want some of {', '.join(by_name)}")
+        raise ValueError(f"sets: got none; expected some of {', '.join(by_name)}")
     if len(set(wanted)) < len(wanted):
-        raise ValueError(f"sets: got {', '.join(wanted)}; want each once")
+        raise ValueError(f"sets: got {', '.join(wanted)}; expected each once")
     for name in wanted:
         if name not in by_name:
             near = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4) or sorted(by_name)
@@ -146,8 +146,8 @@ def _check_words(words: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for word in words:
         if not word or word != word.strip():
-            raise ValueError(f"words: got {shorten(repr(word))}; want words without white space around them")
+            raise ValueError(f"words: got {shorten(repr(word))}; expected words without white space around them")
         normal = unicodedata.normalize("NFC", word)
         if normal in seen:
-            raise ValueError(f"words: {shorten(repr(word))} stands twice; want each once")
+            raise ValueError(f"words: {shorten(repr(word))} stands twice; expected each once")
         seen[normal] = word

@@ -171,7 +171,7 @@ def iter_documents(
     elif name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith(SUFFIXES)):
         files, origin = [_read_hub(hub_name, text_column, split)], hub_name.split(":")[0]
     else:
-        raise ValueError(f"data: no file or folder {name!r}; want one, 'embedded', or the name of a hub data set")
+        raise ValueError(f"data: no file or folder {name!r}; expected one, 'embedded', or the name of a hub data set")
     stored = itertools.chain.from_iterable(files)
     return _non_empty(stored if documents is None else _articles(files, origin, name), name)
 
@@ -190,7 +190,7 @@ def split_documents(
     Raises ValueError if the fraction is not in (0, 1), or nothing can be held out.
     """
     if not 0 < held_out_fraction < 1:
-        raise ValueError(f"split: held_out_fraction is {held_out_fraction}; want a number between 0 and 1")
+        raise ValueError(f"split: held_out_fraction is {held_out_fraction}; expected a number between 0 and 1")
     documents = list(documents)
     if len(documents) == 1:
         train, held_out = _cut(documents[0], held_out_fraction)
@@ -216,7 +216,7 @@ def split_documents(
     if not train or not held_out:
         raise ValueError(
             f"split: {len(documents)} documents of {len(by_source)} sources leave {len(train)} to train on and "
-            f"{len(held_out)} held out; want a source with two texts or more, and a smaller fraction of it"
+            f"{len(held_out)} held out; expected a source with two texts or more, and a smaller fraction of it"
         )
     return train, held_out
 
@@ -243,7 +243,9 @@ def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
             at = where
             break
     if not text[:at].strip() or not text[at:].strip():
-        raise ValueError(f"split: the only document has {len(text)} characters; want enough to hold out {fraction:.3g}")
+        raise ValueError(
+            f"split: the only document has {len(text)} characters; expected enough to hold out {fraction:.3g}"
+        )
     return replace(document, text=text[:at]), replace(document, text=text[at:])
 
 
@@ -254,7 +256,7 @@ def _non_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:
             is_empty = False
             yield document
     if is_empty:
-        raise ValueError(f"data: {name} holds no text; want at least one document that is not blank")
+        raise ValueError(f"data: {name} holds no text; expected at least one document that is not blank")
 
 
 def _articles(files: Iterable[Iterable[Document]], source: str, name: str) -> Iterator[Document]:
@@ -278,13 +280,13 @@ def text_files(path: Path, documents: str | None = None) -> list[Path]:
     suffixes = SUFFIXES if documents is None else (*SUFFIXES, *LINE_SUFFIXES)
     if path.is_file():
         if not path.name.endswith(suffixes):
-            raise ValueError(f"data: {path} is of no known kind; want one of {', '.join(suffixes)}")
+            raise ValueError(f"data: {path} is of no known kind; expected one of {', '.join(suffixes)}")
         return [path]
     if not path.is_dir():
-        raise ValueError(f"data: {path} is neither file nor folder; want one of them")
+        raise ValueError(f"data: {path} is neither file nor folder; expected one of them")
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(suffixes) and not _is_hidden(f, path))
     if not files:
-        raise ValueError(f"data: {path} holds no file to read; want files ending in {', '.join(suffixes)}")
+        raise ValueError(f"data: {path} holds no file to read; expected files ending in {', '.join(suffixes)}")
     return files
 
 
@@ -304,7 +306,7 @@ def _read_path(
 
 def _read_file(file: Path, source: str, text_column: str, separator: str | None, has_lines: bool) -> Iterator[Document]:
     if file.stat().st_size == 0:
-        raise ValueError(f"data: {file} is empty; want text")
+        raise ValueError(f"data: {file} is empty; expected text")
     refuse_pointer(file)
     if file.suffix == ".parquet":
         yield from _read_parquet(file, source, text_column)
@@ -332,9 +334,9 @@ def _lines(file: Path) -> Iterator[str]:
             for number, line in enumerate(stream, 1):
                 yield decode_text(line, f"data: {file} line 1") if number == 1 else line.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"data: {file} line {number} is not UTF-8 ({error.reason}); want UTF-8 text") from None
+        raise ValueError(f"data: {file} line {number} is not UTF-8 ({error.reason}); expected UTF-8 text") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"data: {file} is damaged after line {number} ({error}); want a whole archive") from None
+        raise ValueError(f"data: {file} is damaged after line {number} ({error}); expected a whole archive") from None
 
 
 def _read_jsonl(file: Path, source: str, text_column: str) -> Iterator[Document]:
@@ -345,9 +347,9 @@ def _read_jsonl(file: Path, source: str, text_column: str) -> Iterator[Document]
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"data: {place} is not JSON ({error}); want one object a line") from None
+            raise ValueError(f"data: {place} is not JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
-            raise ValueError(f"data: {place} is a {type(row).__name__}; want an object with {text_column!r}")
+            raise ValueError(f"data: {place} is a {type(row).__name__}; expected an object with {text_column!r}")
         yield _document(row, source, f"{file.name}:{number}", place, text_column)
 
 
@@ -360,7 +362,7 @@ def _read_parquet(file: Path, source: str, text_column: str) -> Iterator[Documen
             names = table.schema_arrow.names
             wanted = [n for n in dict.fromkeys((text_column, "source", "title")) if n in names]
             if text_column not in names:
-                raise ValueError(f"data: {file} has no column {text_column!r}; want one of {', '.join(names)}")
+                raise ValueError(f"data: {file} has no column {text_column!r}; expected one of {', '.join(names)}")
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=wanted):
                 for row in _rows(batch, file, number):
@@ -369,7 +371,7 @@ def _read_parquet(file: Path, source: str, text_column: str) -> Iterator[Documen
                     yield _document(row, source, title, f"{file} row {number}", text_column)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"data: {file} is not Parquet, or damaged ({reason}); want a Parquet file") from None
+        raise ValueError(f"data: {file} is not Parquet, or damaged ({reason}); expected a Parquet file") from None
 
 
 def _rows(batch: Any, file: Path, n_before: int) -> Iterator[dict]:
@@ -382,12 +384,12 @@ def _rows(batch: Any, file: Path, n_before: int) -> Iterator[dict]:
                 yield from batch.slice(number, 1).to_pylist()
             except UnicodeDecodeError as error:
                 place = f"{file} row {n_before + number + 1}"
-                raise ValueError(f"data: {place} is not UTF-8 ({error.reason}); want UTF-8 text") from None
+                raise ValueError(f"data: {place} is not UTF-8 ({error.reason}); expected UTF-8 text") from None
 
 
 def _read_hub(name: str, text_column: str, split: str | None) -> Iterator[Document]:
     if not _HUB_NAME.match(name):
-        raise ValueError(f"data: {name!r} is no hub name; want NAME[:CONFIG[:SPLIT]], NAME as owner/name")
+        raise ValueError(f"data: {name!r} is no hub name; expected NAME[:CONFIG[:SPLIT]], NAME as owner/name")
     import datasets
 
     repository, *rest = name.split(":")
@@ -402,12 +404,12 @@ def _read_hub(name: str, text_column: str, split: str | None) -> Iterator[Docume
             raise ValueError(f"data: {name} has no split {split!r}; expected one of {there}") from error
         raise ValueError(
             f"data: {name!r} is neither a file or folder here nor a hub data set that can be had ({reason}); "
-            f"want a path that exists, a data set in the local cache, or a connection"
+            f"expected a path that exists, a data set in the local cache, or a connection"
         ) from error
     assert isinstance(rows, datasets.Dataset)
     names = rows.column_names
     if text_column not in names:
-        raise ValueError(f"data: {name} has no column {text_column!r}; want one of {', '.join(names)}")
+        raise ValueError(f"data: {name} has no column {text_column!r}; expected one of {', '.join(names)}")
     rows = rows.select_columns([n for n in dict.fromkeys((text_column, "source", "title")) if n in names])
     for number, row in enumerate(rows, 1):
         assert isinstance(row, dict)
@@ -416,15 +418,17 @@ def _read_hub(name: str, text_column: str, split: str | None) -> Iterator[Docume
 
 def _document(row: dict, source: str, title: str, place: str, text_column: str) -> Document:
     if text_column not in row:
-        raise ValueError(f"data: {place} has no {text_column!r}; want one of {', '.join(map(str, row)) or 'its keys'}")
+        raise ValueError(
+            f"data: {place} has no {text_column!r}; expected one of {', '.join(map(str, row)) or 'its keys'}"
+        )
     text = row[text_column]
     if text is None:  # how tables write an empty text
         text = ""
     if not isinstance(text, str):
-        raise ValueError(f"data: {place} has a {type(text).__name__} in {text_column!r}; want text")
+        raise ValueError(f"data: {place} has a {type(text).__name__} in {text_column!r}; expected text")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"data: {place} holds half of a surrogate pair; want text that UTF-8 can hold") from None
+        raise ValueError(f"data: {place} holds half of a surrogate pair; expected text that UTF-8 can hold") from None
     own = {key: row[key] for key in ("source", "title") if isinstance(row.get(key), str) and key != text_column}
     return Document(own.get("source", source), own.get("title", title), text)

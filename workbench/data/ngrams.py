@@ -40,11 +40,15 @@ def ngram_baselines(train: TokenFile, held_out_tokens: Int64[Tensor, "n n_ctx"])
     Raises ValueError if there is nothing to predict or a token is outside train's vocabulary.
     """
     if held_out_tokens.ndim != 2 or held_out_tokens.shape[0] < 1 or held_out_tokens.shape[1] < 2:
-        raise ValueError(f"ngrams: held-out tokens have shape {tuple(held_out_tokens.shape)}; want [n ≥ 1, n_ctx ≥ 2]")
+        raise ValueError(
+            f"ngrams: held-out tokens have shape {tuple(held_out_tokens.shape)}; expected [n ≥ 1, n_ctx ≥ 2]"
+        )
     held_out = held_out_tokens.cpu().numpy().astype(np.int64)
     d_vocab = train.d_vocab
     if held_out.min() < 0 or held_out.max() >= d_vocab:
-        raise ValueError(f"ngrams: held-out tokens span {held_out.min()} … {held_out.max()}; want 0 … {d_vocab - 1}")
+        raise ValueError(
+            f"ngrams: held-out tokens span {held_out.min()} … {held_out.max()}; expected 0 … {d_vocab - 1}"
+        )
     previous, token = held_out[:, :-1].ravel(), held_out[:, 1:].ravel()
     stream = train.tokens[:MAX_TRAIN_TOKENS]
     counts = _unigram_counts(stream, d_vocab)

@@ -39,7 +39,7 @@ def train_bpe(texts: Iterable[str], d_vocab: int = 4096) -> Tokenizer:
     Raises ValueError if d_vocab < 257.
     """
     if d_vocab < 257:
-        raise ValueError(f"train_bpe: d_vocab is {d_vocab}; want at least 257: the bytes and {END_OF_TEXT}")
+        raise ValueError(f"train_bpe: d_vocab is {d_vocab}; expected at least 257: the bytes and {END_OF_TEXT}")
     tokenizer = Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -95,11 +95,11 @@ def find_tokenizer(source: str | os.PathLike[str]) -> Path:
     if name and not name.startswith("hub:") and "\0" not in name and path.exists():
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise ValueError(f"tokenizer: {path} holds no tokenizer.json; want a folder with one, or the file")
+            raise ValueError(f"tokenizer: {path} holds no tokenizer.json; expected a folder with one, or the file")
         return file
     if name.startswith("hub:") or (_HUB_NAME.match(name) and not name.endswith((".json", ".xz"))):
         return _from_hub(name.removeprefix("hub:"))
-    raise ValueError(f"tokenizer: no file or folder {name!r}; want one, 'embedded', 'gpt2', or a name on the hub")
+    raise ValueError(f"tokenizer: no file or folder {name!r}; expected one, 'embedded', 'gpt2', or a name on the hub")
 
 
 def text_encoder(tokenizer: Any) -> Tokenizer:
@@ -131,7 +131,9 @@ def _first_entries(tokenizer: Tokenizer, d_vocab: int) -> Tokenizer:
     """A byte-level BPE tokenizer stopped at d_vocab entries."""
     full, least = vocabulary_size(tokenizer), 257
     if not least <= d_vocab <= full:
-        raise ValueError(f"tokenizer: embedded-{d_vocab}; want {least} (the bytes and {END_OF_TEXT}) to {full} entries")
+        raise ValueError(
+            f"tokenizer: embedded-{d_vocab}; expected {least} (the bytes and {END_OF_TEXT}) to {full} entries"
+        )
     parts = json.loads(tokenizer.to_str())
     model = parts["model"]
     model["vocab"] = {entry: i for entry, i in model["vocab"].items() if i < d_vocab}
@@ -143,19 +145,19 @@ def read_tokenizer_json(file: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json (also .xz), without the truncation or padding that it may ask for: a document
     is encoded whole. Raises ValueError if the file cannot be read."""
     if (n_bytes := file.stat().st_size) > MAX_TOKENIZER_BYTES:
-        raise ValueError(f"tokenizer: {file} has {n_bytes} bytes; want at most {MAX_TOKENIZER_BYTES}")
+        raise ValueError(f"tokenizer: {file} has {n_bytes} bytes; expected at most {MAX_TOKENIZER_BYTES}")
     refuse_pointer(file)
     data = file.read_bytes()
     if file.suffix == ".xz":
         try:
             data = lzma.decompress(data)
         except lzma.LZMAError as error:
-            raise ValueError(f"tokenizer: {file} is damaged ({error}); want a whole archive") from None
+            raise ValueError(f"tokenizer: {file} is damaged ({error}); expected a whole archive") from None
     try:
         tokenizer = Tokenizer.from_str(decode_text(data, f"tokenizer: {file}"))
     # the library raises a bare Exception for anything that it cannot take
     except Exception as error:
-        raise ValueError(f"tokenizer: {file} cannot be read ({error}); want the tokenizer.json form") from None
+        raise ValueError(f"tokenizer: {file} cannot be read ({error}); expected the tokenizer.json form") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -163,7 +165,7 @@ def read_tokenizer_json(file: Path) -> Tokenizer:
 
 def _from_hub(name: str) -> Path:
     if not _HUB_NAME.match(name):
-        raise ValueError(f"tokenizer: {name!r} is no hub name; want owner/name")
+        raise ValueError(f"tokenizer: {name!r} is no hub name; expected owner/name")
     import huggingface_hub
 
     try:
@@ -173,7 +175,7 @@ def _from_hub(name: str) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"tokenizer: {name!r} is neither a file or folder here nor a hub name that can be had ({reason}); "
-            f"want a path that exists, a tokenizer in the local cache, or a connection"
+            f"expected a path that exists, a tokenizer in the local cache, or a connection"
         ) from error
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"tokenizer: {name} has no tokenizer.json; expected a repository with one")

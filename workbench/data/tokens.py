@@ -75,12 +75,14 @@ class TokenFile:
         for name, n_bytes in sizes.items():
             file = path / name
             if file.is_symlink() or not file.is_file():
-                raise ValueError(f"tokens: {file} is missing; want {n_bytes} bytes, or remove {path} to pack again")
+                raise ValueError(f"tokens: {file} is missing; expected {n_bytes} bytes, or remove {path} to pack again")
             if (got := file.stat().st_size) != n_bytes:
-                raise ValueError(f"tokens: {file} is altered, {got} bytes; want {n_bytes}; remove {path} to pack again")
+                raise ValueError(
+                    f"tokens: {file} is altered, {got} bytes; expected {n_bytes}; remove {path} to pack again"
+                )
             wanted = index[name.replace(".bin", "_sha256")]
             if verify and runs.sha256_file(file) != wanted:
-                raise ValueError(f"tokens: {file} is altered; want sha256 {wanted}; remove {path} to pack again")
+                raise ValueError(f"tokens: {file} is altered; expected sha256 {wanted}; remove {path} to pack again")
         return token_file
 
     @cached_property
@@ -169,7 +171,7 @@ def held_out_windows(token_file: TokenFile, n_ctx: int, n_max: int | None = None
     _n_starts(token_file, n_ctx)
     n = token_file.n_tokens // n_ctx
     if n_max is not None and n_max < 1:
-        raise ValueError(f"held_out_windows: n_max is {n_max}; want at least 1")
+        raise ValueError(f"held_out_windows: n_max is {n_max}; expected at least 1")
     n_kept = n if n_max is None else min(n, n_max)
     return _gather(token_file, np.arange(n_kept) * n // n_kept * n_ctx, n_ctx)
 
@@ -197,9 +199,9 @@ class WindowSampler:
         _n_starts(token_file, n_ctx)
         check_shard(batch_size, rank, world_size)
         if seed < 0:
-            raise ValueError(f"sampler: seed is {seed}; want 0 or more")
+            raise ValueError(f"sampler: seed is {seed}; expected 0 or more")
         if pin_memory and not torch.cuda.is_available():
-            raise ValueError("sampler: pin_memory without CUDA; want a CUDA device, or pin_memory=False")
+            raise ValueError("sampler: pin_memory without CUDA; expected a CUDA device, or pin_memory=False")
         self.token_file, self.n_ctx, self.batch_size, self.seed = token_file, n_ctx, batch_size, seed
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.n_batches = 0
@@ -237,22 +239,24 @@ class WindowSampler:
 def check_shard(batch_size: int, rank: int, world_size: int) -> None:
     """Raise ValueError unless `world_size` ranks can share `batch_size` rows and rank is one."""
     if batch_size < 1 or world_size < 1 or batch_size % world_size:
-        raise ValueError(f"sampler: batch_size is {batch_size} for {world_size} processes; want a positive multiple")
+        raise ValueError(
+            f"sampler: batch_size is {batch_size} for {world_size} processes; expected a positive multiple"
+        )
     if not 0 <= rank < world_size:
-        raise ValueError(f"sampler: rank is {rank}; want 0 to {world_size - 1}")
+        raise ValueError(f"sampler: rank is {rank}; expected 0 to {world_size - 1}")
 
 
 def check_state(own: dict[str, Any], state: dict[str, Any], positions: tuple[str, ...]) -> None:
     """Raise ValueError unless `state` differs from `own` in counts at `positions` alone."""
     if not isinstance(state, dict) or state.keys() != own.keys():
-        raise ValueError(f"sampler: state has {sorted(state)}; want {sorted(own)}")
+        raise ValueError(f"sampler: state has {sorted(state)}; expected {sorted(own)}")
     for key, value in own.items():
         got = state[key]
         if key in positions:
             if not isinstance(got, int) or isinstance(got, bool) or got < 0:
-                raise ValueError(f"sampler: state has {key} {got!r}; want a count")
+                raise ValueError(f"sampler: state has {key} {got!r}; expected a count")
         elif got != value:
-            raise ValueError(f"sampler: state is of {key} {got}; want {value}")
+            raise ValueError(f"sampler: state is of {key} {got}; expected {value}")
 
 
 # --- inside
@@ -261,7 +265,7 @@ def check_state(own: dict[str, Any], state: dict[str, Any], positions: tuple[str
 def _n_starts(token_file: TokenFile, n_ctx: int) -> int:
     if not 1 <= n_ctx <= token_file.n_tokens:
         raise ValueError(
-            f"windows: n_ctx is {n_ctx}, {token_file.path} has {token_file.n_tokens} tokens; want 1 to that"
+            f"windows: n_ctx is {n_ctx}, {token_file.path} has {token_file.n_tokens} tokens; expected 1 to that"
         )
     return token_file.n_tokens - n_ctx + 1
 
@@ -283,7 +287,7 @@ def _reuse(documents: Iterable[Document], tokenizer: Any, path: Path) -> TokenFi
     ):
         if old != new:
             raise ValueError(
-                f"tokens: {path} was packed from another {what} ({old[:12]}…); want {new[:12]}…, or another path"
+                f"tokens: {path} was packed from another {what} ({old[:12]}…); expected {new[:12]}…, or another path"
             )
     if (end := separator_id(tokenizer)) != token_file.eot_id:
         raise ValueError(
@@ -323,7 +327,7 @@ def _write(documents: Iterable[Document], tokenizer: Any, directory: Path) -> di
                 n_tokens += len(ids)
                 n_bytes += len(data)
     if not offsets:
-        raise ValueError("pack: no documents; want at least one")
+        raise ValueError("pack: no documents; expected at least one")
     (directory / "documents.bin").write_bytes(np.array(offsets, dtype="<i8").tobytes())
     return {
         "n_tokens": n_tokens,
@@ -344,21 +348,21 @@ def _read_index(file: Path) -> dict[str, Any]:
     try:
         index = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"tokens: {file} is not JSON ({error}); want the file that packing wrote") from None
+        raise ValueError(f"tokens: {file} is not JSON ({error}); expected the file that packing wrote") from None
     counts = ("n_tokens", "n_bytes", "n_documents", "d_vocab", "eot_id")
     sums = ("tokens_sha256", "documents_sha256", "corpus_sha256", "tokenizer_sha256")
     if not isinstance(index, dict) or index.pop("format", None) != FORMAT:
-        raise ValueError(f'tokens: {file} has another format; want "format": "{FORMAT}"')
+        raise ValueError(f'tokens: {file} has another format; expected "format": "{FORMAT}"')
     if index.keys() != {*counts, *sums, "dtype"}:
         got = runs.shorten(repr(sorted(index)), 200)
-        raise ValueError(f"tokens: {file} has {got}; want {sorted([*counts, *sums, 'dtype'])}")
+        raise ValueError(f"tokens: {file} has {got}; expected {sorted([*counts, *sums, 'dtype'])}")
     for key in counts:
         least = 0 if key == "eot_id" else 1
         if type(index[key]) is not int or not least <= index[key] < 1 << 62:
-            raise ValueError(f"tokens: {file} has {key} {runs.shorten(repr(index[key]))}; want a count")
+            raise ValueError(f"tokens: {file} has {key} {runs.shorten(repr(index[key]))}; expected a count")
     for key in sums:
         if not isinstance(index[key], str):
-            raise ValueError(f"tokens: {file} has {key} {runs.shorten(repr(index[key]))}; want a sha256")
+            raise ValueError(f"tokens: {file} has {key} {runs.shorten(repr(index[key]))}; expected a sha256")
     if index["dtype"] not in ("uint16", "uint32"):
-        raise ValueError(f"tokens: {file} has dtype {runs.shorten(repr(index['dtype']))}; want uint16 or uint32")
+        raise ValueError(f"tokens: {file} has dtype {runs.shorten(repr(index['dtype']))}; expected uint16 or uint32")
     return index

@@ -60,11 +60,11 @@ def choose_slots(
     chosen_layers = choose("layers", layers, cfg.n_layers)
     if hook != PER_HEAD:
         if heads != "all":
-            raise ValueError(f"heads: got {heads!r} for hook {hook!r}, which is read whole; want 'all'")
+            raise ValueError(f"heads: got {heads!r} for hook {hook!r}, which is read whole; expected 'all'")
         name = "attn.hook_z" if hook == CONCATENATED else hook
         return [Slot(f"blocks.{layer}.{name}", layer) for layer in chosen_layers]
     if isinstance(heads, str) and heads != "all":
-        raise ValueError(f"heads: got {heads!r}; want 'all' or a list of heads")
+        raise ValueError(f"heads: got {heads!r}; expected 'all' or a list of heads")
     chosen_heads = choose("heads", None if isinstance(heads, str) else heads, cfg.n_heads)
     return [Slot(f"blocks.{layer}.attn.hook_z", layer, head) for layer in chosen_layers for head in chosen_heads]
 
@@ -116,14 +116,16 @@ def collect(
     rows = {name: activation.float() for name, activation in found.items()}
     for name, activations in rows.items():
         if n_bad := count_bad(activations):
-            raise ValueError(f"activations: {name} has {n_bad} nan or inf in batch {batch}; want finite activations")
+            raise ValueError(
+                f"activations: {name} has {n_bad} nan or inf in batch {batch}; expected finite activations"
+            )
     parts = [
         rows[slot.hook_name].flatten(2) if slot.head is None else rows[slot.hook_name][:, :, slot.head]
         for slot in slots
     ]
     widths = {part.shape[-1] for part in parts}
     if len(widths) > 1:
-        raise ValueError(f"activations: hooks {names} are {sorted(widths)} wide; want one width in a stack")
+        raise ValueError(f"activations: hooks {names} are {sorted(widths)} wide; expected one width in a stack")
     return rearrange(torch.stack(parts), "slot batch pos d_in -> slot (batch pos) d_in")
 
 
@@ -164,10 +166,12 @@ class ShuffledActivations:
         n_ctx], none of them at the positions, or a batch larger than a block."""
         if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(
-                f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; want integers [n_sequences, n_ctx]"
+                f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; expected integers [n_sequences, n_ctx]"
             )
         if batch_size < 1 or buffer_tokens < batch_size:
-            raise ValueError(f"buffer_tokens: got {buffer_tokens} for batches of {batch_size}; want at least one batch")
+            raise ValueError(
+                f"buffer_tokens: got {buffer_tokens} for batches of {batch_size}; expected at least one batch"
+            )
         self._model, self._tokens, self._slots, self._seed = model, tokens, list(slots), seed
         self.batch_size = batch_size
         self._is_counted = positions.of(tokens)

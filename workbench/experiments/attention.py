@@ -91,7 +91,7 @@ def attention(
 def check_repeats(n_repeated: int) -> None:
     """Raise ValueError for fewer sequences of repeated tokens than none."""
     if n_repeated < 0:
-        raise ValueError(f"n_repeated: got {n_repeated}; want 0 or more")
+        raise ValueError(f"n_repeated: got {n_repeated}; expected 0 or more")
 
 
 def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[Tensor, "n pos"]:

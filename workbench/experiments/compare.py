@@ -123,14 +123,18 @@ def compare_spectra(a: Spectra, b: Spectra, n_layers: tuple[int, int], names: Se
 def check_pair(a: Any, b: Any, n_sequences: int, n_components: int) -> None:
     """Raise the ValueErrors of `compare` that need no forward pass."""
     if a.cfg.d_vocab != b.cfg.d_vocab:
-        raise ValueError(f"compare: vocabularies of {a.cfg.d_vocab} and {b.cfg.d_vocab}; want one for both models")
+        raise ValueError(f"compare: vocabularies of {a.cfg.d_vocab} and {b.cfg.d_vocab}; expected one for both models")
     first, second = (getattr(model, "tokenizer", None) for model in (a, b))
     if first is not None and second is not None and first.get_vocab() != second.get_vocab():
-        raise ValueError("compare: the models' tokenizers differ; want one for both, so that both read the same tokens")
+        raise ValueError(
+            "compare: the models' tokenizers differ; expected one for both, so that both read the same tokens"
+        )
     if n_sequences < MIN_SEQUENCES:
-        raise ValueError(f"compare: {n_sequences} sequences; want at least {MIN_SEQUENCES}")
+        raise ValueError(f"compare: {n_sequences} sequences; expected at least {MIN_SEQUENCES}")
     if not 1 <= n_components <= n_sequences - 1:
-        raise ValueError(f"n_components: got {n_components}; want 1 … {n_sequences - 1} for {n_sequences} sequences")
+        raise ValueError(
+            f"n_components: got {n_components}; expected 1 … {n_sequences - 1} for {n_sequences} sequences"
+        )
 
 
 def matching_layers(n_a: int, n_b: int) -> list[tuple[int, int]]:

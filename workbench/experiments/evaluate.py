@@ -67,9 +67,9 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
             to is not the text (its first difference is shown).
     """
     if tokenizer is None:
-        raise ValueError("evaluate: this model has no tokenizer; want one, bits per byte are counted over text")
+        raise ValueError("evaluate: this model has no tokenizer; expected one, bits per byte are counted over text")
     if isinstance(texts, str) or not any(texts):
-        raise ValueError(f"evaluate: got {texts!r:.40}; want a list of documents that are not all empty")
+        raise ValueError(f"evaluate: got {texts!r:.40}; expected a list of documents that are not all empty")
     encoder = text_encoder(tokenizer)
     lead = begin_ids(tokenizer) or [separator_id(tokenizer)]
     tokens, is_text, n_bytes = [], [], 0
@@ -77,7 +77,9 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> EncodedText:
         try:
             n_bytes += len(text.encode())
         except UnicodeEncodeError as error:
-            raise ValueError(f"evaluate: the text is not UTF-8 at character {error.start}; want UTF-8 text") from None
+            raise ValueError(
+                f"evaluate: the text is not UTF-8 at character {error.start}; expected UTF-8 text"
+            ) from None
         ids = encoder.encode(text, add_special_tokens=False).ids
         _check_lossless(encoder, text, ids)
         tokens += [*lead, *ids]
@@ -94,7 +96,7 @@ def _check_lossless(encoder: Tokenizer, text: str, ids: list[int]) -> None:
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(decoded), len(text)))
     raise ValueError(
         f"evaluate: the tokenizer loses bytes: {text[at : at + 20]!r} comes back as {decoded[at : at + 20]!r}; "
-        "want one that decodes to what it encoded"
+        "expected one that decodes to what it encoded"
     )
 
 
@@ -116,9 +118,9 @@ def plan_windows(n_tokens: int, n_ctx: int, stride: int | None = None) -> list[W
         ValueError: fewer than 2 tokens, or a stride not in 1 … n_ctx.
     """
     if n_tokens < 2:
-        raise ValueError(f"evaluate: the text has {n_tokens - 1} tokens; want at least 1")
+        raise ValueError(f"evaluate: the text has {n_tokens - 1} tokens; expected at least 1")
     if stride is not None and not 1 <= stride <= n_ctx:
-        raise ValueError(f"stride: got {stride}; want 1 to the window's {n_ctx} tokens")
+        raise ValueError(f"stride: got {stride}; expected 1 to the window's {n_ctx} tokens")
     last = n_tokens - 1
     first = min(n_ctx, last)
     windows = [Window(0, first, first)]
@@ -333,7 +335,7 @@ def window_length(model: Any, n_ctx: int | None) -> int:
     """Tokens a window: n_ctx where given, else the model's. Raises ValueError if that is more than the model's."""
     length = model.cfg.n_ctx if n_ctx is None else n_ctx
     if not 1 <= length <= model.cfg.n_ctx:
-        raise ValueError(f"n_ctx: got {length}; want 1 to the model's n_ctx = {model.cfg.n_ctx}")
+        raise ValueError(f"n_ctx: got {length}; expected 1 to the model's n_ctx = {model.cfg.n_ctx}")
     return length
 
 

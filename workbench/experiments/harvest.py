@@ -86,7 +86,7 @@ def stream(
     check_hooks(model, hooks)
     batch_size = default_batch_size(model.cfg, tokens.shape[1], hooks) if batch_size is None else batch_size
     if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}; want at least 1")
+        raise ValueError(f"batch_size: got {batch_size}; expected at least 1")
     stop = last_layer(hooks)
     for part in tokens.split(batch_size):
         yield run_watched(model, part.to(device_of(model)), hooks, stop)
@@ -156,7 +156,7 @@ def harvest(
     tokens = checked_tokens("harvest", model, tokens)
     check_hooks(model, hooks)
     if shard_bytes < 1:
-        raise ValueError(f"shard_bytes: got {shard_bytes}; want at least 1")
+        raise ValueError(f"shard_bytes: got {shard_bytes}; expected at least 1")
     shapes, stored = probe_shapes(model, tokens, hooks, dtype)
     n, n_ctx = tokens.shape
     n_bytes = sequence_bytes(shapes, n_ctx, stored)
@@ -207,9 +207,9 @@ def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_
     or more."""
     for name, tensor in found.items():
         if is_map(name):
-            raise ValueError(f"{who}: {name} is [batch head query key]; want a hook with one row a token")
+            raise ValueError(f"{who}: {name} is [batch head query key]; expected a hook with one row a token")
         if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
-            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; want [batch pos …], one row a token")
+            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; expected [batch pos …], one row a token")
 
 
 def count_bad(values: Tensor) -> int:
@@ -302,11 +302,10 @@ def _describe_bad(name: str, tensor: Tensor, stored: Tensor, n_bad: int, group: 
     first = int((~stored.isfinite()).flatten(1).any(dim=1).nonzero()[0])
     where = f"harvest: {name} has {n_bad} nan or inf from sequence {int(group[first])} on"
     if count_bad(_unmasked(name, tensor, tensor.to("cpu"))):
-        return f"{where}; want finite activations"
+        return f"{where}; expected finite activations"
     kind = str(stored.dtype).removeprefix("torch.")
-    return (
-        f"{where} in {kind}, which ends at {torch.finfo(stored.dtype).max:g}; want bfloat16 or float32 (--store-dtype)"
-    )
+    largest = torch.finfo(stored.dtype).max
+    return f"{where} in {kind}, which ends at {largest:g}; expected bfloat16 or float32 (--store-dtype)"
 
 
 def check_disk(directory: Path, n_bytes: int) -> None:
@@ -314,7 +313,7 @@ def check_disk(directory: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if n_bytes + SPARE_BYTES > free:
         raise ValueError(
-            f"disk: {directory} has {free} bytes free; want {n_bytes + SPARE_BYTES} for what is to be written"
+            f"disk: {directory} has {free} bytes free; expected {n_bytes + SPARE_BYTES} for what is to be written"
         )
 
 
@@ -336,17 +335,17 @@ def open_shards(path: str | Path) -> Shards:
         found = Shards(path=path, hooks=hooks, shards=shards, **index)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"shards: {file} cannot be read ({shorten(str(error))}); want the index that a harvest wrote"
+            f"shards: {file} cannot be read ({shorten(str(error))}); expected the index that a harvest wrote"
         ) from None
     _check_index(found, file)
     for shard in shards:
         if not _SHARD_NAME.match(shard.file):
-            raise ValueError(f"shards: {file} names {shorten(repr(shard.file))}; want shard_NNNNN.safetensors")
+            raise ValueError(f"shards: {file} names {shorten(repr(shard.file))}; expected shard_NNNNN.safetensors")
         at = path / shard.file
         n_bytes = at.stat().st_size if at.is_file() and not at.is_symlink() else None
         if n_bytes != shard.bytes:
             what = "missing" if n_bytes is None else f"altered, {n_bytes} bytes"
-            raise ValueError(f"shards: {at} is {what}; want {shard.bytes} bytes")
+            raise ValueError(f"shards: {at} is {what}; expected {shard.bytes} bytes")
     return found
 
 
@@ -356,14 +355,14 @@ def _check_index(found: Shards, file: Path) -> None:
     counts += [n for shard in found.shards for n in (shard.rows, shard.bytes)]
     names = [found.dtype, found.model_sha256, *(name for shard in found.shards for name in (shard.file, shard.sha256))]
     if not all(type(n) is int and n > 0 for n in counts) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"shards: {file} holds what is no count or no name; want the index that a harvest wrote")
+        raise ValueError(f"shards: {file} holds what is no count or no name; expected the index that a harvest wrote")
 
 
 def check_shard(path: Path, shard: Shard) -> None:
     """Raise ValueError naming the shard if its contents are not those that were written."""
     got = sha256_file(path / shard.file)
     if got != shard.sha256:
-        raise ValueError(f"shards: {path / shard.file} is altered, sha256 {got}; want {shard.sha256}")
+        raise ValueError(f"shards: {path / shard.file} is altered, sha256 {got}; expected {shard.sha256}")
 
 
 def read_shards(
@@ -385,7 +384,7 @@ def read_shards(
     wanted = list(found.hooks) if hooks is None else list(hooks)
     for name in wanted:
         if name not in found.hooks:
-            raise ValueError(f"shards: {path} has no {name!r}; want some of {shorten(', '.join(found.hooks), 400)}")
+            raise ValueError(f"shards: {path} has no {name!r}; expected some of {shorten(', '.join(found.hooks), 400)}")
     columns = (*INDEX_COLUMNS, *(MAP_COLUMNS if any(map(is_map, wanted)) else ()))
     for shard in found.shards:
         tensors = read_shard(found.path, shard, verify=verify)
@@ -401,10 +400,10 @@ def read_shard(path: Path, shard: Shard, *, verify: bool = True) -> dict[str, Te
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ValueError(f"shards: {file} cannot be read ({error.strerror}); want {shard.bytes} bytes") from None
+        raise ValueError(f"shards: {file} cannot be read ({error.strerror}); expected {shard.bytes} bytes") from None
     if verify and (got := hashlib.sha256(data).hexdigest()) != shard.sha256:
-        raise ValueError(f"shards: {file} is altered, sha256 {got}; want {shard.sha256}")
+        raise ValueError(f"shards: {file} is altered, sha256 {got}; expected {shard.sha256}")
     try:
         return load(data)
     except SafetensorError as error:
-        raise ValueError(f"shards: {file} is damaged ({error}); want the file that the harvest wrote") from None
+        raise ValueError(f"shards: {file} is damaged ({error}); expected the file that the harvest wrote") from None

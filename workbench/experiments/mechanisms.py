@@ -45,7 +45,7 @@ def switched_on(model: HookedLM) -> list[str]:
     check_ours("mechanisms", model)
     recurrence = model.cfg.extensions.recurrence
     if recurrence is None:
-        raise ValueError(f"mechanisms: {model.cfg.model_name} has no depth recurrence; want a recurrent model")
+        raise ValueError(f"mechanisms: {model.cfg.model_name} has no depth recurrence; expected a recurrent model")
     return [name for name, off in OFF.items() if getattr(recurrence, name) not in (off, "off")]
 
 
@@ -57,7 +57,8 @@ def without(model: HookedLM, mechanism: str) -> HookedLM:
     """
     known = switched_on(model)
     if mechanism not in known:
-        raise ValueError(f"mechanism: got {mechanism!r}; want one of {', '.join(known) or 'none: all are off'}")
+        offered = f"expected one of {', '.join(known)}" if known else "no mechanism is enabled"
+        raise ValueError(f"mechanism: got {mechanism!r}; {offered}")
     extensions = model.cfg.extensions
     assert extensions.recurrence is not None, "switched_on has looked"
     recurrence = extensions.recurrence.model_copy(update={mechanism: OFF[mechanism]})
@@ -146,7 +147,9 @@ BASE = "base"
 def ladder_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
     """(rung, its recipe): base with everything off, then one mechanism more each time; the last is `recipe` itself."""
     if recipe.model.extensions.recurrence is None:
-        raise ValueError(f"ladder: {recipe.name} has no model.extensions.recurrence; want a recurrent model's recipe")
+        raise ValueError(
+            f"ladder: {recipe.name} has no model.extensions.recurrence; expected a recurrent model's recipe"
+        )
     names = [BASE, *RUNGS]
     rungs = []
     for i, name in enumerate(names):

@@ -38,14 +38,14 @@ def checked_tokens(who: str, model: Any, tokens: Int[Tensor, "n n_ctx"], min_ctx
     is_integer = isinstance(tokens, Tensor) and not (tokens.is_floating_point() or tokens.dtype == torch.bool)
     if not is_integer or tokens.ndim != 2 or not len(tokens):
         got = f"shape {list(tokens.shape)} of {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"{who}: tokens are {got}; want integers [n_sequences, n_ctx], at least one sequence")
+        raise ValueError(f"{who}: tokens are {got}; expected integers [n_sequences, n_ctx], at least one sequence")
     if not min_ctx <= tokens.shape[1] <= cfg.n_ctx:
         raise ValueError(
-            f"{who}: windows of {tokens.shape[1]} tokens; want {min_ctx} to the model's n_ctx = {cfg.n_ctx}"
+            f"{who}: windows of {tokens.shape[1]} tokens; expected {min_ctx} to the model's n_ctx = {cfg.n_ctx}"
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= cfg.d_vocab:
-        raise ValueError(f"{who}: token id {low if low < 0 else high}; want 0 ≤ id < d_vocab = {cfg.d_vocab}")
+        raise ValueError(f"{who}: token id {low if low < 0 else high}; expected 0 ≤ id < d_vocab = {cfg.d_vocab}")
     return tokens.detach().cpu().long()
 
 
@@ -53,7 +53,7 @@ def check_hooks(model: Any, names: Sequence[str]) -> None:
     """Raise ValueError for no name, one given twice, and one that is no hook point: what has it is named, that is the
     layers with such a hook where there are some, else the nearest names."""
     if isinstance(names, str) or not names:
-        raise ValueError(f"hooks: got {names!r}; want a list of at least one hook name")
+        raise ValueError(f"hooks: got {names!r}; expected a list of at least one hook name")
     for name in names:
         if name not in model.hook_dict:
             others = _layers_alike(name, model.hook_dict) if _layer_of(name) in range(model.cfg.n_layers) else []
@@ -61,7 +61,7 @@ def check_hooks(model: Any, names: Sequence[str]) -> None:
             found = f"expected layers={others}, which have it" if others else f"nearest: {', '.join(near) or 'none'}"
             raise ValueError(f"hook {name!r} does not exist; {found}")
     if len(set(names)) < len(names):
-        raise ValueError(f"hooks: got {list(names)}; want each name once")
+        raise ValueError(f"hooks: got {list(names)}; expected each name once")
 
 
 def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook], **span: Any) -> Any:
@@ -248,10 +248,10 @@ def choose(what: str, given: Sequence[int] | int | None, n: int) -> tuple[int, .
         return tuple(range(n))
     given = as_list(what, given)
     if not given:
-        raise ValueError(f"{what}: got an empty selection; want some of 0…{n - 1}")
+        raise ValueError(f"{what}: got an empty selection; expected some of 0…{n - 1}")
     for index in given:
         if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= int(index) < n:
-            raise ValueError(f"{what}: got {index!r}; want 0…{n - 1}")
+            raise ValueError(f"{what}: got {index!r}; expected 0…{n - 1}")
     if len(set(given)) < len(given):
-        raise ValueError(f"{what}: got {list(given)}; want each once")
+        raise ValueError(f"{what}: got {list(given)}; expected each once")
     return tuple(sorted(int(index) for index in given))

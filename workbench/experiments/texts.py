@@ -53,12 +53,12 @@ def analysis_tokens(
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        raise ValueError("data: this model has no tokenizer; want a model with one, or token ids")
+        raise ValueError("data: this model has no tokenizer; expected a model with one, or token ids")
     if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}; want one of {', '.join(SPLITS)}")
+        raise ValueError(f"split: got {split!r}; expected one of {', '.join(SPLITS)}")
     length = window_length(model, n_ctx)
     if n_sequences < 1:
-        raise ValueError(f"n_sequences: got {n_sequences}; want at least 1")
+        raise ValueError(f"n_sequences: got {n_sequences}; expected at least 1")
     text = as_trained(data, getattr(model, "trained_on", None))
     if held_out_fraction is not None:
         text = replace(text, held_out_fraction=held_out_fraction, held_out_split=None)
@@ -76,7 +76,7 @@ def window_length(model: Any, n_ctx: int | None) -> int:
     limit = model.cfg.n_ctx
     length = min(limit, MAX_N_CTX) if n_ctx is None else n_ctx
     if not 2 <= length <= limit:
-        raise ValueError(f"n_ctx: got {length}; want 2 to the model's n_ctx = {limit}")
+        raise ValueError(f"n_ctx: got {length}; expected 2 to the model's n_ctx = {limit}")
     return length
 
 
@@ -84,7 +84,7 @@ def _draw_windows(packed: TokenFile, n: int, n_ctx: int, seed: int, source: str)
     n_windows = packed.n_tokens // n_ctx
     if n_windows < n:
         raise ValueError(
-            f"data: {source} has {packed.n_tokens} tokens, {n_windows} windows of {n_ctx}; want at least {n}"
+            f"data: {source} has {packed.n_tokens} tokens, {n_windows} windows of {n_ctx}; expected at least {n}"
         )
     edges = np.arange(n + 1) * n_windows // n
     draws = np.random.default_rng(seed).random(n)

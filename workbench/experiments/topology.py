@@ -239,7 +239,7 @@ def _spectra(model: Any, tokens: Tensor, heads: dict[int, LayerHeads]) -> dict[i
     """Singular values of the concatenated z by layer, or None, with a warning, for too few tokens."""
     if tokens.numel() < MIN_TOKENS:
         warnings.warn(
-            f"topology: {tokens.numel()} tokens; want at least {MIN_TOKENS} for the ranks of z, which are left nan",
+            f"topology: {tokens.numel()} tokens; expected at least {MIN_TOKENS} for the ranks of z, which are left nan",
             SmallSampleWarning,
             stacklevel=4,
         )

@@ -85,7 +85,7 @@ class Block(nn.Module):
         if is_written or (seen is not resid_post and not torch.equal(seen, resid_post)):
             name = f"blocks.{self.layer}.hook_resid_post"
             warnings.warn(
-                f"{name}: a hook edits it, which changes nothing: under attention residuals nothing reads it; want "
+                f"{name}: a hook edits it, which changes nothing: under attention residuals nothing reads it; expected "
                 "hook_resid_pre, hook_attn_out, hook_resid_mid or hook_mlp_out edited",
                 stacklevel=2,
             )

@@ -37,7 +37,7 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
         return name
     short = str(name).removeprefix("torch.")
     if short not in DTYPES:
-        raise ValueError(f"dtype: got {shorten(repr(name))}; want one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype: got {shorten(repr(name))}; expected one of {', '.join(DTYPES)}")
     return DTYPES[short]
 
 
@@ -201,7 +201,7 @@ class Recurrence(Frozen):
     @model_validator(mode="after")
     def _agree(self) -> Recurrence:
         if self.confidence and self.exit_gate == "off":
-            raise ValueError('confidence: it reads the exit gate, which is off; want exit_gate = "read" or "act"')
+            raise ValueError('confidence: it reads the exit gate, which is off; expected exit_gate = "read" or "act"')
         if self.routes != "free" and self.n_routes is None:
             raise ValueError(f'routes: got "{self.routes}" without routes; expected n_routes as well')
         between = {
@@ -213,7 +213,7 @@ class Recurrence(Frozen):
         }
         on = [name for name, is_on in between.items() if is_on]
         if self.n_passes < 2 and on:
-            raise ValueError(f"{on[0]}: acts between passes, and n_passes = {self.n_passes}; want 2 or more")
+            raise ValueError(f"{on[0]}: acts between passes, and n_passes = {self.n_passes}; expected 2 or more")
         return self
 
     def skip_sources(self, n_layers: int) -> dict[int, int]:
@@ -268,7 +268,7 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
         if self.positional_embedding_type == "rotary":
             rotary_dim = self.rotary_dim or self.d_head
             if rotary_dim % 2 or rotary_dim > self.d_head:
-                raise ValueError(f"rotary_dim: got {rotary_dim}; want an even number ≤ d_head = {self.d_head}")
+                raise ValueError(f"rotary_dim: got {rotary_dim}; expected an even number ≤ d_head = {self.d_head}")
         if self.extensions.attn_res is not None:
             check_boundaries(self.extensions.attn_res, self.n_layers)
         check_ranks(self)
@@ -307,7 +307,7 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
         except ValidationError as error:
             raise ValueError(f"{source}: {describe_errors(error, cls.model_fields)}") from error
         except (ValueError, RecursionError) as error:  # json's own is a ValueError, but not for numbers without end
-            raise ValueError(f"{source}: not JSON ({error}); want a model configuration") from error
+            raise ValueError(f"{source}: not JSON ({error}); expected a model configuration") from error
 
 
 def n_stored_blocks(cfg: ModelConfig) -> int:
@@ -339,7 +339,7 @@ def check_boundaries(attn_res: AttnRes, n_layers: int) -> None:
     rising = all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))
     if not boundaries or boundaries[0] != 0 or not rising or boundaries[-1] >= n_layers:
         raise ValueError(
-            f"attn_res.boundaries: got {list(boundaries)}; want layers that rise from 0 and stay below {n_layers}"
+            f"attn_res.boundaries: got {list(boundaries)}; expected layers that rise from 0 and stay below {n_layers}"
         )
 
 
@@ -349,11 +349,12 @@ def check_ranks(cfg: ModelConfig) -> None:
     for name, rank in (("k_rank", extensions.k_rank), ("v_rank", extensions.v_rank)):
         if rank is not None and rank > min(cfg.d_model, width):
             raise ValueError(
-                f"{name}: got {rank}; want at most {min(cfg.d_model, width)}, the smaller of d_model = {cfg.d_model} "
+                f"{name}: got {rank}; "
+                f"expected at most {min(cfg.d_model, width)}, the smaller of d_model = {cfg.d_model} "
                 f"and kv_heads · d_head = {width}"
             )
     if extensions.q_gain is not None and not cfg.use_qk_norm:
-        raise ValueError("q_gain: scales normalised queries, and use_qk_norm is false; want it true, or no q_gain")
+        raise ValueError("q_gain: scales normalised queries, and use_qk_norm is false; expected it true, or no q_gain")
 
 
 def check_recurrence(recurrence: Recurrence, cfg: ModelConfig) -> None:
@@ -362,26 +363,27 @@ def check_recurrence(recurrence: Recurrence, cfg: ModelConfig) -> None:
     if recurrence.n_unique * recurrence.n_passes != n_layers:
         raise ValueError(
             f"recurrence: {recurrence.n_unique} unique blocks × {recurrence.n_passes} passes are "
-            f"{recurrence.n_unique * recurrence.n_passes} effective layers; want n_layers = {n_layers}"
+            f"{recurrence.n_unique * recurrence.n_passes} effective layers; expected n_layers = {n_layers}"
         )
     if cfg.extensions.attn_res is not None:
-        raise ValueError("recurrence: does not go with attn_res; want one of them")
+        raise ValueError("recurrence: does not go with attn_res; expected one of them")
     for name, rank in (("carry_rank", recurrence.carry_rank), ("td_rank", recurrence.td_rank)):
         if rank is not None and rank > d_model:
-            raise ValueError(f"recurrence.{name}: got {rank}; want at most d_model = {d_model}")
+            raise ValueError(f"recurrence.{name}: got {rank}; expected at most d_model = {d_model}")
     if recurrence.n_routes is not None and recurrence.n_routes > d_model:
-        raise ValueError(f"recurrence.n_routes: got {recurrence.n_routes}; want at most d_model = {d_model}")
+        raise ValueError(f"recurrence.n_routes: got {recurrence.n_routes}; expected at most d_model = {d_model}")
     if recurrence.resonance and d_model % 2:
-        raise ValueError(f"recurrence.resonance: d_model is {d_model}; want an even width, frequencies are doubled")
+        raise ValueError(f"recurrence.resonance: d_model is {d_model}; expected an even width, frequencies are doubled")
     if isinstance(recurrence.skips, str):
         return
     for source, target in recurrence.skips:
         if not 0 <= source < target < n_layers:
             raise ValueError(
-                f"recurrence.skips: got a skip from layer {source} to {target}; want 0 ≤ source < target < {n_layers}"
+                f"recurrence.skips: got a skip from layer {source} to {target}; "
+                f"expected 0 ≤ source < target < {n_layers}"
             )
     if len({target for _, target in recurrence.skips}) < len(recurrence.skips):
-        raise ValueError(f"recurrence.skips: got {list(recurrence.skips)}; want at most one into each layer")
+        raise ValueError(f"recurrence.skips: got {list(recurrence.skips)}; expected at most one into each layer")
 
 
 def features_of_our_own(cfg: ModelConfig) -> list[str]:
@@ -412,7 +414,7 @@ def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
             continue
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "union_tag_not_found":
-            message = f"has no {item.get('ctx', {})['discriminator']}; want one, which says what its fields are"
+            message = f"has no {item.get('ctx', {})['discriminator']}; expected one, which says what its fields are"
         got: Any = item.get("input")
         shown = f" (got {shorten(repr(got))})" if isinstance(got, str | int | float | bool) else ""
         parts.append(f"{where}: {message}{shown}" if where else message)

@@ -130,7 +130,7 @@ def _gradients(
 
 
 def _aligned(W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
-    """W and b with as many columns of zeros as the device's products want, and how many."""
+    """W and b with as many columns of zeros as the device's products need, and how many."""
     n_pad = n_missing(W.shape[1], W)
     # by rows: the order in which a tied or transposed W lies in memory
     return pad(W.T, n_pad, 0).T, None if b is None else pad(b, n_pad, 0), n_pad

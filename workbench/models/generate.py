@@ -46,12 +46,12 @@ def generate(
     check_ours("generate", model)
     _check(temperature, top_k, top_p, max_new_tokens)
     if temperature > 0 and generator is None:
-        raise ValueError("generate: no generator given; want a torch.Generator, or temperature 0")
+        raise ValueError("generate: no generator given; expected a torch.Generator, or temperature 0")
     if tokens.ndim != 2:
-        raise ValueError(f"generate: the prompts have shape {tuple(tokens.shape)}; want [batch pos]")
+        raise ValueError(f"generate: the prompts have shape {tuple(tokens.shape)}; expected [batch pos]")
     n_prompt, limit = tokens.shape[1], model.cfg.n_ctx
     if not 1 <= n_prompt < limit:
-        raise ValueError(f"generate: the prompt has {n_prompt} tokens; want 1 to {limit - 1}")
+        raise ValueError(f"generate: the prompt has {n_prompt} tokens; expected 1 to {limit - 1}")
     tokens = tokens.to(model.cfg.device)
     end = min(limit, n_prompt + max_new_tokens)
     cache = KeyValueCache(end) if use_cache else None
@@ -92,17 +92,18 @@ def continue_prompts(
     """
     check_ours("generate", model)
     if not prompts:
-        raise ValueError("prompts: got none; want at least one")
+        raise ValueError("prompts: got none; expected at least one")
     _check(temperature, None, None, max_new_tokens)
     lengths = [len(prompt) for prompt in prompts]
     limit = model.cfg.n_ctx - max_new_tokens
     if not 1 <= min(lengths) <= max(lengths) <= limit:
         raise ValueError(
-            f"prompts: {min(lengths)} to {max(lengths)} tokens long; want 1 to {limit}, {max_new_tokens} new tokens "
+            f"prompts: {min(lengths)} to {max(lengths)} tokens long; "
+            f"expected 1 to {limit}, {max_new_tokens} new tokens "
             f"short of the model's n_ctx = {model.cfg.n_ctx}"
         )
     if uniforms.shape != (len(prompts), max_new_tokens):
-        raise ValueError(f"uniforms: shape {list(uniforms.shape)}; want {[len(prompts), max_new_tokens]}")
+        raise ValueError(f"uniforms: shape {list(uniforms.shape)}; expected {[len(prompts), max_new_tokens]}")
     device = model.cfg.device
     n_given = torch.tensor(lengths, device=device)
     end = max(lengths) + max_new_tokens
@@ -170,10 +171,10 @@ def _draw(
 
 def _check(temperature: float, top_k: int | None, top_p: float | None, max_new: int) -> None:
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature: got {temperature}; want a finite number, 0 or more")
+        raise ValueError(f"temperature: got {temperature}; expected a finite number, 0 or more")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: got {top_k}; want 1 or more")
+        raise ValueError(f"top_k: got {top_k}; expected 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: got {top_p}; want 0 < top_p ≤ 1")
+        raise ValueError(f"top_p: got {top_p}; expected 0 < top_p ≤ 1")
     if max_new < 1:
-        raise ValueError(f"max_new_tokens: got {max_new}; want 1 or more")
+        raise ValueError(f"max_new_tokens: got {max_new}; expected 1 or more")

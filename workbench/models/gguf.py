@@ -40,7 +40,7 @@ def load_gguf(file: Path) -> HookedLM:
         import gguf
     except ImportError as error:
         raise ValueError(
-            f"{file}: reading GGUF needs the gguf package; want pip install 'prescriptive-workbench[gguf]'"
+            f"{file}: reading GGUF needs the gguf package; expected pip install 'prescriptive-workbench[gguf]'"
         ) from error
     refuse_pointer(file)
     try:
@@ -77,26 +77,28 @@ def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) ->
     def number(key: str, default: Any = None) -> Any:
         value = get(f"{kind}.{key}", default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(value))}; want a number above 0")
+            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(value))}; expected a number above 0")
         return value
 
     kind = get("general.architecture")
     if kind not in _SUPPORTED:
-        raise ValueError(f"{file}: architecture {shorten(repr(kind))}; want one of {', '.join(_SUPPORTED)}")
+        raise ValueError(f"{file}: architecture {shorten(repr(kind))}; expected one of {', '.join(_SUPPORTED)}")
     # as in llama.cpp: a factor without a type stretches linearly; the second key is its older name
     factor = next((k for k in ("rope.scaling.factor", "rope.scale_linear") if f"{kind}.{k}" in fields), None)
     scaling = get(f"{kind}.rope.scaling.type", "none" if factor is None else "linear")
     if "rope_freqs.weight" in tensors or scaling not in ("none", "linear"):
-        raise ValueError(f"{file}: stretched rotary frequencies; want a file without rope scaling, or linear scaling")
+        raise ValueError(
+            f"{file}: stretched rotary frequencies; expected a file without rope scaling, or linear scaling"
+        )
     for key, (plain, what) in _PLAIN.items():
         if (found := get(f"{kind}.{key}", plain, required=False)) != plain:
-            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(found))}; want {what}")
+            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(found))}; expected {what}")
     heads, width = number("attention.head_count"), number("embedding_length")
     kv_heads = number("attention.head_count_kv", heads)
     d_head = number("attention.key_length", width // heads)
     for key in ("rope.dimension_count", "attention.value_length"):
         if (found := get(f"{kind}.{key}", d_head)) != d_head:
-            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(found))}; want a head's {d_head} dimensions")
+            raise ValueError(f"{file}: {kind}.{key} is {shorten(repr(found))}; expected a head's {d_head} dimensions")
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{file}: token_embd.weight is missing")
     cfg = ModelConfig(

@@ -53,12 +53,12 @@ def find_folder(name: str) -> Path:
     path = Path(name)
     if name and path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"{name}: holds neither latest, hooked_config.json nor config.json; want a checkpoint")
+            raise ValueError(f"{name}: holds neither latest, hooked_config.json nor config.json; expected a checkpoint")
         return path
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         shown = name if name.isprintable() and name else repr(name)
         raise ValueError(
-            f"{shown}: not there; want a run directory, a Hugging Face folder or hub name, or a .gguf file"
+            f"{shown}: not there; expected a run directory, a Hugging Face folder or hub name, or a .gguf file"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -105,7 +105,7 @@ def read_config(config: dict[str, Any], source: str) -> ModelConfig:
         return _gpt2_config(config, source)
     if kind not in LLAMA_FAMILY:
         raise ValueError(
-            f"{source}: model_type = {shorten(repr(kind))}; want one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}"
+            f"{source}: model_type = {shorten(repr(kind))}; expected one of {', '.join((*LLAMA_FAMILY, 'gpt2'))}"
         )
     config = _CLASS_DEFAULTS.get(kind, {}) | config
     heads, width = _count(config, "num_attention_heads", source), _count(config, "hidden_size", source)
@@ -149,13 +149,13 @@ def _rotary_fields(config: dict[str, Any], source: str) -> dict[str, Any]:
     # as in transformers 5: a rope_scaling beside rope_parameters (added by hand, say) takes their place
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError(f"{source}: rope_parameters are {shorten(repr(rope))}; want one object for all layers")
+        raise ValueError(f"{source}: rope_parameters are {shorten(repr(rope))}; expected one object for all layers")
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     fields: dict[str, Any] = {"rotary_base": base}
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1.0):  # transformers passes it over, or fails, in these families
-        raise ValueError(f"{source}: partial_rotary_factor = {shorten(repr(partial))}; want 1, or none")
+        raise ValueError(f"{source}: partial_rotary_factor = {shorten(repr(partial))}; expected 1, or none")
     if kind == "linear":
         fields["rotary_scaling_factor"] = _need(rope, "factor", source)
     elif kind == "llama3":
@@ -167,14 +167,14 @@ def _rotary_fields(config: dict[str, Any], source: str) -> dict[str, Any]:
             "NTK_original_ctx_len": _need(rope, "original_max_position_embeddings", source),
         }
     elif kind != "default":
-        raise ValueError(f"{source}: rope_type = {shorten(repr(kind))}; want default, linear or llama3")
+        raise ValueError(f"{source}: rope_type = {shorten(repr(kind))}; expected default, linear or llama3")
     return fields
 
 
 def _gpt2_config(config: dict[str, Any], source: str) -> ModelConfig:
     for key, wanted in {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}.items():
         if config.get(key, wanted) != wanted:
-            raise ValueError(f"{source}: {key} = {shorten(repr(config[key]))}; want {wanted!r}")
+            raise ValueError(f"{source}: {key} = {shorten(repr(config[key]))}; expected {wanted!r}")
     width, heads = _count(config, "n_embd", source), _count(config, "n_head", source)
     return ModelConfig(
         model_name=config.get("_name_or_path") or "gpt2",
@@ -206,7 +206,7 @@ def _need(config: dict[str, Any], key: str, source: str) -> Any:
 def _count(config: dict[str, Any], key: str, source: str) -> int:
     value = _need(config, key, source)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{source}: {key} is {shorten(repr(value))}; want a whole number, 1 or more")
+        raise ValueError(f"{source}: {key} is {shorten(repr(value))}; expected a whole number, 1 or more")
     return value
 
 
@@ -214,7 +214,8 @@ def _activation(name: Any, source: str) -> Any:
     name = _ACTIVATIONS.get(name, name) if isinstance(name, str) else name
     if name not in ("silu", "gelu", "gelu_new", "relu", "relu2"):
         raise ValueError(
-            f"{source}: activation {shorten(repr(name))}; want silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2"
+            f"{source}: activation {shorten(repr(name))}; "
+            f"expected silu, gelu, gelu_new, gelu_pytorch_tanh, relu or relu2"
         )
     return name
 
@@ -230,14 +231,14 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
     if index.is_file():
         listed = read_object(index).get("weight_map")  # type: ignore[assignment]
         if not isinstance(listed, dict):
-            raise ValueError(f"{index}: weight_map is missing; want names of tensors and their files")
+            raise ValueError(f"{index}: weight_map is missing; expected names of tensors and their files")
     if (whole := folder / "model.safetensors").is_file():
         files = [whole]
     elif listed:
         files = [file for file in files if file.name in listed.values()]
     if not files and not listed:
         raise ValueError(
-            f"{folder}: no .safetensors file; want weights in that form (pickled weights are never opened)"
+            f"{folder}: no .safetensors file; expected weights in that form (pickled weights are never opened)"
         )
     readers: dict[str, Callable[[], Tensor]] = {}
     for file in files:
@@ -311,7 +312,9 @@ def _check_names(tensors: dict[str, Any], cfg: ModelConfig, kind: str, source: s
         extra -= {"lm_head.weight"}
         embedding = _embedding(kind)
         if embedding in tensors and not torch.equal(tensors["lm_head.weight"](), tensors[embedding]()):
-            raise ValueError(f"{source}: lm_head.weight is not the tied {embedding}; want tie_word_embeddings = false")
+            raise ValueError(
+                f"{source}: lm_head.weight is not the tied {embedding}; expected tie_word_embeddings = false"
+            )
     wrong = [f"{n} is missing" for n in sorted(expected - set(tensors))] + [
         f"{shorten(n)} is unknown" for n in sorted(extra)
     ]
@@ -368,7 +371,7 @@ def _from_llama(
 def _shaped(tensors: dict[str, Callable[[], Tensor]], name: str, shape: tuple[int, ...], source: str) -> Tensor:
     tensor = tensors[name]()
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}; want {list(shape)}")
+        raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}; expected {list(shape)}")
     return tensor
 
 

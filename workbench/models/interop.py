@@ -30,7 +30,7 @@ def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Pa
     """
     check_ours("export", model)
     if to not in ("transformer-lens", "hf"):
-        raise ValueError(f"export: to = {to!r}; want 'transformer-lens' or 'hf'")
+        raise ValueError(f"export: to = {to!r}; expected 'transformer-lens' or 'hf'")
     with runs.open_run(
         out, {"verb": "export", "to": to, "model": weights_sha256(model)}, device=model.cfg.device
     ) as run:
@@ -81,4 +81,4 @@ def _verify(model: HookedLM, other: Any, to: str) -> None:
     allowed = TOLERANCE * max(1.0, float(ours.abs().max()))
     difference = float((ours - theirs).abs().max())
     if not difference <= allowed:
-        raise ValueError(f"export to {to}: logits differ by {difference:.3g}; want at most {allowed:.3g}")
+        raise ValueError(f"export to {to}: logits differ by {difference:.3g}; expected at most {allowed:.3g}")

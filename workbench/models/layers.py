@@ -164,7 +164,8 @@ class KeyValueCache:
         """
         if self.filled.get(layer, 0) < self.length:
             raise ValueError(
-                f"past_kv_cache: layer {layer} has read {self.filled.get(layer, 0)} of {self.length} tokens; want the "
+                f"past_kv_cache: layer {layer} has read {self.filled.get(layer, 0)} of {self.length} tokens; "
+                f"expected the "
                 "same start_at_layer and stop_at_layer, or none, in every call"
             )
         if layer not in self.pairs:
@@ -172,7 +173,7 @@ class KeyValueCache:
             self.pairs[layer] = (k.new_empty(room), v.new_empty(room))
         n_sequences, end = len(self.pairs[layer][0]), self.length + k.shape[1]
         if len(k) != n_sequences:
-            raise ValueError(f"past_kv_cache: got {len(k)} sequences; want {n_sequences}, as in earlier calls")
+            raise ValueError(f"past_kv_cache: got {len(k)} sequences; expected {n_sequences}, as in earlier calls")
         self.filled[layer] = end
         for store, new in zip(self.pairs[layer], (k, v), strict=True):
             store[:, self.length : end] = new

@@ -81,7 +81,7 @@ def resolve_device(device: str) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device: got {device!r} ({str(error).splitlines()[0]}); want auto, cpu or cuda[:n]"
+            f"device: got {device!r} ({str(error).splitlines()[0]}); expected auto, cpu or cuda[:n]"
         ) from error
     return device
 
@@ -100,7 +100,9 @@ def find_checkpoint(path: Path) -> Path | None:
     name = pointer.read_bytes().decode("utf-8", "replace").strip()
     directory = path / name
     if Path(name).name != name or len(name) > 255 or not (directory / CONFIG).is_file():
-        raise ValueError(f"{pointer}: names {shorten(repr(name))}; want a step directory beside it that holds {CONFIG}")
+        raise ValueError(
+            f"{pointer}: names {shorten(repr(name))}; expected a step directory beside it that holds {CONFIG}"
+        )
     return directory
 
 
@@ -145,7 +147,7 @@ def _trained_on(recipe: Mapping[str, Any], file: Path) -> TextSource | None:
         str,
         NoneType,
     }:
-        raise ValueError(f"config: {file} has data {shorten(repr(values))}; want a text's")
+        raise ValueError(f"config: {file} has data {shorten(repr(values))}; expected a text's")
     return TextSource(*values)
 
 
@@ -165,7 +167,7 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
         ValueError: the file is missing, truncated or not safetensors.
     """
     if not file.is_file():
-        raise ValueError(f"{file}: not there; want a safetensors file")
+        raise ValueError(f"{file}: not there; expected a safetensors file")
     refuse_pointer(file)
     try:
         with safe_open(file, framework="pt") as f:
@@ -186,7 +188,7 @@ def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
     wrong = [f"{n} is missing" for n in parameters if n not in tensors]
     wrong += [f"{shorten(n)} is unknown" for n in tensors if n not in parameters]
     wrong += [
-        f"{n} has shape {list(t.shape)}, want {list(parameters[n].shape)}"
+        f"{n} has shape {list(t.shape)}, expected {list(parameters[n].shape)}"
         for n, t in tensors.items()
         if n in parameters and t.shape != parameters[n].shape
     ]
@@ -206,10 +208,12 @@ def widest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
 def check_numbers(tensor: Tensor, name: str, source: str) -> None:
     """Raise ValueError unless the tensor holds finite floating-point numbers, as weights do."""
     if tensor.dtype not in DTYPES.values():
-        raise ValueError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; want {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; expected {', '.join(DTYPES)}"
+        )
     # the extremes of a tensor with NaN are NaN; one pass, and no copy
     if tensor.numel() and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
-        raise ValueError(f"{source}: {name} has NaN or inf; want finite weights")
+        raise ValueError(f"{source}: {name} has NaN or inf; expected finite weights")
 
 
 def save(model: HookedLM, directory: str | Path) -> None:
@@ -228,7 +232,7 @@ def _check_tokenizer(model: HookedLM, source: str | Path) -> None:
         return
     size = max(model.tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps, so their number may be less
     if size > model.cfg.d_vocab:
-        raise ValueError(f"{source}: the tokenizer has {size} entries; want at most d_vocab = {model.cfg.d_vocab}")
+        raise ValueError(f"{source}: the tokenizer has {size} entries; expected at most d_vocab = {model.cfg.d_vocab}")
 
 
 def weights_sha256(model: Any) -> str:

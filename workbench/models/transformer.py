@@ -234,11 +234,11 @@ class HookedLM(CheckedHooks):
         if return_type == "logits":
             return self.to_logits(state)
         if return_type not in ("loss", "both"):
-            raise ValueError(f"return_type: got {return_type!r}; want 'logits', 'loss', 'both' or None")
+            raise ValueError(f"return_type: got {return_type!r}; expected 'logits', 'loss', 'both' or None")
         if tokens is None:
-            raise ValueError("return_type='loss' with start_at_layer: no tokens given; want tokens=[batch pos]")
+            raise ValueError("return_type='loss' with start_at_layer: no tokens given; expected tokens=[batch pos]")
         if tokens.shape[1] < 2:
-            raise ValueError(f"loss: got {tokens.shape[1]} token a sequence; want at least 2")
+            raise ValueError(f"loss: got {tokens.shape[1]} token a sequence; expected at least 2")
         loss = self.state_loss(state, tokens, **settings)
         return loss if return_type == "loss" else (self.to_logits(state), loss)
 
@@ -247,23 +247,25 @@ class HookedLM(CheckedHooks):
             return default
         n = self.cfg.n_layers
         if not -n <= layer <= n:
-            raise ValueError(f"layer: got {layer}; want −{n}…{n} in a model of {n} layers")
+            raise ValueError(f"layer: got {layer}; expected −{n}…{n} in a model of {n} layers")
         return layer + n if layer < 0 else layer
 
     def _checked(self, tokens: Tensor, cache: KeyValueCache | None) -> Tensor:
         tokens = tokens.to(self.W_E.device)
         if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ValueError(f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; want integers [batch pos]")
+            raise ValueError(
+                f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; expected integers [batch pos]"
+            )
         past = cache.length if cache is not None else 0
         limit = self.cfg.n_ctx if cache is None else min(self.cfg.n_ctx, cache.capacity)
         if past + tokens.shape[1] > limit:
-            raise ValueError(f"tokens: got {past + tokens.shape[1]} positions; want at most n_ctx = {limit}")
+            raise ValueError(f"tokens: got {past + tokens.shape[1]} positions; expected at most n_ctx = {limit}")
         # on a GPU this look would stop the queue; there the embedding's own device assertion speaks
         if tokens.device.type == "cpu" and tokens.numel():
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.cfg.d_vocab:
                 wrong = low if low < 0 else high
-                raise ValueError(f"tokens: got id {wrong}; want 0 ≤ id < d_vocab = {self.cfg.d_vocab}")
+                raise ValueError(f"tokens: got id {wrong}; expected 0 ≤ id < d_vocab = {self.cfg.d_vocab}")
         return tokens.long()
 
     def _checked_state(self, state: Any) -> State:
@@ -277,7 +279,7 @@ class HookedLM(CheckedHooks):
             return state
         if not isinstance(state, kind):
             raise ValueError(
-                f"start_at_layer: got a {type(state).__name__}; want a state from stop_at_layer or embed_state, "
+                f"start_at_layer: got a {type(state).__name__}; expected a state from stop_at_layer or embed_state, "
                 f"which holds {held}"
             )
         return state
@@ -378,11 +380,11 @@ class HookedLM(CheckedHooks):
             named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
             lead = [token for token in named if token is not None][:1]
             if not lead:
-                raise ValueError("to_tokens: the tokenizer has no BOS token; want prepend_bos=False")
+                raise ValueError("to_tokens: the tokenizer has no BOS token; expected prepend_bos=False")
         rows = [lead + self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
         rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
         if len({len(r) for r in rows}) > 1:
-            raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; want equal lengths")
+            raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; expected equal lengths")
         return torch.tensor(rows, dtype=torch.long, device=self.cfg.device)
 
     def to_string(self, tokens: Tensor | list[int]) -> str | list[str]:
@@ -409,7 +411,7 @@ class HookedLM(CheckedHooks):
         """
         ids = self.to_tokens(text, prepend_bos=False)[0].tolist()
         if len(ids) != 1:
-            raise ValueError(f"to_single_token: {text!r} is {len(ids)} tokens; want a text that is one")
+            raise ValueError(f"to_single_token: {text!r} is {len(ids)} tokens; expected a text that is one")
         return ids[0]
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*tokens d_model"]:
@@ -432,14 +434,15 @@ class HookedLM(CheckedHooks):
 
     def _check_tokenizer(self, who: str) -> None:
         if self.tokenizer is None:
-            raise ValueError(f"{who}: this model has no tokenizer; want one given at load, or token ids")
+            raise ValueError(f"{who}: this model has no tokenizer; expected one given at load, or token ids")
 
 
 def check_ours(who: str, model: Any) -> None:
     """Raise ValueError for a model that is no `HookedLM`."""
     if not isinstance(model, HookedLM):
         raise ValueError(
-            f"{who}: got a {type(model).__name__}; want a HookedLM (from_hooked_transformer makes one of that class)"
+            f"{who}: got a {type(model).__name__}; "
+            f"expected a HookedLM (from_hooked_transformer makes one of that class)"
         )
 
 

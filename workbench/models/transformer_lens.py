@@ -165,7 +165,9 @@ def _refuse_inexpressible(theirs: Any) -> None:
     for field, allowed in must_be.items():
         value = getattr(theirs, field, allowed[0])
         if value not in allowed:
-            raise ValueError(f"from TransformerLens: {field} = {value!r}; want {' or '.join(repr(a) for a in allowed)}")
+            raise ValueError(
+                f"from TransformerLens: {field} = {value!r}; expected {' or '.join(repr(a) for a in allowed)}"
+            )
 
 
 def write_folder(model: HookedLM, directory: Path) -> None:

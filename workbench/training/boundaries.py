@@ -28,9 +28,9 @@ def segment(profile: Sequence[float], n_blocks: int) -> tuple[int, ...]:
     """
     n = len(profile)
     if not 1 <= n_blocks <= n:
-        raise ValueError(f"boundaries: got {n_blocks} blocks for {n} layers; want 1 to {n}")
+        raise ValueError(f"boundaries: got {n_blocks} blocks for {n} layers; expected 1 to {n}")
     if not all(map(math.isfinite, profile)):
-        raise ValueError(f"boundaries: got the profile {list(profile)}; want finite numbers")
+        raise ValueError(f"boundaries: got the profile {list(profile)}; expected finite numbers")
     spread = [[_spread(profile[i:j]) for j in range(n + 1)] for i in range(n)]
     return _cheapest_runs(n, n_blocks, lambda block, i, j: spread[i][j])
 
@@ -114,7 +114,7 @@ def with_boundaries(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     source = profiled if is_profile else rest
     model, n_layers = load(source, device="cpu"), _at(settings, "model", "n_layers")
     if model.cfg.n_layers != n_layers:
-        raise ValueError(f"attn_res.boundaries: {source} has {model.cfg.n_layers} layers; want {n_layers}")
+        raise ValueError(f"attn_res.boundaries: {source} has {model.cfg.n_layers} layers; expected {n_layers}")
     found = segment(stable_rank_profile(model), int(n_blocks)) if is_profile else learned_boundaries(model)
     extensions = settings["model"]["extensions"]
     attn_res = {**extensions["attn_res"], "boundaries": found, "n_blocks": None}

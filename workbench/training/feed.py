@@ -48,11 +48,11 @@ def open_feed(recipe: Recipe, cache: str | Path | None = None) -> Feed:
     train, held_out = read_parts(data.text, separator_text(tokenizer))
     d_vocab, n_ctx = recipe.model.d_vocab, recipe.model.n_ctx
     if (size := vocabulary_size(tokenizer.backend_tokenizer)) > d_vocab:
-        raise ValueError(f"tokenizer: {data.tokenizer} has {size} entries; want at most d_vocab = {d_vocab}")
+        raise ValueError(f"tokenizer: {data.tokenizer} has {size} entries; expected at most d_vocab = {d_vocab}")
     feed = Feed(tokenizer, pack_cached(train, tokenizer, cache), pack_cached(held_out, tokenizer, cache))
     for what, tokens in (("train", feed.train), ("held-out", feed.held_out)):
         if tokens.n_tokens < n_ctx:
-            raise ValueError(f"data: the {what} text has {tokens.n_tokens} tokens; want at least n_ctx = {n_ctx}")
+            raise ValueError(f"data: the {what} text has {tokens.n_tokens} tokens; expected at least n_ctx = {n_ctx}")
     return feed
 
 

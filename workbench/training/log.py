@@ -41,12 +41,12 @@ class TrainLog:
         before = self.path.read_bytes()[: at["n_bytes"]] if self.path.is_file() else b""
         self._digest.update(before)
         if self._digest.hexdigest() != at["sha256"]:
-            raise ValueError(f"train log: {self.path} is altered or cut; want the file of the checkpoint")
+            raise ValueError(f"train log: {self.path} is altered or cut; expected the file of the checkpoint")
         older = tuple(column for column in self.columns if column not in NEWER)
         if not before.startswith(header) and before.startswith(_line(older)):
             self.columns = older
         elif not before.startswith(header):
-            raise ValueError(f"train log: {self.path} has other columns; want the log of this recipe")
+            raise ValueError(f"train log: {self.path} has other columns; expected the log of this recipe")
         self._file = self.path.open("r+b", buffering=0)
         self._file.truncate(len(before))
         self._file.seek(len(before))

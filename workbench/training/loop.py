@@ -111,7 +111,7 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe = apply_overrides(recipe, {**(overrides or {}), **settings})
     if seed < 0:
-        raise ValueError(f"seed: got {seed}; want 0 or more")
+        raise ValueError(f"seed: got {seed}; expected 0 or more")
     resolved = recipe.model_dump(mode="json", exclude={"model": {"device"}})
     config = {"verb": "train", "seed": seed, "dtype": dtype, "recipe": resolved}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
@@ -122,7 +122,7 @@ def train(
             fsdp=fsdp, monitor=monitor,
         )  # fmt: skip
     if fsdp:
-        raise ValueError("fsdp: got one process; want several, started by torchrun")
+        raise ValueError("fsdp: got one process; expected several, started by torchrun")
     device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
     check_room(recipe, device)
@@ -408,23 +408,25 @@ class Trainer:
         if info.get("recipe") != self.recipe.name or info.get("seed") != self.seed:
             raise ValueError(
                 f"checkpoint: {file} is of recipe {info.get('recipe')!r}, seed {info.get('seed')}; "
-                f"want {self.recipe.name!r}, seed {self.seed}"
+                f"expected {self.recipe.name!r}, seed {self.seed}"
             )
         if (saved_by := info.get("processes")) != self.processes:
-            raise ValueError(f"checkpoint: {file} was saved by {saved_by}; got {self.processes}; want the same again")
+            raise ValueError(
+                f"checkpoint: {file} was saved by {saved_by}; got {self.processes}; expected the same again"
+            )
         if changed := [part for part, sha256 in self.feed.checksums.items() if info["text"].get(part) != sha256]:
             raise ValueError(
                 f"data: the {' and the '.join(changed)} text of {self.recipe.data.source!r}, or its tokenizer, has "
-                f"changed since {file} was saved; want it as it was"
+                f"changed since {file} was saved; expected it as it was"
             )
         if position.phase >= len(self.recipe.phases):
             raise ValueError(
-                f"checkpoint: {file} is in phase {position.phase}; want 0 to {len(self.recipe.phases) - 1}"
+                f"checkpoint: {file} is in phase {position.phase}; expected 0 to {len(self.recipe.phases) - 1}"
             )
         wanted = phase_model(self.recipe, position.phase)
         ignored = {"device", "dtype", "tokenizer_name"}
         if checkpoint.model.cfg.model_dump(exclude=ignored) != wanted.model_dump(exclude=ignored):
-            raise ValueError(f"checkpoint: {checkpoint.path} holds another architecture; want the recipe's")
+            raise ValueError(f"checkpoint: {checkpoint.path} holds another architecture; expected the recipe's")
         self.position = position
         self._set_up(checkpoint.model)
         tensors = checkpoint.tensors

@@ -32,7 +32,7 @@ def mirror(kind: str | None, directory: Path, config: Mapping[str, Any], step: i
         with _wandb(directory, config) as write:
             yield write
     else:
-        raise ValueError(f"monitor: got {kind!r}; want {' or '.join(KINDS)}")
+        raise ValueError(f"monitor: got {kind!r}; expected {' or '.join(KINDS)}")
 
 
 @contextlib.contextmanager
@@ -75,4 +75,4 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _missing(package: str) -> ValueError:
-    return ValueError(f"monitor: {package} is not installed; want pip install 'prescriptive-workbench[{package}]'")
+    return ValueError(f"monitor: {package} is not installed; expected pip install 'prescriptive-workbench[{package}]'")

@@ -156,7 +156,7 @@ def autocast_dtype(device: str, dtype: str) -> torch.dtype | None:
         ValueError: for anything but "auto", "float32", "float64" and "bfloat16".
     """
     if dtype not in ("auto", "float32", "float64", "bfloat16"):
-        raise ValueError(f"dtype: got {dtype!r}; want auto, float32, float64 or bfloat16")
+        raise ValueError(f"dtype: got {dtype!r}; expected auto, float32, float64 or bfloat16")
     if dtype in ("float32", "float64"):
         return None
     if dtype == "bfloat16":

@@ -92,7 +92,7 @@ class Optimizer:
         self._muon: torch.optim.Muon | None = None
         if cfg.muon and self._copies:
             if not hasattr(torch.optim, "Muon"):
-                raise ValueError(f"optimizer.muon: torch is {torch.__version__}; want 2.9 or newer, which has Muon")
+                raise ValueError(f"optimizer.muon: torch is {torch.__version__}; expected 2.9 or newer, which has Muon")
             self._muon = torch.optim.Muon(
                 list(self._copies.values()),
                 lr=cfg.muon.lr,
@@ -155,7 +155,7 @@ class Optimizer:
             self._load(kind, optimizer, found.pop(kind, {}))
         if found:
             raise ValueError(
-                f"optimizer state: got tensors of {', '.join(sorted(found))}; want this recipe's optimizers"
+                f"optimizer state: got tensors of {', '.join(sorted(found))}; expected this recipe's optimizers"
             )
 
     def _whole(self, tensor: Tensor) -> Tensor:
@@ -172,13 +172,13 @@ class Optimizer:
         for name, state in found.items():
             if name not in wanted:
                 raise ValueError(
-                    f"optimizer state: got {kind}/{name}, which the model has not; want this model's state"
+                    f"optimizer state: got {kind}/{name}, which the model has not; expected this model's state"
                 )
             for moment, value in state.items():
                 if value.ndim and value.shape != wanted[name].shape:
                     raise ValueError(
                         f"optimizer state: {kind}/{name}/{moment} has shape {tuple(value.shape)}; "
-                        f"want {tuple(wanted[name].shape)}"
+                        f"expected {tuple(wanted[name].shape)}"
                     )
         state = {
             i: {m: self._like(p, v) if v.ndim else v for m, v in found[self._names[id(p)]].items()}

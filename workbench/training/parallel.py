@@ -174,7 +174,9 @@ def check_batches(recipe: Recipe, n: int) -> None:
     """Raise ValueError naming a phase whose micro-batches n processes cannot share equally."""
     for i, phase in enumerate(recipe.phases):
         if phase.batch_size % n:
-            raise ValueError(f"phases.{i}.batch_size: got {phase.batch_size} for {n} processes; want a multiple of {n}")
+            raise ValueError(
+                f"phases.{i}.batch_size: got {phase.batch_size} for {n} processes; expected a multiple of {n}"
+            )
 
 
 class ParallelTrainer(Trainer):
@@ -265,7 +267,7 @@ def shard(model: HookedLM) -> None:
         ValueError: for a recurrent model, whose mechanisms and auxiliary losses read weights outside their block.
     """
     if model.cfg.extensions.recurrence is not None:
-        raise ValueError("fsdp: got a recurrent model; want one without recurrence, or DDP (no --fsdp)")
+        raise ValueError("fsdp: got a recurrent model; expected one without recurrence, or DDP (no --fsdp)")
     for parameter in model.parameters():
         # FSDP takes weights in C order alone; as one process lays them out, a projection of all heads needs no copy
         parameter.data = parameter.data.contiguous()

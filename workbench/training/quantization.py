@@ -65,12 +65,14 @@ def pack_model(model: HookedLM) -> bytes:
             q, scale = quantize_rows(_rows(name, parameter))
             if not bool(scale.isfinite().all()):
                 largest = float(parameter.detach().abs().max())
-                raise ValueError(f"int8: {name} reaches {largest:.3g}; want finite weights, at most 8.3e6")
+                raise ValueError(f"int8: {name} reaches {largest:.3g}; expected finite weights, at most 8.3e6")
             blobs += [q.cpu().contiguous().numpy().tobytes(), scale.cpu().numpy().astype("<f2").tobytes()]
             continue
         half = parameter.detach().cpu().half()
         if not bool(half.isfinite().all()):
-            raise ValueError(f"int8: {name} reaches {float(parameter.detach().abs().max()):.3g}; want at most 65504")
+            raise ValueError(
+                f"int8: {name} reaches {float(parameter.detach().abs().max()):.3g}; expected at most 65504"
+            )
         blobs.append(half.contiguous().numpy().astype("<f2").tobytes())
     header = {"format": FORMAT, "config": json.loads(model.cfg.to_json()), "tensors": entries}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -92,14 +94,14 @@ def unpack_model(data: bytes, *, device: str = "cpu", dtype: torch.dtype | None 
     parameters = dict(model.named_parameters())
     wanted = [(e["name"], tuple(e["shape"])) for e in header["tensors"]]
     if wanted != [(name, tuple(p.shape)) for name, p in parameters.items()]:
-        raise ValueError("packed model: its tensors are not those of its configuration; want what pack_model wrote")
+        raise ValueError("packed model: its tensors are not those of its configuration; expected what pack_model wrote")
     at = 0
 
     def take(count: int, kind: str) -> Tensor:
         nonlocal at
         part = raw[at : (at := at + count * np.dtype(kind).itemsize)]
         if len(part) != count * np.dtype(kind).itemsize:
-            raise ValueError("packed model: cut short; want the whole of what pack_model wrote")
+            raise ValueError("packed model: cut short; expected the whole of what pack_model wrote")
         return torch.from_numpy(np.frombuffer(part, dtype=kind).astype(kind[1:] if kind[0] == "<" else kind))
 
     with torch.no_grad():
@@ -123,7 +125,7 @@ def _open(data: bytes) -> tuple[memoryview, dict[str, Any]]:
     except (zlib.error, ValueError, RecursionError) as error:
         raise ValueError(f"packed model: damaged or of another program ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"packed model: want format {FORMAT!r}")
+        raise ValueError(f"packed model: expected format {FORMAT!r}")
     return raw[8 + n :], header
 
 

@@ -110,7 +110,7 @@ class Phase(Frozen):
     def _fits_together(self) -> Phase:
         check_schedule(self.schedule, self.n_steps, "schedule")
         if self.nca is not None and self.kind != "nca":
-            raise ValueError(f'nca: got settings with kind = "{self.kind}"; want kind = "nca"')
+            raise ValueError(f'nca: got settings with kind = "{self.kind}"; expected kind = "nca"')
         return self
 
 
@@ -160,7 +160,7 @@ class Recipe(Frozen):
     def _names_a_directory(cls, name: str) -> str:
         if name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
             raise ValueError(
-                f"got {shorten(repr(name))}; want what a directory may be called, no / \\ :, no dot in front"
+                f"got {shorten(repr(name))}; expected what a directory may be called, no / \\ :, no dot in front"
             )
         return name
 
@@ -169,16 +169,16 @@ class Recipe(Frozen):
     def _is_placed_by_the_trainer(cls, model: ModelConfig) -> ModelConfig:
         if model.dtype != torch.float32:
             got = str(model.dtype).removeprefix("torch.")
-            raise ValueError(f"dtype: got {got}; want none: weights are float32, or float64 with --dtype float64")
+            raise ValueError(f"dtype: got {got}; expected none: weights are float32, or float64 with --dtype float64")
         if model.device != "cpu":
-            raise ValueError(f"device: got {shorten(repr(model.device))}; want none, and --device")
+            raise ValueError(f"device: got {shorten(repr(model.device))}; expected none, and --device")
         return model
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
-            raise ValueError(f"phases: their names are {names}; want each name once")
+            raise ValueError(f"phases: their names are {names}; expected each name once")
         check_rank_layers(self.monitor, self.model)
         for i, phase in enumerate(self.phases):
             if self.model.n_ctx < 2:
@@ -193,10 +193,14 @@ class Recipe(Frozen):
             if phase.auxiliary is not None:
                 check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
             if phase.vsm is not None and self.model.n_heads < 2:
-                raise ValueError(f"phases.{i}.vsm: compares heads, and model.n_heads = 1; want 2 or more, or no vsm")
+                raise ValueError(
+                    f"phases.{i}.vsm: compares heads, and model.n_heads = 1; expected 2 or more, or no vsm"
+                )
             size = phase.vsm.group_size if phase.vsm else None
             if size and self.model.n_heads % size:
-                raise ValueError(f"phases.{i}.vsm.group_size: got {size}; want a divisor of {self.model.n_heads} heads")
+                raise ValueError(
+                    f"phases.{i}.vsm.group_size: got {size}; expected a divisor of {self.model.n_heads} heads"
+                )
         return self
 
 
@@ -282,7 +286,7 @@ def _recipe_file(name: str | Path, folder: Path) -> Path:
         is_there = path.is_file()
     except OSError as error:  # a name that no file can have
         raise ValueError(
-            f"recipe: {shorten(repr(str(name)))}: {error.strerror}; want a recipe's name or a file"
+            f"recipe: {shorten(repr(str(name)))}: {error.strerror}; expected a recipe's name or a file"
         ) from None
     if not is_there:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
@@ -372,7 +376,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not equals or not key:
-        raise ValueError(f"set: got {shorten(repr(text))}; want key=value")
+        raise ValueError(f"set: got {shorten(repr(text))}; expected key=value")
     if value.lower() == "none":
         return key, None
     try:
@@ -380,7 +384,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         return key, value
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"set: {key} cannot be read ({error}); want a value as TOML writes it, or a word") from None
+        raise ValueError(
+            f"set: {key} cannot be read ({error}); expected a value as TOML writes it, or a word"
+        ) from None
 
 
 def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
@@ -390,7 +396,7 @@ def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
         if isinstance(data, list):
             if not part.isdecimal() or int(part) >= len(data):
                 at = ".".join(parts[:depth])
-                raise ValueError(f"set {key}: got {part!r} after {at!r}; want an index from 0 to {len(data) - 1}")
+                raise ValueError(f"set {key}: got {part!r} after {at!r}; expected an index from 0 to {len(data) - 1}")
             index: Any = int(part)
         elif isinstance(data, dict):
             index = part
@@ -402,7 +408,7 @@ def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
             if not is_last and data.get(part) is None:
                 data[part] = {}
         else:
-            raise ValueError(f"set {key}: {'.'.join(parts[:depth])!r} is a single value; want a key that exists")
+            raise ValueError(f"set {key}: {'.'.join(parts[:depth])!r} is a single value; expected a key that exists")
         if is_last:
             data[index] = value
             return

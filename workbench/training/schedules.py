@@ -71,14 +71,14 @@ def multiplier(schedule: Schedule, step: int, n_steps: int) -> float:
 def check_schedule(schedule: Schedule, n_steps: int, where: str) -> None:
     """Raise ValueError, naming `where`, if the schedule does not fit into a phase of n_steps."""
     if schedule.n_steps is not None and schedule.n_steps > n_steps:
-        raise ValueError(f"{where}.n_steps: got {schedule.n_steps}; want at most the phase's {n_steps} steps")
+        raise ValueError(f"{where}.n_steps: got {schedule.n_steps}; expected at most the phase's {n_steps} steps")
     length = schedule.n_steps or n_steps
     if schedule.n_warmup_steps > length:
         raise ValueError(
-            f"{where}.n_warmup_steps: got {schedule.n_warmup_steps}; want at most {length} steps of training"
+            f"{where}.n_warmup_steps: got {schedule.n_warmup_steps}; expected at most {length} steps of training"
         )
     if schedule.kind == "wsd" and schedule.n_warmup_steps > schedule.stable_until * length:
         raise ValueError(
-            f"{where}.n_warmup_steps: got {schedule.n_warmup_steps}; want it to end before the decay starts, "
+            f"{where}.n_warmup_steps: got {schedule.n_warmup_steps}; expected it to end before the decay starts, "
             f"at step {schedule.stable_until * length:g}"
         )

@@ -90,7 +90,7 @@ def save_checkpoint(
         _require_space(directory, model, tensors)
         temporary.mkdir()
         save(model, temporary)
-        # safetensors wants the numbers in C order; a moment takes its weight's strides again when it is loaded
+        # safetensors needs the numbers in C order; a moment takes its weight's strides again when it is loaded
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
         hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "position": asdict(position), "sha256": hashes, **info}
@@ -106,7 +106,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ValueError(
-            f"checkpoint: {target} could not be written ({error}); want room and write permission there; "
+            f"checkpoint: {target} could not be written ({error}); expected room and write permission there; "
             f"{last_good(directory)}"
         ) from error
     except BaseException:
@@ -147,7 +147,7 @@ def load_checkpoint(directory: Path, device: str = "cpu") -> Checkpoint | None:
     name = (directory / LATEST).read_bytes().decode("utf-8", "replace").strip()
     if not _STEP.match(name):
         raise ValueError(
-            f"checkpoint: {directory / LATEST} holds {shorten(repr(name))}; want the name of a step directory"
+            f"checkpoint: {directory / LATEST} holds {shorten(repr(name))}; expected the name of a step directory"
         )
     # older ones too: in the end the run's manifest seals them, and what befell them before would never be seen
     path = directory / name
@@ -182,31 +182,31 @@ def restore_random_state(tensors: dict[str, Tensor]) -> None:
 def _read_whole(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself, its own hashes apart; every file of it compared with them."""
     info = _read_info(path)
-    for file, want in info.pop("sha256").items():
+    for file, expected in info.pop("sha256").items():
         if not (path / file).is_file():
-            raise ValueError(f"checkpoint: {path / file} is missing; want a whole checkpoint")
-        if sha256_file(path / file) != want:
-            raise ValueError(f"checkpoint: {path / file} is altered; want the file that training wrote")
+            raise ValueError(f"checkpoint: {path / file} is missing; expected a whole checkpoint")
+        if sha256_file(path / file) != expected:
+            raise ValueError(f"checkpoint: {path / file} is altered; expected the file that training wrote")
     return info
 
 
 def _read_info(path: Path) -> dict[str, Any]:
     file = path / INFO
     if not file.is_file():
-        raise ValueError(f"checkpoint: {file} is missing; want a whole checkpoint")
+        raise ValueError(f"checkpoint: {file} is missing; expected a whole checkpoint")
     try:
         info = json.loads(file.read_bytes().decode())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"checkpoint: {file} is not JSON ({error}); want the file that training wrote") from None
+        raise ValueError(f"checkpoint: {file} is not JSON ({error}); expected the file that training wrote") from None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise ValueError(f"checkpoint: {file} is of another program; want format {FORMAT!r}")
+        raise ValueError(f"checkpoint: {file} is of another program; expected format {FORMAT!r}")
     if info.pop("own_sha256", None) != _sha256_of(info):
-        raise ValueError(f"checkpoint: {file} is altered; want the file that training wrote")
+        raise ValueError(f"checkpoint: {file} is altered; expected the file that training wrote")
     del info["format"]
     position, hashes = info.get("position"), info.get("sha256")
     fields = Position.__dataclass_fields__
     if not isinstance(position, dict) or set(position) != set(fields) or not all(map(_is_count, position.values())):
-        raise ValueError(f"checkpoint: {file} has no whole position; want {', '.join(fields)}, each a count")
+        raise ValueError(f"checkpoint: {file} has no whole position; expected {', '.join(fields)}, each a count")
     if not isinstance(hashes, dict) or not set(hashes) >= REQUIRED or any(Path(n).name != n for n in hashes):
         raise ValueError(f"checkpoint: {file} lacks the sha256 of {', '.join(sorted(REQUIRED))}")
     return info

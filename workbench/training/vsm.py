@@ -58,7 +58,7 @@ class Trapezoid(Frozen):
     def _rising(self) -> Trapezoid:
         shares = (self.ramp_from, self.hold_from, self.release_from, self.release_to)
         if list(shares) != sorted(shares):
-            raise ValueError(f"trapezoid: its four shares are {list(shares)}; want them in rising order")
+            raise ValueError(f"trapezoid: its four shares are {list(shares)}; expected them in rising order")
         return self
 
 
@@ -89,7 +89,7 @@ class Vsm(Frozen):
     def _coherence_needs_maps(self) -> Vsm:
         if self.coherence and self.on != "pattern":
             raise ValueError(
-                f'vsm.coherence: got {self.coherence} with on = "z"; want on = "pattern", which has the maps'
+                f'vsm.coherence: got {self.coherence} with on = "z"; expected on = "pattern", which has the maps'
             )
         return self
 
@@ -232,7 +232,7 @@ class Pressure:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from `state_dict()`'s numbers. Raises ValueError if they are not those two."""
         if set(state) != {"weight", "sigma"}:
-            raise ValueError(f"controller state: got {sorted(state)}; want sigma, weight")
+            raise ValueError(f"controller state: got {sorted(state)}; expected sigma, weight")
         self.weight, self._sigma = float(state["weight"]), float(state["sigma"])
 
 
@@ -240,7 +240,7 @@ def _cosine_groups(flat: Float[Tensor, "batch head n"], group_size: int | None) 
     n_heads = flat.shape[1]
     size = group_size or n_heads
     if n_heads % size:
-        raise ValueError(f"vsm.group_size: got {size}; want a divisor of {n_heads} heads")
+        raise ValueError(f"vsm.group_size: got {size}; expected a divisor of {n_heads} heads")
     gram = _Gram.apply(rearrange(flat, "batch (group head) n -> batch group head n", head=size))
     norm = gram.diagonal(dim1=1, dim2=2).clamp_min(TINY).sqrt()
     return gram / (norm[:, :, None] * norm[:, None, :])

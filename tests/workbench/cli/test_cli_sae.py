@@ -71,7 +71,7 @@ def test_special_tokens_are_included_where_asked(small):
         assert find_stack(out).info.include_special is bool(option)
     refused = call("sae-train", *small, "--set", "include_special=true", "--out", "t")
     assert refused.exit_code == 2
-    assert "set: include_special has an option of its own; want --include-special" in refused.stderr
+    assert "set: include_special has an option of its own; expected --include-special" in refused.stderr
 
 
 def test_what_k_makes_sparse_has_no_l1_by_default(small):
@@ -80,7 +80,7 @@ def test_what_k_makes_sparse_has_no_l1_by_default(small):
     assert set(read_table("s", "sae_training_results")["l1"]) == {0.0}
     refused = call("sae-train", *topk, "--l1", "2", "--out", "t")
     assert refused.exit_code == 1
-    assert refused.stderr.strip().startswith("error: l1: got [2.0] for topk, which k alone makes sparse; want 0")
+    assert refused.stderr.strip().startswith("error: l1: got [2.0] for topk, which k alone makes sparse; expected 0")
     assert not list(Path().glob("t*"))
 
 
@@ -116,9 +116,9 @@ def test_shards_of_another_model_altered_or_held_out_are_one_line(place, small):
     file.write_bytes(data)
     for shards, message in (
         (foreign, "holds activations of the model with sha256"),
-        (held_out, "holds a sequence of the held-out tokens; want shards of other text"),
+        (held_out, "holds a sequence of the held-out tokens; expected shards of other text"),
         (damaged, "shard_00000.safetensors is altered, sha256"),
-        (place, "is missing; want a harvest's directory"),
+        (place, "is missing; expected a harvest's directory"),
     ):
         result = call("sae-train", *small, "--shards", shards, "--out", "s")
         assert result.exit_code == 1
@@ -130,10 +130,10 @@ def test_shards_of_another_model_altered_or_held_out_are_one_line(place, small):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--layer", "7"], 1, "layers: got 7; want 0…1"),
-        (["--heads", "4"], 1, "heads: got 4; want 0…3"),
-        (["--l1", "-1"], 1, "l1: got [-1.0]; want finite numbers ≥ 0"),
-        (["--l1", "a,b"], 2, "--l1: got 'a,b'; want numbers such as 1,2,4"),
+        (["--layer", "7"], 1, "layers: got 7; expected 0…1"),
+        (["--heads", "4"], 1, "heads: got 4; expected 0…3"),
+        (["--l1", "-1"], 1, "l1: got [-1.0]; expected finite numbers ≥ 0"),
+        (["--l1", "a,b"], 2, "--l1: got 'a,b'; expected numbers such as 1,2,4"),
         (["--seeds", "x"], 2, "--seeds: got 'x'"),
         (["--hook", "hook_zz"], 1, "hook 'blocks.0.hook_zz' does not exist; nearest"),
         (["--set", "bach=3"], 1, "unknown key 'bach'; nearest: batch_size"),
@@ -149,7 +149,7 @@ def test_bad_input_is_one_line(small, arguments, code, message):
 def test_a_split_that_is_none_is_refused(place):
     result = call("harvest", "--ckpt", place / "shallow", "--layers", "0", "--split", "test", "--out", "h")
     assert result.exit_code == 1
-    assert "split: got 'test'; want one of held_out, train" in result.stderr
+    assert "split: got 'test'; expected one of held_out, train" in result.stderr
 
 
 # --- SAELens
@@ -213,7 +213,7 @@ def test_an_atlas_tells_several_saes_of_one_model_apart(place, small):
     assert set(read_table("a", "feature_atlas")["model"]) == {"shallow s-z_concat", "shallow s-hook_resid_post"}
     result = call("atlas", *both[:2], *both[:2], *["--ckpt", place / "shallow"] * 2, *text)
     assert result.exit_code == 2
-    assert "got --sae s-z_concat, s-z_concat; want different names" in result.output
+    assert "got --sae s-z_concat, s-z_concat; expected different names" in result.output
 
 
 def test_an_atlas_of_other_saes_is_another_run(place, small):

@@ -80,7 +80,7 @@ def test_a_dry_run_plans_and_writes_nothing(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--max-new-tokens", 30), "max_new_tokens: got 30; want less than the model's n_ctx = 24"),
+        (("--max-new-tokens", 30), "max_new_tokens: got 30; expected less than the model's n_ctx = 24"),
         (("--prompts", "no.toml"), "prompts: no file 'no.toml'"),
         (("--recall", "prompts.toml"), "[a] statement: Field required"),
         (("--battery", "no.toml"), "battery: no file 'no.toml'"),

@@ -114,23 +114,23 @@ def test_what_comes_along():
     ("reader", "text", "message"),
     [
         (read_prompts, None, "prompts: no file"),
-        (read_prompts, "", "is empty; want a table"),
+        (read_prompts, "", "is empty; expected a table"),
         (read_prompts, "[a\n", "is not TOML"),
-        (read_prompts, "a = 1", "a is a int; want a table"),
+        (read_prompts, "a = 1", "a is a int; expected a table"),
         (read_prompts, "[a]\nprompts = []", r"\[a\] prompts: "),
-        (read_prompts, '[a]\nprompts = ["x", " y"]', "got ' y'; want text without white space around it"),
+        (read_prompts, '[a]\nprompts = ["x", " y"]', "got ' y'; expected text without white space around it"),
         (read_prompts, '[a]\nprompts = ["x"]\n[b]\nprompts = ["x"]', "'x' stands twice"),
         (read_prompts, '[a]\nprompt = ["x"]', "prompts: Field required"),
         (read_recall, '[a]\nstatement = "{name} is."', "question: Field required"),
         (
             read_recall,
             '[a]\nstatement = "{name} is."\nquestion = "{name} is {value}"\nnames = ["A", "B"]\nvalues = ["x", "y"]',
-            "statement: got '{name} is.'; want one {name} and one {value}",
+            "statement: got '{name} is.'; expected one {name} and one {value}",
         ),
         (
             read_recall,
             '[a]\nstatement = "{name} {value}."\nquestion = "{value}, {name}"\nnames = ["A", "B"]\nvalues = ["x", "y"]',
-            "want a sentence that ends in ' {value}'",
+            "expected a sentence that ends in ' {value}'",
         ),
         (
             read_recall,
@@ -142,7 +142,11 @@ def test_what_comes_along():
         (read_battery, '[a]\nscenarios = [["x", "y", "z"]]', r"\[a\] scenarios.0.3: Field required"),
         (read_battery, '[a]\nscenarios = [["x", "y", "x", "z"]]', "scenarios: 'x' stands twice"),
         (read_battery, '[a]\nscenarios = [["x", "y", "z", "y"]]', "scenarios: 'y' stands twice"),
-        (read_battery, '[a]\nscenarios = [["x ", "y", "z", "w"]]', "got 'x '; want text without white space around it"),
+        (
+            read_battery,
+            '[a]\nscenarios = [["x ", "y", "z", "w"]]',
+            "got 'x '; expected text without white space around it",
+        ),
         (
             read_battery,
             '[a]\nscenarios = [["x", "y", "z", "w"], ["x", "y", "v", "w"]]',

@@ -120,14 +120,14 @@ def test_a_folder_is_read_by_path_whatever_it_holds(tmp_path: Path) -> None:
         ("a.txt.xz", b"no xz", r"a\.txt\.xz is damaged"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl line 2 is not JSON"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl line 1 is not JSON"),
-        ("a.jsonl", b'["text"]\n', r"line 1 is a list; want an object with 'text'"),
-        ("a.jsonl", b'{"body": "a"}\n', r"line 1 has no 'text'; want one of body"),
+        ("a.jsonl", b'["text"]\n', r"line 1 is a list; expected an object with 'text'"),
+        ("a.jsonl", b'{"body": "a"}\n', r"line 1 has no 'text'; expected one of body"),
         ("a.jsonl", b"{}\n", r"line 1 has no 'text'"),
-        ("a.jsonl", b'{"text": 3}\n', r"line 1 has a int in 'text'; want text"),
+        ("a.jsonl", b'{"text": 3}\n', r"line 1 has a int in 'text'; expected text"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"line 1 holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": null}\n', r"a\.jsonl holds no text"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet is not Parquet, or damaged"),
-        ("a.pdf", b"x", r"a\.pdf is of no known kind; want one of \.txt, "),
+        ("a.pdf", b"x", r"a\.pdf is of no known kind; expected one of \.txt, "),
         ("sub/a.pdf", b"x", r"sub holds no file to read"),
     ],
 )
@@ -141,9 +141,9 @@ def test_faults_name_the_file_and_the_line(tmp_path: Path, name: str, data: byte
 
 def test_parquet_without_the_column_or_with_numbers_in_it_is_refused(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", [{"n": 1, "m": 2}])
-    with pytest.raises(ValueError, match=r"a\.parquet has no column 'text'; want one of n, m"):
+    with pytest.raises(ValueError, match=r"a\.parquet has no column 'text'; expected one of n, m"):
         read_documents(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet row 1 has a int in 'n'; want text"):
+    with pytest.raises(ValueError, match=r"a\.parquet row 1 has a int in 'n'; expected text"):
         read_documents(tmp_path / "a.parquet", text_column="n")
     _parquet(tmp_path / "b.parquet", [{"text": "a"}] * 1030 + [{"text": "long enough to be found"}])
     data = (tmp_path / "b.parquet").read_bytes()
@@ -151,7 +151,9 @@ def test_parquet_without_the_column_or_with_numbers_in_it_is_refused(tmp_path: P
     (tmp_path / "b.parquet").write_bytes(data.replace(b"to be found", b"to \xff\xfe found"))
     documents = iter_documents(tmp_path / "b.parquet")
     assert len([next(documents) for _ in range(1030)]) == 1030
-    with pytest.raises(ValueError, match=r"b\.parquet row 1031 is not UTF-8 \(invalid start byte\); want UTF-8 text"):
+    with pytest.raises(
+        ValueError, match=r"b\.parquet row 1031 is not UTF-8 \(invalid start byte\); expected UTF-8 text"
+    ):
         next(documents)
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[:40] + data[60:])
@@ -186,7 +188,7 @@ def test_a_hub_name_is_read_from_the_local_cache_offline_and_refused_without(tmp
             ("someone/absent", "text", "neither a file or folder here nor a hub data set"),
             ("someone/tiny:other", "text", "neither a file or folder here nor a hub data set"),
             ("someone/tiny:default:test", "text", "has no split 'test'; expected one of train"),
-            ("someone/tiny", "body", "has no column 'body'; want one of text, title"),
+            ("someone/tiny", "body", "has no column 'body'; expected one of text, title"),
             ("hub:../etc", "text", "is no hub name"),
         ):
             try:
@@ -274,8 +276,8 @@ def test_a_single_document_is_cut_near_the_fraction(text: str, at: int) -> None:
         ([Document("s", "", "x")], 0.1, r"split: the only document has 1 characters"),
         ([Document("a", "", "x"), Document("b", "", "y")], 0.1, r"leave 2 to train on and 0 held out"),
         ([Document("a", "", "x"), Document("a", "", "x")], 0.1, r"leave 2 to train on and 0 held out"),
-        ([Document("a", "", "x")], 0.0, r"held_out_fraction is 0\.0; want"),
-        ([Document("a", "", "x")], float("nan"), r"held_out_fraction is nan; want"),
+        ([Document("a", "", "x")], 0.0, r"held_out_fraction is 0\.0; expected"),
+        ([Document("a", "", "x")], float("nan"), r"held_out_fraction is nan; expected"),
     ],
 )
 def test_a_split_that_leaves_nothing_is_refused(documents: list[Document], fraction: float, message: str) -> None:

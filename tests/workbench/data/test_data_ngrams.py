@@ -112,10 +112,10 @@ def test_the_end_of_training_is_where_it_is_told(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (torch.zeros(3, 1, dtype=torch.int64), r"shape \(3, 1\); want"),
-        (torch.zeros(0, 5, dtype=torch.int64), r"shape \(0, 5\); want"),
-        (torch.tensor([[0, V]]), r"span 0 … 7; want 0 … 6"),
-        (torch.tensor([[0, -1]]), r"span -1 … 0; want 0 … 6"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"shape \(3, 1\); expected"),
+        (torch.zeros(0, 5, dtype=torch.int64), r"shape \(0, 5\); expected"),
+        (torch.tensor([[0, V]]), r"span 0 … 7; expected 0 … 6"),
+        (torch.tensor([[0, -1]]), r"span -1 … 0; expected 0 … 6"),
     ],
 )
 def test_tokens_that_cannot_be_predicted_are_refused(tmp_path: Path, tokens: torch.Tensor, message: str) -> None:

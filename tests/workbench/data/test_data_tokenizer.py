@@ -120,7 +120,7 @@ def test_a_path_that_is_not_there_is_refused(name: str) -> None:
 def test_too_large_a_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 40)  # sparse
-    with pytest.raises(ValueError, match="has 1099511627776 bytes; want at most"):
+    with pytest.raises(ValueError, match="has 1099511627776 bytes; expected at most"):
         load_tokenizer(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_equal_tokenizers_share_one_encoder_of_plain_text() -> None:
 
 
 def test_bpe_needs_room_for_the_bytes() -> None:
-    with pytest.raises(ValueError, match="train_bpe: d_vocab is 256; want at least 257"):
+    with pytest.raises(ValueError, match="train_bpe: d_vocab is 256; expected at least 257"):
         train_bpe(["a"], 256)
 
 
@@ -194,7 +194,7 @@ def test_the_first_entries_are_what_training_with_fewer_gives():
     text = "Depth recurrence – naïve, <|endoftext|> and all."
     tokenizer.encode_special_tokens = True
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
-    with pytest.raises(ValueError, match="embedded-256; want 257"):
+    with pytest.raises(ValueError, match="embedded-256; expected 257"):
         load_tokenizer("embedded-256")
-    with pytest.raises(ValueError, match="embedded-5000; want 257"):
+    with pytest.raises(ValueError, match="embedded-5000; expected 257"):
         load_tokenizer("embedded-5000")

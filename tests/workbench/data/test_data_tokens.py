@@ -225,31 +225,31 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: _flip(p / "tokens.bin"), r"tokens\.bin is altered; want sha256"),
-        (lambda p: _flip(p / "documents.bin"), r"documents\.bin is altered; want sha256"),
-        (lambda p: os.truncate(p / "tokens.bin", 10), r"tokens\.bin is altered, 10 bytes; want"),
-        (lambda p: os.truncate(p / "documents.bin", 0), r"documents\.bin is altered, 0 bytes; want"),
+        (lambda p: _flip(p / "tokens.bin"), r"tokens\.bin is altered; expected sha256"),
+        (lambda p: _flip(p / "documents.bin"), r"documents\.bin is altered; expected sha256"),
+        (lambda p: os.truncate(p / "tokens.bin", 10), r"tokens\.bin is altered, 10 bytes; expected"),
+        (lambda p: os.truncate(p / "documents.bin", 0), r"documents\.bin is altered, 0 bytes; expected"),
         (lambda p: (p / "tokens.bin").unlink(), r"tokens\.bin is missing"),
         (lambda p: (p / "documents.bin").unlink(), r"documents\.bin is missing"),
-        (lambda p: (p / "index.json").unlink(), r"index\.json is missing; want a directory of packed tokens"),
+        (lambda p: (p / "index.json").unlink(), r"index\.json is missing; expected a directory of packed tokens"),
         (lambda p: shutil.rmtree(p), r"index\.json is missing"),
         (lambda p: _put(p / "index.json", b"\xff"), r"index\.json is not UTF-8"),
         (lambda p: _put(p / "index.json", b"{"), r"index\.json is not JSON"),
         (lambda p: _put(p / "index.json", b"[" * 100_000), r"index\.json is not JSON"),
         (lambda p: _put(p / "index.json", b"[]"), r"has another format"),
         (lambda p: _edit(p, format="workbench-tokens/2"), r"has another format"),
-        (lambda p: _edit(p, extra=1), r"index\.json has \['corpus_sha256', .*; want"),
-        (lambda p: _edit(p, d_vocab="gone"), r"index\.json has .*; want"),
-        (lambda p: _edit(p, n_tokens=-1), r"n_tokens -1; want a count"),
-        (lambda p: _edit(p, n_tokens=0), r"n_tokens 0; want a count"),
-        (lambda p: _edit(p, n_tokens=True), r"n_tokens True; want a count"),
-        (lambda p: _edit(p, n_tokens=10**30), r"n_tokens 1\d+; want a count"),
-        (lambda p: _edit(p, n_tokens=3.0), r"n_tokens 3\.0; want a count"),
-        (lambda p: _edit(p, n_tokens=7), r"tokens\.bin is altered, \d+ bytes; want 14"),
-        (lambda p: _edit(p, eot_id=-1), r"eot_id -1; want a count"),
-        (lambda p: _edit(p, dtype="float64"), r"dtype 'float64'; want uint16 or uint32"),
-        (lambda p: _edit(p, dtype=["u2"]), r"dtype \['u2'\]; want uint16 or uint32"),
-        (lambda p: _edit(p, tokens_sha256=3), r"tokens_sha256 3; want a sha256"),
+        (lambda p: _edit(p, extra=1), r"index\.json has \['corpus_sha256', .*; expected"),
+        (lambda p: _edit(p, d_vocab="gone"), r"index\.json has .*; expected"),
+        (lambda p: _edit(p, n_tokens=-1), r"n_tokens -1; expected a count"),
+        (lambda p: _edit(p, n_tokens=0), r"n_tokens 0; expected a count"),
+        (lambda p: _edit(p, n_tokens=True), r"n_tokens True; expected a count"),
+        (lambda p: _edit(p, n_tokens=10**30), r"n_tokens 1\d+; expected a count"),
+        (lambda p: _edit(p, n_tokens=3.0), r"n_tokens 3\.0; expected a count"),
+        (lambda p: _edit(p, n_tokens=7), r"tokens\.bin is altered, \d+ bytes; expected 14"),
+        (lambda p: _edit(p, eot_id=-1), r"eot_id -1; expected a count"),
+        (lambda p: _edit(p, dtype="float64"), r"dtype 'float64'; expected uint16 or uint32"),
+        (lambda p: _edit(p, dtype=["u2"]), r"dtype \['u2'\]; expected uint16 or uint32"),
+        (lambda p: _edit(p, tokens_sha256=3), r"tokens_sha256 3; expected a sha256"),
     ],
 )
 def test_every_damage_is_named(tmp_path: Path, embedded: Tokenizer, damage: Callable, message: str) -> None:
@@ -301,9 +301,9 @@ def test_windows_that_do_not_fit_are_refused(tmp_path: Path, n_ctx: int) -> None
         lambda: held_out_windows(file, n_ctx),
         lambda: WindowSampler(file, n_ctx, 1, 0),
     ):
-        with pytest.raises(ValueError, match=rf"windows: n_ctx is {n_ctx}, .* has 20 tokens; want 1 to that"):
+        with pytest.raises(ValueError, match=rf"windows: n_ctx is {n_ctx}, .* has 20 tokens; expected 1 to that"):
             make()
-    with pytest.raises(ValueError, match="n_max is 0; want at least 1"):
+    with pytest.raises(ValueError, match="n_max is 0; expected at least 1"):
         held_out_windows(file, 4, n_max=0)
 
 
@@ -347,26 +347,26 @@ def test_a_sampler_refuses_what_is_not_its_own(packed: TokenFile, tmp_path: Path
     state = sampler.state_dict()
     other = WindowSampler(_numbered(tmp_path / "p", 50), 16, 4, 5)
     for bad, message in (
-        (WindowSampler(packed, 16, 4, 6).state_dict(), "state is of seed 6; want 5"),
-        (WindowSampler(packed, 17, 4, 5).state_dict(), "state is of n_ctx 17; want 16"),
-        (WindowSampler(packed, 16, 2, 5).state_dict(), "state is of batch_size 2; want 4"),
+        (WindowSampler(packed, 16, 4, 6).state_dict(), "state is of seed 6; expected 5"),
+        (WindowSampler(packed, 17, 4, 5).state_dict(), "state is of n_ctx 17; expected 16"),
+        (WindowSampler(packed, 16, 2, 5).state_dict(), "state is of batch_size 2; expected 4"),
         (other.state_dict(), "state is of tokens_sha256 "),
-        (state | {"n_batches": -1}, "state has n_batches -1; want a count"),
-        (state | {"n_batches": "3"}, "state has n_batches '3'; want a count"),
-        (state | {"n_batches": True}, "state has n_batches True; want a count"),
+        (state | {"n_batches": -1}, "state has n_batches -1; expected a count"),
+        (state | {"n_batches": "3"}, "state has n_batches '3'; expected a count"),
+        (state | {"n_batches": True}, "state has n_batches True; expected a count"),
         (state | {"more": 1}, "state has"),
         ({}, "state has"),
     ):
         with pytest.raises(ValueError, match=f"sampler: {message}"):
             sampler.load_state_dict(bad)
     for options, message in (
-        ({"world_size": 3}, "batch_size is 4 for 3 processes; want a positive multiple"),
-        ({"rank": 2, "world_size": 2}, "rank is 2; want 0 to 1"),
+        ({"world_size": 3}, "batch_size is 4 for 3 processes; expected a positive multiple"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; expected 0 to 1"),
         ({"rank": -1}, "rank is -1"),
     ):
         with pytest.raises(ValueError, match=f"sampler: {message}"):
             WindowSampler(packed, 16, 4, 5, **options)
-    with pytest.raises(ValueError, match="sampler: seed is -1; want 0 or more"):
+    with pytest.raises(ValueError, match="sampler: seed is -1; expected 0 or more"):
         WindowSampler(packed, 16, 4, -1)
     with pytest.raises(ValueError, match="sampler: batch_size is 0"):
         WindowSampler(packed, 16, 0, 0)

@@ -484,12 +484,12 @@ def test_a_sampler_refuses_what_is_not_its_own() -> None:
 
     state = make().state_dict()
     for bad, message in (
-        (make(seed=2).state_dict(), "state is of seed 2; want 1"),
-        (make(n_ctx=13).state_dict(), "state is of n_ctx 13; want 12"),
-        (make(n_rules=5).state_dict(), "state is of n_rules 5; want 4"),
+        (make(seed=2).state_dict(), "state is of seed 2; expected 1"),
+        (make(n_ctx=13).state_dict(), "state is of n_ctx 13; expected 12"),
+        (make(n_rules=5).state_dict(), "state is of n_rules 5; expected 4"),
         (make(TINY.model_copy(update={"shuffled": True})).state_dict(), "state is of config"),
-        (state | {"device": "cuda"}, "state is of device cuda; want cpu"),
-        (state | {"block": -1}, "state has block -1; want a count"),
+        (state | {"device": "cuda"}, "state is of device cuda; expected cpu"),
+        (state | {"block": -1}, "state has block -1; expected a count"),
         (state | {"used": 100}, r"state has used 100 of block 0, which has \d+; expected less"),
         ({}, "state has"),
     ):

@@ -229,27 +229,27 @@ GOOD = torch.zeros(2, 8, dtype=torch.long)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [3]}, r"layers: got 3; want 0…2"),
-        ({"layers": [-1]}, r"layers: got -1; want 0…2"),
+        ({"layers": [3]}, r"layers: got 3; expected 0…2"),
+        ({"layers": [-1]}, r"layers: got -1; expected 0…2"),
         ({"layers": []}, r"layers: got an empty selection"),
-        ({"heads": [4]}, r"heads: got 4; want 0…3"),
+        ({"heads": [4]}, r"heads: got 4; expected 0…3"),
         ({"heads": []}, r"heads: got an empty selection"),
-        ({"heads": [1, 1]}, r"heads: got \[1, 1\]; want each once"),
-        ({"heads": [1.5]}, r"heads: got 1.5; want 0…3"),
-        ({"kind": "median"}, r"kind: got 'median'; want one of zero, mean, resample"),
-        ({"kind": "resample", "n_resamples": 2}, r"n_resamples: got 2 with 2 sequences; want 1 to the 1 others"),
+        ({"heads": [1, 1]}, r"heads: got \[1, 1\]; expected each once"),
+        ({"heads": [1.5]}, r"heads: got 1.5; expected 0…3"),
+        ({"kind": "median"}, r"kind: got 'median'; expected one of zero, mean, resample"),
+        ({"kind": "resample", "n_resamples": 2}, r"n_resamples: got 2 with 2 sequences; expected 1 to the 1 others"),
         ({"kind": "resample", "n_resamples": 0}, r"n_resamples: got 0"),
         (
             {"memory_budget_bytes": 1000},
-            r"memory_budget_bytes: got 1000; want at least \d+ for one head of one sequence",
+            r"memory_budget_bytes: got 1000; expected at least \d+ for one head of one sequence",
         ),
-        ({"n_bootstrap": 10}, r"n_bootstrap: got 10; want at least 100"),
-        ({"tokens": GOOD[:, :1]}, r"ablate: windows of 1 tokens; want 2 to the model's n_ctx = 24"),
-        ({"tokens": torch.zeros(2, 25, dtype=torch.long)}, r"ablate: windows of 25 tokens; want 2 to"),
+        ({"n_bootstrap": 10}, r"n_bootstrap: got 10; expected at least 100"),
+        ({"tokens": GOOD[:, :1]}, r"ablate: windows of 1 tokens; expected 2 to the model's n_ctx = 24"),
+        ({"tokens": torch.zeros(2, 25, dtype=torch.long)}, r"ablate: windows of 25 tokens; expected 2 to"),
         ({"tokens": GOOD[0]}, r"ablate: tokens are shape \[8\]"),
         ({"tokens": GOOD[:0]}, r"at least one sequence"),
-        ({"tokens": GOOD.float()}, r"want integers"),
-        ({"tokens": GOOD + 61}, r"token id 61; want 0 ≤ id < d_vocab = 61"),
+        ({"tokens": GOOD.float()}, r"expected integers"),
+        ({"tokens": GOOD + 61}, r"token id 61; expected 0 ≤ id < d_vocab = 61"),
         ({"tokens": GOOD - 1}, r"token id -1"),
         ({"tokens": [[1, 2]]}, r"tokens are list"),
     ],
@@ -263,7 +263,7 @@ def test_bad_input_is_refused(arguments, message, is_ours):
 
 
 def test_a_wrong_start_is_refused():
-    with pytest.raises(ValueError, match=r"start: got 5; want a multiple of"):
+    with pytest.raises(ValueError, match=r"start: got 5; expected a multiple of"):
         iterate_ablation(small_model("janus-v3"), GOOD, start=5)
 
 

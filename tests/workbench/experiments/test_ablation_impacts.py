@@ -273,7 +273,7 @@ def test_sequences_and_models_as_replicates(pool):
     d = np.stack([table["impact_pct"].to_numpy().reshape(2, 4) for table in tables])
     np.testing.assert_allclose(over["statistic"], standing_apart(d, np.random.default_rng(0), 199)[0].ravel())
     np.testing.assert_allclose(over["impact_pct"], d.mean(0).ravel())
-    with pytest.raises(ValueError, match="the table has the kinds mean, zero; want one"):
+    with pytest.raises(ValueError, match="the table has the kinds mean, zero; expected one"):
         load_bearing_over_models(pd.concat([merged, merged.assign(kind="zero")]))
     with pytest.raises(ValueError, match="models or layers with different heads"):
         load_bearing_over_models(merged.iloc[1:])

@@ -255,10 +255,10 @@ GOOD = torch.zeros(3, 8, dtype=torch.long)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"components": ()}, r"components: got \(\); want some of head, layer, mlp"),
+        ({"components": ()}, r"components: got \(\); expected some of head, layer, mlp"),
         ({"components": "head"}, r"components: got 'head'"),
         ({"components": ["heads"]}, r"components: got \['heads'\]"),
-        ({"dtype": "int8"}, r"dtype: got 'int8'; want one of"),
+        ({"dtype": "int8"}, r"dtype: got 'int8'; expected one of"),
     ],
 )
 def test_bad_parts_are_refused(arguments, message):
@@ -277,7 +277,7 @@ def test_a_model_without_mlps_has_none_to_ablate():
 
 
 def test_a_transformer_lens_model_takes_no_dtype():
-    with pytest.raises(ValueError, match="dtype: got 'bfloat16' for a HookedTransformer; want none, or a HookedLM"):
+    with pytest.raises(ValueError, match="dtype: got 'bfloat16' for a HookedTransformer; expected none, or a HookedLM"):
         ablate(to_hooked_transformer(small_model("janus-v3")), GOOD, dtype="bfloat16")
 
 
@@ -285,9 +285,9 @@ def test_a_transformer_lens_model_takes_no_dtype():
     ("arguments", "message"),
     [
         ({"pairs": []}, "pairs: got none"),
-        ({"pairs": [((0, 1), (0, 1))]}, "pairs: got head 0.1 with itself; want two heads"),
+        ({"pairs": [((0, 1), (0, 1))]}, "pairs: got head 0.1 with itself; expected two heads"),
         ({"pairs": [((0, 1), (0, 2)), ((0, 2), (0, 1))]}, "pairs: got one twice"),
-        ({"pairs": [((0, 1), (3, 2))]}, "pairs: got head 3.2; want 0…2.0…3"),
+        ({"pairs": [((0, 1), (3, 2))]}, "pairs: got head 3.2; expected 0…2.0…3"),
         ({"pairs": [((0, 1), (1, 4))]}, "pairs: got head 1.4"),
         ({"kind": "median"}, "kind: got 'median'"),
         ({"kind": "resample", "n_resamples": 3}, "n_resamples: got 3 with 3 sequences"),
@@ -307,10 +307,10 @@ def test_bad_pairs_are_refused(arguments, message, is_ours):
 def test_the_least_budget_that_is_named_is_enough():
     model, tokens = small_model("janus-v3"), tokens_for(small_model("janus-v3"), 3)
     whole = ablate(model, tokens)
-    with pytest.raises(ValueError, match="want at least") as refused:
+    with pytest.raises(ValueError, match="expected at least") as refused:
         ablate(model, tokens, memory_budget_bytes=1)
     least = int(str(refused.value).split("at least ")[1].split()[0])
     found = ablate(model, tokens, memory_budget_bytes=least)
     np.testing.assert_allclose(found["impact_pct"], whole["impact_pct"], atol=1e-4)
-    with pytest.raises(ValueError, match=f"got {least - 1}; want at least {least}"):
+    with pytest.raises(ValueError, match=f"got {least - 1}; expected at least {least}"):
         ablate(model, tokens, memory_budget_bytes=least - 1)

@@ -285,11 +285,11 @@ def test_a_bfloat16_stack_is_counted_exactly(model, tokens) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_contexts": 0}, "atlas: n_contexts is 0; want ≥ 1"),
-        ({"radius": -1}, "atlas: radius is -1; want ≥ 0"),
-        ({"n_logits": -1}, "atlas: n_logits is -1; want ≥ 0"),
-        ({"n_neighbours": -1}, "atlas: n_neighbours is -1; want ≥ 0"),
-        ({"tokens": torch.zeros(4, 1, dtype=torch.int64)}, "atlas: windows of 1 tokens; want 2 to"),
+        ({"n_contexts": 0}, "atlas: n_contexts is 0; expected ≥ 1"),
+        ({"radius": -1}, "atlas: radius is -1; expected ≥ 0"),
+        ({"n_logits": -1}, "atlas: n_logits is -1; expected ≥ 0"),
+        ({"n_neighbours": -1}, "atlas: n_neighbours is -1; expected ≥ 0"),
+        ({"tokens": torch.zeros(4, 1, dtype=torch.int64)}, "atlas: windows of 1 tokens; expected 2 to"),
     ],
 )
 def test_counts_out_of_range_are_refused(model, sae, tokens, arguments, message) -> None:
@@ -300,7 +300,7 @@ def test_counts_out_of_range_are_refused(model, sae, tokens, arguments, message)
 def test_several_saes_of_one_head_are_no_page(model, tokens, tmp_path) -> None:
     slots = choose_slots(model.cfg, [0], [0])
     table = atlas_features(model, stack_for(model, [*slots, *slots]), tokens, n_contexts=1)
-    message = r"feature_atlas: model .*, seed 0, layer 0, head 0, feature 0 stands in several rows; want one SAE"
+    message = r"feature_atlas: model .*, seed 0, layer 0, head 0, feature 0 stands in several rows; expected one SAE"
     with pytest.raises(ValueError, match=message):
         write_atlas({"feature_atlas": table}, tmp_path / "a.html")
 

@@ -81,7 +81,7 @@ def test_a_transformer_lens_model_gives_the_same():
     [
         ({"window": 1}, "window: got 1; expected at least 2"),
         ({"layers": [9]}, "layers: got 9"),
-        ({"tokens": torch.zeros(2, 1, dtype=torch.int64)}, "windows of 1 tokens; want 2 to"),
+        ({"tokens": torch.zeros(2, 1, dtype=torch.int64)}, "windows of 1 tokens; expected 2 to"),
     ],
 )
 def test_bad_input_is_refused(settings, message):

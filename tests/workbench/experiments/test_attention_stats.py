@@ -139,8 +139,8 @@ def test_columns_and_windows_of_one_token():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [3]}, "layers: got 3; want 0…2"),
-        ({"n_repeated": -1}, "n_repeated: got -1; want 0 or more"),
+        ({"layers": [3]}, "layers: got 3; expected 0…2"),
+        ({"n_repeated": -1}, "n_repeated: got -1; expected 0 or more"),
         ({"tokens": torch.zeros(0, 4, dtype=torch.long)}, "at least one sequence"),
     ],
 )

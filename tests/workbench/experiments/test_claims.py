@@ -551,13 +551,13 @@ MEASURE = CLAIMS["janus-correlation-9"].measure.model_dump()
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"effect": 0.5}, "want it on that side of 0"),
-        ({"margin": 0.1}, "want one where things agree"),
-        ({"effect": -1.0}, "want more than −1"),
+        ({"effect": 0.5}, "expected it on that side of 0"),
+        ({"margin": 0.1}, "expected one where things agree"),
+        ({"effect": -1.0}, "expected more than −1"),
         ({"published_in": "x"}, "published_in"),
         ({"direction": "wobbles"}, "direction"),
-        ({"compared": {}}, "want a role, or pairs"),
-        ({"compared": {"treated": "a", "pairs": [["a", "b"]]}}, "want a role, or pairs"),
+        ({"compared": {}}, "expected a role, or pairs"),
+        ({"compared": {"treated": "a", "pairs": [["a", "b"]]}}, "expected a role, or pairs"),
         ({"compared": {"reference": "a", "pairs": [["a", "b"]]}}, "pairs are compared with the null"),
         ({"compared": {"treated": "a"}, "measure": dict(MEASURE, remark=None)}, "compared.null: got 0"),
         ({"compared": {"treated": "a", "null": 1.0}}, "measure.remark: got 'basis'; expected a reference"),
@@ -575,7 +575,7 @@ def test_a_claim_that_contradicts_itself_is_refused(change, said) -> None:
     ("change", "said"),
     [
         ({"layers": "12 of 12"}, "below the number of layers"),
-        ({"layers": "second"}, "want all, first"),
+        ({"layers": "second"}, "expected all, first"),
         ({"unit": "points"}, "unit"),
     ],
 )

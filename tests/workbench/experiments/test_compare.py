@@ -224,18 +224,18 @@ def test_divergence_is_the_mean_over_layers_and_matrices():
 
 def test_bad_input():
     model = small_model("janus-v3")
-    with pytest.raises(ValueError, match="vocabularies of 61 and 60; want one for both"):
+    with pytest.raises(ValueError, match="vocabularies of 61 and 60; expected one for both"):
         compare(model, small_model("janus-v3", d_vocab=60), tokens_for(model, 6))
-    with pytest.raises(ValueError, match="compare: 3 sequences; want at least 4"):
+    with pytest.raises(ValueError, match="compare: 3 sequences; expected at least 4"):
         compare(model, model, tokens_for(model, 3))
-    with pytest.raises(ValueError, match=r"n_components: got 6; want 1 … 5 for 6 sequences"):
+    with pytest.raises(ValueError, match=r"n_components: got 6; expected 1 … 5 for 6 sequences"):
         compare(model, model, tokens_for(model, 6), n_components=6)
-    with pytest.raises(ValueError, match="windows of 1 tokens; want 2 to"):
+    with pytest.raises(ValueError, match="windows of 1 tokens; expected 2 to"):
         compare(model, model, tokens_for(model, 6, 1))
     one, two = small_model("janus-v3", d_vocab=4096), small_model("janus-v3", d_vocab=4096)
     one.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
     two.tokenizer = wrap_tokenizer(train_bpe(["some words"], 300))
-    with pytest.raises(ValueError, match="tokenizers differ; want one for both"):
+    with pytest.raises(ValueError, match="tokenizers differ; expected one for both"):
         compare(one, two, tokens_for(one, 6))
 
 
@@ -284,7 +284,7 @@ def test_json_plan_and_errors_of_the_verb(place):
     assert not Path("q").exists()
     for arguments, code, message in (
         ([*place[:2], "nowhere", *place[3:]], 1, "nowhere"),
-        ([*place[:-1], 3], 1, "3 sequences; want at least 4"),
+        ([*place[:-1], 3], 1, "3 sequences; expected at least 4"),
         ([*place, "--set", "n_components=9"], 1, "n_components: got 9"),
         ([*place, "--set", "components=2"], 2, "unknown key 'components'"),
         (place[:2], 2, "Missing argument"),

@@ -107,28 +107,31 @@ GOOD = '[fruit]\ncategory = "fruit"\ntopology = "ordinal"\nwords = ["apple", "pe
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace(', "plum"', ""), r"\[fruit\] words: got 2; want at least 3"),
-        (GOOD.replace("plum", "pear"), r"\[fruit\] words: 'pear' stands twice; want each once"),
+        (GOOD.replace(', "plum"', ""), r"\[fruit\] words: got 2; expected at least 3"),
+        (GOOD.replace("plum", "pear"), r"\[fruit\] words: 'pear' stands twice; expected each once"),
         (GOOD.replace('"plum"', '"caf\\u00e9", "cafe\\u0301"'), "stands twice"),
-        (GOOD.replace("plum", "plum "), "got 'plum '; want words without white space around them"),
-        (GOOD.replace("plum", ""), "got ''; want words without white space"),
+        (GOOD.replace("plum", "plum "), "got 'plum '; expected words without white space around them"),
+        (GOOD.replace("plum", ""), "got ''; expected words without white space"),
         (GOOD.replace("words", "wrods"), r"unknown key 'wrods'; nearest: words"),
         (GOOD.replace("ordinal", "round"), r"\[fruit\] topology: Input should be 'ordinal', 'cyclic'"),
         (GOOD.replace('category = "fruit"\n', ""), r"\[fruit\] category: Field required"),
-        (GOOD + "positions = [1, 2]\n", "positions: got 2 for 3 words; want one each"),
-        (GOOD + "period = 4\n", 'period: given for topology = "ordinal"; want "cyclic"'),
+        (GOOD + "positions = [1, 2]\n", "positions: got 2 for 3 words; expected one each"),
+        (GOOD + "period = 4\n", 'period: given for topology = "ordinal"; expected "cyclic"'),
         (GOOD.replace("ordinal", "cyclic") + "positions = [1, 2, 3]\n", "period: missing beside positions"),
         (GOOD.replace("ordinal", "geographic"), "latitudes: got 0 for 3 words"),
         (
             GOOD.replace("ordinal", "geographic") + "latitudes = [0, 1, 91]\nlongitudes = [0, 1, 2]\n",
-            r"latitudes: got 0 … 91; want degrees from \(-90, 90\)",
+            r"latitudes: got 0 … 91; expected degrees from \(-90, 90\)",
         ),
-        (GOOD.replace("ordinal", "paired"), "words: given for a paired set; want pairs alone"),
-        ('[p]\ncategory = "c"\ntopology = "paired"\npairs = [["a", "b"], ["c", "d"]]', "pairs: got 2; want at least 3"),
+        (GOOD.replace("ordinal", "paired"), "words: given for a paired set; expected pairs alone"),
+        (
+            '[p]\ncategory = "c"\ntopology = "paired"\npairs = [["a", "b"], ["c", "d"]]',
+            "pairs: got 2; expected at least 3",
+        ),
         (GOOD.replace('"plum"', "3"), "words.2: Input should be a valid string"),
-        ("fruit = 3", r"fruit is a int; want a table \[fruit\]"),
+        ("fruit = 3", r"fruit is a int; expected a table \[fruit\]"),
         ("[fruit", "is not TOML"),
-        ("", "is empty; want a table"),
+        ("", "is empty; expected a table"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -143,11 +146,11 @@ def test_bad_choices_are_named(tmp_path):
         read_concepts("nowhere.toml")
     with pytest.raises(ValueError, match="no concept set 'month'; nearest: months"):
         choose_sets(SETS, ["month"])
-    with pytest.raises(ValueError, match="months given twice; want another name"):
+    with pytest.raises(ValueError, match="months given twice; expected another name"):
         choose_sets([*SETS, BY_NAME["months"]])
     with pytest.raises(ValueError, match="got none"):
         choose_sets(SETS, [])
-    with pytest.raises(ValueError, match="want each once"):
+    with pytest.raises(ValueError, match="expected each once"):
         choose_sets(SETS, ["months", "months"])
 
 
@@ -198,7 +201,7 @@ def test_words_that_a_tokenizer_cannot_tell_apart():
     lower = train_bpe(["may be"], 300)
     lower.normalizer = tokenizers.normalizers.Lowercase()
     names = ConceptSet(name="case", category="case", topology="free", words=("May", "may", "be"))
-    with pytest.raises(ValueError, match="case: 'May' and 'may' have the same tokens; want others"):
+    with pytest.raises(ValueError, match="case: 'May' and 'may' have the same tokens; expected others"):
         build_prompts(wrap_tokenizer(lower), [names])
 
 
@@ -226,7 +229,7 @@ def test_nothing_is_read_at_position_0_where_no_token_begins_a_text():
 
 @pytest.mark.parametrize("template", ["The fruit", "{X} and {X}"])
 def test_a_template_has_one_place(embedded, template):
-    with pytest.raises(ValueError, match=r"want exactly one \{X\} in each"):
+    with pytest.raises(ValueError, match=r"expected exactly one \{X\} in each"):
         build_prompts(embedded, [FRUIT], [template])
     with pytest.raises(ValueError, match="templates: got none"):
         build_prompts(embedded, [FRUIT], [])
@@ -584,13 +587,13 @@ def test_cosine_distances_see_directions_only(subject):
     ("settings", "message"),
     [
         ({"concepts": ["month"]}, "no concept set 'month'; nearest: months"),
-        ({"concepts": [3]}, "want names of sets, ConceptSets, or a TOML file"),
+        ({"concepts": [3]}, "expected names of sets, ConceptSets, or a TOML file"),
         ({"concepts": "nowhere.toml"}, "no file 'nowhere.toml'"),
-        ({"distance": "manhattan"}, "distance: got 'manhattan'; want one of euclidean, cosine"),
+        ({"distance": "manhattan"}, "distance: got 'manhattan'; expected one of euclidean, cosine"),
         ({"n_permutations": 0}, "n_permutations: got 0"),
-        ({"n_points": 2}, "n_points: got 2; want at least 3, or 0"),
+        ({"n_points": 2}, "n_points: got 2; expected at least 3, or 0"),
         ({"names": ["a", "b"]}, "got 2 and 1 for 1 models"),
-        ({"templates": ["{Y}"]}, "want exactly one"),
+        ({"templates": ["{Y}"]}, "expected exactly one"),
     ],
 )
 def test_bad_settings(subject, settings, message):
@@ -601,7 +604,7 @@ def test_bad_settings(subject, settings, message):
 def test_bad_models(subject):
     with pytest.raises(ValueError, match="models: got none"):
         probe([])
-    with pytest.raises(ValueError, match="want each model another name or seed"):
+    with pytest.raises(ValueError, match="expected each model another name or seed"):
         probe([subject, subject])
     with pytest.raises(ValueError, match="this model has no tokenizer"):
         probe(small_model("janus-v3"), ["months"], n_points=0)
@@ -609,7 +612,7 @@ def test_bad_models(subject):
         probe([subject, subject], ["months"], [torch.zeros(4, 8, dtype=torch.long)], names=["a", "b"])
     short = small_model("janus-v3", d_vocab=4096, n_ctx=3)
     short.tokenizer = subject.tokenizer
-    with pytest.raises(ValueError, match="concepts: windows of 4 tokens; want 1 to the model's n_ctx = 3"):
+    with pytest.raises(ValueError, match="concepts: windows of 4 tokens; expected 1 to the model's n_ctx = 3"):
         probe(short, ["months"], n_points=0)
 
 
@@ -673,7 +676,7 @@ def test_json_plan_and_errors_of_the_verb(place):
         ([*place[:-1], "season"], "no concept set 'season'; nearest: seasons"),
         ([*place, "--concepts", "nowhere.toml"], "no file 'nowhere.toml'"),
         ([*place, "--set", "distance=far"], "distance: got 'far'"),
-        ([*place, "--template", "The fruit"], "want exactly one {X} in each"),
+        ([*place, "--template", "The fruit"], "expected exactly one {X} in each"),
     ):
         result = call(*arguments, "--out", "x")
         assert result.exit_code == 1

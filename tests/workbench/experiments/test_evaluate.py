@@ -76,9 +76,9 @@ def test_a_tokenizer_that_loses_bytes():
 def test_text_that_cannot_be_scored():
     with pytest.raises(ValueError, match="not UTF-8 at character 3"):
         encode_text(TOKENIZER, ["abc\ud800"])
-    with pytest.raises(ValueError, match="want a list of documents that are not all empty"):
+    with pytest.raises(ValueError, match="expected a list of documents that are not all empty"):
         encode_text(TOKENIZER, ["", ""])
-    with pytest.raises(ValueError, match="want a list of documents"):
+    with pytest.raises(ValueError, match="expected a list of documents"):
         encode_text(TOKENIZER, "a text on its own")
     with pytest.raises(ValueError, match="no tokenizer"):
         encode_text(None, ["a"])
@@ -109,11 +109,11 @@ def test_windows_of_a_short_text_by_hand():
     assert plan_windows(11, 4) == [Window(0, 4, 4), Window(4, 8, 4), Window(8, 10, 2)]
     assert plan_windows(11, 4, 3) == [Window(0, 4, 4), Window(3, 7, 3), Window(6, 10, 3)]
     assert plan_windows(10, 4, 3) == [Window(0, 4, 4), Window(3, 7, 3), Window(5, 9, 2)]
-    with pytest.raises(ValueError, match="stride: got 5; want 1 to the window's 4 tokens"):
+    with pytest.raises(ValueError, match="stride: got 5; expected 1 to the window's 4 tokens"):
         plan_windows(11, 4, 5)
     with pytest.raises(ValueError, match="stride: got 0"):
         plan_windows(11, 4, 0)
-    with pytest.raises(ValueError, match="want at least 1"):
+    with pytest.raises(ValueError, match="expected at least 1"):
         plan_windows(1, 4)
 
 
@@ -262,13 +262,13 @@ def test_off_is_the_identity_of_each_mechanism():
 
 
 def test_models_and_names_without_mechanisms():
-    with pytest.raises(ValueError, match="no depth recurrence; want a recurrent model"):
+    with pytest.raises(ValueError, match="no depth recurrence; expected a recurrent model"):
         mechanisms(subject("kotodama"), [TEXT])
-    with pytest.raises(ValueError, match="got 'carry'; want one of attn_scale"):
+    with pytest.raises(ValueError, match="got 'carry'; expected one of attn_scale"):
         without(subject(), "carry")
-    with pytest.raises(ValueError, match="n_ctx: got 25; want 1 to the model's n_ctx = 24"):
+    with pytest.raises(ValueError, match="n_ctx: got 25; expected 1 to the model's n_ctx = 24"):
         evaluate(subject(), [TEXT], n_ctx=25)
-    with pytest.raises(ValueError, match="stride: got 64; want 1 to the window's 24 tokens"):
+    with pytest.raises(ValueError, match="stride: got 64; expected 1 to the window's 24 tokens"):
         evaluate(subject(), [TEXT])
 
 
@@ -372,7 +372,7 @@ def test_faults_of_the_verbs(saved, tmp_path):
     latin.write_bytes("naïve".encode("latin-1"))
     cases = {
         ("--data", str(latin), "--split", "all"): ("is not UTF-8", 1),
-        ("--data", str(saved / "text.txt"), "--split", "half"): ("want held_out, train or all", 2),
+        ("--data", str(saved / "text.txt"), "--split", "half"): ("expected held_out, train or all", 2),
         ("--data", str(saved / "text.txt"), "--stride", "99"): ("stride: got 99", 1),
         ("--data", str(tmp_path / "none.txt")): ("no file or folder", 1),
     }

@@ -137,7 +137,9 @@ def test_activations_that_would_be_stored_as_infinite_are_refused(tmp_path):
     assert float(kept[RESID].abs().max()) > 65504
     with torch.no_grad():
         model.embed.W_E[tokens[3, 0]] = torch.nan
-    with pytest.raises(ValueError, match=r"hook_resid_post has \d+ nan or inf from sequence \d on; want finite act"):
+    with pytest.raises(
+        ValueError, match=r"hook_resid_post has \d+ nan or inf from sequence \d on; expected finite act"
+    ):
         harvest(model, tokens, [RESID], tmp_path / "n")
 
 
@@ -158,7 +160,7 @@ def test_a_killed_harvest_goes_on_and_comes_out_the_same(tmp_path, monkeypatch):
     assert not (tmp_path / "cut").exists()
     written = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "cut.partial").glob("shard_*")}
     assert len(written) == 3
-    with pytest.raises(ValueError, match="unfinished run; want --resume"):
+    with pytest.raises(ValueError, match="unfinished run; expected --resume"):
         harvest(model, tokens, HOOKS, tmp_path / "cut", shard_bytes=1)
     calls = []
     stream_once = harvest_module.stream
@@ -195,10 +197,13 @@ def flip(file):
     ("damage", "message"),
     [
         (lambda d: flip(d / "shard_00001.safetensors"), r"shard_00001\.safetensors is altered, sha256"),
-        (lambda d: (d / "shard_00001.safetensors").unlink(), r"shard_00001\.safetensors is missing; want \d+ bytes"),
+        (
+            lambda d: (d / "shard_00001.safetensors").unlink(),
+            r"shard_00001\.safetensors is missing; expected \d+ bytes",
+        ),
         (
             lambda d: (d / "shard_00001.safetensors").write_bytes((d / "shard_00001.safetensors").read_bytes()[:-9]),
-            r"shard_00001\.safetensors is altered, \d+ bytes; want \d+",
+            r"shard_00001\.safetensors is altered, \d+ bytes; expected \d+",
         ),
         (lambda d: (d / "shards.json").unlink(), r"shards\.json is missing"),
         (lambda d: (d / "shards.json").write_text("{"), r"shards\.json is not JSON"),
@@ -208,7 +213,7 @@ def flip(file):
             lambda d: (d / "shards.json").write_text(
                 (d / "shards.json").read_text().replace("shard_00001.safetensors", "../h/x")
             ),
-            r"names '\.\./h/x'; want shard_NNNNN",
+            r"names '\.\./h/x'; expected shard_NNNNN",
         ),
     ],
 )
@@ -240,7 +245,9 @@ def test_a_disk_too_small_is_refused_before_the_first_shard(tmp_path, monkeypatc
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=(64 << 20) + 1000))
     model = small_model("janus-v3")
-    with pytest.raises(ValueError, match=r"disk: .* has 67109864 bytes free; want 671\d+ for what is to be written"):
+    with pytest.raises(
+        ValueError, match=r"disk: .* has 67109864 bytes free; expected 671\d+ for what is to be written"
+    ):
         harvest(model, tokens_for(model, 4), [Z0], tmp_path / "h")
     assert not list(tmp_path.rglob("shard_*"))
 
@@ -248,7 +255,7 @@ def test_a_disk_too_small_is_refused_before_the_first_shard(tmp_path, monkeypatc
 def test_an_unknown_hook_of_a_harvest_is_refused(tmp_path):
     model = small_model("janus-v3")
     harvest(model, tokens_for(model, 2), [Z0], tmp_path / "h")
-    with pytest.raises(ValueError, match=r"has no 'blocks.1.attn.hook_z'; want some of blocks.0.attn.hook_z"):
+    with pytest.raises(ValueError, match=r"has no 'blocks.1.attn.hook_z'; expected some of blocks.0.attn.hook_z"):
         next(read_shards(tmp_path / "h", [Z1]))
     assert open_shards(tmp_path / "h").n_ctx == 16
     assert json.loads((tmp_path / "h" / "shards.json").read_text())["format"] == "workbench-shards/1"
@@ -258,10 +265,10 @@ def test_an_unknown_hook_of_a_harvest_is_refused(tmp_path):
     ("hooks", "message"),
     [
         ([], "hooks: got "),
-        ("blocks.0.attn.hook_z", "want a list"),
+        ("blocks.0.attn.hook_z", "expected a list"),
         (["blocks.0.attn.hook_zz"], r"hook 'blocks.0.attn.hook_zz' does not exist; nearest: blocks.0.attn.hook_z"),
         (["blocks.9.attn.hook_z"], "does not exist; nearest"),
-        ([Z0, Z0], "want each name once"),
+        ([Z0, Z0], "expected each name once"),
     ],
 )
 @pytest.mark.parametrize("is_ours", [True, False])
@@ -355,7 +362,7 @@ def test_scores_keep_what_a_mask_made_and_nothing_else_that_is_infinite(tmp_path
         harvest(model, tokens, [SCORES], tmp_path / "f", dtype="float16")
     with torch.no_grad():
         model.embed.W_E[tokens[1, 3]] = torch.nan
-    with pytest.raises(ValueError, match=r"hook_attn_scores has \d+ nan or inf from sequence \d on; want finite"):
+    with pytest.raises(ValueError, match=r"hook_attn_scores has \d+ nan or inf from sequence \d on; expected finite"):
         harvest(model, tokens, [SCORES], tmp_path / "n")
 
 
@@ -398,7 +405,9 @@ def test_saes_are_not_trained_on_maps_but_on_what_lies_beside_them(tmp_path):
     tokens = tokens_for(model, 12)
     harvest(model, tokens[:8], [PATTERN, Z1], tmp_path / "h")
     settings = {"layers": [1], "held_out": tokens[8:], "n_train_tokens": 64, "batch_size": 16, "buffer_tokens": 32}
-    with pytest.raises(ValueError, match=r"sae_train: blocks.1.attn.hook_pattern is \[batch head query key\]; want a"):
+    with pytest.raises(
+        ValueError, match=r"sae_train: blocks.1.attn.hook_pattern is \[batch head query key\]; expected a"
+    ):
         sae_train(model, tmp_path / "h", hook="attn.hook_pattern", **settings)
     stack, _ = sae_train(model, tmp_path / "h", hook="z", **settings)
     assert len(stack.info.sources) == 4

@@ -84,12 +84,12 @@ def test_slots_go_layer_by_layer_and_head_by_head(model) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [2]}, r"layers: got 2; want 0…1"),
+        ({"layers": [2]}, r"layers: got 2; expected 0…1"),
         ({"layers": []}, "layers: got an empty selection"),
-        ({"layers": [0, 0]}, "want each once"),
-        ({"heads": [9]}, r"heads: got 9; want 0…3"),
-        ({"heads": "some"}, "want 'all' or a list of heads"),
-        ({"heads": [0], "hook": "z_concat"}, "which is read whole; want 'all'"),
+        ({"layers": [0, 0]}, "expected each once"),
+        ({"heads": [9]}, r"heads: got 9; expected 0…3"),
+        ({"heads": "some"}, "expected 'all' or a list of heads"),
+        ({"heads": [0], "hook": "z_concat"}, "which is read whole; expected 'all'"),
     ],
 )
 def test_slots_out_of_range_are_refused(model, arguments, message) -> None:
@@ -123,7 +123,7 @@ def test_nan_activations_name_hook_and_batch(tokens) -> None:
     source = ShuffledActivations(
         broken, tokens, choose_slots(broken.cfg), batch_size=16, buffer_tokens=64, model_tokens=32
     )
-    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.hook_z has \d+ nan or inf in batch 4; want finite"):
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.hook_z has \d+ nan or inf in batch 4; expected finite"):
         source.batch(2 * source.batches_per_block)
 
 
@@ -615,21 +615,21 @@ def test_evenly_spaced_sequences() -> None:
     [
         ({"bach_size": 3}, "unknown key 'bach_size'; nearest: batch_size"),
         ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
-        ({"batch_size": 128}, "buffer_tokens: got 64; want at least batch_size = 128"),
+        ({"batch_size": 128}, "buffer_tokens: got 64; expected at least batch_size = 128"),
         ({"n_train_tokens": 10}, "10 tokens are less than a batch of 32"),
         ({"l1": []}, "l1: got"),
         ({"l1": [-1.0]}, "l1: got"),
         ({"l1": [math.nan]}, "l1: got"),
         ({"l1": [1.0, 1.0]}, "each once"),
-        ({"architecture": "topk", "k": 4, "l1": [0.0, 2.0]}, "for topk, which k alone makes sparse; want 0"),
-        ({"architecture": "batchtopk", "k": 4}, "l1: got .1.0. for batchtopk, which k alone makes sparse; want 0"),
+        ({"architecture": "topk", "k": 4, "l1": [0.0, 2.0]}, "for topk, which k alone makes sparse; expected 0"),
+        ({"architecture": "batchtopk", "k": 4}, "l1: got .1.0. for batchtopk, which k alone makes sparse; expected 0"),
         ({"seeds": [0, 0]}, "seeds: got"),
         ({"seeds": [-1]}, "seeds: got"),
         ({"l1": "25"}, "l1: got '25'; expected a number or a list of numbers"),
-        ({"l1": ["2"]}, "l1: got .'2'.; want finite numbers"),
-        ({"l1": True}, "l1: got .True.; want finite numbers"),
+        ({"l1": ["2"]}, "l1: got .'2'.; expected finite numbers"),
+        ({"l1": True}, "l1: got .True.; expected finite numbers"),
         ({"seeds": "01"}, "seeds: got '01'; expected a number or a list of numbers"),
-        ({"seeds": 0.5}, "seeds: got .0.5.; want integers"),
+        ({"seeds": 0.5}, "seeds: got .0.5.; expected integers"),
         ({"architecture": "topk", "k": "4", "l1": 0.0}, "k: got '4'; expected a number"),
         ({"lr": "3e-3"}, "lr: got '3e-3'; expected a number"),
         ({"layers": [5]}, "layers: got 5"),
@@ -637,9 +637,9 @@ def test_evenly_spaced_sequences() -> None:
         ({"hook": "hook_nope", "layers": [0]}, "hook 'blocks.0.hook_nope' does not exist"),
         (
             {"hook": "attn.hook_pattern"},
-            r"sae_train: blocks.0.attn.hook_pattern is \[batch head query key\]; want a hook",
+            r"sae_train: blocks.0.attn.hook_pattern is \[batch head query key\]; expected a hook",
         ),
-        ({"tokens": torch.zeros(3, 4)}, "want integers"),
+        ({"tokens": torch.zeros(3, 4)}, "expected integers"),
         ({"tokens": torch.full((3, 4), 999)}, "token id 999"),
         ({"tokens": torch.zeros(1, 16, dtype=torch.long)}, "1 sequence and no held_out"),
     ],
@@ -651,7 +651,7 @@ def test_bad_input_is_refused_by_name(model, tokens, arguments, message) -> None
 
 
 def test_a_hook_without_a_row_a_token_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"sae_train: some.hook has shape \[4, 8\]; want \[batch pos …\]"):
+    with pytest.raises(ValueError, match=r"sae_train: some.hook has shape \[4, 8\]; expected \[batch pos …\]"):
         check_rows("sae_train", {"some.hook": torch.zeros(4, 8)}, (1, 1), n_axes=3)
 
 
@@ -828,7 +828,7 @@ def test_one_of_a_sweep_is_chosen(model, tokens, held_out) -> None:
     assert {(s.l1, s.seed) for s in one_a_slot(stack, 2.0).info.sources} == {(2.0, 1)}
     chosen = one_a_slot(stack, 2.0, 3)
     assert [(s.head, s.l1, s.seed) for s in chosen.info.sources] == [(head, 2.0, 3) for head in range(4)]
-    with pytest.raises(ValueError, match=r"got l1 9.0, seed None; want one of the stack's"):
+    with pytest.raises(ValueError, match=r"got l1 9.0, seed None; expected one of the stack's"):
         one_a_slot(stack, 9.0)
 
 

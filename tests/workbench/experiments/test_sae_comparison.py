@@ -120,7 +120,7 @@ def test_matched_l0_averages_heads_and_is_nan_where_curves_do_not_meet():
     assert row[["l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference"]].isna().all()
     assert row["reason"] == "no common l0 for fvu and loss recovered: 1 to 2 in a and 101.5 to 102.5 in b"
     assert one["reason"] == ""
-    with pytest.raises(ValueError, match="the table has no model 'c'; want two of a, b"):
+    with pytest.raises(ValueError, match="the table has no model 'c'; expected two of a, b"):
         compare_at_matched_l0(pd.concat([a, b]), "a", "c")
 
 

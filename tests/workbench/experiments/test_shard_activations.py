@@ -154,7 +154,9 @@ def test_one_flipped_bit_in_each_of_fifty_shards_is_caught_by_name(model, held_o
 
 def test_shards_of_another_model_are_refused_by_their_hash(path, held_out):
     other = small_model("janus-v3", seed=3, n_layers=2)
-    with pytest.raises(ValueError, match=r"holds activations of the model with sha256 \w+; want this model's, \w{64}"):
+    with pytest.raises(
+        ValueError, match=r"holds activations of the model with sha256 \w+; expected this model's, \w{64}"
+    ):
         sae_train(other, path, held_out=held_out, **QUICK)
 
 
@@ -167,8 +169,8 @@ def test_shards_of_held_out_text_are_refused(model, path, held_out):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"held_out": None}, "and no held_out; want tokens to measure on"),
-        ({"hook": "hook_resid_mid"}, "has no 'blocks.0.hook_resid_mid'; want some of blocks.0.attn.hook_z"),
+        ({"held_out": None}, "and no held_out; expected tokens to measure on"),
+        ({"hook": "hook_resid_mid"}, "has no 'blocks.0.hook_resid_mid'; expected some of blocks.0.attn.hook_z"),
         ({"hook": "hook_resid_post"}, "has no 'blocks.0.hook_resid_post'"),
         ({"batch_size": 64, "n_train_tokens": 30}, "30 tokens are less than a batch of 64"),
     ],
@@ -179,7 +181,7 @@ def test_what_does_not_fit_the_shards_is_refused(model, path, held_out, argument
 
 
 def test_no_harvest_and_half_a_harvest_are_refused(model, held_out, tmp_path):
-    with pytest.raises(ValueError, match=r"shards\.json is missing; want a harvest's directory"):
+    with pytest.raises(ValueError, match=r"shards\.json is missing; expected a harvest's directory"):
         sae_train(model, str(tmp_path), held_out=held_out, **QUICK)
 
     def stop(share):
@@ -188,7 +190,7 @@ def test_no_harvest_and_half_a_harvest_are_refused(model, held_out, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         harvest(model, tokens_for(model, 4), Z, tmp_path / "h", shard_bytes=1, on_progress=stop)
-    with pytest.raises(ValueError, match="holds 32 of 64 tokens; want a finished harvest"):
+    with pytest.raises(ValueError, match="holds 32 of 64 tokens; expected a finished harvest"):
         sae_train(model, tmp_path / "h.partial", held_out=held_out, **QUICK)
 
 

@@ -69,7 +69,7 @@ def test_the_default_study_is_the_janus_pair() -> None:
     assert DEFAULT in study_names()
     assert [own.name for own in recipe.train_recipes()] == ["janus-v3-control-nano", "janus-v3-adaptive-nano"]
     assert recipe.saes.normalize == "mean_norm"
-    assert recipe.measure.n_eval_tokens >= 100_000, "dead features want so many held-out tokens"
+    assert recipe.measure.n_eval_tokens >= 100_000, "dead features expected so many held-out tokens"
     recipes = [own.model_dump() for own in recipe.train_recipes()]
     for own in recipes:
         assert own["phases"][0].pop("vsm") is None or own["name"] == "janus-v3-adaptive-nano"
@@ -123,12 +123,12 @@ def test_settings_reach_the_study_and_every_model(place) -> None:
         (None, {"n_seeds": 0}, "n_seeds: Input should be greater than or equal to 1"),
         (None, {"measure.n_contexts": 0}, "measure.n_contexts: Input should be greater than or equal to 1"),
         (None, {"analyses": ["probes"]}, "analyses.0: Input should be 'saes', 'ablation'"),
-        (None, {"analyses": ["probe", "probe"]}, "want each once"),
+        (None, {"analyses": ["probe", "probe"]}, "expected each once"),
         (None, {"analyses": ["match"]}, "'match' reads SAEs"),
         (None, {"saes.architecture": "topk", "saes.k": 4}, r"sae_l1: got \[2.0, 4.0\] for topk, which k alone makes"),
         (None, {"saes.bach_size": 1}, "unknown key 'saes.bach_size'; nearest: batch_size"),
         (None, {"sae_l1": []}, "sae_l1: Tuple should have at least 1 item"),
-        (None, {"models": ["janus-v3-control-nano"] * 2}, "want each once"),
+        (None, {"models": ["janus-v3-control-nano"] * 2}, "expected each once"),
     ],
 )
 def test_a_wrong_study_is_refused_by_name(source, overrides, message) -> None:
@@ -141,7 +141,7 @@ def test_a_wrong_study_is_refused_by_name(source, overrides, message) -> None:
     [
         ({"train.phases.0.n_stps": 3}, "unknown key 'n_stps'; nearest: n_steps"),
         ({"models": ["janus-v3-control-nano", "nope"]}, "no recipe or file 'nope'"),
-        ({"roles.control": "nope"}, "roles.control: got 'nope'; want one of the models"),
+        ({"roles.control": "nope"}, "roles.control: got 'nope'; expected one of the models"),
     ],
 )
 def test_a_wrong_training_is_refused_before_anything_is_made(overrides, message, tmp_path) -> None:
@@ -155,7 +155,7 @@ def test_files_that_are_no_study(tmp_path) -> None:
     with pytest.raises(ValueError, match="is not TOML"):
         load_study(tmp_path / "a.toml")
     (tmp_path / "b.toml").write_bytes(b"x" * (2 << 20))
-    with pytest.raises(ValueError, match="2097152 bytes; want at most"):
+    with pytest.raises(ValueError, match="2097152 bytes; expected at most"):
         load_study(tmp_path / "b.toml")
     with pytest.raises(ValueError, match="n_seeds: Input should be greater"):
         study(None, tmp_path / "out", seeds=0)
@@ -383,7 +383,7 @@ def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypat
         study(place / "tiny.toml", tmp_path / "out", device="cpu")
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="is an unfinished run; want --resume"):
+    with pytest.raises(ValueError, match="is an unfinished run; expected --resume"):
         study(place / "tiny.toml", tmp_path / "out", device="cpu")
 
     def counts(job, context, tell, **rest):
@@ -512,12 +512,12 @@ def test_saes_and_an_atlas_by_hand(made, place, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["atlas"], 2, "want either a study's directory or --sae"),
+        (["atlas"], 2, "expected either a study's directory or --sae"),
         (["atlas", "--sae", "x"], 2, "got 1 --sae and 0 --ckpt"),
-        (["sae-train", "--ckpt", "nowhere", "--l1", "a"], 2, "--l1: got 'a'; want numbers"),
+        (["sae-train", "--ckpt", "nowhere", "--l1", "a"], 2, "--l1: got 'a'; expected numbers"),
         (["sae-train", "--ckpt", "nowhere", "--layers", "1-"], 2, "--layers: got '1-'"),
         (["study", "nowhere"], 1, "no study or file 'nowhere'"),
-        (["study", "--set", "n_contexts"], 2, "want key=value"),
+        (["study", "--set", "n_contexts"], 2, "expected key=value"),
     ],
 )
 def test_wrong_command_lines_end_in_one_line(arguments, code, message, tmp_path, monkeypatch) -> None:

@@ -212,7 +212,7 @@ def test_an_altered_job_of_another_study_is_not_taken(place, tmp_path, made) -> 
     "content", ["{", "[]", '{"format": "other"}', '{"format": "workbench-jobs/1", "jobs": {"a": 1}}']
 )
 def test_records_that_are_not_ours(tmp_path, content) -> None:
-    with pytest.raises(ValueError, match="has no jobs.json; want the directory of a study"):
+    with pytest.raises(ValueError, match="has no jobs.json; expected the directory of a study"):
         find_elsewhere([tmp_path], {})
     (tmp_path / "jobs.json").write_text(content)
     with pytest.raises(ValueError, match="jobs.json (cannot be read|has another format)"):
@@ -288,7 +288,7 @@ def test_pairs_are_compared_beside_the_reference(place, tmp_path) -> None:
         ("tiny-control", "tiny-adaptive"), ("tiny-control", "tiny-third"), ("tiny-adaptive", "tiny-third"),
     }  # fmt: skip
     for pair in (["tiny-third", "tiny-adaptive"], ["tiny-third", "tiny-third"], ["tiny-third", "nobody"]):
-        with pytest.raises(ValueError, match=r"pairs: got \['tiny-third', .*want two of the models in their order"):
+        with pytest.raises(ValueError, match=r"pairs: got \['tiny-third', .*expected two of the models in their order"):
             load_study(place / "tiny.toml", overrides | {"pairs": [pair]}).train_recipes()
 
 
@@ -310,9 +310,9 @@ def test_mechanisms_are_of_recurrent_models() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "threads"}, "executor: got 'threads'; want one of in-process, ray"),
+        ({"executor": "threads"}, "executor: got 'threads'; expected one of in-process, ray"),
         ({"ray_address": "here"}, "ray_address: got 'here' with executor 'in-process'"),
-        ({"n_threads": 0}, "threads: got 0; want at least 1"),
+        ({"n_threads": 0}, "threads: got 0; expected at least 1"),
         ({"reuse": ["nowhere"]}, "reuse: nowhere has no jobs.json"),
     ],
 )

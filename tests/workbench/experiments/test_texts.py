@@ -151,7 +151,7 @@ def test_what_a_run_was_trained_on_before_there_were_official_splits_still_loads
     assert trained_on == TextSource(str(of_wikitext[1]), held_out_fraction=0.05)
     config.write_text("".join(lines).replace('documents = "articles"', "documents = 3"))
     amend_manifest(run, ["config.toml"])
-    with pytest.raises(ValueError, match=r"config: .* has data .*3.*; want a text's"):
+    with pytest.raises(ValueError, match=r"config: .* has data .*3.*; expected a text's"):
         load(run, "cpu")
 
 
@@ -174,28 +174,28 @@ def test_windows_are_distinct_and_from_all_of_the_text(model, text, tmp_path, n)
 def test_every_window_can_be_had_and_no_more(model, text, tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(
-        ValueError, match=r"\(held-out\) has (\d+) tokens, \d+ windows of 24; want at least 100000"
+        ValueError, match=r"\(held-out\) has (\d+) tokens, \d+ windows of 24; expected at least 100000"
     ) as e:
         analysis_tokens(model, text, n_sequences=100_000, cache=cache)
     n = int(str(e.value).split(" windows")[0].rsplit(" ", 1)[1])
     assert len(analysis_tokens(model, text, n_sequences=n, cache=cache)) == n
-    with pytest.raises(ValueError, match=f"{n} windows of 24; want at least {n + 1}"):
+    with pytest.raises(ValueError, match=f"{n} windows of 24; expected at least {n + 1}"):
         analysis_tokens(model, text, n_sequences=n + 1, cache=cache)
 
 
 def test_a_text_shorter_than_one_window_is_refused(model, tmp_path):
     (tmp_path / "a.txt").write_text("One line.\nTwo lines.\n" * 3)
-    with pytest.raises(ValueError, match=r"a\.txt \(held-out\) has \d+ tokens, 0 windows of 24; want at least 1"):
+    with pytest.raises(ValueError, match=r"a\.txt \(held-out\) has \d+ tokens, 0 windows of 24; expected at least 1"):
         analysis_tokens(model, tmp_path / "a.txt", n_sequences=1, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_sequences": 0}, "n_sequences: got 0; want at least 1"),
-        ({"n_ctx": 25}, "n_ctx: got 25; want 2 to the model's n_ctx = 24"),
-        ({"n_ctx": 1}, "n_ctx: got 1; want 2"),
-        ({"split": "test"}, "split: got 'test'; want one of held_out, train"),
+        ({"n_sequences": 0}, "n_sequences: got 0; expected at least 1"),
+        ({"n_ctx": 25}, "n_ctx: got 25; expected 2 to the model's n_ctx = 24"),
+        ({"n_ctx": 1}, "n_ctx: got 1; expected 2"),
+        ({"split": "test"}, "split: got 'test'; expected one of held_out, train"),
         ({"data": "nowhere.txt"}, "data: no file or folder 'nowhere.txt'"),
     ],
 )

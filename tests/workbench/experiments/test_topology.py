@@ -184,7 +184,7 @@ def test_a_transformer_lens_model_gives_the_same_tables():
 
 def test_too_few_tokens_have_cosines_and_no_ranks():
     model = small_model("janus-v3")
-    with pytest.warns(probes.SmallSampleWarning, match="4080 tokens; want at least 4096"):
+    with pytest.warns(probes.SmallSampleWarning, match="4080 tokens; expected at least 4096"):
         stats = topology(model, tokens_for(model, 255, 16))
     assert stats[list(topology_module.RANKS)].isna().all().all()
     assert stats[["max_cos", "mean_cos"]].notna().all().all()
@@ -257,10 +257,13 @@ def test_columns_layers_and_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [3]}, "layers: got 3; want 0…2"),
+        ({"layers": [3]}, "layers: got 3; expected 0…2"),
         ({"layers": []}, "layers: got an empty selection"),
         ({"tokens": torch.zeros(4, dtype=torch.long)}, r"topology: tokens are shape \[4\]"),
-        ({"tokens": torch.zeros(1, 25, dtype=torch.long)}, "windows of 25 tokens; want 1 to the model's n_ctx = 24"),
+        (
+            {"tokens": torch.zeros(1, 25, dtype=torch.long)},
+            "windows of 25 tokens; expected 1 to the model's n_ctx = 24",
+        ),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

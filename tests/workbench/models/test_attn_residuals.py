@@ -169,7 +169,7 @@ def test_the_first_attention_of_a_channel_has_no_routing():
 @pytest.mark.parametrize("kind", ["attn-res", "attn-res-attention", "attn-res-learned"])
 def test_a_state_of_another_kind_is_refused(kind):
     model = small_model(kind)
-    with pytest.raises(ValueError, match=r"start_at_layer: got a Tensor; want a state .*attention residuals route"):
+    with pytest.raises(ValueError, match=r"start_at_layer: got a Tensor; expected a state .*attention residuals route"):
         model(torch.zeros(1, 4, 32), start_at_layer=1)
 
 

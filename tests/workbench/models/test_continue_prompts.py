@@ -71,14 +71,14 @@ def test_draws_follow_the_distribution():
     ("arguments", "message"),
     [
         ({"prompts": []}, "prompts: got none"),
-        ({"prompts": [[1], []]}, "prompts: 0 to 1 tokens long; want 1 to 15"),
+        ({"prompts": [[1], []]}, "prompts: 0 to 1 tokens long; expected 1 to 15"),
         (
             {"prompts": [[1], [1] * 16]},
-            "1 to 16 tokens long; want 1 to 15, 9 new tokens short of the model's n_ctx = 24",
+            "1 to 16 tokens long; expected 1 to 15, 9 new tokens short of the model's n_ctx = 24",
         ),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
         ({"temperature": -0.1}, "temperature: got -0.1"),
-        ({"uniforms": uniforms(3)}, r"uniforms: shape \[3, 9\]; want \[4, 9\]"),
+        ({"uniforms": uniforms(3)}, r"uniforms: shape \[3, 9\]; expected \[4, 9\]"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -130,8 +130,8 @@ class TestRotarySettings:
             ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
             ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),
             ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
-            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5; want 1"),
-            ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "want one object for all layers"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5; expected 1"),
+            ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "expected one object for all layers"),
         ],
     )
     def test_that_cannot_be_expressed_are_refused(self, folder, changes, message):
@@ -151,7 +151,7 @@ class TestRotarySettings:
     def test_a_window_that_is_no_number(self, tmp_path):
         random_model("MistralConfig").save_pretrained(tmp_path)
         edit_config(tmp_path, sliding_window="long")
-        with pytest.raises(ValueError, match="sliding_window is 'long'; want a whole number"):
+        with pytest.raises(ValueError, match="sliding_window is 'long'; expected a whole number"):
             load(tmp_path)
 
 
@@ -177,7 +177,7 @@ class TestFilesOfAFolder:
         edit_tensors(tmp_path, **{"lm_head.weight": model.model.embed_tokens.weight.detach().clone()})
         assert difference(tmp_path) < 1e-4
         edit_tensors(tmp_path, **{"lm_head.weight": torch.randn(300, 64)})
-        with pytest.raises(ValueError, match=r"lm_head.weight is not the tied .* want tie_word_embeddings = false"):
+        with pytest.raises(ValueError, match=r"lm_head.weight is not the tied .* expected tie_word_embeddings = false"):
             load(tmp_path)
 
     @pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config"])
@@ -213,7 +213,7 @@ class TestFilesOfAFolder:
         random_model().save_pretrained(tmp_path)
         name = "model.layers.0.mlp.up_proj.weight"
         edit_tensors(tmp_path, **{name: torch.zeros(96, 64).to(torch.float8_e4m3fn)})
-        with pytest.raises(ValueError, match="is of float8_e4m3fn; want float64, float32, bfloat16, float16"):
+        with pytest.raises(ValueError, match="is of float8_e4m3fn; expected float64, float32, bfloat16, float16"):
             load(tmp_path)
 
 
@@ -289,7 +289,7 @@ class TestTokenizers:
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         model = load(self.folder(tmp_path, "LlamaConfig", tokenizer))
         assert model.to_tokens("the dog").tolist() == [[1, 2]]
-        with pytest.raises(ValueError, match="no BOS token; want prepend_bos=False"):
+        with pytest.raises(ValueError, match="no BOS token; expected prepend_bos=False"):
             model.to_tokens("the dog", prepend_bos=True)
 
 
@@ -392,13 +392,13 @@ class TestGGUF:
         [
             ({"rope.scaling.type": "yarn"}, "stretched rotary frequencies"),
             ({"rope.scaling.type": "linear"}, "llama.rope.scaling.factor is missing"),
-            ({"rope.scaling.attn_factor": 1.2}, r"llama.rope.scaling.attn_factor is 1.2\d*; want .*, 1$"),
-            ({"attention.causal": False}, "llama.attention.causal is False; want causal attention"),
-            ({"expert_count": 8}, "llama.expert_count is 8; want a dense model, not a mixture of experts"),
-            ({"rope.dimension_count": 8}, "rope.dimension_count is 8; want a head's 16 dimensions"),
+            ({"rope.scaling.attn_factor": 1.2}, r"llama.rope.scaling.attn_factor is 1.2\d*; expected .*, 1$"),
+            ({"attention.causal": False}, "llama.attention.causal is False; expected causal attention"),
+            ({"expert_count": 8}, "llama.expert_count is 8; expected a dense model, not a mixture of experts"),
+            ({"rope.dimension_count": 8}, "rope.dimension_count is 8; expected a head's 16 dimensions"),
             ({"attention.value_length": 8}, "attention.value_length is 8"),
-            ({"attention.head_count": "x"}, "attention.head_count is 'x'; want a number above 0"),
-            ({"attention.head_count": 0}, "attention.head_count is 0; want a number above 0"),
+            ({"attention.head_count": "x"}, "attention.head_count is 'x'; expected a number above 0"),
+            ({"attention.head_count": 0}, "attention.head_count is 0; expected a number above 0"),
             ({"reshape": {"blk.0.attn_q.weight": 63}}, r"blk.0.attn_q.weight has shape \[63, 64\]; does not fit"),
         ],
     )
@@ -459,7 +459,7 @@ def test_weights_of_all_layers_are_stacked_as_in_transformer_lens(kind):
 def test_a_text_of_several_tokens_is_no_single_one():
     model = small_model("janus-v3", d_vocab=4096)
     model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
-    with pytest.raises(ValueError, match=r"to_single_token: 'It is' is \d tokens; want a text that is one"):
+    with pytest.raises(ValueError, match=r"to_single_token: 'It is' is \d tokens; expected a text that is one"):
         model.to_single_token("It is")
 
 
@@ -471,7 +471,7 @@ def test_what_takes_only_our_class_says_so(tmp_path):
         lambda: export(hooked, "hf", tmp_path / "out"),
         lambda: evaluate(hooked, ["text"]),
     ):
-        with pytest.raises(ValueError, match="got a HookedTransformer; want a HookedLM"):
+        with pytest.raises(ValueError, match="got a HookedTransformer; expected a HookedLM"):
             call()
 
 

@@ -103,15 +103,15 @@ def test_generation_ends_at_the_context():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -1.0}, "temperature: got -1.0; want a finite number, 0 or more"),
-        ({"top_k": 0}, "top_k: got 0; want 1 or more"),
-        ({"top_p": 0.0}, "top_p: got 0.0; want 0 < top_p ≤ 1"),
+        ({"temperature": -1.0}, "temperature: got -1.0; expected a finite number, 0 or more"),
+        ({"top_k": 0}, "top_k: got 0; expected 1 or more"),
+        ({"top_p": 0.0}, "top_p: got 0.0; expected 0 < top_p ≤ 1"),
         ({"top_p": 1.1}, "top_p: got 1.1"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
         ({"generator": None}, "no generator given"),
-        ({"tokens": torch.zeros(1, 24, dtype=torch.long)}, "the prompt has 24 tokens; want 1 to 23"),
+        ({"tokens": torch.zeros(1, 24, dtype=torch.long)}, "the prompt has 24 tokens; expected 1 to 23"),
         ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, "the prompt has 0 tokens"),
-        ({"tokens": torch.zeros(5, dtype=torch.long)}, r"the prompts have shape \(5,\); want \[batch pos\]"),
+        ({"tokens": torch.zeros(5, dtype=torch.long)}, r"the prompts have shape \(5,\); expected \[batch pos\]"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -349,7 +349,7 @@ class TestBadCheckpoints:
 
     def test_misshapen_tensor(self, folder):
         self.change(folder, lambda t: t.update({"ln_final.w": torch.zeros(31)}))
-        with pytest.raises(ValueError, match=r"ln_final.w has shape \[31\], want \[32\]"):
+        with pytest.raises(ValueError, match=r"ln_final.w has shape \[31\], expected \[32\]"):
             load(folder)
 
     @pytest.mark.parametrize("keep", [0, 5, 100, 5000])
@@ -374,7 +374,7 @@ class TestBadCheckpoints:
         from workbench.data.tokenizer import load_tokenizer
 
         load_tokenizer("embedded").save(str(folder / "tokenizer.json"))
-        with pytest.raises(ValueError, match="tokenizer has 4096 entries; want at most d_vocab = 61"):
+        with pytest.raises(ValueError, match="tokenizer has 4096 entries; expected at most d_vocab = 61"):
             load(folder)
 
     def test_tokenizer_with_few_entries_and_an_id_behind_the_vocabulary(self, folder):
@@ -382,11 +382,11 @@ class TestBadCheckpoints:
         from tokenizers.models import WordLevel
 
         Tokenizer(WordLevel({"a": 0, "b": 61}, unk_token="a")).save(str(folder / "tokenizer.json"))
-        with pytest.raises(ValueError, match="tokenizer has 62 entries; want at most d_vocab = 61"):
+        with pytest.raises(ValueError, match="tokenizer has 62 entries; expected at most d_vocab = 61"):
             load(folder)
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(ValueError, match="not there; want a run directory"):
+        with pytest.raises(ValueError, match="not there; expected a run directory"):
             load(tmp_path / "absent")
         with pytest.raises(ValueError, match="holds neither"):
             load(tmp_path)

@@ -93,7 +93,7 @@ def test_key_value_cache_gives_the_same_logits(kind):
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="n_ctx = 24"):
         model(tokens[:, :9], past_kv_cache=cache)
-    with pytest.raises(ValueError, match="past_kv_cache: got 1 sequences; want 2, as in earlier calls"):
+    with pytest.raises(ValueError, match="past_kv_cache: got 1 sequences; expected 2, as in earlier calls"):
         model(tokens[:1, :1], past_kv_cache=cache)
 
 
@@ -108,7 +108,7 @@ def test_a_key_value_cache_serves_the_layers_that_every_call_ran(kind):
         parts.append(model(state, start_at_layer=half, past_kv_cache=upper))
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
     lower.length = upper.length = 15
-    with pytest.raises(ValueError, match=f"layer {half} has read 0 of 15 tokens; want the same start_at_layer"):
+    with pytest.raises(ValueError, match=f"layer {half} has read 0 of 15 tokens; expected the same start_at_layer"):
         model(tokens[:, 15:], past_kv_cache=lower)
     with pytest.raises(ValueError, match="layer 0 has read 0 of 15 tokens"):
         model(tokens[:, 15:], past_kv_cache=upper)
@@ -327,15 +327,15 @@ BAD_CALLS = {
         "did not fire in this run with stop_at_layer = 1",
     ),
     "filter of nothing": (lambda m, t: m.run_with_cache(t, names_filter=lambda n: False), "matches no hook point"),
-    "id too large": (lambda m, t: m(t + 60), "want 0 ≤ id < d_vocab = 61"),
-    "id negative": (lambda m, t: m(t - 61), "want 0 ≤ id"),
-    "floats": (lambda m, t: m(t.float()), "want integers"),
-    "one axis": (lambda m, t: m(t[0]), r"want integers \[batch pos\]"),
+    "id too large": (lambda m, t: m(t + 60), "expected 0 ≤ id < d_vocab = 61"),
+    "id negative": (lambda m, t: m(t - 61), "expected 0 ≤ id"),
+    "floats": (lambda m, t: m(t.float()), "expected integers"),
+    "one axis": (lambda m, t: m(t[0]), r"expected integers \[batch pos\]"),
     "too long": (lambda m, t: m(t.repeat(1, 2)), "at most n_ctx = 24"),
-    "layer": (lambda m, t: m(t, stop_at_layer=9), "layer: got 9; want −3…3"),
-    "return type": (lambda m, t: m(t, return_type="probs"), "want 'logits', 'loss', 'both' or None"),
+    "layer": (lambda m, t: m(t, stop_at_layer=9), "layer: got 9; expected −3…3"),
+    "return type": (lambda m, t: m(t, return_type="probs"), "expected 'logits', 'loss', 'both' or None"),
     "no tokens": (lambda m, t: m(m(t, stop_at_layer=1), start_at_layer=1, return_type="loss"), "no tokens given"),
-    "one token": (lambda m, t: m(t[:, :1], return_type="loss"), "want at least 2"),
+    "one token": (lambda m, t: m(t[:, :1], return_type="loss"), "expected at least 2"),
     "no tokenizer": (lambda m, t: m("hello"), "no tokenizer"),
 }
 

@@ -392,13 +392,13 @@ def test_topology_reads_effective_layers():
 # --- faults
 
 BAD = {
-    "passes": ({"n_passes": 2}, "2 unique blocks × 2 passes are 4 effective layers; want n_layers = 6"),
-    "carry rank": ({"carry_rank": 33}, "carry_rank: got 33; want at most d_model = 32"),
-    "td rank": ({"td_rank": 40}, "td_rank: got 40; want at most d_model = 32"),
+    "passes": ({"n_passes": 2}, "2 unique blocks × 2 passes are 4 effective layers; expected n_layers = 6"),
+    "carry rank": ({"carry_rank": 33}, "carry_rank: got 33; expected at most d_model = 32"),
+    "td rank": ({"td_rank": 40}, "td_rank: got 40; expected at most d_model = 32"),
     "routes": ({"n_routes": 33}, "n_routes: got 33"),
     "routes of nothing": ({"routes": "orthonormal"}, 'got "orthonormal" without routes; expected n_routes'),
-    "skip forward": ({"skips": ((4, 2),)}, "got a skip from layer 4 to 2; want 0 ≤ source < target < 6"),
-    "skip outside": ({"skips": ((0, 6),)}, "want 0 ≤ source < target < 6"),
+    "skip forward": ({"skips": ((4, 2),)}, "got a skip from layer 4 to 2; expected 0 ≤ source < target < 6"),
+    "skip outside": ({"skips": ((0, 6),)}, "expected 0 ≤ source < target < 6"),
     "two into one": ({"skips": ((0, 5), (1, 5))}, "at most one into each layer"),
     "confidence without gate": ({"confidence": True}, "the exit gate, which is off"),
 }
@@ -414,12 +414,12 @@ def test_parts_that_do_not_fit_are_named(case):
 def test_more_that_does_not_fit():
     with pytest.raises(ValueError, match="acts between passes, and n_passes = 1"):
         Recurrence(n_unique=6, n_passes=1, memory=True)
-    with pytest.raises(ValueError, match="k_rank: got 17; want at most 16"):
+    with pytest.raises(ValueError, match="k_rank: got 17; expected at most 16"):
         small_config("recurrent", extensions=Extensions(k_rank=17))
     with pytest.raises(ValueError, match="use_qk_norm is false"):
         small_config("janus-v3", extensions=Extensions(q_gain=1.5))
     with pytest.raises(ValueError, match="even width"):
         small_config("recurrent", d_model=33, extensions=Extensions(recurrence=Recurrence(**BASE, resonance=True)))
     model = small_model("recurrent")
-    with pytest.raises(ValueError, match="got a Tensor; want a state from stop_at_layer"):
+    with pytest.raises(ValueError, match="got a Tensor; expected a state from stop_at_layer"):
         model(torch.zeros(1, 4, 32), start_at_layer=2)

@@ -247,27 +247,30 @@ def test_another_controller_starts_from_its_defaults():
         ({"phases.0.n_step": 3}, "set phases.0.n_step: unknown key 'n_step'; nearest: n_steps"),
         ({"model.n_layer": 3}, "unknown key 'n_layer'; nearest: n_layers"),
         ({"modle.n_layers": 3}, "unknown key 'modle'; nearest: model"),
-        ({"phases.1.n_steps": 3}, "got '1' after 'phases'; want an index from 0 to 0"),
+        ({"phases.1.n_steps": 3}, "got '1' after 'phases'; expected an index from 0 to 0"),
         ({"phases.first.n_steps": 3}, "got 'first' after 'phases'"),
         ({"name.x": 3}, "'name' is a single value"),
         ({"phases.0.vsm.onn": "z"}, "unknown key 'onn'; nearest: on"),
         ({"phases.0.n_steps": 0}, "phases.0.n_steps: .*greater than or equal to 1"),
         ({"phases.0.n_steps": "many"}, "phases.0.n_steps: .*valid integer"),
-        ({"phases.0.schedule.n_warmup_steps": 5}, "got 5; want at most 4 steps"),
-        ({"phases.0.schedule.kind": "cosine", "phases.0.schedule.n_steps": 9}, "got 9; want at most the phase's 4"),
-        ({"phases.0.vsm.group_size": 3}, "phases.0.vsm.group_size: got 3; want a divisor of 2"),
-        ({"phases.0.vsm.controller.peak": 1}, "controller: has no 'kind'; want one, which says what"),
-        ({"model.n_heads": 1, "phases.0.vsm.on": "z"}, "phases.0.vsm: compares heads, and model.n_heads = 1; want 2"),
+        ({"phases.0.schedule.n_warmup_steps": 5}, "got 5; expected at most 4 steps"),
+        ({"phases.0.schedule.kind": "cosine", "phases.0.schedule.n_steps": 9}, "got 9; expected at most the phase's 4"),
+        ({"phases.0.vsm.group_size": 3}, "phases.0.vsm.group_size: got 3; expected a divisor of 2"),
+        ({"phases.0.vsm.controller.peak": 1}, "controller: has no 'kind'; expected one, which says what"),
+        (
+            {"model.n_heads": 1, "phases.0.vsm.on": "z"},
+            "phases.0.vsm: compares heads, and model.n_heads = 1; expected 2",
+        ),
         ({"phases.0.optimizer.adamw.betas": [0.9, 1.0]}, "adamw.betas.1: Input should be less than 1"),
         ({"phases.².n_steps": 3}, "got '²' after 'phases'"),
         ({"phases.0.nca.size": 12}, 'got settings with kind = "language"'),
         ({"phases.0.kind": "nca"}, "phases.0.nca: n_ctx is 8; expected at least 40, or a window of 4"),
         ({"model.n_ctx": 1}, "model.n_ctx: got 1; expected at least 2"),
-        ({"model.extensions.attn_res.boundaries": [0, 3]}, "boundaries: got .0, 3.; want layers that rise"),
-        ({"model.extensions.attn_res.boundaries": [1, 0]}, "boundaries: got .1, 0.; want layers that rise"),
+        ({"model.extensions.attn_res.boundaries": [0, 3]}, "boundaries: got .0, 3.; expected layers that rise"),
+        ({"model.extensions.attn_res.boundaries": [1, 0]}, "boundaries: got .1, 0.; expected layers that rise"),
         ({"model.d_mlp": None}, "model.d_mlp"),
-        ({"model.dtype": "bfloat16"}, "model: dtype: got bfloat16; want none: weights are float32"),
-        ({"model.device": "cuda"}, "model: device: got 'cuda'; want none, and --device"),
+        ({"model.dtype": "bfloat16"}, "model: dtype: got bfloat16; expected none: weights are float32"),
+        ({"model.device": "cuda"}, "model: device: got 'cuda'; expected none, and --device"),
     ],
 )
 def test_faulty_overrides_name_the_key(overrides, message):
@@ -280,7 +283,7 @@ def test_faulty_overrides_name_the_key(overrides, message):
     [
         ({"phase": []}, "unknown key 'phase'; nearest: phases"),
         ({"phases": []}, "phases: .*at least 1"),
-        ({"phases": [TINY["phases"][0], TINY["phases"][0]]}, "want each name once"),
+        ({"phases": [TINY["phases"][0], TINY["phases"][0]]}, "expected each name once"),
         ({"phases": [{"n_steps": 4, "batch_size": 2, "clip": 1}]}, "unknown key 'phases.0.clip'; nearest: clip_norm"),
         (
             {"phases": [TINY["phases"][0] | {"vsm": {"controller": {"kind": "trapezoid", "peek": 1}}}]},
@@ -306,7 +309,7 @@ def test_faulty_recipes_name_the_key(change, message, tmp_path):
         (b"name = ", "is not TOML"),
         (b"\xff", "is not UTF-8"),
         ("name = 'a'".encode("utf-16"), "is UTF-16; expected UTF-8"),
-        (b"#" * (1 << 20) + b"#", "want at most"),
+        (b"#" * (1 << 20) + b"#", "expected at most"),
         (b"", "name: "),
     ],
 )
@@ -425,7 +428,7 @@ def test_override_texts(text, expected):
 
 @pytest.mark.parametrize("text", ["a", "=3", ""])
 def test_faulty_override_texts(text):
-    with pytest.raises(ValueError, match="want key=value"):
+    with pytest.raises(ValueError, match="expected key=value"):
         parse_override(text)
 
 

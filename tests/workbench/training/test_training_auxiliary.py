@@ -173,12 +173,12 @@ def test_weights_that_int8_cannot_hold_are_named():
     model = small_model("recurrent")
     with torch.no_grad():
         model.get_parameter("unique_blocks.1.mlp.W_in")[0, 0] = 1e9
-    with pytest.raises(ValueError, match=r"unique_blocks.1.mlp.W_in reaches 1e\+09; want finite weights"):
+    with pytest.raises(ValueError, match=r"unique_blocks.1.mlp.W_in reaches 1e\+09; expected finite weights"):
         pack_model(model)
     model = small_model("recurrent")
     with torch.no_grad():
         model.ln_final.w[0] = 1e6
-    with pytest.raises(ValueError, match=r"ln_final.w reaches 1e\+06; want at most 65504"):
+    with pytest.raises(ValueError, match=r"ln_final.w reaches 1e\+06; expected at most 65504"):
         pack_model(model)
 
 

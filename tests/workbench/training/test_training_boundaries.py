@@ -48,9 +48,9 @@ def test_plateaus_are_found_and_ties_are_settled():
 @pytest.mark.parametrize(
     ("profile", "n_blocks", "message"),
     [
-        ([1.0, 2.0], 3, "got 3 blocks for 2 layers; want 1 to 2"),
+        ([1.0, 2.0], 3, "got 3 blocks for 2 layers; expected 1 to 2"),
         ([1.0, 2.0], 0, "got 0 blocks"),
-        ([1.0, float("nan")], 1, "want finite numbers"),
+        ([1.0, float("nan")], 1, "expected finite numbers"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(profile, n_blocks, message):
@@ -89,7 +89,7 @@ def test_other_words_are_refused(value):
 
 def test_a_model_of_another_depth_is_refused(tmp_path):
     save(small_model("kotodama"), tmp_path)
-    with pytest.raises(ValueError, match="has 3 layers; want 6"):
+    with pytest.raises(ValueError, match="has 3 layers; expected 6"):
         apply_overrides(load_recipe("p3-attnres-nano"), {KEY: f"profile:2:{tmp_path}"})
     with pytest.raises(ValueError, match="no/such/run"):
         apply_overrides(load_recipe("p3-attnres-nano"), {KEY: "profile:2:no/such/run"})

@@ -70,7 +70,7 @@ def test_wandb_gets_the_row_and_a_resumed_run_its_id(monkeypatch, tmp_path):
 def test_a_missing_package_is_named(kind, module, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
     with (
-        pytest.raises(ValueError, match=rf"{kind} is not installed; want pip install .*\[{kind}\]"),
+        pytest.raises(ValueError, match=rf"{kind} is not installed; expected pip install .*\[{kind}\]"),
         mirror(kind, tmp_path, {}, step=0),
     ):
         pass
@@ -80,7 +80,7 @@ def test_none_and_nonsense():
     with mirror(None, Path(), {}, step=0) as write:
         assert write is None
     with (
-        pytest.raises(ValueError, match="monitor: got 'paper'; want tensorboard or wandb"),
+        pytest.raises(ValueError, match="monitor: got 'paper'; expected tensorboard or wandb"),
         mirror("paper", Path(), {}, 0),
     ):
         pass

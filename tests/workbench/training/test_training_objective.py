@@ -112,7 +112,7 @@ def test_precision_by_name():
     assert autocast_dtype("cpu", "float64") is None
     assert autocast_dtype("cpu", "bfloat16") is torch.bfloat16
     assert autocast_dtype("cpu", "auto") in (None, torch.bfloat16)
-    with pytest.raises(ValueError, match="dtype: got 'int8'; want auto, float32"):
+    with pytest.raises(ValueError, match="dtype: got 'int8'; expected auto, float32"):
         autocast_dtype("cpu", "int8")
 
 

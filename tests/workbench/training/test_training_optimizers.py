@@ -172,7 +172,7 @@ def test_momentum_rises():
     ("key", "value", "message"),
     [
         ("adamw/blocks.7.ln1.w/exp_avg", torch.zeros(12), "which the model has not"),
-        ("adamw/ln_final.w/exp_avg", torch.zeros(13), r"has shape \(13,\); want \(12,\)"),
+        ("adamw/ln_final.w/exp_avg", torch.zeros(13), r"has shape \(13,\); expected \(12,\)"),
         ("muon/blocks.0.mlp.W_in/momentum_buffer", torch.zeros(20, 12), "got tensors of muon"),
     ],
 )

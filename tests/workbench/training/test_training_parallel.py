@@ -280,12 +280,12 @@ def test_two_processes_go_on_exactly(place, name):
 @pytest.mark.parametrize(
     ("name", "codes", "message"),
     [
-        ("cut-other", [1], "was saved by 2 processes, DDP; got one process; want the same again"),
-        ("cut-fsdp-other", [1, 1], "was saved by 2 processes, DDP; got 2 processes, FSDP; want the same again"),
-        ("taken", [1, 1], "already exists; want a new directory, or --resume"),
-        ("odd", [1, 1], "phases.0.batch_size: got 3 for 2 processes; want a multiple of 2"),
+        ("cut-other", [1], "was saved by 2 processes, DDP; got one process; expected the same again"),
+        ("cut-fsdp-other", [1, 1], "was saved by 2 processes, DDP; got 2 processes, FSDP; expected the same again"),
+        ("taken", [1, 1], "already exists; expected a new directory, or --resume"),
+        ("odd", [1, 1], "phases.0.batch_size: got 3 for 2 processes; expected a multiple of 2"),
         ("full", [1, 1], "No space left on device"),
-        ("alone", [1], "fsdp: got one process; want several, started by torchrun"),
+        ("alone", [1], "fsdp: got one process; expected several, started by torchrun"),
     ],
 )
 def test_a_refusal_is_one_line_and_ends_all(place, name, codes, message):
@@ -349,7 +349,7 @@ def test_matrices_are_shared_out_evenly():
 def test_batches_that_cannot_be_shared_are_named():
     recipe = load_recipe("p3-muon-nano")
     check_batches(recipe, 4)
-    with pytest.raises(ValueError, match=r"phases.0.batch_size: got 16 for 3 processes; want a multiple of 3"):
+    with pytest.raises(ValueError, match=r"phases.0.batch_size: got 16 for 3 processes; expected a multiple of 3"):
         check_batches(recipe, 3)
 
 

@@ -43,8 +43,8 @@ def test_a_shorter_shape_stays_at_its_floor():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (Schedule(kind="cosine", n_steps=11), r"phases.0.schedule.n_steps: got 11; want at most the phase's 10"),
-        (Schedule(n_warmup_steps=11), "n_warmup_steps: got 11; want at most 10"),
+        (Schedule(kind="cosine", n_steps=11), r"phases.0.schedule.n_steps: got 11; expected at most the phase's 10"),
+        (Schedule(n_warmup_steps=11), "n_warmup_steps: got 11; expected at most 10"),
         (Schedule(kind="wsd", n_warmup_steps=6, stable_until=0.5), "before the decay starts, at step 5"),
     ],
 )

@@ -58,7 +58,7 @@ def test_groups_compare_only_their_own_heads():
     off = torch.stack([full[0, 1], full[2, 3], full[4, 5]])
     assert float(vsm.orthogonality(groups)) == pytest.approx(float((2 * off.square()).sum().sqrt()), abs=1e-13)
     assert float(vsm.sigma(groups)) == pytest.approx(float(off.abs().mean()), abs=1e-13)
-    with pytest.raises(ValueError, match="group_size: got 4; want a divisor of 6"):
+    with pytest.raises(ValueError, match="group_size: got 4; expected a divisor of 6"):
         vsm.head_gram(z, 4)
 
 
@@ -238,7 +238,7 @@ def test_pressure_goes_on_from_its_state(controller):
     ("settings", "message"),
     [
         ({"on": "q"}, "'z' or 'pattern'"),
-        ({"coherence": 0.1}, 'want on = "pattern"'),
+        ({"coherence": 0.1}, 'expected on = "pattern"'),
         ({"steering": -1}, "greater than or equal to 0"),
         ({"group_size": 1}, "greater than or equal to 2"),
         ({"controller": {"kind": "trapezoid", "hold_from": 0.1}}, "rising order"),

@@ -207,7 +207,7 @@ def check_ablation(
     cfg = model.cfg
     parts = choose_parts(model, layers, heads, components)
     if "mlp" in components and getattr(cfg, "attn_only", False):
-        raise ValueError("components: got 'mlp' for a model of attention alone; want head or layer")
+        raise ValueError("components: got 'mlp' for a model of attention alone; expected head or layer")
     check_hooks(model, list(dict.fromkeys(part.hook for part in parts)))
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
@@ -221,7 +221,7 @@ def choose_parts(
 ) -> tuple[Part, ...]:
     """The parts chosen, layer by layer, heads first; errors as `ablate`."""
     if isinstance(components, str) or not components or set(components) - set(COMPONENTS):
-        raise ValueError(f"components: got {components!r}; want some of {', '.join(COMPONENTS)}")
+        raise ValueError(f"components: got {components!r}; expected some of {', '.join(COMPONENTS)}")
     of_layer: list[tuple[Any, int]] = []
     chosen_heads = choose("heads", heads, model.cfg.n_heads)
     for component in COMPONENTS:
@@ -234,15 +234,15 @@ def choose_parts(
 def check_kind(kind: str, n_resamples: int, n: int) -> None:
     """Raise ValueError for an unknown kind, or more donors than there are other sequences."""
     if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}; want one of {', '.join(KINDS)}")
+        raise ValueError(f"kind: got {kind!r}; expected one of {', '.join(KINDS)}")
     if kind == "resample" and not 1 <= n_resamples < n:
-        raise ValueError(f"n_resamples: got {n_resamples} with {n} sequences; want 1 to the {n - 1} others")
+        raise ValueError(f"n_resamples: got {n_resamples} with {n} sequences; expected 1 to the {n - 1} others")
 
 
 def check_start(start: int, n: int, sizes: Sizes) -> None:
     """Raise ValueError for a sequence at which no batch begins."""
     if not 0 <= start < n or start % sizes.batch_size:
-        raise ValueError(f"start: got {start}; want a multiple of {sizes.batch_size} below {n}")
+        raise ValueError(f"start: got {start}; expected a multiple of {sizes.batch_size} below {n}")
 
 
 def _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress) -> Iterator[SequenceLosses]:

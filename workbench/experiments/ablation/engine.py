@@ -55,7 +55,7 @@ def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget:
     fixed = 2 * 4 * min(MAX_COLUMNS, cfg.d_vocab) * cfg.d_model  # a block of W_U, rounded
     least = fixed + 3 * 4 * cfg.d_vocab + clean + continued
     if least > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; want at least {least} for one head of one sequence")
+        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for one head of one sequence")
     wanted_logits = max(cfg.d_vocab, min(scale * LOGITS_HELD, budget // 32))
     logits_held = min(wanted_logits, (budget - fixed - clean - continued) // (3 * 4))
     rest = budget - fixed - 3 * 4 * logits_held

@@ -26,7 +26,7 @@ def plan_generic(model: Any, n_ctx: int, n_layers: int, n_heads: int, budget: in
     kept = width + n_layers * (2 * cfg.n_heads * cfg.d_head + cfg.d_model) + maps + cfg.n_layers * (width + maps)
     held = 4 * logits + 4 * n_ctx * kept
     if held > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; want at least {held} for one head of one sequence")
+        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {held} for one head of one sequence")
     batch_size = max(1, min(budget // held, 8192 // n_ctx))
     return Sizes(batch_size, batch_size, max(cfg.d_vocab, min(1 << 22, logits)))
 

@@ -66,7 +66,7 @@ def impacts(
 def check_bootstrap(n_bootstrap: int) -> None:
     """Nothing; raises ValueError for fewer draws than tails of 2.5 % can be read from."""
     if n_bootstrap < 100:
-        raise ValueError(f"n_bootstrap: got {n_bootstrap}; want at least 100, as tails of 2.5 % are read")
+        raise ValueError(f"n_bootstrap: got {n_bootstrap}; expected at least 100, as tails of 2.5 % are read")
 
 
 def _resampled_ratios(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator, n_draws: int) -> np.ndarray:
@@ -105,13 +105,13 @@ def specialization(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         for column in ("model", "seed", "kind"):
             n_values = len(set(table[column]))
             if n_values != 1:
-                raise ValueError(f"specialization: {name} has {n_values} values of {column}; want one")
+                raise ValueError(f"specialization: {name} has {n_values} values of {column}; expected one")
         kinds.append(table["kind"].iloc[0])
     if kinds[0] != kinds[1]:
-        raise ValueError(f"specialization: kinds {kinds[0]} and {kinds[1]}; want the same")
+        raise ValueError(f"specialization: kinds {kinds[0]} and {kinds[1]}; expected the same")
     top_a, top_b = _top_by_layer(of_heads(a)), _top_by_layer(of_heads(b))
     if list(top_a) != list(top_b):
-        raise ValueError(f"specialization: layers {list(top_a)} and {list(top_b)}; want the same")
+        raise ValueError(f"specialization: layers {list(top_a)} and {list(top_b)}; expected the same")
     ratios = [top_a[layer] / top_b[layer] if top_b[layer] > 0 else math.nan for layer in top_a]
     return pd.DataFrame({"layer": list(top_a), "specialization": ratios})
 

@@ -43,11 +43,11 @@ def standing_apart(
     """
     d = np.asarray(impacts, dtype=np.float64)
     if d.ndim != 3 or d.shape[0] < 2 or d.shape[1] < 1 or d.shape[2] < 2:
-        raise ValueError(f"load_bearing: impacts have shape {d.shape}; want [replicate ≥ 2, layer, head ≥ 2]")
+        raise ValueError(f"load_bearing: impacts have shape {d.shape}; expected [replicate ≥ 2, layer, head ≥ 2]")
     if not np.isfinite(d).all():
-        raise ValueError("load_bearing: impacts hold inf or nan; want finite numbers")
+        raise ValueError("load_bearing: impacts hold inf or nan; expected finite numbers")
     if n_permutations < 99:
-        raise ValueError(f"n_permutations: got {n_permutations}; want at least 99")
+        raise ValueError(f"n_permutations: got {n_permutations}; expected at least 99")
     deviation = d - d.mean(-1, keepdims=True)
     spread = np.sqrt((deviation**2).mean(-1).sum(0))  # [layer]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -88,7 +88,9 @@ def load_bearing(losses: SequenceLosses, seed: int = 0, *, n_permutations: int =
     layers = sorted({int(losses.layers[i]) for i in rows})
     heads = sorted({int(losses.heads[i]) for i in rows})
     if not rows or len(rows) != len(layers) * len(heads):
-        raise ValueError(f"load_bearing: {len(rows)} rows of heads; want the same heads, at least one, of every layer")
+        raise ValueError(
+            f"load_bearing: {len(rows)} rows of heads; expected the same heads, at least one, of every layer"
+        )
     change = 100 * (losses.ablated[rows] - losses.base) / losses.base.mean()
     impacts = change.numpy().reshape(len(layers), len(heads), -1).transpose(2, 0, 1)
     return _table(impacts, layers, heads, seed, n_permutations)
@@ -108,11 +110,11 @@ def load_bearing_over_models(
     table = of_heads(ablation_results)
     kinds = sorted(set(table["kind"]))
     if len(kinds) != 1:
-        raise ValueError(f"load_bearing: the table has the kinds {', '.join(map(str, kinds))}; want one")
+        raise ValueError(f"load_bearing: the table has the kinds {', '.join(map(str, kinds))}; expected one")
     wide = table.pivot(index=["model", "seed"], columns=["layer", "head"], values="impact_pct").sort_index(axis=1)
     layers, heads = (sorted(set(wide.columns.get_level_values(name))) for name in ("layer", "head"))
     if wide.shape[1] != len(layers) * len(heads) or bool(wide.isna().to_numpy().any()):
-        raise ValueError("load_bearing: models or layers with different heads; want the same heads in all")
+        raise ValueError("load_bearing: models or layers with different heads; expected the same heads in all")
     impacts = wide.to_numpy().reshape(len(wide), len(layers), len(heads))
     return _table(impacts, layers, heads, seed, n_permutations)
 

@@ -183,17 +183,17 @@ def check_pairs(
     tokens = checked_tokens("ablate", model, tokens, min_ctx=2)
     chosen = pairs_within_layers(model) if pairs is None else [_as_pair(pair) for pair in as_list("pairs", pairs)]
     if not chosen:
-        raise ValueError("pairs: got none; want at least one pair of heads")
+        raise ValueError("pairs: got none; expected at least one pair of heads")
     for layer, head in _heads_of(chosen):
         if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
             raise ValueError(
-                f"pairs: got head {layer}.{head}; want 0…{model.cfg.n_layers - 1}.0…{model.cfg.n_heads - 1}"
+                f"pairs: got head {layer}.{head}; expected 0…{model.cfg.n_layers - 1}.0…{model.cfg.n_heads - 1}"
             )
     for a, b in chosen:
         if a == b:
-            raise ValueError(f"pairs: got head {a[0]}.{a[1]} with itself; want two heads")
+            raise ValueError(f"pairs: got head {a[0]}.{a[1]} with itself; expected two heads")
     if len(set(chosen)) < len(chosen):
-        raise ValueError("pairs: got one twice; want each once")
+        raise ValueError("pairs: got one twice; expected each once")
     check_hooks(model, list(dict.fromkeys(Part(layer, "head", head).hook for layer, head in _heads_of(chosen))))
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic

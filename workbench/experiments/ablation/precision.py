@@ -26,7 +26,7 @@ def in_precision(model: Any, dtype: str | None) -> Any:
     if dtype is None:
         return as_float32(model)
     if not isinstance(model, HookedLM):
-        raise ValueError(f"dtype: got {dtype!r} for a {type(model).__name__}; want none, or a HookedLM")
+        raise ValueError(f"dtype: got {dtype!r} for a {type(model).__name__}; expected none, or a HookedLM")
     return _in(model, parse_dtype(dtype))
 
 

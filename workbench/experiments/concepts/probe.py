@@ -420,7 +420,7 @@ def _resolve(concepts: Concepts) -> tuple[ConceptSet, ...]:
     if given and all(isinstance(one, ConceptSet) for one in given):
         return choose_sets([one for one in given if isinstance(one, ConceptSet)])
     if any(not isinstance(one, str) for one in given):
-        raise ValueError(f"concepts: got {given!r:.80}; want names of sets, ConceptSets, or a TOML file")
+        raise ValueError(f"concepts: got {given!r:.80}; expected names of sets, ConceptSets, or a TOML file")
     return choose_sets(read_concepts(), [one for one in given if isinstance(one, str)])
 
 
@@ -429,13 +429,15 @@ def _keys(
 ) -> list[dict[str, Any]]:
     """The columns model and seed of each model."""
     if not models:
-        raise ValueError("models: got none; want at least one")
+        raise ValueError("models: got none; expected at least one")
     called = [model.cfg.model_name for model in models] if names is None else as_list("names", names)
     trained = [0] * len(models) if seeds is None else as_list("seeds", seeds)
     if not len(called) == len(trained) == len(models):
-        raise ValueError(f"names, seeds: got {len(called)} and {len(trained)} for {len(models)} models; want one each")
+        raise ValueError(
+            f"names, seeds: got {len(called)} and {len(trained)} for {len(models)} models; expected one each"
+        )
     if len(set(zip(called, trained, strict=True))) < len(models):
-        raise ValueError(f"names: got {', '.join(called)}; want each model another name or seed")
+        raise ValueError(f"names: got {', '.join(called)}; expected each model another name or seed")
     return [{"model": name, "seed": number} for name, number in zip(called, trained, strict=True)]
 
 
@@ -448,15 +450,15 @@ def check_settings(
 ) -> None:
     """Nothing; raises ValueError for settings of `probe` that are out of range."""
     if distance not in DISTANCES:
-        raise ValueError(f"distance: got {distance!r}; want one of {', '.join(DISTANCES)}")
+        raise ValueError(f"distance: got {distance!r}; expected one of {', '.join(DISTANCES)}")
     if n_permutations < 1:
-        raise ValueError(f"n_permutations: got {n_permutations}; want at least 1")
+        raise ValueError(f"n_permutations: got {n_permutations}; expected at least 1")
     if n_stability_seeds < 0:
         raise ValueError(f"n_stability_seeds: got {n_stability_seeds}; expected 0 or more")
     if n_stability_permutations < 1:
         raise ValueError(f"n_stability_permutations: got {n_stability_permutations}; expected at least 1")
     if n_points and n_points < 3:
-        raise ValueError(f"n_points: got {n_points}; want at least 3, or 0 for no intrinsic dimension")
+        raise ValueError(f"n_points: got {n_points}; expected at least 3, or 0 for no intrinsic dimension")
 
 
 def _texts(models: Sequence[Any], tokens: Any, n_points: int, seed: int) -> list[Any]:
@@ -468,7 +470,7 @@ def _texts(models: Sequence[Any], tokens: Any, n_points: int, seed: int) -> list
     if isinstance(tokens, Tensor):
         return [tokens] * len(models)
     if len(tokens) != len(models):
-        raise ValueError(f"tokens: got {len(tokens)} texts for {len(models)} models; want one each, or one for all")
+        raise ValueError(f"tokens: got {len(tokens)} texts for {len(models)} models; expected one each, or one for all")
     return list(tokens)
 
 

@@ -79,10 +79,10 @@ def build_prompts(
     """
     templates = as_list("templates", templates)
     if len(templates) == 0:
-        raise ValueError(f"templates: got none; want at least one, with {PLACE}")
+        raise ValueError(f"templates: got none; expected at least one, with {PLACE}")
     for template in templates:
         if template.count(PLACE) != 1:
-            raise ValueError(f"templates: got {template!r}; want exactly one {PLACE} in each")
+            raise ValueError(f"templates: got {template!r}; expected exactly one {PLACE} in each")
     lead = begin_ids(tokenizer)
     used = tuple(t for t in templates if lead or not t.startswith(PLACE))
     if not used:
@@ -101,7 +101,9 @@ def build_prompts(
             own = [_place(tokenizer, lead, one, index, template) for template in used]
             key = tuple(p.tokens for p in own)
             if key in seen:
-                raise ValueError(f"concepts: {one.name}: {seen[key]!r} and {word!r} have the same tokens; want others")
+                raise ValueError(
+                    f"concepts: {one.name}: {seen[key]!r} and {word!r} have the same tokens; expected others"
+                )
             seen[key] = word
             prompts += own
     return prompts, used
@@ -123,7 +125,7 @@ def _place(tokenizer: Any, lead: list[int], one: ConceptSet, index: int, templat
         shown = tokenizer.convert_ids_to_tokens(parts[2])
         raise ValueError(
             f"concepts: {one.name}: the tokenizer cannot place {word!r} in {head + middle + after!r}, tokens {shown}; "
-            "want a word whose tokens begin and end where it does"
+            "expected a word whose tokens begin and end where it does"
         )
     return Prompt(one.name, index, template, (*lead, *parts[2]), len(lead) + start, len(lead) + stop)
 
@@ -225,7 +227,7 @@ def tokenizer_of(model: Any) -> Any:
     """The model's tokenizer. Raises ValueError where it has none."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        raise ValueError("concepts: this model has no tokenizer; want a model with one")
+        raise ValueError("concepts: this model has no tokenizer; expected a model with one")
     return tokenizer
 
 

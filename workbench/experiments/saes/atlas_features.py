@@ -105,7 +105,7 @@ def atlas_features(
         ("n_neighbours", n_neighbours, 0),
     ):
         if given < least:
-            raise ValueError(f"atlas: {what} is {given}; want ≥ {least}")
+            raise ValueError(f"atlas: {what} is {given}; expected ≥ {least}")
     sums = scan(model, sae, tokens, slots, n_contexts, radius, on_progress, stack_positions(model, sae))
     if not sums.n_tokens:
         raise ValueError("atlas: all tokens are special or at position 0; expected others")
@@ -144,7 +144,7 @@ def stack_slots(sae: StackedSAE) -> list[Slot]:
     """The slot that each SAE of a stack reads. Raises ValueError if the stack does not say."""
     sources = sae.info.sources
     if not sources or any(source.hook_name is None or source.layer is None for source in sources):
-        raise ValueError("atlas: the stack does not say which hooks its SAEs read; want one saved by sae-train")
+        raise ValueError("atlas: the stack does not say which hooks its SAEs read; expected one saved by sae-train")
     return [_slot(source) for source in sources]
 
 
@@ -447,10 +447,10 @@ def check_pair(model_a: Any, sae_a: StackedSAE, model_b: Any, sae_b: StackedSAE)
         check_model(sae, weights_sha256(model))
     if model_a.cfg.d_vocab != model_b.cfg.d_vocab:
         raise ValueError(
-            f"match: vocabularies of {model_a.cfg.d_vocab} and {model_b.cfg.d_vocab} entries; want one tokenizer"
+            f"match: vocabularies of {model_a.cfg.d_vocab} and {model_b.cfg.d_vocab} entries; expected one tokenizer"
         )
     if stack_slots(sae_a) != stack_slots(sae_b):
-        raise ValueError("match: the stacks read different hooks or heads; want the same, in the same order")
+        raise ValueError("match: the stacks read different hooks or heads; expected the same, in the same order")
 
 
 def match_cells(matches: Sequence[tuple[Tensor, Tensor]], other: str) -> list[str]:

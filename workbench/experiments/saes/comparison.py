@@ -31,7 +31,9 @@ def stability_table(stack: StackedSAE, density: Float[Tensor, "n_saes d_sae"] | 
     """
     sources = stack.info.sources
     if not sources or any(source.layer is None or source.seed is None for source in sources):
-        raise ValueError("stability: the stack does not say its SAEs' layers and seeds; want one that sae_train made")
+        raise ValueError(
+            "stability: the stack does not say its SAEs' layers and seeds; expected one that sae_train made"
+        )
     groups: dict[tuple, list[int]] = {}
     for k, source in enumerate(sources):
         groups.setdefault((source.layer, -1 if source.head is None else source.head, source.l1), []).append(k)
@@ -107,7 +109,7 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
     for model in (model_a, model_b):
         if model not in set(trained["model"]):
             have = ", ".join(sorted(set(trained["model"]))) or "none"
-            raise ValueError(f"matched l0: the table has no model {model!r}; want two of {have}")
+            raise ValueError(f"matched l0: the table has no model {model!r}; expected two of {have}")
     curves = _layer_curves(trained)
     rows = []
     a, b = (curves.xs(model, level="model") for model in (model_a, model_b))

@@ -145,7 +145,7 @@ def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings)
         return [DEFAULT_L1 if has_penalty else 0.0]
     coefficients = numbers("l1", l1)
     if not has_penalty and any(c != 0 for c in coefficients):
-        raise ValueError(f"l1: got {coefficients} for {settings.architecture}, which k alone makes sparse; want 0")
+        raise ValueError(f"l1: got {coefficients} for {settings.architecture}, which k alone makes sparse; expected 0")
     return coefficients
 
 
@@ -161,7 +161,7 @@ def split_tokens(
         held_out = checked_tokens("sae_train: held_out", model, held_out, min_ctx=2)
     if isinstance(tokens, str | Path):
         if held_out is None:
-            raise ValueError(f"sae_train: got shards in {tokens} and no held_out; want tokens to measure on")
+            raise ValueError(f"sae_train: got shards in {tokens} and no held_out; expected tokens to measure on")
         shards = open_shards(tokens)
         check_shards(shards, weights_sha256(model), held_out)
         return shards, held_out
@@ -169,7 +169,7 @@ def split_tokens(
     if held_out is not None:
         return tokens, held_out
     if len(tokens) < 2:
-        raise ValueError("sae_train: got 1 sequence and no held_out; want at least 2, or held_out")
+        raise ValueError("sae_train: got 1 sequence and no held_out; expected at least 2, or held_out")
     n = max(1, len(tokens) // 10)
     return tokens[:-n], tokens[-n:]
 
@@ -202,7 +202,8 @@ class HeadSaeJob:
         n_tokens = settings.n_train_tokens or self._source.n_tokens
         if n_tokens < settings.batch_size:
             raise ValueError(
-                f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; want more tokens, or a "
+                f"sae_train: {n_tokens} tokens are less than a batch of {settings.batch_size}; "
+                f"expected more tokens, or a "
                 "smaller batch_size"
             )
         self.train_config = train_config(settings, n_tokens // settings.batch_size, len(self.plan.slot_index))
@@ -491,7 +492,7 @@ def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = No
     have = sorted({(source.l1 or 0.0, source.seed or 0) for source in sources})
     wanted = [key for key in have if l1 in (None, key[0]) and seed in (None, key[1])]
     if not wanted:
-        raise ValueError(f"SAEs: got l1 {l1}, seed {seed}; want one of the stack's (l1, seed): {have}")
+        raise ValueError(f"SAEs: got l1 {l1}, seed {seed}; expected one of the stack's (l1, seed): {have}")
     return stack.select([k for k, source in enumerate(sources) if (source.l1 or 0.0, source.seed or 0) == wanted[0]])
 
 

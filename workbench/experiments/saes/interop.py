@@ -56,4 +56,4 @@ def _verify(stack: StackedSAE, directory: Path) -> None:
         theirs.turn_off_forward_pass_hook_z_reshaping()  # x has the heads side by side
         acts = own.encode(x)
         if not (torch.equal(theirs.encode(x), acts) and torch.equal(theirs.decode(acts), own.decode(acts))):
-            raise ValueError(f"export to sae-lens: {folder.name} encodes or decodes to other bits; want the same")
+            raise ValueError(f"export to sae-lens: {folder.name} encodes or decodes to other bits; expected the same")

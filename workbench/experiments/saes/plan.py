@@ -104,7 +104,9 @@ class HeadSaeSettings(Frozen):
     @model_validator(mode="after")
     def _a_batch_fits(self) -> HeadSaeSettings:
         if self.buffer_tokens < self.batch_size:
-            raise ValueError(f"buffer_tokens: got {self.buffer_tokens}; want at least batch_size = {self.batch_size}")
+            raise ValueError(
+                f"buffer_tokens: got {self.buffer_tokens}; expected at least batch_size = {self.batch_size}"
+            )
         return self
 
 
@@ -141,7 +143,7 @@ def numbers(what: str, given: Any, kind: type = Real) -> list[Any]:
     is_fit = all(isinstance(n, kind) and not isinstance(n, bool) and 0 <= n < math.inf for n in listed)
     if not listed or not is_fit or len(set(listed)) < len(listed):
         wanted = "integers" if kind is Integral else "finite numbers"
-        raise ValueError(f"{what}: got {listed}; want {wanted} ≥ 0, each once")
+        raise ValueError(f"{what}: got {listed}; expected {wanted} ≥ 0, each once")
     return [int(n) if kind is Integral else float(n) for n in listed]
 
 

@@ -43,13 +43,14 @@ class ShardActivations:
         """
         if (n_rows := sum(shard.rows for shard in shards.shards)) != shards.n_tokens:
             raise ValueError(
-                f"shards: {shards.path} holds {n_rows} of {shards.n_tokens} tokens; want a finished harvest (--resume)"
+                f"shards: {shards.path} holds {n_rows} of {shards.n_tokens} tokens; "
+                f"expected a finished harvest (--resume)"
             )
         for slot in slots:
             shape = shards.hooks.get(slot.hook_name)
             if shape is None:
                 raise ValueError(
-                    f"shards: {shards.path} has no {slot.hook_name!r}; want some of {', '.join(shards.hooks)}"
+                    f"shards: {shards.path} has no {slot.hook_name!r}; expected some of {', '.join(shards.hooks)}"
                 )
             assert slot.head is None or (len(shape) == 2 and slot.head < shape[0]), (slot, shape)
         self._shards, self._slots, self._device = shards, list(slots), device
@@ -109,12 +110,14 @@ class ShardActivations:
             if n_bad := count_bad(held[rows]):
                 raise ValueError(
                     f"activations: {name} has {n_bad} nan or inf in batch {batch} ({self._shards.path / shard.file}, "
-                    f"rows {rows[0]} to {rows[-1]}); want finite activations"
+                    f"rows {rows[0]} to {rows[-1]}); expected finite activations"
                 )
         own = [self._slice(slot, rows) for slot in self._slots]
         widths = {part.shape[-1] for part in own}
         if len(widths) > 1:
-            raise ValueError(f"activations: hooks {self._names} are {sorted(widths)} wide; want one width in a stack")
+            raise ValueError(
+                f"activations: hooks {self._names} are {sorted(widths)} wide; expected one width in a stack"
+            )
         return torch.stack(own).to(self._device)
 
     def _slice(self, slot: Slot, rows: Int[Tensor, "n"]) -> Float[Tensor, "tokens d_in"]:
@@ -139,7 +142,7 @@ def check_shards(shards: Shards, model_sha256: str, held_out: Int[Tensor, "n n_c
     if shards.model_sha256 != model_sha256:
         raise ValueError(
             f"shards: {shards.path} holds activations of the model with sha256 {shards.model_sha256}; "
-            f"want this model's, {model_sha256}"
+            f"expected this model's, {model_sha256}"
         )
     wanted = {row.contiguous().numpy().tobytes() for row in held_out}
     for shard in shards.shards:
@@ -147,7 +150,8 @@ def check_shards(shards: Shards, model_sha256: str, held_out: Int[Tensor, "n n_c
         for tokens in shard_sequences(shards, shard):
             if tokens.numpy().tobytes() in wanted:
                 raise ValueError(
-                    f"shards: {shards.path / shard.file} holds a sequence of the held-out tokens; want shards of other "
+                    f"shards: {shards.path / shard.file} holds a sequence of the held-out tokens; "
+                    f"expected shards of other "
                     "text (harvest --split train)"
                 )
 

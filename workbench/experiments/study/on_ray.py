@@ -38,7 +38,9 @@ class OnRay:
         if self.n_slots == 0:
             self._stack.close()
             gpu = " and a GPU" if self._needs_gpu else ""
-            raise ValueError(f"ray: no machine has {context.n_threads} CPUs{gpu}; want fewer --threads, or another one")
+            raise ValueError(
+                f"ray: no machine has {context.n_threads} CPUs{gpu}; expected fewer --threads, or another one"
+            )
         resources = {"num_cpus": context.n_threads, "num_gpus": int(self._needs_gpu)}
         self._remote = self._ray.remote(max_retries=N_RETRIES, **resources)(_do_there)
         self._tell: Callable[[float], None] = self._stack.enter_context(show("jobs")) if show else lambda share: None
@@ -52,7 +54,7 @@ class OnRay:
             self._ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise ValueError(f"ray: {address or 'this machine'}: {line}; want the address of a cluster") from error
+            raise ValueError(f"ray: {address or 'this machine'}: {line}; expected the address of a cluster") from error
         self._stack.callback(self._ray.shutdown)
 
     @property
@@ -99,7 +101,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ValueError("executor: ray is not installed; want pip install 'prescriptive-workbench[ray]'") from None
+        raise ValueError("executor: ray is not installed; expected pip install 'prescriptive-workbench[ray]'") from None
     return ray
 
 

@@ -83,13 +83,14 @@ class StudyRecipe(Frozen):
     def _fits_together(self) -> StudyRecipe:
         for what, names in (("models", self.models), ("analyses", self.analyses)):
             if len(set(names)) < len(names):
-                raise ValueError(f"{what}: got {list(names)}; want each once")
+                raise ValueError(f"{what}: got {list(names)}; expected each once")
         for kind in ("features", "match"):
             if kind in self.analyses and "saes" not in self.analyses:
-                raise ValueError(f"analyses: {kind!r} reads SAEs; want 'saes' among them")
+                raise ValueError(f"analyses: {kind!r} reads SAEs; expected 'saes' among them")
         if self.saes.k is not None and any(self.sae_l1):
             raise ValueError(
-                f"sae_l1: got {list(self.sae_l1)} for {self.saes.architecture}, which k alone makes sparse; want [0]"
+                f"sae_l1: got {list(self.sae_l1)} for {self.saes.architecture}, which k alone makes sparse; "
+                f"expected [0]"
             )
         return self
 
@@ -110,17 +111,18 @@ class StudyRecipe(Frozen):
         recipes = [apply_overrides(load_recipe(name), self.train) for name in self.models]
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
-            raise ValueError(f"models: their recipes are called {names}; want each name once")
+            raise ValueError(f"models: their recipes are called {names}; expected each name once")
         for role, name in self.roles.items():
             if name not in names:
                 raise ValueError(
-                    f"roles.{shorten(role)}: got {shorten(repr(name))}; want one of the models, {', '.join(names)}"
+                    f"roles.{shorten(role)}: got {shorten(repr(name))}; expected one of the models, {', '.join(names)}"
                 )
         for pair in self.pairs:
             places = [names.index(name) for name in pair if name in names]
             if len(places) < 2 or places[0] >= places[1]:
                 raise ValueError(
-                    f"pairs: got {shorten(repr(list(pair)))}; want two of the models in their order, {', '.join(names)}"
+                    f"pairs: got {shorten(repr(list(pair)))}; "
+                    f"expected two of the models in their order, {', '.join(names)}"
                 )
         return recipes
 
@@ -173,7 +175,7 @@ def _replace(data: dict[str, Any], key: str, value: Any) -> None:
     elif head in ("train", "saes", "measure", "roles"):
         data[head] = data.get(head, {}) | {rest: value}
     else:
-        raise ValueError(f"set {key}: {head!r} is a single value; want a key that exists")
+        raise ValueError(f"set {key}: {head!r} is a single value; expected a key that exists")
 
 
 def _parse(data: Mapping[str, Any], where: str) -> StudyRecipe:

@@ -78,10 +78,10 @@ def read_record(directory: Path) -> dict[str, str]:
     try:
         record = json.loads(read_settings(file, "jobs", "a study's record of its jobs"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"jobs: {file} cannot be read ({error}); want the file that a study wrote") from None
+        raise ValueError(f"jobs: {file} cannot be read ({error}); expected the file that a study wrote") from None
     jobs = record.get("jobs") if isinstance(record, dict) and record.get("format") == RECORD_FORMAT else None
     if not isinstance(jobs, dict) or not all(isinstance(own, str) for own in jobs.values()):
-        raise ValueError(f'jobs: {file} has another format; want "format": "{RECORD_FORMAT}"')
+        raise ValueError(f'jobs: {file} has another format; expected "format": "{RECORD_FORMAT}"')
     return jobs
 
 
@@ -101,7 +101,7 @@ def find_elsewhere(directories: Sequence[Path], hashes: Mapping[str, str]) -> di
     wanted = set(hashes.values())
     for directory in directories:
         if not (directory / RECORD).is_file():
-            raise ValueError(f"reuse: {directory} has no {RECORD}; want the directory of a study")
+            raise ValueError(f"reuse: {directory} has no {RECORD}; expected the directory of a study")
         for name, content in read_record(directory).items():
             inside = (directory / name).resolve().is_relative_to(directory.resolve())
             if content in wanted and inside and (directory / name).is_dir():

@@ -74,7 +74,7 @@ def study(
     settings = load_study(recipe, with_seeds(overrides, seeds))
     device = resolve_device(device)
     if n_threads is not None and n_threads < 1:
-        raise ValueError(f"threads: got {n_threads}; want at least 1")
+        raise ValueError(f"threads: got {n_threads}; expected at least 1")
     jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
     config = {"verb": "study", "recipe": settings.model_dump(mode="json")}
     with open_run(out, config, resume=resume, device=device) as run:
@@ -98,9 +98,9 @@ def study(
 def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | None, show: Show | None) -> Executor:
     """The executor of that name. Raises ValueError for another name, and as `OnRay`."""
     if name not in EXECUTORS:
-        raise ValueError(f"executor: got {name!r}; want one of {', '.join(EXECUTORS)}")
+        raise ValueError(f"executor: got {name!r}; expected one of {', '.join(EXECUTORS)}")
     if ray_address is not None and name != "ray":
-        raise ValueError(f"ray_address: got {ray_address!r} with executor {name!r}; want executor 'ray'")
+        raise ValueError(f"ray_address: got {ray_address!r} with executor {name!r}; expected executor 'ray'")
     if name == "in-process":
         return InProcess(context, show)
     from workbench.experiments.study.on_ray import OnRay
@@ -179,7 +179,7 @@ def notes_of_failure(outcome: Outcome) -> list[str]:
     """Sentences about what is missing from the page."""
     said = [f"{ended.task.job.name} failed: {ended.error}." for ended in outcome.failed]
     if outcome.left:
-        said.append(f"Not begun, for want of what failed: {', '.join(job.name for job in outcome.left)}.")
+        said.append(f"Not begun, for expected of what failed: {', '.join(job.name for job in outcome.left)}.")
     return said
 
 

@@ -52,7 +52,7 @@ def sample_continuations(
             that with their new tokens are longer than the model's context.
     """
     if n_samples < 1:
-        raise ValueError(f"n_samples: got {n_samples}; want 1 or more")
+        raise ValueError(f"n_samples: got {n_samples}; expected 1 or more")
     encoded = encode_prompts(model, prompts, max_new_tokens)
     tokenizer = model.tokenizer
     wanted = [(one.kind, prompt, i) for one in prompts for prompt in one.prompts for i in range(n_samples)]
@@ -92,18 +92,21 @@ def encode_prompts(model: Any, prompts: Sequence[PromptSet], max_new_tokens: int
             model's context.
     """
     if getattr(model, "tokenizer", None) is None:
-        raise ValueError("text_quality: this model has no tokenizer; want one, prompts are text")
+        raise ValueError("text_quality: this model has no tokenizer; expected one, prompts are text")
     texts = [prompt for one in prompts for prompt in one.prompts]
     if not texts:
-        raise ValueError("prompts: got none; want at least one")
+        raise ValueError("prompts: got none; expected at least one")
     encoded = {text: model.to_tokens(text, truncate=False)[0].tolist() for text in texts}
     limit = model.cfg.n_ctx - max_new_tokens
     if limit < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}; want less than the model's n_ctx = {model.cfg.n_ctx}")
+        raise ValueError(
+            f"max_new_tokens: got {max_new_tokens}; expected less than the model's n_ctx = {model.cfg.n_ctx}"
+        )
     for text, tokens in encoded.items():
         if not 1 <= len(tokens) <= limit:
             raise ValueError(
-                f"prompts: {text!r} has {len(tokens)} tokens; want 1 to {limit}, {max_new_tokens} new ones short of "
+                f"prompts: {text!r} has {len(tokens)} tokens; "
+                f"expected 1 to {limit}, {max_new_tokens} new ones short of "
                 f"the model's n_ctx = {model.cfg.n_ctx}"
             )
     return encoded

@@ -98,7 +98,9 @@ def load_tagger(name: str | None = None) -> tuple[str, Tagger]:
     try:
         import spacy
     except ModuleNotFoundError as error:
-        raise TaggerMissing(f"tagger: no module {error.name!r}; want spaCy and an English pipeline: {EXTRA}") from None
+        raise TaggerMissing(
+            f"tagger: no module {error.name!r}; expected spaCy and an English pipeline: {EXTRA}"
+        ) from None
     pipeline = None
     for candidate in TAGGERS if name is None else (name,):
         try:
@@ -108,11 +110,11 @@ def load_tagger(name: str | None = None) -> tuple[str, Tagger]:
             continue
     if pipeline is None:
         wanted = " or ".join(TAGGERS) if name is None else repr(name)
-        raise TaggerMissing(f"tagger: spaCy has no pipeline {wanted}; want an installed one or a folder: {EXTRA}")
+        raise TaggerMissing(f"tagger: spaCy has no pipeline {wanted}; expected an installed one or a folder: {EXTRA}")
     missing = [part for part in ("tagger", "parser") if part not in pipeline.pipe_names]
     if missing or pipeline.lang != "en":
         what = f"has no {' and no '.join(missing)}" if missing else f"is for the language {pipeline.lang!r}"
-        raise ValueError(f"tagger: {name!r} {what}; want an English pipeline with a tagger and a parser")
+        raise ValueError(f"tagger: {name!r} {what}; expected an English pipeline with a tagger and a parser")
     title = f"{pipeline.meta['lang']}_{pipeline.meta['name']} {pipeline.meta['version']}"
     return title, lambda texts: (tuple(_read_sentence(s) for s in doc.sents) for doc in pipeline.pipe(texts))
 

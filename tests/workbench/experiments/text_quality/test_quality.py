@@ -213,7 +213,7 @@ def test_without_a_tagger_a_line_says_what_is_left_out(model, monkeypatch):
         found = text_quality(model, PROMPTS, **settings)
     assert not set(TAGGED) & set(found.table["measure"])
     assert set(found.table["tagger"]) == {"none"}
-    with pytest.raises(TaggerMissing, match="want spaCy and an English pipeline: pip install"):
+    with pytest.raises(TaggerMissing, match="expected spaCy and an English pipeline: pip install"):
         text_quality(model, PROMPTS, tagger="en_core_web_sm", **settings)
 
 
@@ -221,7 +221,7 @@ def test_bad_input_is_refused(model):
     for arguments, message in (
         ({"n_samples": 0}, "n_samples: got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
-        ({"max_new_tokens": 47}, "want 1 to 1, 47 new ones short of the model's n_ctx = 48"),
+        ({"max_new_tokens": 47}, "expected 1 to 1, 47 new ones short of the model's n_ctx = 48"),
         ({"temperature": -1.0}, "temperature: got -1.0"),
         ({"prompts": ()}, "prompts: got none"),
         ({"batteries": "grammar.toml"}, "batteries: got 'grammar.toml'; expected a list of what read_battery returns"),
