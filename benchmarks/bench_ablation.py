@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.bench_model import CONFIG
 from benchmarks.turns import by_turns, compare, machine, write
-from workbench.experiments.ablation.ablate import ablate
-from workbench.experiments.attention import MAP_ELEMENTS, attention
+from workbench.analyses.ablate.ablation import ablate
+from workbench.analyses.attention.statistics import MAP_ELEMENTS, attention
 from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.transformer_lens import to_hooked_transformer
@@ -94,8 +94,8 @@ def speed_rows(config: ModelConfig, n_runs: int):
 
 def ablate_only(model, ids: torch.Tensor, dtype: str) -> dict[tuple[int, int], float]:
     """Impacts by (layer, head), with everything a table holds but the check of a narrow dtype."""
-    from workbench.experiments.ablation.ablate import ablation_table, iterate_ablation
-    from workbench.experiments.ablation.parts import join
+    from workbench.analyses.ablate.ablation import ablation_table, iterate_ablation
+    from workbench.analyses.ablate.records import join
 
     losses = join(list(iterate_ablation(model, ids)))
     table = ablation_table(losses, ids.shape[1], kind="zero", seed=0, name=dtype)

@@ -29,13 +29,13 @@ from benchmarks.bench_model import CONFIG
 from benchmarks.bench_sae import BATCH, L1, LR, SIZES, make_sae_lens
 from benchmarks.turns import by_turns, compare, machine, write
 from sae import StackedSAE, TrainConfig, Trainer
-from workbench.experiments.activations import ShuffledActivations, choose_slots, collect
-from workbench.experiments.saes.atlas_features import scan
-from workbench.experiments.saes.evaluation import forward_batches
-from workbench.experiments.saes.head_saes import HeadSaeJob
-from workbench.experiments.saes.plan import HeadSaeSettings, make_plan
+from workbench.analyses.atlas.features import scan
+from workbench.analyses.sae_train.evaluation import forward_batches
+from workbench.analyses.sae_train.head_saes import HeadSaeJob
+from workbench.analyses.sae_train.settings import HeadSaeSettings, make_plan
 from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM
+from workbench.models.activations import ShuffledActivations, choose_slots, collect
 from workbench.models.transformer_lens import to_hooked_transformer
 
 LAYERS = (3, 6, 9)

@@ -12,9 +12,9 @@ import os
 import torch
 
 from benchmarks.turns import RESULTS
-from workbench.cli.reading import parse_list
-from workbench.experiments.saes.precision import compare_precisions, precision_summary
-from workbench.experiments.texts import analysis_tokens
+from workbench.analyses.sae_train.precision import compare_precisions, precision_summary
+from workbench.cli.cli_args import parse_list
+from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
 
 

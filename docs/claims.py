@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.data.claims import Claim, read_claims
-from workbench.experiments.study import measures, verdicts
+from workbench.study import measures, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
 HEAD = """# Claims

@@ -1,6 +1,6 @@
 """The feature atlas as bytes: a header in JSON and plain arrays behind it, what a browser searches in milliseconds.
 
-A context is a window of tokens with activations. Windows are laid over each other (`reports.windows`), so that what
+A context is a window of tokens with activations. Windows are laid over each other (`reports.overlap`), so that what
 they share is stored once; tokens are numbers into one list of strings, the frequent ones first. Activations above 0,
 logits and cosines are whole numbers in units of the last decimal that the feature's JSON has: exactly what it says. An
 activation that is null there, because its position does not count, is stored as missing.
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.overlap import overlay
 from reports.tables import replace_surrogates, unplaced
-from reports.windows import overlay
 
 NUMBERS = ("layer", "head", "feature", "density", "max_act", "mean_act")
 LARGEST, MISSING = 2**31 - 1, -(2**31)  # of a number in units of its last decimal; what stands for nan and infinity

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from reports.cells import MISSING, signed, significant, thousands
 from reports.study import Study, problems
+from reports.table_cells import MISSING, signed, significant, thousands
 
 NEEDS = MappingProxyType({"claims": ("claim", "published", "measured", "verdict")})
 

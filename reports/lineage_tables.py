@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from reports.cells import MISSING, Cell, Grid, fixed, signed
 from reports.lineage import (
     DEPTHS,
     GROUPS,
@@ -25,6 +24,7 @@ from reports.lineage import (
 )
 from reports.seed_cells import difference_cell, over_seeds_cell, over_seeds_cells
 from reports.study import Study
+from reports.table_cells import MISSING, Cell, Grid, fixed, signed
 
 BESIDE = ("here", "published")
 BUDGETED = ("W_Q", "W_O")

@@ -14,13 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.bundle import pack_json, render_page
-from reports.cells import Grid, count_parts, name_seeds, thousands
 from reports.continuations import Continuations
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
 from reports.seeds import FORMULA, MIN_SEEDS
 from reports.study import Study, problems, read_study
+from reports.table_cells import Grid, count_parts, name_seeds, thousands
 
 # a table whose gzip is larger is named on the page and not carried by it
 MAX_EMBEDDED_BYTES = 600_000

@@ -10,11 +10,11 @@ from collections.abc import Hashable
 
 import pandas as pd
 
-from reports.cells import MISSING, Cell, Grid, fixed, percent_change, signed, significant
 from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
 from reports.seed_cells import over_seeds_cell
 from reports.study import Study
+from reports.table_cells import MISSING, Cell, Grid, fixed, percent_change, signed, significant
 from reports.tables import missing_columns
 
 BASIS_TITLES = {

@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 
-from reports.cells import MISSING, Cell, fixed, signed
 from reports.seeds import over_seeds, paired_difference
+from reports.table_cells import MISSING, Cell, fixed, signed
 
 
 def over_seeds_cell(values: pd.Series, digits: int) -> Cell:

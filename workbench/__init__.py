@@ -10,54 +10,54 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.experiments.ablation.ablate import ablate
-    from workbench.experiments.ablation.pairs import ablate_pairs
-    from workbench.experiments.attention import attention
-    from workbench.experiments.attention_patterns import attention_patterns
-    from workbench.experiments.compare import compare
-    from workbench.experiments.concepts.probe import probe
-    from workbench.experiments.evaluate import evaluate
-    from workbench.experiments.harvest import harvest, stream
-    from workbench.experiments.mechanisms import ladder, mechanisms
-    from workbench.experiments.saes.head_saes import sae_train
-    from workbench.experiments.study.study import study
-    from workbench.experiments.text_quality.quality import text_quality
-    from workbench.experiments.texts import analysis_tokens
-    from workbench.experiments.topology import topology
+    from workbench.analyses.ablate.ablation import ablate
+    from workbench.analyses.ablate.pairs import ablate_pairs
+    from workbench.analyses.attention.patterns import attention_patterns
+    from workbench.analyses.attention.statistics import attention
+    from workbench.analyses.compare import compare
+    from workbench.analyses.evaluate import evaluate
+    from workbench.analyses.harvest import harvest, stream
+    from workbench.analyses.mechanisms import ladder, mechanisms
+    from workbench.analyses.probe.probe import probe
+    from workbench.analyses.sae_train.head_saes import sae_train
+    from workbench.analyses.text_quality.quality import text_quality
+    from workbench.analyses.topology import topology
+    from workbench.data.text_windows import analysis_tokens
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
     from workbench.models.load import load
     from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+    from workbench.study.study import study
     from workbench.training import build, train
     from workbench.training import recipe_names as recipes
 
 # name -> (module, name there)
 _WHERE = MappingProxyType(
     {
-        "ablate": ("workbench.experiments.ablation.ablate", "ablate"),
-        "ablate_pairs": ("workbench.experiments.ablation.pairs", "ablate_pairs"),
-        "analysis_tokens": ("workbench.experiments.texts", "analysis_tokens"),
-        "attention": ("workbench.experiments.attention", "attention"),
-        "attention_patterns": ("workbench.experiments.attention_patterns", "attention_patterns"),
+        "ablate": ("workbench.analyses.ablate.ablation", "ablate"),
+        "ablate_pairs": ("workbench.analyses.ablate.pairs", "ablate_pairs"),
+        "analysis_tokens": ("workbench.data.text_windows", "analysis_tokens"),
+        "attention": ("workbench.analyses.attention.statistics", "attention"),
+        "attention_patterns": ("workbench.analyses.attention.patterns", "attention_patterns"),
         "build": ("workbench.training", "build"),
-        "compare": ("workbench.experiments.compare", "compare"),
-        "evaluate": ("workbench.experiments.evaluate", "evaluate"),
+        "compare": ("workbench.analyses.compare", "compare"),
+        "evaluate": ("workbench.analyses.evaluate", "evaluate"),
         "export": ("workbench.models.interop", "export"),
         "from_hooked_transformer": ("workbench.models.transformer_lens", "from_hooked_transformer"),
         "generate": ("workbench.models.generate", "generate"),
-        "harvest": ("workbench.experiments.harvest", "harvest"),
+        "harvest": ("workbench.analyses.harvest", "harvest"),
         "import_model": ("workbench.models.interop", "import_model"),
-        "ladder": ("workbench.experiments.mechanisms", "ladder"),
+        "ladder": ("workbench.analyses.mechanisms", "ladder"),
         "load": ("workbench.models.load", "load"),
-        "mechanisms": ("workbench.experiments.mechanisms", "mechanisms"),
-        "probe": ("workbench.experiments.concepts.probe", "probe"),
+        "mechanisms": ("workbench.analyses.mechanisms", "mechanisms"),
+        "probe": ("workbench.analyses.probe.probe", "probe"),
         "recipes": ("workbench.training", "recipe_names"),
-        "sae_train": ("workbench.experiments.saes.head_saes", "sae_train"),
-        "stream": ("workbench.experiments.harvest", "stream"),
-        "study": ("workbench.experiments.study.study", "study"),
-        "text_quality": ("workbench.experiments.text_quality.quality", "text_quality"),
+        "sae_train": ("workbench.analyses.sae_train.head_saes", "sae_train"),
+        "stream": ("workbench.analyses.harvest", "stream"),
+        "study": ("workbench.study.study", "study"),
+        "text_quality": ("workbench.analyses.text_quality.quality", "text_quality"),
         "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),
-        "topology": ("workbench.experiments.topology", "topology"),
+        "topology": ("workbench.analyses.topology", "topology"),
         "train": ("workbench.training", "train"),
     }
 )

@@ -16,6 +16,7 @@ from reports.figures.comparisons import (
     spectra_divergence,
     trajectory_regimes,
 )
+from reports.figures.concept_plane import concept_points
 from reports.figures.concepts import (
     crystallisation,
     crystallisation_layers,
@@ -28,8 +29,6 @@ from reports.figures.concepts import (
 )
 from reports.figures.interventions import Change, changes
 from reports.figures.lineage import beside_published, rank_over_phase
-from reports.figures.multiples import measure_by_layer
-from reports.figures.points import concept_points
 from reports.figures.recurrent import ladder, mechanism_bars
 from reports.figures.saes import (
     at_l1,
@@ -41,6 +40,7 @@ from reports.figures.saes import (
     pareto,
     stability,
 )
+from reports.figures.small_multiples import measure_by_layer
 from reports.figures.spectra import MAX_INDICES, spectra_over_index
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
 from reports.figures.training import (

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.cells import signed
-from reports.figures.draft import Cell, Draft, facets, scatter, single
+from reports.figures.figure_builder import Cell, Draft, facets, scatter, single
 from reports.figures.style import AXIS, GRID, Run, label, models_of, runs_of, seeds_of, sorted_layers
+from reports.table_cells import signed
 
 N_PAIRS = 12  # pairs of heads that are shown of each model
 

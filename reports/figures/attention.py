@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import (
+from reports.figures.figure_builder import (
     MAX_BANDED,
     Cell,
     Draft,
@@ -21,7 +21,7 @@ from reports.figures.draft import (
     layer_axis,
     scatter,
 )
-from reports.figures.multiples import by_layer
+from reports.figures.small_multiples import by_layer
 from reports.figures.style import SEQUENTIAL, groups_of, label, models_of, runs_of, sorted_layers
 
 MAP_COLUMNS = 6  # maps side by side, at most

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Draft, add_mean, facets, layer_axis, scatter, single
+from reports.figures.figure_builder import Draft, add_mean, facets, layer_axis, scatter, single
 from reports.figures.style import AXIS, BLUE, INK, MUTED, VERMILION, groups_of, label, models_of, sorted_layers
 from reports.seeds import over_seeds
 

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.figures.comparisons import NULLS, model_axis, pair_names
-from reports.figures.draft import (
+from reports.figures.figure_builder import (
     MAX_BANDED,
     add_mean,
     add_run,
@@ -19,7 +19,7 @@ from reports.figures.draft import (
     scatter,
     single,
 )
-from reports.figures.multiples import by_layer
+from reports.figures.small_multiples import by_layer
 from reports.figures.style import (
     DASHES,
     MUTED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from reports.figures.draft import facets, scatter
+from reports.figures.figure_builder import facets, scatter
 from reports.figures.style import AXIS, BLUE, MUTED, label
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.figures.comparisons import model_axis
-from reports.figures.draft import add_mean, facets, scatter, single
+from reports.figures.figure_builder import add_mean, facets, scatter, single
 from reports.figures.style import AXIS, INK, groups_of, label
 
 

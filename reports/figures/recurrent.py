@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.cells import name_seeds, signed
-from reports.figures.draft import Draft, facets, scatter, single
+from reports.figures.figure_builder import Draft, facets, scatter, single
 from reports.figures.style import AXIS, BLUE, MUTED, groups_of, label, seeds_of
 from reports.seeds import over_seeds
+from reports.table_cells import name_seeds, signed
 
 
 def ladder(table: pd.DataFrame) -> go.Figure:

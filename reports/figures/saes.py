@@ -10,7 +10,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.figures.comparisons import pair_names
-from reports.figures.draft import MAX_BANDED, Cell, Draft, add_mean, add_run, facets, layer_axis, scatter, single
+from reports.figures.figure_builder import (
+    MAX_BANDED,
+    Cell,
+    Draft,
+    add_mean,
+    add_run,
+    facets,
+    layer_axis,
+    scatter,
+    single,
+)
 from reports.figures.style import AXIS, MUTED, Run, groups_of, label, models_of, runs_of, sorted_layers
 
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}

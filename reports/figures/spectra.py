@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import add_summary, facets
+from reports.figures.figure_builder import add_summary, facets
 from reports.figures.style import groups_of, label, seeds_of
 from reports.seeds import over_seeds
 

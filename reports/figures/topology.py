@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import Cell, Draft, add_mean, facets, heatmap, layer_axis
+from reports.figures.figure_builder import Cell, Draft, add_mean, facets, heatmap, layer_axis
 from reports.figures.style import AXIS, DIVERGING, INK, groups_of, label, models_of, sorted_layers
 
 BASES = {"z": "z", "pattern": "attention pattern", "residual": "residual contribution"}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.draft import MAX_BANDED, add_level, add_mean, add_run, add_summary, facets, single
+from reports.figures.figure_builder import MAX_BANDED, add_level, add_mean, add_run, add_summary, facets, single
 from reports.figures.style import AXIS, groups_of, label, runs_of, seeds_of
 from reports.seeds import over_seeds
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from reports import figures, lineage
-from reports.cells import MISSING, Cell, Grid, fixed, significant, thousands
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants, without_numbers
 from reports.study import Study
+from reports.table_cells import MISSING, Cell, Grid, fixed, significant, thousands
 
 
 def dimensions(study: Study) -> list[Drawing]:

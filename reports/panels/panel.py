@@ -9,10 +9,10 @@ from types import MappingProxyType
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.cells import Grid
 from reports.continuations import Continuations
 from reports.figures.style import seeds_of
 from reports.study import Study
+from reports.table_cells import Grid
 
 INTERVAL = "a band where four models or fewer share a panel, else given on pointing"
 Drawing = tuple[str, go.Figure]  # the name of a variant ("" if it is the only one) and its figure

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from reports import figures
-from reports.cells import MISSING, Cell, Grid, fixed, thousands
 from reports.figures.style import models_of
 from reports.panels.panel import Drawing, Panel, Section, drawn, needing, without_column
 from reports.seed_cells import over_seeds_cell
 from reports.study import Study
+from reports.table_cells import MISSING, Cell, Grid, fixed, thousands
 
 
 def bits_grids(study: Study) -> list[Grid]:

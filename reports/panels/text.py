@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from reports import figures
-from reports.cells import MISSING, Cell, Grid, fixed
 from reports.continuations import FILE, Continuations, describe_continuations
 from reports.figures.style import models_of, seeds_of
 from reports.panels.panel import Panel, Section, drawn, needing
 from reports.seed_cells import over_seeds_cell
 from reports.study import Study
+from reports.table_cells import MISSING, Cell, Grid, fixed
 
 
 def quality_grids(study: Study) -> list[Grid]:

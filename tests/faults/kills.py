@@ -97,14 +97,14 @@ def warm() -> None:
     torch.set_num_threads(1)
     import reports.atlas
     import reports.page
-    import workbench.experiments.ablation.ablate
-    import workbench.experiments.ablation.pairs
-    import workbench.experiments.concepts.probe
-    import workbench.experiments.harvest
-    import workbench.experiments.saes.atlas_features
-    import workbench.experiments.saes.head_saes
-    import workbench.experiments.study.study
-    import workbench.experiments.texts
+    import workbench.analyses.ablate.ablation
+    import workbench.analyses.ablate.pairs
+    import workbench.analyses.atlas.features
+    import workbench.analyses.harvest
+    import workbench.analyses.probe.probe
+    import workbench.analyses.sae_train.head_saes
+    import workbench.data.text_windows
+    import workbench.study.study
     import workbench.training.loop  # noqa: F401
 
 

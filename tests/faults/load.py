@@ -82,9 +82,9 @@ def bytes_a_tokenizer(place: Path) -> float:
     first they fill holes, so that no resident bytes tell of them."""
     from grounds import CONCEPTS
 
+    from workbench.analyses.probe.states import build_prompts
     from workbench.data.concepts import choose_sets, read_concepts
     from workbench.data.tokenizer import load_tokenizer
-    from workbench.experiments.concepts.states import build_prompts
     from workbench.models.load import wrap_tokenizer
 
     sets = choose_sets(read_concepts(place / "concepts.toml"), list(CONCEPTS))

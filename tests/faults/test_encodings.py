@@ -15,8 +15,8 @@ from workbench.data.batteries import read_battery, read_prompts, read_recall
 from workbench.data.claims import EMBEDDED_CLAIMS, read_claims
 from workbench.data.concepts import EMBEDDED_SETS, read_concepts
 from workbench.data.corpus import iter_documents
-from workbench.experiments.study.recipe import STUDIES, load_study
 from workbench.runs import read_config, read_json
+from workbench.study.recipe import STUDIES, load_study
 from workbench.training.recipe import RECIPES, load_recipe
 
 DATA = EMBEDDED_SETS.parent

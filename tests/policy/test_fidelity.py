@@ -18,7 +18,7 @@ from reports.tables import COLUMNS
 from workbench.cli.app import app
 from workbench.data.claims import read_claims
 from workbench.data.concepts import read_concepts
-from workbench.experiments.study.recipe import StudyRecipe, load_study, study_names
+from workbench.study.recipe import StudyRecipe, load_study, study_names
 from workbench.training.monitor import monitor_columns
 from workbench.training.recipe import Recipe, load_recipe, recipe_names
 

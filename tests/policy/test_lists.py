@@ -18,9 +18,9 @@ import probes
 import reports
 import sae
 import workbench
+from workbench.analyses import mechanisms
 from workbench.data.batteries import PromptSet, read_prompts
 from workbench.data.tokenizer import load_tokenizer, vocabulary_size
-from workbench.experiments import mechanisms
 from workbench.models.load import wrap_tokenizer
 
 MODEL = small_model("janus-v3", n_layers=2)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from reports import paper_tables
-from reports.cells import fixed
 from reports.study import read_study
+from reports.table_cells import fixed
 from reports.tables import COLUMNS, write_table
 
 

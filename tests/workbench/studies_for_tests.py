@@ -12,8 +12,8 @@ import tomli_w
 
 from reports.tables import read_table
 from workbench.data.tokenizer import train_bpe
-from workbench.experiments.study.jobs import Context
-from workbench.experiments.study.recipe import load_study
+from workbench.study.jobs import Context
+from workbench.study.recipe import load_study
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import check_selection, digest, identify, parse_list, parse_settings
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, digest, identify, parse_list, parse_settings
 
 LOSSES, PAIR_LOSSES = "sequence_losses.safetensors", "pair_losses.safetensors"
 COMPONENTS = ("head", "layer", "mlp")
@@ -75,12 +75,12 @@ def ablate(
         refuse_unused(ctx, "heads", where=f"with --components {components}", expected="head among --components")
     selection = parse_list(layers, "--layers"), parse_list(heads, "--heads")
     from reports.tables import read_table
-    from workbench.experiments.ablation.ablate import ablate as function
-    from workbench.experiments.ablation.impacts import check_bootstrap
-    from workbench.experiments.ablation.pairs import pairs_within_layers
-    from workbench.experiments.ablation.precision import in_precision
-    from workbench.experiments.plan import plan_ablation
-    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.analyses.ablate.ablation import ablate as function
+    from workbench.analyses.ablate.impacts import check_bootstrap
+    from workbench.analyses.ablate.pairs import pairs_within_layers
+    from workbench.analyses.ablate.precision import in_precision
+    from workbench.analyses.plan import plan_ablation
+    from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
 
     taken = ("components", "n_resamples", "memory_budget_bytes", "name", "dtype")
@@ -148,8 +148,8 @@ def _run(
 ) -> Path:
     """The run directory, its tables and its losses of each sequence written."""
     from reports.tables import write_table
-    from workbench.experiments.ablation.ablate import ablation_table, check_ablation, rounding_errors, summary_table
-    from workbench.experiments.ablation.pairs import check_pairs, join_pairs, pairs_table
+    from workbench.analyses.ablate.ablation import ablation_table, check_ablation, rounding_errors, summary_table
+    from workbench.analyses.ablate.pairs import check_pairs, join_pairs, pairs_table
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 
@@ -187,8 +187,8 @@ def _run(
 
 
 def _losses(directory: Path, model: Any, tokens: Any, engine: dict[str, Any], tell: Callable[[float], None]) -> Any:
-    from workbench.experiments.ablation.ablate import iterate_ablation
-    from workbench.experiments.ablation.parts import SequenceLosses, join
+    from workbench.analyses.ablate.ablation import iterate_ablation
+    from workbench.analyses.ablate.records import SequenceLosses, join
 
     def go_on(start: int) -> Iterator[Any]:
         return iterate_ablation(model, tokens, start=start, on_progress=tell, **engine)
@@ -199,7 +199,7 @@ def _losses(directory: Path, model: Any, tokens: Any, engine: dict[str, Any], te
 def _pair_losses(
     directory: Path, model: Any, tokens: Any, pairs: Any, engine: dict[str, Any], tell: Callable[[float], None]
 ) -> list[Any]:
-    from workbench.experiments.ablation.pairs import PairLosses, iterate_pairs
+    from workbench.analyses.ablate.pairs import PairLosses, iterate_pairs
 
     options = {k: v for k, v in engine.items() if k in ("kind", "seed", "n_resamples", "memory_budget_bytes")}
 
@@ -228,7 +228,7 @@ def _batches(directory: Path, prefix: str, record: type, n: int, go_on: Callable
 
 
 def _write(path: Path, losses: Any) -> None:
-    from workbench.experiments.ablation.parts import to_bytes
+    from workbench.analyses.ablate.records import to_bytes
     from workbench.runs import atomic_write
 
     atomic_write(path, to_bytes(losses))

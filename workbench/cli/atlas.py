@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import amend_page, check_page, check_tables, digest, identify, open_subject
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
-from workbench.cli.reading import amend_page, check_page, check_tables, digest, identify, open_subject
 
 
 def atlas(
@@ -76,9 +76,9 @@ def _describe(
 
     from reports.atlas import write_atlas
     from reports.tables import write_table
-    from workbench.experiments.saes.atlas_features import atlas_features
-    from workbench.experiments.saes.head_saes import find_stack, one_a_slot, stack_sha256
-    from workbench.experiments.subject import device_of
+    from workbench.analyses.atlas.features import atlas_features
+    from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot, stack_sha256
+    from workbench.models.checks import device_of
     from workbench.runs import open_run
 
     loaded = [

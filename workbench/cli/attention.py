@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli import options
+from workbench.cli.cli_args import check_selection, digest, identify, parse_list, parse_settings
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, digest, identify, parse_list, parse_settings
 
 
 def attention(
@@ -29,10 +29,10 @@ def attention(
     """Entropy, mass on position 0, induction score and previous-token score of every head; mean maps of some layers."""
     chosen = parse_list(layers, "--layers")
     from reports.tables import read_table
-    from workbench.experiments.attention import attention as measure
-    from workbench.experiments.attention import check_repeats
-    from workbench.experiments.plan import plan_reading
-    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.analyses.attention.statistics import attention as measure
+    from workbench.analyses.attention.statistics import check_repeats
+    from workbench.analyses.plan import plan_reading
+    from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
 
     extra = parse_settings(settings, measure, taken=("seed", "name"))
@@ -52,8 +52,8 @@ def attention(
 def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, resume: bool) -> Path:
     """The run directory, its table written."""
     from reports.tables import write_table
-    from workbench.experiments.attention import attention as measure
-    from workbench.experiments.attention_patterns import attention_patterns
+    from workbench.analyses.attention.patterns import attention_patterns
+    from workbench.analyses.attention.statistics import attention as measure
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import digest, identify, parse_settings
 from workbench.cli.output import progress, report
-from workbench.cli.reading import digest, identify, parse_settings
 
 Model = Annotated[str, typer.Argument(help="Run directory, Hugging Face folder or hub name, or GGUF file.")]
 
@@ -32,10 +32,10 @@ def compare(
 ) -> None:
     """Compare two models of one vocabulary: geometry of their states, spectra of their weights."""
     from reports.tables import read_table
-    from workbench.experiments.compare import NO_SHARED_BASIS, check_pair
-    from workbench.experiments.compare import compare as measure
-    from workbench.experiments.plan import plan_compare
-    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.analyses.compare import NO_SHARED_BASIS, check_pair
+    from workbench.analyses.compare import compare as measure
+    from workbench.analyses.plan import plan_compare
+    from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
 
     extra = parse_settings(settings, measure, taken=("names", "seeds", "seed"))
@@ -55,7 +55,7 @@ def _run(
 ) -> Path:
     """The run directory, its tables written."""
     from reports.tables import write_table
-    from workbench.experiments.compare import compare as measure
+    from workbench.analyses.compare import compare as measure
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import digest, identify, read_texts
 from workbench.cli.output import progress, report
-from workbench.cli.reading import digest, identify, read_texts
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Bits per byte of any text, with plain and sliding windows, before and after int8 quantization."""
     from reports.tables import read_table
-    from workbench.experiments.evaluate import encode_text, plan_evaluation
+    from workbench.analyses.evaluate import encode_text, plan_evaluation
     from workbench.models.load import load
 
     model = load(ckpt, device, dtype)
@@ -53,7 +53,7 @@ def evaluate(
 def _run(ckpt: str, model: Any, texts: list[str], record: dict[str, Any], out: Path, resume: bool) -> Path:
     """The run directory, the table and the packed model written."""
     from reports.tables import write_table
-    from workbench.experiments.evaluate import evaluate as measure
+    from workbench.analyses.evaluate import evaluate as measure
     from workbench.models.load import weights_sha256
     from workbench.runs import atomic_write, open_run
     from workbench.training.quantization import pack_model

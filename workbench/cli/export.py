@@ -34,7 +34,7 @@ def export(
         raise UsageError(f"--to: got {to!r}; expected transformer-lens, hf or sae-lens")
     if to == "sae-lens":
         refuse_unused(ctx, "dtype", where="with --to sae-lens", expected="a model to export")
-        from workbench.experiments.saes.interop import export_saes
+        from workbench.analyses.sae_train.interop import export_saes
 
         report(as_json=as_json, out=export_saes(ckpt, (out or Path("runs/export-sae-lens")).absolute()))
         return

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import check_selection, parse_list, parse_settings
 from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, parse_list, parse_settings
 
 
 def harvest(
@@ -47,9 +47,9 @@ def harvest(
             "harvest: got neither --hook nor --layers; expected hook names, or layers (of whose z is stored)"
         )
     chosen = parse_list(layers, "--layers")
-    from workbench.experiments.harvest import harvest as store
-    from workbench.experiments.plan import plan_harvest
-    from workbench.experiments.texts import analysis_tokens, window_length
+    from workbench.analyses.harvest import harvest as store
+    from workbench.analyses.plan import plan_harvest
+    from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
 
     extra = parse_settings(settings, store, taken=("seed", "dtype", "resume"))

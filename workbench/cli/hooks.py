@@ -29,7 +29,7 @@ def hooks(
     import pandas as pd
     import torch
 
-    from workbench.experiments.texts import window_length
+    from workbench.data.text_windows import window_length
     from workbench.models.load import load
 
     model = load(ckpt, "cpu", dtype)

@@ -21,7 +21,7 @@ def import_model(
 ) -> None:
     """Convert a model to a checkpoint directory of the workbench, or SAELens's SAEs to a stack."""
     if any(any(Path(source).glob(f"{depth}sae_weights.safetensors")) for depth in ("", "*/")):
-        from workbench.experiments.saes.interop import import_saes as write
+        from workbench.analyses.sae_train.interop import import_saes as write
     else:
         from workbench.models.interop import import_model as write
 

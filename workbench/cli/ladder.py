@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import parse_overrides, read_texts
 from workbench.cli.output import progress, report
-from workbench.cli.reading import parse_overrides, read_texts
 
 
 def ladder(
@@ -26,9 +26,9 @@ def ladder(
 ) -> None:
     """Train a recurrent model without its mechanisms, then with one more each time, to see what each is worth."""
     from reports.tables import read_table, write_table
+    from workbench.analyses.mechanisms import ladder as climb
+    from workbench.analyses.mechanisms import ladder_recipes
     from workbench.data.tokenizer_files import open_tokenizer
-    from workbench.experiments.mechanisms import ladder as climb
-    from workbench.experiments.mechanisms import ladder_recipes
     from workbench.runs import open_run
     from workbench.training import apply_overrides, load_recipe
 

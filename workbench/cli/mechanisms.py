@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.cli import options
+from workbench.cli.cli_args import digest, identify, read_texts
 from workbench.cli.output import progress, report
-from workbench.cli.reading import digest, identify, read_texts
 
 
 def mechanisms(
@@ -26,9 +26,9 @@ def mechanisms(
 ) -> None:
     """Bits per byte of a recurrent model with each of its mechanisms turned off in turn."""
     from reports.tables import read_table, write_table
-    from workbench.experiments.evaluate import encode_text, plan_evaluation
-    from workbench.experiments.mechanisms import mechanisms as measure
-    from workbench.experiments.mechanisms import switched_on
+    from workbench.analyses.evaluate import encode_text, plan_evaluation
+    from workbench.analyses.mechanisms import mechanisms as measure
+    from workbench.analyses.mechanisms import switched_on
     from workbench.models.load import load, weights_sha256
     from workbench.runs import open_run
 

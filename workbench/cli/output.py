@@ -67,7 +67,7 @@ def progress(label: str) -> Iterator[Callable[[float], None]]:
     """A function that takes the share done, 0 to 1, and draws it as a bar on stderr while the context lasts."""
     from rich.progress import TaskProgressColumn
 
-    from workbench.bars import progress_bar
+    from workbench.progress import progress_bar
 
     with progress_bar(TaskProgressColumn()) as bar:
         task = bar.add_task(label, total=1.0)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import digest, identify_all, parse_settings
 from workbench.cli.errors import refuse_unused
 from workbench.cli.output import progress, report
-from workbench.cli.reading import digest, identify_all, parse_settings
 
 Concepts = Annotated[
     Path | None,
@@ -56,11 +56,11 @@ def probe(
 ) -> None:
     """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of text states."""
     from reports.tables import read_table
+    from workbench.analyses.plan import plan_probe
+    from workbench.analyses.probe.probe import check_settings, text_length, text_windows
+    from workbench.analyses.probe.probe import probe as measure
+    from workbench.analyses.probe.states import TEMPLATES, build_prompts, tokenizer_of
     from workbench.data.concepts import choose_sets, read_concepts
-    from workbench.experiments.concepts.probe import check_settings, text_length, text_windows
-    from workbench.experiments.concepts.probe import probe as measure
-    from workbench.experiments.concepts.states import TEMPLATES, build_prompts, tokenizer_of
-    from workbench.experiments.plan import plan_probe
     from workbench.models.load import load
 
     extra = parse_settings(settings, measure, taken=TAKEN)
@@ -91,7 +91,7 @@ def _run(
 ) -> Path:
     """The run directory, all tables of all models written."""
     from reports.tables import write_table
-    from workbench.experiments.concepts.probe import probe as measure
+    from workbench.analyses.probe.probe import probe as measure
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 

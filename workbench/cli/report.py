@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options, output
-from workbench.cli.reading import amend_page, check_page, check_tables
+from workbench.cli.cli_args import amend_page, check_page, check_tables
 
 
 def report(

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import identify, parse_list, parse_overrides
 from workbench.cli.errors import UsageError
 from workbench.cli.output import progress, report
-from workbench.cli.reading import identify, parse_list, parse_overrides
 
 N_TOKENS = 1_000_000  # trained on unless told otherwise
 DEFAULT_L1 = 2.0
@@ -83,7 +83,7 @@ def sae_train(
     debug: options.Debug = False,
 ) -> None:
     """Train SAEs for every head at once from one pass of the model; --set takes batch_size, lr, expansion and more."""
-    from workbench.experiments.saes.head_saes import sae_train as run
+    from workbench.analyses.sae_train.head_saes import sae_train as run
     from workbench.models.load import load
 
     overrides = parse_overrides(settings)
@@ -113,14 +113,14 @@ def sae_train(
 
 def _open(shards: Path | None):
     """The harvest to train on, if there is one; its index is read before any model is."""
-    from workbench.experiments.harvest import open_shards
+    from workbench.analyses.harvest import open_shards
 
     return None if shards is None else open_shards(shards)
 
 
 def _plan(model, chosen: dict, overrides: dict, width: int, shards) -> dict:
     """What `sae_train` would take."""
-    from workbench.experiments.saes.plan import estimate, make_plan, parse_settings
+    from workbench.analyses.sae_train.settings import estimate, make_plan, parse_settings
 
     own = parse_settings(overrides)
     largest = None if shards is None else max(shard.bytes for shard in shards.shards)
@@ -160,6 +160,6 @@ def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | Non
 
 def _width(model, n_ctx: int | None) -> int:
     """Tokens a window: as given, or the model's context, at most 512."""
-    from workbench.experiments.texts import MAX_N_CTX
+    from workbench.data.text_windows import MAX_N_CTX
 
     return n_ctx or min(model.cfg.n_ctx, MAX_N_CTX)

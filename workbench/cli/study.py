@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import parse_overrides
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
-from workbench.cli.reading import parse_overrides
 
 
 def study(
@@ -61,14 +61,14 @@ def study(
     if dry_run:
         import pandas as pd
 
-        from workbench.experiments.study.plan import plan
+        from workbench.study.plan import plan
 
         facts = plan(recipe, seeds, device=device, overrides=overrides)
         columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
         table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
         report(as_json=as_json, facts=facts, table=table)
         return
-    from workbench.experiments.study.study import study as run
+    from workbench.study.study import study as run
 
     path = run(
         recipe,

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import identify
 from workbench.cli.output import progress, report
-from workbench.cli.reading import identify
 
 
 def text_quality(
@@ -54,9 +54,9 @@ def text_quality(
 ) -> None:
     """Measures of sampled continuations, with intervals; recall, grammar and cause, by logits."""
     from reports.tables import read_table
+    from workbench.analyses.text_quality.plan import check_batteries, plan_text_quality
+    from workbench.analyses.text_quality.quality import choose_tagger
     from workbench.data.batteries import as_batteries, read_batteries, read_prompts, read_recall
-    from workbench.experiments.text_quality.plan import check_batteries, plan_text_quality
-    from workbench.experiments.text_quality.quality import choose_tagger
     from workbench.models.load import load
 
     asked = read_prompts() if prompts is None else read_prompts(prompts)
@@ -87,7 +87,7 @@ def _run(
 ) -> Path:
     """The run directory, the table and the continuations written."""
     from reports.tables import write_table
-    from workbench.experiments.text_quality.quality import text_quality as measure
+    from workbench.analyses.text_quality.quality import text_quality as measure
     from workbench.models.load import weights_sha256
     from workbench.runs import atomic_write, open_run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli import options
+from workbench.cli.cli_args import check_selection, digest, identify_all, parse_list
 from workbench.cli.output import progress, report
-from workbench.cli.reading import check_selection, digest, identify_all, parse_list
 
 
 def topology(
@@ -28,9 +28,9 @@ def topology(
     """Redundancy of heads and ranks of z, layer by layer; effective sizes where several models are given."""
     chosen = parse_list(layers, "--layers")
     from reports.tables import read_table
-    from workbench.experiments.plan import plan_reading
-    from workbench.experiments.texts import analysis_tokens, window_length
-    from workbench.experiments.topology import read_heads
+    from workbench.analyses.plan import plan_reading
+    from workbench.analyses.topology import read_heads
+    from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
 
     models = [load(path, device, dtype) for path in ckpt]
@@ -52,7 +52,7 @@ def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], ou
     import pandas as pd
 
     from reports.tables import write_table
-    from workbench.experiments.topology import Size, effective_sizes, topology_tables
+    from workbench.analyses.topology import Size, effective_sizes, topology_tables
     from workbench.models.load import weights_sha256
     from workbench.runs import open_run
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.cli_args import parse_overrides
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import report
-from workbench.cli.reading import parse_overrides
 from workbench.runs import CONFIG
 
 if TYPE_CHECKING:

@@ -21,11 +21,10 @@ from workbench.models.cross_entropy import perplexity
 from workbench.models.load import resolve_device
 from workbench.runs import open_run
 from workbench.training.boundaries import freeze
-from workbench.training.feed import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log import NEWER, TrainLog
-from workbench.training.mirror import Write, mirror
+from workbench.training.log_sinks import Write, mirror
 from workbench.training.monitor import measure, monitor_columns
 from workbench.training.objective import Objective, autocast_dtype, held_out_loss, reproducible
 from workbench.training.optimizers import Optimizer
@@ -43,6 +42,7 @@ from workbench.training.state import (
     save_checkpoint,
     step_name,
 )
+from workbench.training.training_data import SEEDS_APART, Feed, Source, judging_batches, open_feed
 from workbench.training.vsm import Pressure
 
 OWN_COLUMNS = ("sigma_train",)  # σ of the training batches, as the controller sees it

@@ -28,16 +28,16 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.models import HookedLM
 from workbench.models.load import resolve_device
 from workbench.runs import open_run
-from workbench.training.feed import Source, open_feed
 from workbench.training.gradients import Gradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
+from workbench.training.log_sinks import mirror
 from workbench.training.loop import NonFiniteLoss, StepRecord, Trainer, weights_dtype
-from workbench.training.mirror import mirror
 from workbench.training.objective import Objective, autocast_dtype
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Recipe, check_room
 from workbench.training.sharded_optimizer import ShardedOptimizer, whole
 from workbench.training.state import clear_leftovers, step_name
+from workbench.training.training_data import Source, open_feed
 
 PATIENCE = timedelta(hours=1)  # how long the others wait while process 0 evaluates and writes
 FAILED, INTERRUPTED = 1, 130  # exit codes, as the command line's

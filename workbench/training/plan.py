@@ -19,13 +19,13 @@ from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
-from workbench.training.feed import open_feed
 from workbench.training.footprint import on_meta
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss
 from workbench.training.optimizers import Optimizer, is_hidden_matrix
 from workbench.training.recipe import Phase, Recipe, automata, n_tokens_per_step, phase_model
+from workbench.training.training_data import open_feed
 
 MOST_TRIED = 500_000_000  # parameters; of a larger model no step is taken to see what it costs
 TIMED_TOKENS = 2048  # a micro-batch of about this many tokens is timed

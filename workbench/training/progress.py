@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.progress import Progress, TaskID, TextColumn
 
-from workbench.bars import progress_bar
+from workbench.progress import progress_bar
 from workbench.training.recipe import Recipe
 from workbench.training.state import Position
 

@@ -23,16 +23,16 @@ from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench import runs
+from workbench.analyses.ablate import ablate as ablation
+from workbench.analyses.ablate.ablation import ablate
+from workbench.analyses.attention.patterns import attention_patterns
+from workbench.analyses.attention.statistics import attention
+from workbench.analyses.harvest import open_shards
+from workbench.analyses.topology import topology_tables
 from workbench.cli.app import VERBS, app
 from workbench.cli.errors import describe, guarded, show_warning
 from workbench.cli.output import report
-from workbench.experiments.ablation import ablate as ablation
-from workbench.experiments.ablation.ablate import ablate
-from workbench.experiments.attention import attention
-from workbench.experiments.attention_patterns import attention_patterns
-from workbench.experiments.harvest import open_shards
-from workbench.experiments.texts import analysis_tokens
-from workbench.experiments.topology import topology_tables
+from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
 from workbench.training.log import TrainLog
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench import runs
+from workbench.analyses.sae_train.head_saes import find_stack
 from workbench.cli.app import app
-from workbench.experiments.saes.head_saes import find_stack
 
 
 def call(*arguments):

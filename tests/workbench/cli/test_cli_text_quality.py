@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench import runs
+from workbench.analyses.text_quality import quality
+from workbench.analyses.text_quality.quality import text_quality
 from workbench.cli.app import app
 from workbench.data.batteries import read_batteries, read_prompts, read_recall
-from workbench.experiments.text_quality import quality
-from workbench.experiments.text_quality.quality import text_quality
 from workbench.models.load import load
 
 PROMPTS = '[a]\nprompts = ["The cat", "A river of the"]\n'

@@ -12,8 +12,8 @@ import torch
 from models_for_tests import small_model, tokens_for
 from safetensors.torch import load_file, save_file
 
+from workbench.analyses.evaluate import evaluate
 from workbench.data.tokenizer import load_tokenizer, train_bpe
-from workbench.experiments.evaluate import evaluate
 from workbench.models.generate import generate
 from workbench.models.interop import export, import_model
 from workbench.models.load import load, weights_sha256, wrap_tokenizer

@@ -7,10 +7,10 @@ import pytest
 import torch
 from models_for_tests import tokens_for
 
-from workbench.cli.reading import identify
-from workbench.experiments.attention import attention
-from workbench.experiments.compare import compare
-from workbench.experiments.concepts.probe import probe
+from workbench.analyses.attention.statistics import attention
+from workbench.analyses.compare import compare
+from workbench.analyses.probe.probe import probe
+from workbench.cli.cli_args import identify
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
 from workbench.models.transformer_lens import from_hooked_transformer, read_folder

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from models_for_tests import EVERYTHING, GOLF, RECURRENT, small_config, small_model, tokens_for
 
 from probes import SmallSampleWarning
-from workbench.experiments.ablation.ablate import iterate_ablation
-from workbench.experiments.ablation.generic import ablate_batch_generic, plan_generic
-from workbench.experiments.topology import topology
+from workbench.analyses.ablate.ablation import iterate_ablation
+from workbench.analyses.ablate.generic import ablate_batch_generic, plan_generic
+from workbench.analyses.topology import topology
 from workbench.models import Extensions, HookedLM, Recurrence
 from workbench.models.load import load, save
 from workbench.models.recurrence import MECHANISMS, RecurrentStream, exit_depth, orthonormal

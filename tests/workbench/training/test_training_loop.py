@@ -31,10 +31,10 @@ from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
 from workbench.models.load import load, weights_sha256
 from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, learned_boundaries, train
-from workbench.training.feed import Source, judging_batches, open_feed
 from workbench.training.loop import Trainer
 from workbench.training.plan import plan
 from workbench.training.recipe import parse_recipe, phase_model
+from workbench.training.training_data import Source, judging_batches, open_feed
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}

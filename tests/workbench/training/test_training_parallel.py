@@ -24,12 +24,12 @@ from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
 from workbench.models.load import load, weights_sha256
 from workbench.training import Recipe, apply_overrides, load_recipe
-from workbench.training.feed import open_feed
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import Optimizer
 from workbench.training.parallel import check_batches
 from workbench.training.recipe import parse_recipe, phase_model
 from workbench.training.sharded_optimizer import share_out
+from workbench.training.training_data import open_feed
 
 ROOT = Path(workbench.__file__).parent.parent
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"

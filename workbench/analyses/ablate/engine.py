@@ -1,0 +1,245 @@
+"""Ablated losses of one batch: all heads of a layer continue together from the clean stream.
+
+One clean forward keeps, per layer, the state after attention and z. The state without some heads is that state plus
+Σ (z'_h − z_h) W_O[h]: everything before it is shared, so an ablation costs the layers behind it and the unembedding.
+An ablated MLP begins at the same state, with its output replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from workbench.analyses.ablate.attribution import attribute
+from workbench.analyses.ablate.losses import MAX_COLUMNS, compare, reference
+from workbench.analyses.ablate.records import CleanPass, Part, Replacements, SequenceLosses, losses_of
+from workbench.models import HookedLM, ModelConfig
+from workbench.models.transformer import State
+
+LOGITS_HELD = 1 << 22  # logits of one chunk, elements; larger ones gain nothing on a CPU
+TOKENS_TOGETHER = 2048  # tokens that continue together; more gain nothing on a CPU
+_ON_A_GPU = 16  # times as many of both
+
+
+# --- what fits into memory
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How the work is cut: sequences a batch, sequences (of all heads) that continue together, logits held at once."""
+
+    batch_size: int
+    n_together: int
+    logits_held: int
+
+
+def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
+    """The cut that keeps what is held at once (weights and tokens apart) below `budget` bytes.
+
+    Args:
+        n_layers, n_heads: how many layers the clean forward keeps, and how many parts of each are ablated.
+        n_passes: forwards of a batch that are kept at once: two where a second head is taken out behind the first.
+
+    Raises:
+        ValueError: a budget too small for one head of one sequence.
+    """
+    cfg = model.cfg
+    scale = 1 if model.W_E.device.type == "cpu" else _ON_A_GPU
+    clean, continued = bytes_per_sequence(model, n_ctx, n_layers, n_heads)
+    clean *= n_passes
+    fixed = 2 * 4 * min(MAX_COLUMNS, cfg.d_vocab) * cfg.d_model  # a block of W_U, rounded
+    least = fixed + 3 * 4 * cfg.d_vocab + clean + continued
+    if least > budget:
+        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for one head of one sequence")
+    wanted_logits = max(cfg.d_vocab, min(scale * LOGITS_HELD, budget // 32))
+    logits_held = min(wanted_logits, (budget - fixed - clean - continued) // (3 * 4))
+    rest = budget - fixed - 3 * 4 * logits_held
+    wanted = max(1, scale * TOKENS_TOGETHER // n_ctx)
+    batch_size = max(1, min(wanted, rest // 2 // clean, rest // 2 // continued))
+    n_together = max(batch_size, min(wanted, batch_size * n_heads, (rest - batch_size * clean) // continued))
+    return Sizes(batch_size, n_together // batch_size * batch_size, logits_held)
+
+
+def bytes_per_sequence(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int) -> tuple[int, int]:
+    """(clean, continued) bytes that one sequence holds: kept of the clean forward; at the widest point of a block."""
+    cfg = model.cfg
+    width_z = cfg.n_heads * cfg.d_head
+    n_sources = _streams_of_a_state(cfg)
+    # of each layer: state after attention, z, and a donor's z; then final state, x, W_U p (twice), W_U[target], their
+    # difference and its gradient; final residuals of a layer's parts, and their changes (twice)
+    kept = n_layers * (_streams_of_a_layer(cfg) * cfg.d_model + 2 * width_z)
+    kept += (n_sources + 6 + 3 * n_heads) * cfg.d_model
+    attention = 6 * width_z + 4 * cfg.kv_heads * cfg.d_head  # q, k, v, their rotations, repeated k and v, z
+    running = (n_sources + 3) * cfg.d_model + max(3 * cfg.d_mlp, attention)
+    backward = 2 * running  # a layer's graph is held while its gradient is taken
+    itemsize = model.W_E.element_size()
+    return n_ctx * itemsize * (kept + backward), n_ctx * itemsize * running
+
+
+def _streams_of_a_state(cfg: ModelConfig) -> int:
+    """Tensors [batch pos d_model] in the state between two layers, at most."""
+    if (attn_res := cfg.extensions.attn_res) is not None:
+        # the embedding, block sums and the current one; of learned blocks what was and what a sub-layer reads
+        return 2 * attn_res.n_sums + 4 if attn_res.is_learned else attn_res.n_sums + 1
+    if cfg.extensions.recurrence is not None:  # x, x0, value, start, summary, and what skips will add
+        return 5 + len(cfg.extensions.recurrence.skip_sources(cfg.n_layers))
+    return 1
+
+
+def _streams_of_a_layer(cfg: ModelConfig) -> int:
+    """Tensors [batch pos d_model] that the state after a layer's attention shares with no other layer's."""
+    attn_res = cfg.extensions.attn_res
+    if attn_res is None:
+        return 1
+    has_main = attn_res.streams == "attention"
+    return 1 + has_main + (attn_res.n_sums + (not has_main) if attn_res.is_learned else 0)
+
+
+# --- one batch
+
+
+def clean_pass(model: HookedLM, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]) -> CleanPass:
+    """One forward of `tokens`, keeping what ablations in `layers` start from."""
+    return _keep(model, lambda: model.embed_state(tokens), 0, layers)
+
+
+def pass_behind(model: HookedLM, mid: State, layer: int, layers: Sequence[int]) -> CleanPass:
+    """The forward that goes on from the state `mid` after the attention of `layer`, keeping as `clean_pass` does."""
+    return _keep(model, lambda: model.blocks[layer].feed_forward(mid, model.read_out), layer + 1, layers)
+
+
+def _keep(model: HookedLM, begin: Callable[[], State], first: int, layers: Sequence[int]) -> CleanPass:
+    mid: dict[int, State] = {}
+    z: dict[int, Tensor] = {}
+    hooks: list = [(f"blocks.{layer}.attn.hook_z", _keeper(z, layer)) for layer in layers]
+    with model.hooks(fwd_hooks=hooks):
+        state = begin()
+        for layer in range(first, model.cfg.n_layers):
+            state = model.blocks[layer].attend(state)
+            if layer in layers:
+                mid[layer] = state
+            state = model.blocks[layer].feed_forward(state, model.read_out)
+    return CleanPass(mid, z, state)
+
+
+def _keeper(into: dict[int, Tensor], layer: int) -> Callable[[Tensor, object], None]:
+    def keep(tensor: Tensor, hook: object) -> None:
+        into[layer] = tensor
+
+    return keep
+
+
+def ablated_states(
+    model: HookedLM, clean: CleanPass, layer: int, heads: Sequence[int], replacement: Tensor | None
+) -> State:
+    """States after the attention of `layer` without each head in turn, [head·batch pos d_model].
+
+    replacement: z' of all heads, broadcast to [batch pos head d_head]; None is zero.
+    """
+    attn, z = model.blocks[layer].attn, clean.z[layer]
+    change = -z if replacement is None else replacement - z
+    change = rearrange(change[:, :, list(heads)], "batch pos head d_head -> head (batch pos) d_head")
+    mid = clean.mid[layer]
+    stream = mid if isinstance(mid, Tensor) else mid.running
+    shared = stream.flatten(0, 1).expand(len(heads), -1, -1)
+    summed = torch.baddbmm(shared, change, attn.W_O[list(heads)].to(change.dtype))
+    ablated = rearrange(summed, "head (batch pos) d -> (head batch) pos d", pos=z.shape[1])
+    return ablated if isinstance(mid, Tensor) else mid.repeated(len(heads), ablated)
+
+
+def state_without_heads(model: HookedLM, clean: CleanPass, layer: int, replacement: Tensor | None) -> State:
+    """The state after the attention of `layer` without all of its heads; replacement as `ablated_states`."""
+    attn, z = model.blocks[layer].attn, clean.z[layer]
+    change = -z if replacement is None else replacement - z
+    mid = clean.mid[layer]
+    stream = mid if isinstance(mid, Tensor) else mid.running
+    ablated = stream + change.flatten(2) @ attn.W_O.flatten(0, 1).to(change.dtype)
+    return ablated if isinstance(mid, Tensor) else mid.repeated(1, ablated)
+
+
+def residuals_without(
+    model: HookedLM,
+    clean: CleanPass,
+    parts: Sequence[Part],
+    replacement: Mapping[str, Tensor | None],
+    n_together: int,
+) -> Iterator[Float[Tensor, "part rows d_model"]]:
+    """Final residuals at the scored positions without each of `parts`, which belong to one layer, in their order."""
+    layer = parts[0].layer
+    assert all(part.layer == layer for part in parts), parts
+    stand_in = replacement[parts[0].hook] if parts[0].component != "mlp" else None
+    heads = [part.head for part in parts if part.component == "head"]
+    n_heads = max(1, n_together // len(clean.z[layer]))
+    for chunk in (heads[i : i + n_heads] for i in range(0, len(heads), n_heads)):
+        state = ablated_states(model, clean, layer, chunk, stand_in)
+        yield _finished(model, model.blocks[layer].feed_forward(state, model.read_out), layer + 1, len(chunk))
+    for part in parts[len(heads) :]:
+        hooks: list = []
+        if part.component == "layer":
+            state = state_without_heads(model, clean, layer, stand_in)
+        else:
+            state, hooks = clean.mid[layer], [(part.hook, _replacer(replacement[part.hook]))]
+        with model.hooks(fwd_hooks=hooks):
+            state = model.blocks[layer].feed_forward(state, model.read_out)
+        yield _finished(model, state, layer + 1, 1)
+
+
+def _replacer(stand_in: Tensor | None) -> Callable[[Tensor, object], Tensor]:
+    def replace(tensor: Tensor, hook: object) -> Tensor:
+        return torch.zeros_like(tensor) if stand_in is None else stand_in.to(tensor.dtype).expand_as(tensor)
+
+    return replace
+
+
+def _finished(model: HookedLM, state: State, layer: int, n_parts: int) -> Float[Tensor, "part rows d_model"]:
+    """What the unembedding reads at the scored positions, from the state entering `layer`."""
+    state = model(state, start_at_layer=layer, return_type=None)
+    x = model.ln_final(model.read_out(state))[:, :-1]
+    return rearrange(x, "(part batch) pos d -> part (batch pos) d", part=n_parts)
+
+
+def ablate_batch(
+    model: HookedLM,
+    tokens: Int[Tensor, "batch pos"],
+    parts: Sequence[Part],
+    replacements: Replacements,
+    sizes: Sizes,
+    has_estimate: bool,
+    tell: Callable[[int], None],
+) -> SequenceLosses:
+    """The losses of a batch, float64 means over positions, averaged over the replacements.
+
+    Args:
+        parts: rows; those of a layer stand together, heads first.
+        has_estimate: whether to take the gradient's estimates, too.
+        tell: gets the number of parts done.
+    """
+    layers = range(min(part.layer for part in parts), model.cfg.n_layers)
+    clean = clean_pass(model, tokens, layers)
+    base = reference(model, clean.final, tokens, sizes.logits_held)
+    estimate = torch.full((len(parts), len(tokens)), torch.nan, dtype=torch.float64)
+    if has_estimate:
+        estimate = attribute(model, clean, base, parts, replacements, sizes.logits_held)
+    found: list[Tensor] = []
+    for layer in dict.fromkeys(part.layer for part in parts):
+        of_layer = [part for part in parts if part.layer == layer]
+        of_replacements = []
+        for replacement in replacements:
+            x = torch.cat(list(residuals_without(model, clean, of_layer, replacement, sizes.n_together)))
+            of_replacements.append(sequence_means(compare(model, x, base, sizes.logits_held), len(tokens)))
+        found.append(torch.stack(of_replacements).mean(0))
+        tell(sum(part.shape[1] for part in found))
+    ablated, kl = torch.cat(found, dim=1)
+    return losses_of(parts, sequence_means((base.loss[None],), len(tokens))[0, 0], ablated, kl, estimate)
+
+
+def sequence_means(values: Sequence[Float[Tensor, "part rows"]], n_batch: int) -> Float64[Tensor, "value part batch"]:
+    """Means over the positions of each sequence, float64 on the CPU."""
+    return torch.stack(
+        [rearrange(v.cpu().double(), "part (batch pos) -> part batch pos", batch=n_batch).mean(-1) for v in values]
+    )

@@ -1,0 +1,531 @@
+"""Every feature of every SAE as the atlas shows it: how often and how strongly it fires, where most, which tokens it
+pushes, which features lie near it, and which feature of another model fires with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from sae.checkpoint import check_model
+from sae.config import SAESource
+from sae.metrics import nearest_features
+from sae.model import StackedSAE
+from sae.top_activations import TopActivations
+from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
+from workbench.models import HookedLM
+from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
+from workbench.models.checks import checked_tokens, device_of
+from workbench.models.load import weights_sha256
+
+ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
+DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that
+# is not 0: an activation's unit is its decoder row's to choose
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The sequences in which each feature fires most, one window of each around its strongest token."""
+
+    values: Float[Tensor, "n_saes d_sae k"]
+    """activation at the peak, largest first; 0 where there are fewer sequences"""
+    sequences: Int[Tensor, "n_saes d_sae k"]
+    """row of the tokens; −1 where the value is 0"""
+    peaks: Int[Tensor, "n_saes d_sae k"]
+    """position of the strongest token (the first of equals)"""
+    windows: Float[Tensor, "n_saes d_sae k width"]
+    """activations from peak − radius to peak + radius; 0 beyond the sequence's ends, nan at positions that do not
+    count"""
+
+
+@dataclass(frozen=True)
+class FeatureSums:
+    """What one pass over the tokens leaves of every feature."""
+
+    n_tokens: int
+    """tokens at the positions that count"""
+    n_active: Float64[Tensor, "n_saes d_sae"]
+    """tokens on which it fires"""
+    total: Float64[Tensor, "n_saes d_sae"]
+    """sum of its activations"""
+    contexts: Contexts
+
+
+def atlas_features(
+    model: Any,
+    sae: StackedSAE,
+    tokens: Int[Tensor, "n_sequences n_ctx"],
+    *,
+    n_contexts: int = 10,
+    radius: int = 10,
+    n_logits: int = 10,
+    n_neighbours: int = 5,
+    name: str | None = None,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> pd.DataFrame:
+    """The table feature_atlas: one row per feature, head −1 where the SAE reads all heads together.
+
+    All of it is of the positions that the SAEs are meant for, see `sae_train`: all but the first and those of special
+    tokens, unless they were trained with include_special. density: share of tokens on which it fires; mean_act: mean
+    over the tokens on which it fires (0 if none). max_act and top_token: of its largest activation. top_contexts: its
+    n_contexts strongest sequences, each once, as windows of ±radius tokens around the peak, from one pass whose memory
+    grows with features and not with tokens; acts are null at other positions, where nothing is measured.
+    logit_promoted, logit_suppressed: the tokens with the largest and smallest direct effect
+    W_dec (W_O[head]) diag(final norm's weight) W_U, the mean over the vocabulary taken off, in logits a unit of
+    activation before the final norm's division; empty for hooks that do not write to the stream, or only through a norm
+    of their own. neighbours: nearest
+    decoder rows of the same SAE. match is empty: see `match_features`. The trailing columns l1 and sae_seed tell apart
+    several SAEs of one head; n_tokens is the number of tokens that density is a share of.
+
+    Args:
+        sae: the stack; it must say which hook each SAE reads, and belong to `model`.
+        tokens: held-out tokens.
+        name, seed: the columns model and seed.
+
+    Raises:
+        ValueError: a stack of another model (sha256), or without sources; tokens that do not fit; a count or a radius
+            that is negative, or no context.
+    """
+    slots = stack_slots(sae)
+    check_model(sae, weights_sha256(model), name)
+    tokens = checked_tokens("atlas", model, tokens, min_ctx=2)
+    for what, given, least in (
+        ("n_contexts", n_contexts, 1),
+        ("radius", radius, 0),
+        ("n_logits", n_logits, 0),
+        ("n_neighbours", n_neighbours, 0),
+    ):
+        if given < least:
+            raise ValueError(f"atlas: {what} is {given}; expected ≥ {least}")
+    sums = scan(model, sae, tokens, slots, n_contexts, radius, on_progress, stack_positions(model, sae))
+    if not sums.n_tokens:
+        raise ValueError("atlas: all tokens are special or at position 0; expected others")
+    decode = token_decoder(model)
+    promoted, suppressed = logit_effects(model, sae, slots, n_logits)
+    n_neighbours = min(n_neighbours, sae.config.d_sae - 1)
+    cosines, nearest = nearest_features(sae.W_dec.detach(), n_neighbours) if n_neighbours else (None, None)
+    parts = []
+    for k, source in enumerate(sae.info.sources):
+        n_active = sums.n_active[k]
+        columns = {
+            "model": name or model.cfg.model_name,
+            "layer": source.layer,
+            "head": slots[k].column,
+            "feature": range(sae.config.d_sae),
+            "density": n_active / sums.n_tokens,
+            "max_act": sums.contexts.values[k, :, 0].double(),
+            "mean_act": sums.total[k] / n_active.clamp_min(1),
+            "top_token": _top_tokens(sums.contexts, tokens, decode, k),
+            "top_contexts": _context_cells(sums.contexts, tokens, decode, k, radius),
+            "logit_promoted": _pair_cells(promoted, k, decode),
+            "logit_suppressed": _pair_cells(suppressed, k, decode),
+            "seed": seed,
+            "dead": (n_active == 0).tolist(),
+            "neighbours": _neighbour_cells(cosines, nearest, k, sae.config.d_sae),
+            "match": "",
+            "l1": source.l1,
+            "sae_seed": source.seed,
+            "n_tokens": sums.n_tokens,
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def stack_slots(sae: StackedSAE) -> list[Slot]:
+    """The slot that each SAE of a stack reads. Raises ValueError if the stack does not say."""
+    sources = sae.info.sources
+    if not sources or any(source.hook_name is None or source.layer is None for source in sources):
+        raise ValueError("atlas: the stack does not say which hooks its SAEs read; expected one saved by sae-train")
+    return [_slot(source) for source in sources]
+
+
+def stack_positions(model: Any, *stacks: StackedSAE) -> Positions:
+    """The positions that all of these stacks of the model's are meant for."""
+    return Positions(special_ids(model), all(stack.info.include_special for stack in stacks))
+
+
+def _slot(source: SAESource) -> Slot:
+    assert source.hook_name is not None
+    assert source.layer is not None
+    return Slot(source.hook_name, source.layer, source.head)
+
+
+@torch.no_grad()
+def scan(
+    model: Any,
+    sae: StackedSAE,
+    tokens: Int[Tensor, "n n_ctx"],
+    slots: Sequence[Slot],
+    n_contexts: int,
+    radius: int,
+    on_progress: Callable[[float], None] | None = None,
+    positions: Positions = EVERYWHERE,
+) -> FeatureSums:
+    """One pass over the tokens: counts, sums and strongest contexts of every feature at the positions, brought to the
+    CPU.
+
+    slots: what each SAE reads; several SAEs may read one slot.
+    """
+    unique = list(dict.fromkeys(slots))
+    index = torch.tensor([unique.index(slot) for slot in slots])
+    n_saes, d_sae, n_ctx = len(slots), sae.config.d_sae, tokens.shape[1]
+    device = device_of(sae)
+    n_active = torch.zeros(n_saes, d_sae, dtype=torch.float64, device=device)
+    total = torch.zeros_like(n_active)
+    keeper = ContextKeeper(sae, n_contexts, radius)
+    n_counted = 0
+    batches = forward_batches(tokens, max(n_ctx, min(4096, ACTS_HELD // (n_saes * d_sae))))
+    for number, batch in enumerate(batches):
+        x = collect(model, batch, unique, number)
+        acts = torch.empty(n_saes, x.shape[1], d_sae, device=device)
+        is_counted = positions.of(batch).to(device)
+        n_counted += int(is_counted.sum())
+        parts = (own.split(BLOCK_TOKENS, dim=dim) for own, dim in ((x, 1), (acts, 1), (is_counted.flatten(), 0)))
+        for block, out, counts in zip(*parts, strict=True):
+            own = sae.encode(block[index]).float()  # sums of bfloat16 activations would keep 8 bits of theirs
+            own[:, ~counts] = 0
+            out.copy_(own)
+            n_active += own.sign().sum(dim=1).double()  # activations are never negative
+            total += own.sum(dim=1).double()
+        keeper.update(rearrange(acts, "sae (batch pos) feature -> sae batch pos feature", pos=n_ctx), is_counted)
+        if on_progress is not None:
+            on_progress((number + 1) / len(batches))
+    return FeatureSums(n_counted, n_active.cpu(), total.cpu(), keeper.contexts())
+
+
+class ContextKeeper:
+    """The k sequences in which each feature is strongest, kept with their windows while activations stream past."""
+
+    def __init__(self, sae: StackedSAE, k: int, radius: int) -> None:
+        device = device_of(sae)
+        shape = (sae.config.n_saes, sae.config.d_sae, k)
+        self._radius = radius
+        # sequences take the place of tokens: what is kept of a sequence is its largest activation
+        self._top = TopActivations(sae.config, k, device)
+        self._peaks = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._windows = torch.zeros(*shape, 2 * radius + 1, device=device)
+
+    def update(
+        self, acts: Float[Tensor, "n_saes batch pos d_sae"], is_counted: Bool[Tensor, "batch pos"] | None = None
+    ) -> None:
+        """Take the next sequences; activations are 0 at positions that do not count."""
+        before, old = self._top.n_tokens, self._top.tokens.clone()
+        largest, where = acts.max(dim=2)
+        self._top.update(largest)
+        new = self._top.tokens
+        is_new = new >= before
+        if not bool(is_new.any()):
+            return
+        # what stays moves with its sequence to the place that it has now
+        place = (new.unsqueeze(-1) == old.unsqueeze(-2)).int().argmax(dim=-1)
+        self._peaks = self._peaks.gather(-1, place)
+        self._windows = self._windows.gather(2, place.unsqueeze(-1).expand_as(self._windows))
+        sae, feature, rank = is_new.nonzero(as_tuple=True)
+        row = new[sae, feature, rank] - before
+        peak = where[sae, row, feature]
+        self._peaks[sae, feature, rank] = peak
+        offsets = torch.arange(-self._radius, self._radius + 1, device=acts.device)
+        position = peak.unsqueeze(-1) + offsets
+        is_inside = (position >= 0) & (position < acts.shape[2])
+        position = position.clamp(0, acts.shape[2] - 1)
+        window = acts[sae[:, None], row[:, None], position, feature[:, None]]
+        if is_counted is not None:
+            window = torch.where(is_counted[row[:, None], position], window, torch.nan)
+        self._windows[sae, feature, rank] = torch.where(is_inside, window, 0).float()
+
+    def contexts(self) -> Contexts:
+        """What is kept so far, on the CPU."""
+        kept = (self._top.values, self._top.tokens, self._peaks, self._windows)
+        return Contexts(*(tensor.cpu() for tensor in kept))
+
+
+@torch.no_grad()
+def logit_effects(
+    model: Any, sae: StackedSAE, slots: Sequence[Slot], n: int
+) -> tuple[list[tuple[Tensor, Tensor] | None], list[tuple[Tensor, Tensor] | None]]:
+    """((values, token ids) [d_sae n] of the n largest, and of the n smallest, direct logit effects) of each SAE; None
+    for a hook that does not write to the stream, or only through a norm of its own."""
+    n = min(n, model.cfg.d_vocab)
+    W_U = (final_gain(model)[:, None] * model.W_U).float()
+    W_U = W_U - W_U.mean(dim=1, keepdim=True)
+    promoted: list[tuple[Tensor, Tensor] | None] = []
+    suppressed: list[tuple[Tensor, Tensor] | None] = []
+    for k, slot in enumerate(slots):
+        directions = write_directions(model, slot, sae.W_dec[k].float())
+        if directions is None:
+            promoted.append(None)
+            suppressed.append(None)
+            continue
+        if getattr(model.cfg, "normalization_type", None) in ("LN", "LNPre"):
+            directions = directions - directions.mean(dim=-1, keepdim=True)
+        effects = directions.to(W_U.device) @ W_U
+        for found, is_largest in ((promoted, True), (suppressed, False)):
+            values, ids = effects.topk(n, dim=-1, largest=is_largest)
+            found.append((values, ids))
+    return promoted, suppressed
+
+
+def final_gain(model: Any) -> Float[Tensor, "d_model"]:
+    """What the final norm multiplies each coordinate by, apart from the division.
+
+    Of another model than ours it is measured: its weight may be folded into W_U, or be less by 1 (Gemma's).
+    """
+    if isinstance(model, HookedLM):
+        return model.ln_final.w
+    signs = torch.ones(model.cfg.d_model, dtype=model.W_U.dtype, device=model.W_U.device)
+    signs[::2] = -1  # mean 0 and mean square 1 already; 100 times that, so that the norm's eps is nothing beside it
+    plus, minus = model.ln_final(100 * torch.stack([signs, -signs])[:, None])[:, 0]
+    return (plus - minus) / 2 * signs
+
+
+def write_directions(
+    model: Any, slot: Slot, rows: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "d_sae d_model"] | None:
+    """What decoder rows of a slot write to the residual stream; None for a hook that writes through something else."""
+    name = slot.hook_name.split(".", 2)[-1]
+    block = model.blocks[slot.layer]
+    if _is_normed(model, slot.layer, "attn" if name.startswith("attn.") else "mlp") and "." in name:
+        return None
+    if name == "attn.hook_z":
+        W_O = block.attn.W_O.float().to(rows.device)
+        return rows @ (W_O.flatten(0, 1) if slot.head is None else W_O[slot.head])
+    if name == "mlp.hook_post":
+        return rows @ block.mlp.W_out.float().to(rows.device)
+    if name == "attn.hook_result":  # what each head writes, side by side
+        return rows.unflatten(1, (-1, model.cfg.d_model)).sum(dim=1)
+    writes = name.startswith("hook_resid_") or name in ("hook_attn_out", "hook_mlp_out")
+    return rows if writes else None
+
+
+def _is_normed(model: Any, layer: int, part: str) -> bool:
+    """Whether what attention or the MLP writes passes a norm on its way to the stream (Gemma 2, OLMo 2)."""
+    out = model.hook_dict.get(f"blocks.{layer}.hook_{part}_out")
+    behind = out is not None and ".ln" in f".{out.name.split('.', 2)[-1]}"  # a bridge's alias of the norm's output
+    return behind or bool(getattr(model.cfg, "use_normalization_before_and_after", False))
+
+
+def token_decoder(model: Any) -> Callable[[int], str]:
+    """A function from a token id to its text, decoded alone; bytes that are no character on their own show as hex.
+
+    A model without tokenizer shows ids.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    known: dict[int, str] = {}
+
+    def decode(token: int) -> str:
+        if token not in known:
+            known[token] = f"[{token}]" if tokenizer is None else _decode_alone(tokenizer, token)
+        return known[token]
+
+    return decode
+
+
+def _decode_alone(tokenizer: Any, token: int) -> str:
+    text = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    piece = tokenizer.convert_ids_to_tokens(token)
+    # a decoder of SentencePiece's takes the first token's space for one that was put before the text
+    if isinstance(piece, str) and (spaced := piece.replace("▁", " ")) != piece and spaced.endswith(text):
+        return spaced
+    if "\ufffd" not in text:
+        return text
+    # a piece of a character: its byte-level form, one printable sign a byte, back to the bytes
+    return piece_bytes(piece) if isinstance(piece, str) else text
+
+
+def piece_bytes(piece: str) -> str:
+    """A byte-level BPE piece with its bytes as ⟨e2⟩⟨80⟩ where they are no printable ASCII; other pieces as they are."""
+    table = _byte_of_sign()
+    if any(sign not in table for sign in piece):
+        return piece
+    return "".join(chr(b) if 32 <= b < 127 else f"⟨{b:02x}⟩" for b in (table[sign] for sign in piece))
+
+
+def _byte_of_sign() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes (Radford et al. 2019): printable Latin-1 stands for itself, the other bytes
+    for the signs from U+0100 on, in order."""
+    themselves = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [b for b in range(256) if b not in themselves]
+    return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+@torch.no_grad()
+def match_features(
+    model_a: Any,
+    sae_a: StackedSAE,
+    model_b: Any,
+    sae_b: StackedSAE,
+    tokens: Int[Tensor, "n_sequences n_ctx"],
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """(matches of a's features in b, of b's in a): (correlations, features) [d_sae] of each SAE in the stack's order.
+
+    The match of a feature is the feature of the other model's SAE of the same layer and head whose activations
+    correlate most (Pearson) with its own on the same tokens, at the positions that both SAEs are meant for. Two models
+    share no basis, so decoder rows cannot be
+    compared; nor does one model's head h correspond to the other's, so a low correlation says only that this head has
+    no such feature. A feature that never fires has correlation nan.
+
+    Raises:
+        ValueError: models of different vocabularies, or stacks that do not read the same layers and heads.
+    """
+    slots = stack_slots(sae_a)
+    check_pair(model_a, sae_a, model_b, sae_b)
+    tokens = checked_tokens("match", model_a, tokens, min_ctx=2)
+    positions = stack_positions(model_a, sae_a, sae_b)
+    unique = list(dict.fromkeys(slots))
+    index = torch.tensor([unique.index(slot) for slot in slots])
+    device = device_of(sae_a)
+    sums = PairSums.zeros(len(slots), sae_a.config.d_sae, sae_b.config.d_sae, device)
+    batches = forward_batches(tokens)
+    for number, batch in enumerate(batches):
+        is_counted = positions.of(batch)
+        x_a, x_b = (at(is_counted, collect(model, batch, unique, number)) for model in (model_a, model_b))
+        for block_a, block_b in zip(x_a.split(BLOCK_TOKENS, dim=1), x_b.split(BLOCK_TOKENS, dim=1), strict=True):
+            sums.update(sae_a.encode(block_a[index]), sae_b.encode(block_b[index]).to(device))
+        if on_progress is not None:
+            on_progress((number + 1) / len(batches))
+    r = sums.correlations().cpu()
+    return _best(r), _best(rearrange(r, "sae a b -> sae b a"))
+
+
+@dataclass
+class PairSums:
+    """Sums from which the correlations of two sets of features follow.
+
+    What is summed is less the first block's smallest activations: zeros of a sparse feature stay zeros, and the
+    variance of one that is always on, or never varies, is not left to rounding.
+    """
+
+    n: int
+    at_a: Float[Tensor, "n_saes 1 a"]
+    at_b: Float[Tensor, "n_saes 1 b"]
+    a: Float64[Tensor, "n_saes a"]
+    b: Float64[Tensor, "n_saes b"]
+    aa: Float64[Tensor, "n_saes a"]
+    bb: Float64[Tensor, "n_saes b"]
+    ab: Float64[Tensor, "n_saes a b"]
+
+    @classmethod
+    def zeros(cls, n_saes: int, n_a: int, n_b: int, device: torch.device | str = "cpu") -> PairSums:
+        """Sums of no token."""
+        sizes = ((n_saes, n_a), (n_saes, n_b), (n_saes, n_a), (n_saes, n_b), (n_saes, n_a, n_b))
+        shifts = (torch.zeros(n_saes, 1, n, device=device) for n in (n_a, n_b))
+        return cls(0, *shifts, *(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
+
+    def update(self, a: Float[Tensor, "n_saes tokens a"], b: Float[Tensor, "n_saes tokens b"]) -> None:
+        """Add tokens; a block's products are float32, what they are added to is float64."""
+        if not self.n:
+            self.at_a, self.at_b = (own.float().amin(dim=1, keepdim=True) for own in (a, b))
+        self.n += a.shape[1]
+        a, b = a.float() - self.at_a, b.float() - self.at_b
+        self.a += a.sum(dim=1).double()
+        self.b += b.sum(dim=1).double()
+        self.aa += einsum(a, a, "s t f, s t f -> s f").double()
+        self.bb += einsum(b, b, "s t f, s t f -> s f").double()
+        self.ab += (a.mT @ b).double()
+
+    def correlations(self) -> Float64[Tensor, "n_saes a b"]:
+        """Pearson's r of every pair; nan where one of the two does not vary."""
+        cov = self.ab / self.n - self.a[:, :, None] * self.b[:, None, :] / self.n**2
+        var_a, var_b = self.aa / self.n - (self.a / self.n) ** 2, self.bb / self.n - (self.b / self.n) ** 2
+        scale = (var_a.clamp_min(0)[:, :, None] * var_b.clamp_min(0)[:, None, :]).sqrt()
+        return torch.where(scale > 0, cov / scale, torch.nan).clamp(-1, 1)
+
+
+def check_pair(model_a: Any, sae_a: StackedSAE, model_b: Any, sae_b: StackedSAE) -> None:
+    """Raise ValueError unless each stack is its model's and the two read alike slots of one vocabulary."""
+    for model, sae in ((model_a, sae_a), (model_b, sae_b)):
+        check_model(sae, weights_sha256(model))
+    if model_a.cfg.d_vocab != model_b.cfg.d_vocab:
+        raise ValueError(
+            f"match: vocabularies of {model_a.cfg.d_vocab} and {model_b.cfg.d_vocab} entries; expected one tokenizer"
+        )
+    if stack_slots(sae_a) != stack_slots(sae_b):
+        raise ValueError("match: the stacks read different hooks or heads; expected the same, in the same order")
+
+
+def match_cells(matches: Sequence[tuple[Tensor, Tensor]], other: str) -> list[str]:
+    """The column match of feature_atlas, in the table's order of SAEs: JSON [other model, feature, correlation], or
+    empty where there is none."""
+    cells = []
+    for values, features in matches:
+        for value, feature in zip(values.tolist(), features.tolist(), strict=True):
+            cells.append(json.dumps([other, feature, round(value, DIGITS)]) if value == value else "")
+    return cells
+
+
+def _best(r: Float64[Tensor, "n_saes a b"]) -> list[tuple[Tensor, Tensor]]:
+    values, features = r.nan_to_num(nan=-2.0).max(dim=-1)
+    return [(torch.where(v > -2, v, torch.nan), f) for v, f in zip(values, features, strict=True)]
+
+
+# --- cells
+
+
+def _top_tokens(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int) -> list[str]:
+    sequences, peaks = contexts.sequences[k, :, 0].cpu(), contexts.peaks[k, :, 0].cpu()
+    ids = tokens[sequences.clamp_min(0), peaks].tolist()
+    return [decode(token) if fires else "" for token, fires in zip(ids, (sequences >= 0).tolist(), strict=True)]
+
+
+def _context_cells(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int) -> list[str]:
+    sequences, peaks = contexts.sequences[k].tolist(), contexts.peaks[k].tolist()
+    largest = contexts.values[k, :, 0]
+    windows, values = _rounded(contexts.windows[k], largest), _rounded(contexts.values[k], largest)
+    ids, n_ctx = tokens.tolist(), tokens.shape[1]
+    cells = []
+    for of_feature in zip(sequences, peaks, windows, values, strict=True):
+        found = []
+        for sequence, peak, window, value in zip(*of_feature, strict=True):
+            if sequence < 0:
+                continue
+            start, stop = max(0, peak - radius), min(n_ctx, peak + radius + 1)
+            context = {
+                "tokens": [decode(token) for token in ids[sequence][start:stop]],
+                "acts": [act if act == act else None for act in window[start - peak + radius : stop - peak + radius]],
+                "peak": peak - start,
+                "value": value,
+            }
+            found.append(context)
+        cells.append(json.dumps(found, ensure_ascii=False))
+    return cells
+
+
+def _rounded(values: Float[Tensor, "n *more"], largest: Float[Tensor, "n"]) -> list[Any]:
+    """Nested lists, each of the n with as many decimals as its largest number needs for DIGITS digits, or DIGITS."""
+    rows = zip(values.double(), largest.tolist(), strict=True)
+    return [row.round(decimals=_decimals(most)).tolist() for row, most in rows]
+
+
+def _decimals(largest: float) -> int:
+    return DIGITS if not 0 < largest < 1 else DIGITS - 1 - math.floor(math.log10(largest))
+
+
+def _pair_cells(
+    effects: Sequence[tuple[Tensor, Tensor] | None], k: int, decode: Callable[[int], str]
+) -> list[str] | str:
+    own = effects[k]
+    if own is None:
+        return "[]"
+    values, ids = own
+    largest = values.abs().amax(dim=1) if values.shape[1] else values.new_zeros(len(values))
+    rows = zip(_rounded(values, largest), ids.tolist(), strict=True)
+    return [
+        json.dumps([[decode(i), v] for v, i in zip(vs, tokens, strict=True)], ensure_ascii=False) for vs, tokens in rows
+    ]
+
+
+def _neighbour_cells(cosines: Tensor | None, nearest: Tensor | None, k: int, d_sae: int) -> list[str]:
+    if cosines is None or nearest is None:
+        return ["[]"] * d_sae
+    rows = zip(_rounded(cosines[k], torch.ones(d_sae)), nearest[k].tolist(), strict=True)
+    return [json.dumps([[f, c] for c, f in zip(cs, fs, strict=True) if c == c]) for cs, fs in rows]

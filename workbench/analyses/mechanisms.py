@@ -1,0 +1,214 @@
+"""What each mechanism of a recurrent model is worth: bits per byte with it set to its identity; a ladder of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+import torch
+
+from workbench.analyses.evaluate import (
+    EncodedText,
+    bits_per_byte,
+    bits_with_interval,
+    encode_text,
+    plan_windows,
+    token_nats,
+    window_length,
+)
+from workbench.models import HookedLM
+from workbench.models.checks import as_list
+from workbench.models.load import load
+from workbench.models.transformer import check_ours
+from workbench.training import Recipe, apply_overrides, load_recipe, train
+
+# mechanism -> what its switch becomes; absence is the identity. The gate that no longer acts is still read: what it
+# says to the next pass (`confidence`) is a mechanism of its own.
+OFF = MappingProxyType(
+    {
+        "attn_scale": False, "mlp_scale": False, "residual_mix": False, "value_embed": "off", "resonance": False,
+        "carry_rank": None, "confidence": False, "memory": False, "skips": "off", "td_rank": None,
+        "exit_gate": "read", "n_routes": None,
+    }
+)  # fmt: skip
+
+
+def switched_on(model: HookedLM) -> list[str]:
+    """The mechanisms that can be turned off, by the names of their switches, in the order of `OFF`.
+
+    Raises:
+        ValueError: no `HookedLM`, or one without depth recurrence.
+    """
+    check_ours("mechanisms", model)
+    recurrence = model.cfg.extensions.recurrence
+    if recurrence is None:
+        raise ValueError(f"mechanisms: {model.cfg.model_name} has no depth recurrence; expected a recurrent model")
+    return [name for name, off in OFF.items() if getattr(recurrence, name) not in (off, "off")]
+
+
+def without(model: HookedLM, mechanism: str) -> HookedLM:
+    """The model with one mechanism set to its identity, its other weights shared with `model`.
+
+    Raises:
+        ValueError: a mechanism that the model lacks, or a model without any.
+    """
+    known = switched_on(model)
+    if mechanism not in known:
+        offered = f"expected one of {', '.join(known)}" if known else "no mechanism is enabled"
+        raise ValueError(f"mechanism: got {mechanism!r}; {offered}")
+    extensions = model.cfg.extensions
+    assert extensions.recurrence is not None, "switched_on has looked"
+    recurrence = extensions.recurrence.model_copy(update={mechanism: OFF[mechanism]})
+    cfg = model.cfg.model_copy(update={"extensions": extensions.model_copy(update={"recurrence": recurrence})})
+    reduced = HookedLM(cfg, seed=None, tokenizer=model.tokenizer)
+    for name, parameter in reduced.named_parameters():
+        parameter.data = model.get_parameter(name).data
+    return reduced.train(model.training)
+
+
+def mechanisms(
+    model: HookedLM,
+    texts: Sequence[str],
+    *,
+    n_ctx: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> pd.DataFrame:
+    """The rows of mechanisms.csv: bits per byte over plain windows with each mechanism off, and the change.
+
+    delta_bits is off − base, positive where the mechanism helps; its error and 95 % interval are paired over stretches
+    of n_ctx tokens, as head ablation pairs sequences.
+
+    Raises:
+        ValueError: a model without mechanisms, a window longer than the model's context, or a text that `evaluate`
+            refuses.
+    """
+    found = switched_on(model)
+    length = window_length(model, n_ctx)
+    text = encode_text(model.tokenizer, texts)
+    windows = plan_windows(len(text.tokens), length)
+    base = token_nats(model, text, windows)
+    rows = []
+    for i, mechanism in enumerate(found):
+        nats = token_nats(without(model, mechanism), text, windows)
+        change = bits_with_interval(nats - base, text.n_bytes, length, seed)
+        rows.append(
+            {
+                "model": name or model.cfg.model_name,
+                "seed": seed,
+                "mechanism": mechanism,
+                "base_bits": bits_per_byte(base, text.n_bytes),
+                "off_bits": bits_per_byte(nats, text.n_bytes),
+                "delta_bits": change.value,
+                "stderr": change.stderr,
+                "ci_low": change.low,
+                "ci_high": change.high,
+                "n_tokens": text.n_scored,
+                "n_bytes": text.n_bytes,
+                "n_ctx": length,
+            }
+        )
+        if on_progress is not None:
+            on_progress((i + 1) / len(found))
+    return pd.DataFrame(rows)
+
+
+# --- the ladder
+
+_SWITCH, _LOSS = "model.extensions.recurrence.", "phases.0.auxiliary."
+# rung -> settings that are off below it and the recipe's own from it on, in the order in which they are added
+RUNGS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "low-rank K": {"model.extensions.k_rank": None},
+        "q gain": {"model.extensions.q_gain": None},
+        "spectral init": {"model.extensions.spectral_init": False},
+        "attention and MLP scales": {_SWITCH + "attn_scale": False, _SWITCH + "mlp_scale": False},
+        "residual mix": {_SWITCH + "residual_mix": False},
+        "value embeddings": {_SWITCH + "value_embed": "off"},
+        "resonant positions": {_SWITCH + "resonance": False},
+        "carry": {_SWITCH + "carry_rank": None},
+        "exit gate": {_SWITCH + "exit_gate": "off", _LOSS + "gate_entropy": 0.0},
+        "confidence": {_SWITCH + "confidence": False},
+        "memory": {_SWITCH + "memory": False},
+        "skips": {_SWITCH + "skips": "off"},
+        "temporal difference": {_SWITCH + "td_rank": None, _LOSS + "td": 0.0},
+        "eigenspace routing": {_SWITCH + "n_routes": None, _SWITCH + "routes": "free"},
+        "thermodynamic loss": {_LOSS + "thermodynamic": 0.0},
+        "compression-aware loss": {_LOSS + "compression": 0.0},
+    }
+)
+BASE = "base"
+
+
+def ladder_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """(rung, its recipe): base with everything off, then one mechanism more each time; the last is `recipe` itself."""
+    if recipe.model.extensions.recurrence is None:
+        raise ValueError(
+            f"ladder: {recipe.name} has no model.extensions.recurrence; expected a recurrent model's recipe"
+        )
+    names = [BASE, *RUNGS]
+    rungs = []
+    for i, name in enumerate(names):
+        off: dict[str, Any] = {}
+        # from the last on: what needs another mechanism goes before it does
+        for above in reversed(names[i + 1 :]):
+            off |= RUNGS[above]
+        rungs.append((name, apply_overrides(recipe, {**off, "name": f"{recipe.name}-{i:02d}"})))
+    return rungs
+
+
+def ladder(
+    recipe: Recipe | str | Path,
+    texts: Sequence[str],
+    out: str | Path,
+    *,
+    seeds: Sequence[int] | int = (0, 1, 2),
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    cache: str | Path | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> pd.DataFrame:
+    """The rows of ladder.csv: each rung is trained with each seed into `out`/rungs; its bits per byte on `texts`, and
+    the change from the rung below with the same seed.
+
+    A finished training found there is used as it is; an unfinished one is resumed.
+    """
+    seeds = as_list("seeds", seeds)
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    rungs = ladder_recipes(apply_overrides(base, dict(overrides or {})))
+    rows, below, text = [], {}, None
+    for i, (rung, own) in enumerate(rungs):
+        for k, seed in enumerate(seeds):
+            directory = Path(out) / "rungs" / f"{own.name}-seed{seed}"
+            train(own, directory, seed=seed, device=device, resume=True, progress=False, cache=cache)
+            model = load(directory, device)
+            text = text or encode_text(model.tokenizer, texts)
+            bits = _plain_bits(model, text)
+            rows.append(
+                {
+                    "model": own.name,
+                    "seed": seed,
+                    "rung": i,
+                    "mechanism": rung,
+                    "bits_per_byte": bits,
+                    "delta_bits": bits - below[seed] if seed in below else float("nan"),
+                    "n_parameters": model.n_parameters(),
+                    "n_steps": own.phases[0].n_steps,
+                    "n_tokens": text.n_scored,
+                    "n_bytes": text.n_bytes,
+                }
+            )
+            below[seed] = bits
+            if on_progress is not None:
+                on_progress((i * len(seeds) + k + 1) / (len(rungs) * len(seeds)))
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _plain_bits(model: HookedLM, text: EncodedText) -> float:
+    nats = token_nats(model, text, plan_windows(len(text.tokens), model.cfg.n_ctx))
+    return bits_per_byte(nats, text.n_bytes)

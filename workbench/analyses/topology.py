@@ -1,0 +1,290 @@
+"""How alike the heads of a layer are, in three bases, and how many dimensions their outputs fill."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from probes import SmallSampleWarning, ranks_of_spectrum
+from reports.tables import COLUMNS
+from workbench.analyses.harvest import stream
+from workbench.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
+from workbench.models import HookedLM
+from workbench.models.checks import checked_tokens, choose, device_of, matching_layer, run_hooked
+
+MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
+RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
+PAPER_LAYER = (6, 12)  # layer, from 0, of how many: where the paper takes its effective size
+SIZES = {"n_parameters": "n_eff", "n_parameters_no_embedding": "n_eff_no_embedding"}
+SIZE_COLUMNS = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")  # behind the contract's
+MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
+GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
+
+
+def topology(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | int | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> pd.DataFrame:
+    """The rows of topology_stats.csv: redundancy and rank of each layer, one row per (layer, basis z | pattern |
+    residual).
+
+    max_cos and mean_cos are over i ≠ j of |cos| of the heads, flattened over all tokens: of z, of the attention maps,
+    of the residual contributions z_h W_O[h]. The ranks are of the concatenated z [tokens, H·d_head], the same in the
+    three rows of a layer: nuclear, effective and stable rank uncentred, participation ratio centred, rank_utilization =
+    nuclear rank / (H·d_head). They are nan, with a warning, below 4,096 tokens, and for a layer whose z is zero;
+    cosines are nan where a head is zero, and in a model of one head.
+
+    Args:
+        model: a `HookedLM` or a TransformerLens model.
+        layers: all by default; each must have heads.
+        seed, name: fill the columns seed and model; name is the config's by default.
+
+    Raises:
+        ValueError: layers out of range, none, or without heads; tokens that do not fit.
+    """
+    return topology_tables(model, tokens, layers, seed=seed, name=name, on_progress=on_progress)[0]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    n_parameters: int
+    """all parameters"""
+    n_parameters_no_embedding: int
+    """without token and position tables and unembedding"""
+    n_layers: int
+
+    @classmethod
+    def of(cls, model: HookedLM) -> Size:
+        """The size of a model."""
+        return cls(model.n_parameters(), model.n_parameters(embeddings=False), model.cfg.n_layers)
+
+
+def effective_sizes(stats: pd.DataFrame, sizes: Sequence[Size]) -> pd.DataFrame:
+    """effective_size.csv's rows, two per ordered pair of models: n_eff = n_parameters of a · utilization_a /
+    utilization_b (Belanger 2025, equation 5), the size at which a model that fills its heads as b does would fill as
+    many dimensions as a; n_eff_no_embedding is the same of n_parameters_no_embedding.
+
+    The first rows are those of whole models: utilization is the mean over layers of rank_utilization, nan where that of
+    a layer is, and layer_a and layer_b are −1. Then come those of the layer that the paper takes, 6 of 12: in each
+    model the one nearest to it in depth; none for a pair in whose rows one of these layers is missing.
+
+    Args:
+        stats: `topology` of several models, one below the other.
+        sizes: of each, in their order there.
+
+    Raises:
+        ValueError: another number of sizes than of models in the table.
+    """
+    of_z = stats[stats["basis"] == "z"].rename(columns={"rank_utilization": "utilization"})
+    keys = ["model", "seed"]
+    whole = of_z.groupby(keys, sort=False, as_index=False)["utilization"].mean(skipna=False).assign(layer=-1)
+    if len(whole) != len(sizes):
+        raise ValueError(f"effective_sizes: got {len(sizes)} sizes for {len(whole)} models; expected one for each")
+    known = whole[keys].assign(**{name: [getattr(size, name) for size in sizes] for name in SIZES})
+    known["layer"] = [matching_layer(*PAPER_LAYER, size.n_layers) for size in sizes]
+    at_layer = known[[*keys, "layer"]].merge(of_z[[*keys, "layer", "utilization"]], on=[*keys, "layer"])
+    parts = []
+    for found in (whole, at_layer):
+        first = known.drop(columns="layer").merge(found, on=keys)
+        pairs = first.merge(found, how="cross", suffixes=("_a", "_b"))
+        pairs = pairs[(pairs["model_a"] != pairs["model_b"]) | (pairs["seed_a"] != pairs["seed_b"])]
+        share = pairs["utilization_a"] / pairs["utilization_b"]
+        effective = {n_eff: pairs[n] * share for n, n_eff in SIZES.items()}
+        parts.append(pairs.assign(**effective)[[*COLUMNS["effective_size"], *SIZE_COLUMNS]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def head_cosines(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | int | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+) -> pd.DataFrame:
+    """head_cosines.csv's rows: the cosine of every ordered pair of heads of a layer, itself included, in each basis.
+
+    Arguments and errors as `topology`.
+    """
+    return topology_tables(model, tokens, layers, seed=seed, name=name)[1]
+
+
+def topology_tables(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | int | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of `topology` and `head_cosines` from one pass over the tokens."""
+    tokens = checked_tokens("topology", model, tokens)
+    chosen = choose("layers", layers, model.cfg.n_layers)
+    heads = read_heads(model, tokens, chosen, on_progress)
+    spectra = _spectra(model, tokens, heads)
+    keys = {"model": name or model.cfg.model_name, "seed": seed}
+    stats, pairs = [], []
+    for layer, measured in heads.items():
+        ranks = _ranks(spectra[layer], measured) if spectra else dict.fromkeys(RANKS, math.nan)
+        writer = _writer(model, layer, measured)
+        for basis in BASES:
+            cos = measured.redundancy.cosines(basis, writer)
+            place = keys | {"layer": layer, "basis": basis}
+            extremes = {"max_cos": max_abs_cos(cos), "mean_cos": mean_abs_cos(cos)}
+            stats.append(place | extremes | ranks | {"n_tokens": tokens.numel()})
+            for i, row in enumerate(cos.tolist()):
+                pairs += [place | {"head_i": i, "head_j": j, "cos": value} for j, value in enumerate(row)]
+    return pd.DataFrame(stats), pd.DataFrame(pairs)
+
+
+class LayerHeads:
+    """Running sums of one layer: Gram matrices in all bases, and Σ z."""
+
+    def __init__(self) -> None:
+        self.redundancy = HeadRedundancy()
+        self.sum: Float64[Tensor, " width"] | None = None
+
+    def add(self, z: Float[Tensor, "batch pos head d_head"], pattern: Float[Tensor, "batch head query key"]) -> None:
+        """Count one batch in."""
+        self.redundancy.add(z, pattern)
+        total = exact(z).sum((0, 1)).flatten()
+        self.sum = total if self.sum is None else self.sum + total
+
+    def moment(self) -> Float64[np.ndarray, "width width"]:
+        """Σ over tokens of z zᵀ, z all heads laid end to end."""
+        assert self.redundancy.moment is not None, "at least one batch was added"
+        return rearrange(self.redundancy.moment, "i a j b -> (i a) (j b)").cpu().numpy()
+
+    def centred_participation(self) -> float:
+        """tr(C)² / ‖C‖² of the scatter C of z about its mean; nan where z does not vary."""
+        assert self.sum is not None, "at least one batch was added"
+        total = self.sum.cpu().numpy()
+        moment = self.moment()
+        scatter = moment - np.outer(total, total) / self.redundancy.n_tokens
+        # what a constant z leaves is rounding: n_tokens additions of numbers as large as the moment's trace
+        if np.trace(scatter) <= 1e-12 * np.trace(moment):
+            return math.nan
+        return float(np.trace(scatter) ** 2 / np.sum(scatter**2))
+
+
+def read_heads(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int],
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[int, LayerHeads]:
+    """Running sums of the heads of each layer over all tokens; one map of one layer is held at a time."""
+    heads = {layer: LayerHeads() for layer in layers}
+    maps = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
+    outputs = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
+    n_ctx = tokens.shape[1]
+    batch_size = max(1, MAP_ELEMENTS // (model.cfg.n_heads * n_ctx**2))
+    pending: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
+
+    def counter(layer: int, what: str) -> Callable[[Tensor, object], None]:
+        def count(tensor: Tensor, hook: object) -> None:
+            pending[layer][what] = tensor
+            if len(pending[layer]) == 2:  # z or the map, whichever this model passes last
+                heads[layer].add(**pending[layer])
+                pending[layer].clear()
+
+        return count
+
+    hooks = [(maps[layer], counter(layer, "pattern")) for layer in layers]
+    hooks += [(outputs[layer], counter(layer, "z")) for layer in layers]
+    done = 0
+    with torch.no_grad():
+        for part in tokens.split(batch_size):
+            # each layer's map is counted and let go before the next is made
+            run_hooked(model, part.to(device_of(model)), hooks, stop_at_layer=max(layers) + 1, return_type=None)
+            done += len(part)
+            if on_progress is not None:
+                on_progress(done / len(tokens))
+    return heads
+
+
+def _writer(model: Any, layer: int, measured: LayerHeads) -> Float[Tensor, "head d_head d_model"]:
+    """W_O of a layer. Raises ValueError where the model shows none that fits its z."""
+    assert measured.redundancy.moment is not None, "at least one batch was added"
+    wanted = (*measured.redundancy.moment.shape[:2], model.cfg.d_model)
+    W_O = getattr(model.blocks[layer].attn, "W_O", None)
+    if not isinstance(W_O, Tensor) or tuple(W_O.shape) != wanted:
+        got = list(W_O.shape) if isinstance(W_O, Tensor) else type(W_O).__name__
+        raise ValueError(f"topology: blocks.{layer}.attn.W_O is {got}; expected {list(wanted)} for the basis residual")
+    return W_O
+
+
+# --- ranks
+
+
+def _spectra(model: Any, tokens: Tensor, heads: dict[int, LayerHeads]) -> dict[int, Float64[np.ndarray, " k"]] | None:
+    """Singular values of the concatenated z by layer, or None, with a warning, for too few tokens."""
+    if tokens.numel() < MIN_TOKENS:
+        warnings.warn(
+            f"topology: {tokens.numel()} tokens; expected at least {MIN_TOKENS} for the ranks of z, which are left nan",
+            SmallSampleWarning,
+            stacklevel=4,
+        )
+        return None
+    spectra = {layer: sigma_of_moment(measured.moment(), tokens.numel()) for layer, measured in heads.items()}
+    lost = [layer for layer, sigma in spectra.items() if sigma is None]
+    again = _spectra_by_qr(model, tokens, lost) if lost else {}
+    return {layer: again[layer] if sigma is None else sigma for layer, sigma in spectra.items()}
+
+
+def sigma_of_moment(moment: Float64[np.ndarray, "width width"], n_rows: int) -> Float64[np.ndarray, " width"] | None:
+    """Singular values of a matrix of n_rows rows from its second moment; None where that would cost a reported digit.
+
+    An eigenvalue is off by about δ·λ₁, δ = ε·(√n_rows + width); so σᵢ by δ·λ₁/(2σᵢ) while λᵢ ≫ δ·λ₁, and Σσ by the sum
+    of these, which must stay below 1e-8 of Σσ: two digits past the six that any table prints.
+    """
+    values = np.linalg.eigvalsh(moment)
+    delta = np.finfo(np.float64).eps * (math.sqrt(n_rows) + len(values))
+    if values[0] <= 10 * delta * values[-1]:
+        return None
+    sigma = np.sqrt(values)
+    error = 0.5 * delta * values[-1] * np.sum(1 / sigma) / np.sum(sigma)
+    return sigma if error < GRAM_TOLERANCE else None
+
+
+@torch.no_grad()
+def _spectra_by_qr(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Float64[np.ndarray, " k"]]:
+    """Singular values without squaring them: R of a QR decomposition carried from batch to batch, then its SVD. As many
+    as z is wide, or as there are tokens where these are fewer."""
+    names = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
+    triangles: dict[int, Tensor] = {}
+    for batch in stream(model, tokens, list(names.values())):
+        for layer, name in names.items():
+            rows = exact(rearrange(batch[name], "batch pos head d_head -> (batch pos) (head d_head)")).cpu()
+            above = [triangles[layer]] if layer in triangles else []
+            triangles[layer] = torch.linalg.qr(torch.cat([*above, rows]), mode="r").R
+    return {layer: torch.linalg.svdvals(triangle).numpy() for layer, triangle in triangles.items()}
+
+
+def _ranks(sigma: Float64[np.ndarray, " k"], measured: LayerHeads) -> dict[str, float]:
+    found = ranks_of_spectrum(sigma)
+    return {
+        "nuclear_rank": found.nuclear_rank,
+        "effective_rank": found.effective_rank,
+        "stable_rank": found.stable_rank,
+        "participation_ratio": measured.centred_participation(),
+        "rank_utilization": found.nuclear_rank / len(measured.moment()),  # z may be wider than tokens are many
+    }

@@ -1,0 +1,236 @@
+"""What a claim is about, read from a study's tables: one number a model and seed.
+
+Layers of models of unequal depth correspond by (layer + 1) / n_layers, along which pressure on heads rises: "9 of 12"
+is the layer whose share of the depth is nearest to 10/12, the earlier of two as near. A third of n layers is
+max(1, n // 3) of them. Layer −1, the embedding, is none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.data.claims import Measure
+from workbench.models.checks import matching_layer
+from workbench.study.verdicts import Bounds
+
+Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
+Tables = Mapping[str, pd.DataFrame]
+ATTENTION, MLP = ("W_Q", "W_K", "W_V", "W_O"), ("W_gate", "W_in", "W_out")
+# in these tables head −1 is a whole layer, an MLP or all heads together, which no claim is about
+SINGLE_HEADS = ("sae_training_results", "ablation_results")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model's number, seed by seed, and where it was read."""
+
+    values: dict[int, float]
+    """seed -> value; nan where undefined"""
+    layers: tuple[int, ...] = ()
+    n_layers: int = 0
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    """column -> the value that "middle" stood for"""
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; nan without a finite value."""
+        known = [value for value in self.values.values() if math.isfinite(value)]
+        return float(np.mean(known)) if known else math.nan
+
+
+def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[str]) -> Reading:
+    """The measure of one model; no values where the table, the column or the rows are missing.
+
+    models: every model of the comparison, whose rows together say which l1 is the middle one of a sweep.
+    """
+    df = rows_of(tables, measure.table, measure.where, models)
+    chosen = {name: float(df[name].iloc[0]) for name, value in measure.where.items() if value == "middle" and len(df)}
+    n_layers = count_layers(tables, measure.table, model)
+    layers = choose_layers(measure.layers, n_layers)
+    if not {measure.column, "seed"} <= set(df.columns) or ("layer" in df and not layers):
+        return Reading({})
+    own = df[df["model"] == model]
+    if "layer" in own:  # a table of paths has none
+        own = own[own["layer"].isin(layers)]
+    reduce = {"ends": _ends, "last": _last}.get(measure.kind, _over(measure.reduce))
+    values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
+    known = own.dropna(subset=[measure.column])
+    values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
+    return Reading(values, layers, n_layers, chosen)
+
+
+def rows_of(tables: Tables, table: str, where: Mapping[str, Any], models: Sequence[str]) -> Frame:
+    """The rows of a table, of these models, whose columns hold these values; empty where there is no such table."""
+    df: Frame = tables.get(table)
+    if df is None or "model" not in df:
+        return pd.DataFrame(columns=["model", "seed", "layer"])
+    df = df[df["model"].isin(list(models))]
+    if table in SINGLE_HEADS and "head" in df:
+        df = df[df["head"] >= 0]
+    for column, value in where.items():
+        if column not in df:
+            return df.iloc[:0]
+        wanted = middle(df[column]) if value == "middle" else value
+        df = df[df[column].isin(list(wanted)) if isinstance(wanted, tuple) else df[column] == wanted]
+    return df
+
+
+def middle(column: Any) -> float:
+    """The value of a sweep nearest to its median, the lower of two; nan for an empty one."""
+    sweep = sorted(set(column.dropna()))
+    return min(sweep, key=lambda value: abs(value - float(np.median(sweep)))) if sweep else math.nan
+
+
+def count_layers(tables: Tables, table: str, model: str) -> int:
+    """Layers of a model, by the rows of a table; 0 if it has none."""
+    df: Frame = tables.get(table)
+    if df is None or not {"model", "layer"} <= set(df.columns):
+        return 0
+    own = df.loc[df["model"] == model, "layer"].dropna()
+    return int(own.max()) + 1 if len(own) else 0
+
+
+def choose_layers(layers: str, n_layers: int) -> tuple[int, ...]:
+    """The layers of a model of n_layers that a claim's `layers` means.
+
+    >>> choose_layers("9 of 12", 4), choose_layers("last third", 6)
+    ((2,), (4, 5))
+    """
+    if not n_layers:
+        return ()
+    size = max(1, n_layers // 3)
+    named = {
+        "all": range(n_layers),
+        "first": range(1),
+        "last": range(n_layers - 1, n_layers),
+        "first third": range(size),
+        "last third": range(n_layers - size, n_layers),
+    }
+    if layers in named:
+        return tuple(named[layers])
+    layer, published = map(int, layers.split(" of "))
+    return (matching_layer(layer, published, n_layers),)
+
+
+def _over(reduce: str) -> Callable[[Frame, str], float]:
+    def geometric(values: np.ndarray) -> float:
+        return float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
+
+    reducers: dict[str, Callable[[np.ndarray], Any]] = {
+        "mean": np.mean,
+        "geometric mean": geometric,
+        "standard deviation": np.std,
+        "maximum": np.max,
+    }
+    return lambda rows, name: float(reducers[reduce](rows[name].to_numpy(dtype=np.float64)))
+
+
+def _ends(rows: Frame, column: str) -> float:
+    """The last layer's value over the first's, means where a layer has several rows; nan for a single layer."""
+    by_layer = rows.groupby("layer")[column].mean()
+    first, last = float(by_layer.iloc[0]), float(by_layer.iloc[-1])
+    return last / first if len(by_layer) > 1 and first else math.nan
+
+
+def _last(rows: Frame, column: str) -> float:
+    """The value of the last step; nan in a table without steps."""
+    return float(rows.sort_values("step", kind="stable")[column].iloc[-1]) if "step" in rows else math.nan
+
+
+# --- the top head
+
+
+def top_heads(tables: Tables, measure: Measure, model: str) -> Frame:
+    """The row of the head of largest impact, one per seed, in the order of seeds."""
+    df = rows_of(tables, measure.table, measure.where, [model])
+    if not {measure.column, "seed"} <= set(df.columns):
+        return df.iloc[:0]
+    df = df[df[measure.column].notna()]
+    return df.loc[df.groupby("seed")[measure.column].idxmax()]
+
+
+def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:
+    """Smallest and largest log-ratio that the two top heads' 95 % intervals over sequences allow (one seed only); wider
+    than a 95 % interval of the ratio, so that what it excludes is excluded with confidence."""
+    if len(reference) != 1 or len(treated) != 1 or not {"ci_low", "ci_high"} <= set(reference.columns):
+        return None
+    a_low, a_high = (float(reference[c].iloc[0]) for c in ("ci_low", "ci_high"))
+    b_low, b_high = (float(treated[c].iloc[0]) for c in ("ci_low", "ci_high"))
+    if not all(map(math.isfinite, (a_low, a_high, b_low, b_high))):
+        return None
+    if a_low <= 0 or b_high <= 0:  # the reference's impact may be nothing: no ratio is excluded
+        return -math.inf, math.inf
+    return (math.log(b_low / a_high) if b_low > 0 else -math.inf), math.log(b_high / a_low)
+
+
+def load_bearing_ps(tables: Tables, measure: Measure, model: str) -> list[float]:
+    """The load-bearing p of each seed's top head (see `load_bearing`), in the order of seeds; none where not tested."""
+    tested = {"kind": measure.where["kind"], "measure": "load_bearing_p", "layer": -1}  # layer −1: of all heads
+    rows = rows_of(tables, "ablation_summary", tested, [model]).sort_values("seed")
+    return [float(p) for p in rows["value"] if math.isfinite(p)] if "value" in rows else []
+
+
+# --- pairs of models
+
+
+def divergence_ratio(tables: Tables, table: str, first: str, second: str) -> Reading:
+    """Seed -> divergence of two models' attention matrices over that of their MLP matrices: of each part, the mean over
+    (layer, matrix) that both have of |nuclear_rank_a − nuclear_rank_b| / their mean."""
+    a, b = (spectra(tables, table, model) for model in (first, second))
+    values = {seed: part_divergence(a[seed], b[seed]) for seed in a if seed in b}
+    n_layers = count_layers(tables, table, first)
+    return Reading(values, tuple(range(n_layers)), n_layers)
+
+
+def spectra(tables: Tables, table: str, model: str) -> dict[int, dict[tuple[int, str], float]]:
+    """Seed -> (layer, matrix) -> nuclear rank of a model's weights."""
+    df = rows_of(tables, table, {}, [model])
+    if not {"seed", "layer", "matrix", "nuclear_rank"} <= set(df.columns):
+        return {}
+    found: dict[int, dict[tuple[int, str], float]] = {}
+    for row in df.drop_duplicates(["seed", "layer", "matrix"]).itertuples():
+        found.setdefault(int(row.seed), {})[int(row.layer), str(row.matrix)] = float(row.nuclear_rank)
+    return dict(sorted(found.items()))
+
+
+def part_divergence(a: Mapping[tuple[int, str], float], b: Mapping[tuple[int, str], float]) -> float:
+    """Attention's divergence over MLP's, from nuclear ranks by (layer, matrix); nan where a part is missing or MLPs are
+    equal."""
+    n_a, n_b = (max((layer for layer, _ in spectrum), default=-1) + 1 for spectrum in (a, b))
+    if not n_a or not n_b:
+        return math.nan
+    parts = []
+    for names in (ATTENTION, MLP):
+        pairs = [
+            (a[layer, name], b[other, name])
+            for layer in range(n_a)
+            for name in names
+            if (layer, name) in a and (other := matching_layer(layer, n_a, n_b), name) in b
+        ]
+        parts.append(float(np.mean([2 * abs(x - y) / (x + y) for x, y in pairs])) if pairs else math.nan)
+    return parts[0] / parts[1] if parts[1] else math.nan
+
+
+def component_ratio(tables: Tables, measure: Measure, first: str, second: str) -> Reading:
+    """Seed -> mean over layers of |cos| of two models' components, over the mean of its isotropic baseline."""
+    df: Frame = tables.get(measure.table)
+    if df is None or not {"model_a", "model_b", "layer", measure.column, "baseline"} <= set(df.columns):
+        return Reading({})
+    is_pair = (df["model_a"] == first) & (df["model_b"] == second)
+    is_pair |= (df["model_a"] == second) & (df["model_b"] == first)
+    df = df[is_pair & (df["layer"] >= 0) & df[measure.column].notna() & df["baseline"].notna()]
+    for column, value in measure.where.items():
+        df = df[df[column] == value] if column in df else df.iloc[:0]  # of components, one number a column
+    if df.empty:
+        return Reading({})
+    seeds = df["seed"] if "seed" in df else pd.Series(0, index=df.index)
+    means = df.groupby(seeds)[[measure.column, "baseline"]].mean()
+    n_layers = int(df["layer"].max()) + 1
+    ratios = {int(seed): float(row[measure.column] / row["baseline"]) for seed, row in means.iterrows()}
+    return Reading(ratios, tuple(range(n_layers)), n_layers)

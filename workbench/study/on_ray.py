@@ -1,0 +1,123 @@
+"""The executor that runs a study's jobs by Ray: several at once on one machine, or on those of a cluster.
+
+Every machine sees the study's directory and the texts under the same paths and has the package installed; nothing but
+the description of a job travels. A worker that dies is replaced, and its job goes on from what it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbench.cli.allocator import keep_large_blocks
+from workbench.study.executors import Ended, Show, Task, describe_error, do_task, threads
+from workbench.study.jobs import Context
+from workbench.training.interrupts import Interrupted, raising_on_sigterm
+
+N_RETRIES = 3  # times that a job whose worker died is begun again
+GRACE_S = 60  # seconds that jobs have to save their state when the study is stopped
+
+
+class OnRay:
+    """Tasks as Ray's, each with n_threads CPUs (and a GPU, where the device is one).
+
+    address: of a running cluster, or none: one is started on this machine, and ended with the study.
+    """
+
+    def __init__(self, context: Context, n_jobs: int, address: str | None = None, show: Show | None = None) -> None:
+        self._ray, self._context, self._n_jobs = _import_ray(), context, n_jobs
+        self._tasks: dict[Any, Task] = {}
+        self._n_ended = 0
+        self._stack = contextlib.ExitStack()
+        self._connect(address)
+        # Ray's own answer to SIGTERM is to abort the process
+        self._stack.enter_context(raising_on_sigterm())
+        if self.n_slots == 0:
+            self._stack.close()
+            gpu = " and a GPU" if self._needs_gpu else ""
+            raise ValueError(
+                f"ray: no machine has {context.n_threads} CPUs{gpu}; expected fewer --threads, or another one"
+            )
+        resources = {"num_cpus": context.n_threads, "num_gpus": int(self._needs_gpu)}
+        self._remote = self._ray.remote(max_retries=N_RETRIES, **resources)(_do_there)
+        self._tell: Callable[[float], None] = self._stack.enter_context(show("jobs")) if show else lambda share: None
+
+    def _connect(self, address: str | None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if self._ray.is_initialized():
+            return  # whoever began it ends it
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        try:
+            self._ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            line = " ".join(str(error).split())
+            raise ValueError(f"ray: {address or 'this machine'}: {line}; expected the address of a cluster") from error
+        self._stack.callback(self._ray.shutdown)
+
+    @property
+    def _needs_gpu(self) -> bool:
+        return self._context.device.startswith("cuda")
+
+    @property
+    def n_slots(self) -> int:
+        """Tasks that the cluster's machines hold at once, as it is now."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        slots = [int(node.get("CPU", 0) // self._context.n_threads) for node in nodes]
+        if self._needs_gpu:
+            slots = [min(n, int(node.get("GPU", 0))) for n, node in zip(slots, nodes, strict=True)]
+        return sum(slots)
+
+    def begin(self, task: Task) -> None:
+        """Give the task to Ray."""
+        self._tasks[self._remote.remote(task, self._context, str(Path.cwd()))] = task
+
+    def wait(self) -> Ended:
+        """The next task that ends. Raises Interrupted where a job was asked to stop."""
+        (reference,), _ = self._ray.wait(list(self._tasks), num_returns=1)
+        task = self._tasks.pop(reference)
+        self._n_ended += 1
+        self._tell(self._n_ended / self._n_jobs)
+        try:
+            error, is_interrupt = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            return Ended(task, f"its worker failed, {describe_error(error)}")
+        if is_interrupt:
+            raise Interrupted(error)
+        return Ended(task, error)
+
+    def close(self) -> None:
+        """Ask running tasks to save their state, and leave Ray."""
+        for reference in self._tasks:
+            self._ray.cancel(reference)
+        if self._tasks:
+            self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=GRACE_S)
+        self._stack.close()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("executor: ray is not installed; expected pip install 'prescriptive-workbench[ray]'") from None
+    return ray
+
+
+def _do_there(task: Task, context: Context, directory: str) -> tuple[str, bool]:
+    """(what went wrong in one line, or nothing; whether someone asked to stop), after the task was done in a worker."""
+    keep_large_blocks()
+    place = Path(directory)  # relative paths of recipes and texts are from where the study was begun
+    with contextlib.chdir(place) if place.is_dir() else contextlib.nullcontext(), threads(context.n_threads):
+        try:
+            do_task(task, context, _tell_nobody)
+        except Interrupted as error:
+            return str(error), True
+        except Exception as error:
+            return describe_error(error), False
+    return "", False
+
+
+def _tell_nobody(share: float) -> None:
+    """Nobody watches."""
