@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.analyses.probe.probe import probe
     from workbench.analyses.sae_train.head_saes import sae_train
     from workbench.analyses.text_quality.quality import text_quality
-    from workbench.analyses.topology import topology
+    from workbench.analyses.topology.heads import topology
     from workbench.data.text_windows import analysis_tokens
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
@@ -57,7 +57,7 @@ _WHERE = MappingProxyType(
         "study": ("workbench.study.study", "study"),
         "text_quality": ("workbench.analyses.text_quality.quality", "text_quality"),
         "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),
-        "topology": ("workbench.analyses.topology", "topology"),
+        "topology": ("workbench.analyses.topology.heads", "topology"),
         "train": ("workbench.training", "train"),
     }
 )

@@ -18,11 +18,10 @@ from workbench.analyses.atlas.features import atlas_features, match_features
 from workbench.analyses.attention.statistics import attention
 from workbench.analyses.evaluate import STRIDE, EncodedText, plan_evaluation
 from workbench.analyses.mechanisms import switched_on
-from workbench.analyses.plan import made_up_tokens, plan_ablation, plan_compare, plan_probe, plan_reading
 from workbench.analyses.probe.probe import text_length
 from workbench.analyses.sae_train.settings import FORWARD_TOKENS, START, Plan, estimate, make_plan, stack_config
 from workbench.analyses.text_quality.plan import plan_text_quality
-from workbench.analyses.topology import read_heads
+from workbench.analyses.topology.heads import read_heads
 from workbench.data.batteries import as_batteries, read_prompts
 from workbench.data.concepts import read_concepts
 from workbench.data.tokenizer import is_local
@@ -32,6 +31,7 @@ from workbench.models import HookedLM
 from workbench.models.activations import collect
 from workbench.models.checks import device_of
 from workbench.models.load import resolve_device, weights_sha256
+from workbench.study.analysis_plans import made_up_tokens, plan_ablation, plan_compare, plan_probe, plan_reading
 from workbench.study.job_runners import N_SAE_TOKENS
 from workbench.study.jobs import left_out, plan_jobs
 from workbench.study.recipe import StudyRecipe, load_study

@@ -1,6 +1,7 @@
 """Finished jobs known by their content: a hash of all that a job's result follows from, and where such a job lies.
 
-    hash = SHA-256 of (kind, model, seed, the settings it depends on, the hashes of the jobs it needs, package version)
+    hash = SHA-256 of (kind, models and seeds, its settings, the hashes of the jobs it needs, the fingerprint of the
+    source that makes it, package version)
 
 of a training also its whole recipe, its tokenizer, and the bytes of its text where that is local. Device and number
 of threads are not part of it: a job says what is asked for, its env.json where it was done.
@@ -16,29 +17,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.analyses import find_analysis
 from workbench.data.corpus import TextSource, local_files
 from workbench.data.tokenizer_files import open_tokenizer
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
-from workbench.study.job_runners import settings_of, train_recipe
-from workbench.study.jobs import Context, Job
+from workbench.study.fingerprint import fingerprint, training_fingerprint
+from workbench.study.job_runners import settings_of
+from workbench.study.jobs import TRAIN, Context, PlannedJob
 
 RECORD = "jobs.json"
-RECORD_FORMAT = "workbench-jobs/1"
+RECORD_FORMAT = "workbench-jobs/2"
 PACKAGE = "prescriptive-workbench"
 COPY = ".copy"  # end of the name of a directory that is being copied
 
 
-def content_hashes(jobs: Sequence[Job], context: Context) -> dict[str, str]:
+def content_hashes(jobs: Sequence[PlannedJob], context: Context) -> dict[str, str]:
     """Name of a job -> its content hash, 64 hexadecimal digits. Jobs stand behind those they need."""
     hashes: dict[str, str] = {}
     for job in jobs:
+        is_training = job.kind == TRAIN
         content: dict[str, Any] = {
             "kind": job.kind,
-            "model": job.model,
-            "other": " ".join(job.others),
-            "seed": job.seed,
-            "settings": settings_of(job, context.recipe),
+            "models": [list(model) for model in job.models],
+            "settings": settings_of(job, context),
             "needs": [hashes[name] for name in job.needs],
+            "source": training_fingerprint() if is_training else fingerprint(find_analysis(job.kind)),
             "version": importlib.metadata.version(PACKAGE),
         }
         if not job.needs:
@@ -48,9 +51,9 @@ def content_hashes(jobs: Sequence[Job], context: Context) -> dict[str, str]:
     return hashes
 
 
-def _read_from_outside(job: Job, context: Context) -> dict[str, Any]:
+def _read_from_outside(job: PlannedJob, context: Context) -> dict[str, Any]:
     """The recipe of a job's model, and digests of what it names: local text, and the tokenizer."""
-    recipe = train_recipe(job, context)
+    recipe = context.training(job.model)
     own = open_tokenizer(recipe.data.tokenizer)  # with what begins a text, as its files say
     tokenizer = hashlib.sha256(f"{own.backend_tokenizer.to_str()}\n{own.eos_token_id}".encode()).hexdigest()
     dump = recipe.model_dump(mode="json", exclude={"description": True, "model": {"device"}})

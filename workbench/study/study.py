@@ -16,16 +16,17 @@ import torch
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
+from workbench.analyses import loaded_plugins
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run
 from workbench.study.claims import judge_claims
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
-from workbench.study.job_runners import read_feed
-from workbench.study.jobs import Context, Job, left_out, plan_jobs
+from workbench.study.jobs import TRAIN, Context, PlannedJob, left_out, plan_jobs
 from workbench.study.merge import merge_tables
 from workbench.study.recipe import StudyRecipe, load_study
 from workbench.training.recipe import load_recipe, recipe_names
+from workbench.training.training_data import open_feed
 
 ATLAS, RECORD = "atlas.html", "study.json"
 EXECUTORS = ("in-process", "ray")
@@ -82,7 +83,7 @@ def study(
             return run.out
         context = Context(
             settings, trainings, run.path, device, None if cache is None else Path(cache),
-            n_threads or torch.get_num_threads(),
+            n_threads or torch.get_num_threads(), loaded_plugins(),
         )  # fmt: skip
         reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
         with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
@@ -140,11 +141,11 @@ def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[s
 def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:
     """What study.json says: the page's headline, its models, where and how it ran, notes."""
     recipe, own, jobs = context.recipe, context.trainings[0], outcome.done
-    feed = read_feed(own, context.cache)
+    feed = open_feed(own, context.cache)
     return {
         "title": recipe.title or recipe.name,
         "command": command or f"workbench.study({recipe.name!r}, seeds={recipe.n_seeds})",
-        "models": [_describe_model(job, context) for job in jobs if job.kind == "train"],
+        "models": [_describe_model(job, context) for job in jobs if job.kind == TRAIN],
         "corpus": (
             f"{own.data.source}: {feed.train.n_tokens:,} tokens to train on, {feed.held_out.n_tokens:,} held out "
             f"{'by document' if (split := own.data.held_out_split) is None else f'as its split {split}'}, vocabulary "
@@ -159,7 +160,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
     }
 
 
-def _describe_model(job: Job, context: Context) -> dict[str, Any]:
+def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
     model = load(context.directory / job.path, "cpu")
     return {
         "name": job.model,
@@ -171,7 +172,7 @@ def _describe_model(job: Job, context: Context) -> dict[str, Any]:
     }
 
 
-def _seconds(job: Job, context: Context) -> float:
+def _seconds(job: PlannedJob, context: Context) -> float:
     return float(json.loads((context.directory / job.path / ENV).read_text(encoding="utf-8"))["seconds"])
 
 
@@ -204,25 +205,8 @@ def notes(context: Context) -> list[str]:
             "One seed a model: differences between models carry no interval over seeds, and another seed may turn them."
         )
     said += left_out(recipe)
-    if "saes" in recipe.analyses:
-        scaled = "scaled to one mean norm a head" if recipe.saes.normalize == "mean_norm" else "as they are"
-        said.append(
-            f"SAEs read activations {scaled}; figures show l1 = {recipe.shown_l1:g}. The random dictionary is as "
-            "sparse as the trained one and its scale is fitted, so it lacks nothing but learned directions; "
-            "“shuffled” is the trained dictionary on activations whose coordinates were permuted over tokens. Loss "
-            "recovered is, by layer, what splicing recovers over what zeroing costs, each summed over heads: one that "
-            "costs nothing weighs nothing."
-        )
-    if "features" in recipe.analyses:
-        said.append(
-            "The atlas shows the first seed. A feature’s match in the other model is the one of the same layer and "
-            "head whose activations correlate most on the same tokens; heads of two models do not correspond, so low "
-            "values are no surprise."
-        )
-    if "probe" in recipe.analyses:
-        said.append(
-            "q of concept probes is over all models and seeds; permutations, templates and words are the same for each."
-        )
+    for analysis in recipe.opened_with():
+        said += analysis.notes(recipe.settings_of(analysis.name))
     return said
 
 

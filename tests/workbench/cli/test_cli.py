@@ -28,7 +28,7 @@ from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
 from workbench.analyses.harvest import open_shards
-from workbench.analyses.topology import topology_tables
+from workbench.analyses.topology.heads import topology_tables
 from workbench.cli.app import VERBS, app
 from workbench.cli.errors import describe, guarded, show_warning
 from workbench.cli.output import report

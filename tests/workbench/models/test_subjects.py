@@ -28,7 +28,7 @@ from workbench.analyses.mechanisms import mechanisms
 from workbench.analyses.probe.probe import probe
 from workbench.analyses.probe.states import build_prompts
 from workbench.analyses.text_quality.quality import text_quality
-from workbench.analyses.topology import head_cosines, topology
+from workbench.analyses.topology.heads import head_cosines, topology
 from workbench.data.concepts import ConceptSet
 from workbench.models.checks import run_hooked
 from workbench.models.generate import generate
