@@ -209,7 +209,9 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
         dtype=None if "dtype" in own else given.get("dtype"),
     )
     if given["dry_run"]:
-        report(as_json=given["as_json"], facts=measuring.plan(request))
+        from workbench.study.plan import plan_request
+
+        report(as_json=given["as_json"], facts=plan_request(request))
         return
     out = measuring.measure(
         request, given["out"] or Path("runs") / analysis.name, resume=given["resume"], show=progress
