@@ -31,7 +31,8 @@ def render() -> str:
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join(["workbench", name, *(p.metavar or p.name.upper() for p in arguments)])
-        lines = [f"## {name}\n", f"{command.help}\n", f"    {usage} [options]\n", "| option | meaning |", "|---|---|"]
+        lines = [f"## {name}\n", f"{command.help}\n", f"    {usage} [options]\n"]
+        lines += ["| option | meaning |", "|---|---|"]
         lines += [f"| `{p.metavar or p.name.upper()}` | {_meaning(p)} |" for p in arguments]
         lines += [f"| {_flags(p)} | {_meaning(p)} |" for p in options]
         for table in () if name in VERBS else find_analysis(name).tables:
@@ -41,11 +42,12 @@ def render() -> str:
 
 
 def _describe(table: Table) -> list[str]:
-    """What `<name>.csv` holds: its meaning, its key, and a row for each further column that says something of itself."""
+    """What `<name>.csv` holds: its meaning, its key, and a row for each further column."""
     keys = ", ".join(f"`{name}`" for name in table.key)
     lines = [f"`{table.name}.csv`: {table.meaning} By {keys}:", "", "| column | meaning | unit |", "|---|---|---|"]
+    bar = "\\|"  # as Markdown writes it within a table
     columns = (*table.columns, *table.trailing)
-    return lines + [f"| `{own.name}` | {own.meaning.replace('|', '\\|')} | {own.unit} |" for own in columns]
+    return lines + [f"| `{own.name}` | {own.meaning.replace('|', bar)} | {own.unit} |" for own in columns]
 
 
 def _flags(option: object) -> str:

@@ -67,6 +67,9 @@ def measure(request: Request, out: str | Path, *, resume: bool = False, show: Sh
                 own.mkdir(exist_ok=True)
                 with (show or _unshown)(f"{request.analysis.name} of {', '.join(_names(job))}") as tell:
                     parts.append((own, measure_job(request.analysis, job.within(own, tell))))
+                    tell(1.0)
+                if not any(own.iterdir()):
+                    own.rmdir()
             configs = {subject.name: subject.model.cfg for job in jobs for subject in job.models}
             tables = join_tables([tables for _, tables in parts])
             if len(configs) > 1 and request.analysis.merge is not None:
