@@ -25,9 +25,9 @@ from workbench.analyses.probe.stability import N_PERMUTATIONS, N_SEEDS, is_repea
 from workbench.analyses.probe.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.analyses.spectra import matrix_spectra
 from workbench.data.concepts import ConceptSet
-from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.checks import choose
+from workbench.runs.memory import planned_bytes
 
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
 

@@ -20,7 +20,7 @@ from typing import Any
 from workbench.data.articles import join_articles
 from workbench.data.foreign_files import refuse_pointer
 from workbench.data.splits import files_of_split, split_name, split_of
-from workbench.encoding import decode_text
+from workbench.runs import decode_text
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PACKINGS = ("", ".gz", ".xz")

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from workbench.data.corpus import EMBEDDED
 from workbench.data.foreign_files import refuse_pointer
-from workbench.encoding import decode_text
+from workbench.runs import decode_text
 
 END_OF_TEXT = "<|endoftext|>"  # of the tokenizers that come with the package, and of those that train_bpe makes
 MAX_TOKENIZER_BYTES = 512 << 20

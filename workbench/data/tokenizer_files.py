@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, processors
 
 from workbench.data.foreign_files import read_object
 from workbench.data.tokenizer import find_tokenizer, is_packaged, load_tokenizer, read_tokenizer_json
-from workbench.encoding import decode_text
-from workbench.runs import shorten
+from workbench.runs import decode_text, shorten
 
 TOKENIZER, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 OLD_SETTINGS = "special_tokens.json"  # of checkpoints that version 0.1 wrote first

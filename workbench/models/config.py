@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
-from workbench.memory import check_memory
 from workbench.runs import shorten
+from workbench.runs.memory import check_memory
 
 MAX_FAULTS = 5  # that an error names
 DTYPES = {

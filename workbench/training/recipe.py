@@ -13,7 +13,6 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from workbench.data.corpus import TextSource
 from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
-from workbench.memory import check_memory
 from workbench.models.config import (
     AttnRes,
     Frozen,
@@ -25,6 +24,7 @@ from workbench.models.config import (
     n_stored_blocks,
 )
 from workbench.runs import read_toml, shorten
+from workbench.runs.memory import check_memory
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule

@@ -55,8 +55,8 @@ from workbench.analyses.sae_train.shard_activations import (
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
 from workbench.models.load import weights_sha256
-from workbench.run_state import read_state, write_state
 from workbench.runs import Run, atomic_write, open_run, verify_files
+from workbench.runs.resume_state import read_state, write_state
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory

@@ -27,7 +27,6 @@ from workbench.analyses.sae_train.evaluation import (
     splice,
     splice_batches,
 )
-from workbench.memory import check_memory, planned_bytes
 from workbench.models.activations import (
     CONCATENATED,
     PER_HEAD,
@@ -40,6 +39,7 @@ from workbench.models.activations import (
 from workbench.models.checks import check_hooks, device_of
 from workbench.models.config import Frozen, describe_errors
 from workbench.runs import shorten
+from workbench.runs.memory import check_memory, planned_bytes
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
 FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
