@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from reports.tables import write_table
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
 from workbench.analyses.ablate.ablation import ablation_table, iterate_ablation, summary_table
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.ablate.records import join, to_bytes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sae.config import SAESource, StackInfo
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.atlas.features import atlas_features, match_features
 from workbench.analyses.attention.statistics import attention

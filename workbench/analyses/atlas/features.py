@@ -15,10 +15,9 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from sae.checkpoint import check_model
 from sae.config import SAESource
 from sae.metrics import nearest_features
-from sae.model import StackedSAE
+from sae.stack import StackedSAE, check_model
 from sae.top_activations import TopActivations
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.models import HookedLM

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sae.config import Architecture, SAEConfig, TrainConfig, as_list
-from sae.model import StackedSAE, spawn_generators
+from sae.stack import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.analyses.harvest import check_rows, run_watched
 from workbench.analyses.sae_train.evaluation import (
