@@ -150,7 +150,7 @@ def _run(
     from reports.tables import write_table
     from workbench.analyses.ablate.ablation import ablation_table, check_ablation, rounding_errors, summary_table
     from workbench.analyses.ablate.pairs import check_pairs, join_pairs, pairs_table
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     model, subject = models

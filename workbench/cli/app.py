@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.allocator import keep_large_blocks
 from workbench.cli.errors import describe, exit_code, guarded, show_warning
 from workbench.cli.offline import stay_offline
+from workbench.runs.allocator import keep_large_blocks
 
 # verb -> its module under workbench.cli, in the order of the help page
 VERBS = MappingProxyType(

@@ -53,7 +53,7 @@ def _run(ckpts: list[str], models: list, texts: list, config: dict[str, Any], ou
 
     from reports.tables import write_table
     from workbench.analyses.topology import Size, effective_sizes, topology_tables
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     known = identify_all(ckpts, models, config["seed"])

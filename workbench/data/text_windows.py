@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from workbench.data.corpus import as_trained, read_parts
-from workbench.data.tokenizer_files import separator_text
 from workbench.data.tokens import TokenFile, pack_cached
+from workbench.models.tokenizer_files import separator_text
 
 MAX_N_CTX = 512  # tokens per window unless told otherwise: the context of the published models; longer only on request
 SPLITS = ("held_out", "train")

@@ -31,10 +31,12 @@ from workbench.analyses.spectra import matrix_spectra, spectra_tables
 from workbench.analyses.text_quality.quality import text_quality
 from workbench.analyses.topology import topology_tables
 from workbench.data.corpus import read_parts
-from workbench.data.tokenizer_files import open_tokenizer, separator_text
+from workbench.data.tokenizer import open_tokenizer
 from workbench.data.tokens import held_out_windows
 from workbench.models import HookedLM
-from workbench.models.load import load, weights_sha256
+from workbench.models.load import load
+from workbench.models.tokenizer_files import separator_text
+from workbench.models.weights import weights_sha256
 from workbench.runs import Run, atomic_write, open_run
 from workbench.study.jobs import Context, Job
 from workbench.study.recipe import StudyRecipe

@@ -25,12 +25,12 @@ from workbench.analyses.text_quality.plan import plan_text_quality
 from workbench.analyses.topology import read_heads
 from workbench.data.batteries import as_batteries, read_prompts
 from workbench.data.concepts import read_concepts
-from workbench.data.tokenizer import is_local
-from workbench.data.tokenizer_files import open_tokenizer
+from workbench.data.tokenizer import is_local, open_tokenizer
 from workbench.models import HookedLM
 from workbench.models.activations import collect
 from workbench.models.checks import device_of
-from workbench.models.load import resolve_device, weights_sha256
+from workbench.models.load import resolve_device
+from workbench.models.weights import weights_sha256
 from workbench.runs.memory import planned_bytes
 from workbench.study.job_runners import N_SAE_TOKENS
 from workbench.study.jobs import left_out, plan_jobs

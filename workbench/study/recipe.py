@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.analyses.sae_train.settings import HeadSaeSettings
-from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
+from workbench.runs.records import Frozen, describe_errors
 from workbench.training.recipe import RECIPES, Recipe, apply_overrides, load_recipe
 
 STUDIES = RECIPES / "studies"

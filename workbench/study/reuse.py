@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.data.corpus import TextSource, local_files
-from workbench.data.tokenizer_files import open_tokenizer
+from workbench.data.corpus import local_files
+from workbench.data.tokenizer import open_tokenizer
+from workbench.models.text_source import TextSource
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
 from workbench.study.job_runners import settings_of, train_recipe
 from workbench.study.jobs import Context, Job

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from workbench.models.config import Frozen, ModelConfig
+from workbench.models.config import ModelConfig
 from workbench.models.cross_entropy import Scalar
+from workbench.runs.records import Frozen
 from workbench.training.quantization import int8_distance
 
 _NEAREST = 1e-6  # of a probability to 0 and 1

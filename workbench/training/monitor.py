@@ -11,9 +11,9 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from probes.ranks import ranks_of_spectrum
-from workbench.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.config import n_stored_blocks
+from workbench.models.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models.recurrence import exit_depth
 from workbench.training.optimizers import MATRIX_LAYOUT, to_matrix
 from workbench.training.recipe import MonitorConfig

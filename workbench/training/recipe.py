@@ -11,20 +11,12 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from workbench.data.corpus import TextSource
 from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
-from workbench.models.config import (
-    AttnRes,
-    Frozen,
-    ModelConfig,
-    check_size,
-    describe_errors,
-    is_default,
-    join_faults,
-    n_stored_blocks,
-)
+from workbench.models.config import AttnRes, ModelConfig, check_size, n_stored_blocks
+from workbench.models.text_source import TextSource
 from workbench.runs import read_toml, shorten
 from workbench.runs.memory import check_memory
+from workbench.runs.records import Frozen, describe_errors, is_default, join_faults
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule

@@ -10,7 +10,8 @@ import torch
 from models_for_tests import small_model, tokens_for
 
 from workbench.models import AttnRes, Extensions
-from workbench.models.load import load, save
+from workbench.models.checkpoint import save
+from workbench.models.load import load
 from workbench.training import apply_overrides, load_recipe
 from workbench.training.boundaries import (
     freeze,

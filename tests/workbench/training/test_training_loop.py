@@ -29,7 +29,8 @@ from workbench.cli.app import app
 from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
-from workbench.models.load import load, weights_sha256
+from workbench.models.load import load
+from workbench.models.weights import weights_sha256
 from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, learned_boundaries, train
 from workbench.training.loop import Trainer
 from workbench.training.plan import plan

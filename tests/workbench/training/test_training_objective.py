@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import geometry
-from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig
+from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig, geometry
 from workbench.training.monitor import measure, monitor_columns, weight_ranks
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss, objective
 from workbench.training.recipe import MonitorConfig, Phase

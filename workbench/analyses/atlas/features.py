@@ -23,7 +23,7 @@ from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batche
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
 from workbench.models.checks import checked_tokens, device_of
-from workbench.models.load import weights_sha256
+from workbench.models.weights import weights_sha256
 
 ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
 DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that

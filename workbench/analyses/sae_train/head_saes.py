@@ -54,7 +54,7 @@ from workbench.analyses.sae_train.shard_activations import (
 )
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
-from workbench.models.load import weights_sha256
+from workbench.models.weights import weights_sha256
 from workbench.runs import Run, atomic_write, open_run, verify_files
 from workbench.runs.resume_state import read_state, write_state
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae.config import Architecture, SAEConfig, TrainConfig, as_list
 from sae.stack import StackedSAE, spawn_generators
 from sae.train import Trainer
-from workbench.analyses.harvest import check_rows, run_watched
+from workbench.analyses.harvest import check_rows
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
     LeftOut,
@@ -36,10 +36,10 @@ from workbench.models.activations import (
     collect,
     special_ids,
 )
-from workbench.models.checks import check_hooks, device_of
-from workbench.models.config import Frozen, describe_errors
+from workbench.models.checks import check_hooks, device_of, run_watched
 from workbench.runs import shorten
 from workbench.runs.memory import check_memory, planned_bytes
+from workbench.runs.records import Frozen, describe_errors
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
 FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times
