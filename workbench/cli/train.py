@@ -68,12 +68,13 @@ def train(
     from workbench.models.load import resolve_device
     from workbench.training import apply_overrides, load_recipe
     from workbench.training import train as run
+    from workbench.training.boundaries import resolve_boundaries
 
     overrides = _overrides(settings, {"data.source": data, "data.tokenizer": tokenizer, "checkpoint.keep": keep})
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not resolve_device(device).startswith("cuda"):
         refuse_unused(ctx, "graphs", where="without a GPU for one process", expected="one process on a CUDA device")
     if dry_run:
-        _report_plan(apply_overrides(load_recipe(recipe), overrides), device, dtype, fsdp, as_json)
+        _report_plan(resolve_boundaries(apply_overrides(load_recipe(recipe), overrides)), device, dtype, fsdp, as_json)
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(

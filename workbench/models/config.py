@@ -8,6 +8,7 @@ its `extensions` object, is what that class takes.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Literal
 
 import torch
@@ -110,11 +111,15 @@ class MlpFields(Frozen):
     )
 
 
+_SOURCE = re.compile(r"^(?:learned|profile:(\d+)):(.+)$", re.DOTALL)  # boundaries that are read off a model
+
+
 class AttnRes(Frozen):
     """Block attention residuals: routing over committed block sums instead of one running sum."""
 
-    boundaries: tuple[int, ...] | Literal["learned"] = Field(
-        description="layers at which the partial sum is committed, from 0 on; or learned, with n_blocks"
+    boundaries: tuple[int, ...] | str = Field(
+        description="layers at which the partial sum is committed, from 0 on; learned, with n_blocks; in a recipe also "
+        "learned:MODEL or profile:N:MODEL, read off that model before training"
     )
     n_blocks: int | None = Field(
         default=None, description="number of learned blocks; none with a list", ge=2, exclude_if=is_default
@@ -125,8 +130,20 @@ class AttnRes(Frozen):
         exclude_if=is_default,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _forget_blocks(cls, value: Any) -> Any:
+        """A list read off a model has no n_blocks, which a base may have set for boundaries learned anew."""
+        is_read = isinstance(value, dict) and _SOURCE.match(str(value.get("boundaries")))
+        return {**value, "n_blocks": None} if is_read else value
+
     @model_validator(mode="after")
     def _agree(self) -> AttnRes:
+        if isinstance(self.boundaries, str) and self.boundaries != "learned" and self.source is None:
+            raise ValueError(
+                f"attn_res.boundaries: got {shorten(repr(self.boundaries))}; expected a list of layers, learned, "
+                "learned:MODEL or profile:N:MODEL"
+            )
         if (self.boundaries == "learned") != (self.n_blocks is not None):
             raise ValueError(
                 f"attn_res: got boundaries = {self.boundaries!r} with n_blocks = {self.n_blocks}; expected a list of "
@@ -139,6 +156,12 @@ class AttnRes(Frozen):
         """Whether the boundaries are trained."""
         return self.n_blocks is not None
 
+    @property
+    def source(self) -> tuple[int | None, str] | None:
+        """(N, MODEL) of profile:N:MODEL, (None, MODEL) of learned:MODEL; None for boundaries that are known."""
+        found = _SOURCE.match(self.boundaries) if isinstance(self.boundaries, str) else None
+        return None if found is None else (int(found[1]) if found[1] else None, found[2])
+
     def commits(self, layer: int) -> bool:
         """Whether a listed block begins at this layer."""
         return not isinstance(self.boundaries, str) and layer in self.boundaries
@@ -146,6 +169,7 @@ class AttnRes(Frozen):
     @property
     def n_sums(self) -> int:
         """Number of blocks."""
+        assert self.source is None, self.boundaries
         return self.n_blocks or len(self.boundaries)
 
 
@@ -320,7 +344,7 @@ def check_boundaries(attn_res: AttnRes, n_layers: int) -> None:
     """Raise ValueError unless boundaries rise strictly from 0 and stay below n_layers, or there are enough layers."""
     boundaries = attn_res.boundaries
     if isinstance(boundaries, str):
-        if attn_res.n_sums > n_layers:
+        if attn_res.source is None and attn_res.n_sums > n_layers:
             raise ValueError(f"attn_res.n_blocks: got {attn_res.n_sums}; expected at most n_layers = {n_layers}")
         return
     rising = all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))

@@ -96,6 +96,10 @@ class HookedLM(CheckedHooks):
         else:
             build_chassis(self, cfg, cfg.extensions.recurrence)
         if (attn_res := cfg.extensions.attn_res) is not None:
+            if attn_res.source is not None:
+                raise ValueError(
+                    f"attn_res.boundaries: got {attn_res.boundaries!r}, a model's name; expected them read off it"
+                )
             self.route_final, self.hook_route_final = Routing(cfg), HookPoint()
             if attn_res.is_learned:
                 self.boundaries = Boundaries(cfg, attn_res)

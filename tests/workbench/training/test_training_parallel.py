@@ -50,7 +50,7 @@ from pathlib import Path
 from workbench.cli.errors import describe, exit_code
 from workbench.training import load_recipe, train
 from workbench.training import state
-from workbench.training.loop import Trainer
+from workbench.training.trainer import Trainer
 
 
 def free_port():
