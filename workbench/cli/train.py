@@ -68,13 +68,12 @@ def train(
     from workbench.models.load import resolve_device
     from workbench.training import apply_overrides, load_recipe
     from workbench.training import train as run
-    from workbench.training.boundaries import resolve_boundaries
 
     overrides = _overrides(settings, {"data.source": data, "data.tokenizer": tokenizer, "checkpoint.keep": keep})
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not resolve_device(device).startswith("cuda"):
         refuse_unused(ctx, "graphs", where="without a GPU for one process", expected="one process on a CUDA device")
     if dry_run:
-        _report_plan(resolve_boundaries(apply_overrides(load_recipe(recipe), overrides)), device, dtype, fsdp, as_json)
+        _report_plan(apply_overrides(load_recipe(recipe), overrides), device, dtype, fsdp, as_json)
         return
     target = out or Path("runs") / f"{Path(recipe).stem}-seed{seed}"
     path = run(
@@ -99,9 +98,11 @@ def _report_plan(recipe: Recipe, device: str, dtype: str, fsdp: bool, as_json: b
     import pandas as pd
     import torch
 
+    from workbench.training.boundaries import resolve_boundaries
     from workbench.training.footprint import footprints
     from workbench.training.plan import count_text, is_planned_from_shapes, plan
 
+    recipe = resolve_boundaries(recipe)
     facts, table = plan(recipe, device=device, dtype=dtype) | count_text(recipe), None
     if fsdp or is_planned_from_shapes(recipe):
         autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU

@@ -140,7 +140,7 @@ def test_entropy_of_certain_gates_is_zero():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"td": 0.1}, "has no td_rank"), ({"gate_entropy": 0.1}, "has no exit_gate")]
+    ("settings", "message"), [({"td": 0.1}, "without td_rank"), ({"gate_entropy": 0.1}, "without exit_gate")]
 )
 def test_a_loss_on_a_mechanism_that_is_not_there(settings, message):
     data = load_recipe("p3-muon-nano").model_dump(mode="json")
