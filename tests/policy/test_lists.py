@@ -21,7 +21,7 @@ import workbench
 from workbench.analyses import mechanisms
 from workbench.data.batteries import PromptSet, read_prompts
 from workbench.data.tokenizer import load_tokenizer, vocabulary_size
-from workbench.models.load import wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 MODEL = small_model("janus-v3", n_layers=2)
 TOKENS = torch.randint(0, MODEL.cfg.d_vocab, (6, 8), generator=torch.Generator().manual_seed(0))

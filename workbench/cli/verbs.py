@@ -167,7 +167,7 @@ def read_settings(analysis: Analysis, given: Mapping[str, Any], overrides: Mappi
     try:
         return analysis.settings.model_validate({**given, **overrides})
     except ValidationError as error:
-        from workbench.models.config import describe_errors
+        from workbench.runs.records import describe_errors
 
         item = error.errors()[0]
         place = ".".join(map(str, item["loc"][:1]))

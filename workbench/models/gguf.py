@@ -11,12 +11,13 @@ from einops import rearrange
 from pydantic import ValidationError
 from torch import Tensor
 
-from workbench.data.foreign_files import refuse_pointer
-from workbench.models.config import Extensions, ModelConfig, describe_errors, join_faults
+from workbench.models.config import Extensions, ModelConfig
 from workbench.models.gguf_tokenizer import read_gguf_generation, read_gguf_tokenizer
-from workbench.models.load import check_numbers
 from workbench.models.transformer import HookedLM
+from workbench.models.weights import check_numbers
 from workbench.runs import shorten
+from workbench.runs.foreign_files import refuse_pointer
+from workbench.runs.records import describe_errors, join_faults
 
 # architectures whose llama.cpp converter stores q and k with adjacent rotary pairs
 _PERMUTED = ("llama",)

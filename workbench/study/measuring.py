@@ -145,7 +145,7 @@ def make_jobs(request: Request) -> Iterator[Job]:
 def name_subjects(sources: Sequence[Any], models: Sequence[Any], seed: int | None) -> list[Subject]:
     """The models as rows name them: by the name in their configuration, which of a run of ours is its recipe's, and
     their training's seed (else `seed`, else 0); where two would look alike, all by their paths."""
-    from workbench.models.load import training_config
+    from workbench.models.checkpoint import training_config
 
     found = []
     for source, model in zip(sources, models, strict=True):
@@ -170,7 +170,7 @@ def _names(job: Job) -> list[str]:
 
 def describe_job(job: Job) -> dict[str, Any]:
     """What a job's rows follow from, beside the settings."""
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
 
     said: dict[str, Any] = {
         "names": [own.name for own in job.models],

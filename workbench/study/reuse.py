@@ -19,7 +19,7 @@ from typing import Any
 
 from workbench.analyses import find_analysis
 from workbench.data.corpus import TextSource, local_files
-from workbench.data.tokenizer_files import open_tokenizer
+from workbench.data.tokenizer import open_tokenizer
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
 from workbench.study.fingerprint import fingerprint, training_fingerprint
 from workbench.study.job_runners import settings_of
