@@ -17,7 +17,7 @@ import torch
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
-from workbench.analyses import loaded_plugins
+from workbench.analyses import figures_of_tables, loaded_plugins
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run, read_config
 from workbench.runs.directory import reopen
@@ -164,7 +164,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     record = describe_study(outcome, context, command)
     atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
-        write_report(directory)
+        write_report(directory, figures=figures_of_tables())
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
 
