@@ -14,7 +14,7 @@ class DecoderAlignmentSettings(Settings):
 def measure(job):
     """Mean |cos| of a head's decoder rows, written to the stream by its W_O, with W_O's first left singular vector."""
     own = job.subject
-    stack = StackedSAE.load(job.needs["sae-train"][0] / "stack")
+    stack = StackedSAE.load(job.needs["sae-train"][0] / "sae")
     rows = []
     for k, source in enumerate(stack.info.sources):
         if source.head is None:

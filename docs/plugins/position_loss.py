@@ -25,7 +25,7 @@ def measure(job):
         state, _ = read_state(file)
         n, sums = int(state["n"]), state["sums"]
     while n < len(tokens):
-        batch = tokens[n : n + size].to(own.model.cfg.device)
+        batch = tokens[n : n + size].to(job.device)
         with torch.no_grad():
             losses = own.model(batch, return_type="loss", loss_per_token=True)
         sums, n = sums + losses.double().cpu().sum(0), n + len(batch)

@@ -21,9 +21,7 @@ def measure(job):
     kl, agreed, n = 0.0, 0, 0
     for i, window in enumerate(job.tokens.split(8)):
         with torch.no_grad():
-            p, q = (
-                own.model(window.to(own.model.cfg.device)).double().log_softmax(-1).cpu() for own in (first, second)
-            )
+            p, q = (own.model(window.to(job.device)).double().log_softmax(-1).cpu() for own in job.models)
         kl += float((p.exp() * (p - q)).sum())
         agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
         n += window.numel()
