@@ -20,7 +20,6 @@ from workbench.analyses.text_quality.quality import (
     TextQuality,
     TextQualityWarning,
     battery_ratios,
-    bootstrap_interval,
     count,
     ratio_table,
     text_quality,
@@ -161,13 +160,19 @@ def expanded_percentile(numerator, denominator, seed):
     return np.quantile(replicates, [alpha, 1 - alpha])
 
 
+def interval(numerator, denominator, seed, scale=1.0):
+    """That of the table."""
+    table = ratio_table([Ratio("x", numerator, denominator, "y", scale=scale)], seed)
+    return tuple(table.loc[0, ["ci_low", "ci_high"]])
+
+
 def test_the_interval_is_the_bootstrap_over_units():
     rng = np.random.default_rng(1)
     denominator = rng.integers(0, 4, 12).astype(float)
     numerator = rng.binomial(denominator.astype(int), 0.4).astype(float)
-    found = bootstrap_interval(Ratio("x", numerator, denominator, "y"), np.random.default_rng(7))
+    found = interval(numerator, denominator, 7)
     np.testing.assert_allclose(found, expanded_percentile(numerator, denominator, 7), rtol=1e-12)
-    scaled = bootstrap_interval(Ratio("x", numerator, denominator, "y", scale=100), np.random.default_rng(7))
+    scaled = interval(numerator, denominator, 7, scale=100)
     np.testing.assert_allclose(scaled, 100 * np.array(found), rtol=1e-12)
 
 
@@ -178,9 +183,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         denominator = rng.poisson(8, 32) + 1
         rate = rng.beta(2, 6, 32)  # prompts differ, samples of one share its rate
         numerator = rng.binomial(denominator, rate)
-        low, high = bootstrap_interval(
-            Ratio("x", numerator.astype(float), denominator.astype(float), "y"), np.random.default_rng(trial)
-        )
+        low, high = interval(numerator.astype(float), denominator.astype(float), trial)
         hits += low <= 0.25 <= high
     assert 0.9 <= hits / 200 <= 0.99  # .95 ± three standard errors of 200 trials
 
