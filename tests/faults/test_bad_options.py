@@ -32,9 +32,7 @@ CASES = list(_cases())
 
 @pytest.mark.parametrize(("command", "code", "message"), CASES, ids=[case[0][:70] for case in CASES])
 def test_a_bad_option_is_one_line(ground, home, tally, command, code, message) -> None:
-    tally("bad input", "options of verbs", 1, 0)
-    refuse(ground, command, code, message)
-    tally("bad input", "options of verbs", 0, 1)
+    refuse(ground, tally, "options of verbs", command, code, message)
 
 
 # name, what lies there first, what is typed, part of the one line; x is a copy of an ablation's whole directory
@@ -57,11 +55,9 @@ PLACES = [
 
 @pytest.mark.parametrize(("prepare", "command", "message"), [p[1:] for p in PLACES], ids=[p[0] for p in PLACES])
 def test_a_bad_place_is_one_line(ground, home, tally, prepare, command, message) -> None:
-    tally("bad input", "options of verbs", 1, 0)
     shutil.copytree(ground.run("ablation"), "x")
     prepare()
-    refuse(ground, command, 1, message)
-    tally("bad input", "options of verbs", 0, 1)
+    refuse(ground, tally, "options of verbs", command, 1, message)
 
 
 def test_every_verb_is_among_them() -> None:
