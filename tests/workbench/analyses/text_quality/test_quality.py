@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from models_for_tests import small_model
+from models_for_tests import small_model, worded_model
 
 from workbench.analyses.text_quality import continuations, quality
 from workbench.analyses.text_quality.continuations import Continuation, sample_continuations
@@ -26,8 +26,6 @@ from workbench.analyses.text_quality.quality import (
 )
 from workbench.analyses.text_quality.tagging import TaggerMissing, load_tagger
 from workbench.data.batteries import Battery, PairSet, PromptSet, RecallSet, battery_items
-from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import wrap_tokenizer
 
 PROMPTS = (PromptSet(kind="a", prompts=("The king", "In the garden there was")), PromptSet(kind="b", prompts=("He",)))
 HATS = RecallSet(
@@ -48,9 +46,7 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def model():
-    model = small_model("janus-v3", d_vocab=4096, n_ctx=48)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
-    return model
+    return worded_model("janus-v3", n_ctx=48)
 
 
 def test_what_stands_in_the_table(model):
