@@ -266,14 +266,13 @@ def test_glassllm_numpy_forward(record_property):
 
 
 def test_our_checkpoint_round_trip_with_tokenizer(tmp_path):
-
     model = worded_model("kotodama")
     save(model, tmp_path)
     back = load(tmp_path)
     assert weights_sha256(back) == weights_sha256(model)
     text = "It is a truth universally acknowledged"
     assert torch.equal(back.to_tokens(text), model.to_tokens(text))
-    assert back.to_tokens(text)[0, 0] == tokenizer.token_to_id("<|endoftext|>")
+    assert back.to_tokens(text)[0, 0] == model.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert back.tokenizer.decode(back.to_tokens(text)[0, 1:]) == text
     assert load(tmp_path, dtype="bfloat16").cfg.dtype == torch.bfloat16
 
