@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from reports.atlas import write_atlas
 from reports.tables import COLUMNS, read_table, write_table
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo
+from workbench.analyses.atlas import features as module
 from workbench.analyses.atlas.features import (
     ContextKeeper,
     PairSums,
@@ -25,7 +26,6 @@ from workbench.analyses.atlas.features import (
     stack_slots,
     token_decoder,
 )
-from workbench.analyses.sae_train import atlas_features as module
 from workbench.models.activations import Positions, Slot, choose_slots, collect
 from workbench.models.load import weights_sha256, wrap_tokenizer
 
