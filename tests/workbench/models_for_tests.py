@@ -6,7 +6,7 @@ import torch
 
 from workbench.data.tokenizer import load_tokenizer
 from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig, Recurrence
-from workbench.models.load import wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 JANUS_SMALL = {
     "normalization_type": "LN",

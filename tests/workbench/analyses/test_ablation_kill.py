@@ -12,7 +12,7 @@ from models_for_tests import worded_model
 from typer.testing import CliRunner
 
 from workbench.cli.app import app
-from workbench.models.load import save
+from workbench.models.checkpoint import save
 from workbench.runs import sha256_file, verify_manifest
 
 # the command line in a process that kills itself in the middle of writing its n-th file of losses

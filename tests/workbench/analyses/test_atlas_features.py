@@ -27,7 +27,8 @@ from workbench.analyses.atlas.features import (
     token_decoder,
 )
 from workbench.models.activations import Positions, Slot, choose_slots, collect
-from workbench.models.load import weights_sha256, wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
+from workbench.models.weights import weights_sha256
 
 KINDS = sorted(ARCHITECTURES)
 
