@@ -10,7 +10,7 @@ from pathlib import Path
 # tests run side by side, and small tensors gain nothing by a second thread; torch reads this once
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-sys.path[:0] = [str(Path(__file__).parent / place) for place in ("workbench", "faults")]
+sys.path[:0] = [str(Path(__file__).parent / place) for place in ("workbench", "faults", "sae")]
 
 
 def pytest_addoption(parser) -> None:
