@@ -7,6 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import false_discovery_control
 
 from probes.checks import as_numbers
 
@@ -51,13 +52,9 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray
     known = p[~np.isnan(p)]
     if known.size and (known.min() < 0 or known.max() > 1):
         raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; expected values in [0, 1]")
-    order = np.argsort(known)[::-1]
-    scaled = known[order] * known.size / np.arange(known.size, 0, -1)
-    q = np.empty_like(known)
-    q[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
-    result = np.full(p.shape, np.nan)
-    result[~np.isnan(p)] = q
-    return result
+    q = np.full(p.shape, np.nan)
+    q[~np.isnan(p)] = false_discovery_control(known)
+    return q
 
 
 def westfall_young(
