@@ -35,8 +35,13 @@ def study(
         ),
     ] = None,
     executor: Annotated[
-        str, typer.Option("--executor", help="How jobs run: in-process, one at a time, or ray, several at once.")
+        str,
+        typer.Option("--executor", help="How jobs run: in-process, one at a time; processes or ray, several at once."),
     ] = "in-process",
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", help="Jobs at once, by --executor processes.", min=1, show_default="as CPUs allow"),
+    ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", help="Address of a running Ray cluster.", show_default="one is started here"),
@@ -53,6 +58,8 @@ def study(
 
     --set train.KEY=VALUE changes the training recipe of every model, --set KEY=VALUE the study itself.
     """
+    if executor != "processes":
+        refuse_unused(ctx, "jobs", where=f"with --executor {executor}", expected="--executor processes")
     if executor != "ray":
         refuse_unused(ctx, "ray_address", where=f"with --executor {executor}", expected="--executor ray")
     overrides = parse_overrides(settings)
@@ -79,6 +86,7 @@ def study(
         overrides=overrides,
         reuse=reuse or (),
         executor=executor,
+        n_jobs=jobs,
         ray_address=ray_address,
         n_threads=threads,
         command=shlex.join(["workbench", *sys.argv[1:]]),
