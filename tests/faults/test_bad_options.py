@@ -10,6 +10,8 @@ from bad import refuse
 
 from workbench.cli.app import VERBS
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
 T = "--data {text.txt}"
 # short enough for the context of these models
 FEW = "--prompts {prompts.toml} --recall {recall.toml} --battery none --max-new-tokens 2"
