@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread per process, checked shapes, the places of helpers that are not tests, `--figures`."""
+"""Shared by all tests: one thread per process, checked shapes, the places of helpers, `--figures`."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,22 @@ import torch
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
+from workbench.analyses import loaded_plugins
 from workbench.models.load import load, resolve_device
-from workbench.runs import ENV, atomic_write, open_run
+from workbench.runs import ENV, atomic_write, open_run, read_config
+from workbench.runs.directory import reopen
 from workbench.study.claims import judge_claims
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
-from workbench.study.job_runners import read_feed
-from workbench.study.jobs import Context, Job, left_out, plan_jobs
+from workbench.study.fingerprint import pages_fingerprint
+from workbench.study.jobs import TRAIN, Context, PlannedJob, left_out, plan_jobs
 from workbench.study.merge import merge_tables
 from workbench.study.recipe import StudyRecipe, load_study
+from workbench.study.reuse import RECORD as RECORD_OF_JOBS
+from workbench.study.reuse import content_hashes, read_pages_record, read_record, write_pages_record
+from workbench.study.tabulate import tabulate_run
 from workbench.training.recipe import load_recipe, recipe_names
+from workbench.training.training_data import open_feed
 
 ATLAS, RECORD = "atlas.html", "study.json"
 EXECUTORS = ("in-process", "processes", "ray")
@@ -79,14 +86,17 @@ def study(
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
     jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
-    config = {"verb": "study", "recipe": settings.model_dump(mode="json")}
+    config = describe_config(settings)
+    context = Context(
+        settings, trainings, Path(out), device, None if cache is None else Path(cache),
+        n_threads or torch.get_num_threads(), loaded_plugins(),
+    )  # fmt: skip
+    if resume and (Path(out) / RECORD_OF_JOBS).is_file() and is_outdated(Path(out), content_hashes(jobs, context)):
+        reopen(out)
     with open_run(out, config, resume=resume, device=device) as run:
         if run.is_complete:
             return run.out
-        context = Context(
-            settings, trainings, run.path, device, None if cache is None else Path(cache),
-            n_threads or torch.get_num_threads(),
-        )  # fmt: skip
+        context = replace(context, directory=run.path)
         reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
         with contextlib.closing(make_executor(executor, context, len(jobs), n_jobs, ray_address, show)) as engine:
             outcome = run_jobs(jobs, context, engine, reused)
@@ -96,6 +106,38 @@ def study(
         finally:  # what failed is said, whatever becomes of the page without it
             outcome.check()
     return run.out
+
+
+def describe_config(settings: StudyRecipe) -> dict[str, Any]:
+    """What a study's config.toml says."""
+    return {"verb": "study", "recipe": settings.model_dump(mode="json")}
+
+
+def is_outdated(directory: Path, hashes: Mapping[str, str]) -> bool:
+    """Whether a finished study's jobs or pages follow from other definitions than today's."""
+    return read_record(directory) != hashes or read_pages_record(directory) != pages_fingerprint()
+
+
+def tabulate_study(directory: str | Path) -> list[str]:
+    """Make the tables of a finished study again from what its jobs keep, without a model; then what follows from them:
+    merged tables, effects, ledger and pages. Returns the names of the tables of its jobs that were made.
+
+    Raises:
+        ValueError: a directory that is no finished study's, or was altered.
+    """
+    directory = Path(directory)
+    settings = StudyRecipe.model_validate(read_config(directory)["recipe"])
+    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    reopen(directory)
+    with open_run(directory, describe_config(settings), resume=True) as run:
+        context = Context(settings, tuple(settings.train_recipes()), run.path, "cpu", n_threads=torch.get_num_threads())
+        done = [job for job in plan_jobs(settings) if (run.path / job.path).is_dir()]
+        made = [name for job in done if job.kind != TRAIN for name in tabulate_run(run.path / job.path, is_asked=False)]
+        write_pages(Outcome(tuple(done), (), ()), context, str(record.get("command", "")))
+        kept = {key: record[key] for key in ("device", "created", "versions") if key in record}
+        written = json.loads((run.path / RECORD).read_text(encoding="utf-8"))
+        atomic_write(run.path / RECORD, json.dumps(written | kept, indent=1, ensure_ascii=False) + "\n")
+    return sorted(set(made))
 
 
 def make_executor(
@@ -129,6 +171,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
+    write_pages_record(directory)
     record = describe_study(outcome, context, command)
     atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
@@ -151,11 +194,11 @@ def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[s
 def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:
     """What study.json says: the page's headline, its models, where and how it ran, notes."""
     recipe, own, jobs = context.recipe, context.trainings[0], outcome.done
-    feed = read_feed(own, context.cache)
+    feed = open_feed(own, context.cache)
     return {
         "title": recipe.title or recipe.name,
         "command": command or f"workbench.study({recipe.name!r}, seeds={recipe.n_seeds})",
-        "models": [_describe_model(job, context) for job in jobs if job.kind == "train"],
+        "models": [_describe_model(job, context) for job in jobs if job.kind == TRAIN],
         "corpus": (
             f"{own.data.source}: {feed.train.n_tokens:,} tokens to train on, {feed.held_out.n_tokens:,} held out "
             f"{'by document' if (split := own.data.held_out_split) is None else f'as its split {split}'}, vocabulary "
@@ -170,7 +213,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
     }
 
 
-def _describe_model(job: Job, context: Context) -> dict[str, Any]:
+def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
     model = load(context.directory / job.path, "cpu")
     return {
         "name": job.model,
@@ -182,7 +225,7 @@ def _describe_model(job: Job, context: Context) -> dict[str, Any]:
     }
 
 
-def _seconds(job: Job, context: Context) -> float:
+def _seconds(job: PlannedJob, context: Context) -> float:
     return float(json.loads((context.directory / job.path / ENV).read_text(encoding="utf-8"))["seconds"])
 
 
@@ -215,25 +258,8 @@ def notes(context: Context) -> list[str]:
             "One seed a model: differences between models carry no interval over seeds, and another seed may turn them."
         )
     said += left_out(recipe)
-    if "saes" in recipe.analyses:
-        scaled = "scaled to one mean norm a head" if recipe.saes.normalize == "mean_norm" else "as they are"
-        said.append(
-            f"SAEs read activations {scaled}; figures show l1 = {recipe.shown_l1:g}. The random dictionary is as "
-            "sparse as the trained one and its scale is fitted, so it lacks nothing but learned directions; "
-            "“shuffled” is the trained dictionary on activations whose coordinates were permuted over tokens. Loss "
-            "recovered is, by layer, what splicing recovers over what zeroing costs, each summed over heads: one that "
-            "costs nothing weighs nothing."
-        )
-    if "features" in recipe.analyses:
-        said.append(
-            "The atlas shows the first seed. A feature’s match in the other model is the one of the same layer and "
-            "head whose activations correlate most on the same tokens; heads of two models do not correspond, so low "
-            "values are no surprise."
-        )
-    if "probe" in recipe.analyses:
-        said.append(
-            "q of concept probes is over all models and seeds; permutations, templates and words are the same for each."
-        )
+    for analysis in recipe.opened_with():
+        said += analysis.notes(recipe.settings_of(analysis.name))
     return said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from workbench.cli.allocator import keep_large_blocks
+from workbench.runs.allocator import keep_large_blocks
 from workbench.study.executors import Task, describe_error, do_task, threads
 from workbench.study.jobs import Context
 from workbench.training.interrupts import Interrupted
