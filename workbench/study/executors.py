@@ -59,7 +59,7 @@ class Ended:
 
 
 class Executor(Protocol):
-    """Who does the work: tasks are begun as they become ready, up to `n_slots` at a time. Whoever made it closes it."""
+    """Runs tasks, which are begun as they become ready, up to `n_slots` at a time; closed by the code that made it."""
 
     @property
     def n_slots(self) -> int:
