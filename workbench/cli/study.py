@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,14 +66,7 @@ def study(
     if seeds is not None and "n_seeds" in overrides:
         raise UsageError("set: n_seeds is given by --seeds too; expected one of the two")
     if dry_run:
-        import pandas as pd
-
-        from workbench.study.plan import plan
-
-        facts = plan(recipe, seeds, device=device, overrides=overrides)
-        columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
-        table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
-        report(as_json=as_json, facts=facts, table=table)
+        _print_plan(recipe, seeds, device, overrides, as_json=as_json)
         return
     from workbench.study.study import study as run
 
@@ -94,3 +87,16 @@ def study(
     )
     pages = {page: path / f"{page}.html" for page in ("report", "atlas")}
     report(as_json=as_json, out=path, facts={page: file for page, file in pages.items() if file.is_file()})
+
+
+def _print_plan(
+    recipe: str | None, seeds: int | None, device: str, overrides: dict[str, Any], *, as_json: bool
+) -> None:
+    import pandas as pd
+
+    from workbench.study.plan import plan
+
+    facts = plan(recipe, seeds, device=device, overrides=overrides)
+    columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
+    table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
+    report(as_json=as_json, facts=facts, table=table)
