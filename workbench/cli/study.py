@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,8 +35,13 @@ def study(
         ),
     ] = None,
     executor: Annotated[
-        str, typer.Option("--executor", help="How jobs run: in-process, one at a time, or ray, several at once.")
+        str,
+        typer.Option("--executor", help="How jobs run: in-process, one at a time; processes or ray, several at once."),
     ] = "in-process",
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", help="Jobs at once, by --executor processes.", min=1, show_default="as CPUs allow"),
+    ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", help="Address of a running Ray cluster.", show_default="one is started here"),
@@ -53,20 +58,15 @@ def study(
 
     --set train.KEY=VALUE changes the training recipe of every model, --set KEY=VALUE the study itself.
     """
+    if executor != "processes":
+        refuse_unused(ctx, "jobs", where=f"with --executor {executor}", expected="--executor processes")
     if executor != "ray":
         refuse_unused(ctx, "ray_address", where=f"with --executor {executor}", expected="--executor ray")
     overrides = parse_overrides(settings)
     if seeds is not None and "n_seeds" in overrides:
         raise UsageError("set: n_seeds is given by --seeds too; expected one of the two")
     if dry_run:
-        import pandas as pd
-
-        from workbench.study.plan import plan
-
-        facts = plan(recipe, seeds, device=device, overrides=overrides)
-        columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
-        table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
-        report(as_json=as_json, facts=facts, table=table)
+        _print_plan(recipe, seeds, device, overrides, as_json=as_json)
         return
     from workbench.study.study import study as run
 
@@ -79,6 +79,7 @@ def study(
         overrides=overrides,
         reuse=reuse or (),
         executor=executor,
+        n_jobs=jobs,
         ray_address=ray_address,
         n_threads=threads,
         command=shlex.join(["workbench", *sys.argv[1:]]),
@@ -86,3 +87,16 @@ def study(
     )
     pages = {page: path / f"{page}.html" for page in ("report", "atlas")}
     report(as_json=as_json, out=path, facts={page: file for page, file in pages.items() if file.is_file()})
+
+
+def _print_plan(
+    recipe: str | None, seeds: int | None, device: str, overrides: dict[str, Any], *, as_json: bool
+) -> None:
+    import pandas as pd
+
+    from workbench.study.plan import plan
+
+    facts = plan(recipe, seeds, device=device, overrides=overrides)
+    columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
+    table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
+    report(as_json=as_json, facts=facts, table=table)

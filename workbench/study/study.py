@@ -35,7 +35,7 @@ from workbench.training.recipe import load_recipe, recipe_names
 from workbench.training.training_data import open_feed
 
 ATLAS, RECORD = "atlas.html", "study.json"
-EXECUTORS = ("in-process", "ray")
+EXECUTORS = ("in-process", "processes", "ray")
 _VERSIONS = ("torch", "transformer-lens", "numpy", "prescriptive-workbench")
 
 
@@ -50,6 +50,7 @@ def study(
     cache: str | Path | None = None,
     reuse: Sequence[str | Path] | str | Path = (),
     executor: str = "in-process",
+    n_jobs: int | None = None,
     ray_address: str | None = None,
     n_threads: int | None = None,
     command: str = "",
@@ -67,7 +68,9 @@ def study(
         overrides: settings to replace, as `load_study` takes them.
         cache: where packed tokens are kept; the user's cache by default.
         reuse: directories of other studies; their finished jobs of the same content are copied.
-        executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
+        executor: "in-process"; "processes": several jobs at once on this machine, begun from a module that can be
+            imported (a script says `if __name__ == "__main__":`); "ray": the same, or on the cluster at ray_address.
+        n_jobs: jobs at once of "processes"; by default as many as there are CPUs for, or one on a GPU.
         n_threads: CPU threads per job, on which float32 sums depend; torch's own choice by default.
         command: the command that was typed, for the report.
         show: draws progress: takes a label, returns a context manager whose function takes the share done.
@@ -95,7 +98,7 @@ def study(
             return run.out
         context = replace(context, directory=run.path)
         reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
-        with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
+        with contextlib.closing(make_executor(executor, context, len(jobs), n_jobs, ray_address, show)) as engine:
             outcome = run_jobs(jobs, context, engine, reused)
         try:
             if outcome.done:
@@ -137,17 +140,25 @@ def tabulate_study(directory: str | Path) -> list[str]:
     return sorted(set(made))
 
 
-def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | None, show: Show | None) -> Executor:
-    """The executor of that name. Raises ValueError for another name, and as `OnRay`."""
+def make_executor(
+    name: str, context: Context, n_all: int, n_jobs: int | None, ray_address: str | None, show: Show | None
+) -> Executor:
+    """The executor of that name, for n_all jobs, n_jobs at once. Raises ValueError for another name, and as `OnRay`."""
     if name not in EXECUTORS:
         raise ValueError(f"executor: got {name!r}; expected one of {', '.join(EXECUTORS)}")
     if ray_address is not None and name != "ray":
         raise ValueError(f"ray_address: got {ray_address!r} with executor {name!r}; expected executor 'ray'")
+    if n_jobs is not None and (name != "processes" or n_jobs < 1):
+        raise ValueError(f"jobs: got {n_jobs} with executor {name!r}; expected at least 1, with executor 'processes'")
     if name == "in-process":
         return InProcess(context, show)
+    if name == "processes":
+        from workbench.study.process_pool import ProcessPool
+
+        return ProcessPool(context, n_all, n_jobs, show)
     from workbench.study.on_ray import OnRay
 
-    return OnRay(context, n_jobs, ray_address, show)
+    return OnRay(context, n_all, ray_address, show)
 
 
 def write_pages(outcome: Outcome, context: Context, command: str) -> None:
