@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,10 +97,8 @@ class StudyRecipe(Frozen):
 
     @property
     def shown_l1(self) -> float:
-        """The coefficient that pages show of a sweep: the nearest to the median, the lower of two."""
-        ranked = sorted(self.sae_l1)
-        middle = (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
-        return min(ranked, key=lambda l1: abs(l1 - middle))
+        """The coefficient that pages show of a sweep."""
+        return middle_of_sweep(self.sae_l1)
 
     def train_recipes(self) -> list[Recipe]:
         """The training recipes of the models, in order, with the study's settings.
@@ -125,6 +124,16 @@ class StudyRecipe(Frozen):
                     f"expected two of the models in their order, {', '.join(names)}"
                 )
         return recipes
+
+
+def middle_of_sweep(values: Iterable[float]) -> float:
+    """The middle one of the values, each counted once: the lower of two; nan without any.
+
+    >>> middle_of_sweep([4.0, 2.0, 2.0])
+    2.0
+    """
+    ranked = sorted(set(values))
+    return ranked[(len(ranked) - 1) // 2] if ranked else math.nan
 
 
 # what a key may be called, at any depth
