@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
-from workbench.data.claims import Claim, read_claims
+from workbench.data.claims import Against, Beside, Claim, Compared, Measure, read_claims
+from workbench.data.remarks import Case, Number, Remark
+from workbench.models.config import Frozen
 from workbench.study import measures, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
@@ -23,6 +26,66 @@ claim that is not seen here is not refuted there.
 
 ## Rules
 """
+OWN = """## Your own claims
+
+A claim is data: which number of which table, between which models, what was published, and what to say of the
+outcome. Write a file as this one and give it to a study, `workbench study STUDY --claims mine.toml` (repeatable; in
+Python `workbench.study(…, claims="mine.toml")`, in a study's recipe `claims = ["mine.toml"]`). Its claims stand in
+`claims.csv` behind the published ones, and are judged by the same rules.
+
+```toml
+[remarks.first-position]
+numbers.mass = { of = "treated", column = "bos_mass", times = 100 }
+numbers.even = { of = "treated", column = "bos_uniform", times = 100 }
+numbers.share = { ratio = ["mass", "even"] }
+
+[[remarks.first-position.cases]]
+when = ["share > 2"]
+say = "Heads rest on the first position: {mass:.0f} % of attention, {share:.1f} times an even share."
+
+[[remarks.first-position.cases]]
+when = ["effect < 0"]
+say = "The first position gets {mass:.1f} % of attention, so the heads select other tokens."
+
+[[remarks.first-position.cases]]
+when = ["effect >= 0"]
+say = "Heads attend to no fewer tokens here: {reference:.2f} → {treated:.2f} nats."
+
+[entropy-under-pressure]
+group = "mine"
+claim = "Heads under pressure attend to fewer tokens"
+published = "3.4 → 2.9 nats, mean over heads and layers"
+effect = -0.5
+scale = "difference"
+direction = "falls"
+compared = { reference = "control", treated = "adaptive" }
+measure = { name = "entropy of attention", table = "attention_stats", column = "entropy", unit = "plain" }
+beside = [{ name = "in the first layer", layers = "first" }]
+control = "The first position: a head that rests there has a low entropy and selects nothing."
+remarks = ["first-position"]
+source = "notes of May, run 14"
+
+[entropy-under-pressure-last]
+base = "entropy-under-pressure"
+claim = "Heads of the last layer attend to fewer tokens"
+published = "3.1 → 2.2 nats in the last layer"
+effect = -0.9
+measure = { layers = "last" }
+```
+
+- `[remarks.NAME]` are remarks that claims name. Of the cases of a remark, the first is said whose conditions all hold
+  and whose numbers were all measured; if there is none, nothing is said. Those of the package
+  (`workbench/data/claims.toml`) can be named too.
+- `effect`, `reference` and `treated` can be quoted and tested without being declared: the claim's own effect (treated /
+  reference − 1, or treated − reference), and the means over seeds of both models.
+- `{mass:.0f}` formats a number as Python does; `{effect:percent}`, `factor`, `points` and `plain` as the ledger does.
+- `base` names a claim above, or one of the package; the claim then holds only what differs, tables key by key.
+- The roles are those of the study's recipe. A claim on a role, table or column that the study does not have is `not
+  measured`, and its `why` names what is missing.
+- `study.json` records each file with its SHA-256. `--resume` judges a finished study again when a file has changed;
+  other files need a new directory, into which `--reuse` copies the finished jobs.
+"""
+RECORDS = (Claim, Measure, Compared, Beside, Against, Remark, Case, Number)
 GROUPS = {
     "janus": "First paper: pressure on heads (Janus)",
     "kotodama": "Second paper: Muon, automata, attention residuals (Kotodama)",
@@ -41,12 +104,28 @@ def render() -> str:
     """The page: the rules, then a section a claim."""
     # a reader of the page sees the rules as the code states them
     rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (verdicts, measures)]
-    sections = [HEAD, *rules]
+    sections = [HEAD, *rules, OWN, *map(_fields, RECORDS)]
     claims = read_claims()
     for group in dict.fromkeys(claim.group for claim in claims):
         sections.append(f"## {GROUPS.get(group, group)}\n")
         sections += [_section(claim) for claim in claims if claim.group == group]
     return "\n".join(sections)
+
+
+def _fields(record: type[Frozen]) -> str:
+    """A table of the fields of a record of claims."""
+    lines = [f"### Fields: {record.__name__.lower()}\n", "| field | meaning |", "|---|---|"]
+    for name, field in record.model_fields.items():
+        values = (
+            [repr(value) for value in get_args(field.annotation) if value]
+            if get_origin(field.annotation) is Literal
+            else []
+        )
+        text = "; ".join(filter(None, [" or ".join(values).replace("'", "`"), field.description])).replace(
+            "|", chr(92) + "|"
+        )
+        lines.append(f"| `{name}`{'' if field.is_required() else ', optional'} | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 def _section(claim: Claim) -> str:

@@ -80,6 +80,7 @@ VOID = {
     "probe --ckpt x --set n_points=0 --data a --n-sequences 2 --n-ctx 8": "--data, --n-sequences, --n-ctx",
     "study --ray-address auto": "--ray-address",
     "study --seeds 2 --set n_seeds=3": "n_seeds",
+    "study --claims a.toml --set claims=[]": "claims",
     "train x --device cpu --graphs": "--graphs",
     "train x --data a --set data.source=b": "data.source",
     "train x --keep 2 --set checkpoint.keep=2": "checkpoint.keep",

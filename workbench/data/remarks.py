@@ -21,9 +21,9 @@ import re
 import string
 from collections.abc import Collection
 from types import MappingProxyType
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from workbench.models.config import Frozen
 from workbench.runs import shorten
@@ -36,7 +36,7 @@ OWN = ("effect", "reference", "treated")
 UNITS = ("percent", "factor", "points", "plain")
 NAME = r"[a-z][a-z0-9_]*"
 OPERATORS = MappingProxyType({"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge})
-CONDITION = re.compile(rf"({NAME})(?: (<=?|>=?) (?:({NAME})|(-?\d*\.?\d+)))?")
+CONDITION = re.compile(rf"({NAME})(?: (<=?|>=?) ({NAME}|-?\d*\.?\d+))?")
 LAYERS = re.compile(r"all|first|last|first third|last third|(\d+) of (\d+)")
 
 
@@ -116,47 +116,24 @@ def _check_names(text: str) -> str:
     return text
 
 
+def _check_condition(text: str) -> str:
+    if not CONDITION.fullmatch(text):
+        raise ValueError('expected "NAME", or "NAME < NUMBER" with <, <=, > or >=')
+    return text
+
+
+Condition = Annotated[str, AfterValidator(_check_condition)]
 Text = Annotated[str, AfterValidator(_check_names), Field(min_length=1)]
 
 
 class Case(Frozen):
     """A sentence, or a part of one, and when it is said."""
 
-    when: tuple[str, ...] = Field(
+    when: tuple[Condition, ...] = Field(
         default=(),
         description='conditions that all hold, "share < 50" or "effect >= reference"; "share" alone: it was measured',
     )
     say: Text = Field(description='the text; "{share:.0f}" quotes a number, as Python formats it or in a unit')
-
-    @field_validator("when")
-    @classmethod
-    def _are_conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            parse_condition(text)
-        return value
-
-    @property
-    def conditions(self) -> list[Condition]:
-        """What `when` says."""
-        return [parse_condition(text) for text in self.when]
-
-
-class Condition(NamedTuple):
-    """A number that is compared with another, or with a constant; or that has to be known, without an operator."""
-
-    name: str
-    operator: str = ""
-    other: str = ""
-    constant: float = 0.0
-
-
-def parse_condition(text: str) -> Condition:
-    """The condition in a text. Raises ValueError for another text."""
-    found = CONDITION.fullmatch(text)
-    if found is None:
-        raise ValueError(f'got {shorten(repr(text))}; expected "NAME", or "NAME < NUMBER" with <, <=, > or >=')
-    name, sign, other, constant = found.groups(default="")
-    return Condition(name, sign, other, float(constant or 0))
 
 
 class Remark(Frozen):
@@ -191,9 +168,9 @@ class Remark(Frozen):
             raise ValueError(f"join: got {shorten(repr(self.join))} without cases; expected what is said of each model")
         single = [name for name in known if name not in lists]
         for i, case in enumerate(self.cases):
-            for condition in case.conditions:
-                names = (condition.name, condition.other or condition.name)
-                _refuse_unknown(f"cases.{i}.when", names, single if condition.operator else known)
+            for condition in case.when:
+                names, sign = re.findall(rf"\b{NAME}", condition), " " in condition
+                _refuse_unknown(f"cases.{i}.when", names, single if sign else known)
             _refuse_unknown(f"cases.{i}.say", names_in(case.say), [*known, *(["role"] if self.join else [])])
         of_all = [name for name in known if name not in each]
         _refuse_unknown("say", names_in(self.say), [*of_all, *(["case"] if self.cases else [])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from workbench.analyses.sae_train.settings import FORWARD_TOKENS, START, Plan, e
 from workbench.analyses.text_quality.plan import plan_text_quality
 from workbench.analyses.topology import read_heads
 from workbench.data.batteries import as_batteries, read_prompts
+from workbench.data.claims import collect_claims
 from workbench.data.concepts import read_concepts
 from workbench.data.tokenizer import is_local
 from workbench.data.tokenizer_files import open_tokenizer
@@ -35,7 +36,7 @@ from workbench.models.load import resolve_device, weights_sha256
 from workbench.study.job_runners import N_SAE_TOKENS
 from workbench.study.jobs import left_out, plan_jobs
 from workbench.study.recipe import StudyRecipe, load_study
-from workbench.study.study import with_seeds  # what it loads counts among the bytes in memory
+from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
 from workbench.training.recipe import Recipe, phase_model
 
@@ -51,6 +52,7 @@ def plan(
     *,
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
+    claims: Sequence[str | Path] | str | Path | None = None,
 ) -> dict[str, Any]:
     """Facts about a study by name, before anything is made: jobs; parameters, tokens, bytes and seconds of training.
 
@@ -62,7 +64,8 @@ def plan(
     Analyses are not timed; for the Control and Adaptive nano models they take about as long as the trainings. Nor are
     the trainings of a ladder, one for each of its rungs.
     """
-    settings = load_study(recipe, with_seeds(overrides, seeds))
+    settings = load_study(recipe, with_given(overrides, seeds, claims))
+    collect_claims(settings.claims)
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
     device = resolve_device(device)
     trainings = {own.name: plan_training(own, device=device) for own in recipes}

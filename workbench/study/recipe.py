@@ -69,6 +69,9 @@ class StudyRecipe(Frozen):
         default_factory=dict,
         description="role in the published claims -> name of the training recipe that plays it; empty: no ledger",
     )
+    claims: tuple[str, ...] = Field(
+        default=(), description="TOML files of further claims, which the ledger judges behind the published ones"
+    )
     sae_l1: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(2.0,), description="sparsity coefficients of the head SAEs", min_length=1
     )
@@ -88,6 +91,10 @@ class StudyRecipe(Frozen):
         for kind in ("features", "match"):
             if kind in self.analyses and "saes" not in self.analyses:
                 raise ValueError(f"analyses: {kind!r} reads SAEs; expected 'saes' among them")
+        if self.claims and not self.roles:
+            raise ValueError(
+                f"claims: got {list(self.claims)} without roles; expected roles, by which claims name the models"
+            )
         if self.saes.k is not None and any(self.sae_l1):
             raise ValueError(
                 f"sae_l1: got {list(self.sae_l1)} for {self.saes.architecture}, which k alone makes sparse; "

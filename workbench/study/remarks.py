@@ -15,7 +15,7 @@ from workbench.study.evidence import Evidence, compare
 from workbench.study.measures import change, choose_layers, matched_l0, read_measure, rows_of_pairs
 from workbench.study.verdicts import effect_over_seeds, shown
 
-Value = float | list[float] | str
+Value = Any  # a number, those of several seeds in a list, or a role
 
 
 def why(evidence: Evidence) -> str:
@@ -56,12 +56,15 @@ def choose_case(cases: Sequence[Case], values: Mapping[str, Value]) -> str:
 
 
 def _holds(case: Case, values: Mapping[str, Value]) -> bool:
-    for name, operator, other, constant in case.conditions:
-        bound = values[other] if other else constant
-        if not (_is_known(values[name]) and _is_known(bound)):
+    for condition in case.when:
+        name, *compared = condition.split()
+        if not _is_known(values[name]):
             return False
-        if operator and not OPERATORS[operator](values[name], bound):
-            return False
+        if compared:
+            sign, other = compared
+            bound = values[other] if other in values else float(other)
+            if not (_is_known(bound) and OPERATORS[sign](values[name], bound)):
+                return False
     return True
 
 
@@ -106,17 +109,15 @@ def read_numbers(remark: Remark, evidence: Evidence, role: str = "") -> dict[str
 def read_number(number: Number, evidence: Evidence, role: str = "") -> Value:
     """A number of a remark that is read from the tables; nan, or an empty list, where it was not measured."""
     claim, tables, compared = evidence.claim, evidence.tables, evidence.claim.compared
-    measure, models = (
-        change(claim.measure, number),
-        [evidence.roles[own] for own in compared.roles if own in evidence.roles],
-    )
+    measure = change(claim.measure, number)
+    models = [evidence.roles[own] for own in compared.roles if own in evidence.roles]  # of pairs, those that are there
     if number.of == "effect":
         effect = compare(claim, measure, compared, tables, evidence.roles)[2]
         return number.times * shown(effect.estimate, claim.scale)
     if number.of == "effect at matched l0":
         layers = [evidence.reference.layers, evidence.treated.layers]
-        found = effect_over_seeds(*matched_l0(tables, claim.measure, models, layers), "ratio")
-        return shown(found.estimate, "ratio")
+        reference, treated = matched_l0(tables, claim.measure, models, layers)
+        return shown(effect_over_seeds(reference, treated, "ratio").estimate, "ratio")
     if number.of == "ratio between seeds":
         return math.nan if evidence.chance is None else math.exp(evidence.chance)
     if number.of == "pair":

@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from reports.atlas import write_atlas
 from reports.page import write_report
-from reports.tables import write_table
+from reports.tables import find_tables, read_table, write_table
+from workbench.data.claims import collect_claims
 from workbench.models.load import load, resolve_device
-from workbench.runs import ENV, atomic_write, open_run
+from workbench.runs import ENV, amend_manifest, atomic_write, open_run, read_json, sha256_file
 from workbench.study.claims import judge_claims
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
@@ -42,6 +44,7 @@ def study(
     overrides: Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
     reuse: Sequence[str | Path] | str | Path = (),
+    claims: Sequence[str | Path] | str | Path | None = None,
     executor: str = "in-process",
     ray_address: str | None = None,
     n_threads: int | None = None,
@@ -60,33 +63,38 @@ def study(
         overrides: settings to replace, as `load_study` takes them.
         cache: where packed tokens are kept; the user's cache by default.
         reuse: directories of other studies; their finished jobs of the same content are copied.
+        claims: TOML files of claims that the ledger judges beside the published ones; the recipe's by default. A
+            finished study is judged anew by resume where what they hold has changed.
         executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
         n_threads: CPU threads per job, on which float32 sums depend; torch's own choice by default.
         command: the command that was typed, for the report.
         show: draws progress: takes a label, returns a context manager whose function takes the share done.
 
     Raises:
-        ValueError: a wrong recipe, setting, device or executor; a directory in the way; no study in reuse.
+        ValueError: a wrong recipe, setting, device, executor or file of claims; a directory in the way; no study in
+            reuse.
         JobsFailed: (a ValueError) jobs failed, and those that need them were not started; the others are done, and a
             report of them is in `<out>.partial`. resume tries again.
         Interrupted: a training was interrupted and its state saved; resume continues.
     """
-    settings = load_study(recipe, with_seeds(overrides, seeds))
+    settings = load_study(recipe, with_given(overrides, seeds, claims))
+    collect_claims(settings.claims)
     device = resolve_device(device)
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
     jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
-    config = {"verb": "study", "recipe": settings.model_dump(mode="json")}
+    absent = None if settings.claims else {"claims"}  # so that studies from before there were any can be resumed
+    config = {"verb": "study", "recipe": settings.model_dump(mode="json", exclude=absent)}
     with open_run(out, config, resume=resume, device=device) as run:
-        if run.is_complete:
-            return run.out
         context = Context(
             settings, trainings, run.path, device, None if cache is None else Path(cache),
             n_threads or torch.get_num_threads(),
         )  # fmt: skip
-        reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
+        if run.is_complete:
+            judge_anew(context)
+            return run.out
         with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
-            outcome = run_jobs(jobs, context, engine, reused)
+            outcome = run_jobs(jobs, context, engine, as_paths(reuse))
         try:
             if outcome.done:
                 write_pages(outcome, context, command)
@@ -114,16 +122,44 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
         if roles:
-            tables["claims"] = judge_claims(tables, roles, as_published=as_published(context))
+            tables["claims"] = judge(tables, context)
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
-    record = describe_study(outcome, context, command)
-    atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_record(directory, describe_study(outcome, context, command))
     if tables:
         write_report(directory)
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
+
+
+def judge(tables: Mapping[str, pd.DataFrame], context: Context) -> pd.DataFrame:
+    """claims.csv's rows: the published claims and the recipe's own on the study's tables."""
+    claims = collect_claims(context.recipe.claims)
+    return judge_claims(tables, context.recipe.roles, claims, as_published(context))
+
+
+def judge_anew(context: Context) -> None:
+    """Draw a finished study's ledger and page again if its files of claims have changed since it was judged."""
+    directory, claims = context.directory, digests(context.recipe)
+    record = read_json(directory / RECORD, "study", "the record that a study wrote")
+    if record.get("claims", {}) == claims:
+        return
+    tables = {name: read_table(directory, name) for name in find_tables(directory)}
+    write_table(judge(tables, context), directory, "claims")
+    write_record(directory, record | {"claims": claims})
+    write_report(directory)
+    amend_manifest(directory, ("claims.csv", RECORD, "report.html"))
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write study.json."""
+    atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def digests(recipe: StudyRecipe) -> dict[str, str]:
+    """File of claims -> SHA-256 of its bytes."""
+    return {file: sha256_file(file) for file in recipe.claims}
 
 
 def as_published(context: Context) -> frozenset[str]:
@@ -132,9 +168,18 @@ def as_published(context: Context) -> frozenset[str]:
     return frozenset(own.name for own in context.trainings if own.name in known and own == load_recipe(own.name))
 
 
-def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
-    """The settings replaced, the number of seeds among them where one is given."""
-    return dict(overrides or {}) | ({} if seeds is None else {"n_seeds": seeds})
+def with_given(
+    overrides: Mapping[str, Any] | None, seeds: int | None, claims: Sequence[str | Path] | str | Path | None = None
+) -> dict[str, Any]:
+    """The settings replaced, the number of seeds and the files of claims among them where they are given."""
+    given: dict[str, Any] = {} if seeds is None else {"n_seeds": seeds}
+    given |= {} if claims is None else {"claims": [str(file) for file in as_paths(claims)]}
+    return dict(overrides or {}) | given
+
+
+def as_paths(given: Sequence[str | Path] | str | Path) -> list[Path]:
+    """One path, or several, as a list."""
+    return [Path(path) for path in ([given] if isinstance(given, str | Path) else given)]
 
 
 def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:
@@ -154,6 +199,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONS},
         "roles": dict(recipe.roles),
+        "claims": digests(recipe),
         "notes": [*notes(context), *notes_of_failure(outcome)],
         "timings": {job.name: _seconds(job, context) for job in jobs},
     }
