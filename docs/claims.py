@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 
 from workbench.data.claims import Against, Beside, Claim, Compared, Measure, read_claims
 from workbench.data.remarks import Case, Number, Remark
-from workbench.models.config import Frozen
+from workbench.runs.records import Frozen
 from workbench.study import measures, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
@@ -34,42 +34,45 @@ Python `workbench.study(…, claims="mine.toml")`, in a study's recipe `claims =
 `claims.csv` behind the published ones, and are judged by the same rules.
 
 ```toml
-[remarks.first-position]
-numbers.mass = { of = "treated", column = "bos_mass", times = 100 }
-numbers.even = { of = "treated", column = "bos_uniform", times = 100 }
-numbers.share = { ratio = ["mass", "even"] }
+[remarks.dimensions]
+numbers.before = { of = "reference", column = "rank_utilization", where = { basis = "z" }, times = 100 }
+numbers.used = { of = "treated", column = "rank_utilization", where = { basis = "z" }, times = 100 }
+numbers.kept = { ratio = ["used", "before"], times = 100 }
 
-[[remarks.first-position.cases]]
-when = ["share > 2"]
-say = "Heads rest on the first position: {mass:.0f} % of attention, {share:.1f} times an even share."
+[[remarks.dimensions.cases]]
+when = ["effect < 0", "kept < 90"]
+say = "They differ by using less: {used:.1f} % of their dimensions, {kept:.0f} % of what the reference uses."
 
-[[remarks.first-position.cases]]
+[[remarks.dimensions.cases]]
 when = ["effect < 0"]
-say = "The first position gets {mass:.1f} % of attention, so the heads select other tokens."
+say = "They use {used:.1f} % of their dimensions, the reference {before:.1f} %."
 
-[[remarks.first-position.cases]]
+[[remarks.dimensions.cases]]
 when = ["effect >= 0"]
-say = "Heads attend to no fewer tokens here: {reference:.2f} → {treated:.2f} nats."
+say = "They are no less alike here: {reference:.3f} → {treated:.3f}."
 
-[entropy-under-pressure]
+[heads-write-apart]
 group = "mine"
-claim = "Heads under pressure attend to fewer tokens"
-published = "3.4 → 2.9 nats, mean over heads and layers"
-effect = -0.5
-scale = "difference"
+claim = "Heads under pressure write less alike"
+published = ".30 → .24, mean over layers"
+effect = -0.2
+scale = "ratio"
 direction = "falls"
 compared = { reference = "control", treated = "adaptive" }
-measure = { name = "entropy of attention", table = "attention_stats", column = "entropy", unit = "plain" }
-beside = [{ name = "in the first layer", layers = "first" }]
-control = "The first position: a head that rests there has a low entropy and selects nothing."
-remarks = ["first-position"]
+measure.name = "mean |cos| of what heads write"
+measure.table = "topology_stats"
+measure.column = "mean_cos"
+measure.where = { basis = "residual" }
+beside = [{ name = "on z", where = { basis = "z" } }]
+control = "The cosine on z changes with a head's basis, the cosine of what heads write does not."
+remarks = ["dimensions"]
 source = "notes of May, run 14"
 
-[entropy-under-pressure-last]
-base = "entropy-under-pressure"
-claim = "Heads of the last layer attend to fewer tokens"
-published = "3.1 → 2.2 nats in the last layer"
-effect = -0.9
+[heads-write-apart-last]
+base = "heads-write-apart"
+claim = "Heads of the last layer write less alike"
+published = ".35 → .21"
+effect = -0.4
 measure = { layers = "last" }
 ```
 
@@ -78,7 +81,7 @@ measure = { layers = "last" }
   (`workbench/data/claims.toml`) can be named too.
 - `effect`, `reference` and `treated` can be quoted and tested without being declared: the claim's own effect (treated /
   reference − 1, or treated − reference), and the means over seeds of both models.
-- `{mass:.0f}` formats a number as Python does; `{effect:percent}`, `factor`, `points` and `plain` as the ledger does.
+- `{used:.1f}` formats a number as Python does; `{effect:percent}`, `factor`, `points` and `plain` as the ledger does.
 - `base` names a claim above, or one of the package; the claim then holds only what differs, tables key by key.
 - The roles are those of the study's recipe. A claim on a role, table or column that the study does not have is `not
   measured`, and its `why` names what is missing.

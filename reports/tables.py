@@ -12,29 +12,18 @@ import difflib
 import os
 import secrets
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
+from reports.contract import Table, declare, declared
+
 # name of the table (the file is `<name>.csv`) -> its leading columns, in order
-COLUMNS = MappingProxyType(
+_UNDECLARED = MappingProxyType(
     {
-        # head redundancy and rank, one row a (model, seed, layer, basis); basis is z, pattern or residual; ranks are of
-        # the concatenated z
-        "topology_stats": (
-            "model", "seed", "layer", "basis", "max_cos", "mean_cos", "nuclear_rank", "effective_rank", "stable_rank",
-            "participation_ratio", "rank_utilization", "n_tokens",
-        ),
-        # cosine of every ordered pair of heads of a layer
-        "head_cosines": ("model", "seed", "layer", "basis", "head_i", "head_j", "cos"),
-        # n_parameters of a * utilization_a / utilization_b, utilization the rank_utilization of the trailing layer_a or
-        # layer_b, at -1 the mean over layers; trailing too: n_parameters_no_embedding, n_eff_no_embedding
-        "effective_size": (
-            "model_a", "seed_a", "model_b", "seed_b", "n_parameters", "utilization_a", "utilization_b", "n_eff",
-        ),
         # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together;
         # measured without position 0 and special tokens: trailing fvu_with_special has them, n_left_out counts them,
         # n_outlying and n_outlying_left_out count long activations among all and among them; neighbour_cosine is the
@@ -61,20 +50,6 @@ COLUMNS = MappingProxyType(
             "model_a", "model_b", "seed", "layer", "l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference",
             "ce_recovered_a", "ce_recovered_b", "ce_recovered_difference",
         ),
-        # one ablated head a row; losses in nats, impact_pct, stderr and the 95 % interval in per cent of the base loss;
-        # head -1 is all heads together or, by the trailing column `component` (head, layer, mlp), the MLP
-        "ablation_results": (
-            "model", "seed", "layer", "head", "kind", "base_loss", "ablated_loss", "impact_pct", "stderr", "ci_low",
-            "ci_high", "kl", "n_tokens",
-        ),
-        # two heads ablated together; interaction_pct is joint_pct - impact_a_pct - impact_b_pct, and stderr and the
-        # interval are its own
-        "ablation_pairs": (
-            "model", "seed", "layer_a", "head_a", "layer_b", "head_b", "kind", "impact_a_pct", "impact_b_pct",
-            "joint_pct", "interaction_pct", "stderr", "ci_low", "ci_high", "kl", "n_tokens",
-        ),
-        # of a model's ablations: measure is gini, load_bearing_p or rank_correlation; layer -1 is all layers; n heads
-        "ablation_summary": ("model", "seed", "kind", "layer", "measure", "value", "n"),
         # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
         # an act is null at a position where features are not measured (0 and special tokens),
         # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
@@ -176,6 +151,24 @@ COLUMNS = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+declare(Table(name, columns) for name, columns in _UNDECLARED.items())
+
+
+class _Leading(Mapping[str, tuple[str, ...]]):
+    """Name of each declared table -> its leading columns, in order."""
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        return declared()[name].leading
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(declared())
+
+    def __len__(self) -> int:
+        return len(declared())
+
+
+COLUMNS: Mapping[str, tuple[str, ...]] = _Leading()
 
 # columns that hold text whatever they look like: a token "NA", "007" or "" must come back as it was
 TEXT_COLUMNS = frozenset(

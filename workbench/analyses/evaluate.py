@@ -26,13 +26,13 @@ from torch import Tensor
 
 from workbench.analyses.ablate.impacts import impacts
 from workbench.data.tokenizer import text_encoder
-from workbench.data.tokenizer_files import begin_ids, separator_id
-from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.checks import device_of, run_hooked
 from workbench.models.cross_entropy import linear_cross_entropy, perplexity
 from workbench.models.recurrence import exit_depth
+from workbench.models.tokenizer_files import begin_ids, separator_id
 from workbench.models.transformer import check_ours
+from workbench.runs.memory import planned_bytes
 from workbench.training.quantization import pack_model, unpack_model
 
 STRIDE = 64  # tokens that a sliding window scores

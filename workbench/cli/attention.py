@@ -31,9 +31,9 @@ def attention(
     from reports.tables import read_table
     from workbench.analyses.attention.statistics import attention as measure
     from workbench.analyses.attention.statistics import check_repeats
-    from workbench.analyses.plan import plan_reading
     from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
+    from workbench.study.analysis_plans import plan_reading
 
     extra = parse_settings(settings, measure, taken=("seed", "name"))
     check_repeats(extra.get("n_repeated", 0))
@@ -54,7 +54,7 @@ def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, 
     from reports.tables import write_table
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     name, trained_with = identify(ckpt, model, config["seed"])

@@ -34,9 +34,9 @@ def compare(
     from reports.tables import read_table
     from workbench.analyses.compare import NO_SHARED_BASIS, check_pair
     from workbench.analyses.compare import compare as measure
-    from workbench.analyses.plan import plan_compare
     from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
+    from workbench.study.analysis_plans import plan_compare
 
     extra = parse_settings(settings, measure, taken=("names", "seeds", "seed"))
     pair = load(a, device, dtype), load(b, device, dtype)
@@ -56,7 +56,7 @@ def _run(
     """The run directory, its tables written."""
     from reports.tables import write_table
     from workbench.analyses.compare import compare as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, pair, strict=True)]

@@ -54,7 +54,7 @@ def _run(ckpt: str, model: Any, texts: list[str], record: dict[str, Any], out: P
     """The run directory, the table and the packed model written."""
     from reports.tables import write_table
     from workbench.analyses.evaluate import evaluate as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import atomic_write, open_run
     from workbench.training.quantization import pack_model
 

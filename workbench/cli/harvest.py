@@ -48,9 +48,9 @@ def harvest(
         )
     chosen = parse_list(layers, "--layers")
     from workbench.analyses.harvest import harvest as store
-    from workbench.analyses.plan import plan_harvest
     from workbench.data.text_windows import analysis_tokens, window_length
     from workbench.models.load import load
+    from workbench.study.analysis_plans import plan_harvest
 
     extra = parse_settings(settings, store, taken=("seed", "dtype", "resume"))
     model = load(ckpt, device, dtype)

@@ -28,7 +28,7 @@ def ladder(
     from reports.tables import read_table, write_table
     from workbench.analyses.mechanisms import ladder as climb
     from workbench.analyses.mechanisms import ladder_recipes
-    from workbench.data.tokenizer_files import open_tokenizer
+    from workbench.data.tokenizer import open_tokenizer
     from workbench.runs import open_run
     from workbench.training import apply_overrides, load_recipe
 

@@ -29,7 +29,8 @@ def mechanisms(
     from workbench.analyses.evaluate import encode_text, plan_evaluation
     from workbench.analyses.mechanisms import mechanisms as measure
     from workbench.analyses.mechanisms import switched_on
-    from workbench.models.load import load, weights_sha256
+    from workbench.models.load import load
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     model = load(ckpt, device, dtype)

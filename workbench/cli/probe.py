@@ -56,12 +56,12 @@ def probe(
 ) -> None:
     """Concept geometry by layer: Mantel tests, dimensions, trajectories; intrinsic dimension of text states."""
     from reports.tables import read_table
-    from workbench.analyses.plan import plan_probe
     from workbench.analyses.probe.probe import check_settings, text_length, text_windows
     from workbench.analyses.probe.probe import probe as measure
     from workbench.analyses.probe.states import TEMPLATES, build_prompts, tokenizer_of
     from workbench.data.concepts import choose_sets, read_concepts
     from workbench.models.load import load
+    from workbench.study.analysis_plans import plan_probe
 
     extra = parse_settings(settings, measure, taken=TAKEN)
     check_settings(**extra)
@@ -92,7 +92,7 @@ def _run(
     """The run directory, all tables of all models written."""
     from reports.tables import write_table
     from workbench.analyses.probe.probe import probe as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     known = identify_all(ckpts, models, config["seed"])

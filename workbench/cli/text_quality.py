@@ -88,7 +88,7 @@ def _run(
     """The run directory, the table and the continuations written."""
     from reports.tables import write_table
     from workbench.analyses.text_quality.quality import text_quality as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import atomic_write, open_run
 
     name, trained_with = identify(ckpt, model, config["seed"])

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from workbench.data.remarks import Case, Change, Layers, Number, Remark
-from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
+from workbench.runs.records import Frozen, describe_errors
 
 EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
 REMARKS = "remarks"  # the table of a file that holds no claim, but the remarks that claims name

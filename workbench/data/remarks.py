@@ -25,8 +25,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from workbench.models.config import Frozen
 from workbench.runs import shorten
+from workbench.runs.records import Frozen
 
 Of = Literal[
     "effect", "reference", "treated", "each", "pair", "effect at matched l0", "ratio between seeds"

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from workbench.runs import verify_manifest
 from workbench.study import job_runners
-from workbench.study.jobs import Context, Job
+from workbench.study.jobs import TRAIN, Context, PlannedJob
 from workbench.study.reuse import (
     content_hashes,
     copy_job,
@@ -37,7 +37,7 @@ Show = Callable[[str], AbstractContextManager[Callable[[float], None]]]
 class Task:
     """A job that is ready: what it needs is there."""
 
-    job: Job
+    job: PlannedJob
     label: str
     """for people: "[3/12] ablation/control-seed0" """
     is_done: bool = False
@@ -86,9 +86,9 @@ class JobsFailed(ValueError):
 class Outcome:
     """What became of a study's jobs."""
 
-    done: tuple[Job, ...]
+    done: tuple[PlannedJob, ...]
     failed: tuple[Ended, ...]
-    left: tuple[Job, ...]
+    left: tuple[PlannedJob, ...]
     """not begun: what they need failed"""
 
     def check(self) -> None:
@@ -103,7 +103,7 @@ class Outcome:
         ) from self.failed[0].cause
 
 
-def run_jobs(jobs: Sequence[Job], context: Context, executor: Executor, reuse: Sequence[Path] = ()) -> Outcome:
+def run_jobs(jobs: Sequence[PlannedJob], context: Context, executor: Executor, reuse: Sequence[Path] = ()) -> Outcome:
     """Every job that can be done is done. A job that fails stops those that need it, and no other.
 
     Finished ones are checked and left as they are, or copied from a study in `reuse` that did the same. A directory
@@ -118,7 +118,7 @@ def run_jobs(jobs: Sequence[Job], context: Context, executor: Executor, reuse: S
     elsewhere = find_elsewhere(reuse, hashes)
     record = _still_true(context.directory, hashes)
     ended: dict[str, Ended] = {}
-    left: list[Job] = []
+    left: list[PlannedJob] = []
     waiting = dict(enumerate(jobs, 1))
     assert {name for job in jobs for name in job.needs} <= hashes.keys()
     n_under_way = 0
@@ -207,7 +207,7 @@ class InProcess:
         """The task, ended. Raises Interrupted, and what is no Exception."""
         task = self._tasks.pop(0)
         # training draws a bar of its own
-        show = None if task.job.kind == "train" else self._show
+        show = None if task.job.kind == TRAIN else self._show
         bar = contextlib.nullcontext(_tell_nobody) if show is None else show(task.label)
         with threads(self._context.n_threads), bar as tell:
             try:

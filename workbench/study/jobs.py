@@ -1,54 +1,51 @@
-"""The jobs of a study: data that says what is to be done, of which model, and what has to be there first."""
+"""The jobs of a study: data that says what is to be done, of which models, and what has to be there first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal
 
-from workbench.study.recipe import Analysis, StudyRecipe
-from workbench.training.recipe import Recipe
+from workbench.extend import Analysis
+from workbench.study.recipe import StudyRecipe
+from workbench.training.recipe import Recipe, phase_model
 
-Kind = Literal["train"] | Analysis
-
-# analyses that read one trained model and nothing else
-OF_A_MODEL: tuple[Analysis, ...] = (
-    "saes", "ablation", "topology", "attention", "probe", "evaluation", "text_quality",
-)  # fmt: skip
-OF_RECURRENCE: tuple[Analysis, ...] = ("mechanisms", "ladder")
-DIRECTORIES: Mapping[str, str] = MappingProxyType({"train": "models"})  # of the other kinds: the kind itself
+TRAIN, MODELS = "train", "models"  # the job that trains, and the directory of its results
 
 
 @dataclass(frozen=True)
-class Job:
-    """One piece of a study's work."""
+class PlannedJob:
+    """One piece of a study's work: a training, or an analysis of its models."""
 
-    kind: Kind
-    model: str
-    """name of the training recipe"""
-    seed: int
-    """seed of the training"""
+    kind: str
+    """"train", or the name of an analysis"""
+    models: tuple[tuple[str, int], ...]
+    """(name of the training recipe, seed of the training) of each model, the reference of a pair first"""
     needs: tuple[str, ...] = ()
     """names of the jobs whose directories are read"""
-    others: tuple[str, ...] = ()
-    """the models that this one is compared with"""
+    is_of_all: bool = False
+    """of every model and seed of the study at once"""
 
     @property
-    def subject(self) -> str:
-        """Directory name of what the job is about."""
-        return f"{self.model}-seed{self.seed}"
+    def model(self) -> str:
+        """The model that the job is about: of a pair the second."""
+        return self.models[-1][0]
+
+    @property
+    def seed(self) -> int:
+        """The seed of its training."""
+        return self.models[-1][1]
+
+    @property
+    def name(self) -> str:
+        """The job's own name: its directory within the study's."""
+        subject = "all" if self.is_of_all else f"{'--'.join(name for name, _ in self.models)}-seed{self.seed}"
+        return f"{MODELS if self.kind == TRAIN else self.kind}/{subject}"
 
     @property
     def path(self) -> str:
         """The job's directory within the study's."""
-        return f"{DIRECTORIES.get(self.kind, self.kind)}/{self.subject}"
-
-    @property
-    def name(self) -> str:
-        """The job's own name: its path."""
-        return self.path
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -65,41 +62,58 @@ class Context:
     """where packed tokens are kept; the user's cache if None"""
     n_threads: int = 1
     """CPU threads of every job: sums in float32, and so results, depend on it"""
+    plugins: tuple[str, ...] = ()
+    """files and modules that bring analyses, for processes that have not loaded them"""
+
+    def training(self, model: str) -> Recipe:
+        """The training recipe of a model."""
+        return next(own for own in self.trainings if own.name == model)
 
 
-def plan_jobs(recipe: StudyRecipe) -> list[Job]:
-    """All jobs, each behind those it needs: model by model and seed by seed, the matches with the reference last."""
-    recipes = recipe.train_recipes()
-    reference, asked = recipes[0], set(recipe.analyses)
-    jobs = []
+def plan_jobs(recipe: StudyRecipe) -> list[PlannedJob]:
+    """All jobs, each behind those it needs: seed by seed and model by model."""
+    recipes, analyses = recipe.train_recipes(), recipe.opened_with()
+    by_name = {own.name: own for own in recipes}
+    pairs, jobs = paired(recipe, recipes), []
     for seed in range(recipe.n_seeds):
         for own in recipes:
-            trained = Job("train", own.name, seed)
+            trained = PlannedJob(TRAIN, ((own.name, seed),))
             jobs.append(trained)
-            jobs += [Job(kind, own.name, seed, (trained.name,)) for kind in OF_A_MODEL if kind in asked]
-            # the atlas shows one seed: more would say the same thousands of times
-            if "features" in asked and seed == 0:
-                jobs.append(Job("features", own.name, seed, (trained.name, Job("saes", own.name, seed).name)))
-            if "spectra" in asked:
-                jobs.append(_spectra(own, recipe, recipes, seed))
-            if own.model.extensions.recurrence is not None:
-                needs: dict[str, tuple[str, ...]] = {"mechanisms": (trained.name,), "ladder": ()}
-                jobs += [Job(kind, own.name, seed, needs[kind]) for kind in OF_RECURRENCE if kind in asked]
-    if "match" in asked:
-        for own in recipes[1:]:
-            if share_text(reference, own) and share_heads(reference, own):
-                read = [Job(kind, name, 0).name for name in (reference.name, own.name) for kind in ("train", "saes")]
-                jobs.append(Job("match", own.name, 0, tuple(read), others=(reference.name,)))
+            for analysis in analyses:
+                if seed > 0 and analysis.is_first_seed_only:
+                    continue
+                groups = {"pair": [pair for pair in pairs if pair[1] == own.name], "models": []}
+                for names in groups.get(analysis.takes, [(own.name,)]):
+                    if not why_not(analysis, [by_name[name] for name in names]):
+                        jobs.append(_job(analysis, [(name, seed) for name in names]))
+    every = [(own.name, seed) for seed in range(recipe.n_seeds) for own in recipes]
+    for analysis in analyses:
+        if analysis.takes == "models" and not why_not(analysis, recipes):
+            jobs.append(_job(analysis, every))
     return jobs
 
 
-def _spectra(own: Recipe, recipe: StudyRecipe, recipes: Sequence[Recipe], seed: int) -> Job:
-    """The job on a model's weights: beside the reference and its partners of the same seed, where both read the same
-    tokens."""
-    partners = {recipes[0].name, *(first for first, second in recipe.pairs if second == own.name)} - {own.name}
-    others = tuple(other.name for other in recipes if other.name in partners and share_text(other, own))
-    trained = tuple(Job("train", name, seed).name for name in (*others, own.name))
-    return Job("spectra", own.name, seed, trained, others)
+def paired(recipe: StudyRecipe, recipes: Sequence[Recipe]) -> list[tuple[str, str]]:
+    """The pairs that are compared, in the order of the study's models: each with the reference, and those it names."""
+    names = [own.name for own in recipes]
+    asked = {*((names[0], name) for name in names[1:]), *recipe.pairs}
+    return [(first, second) for second in names for first in names if (first, second) in asked]
+
+
+def _job(analysis: Analysis, models: Sequence[tuple[str, int]]) -> PlannedJob:
+    read = [] if analysis.takes == "recipe" else [PlannedJob(TRAIN, (model,)).name for model in models]
+    read += [PlannedJob(name, (model,)).name for name in analysis.needs for model in models]
+    return PlannedJob(analysis.name, tuple(models), tuple(read), analysis.takes == "models")
+
+
+def why_not(analysis: Analysis, recipes: Sequence[Recipe]) -> str:
+    """Why an analysis does not hold for models, in a sentence's end; nothing if it does."""
+    first = recipes[0]
+    if analysis.takes == "pair" and analysis.reads is not None:
+        apart = [own.name for own in recipes[1:] if not share_text(first, own)]
+        if apart:
+            return f"reads other tokens than {first.name}"
+    return analysis.requires(*(phase_model(own, -1) for own in recipes))
 
 
 def share_text(a: Recipe, b: Recipe) -> bool:
@@ -107,32 +121,16 @@ def share_text(a: Recipe, b: Recipe) -> bool:
     return (a.data, a.model.n_ctx, a.model.d_vocab) == (b.data, b.model.n_ctx, b.model.d_vocab)
 
 
-def share_heads(a: Recipe, b: Recipe) -> bool:
-    """Whether two models have the same layers and heads, so that a layer of one can stand beside the other's."""
-    return (a.model.n_layers, a.model.n_heads) == (b.model.n_layers, b.model.n_heads)
-
-
 def left_out(recipe: StudyRecipe) -> list[str]:
     """Sentences about what was asked for and cannot be done, for the page."""
-    recipes, asked, said = recipe.train_recipes(), set(recipe.analyses), []
-    reference, others = recipes[0], recipes[1:]
-    apart = [own.name for own in others if not share_text(reference, own)]
-    if apart and asked & {"match", "spectra"}:
-        said.append(
-            f"{_listed(apart)} read other tokens than {reference.name}: features are not matched, states not compared."
-        )
+    recipes, said = recipe.train_recipes(), []
     by_name = {own.name: own for own in recipes}
-    for a, b in recipe.pairs if "spectra" in asked else ():
-        if not share_text(by_name[a], by_name[b]):
-            said.append(f"{a} and {b} read different tokens: their states are not compared.")
-    uneven = [own.name for own in others if share_text(reference, own) and not share_heads(reference, own)]
-    if uneven and "match" in asked:
-        said.append(f"{_listed(uneven)} have other layers or heads than {reference.name}: features are not matched.")
-    if asked & set(OF_RECURRENCE) and any(own.model.extensions.recurrence is None for own in recipes):
-        plain = [own.name for own in recipes if own.model.extensions.recurrence is None]
-        said.append(f"{_listed(plain)} have no depth recurrence: no mechanism of theirs is turned off.")
+    for analysis in recipe.opened_with():
+        groups = {"pair": paired(recipe, recipes), "models": [tuple(by_name)]}.get(
+            analysis.takes, [(name,) for name in by_name]
+        )
+        for names in groups:
+            if reason := why_not(analysis, [by_name[name] for name in names]):
+                of = f" beside {names[0]}" if analysis.takes == "pair" else ""
+                said.append(f"No {analysis.name} of {names[-1]}{of}: it {reason}.")
     return said
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

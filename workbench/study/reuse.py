@@ -1,6 +1,7 @@
 """Finished jobs known by their content: a hash of all that a job's result follows from, and where such a job lies.
 
-    hash = SHA-256 of (kind, model, seed, the settings it depends on, the hashes of the jobs it needs, package version)
+    hash = SHA-256 of (kind, models and seeds, its settings, the hashes of the jobs it needs, the fingerprint of the
+    source that makes it, package version)
 
 of a training also its whole recipe, its tokenizer, and the bytes of its text where that is local. Device and number
 of threads are not part of it: a job says what is asked for, its env.json where it was done.
@@ -16,29 +17,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.analyses import find_analysis
 from workbench.data.corpus import TextSource, local_files
-from workbench.data.tokenizer_files import open_tokenizer
+from workbench.data.tokenizer import open_tokenizer
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
-from workbench.study.job_runners import settings_of, train_recipe
-from workbench.study.jobs import Context, Job
+from workbench.study.fingerprint import fingerprint, pages_fingerprint, training_fingerprint
+from workbench.study.job_runners import settings_of
+from workbench.study.jobs import TRAIN, Context, PlannedJob
 
 RECORD = "jobs.json"
-RECORD_FORMAT = "workbench-jobs/1"
+RECORD_FORMAT = "workbench-jobs/2"
 PACKAGE = "prescriptive-workbench"
 COPY = ".copy"  # end of the name of a directory that is being copied
 
 
-def content_hashes(jobs: Sequence[Job], context: Context) -> dict[str, str]:
+def content_hashes(jobs: Sequence[PlannedJob], context: Context) -> dict[str, str]:
     """Name of a job -> its content hash, 64 hexadecimal digits. Jobs stand behind those they need."""
     hashes: dict[str, str] = {}
     for job in jobs:
+        is_training = job.kind == TRAIN
         content: dict[str, Any] = {
             "kind": job.kind,
-            "model": job.model,
-            "other": " ".join(job.others),
-            "seed": job.seed,
-            "settings": settings_of(job, context.recipe),
+            "models": [list(model) for model in job.models],
+            "settings": settings_of(job, context),
             "needs": [hashes[name] for name in job.needs],
+            "source": training_fingerprint() if is_training else fingerprint(find_analysis(job.kind)),
             "version": importlib.metadata.version(PACKAGE),
         }
         if not job.needs:
@@ -48,9 +51,9 @@ def content_hashes(jobs: Sequence[Job], context: Context) -> dict[str, str]:
     return hashes
 
 
-def _read_from_outside(job: Job, context: Context) -> dict[str, Any]:
+def _read_from_outside(job: PlannedJob, context: Context) -> dict[str, Any]:
     """The recipe of a job's model, and digests of what it names: local text, and the tokenizer."""
-    recipe = train_recipe(job, context)
+    recipe = context.training(job.model)
     own = open_tokenizer(recipe.data.tokenizer)  # with what begins a text, as its files say
     tokenizer = hashlib.sha256(f"{own.backend_tokenizer.to_str()}\n{own.eos_token_id}".encode()).hexdigest()
     dump = recipe.model_dump(mode="json", exclude={"description": True, "model": {"device"}})
@@ -72,9 +75,18 @@ def read_record(directory: Path) -> dict[str, str]:
     Raises:
         ValueError: a jobs.json that is not ours.
     """
+    return _read_file(directory)["jobs"]
+
+
+def read_pages_record(directory: Path) -> str:
+    """The fingerprint of what drew a study's pages; nothing where they were not drawn."""
+    return str(_read_file(directory).get("pages", ""))
+
+
+def _read_file(directory: Path) -> dict[str, Any]:
     file = directory / RECORD
     if not file.is_file():
-        return {}
+        return {"jobs": {}}
     try:
         record = json.loads(read_settings(file, "jobs", "a study's record of its jobs"))
     except (ValueError, RecursionError) as error:
@@ -82,13 +94,21 @@ def read_record(directory: Path) -> dict[str, str]:
     jobs = record.get("jobs") if isinstance(record, dict) and record.get("format") == RECORD_FORMAT else None
     if not isinstance(jobs, dict) or not all(isinstance(own, str) for own in jobs.values()):
         raise ValueError(f'jobs: {file} has another format; expected "format": "{RECORD_FORMAT}"')
-    return jobs
+    return record
 
 
 def write_record(directory: Path, hashes: Mapping[str, str]) -> None:
     """Write a study's jobs.json: which jobs are done, and with what content."""
-    record = {"format": RECORD_FORMAT, "jobs": dict(sorted(hashes.items()))}
-    atomic_write(directory / RECORD, json.dumps(record, indent=1) + "\n")
+    _write_file(directory, {"jobs": dict(sorted(hashes.items()))})
+
+
+def write_pages_record(directory: Path) -> None:
+    """Note in a study's jobs.json what its pages are drawn by."""
+    _write_file(directory, {"jobs": read_record(directory), "pages": pages_fingerprint()})
+
+
+def _write_file(directory: Path, record: Mapping[str, Any]) -> None:
+    atomic_write(directory / RECORD, json.dumps({"format": RECORD_FORMAT} | dict(record), indent=1) + "\n")
 
 
 def find_elsewhere(directories: Sequence[Path], hashes: Mapping[str, str]) -> dict[str, Path]:

@@ -7,27 +7,33 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from reports.atlas import write_atlas
 from reports.page import write_report
-from reports.tables import find_tables, read_table, write_table
+from reports.tables import write_table
+from workbench.analyses import loaded_plugins
 from workbench.data.claims import collect_claims
 from workbench.models.load import load, resolve_device
-from workbench.runs import ENV, amend_manifest, atomic_write, open_run, read_json, sha256_file
+from workbench.runs import ENV, atomic_write, open_run, read_config, read_json, sha256_file
+from workbench.runs.directory import reopen
 from workbench.study.claims import judge_claims
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
-from workbench.study.job_runners import read_feed
-from workbench.study.jobs import Context, Job, left_out, plan_jobs
+from workbench.study.fingerprint import pages_fingerprint
+from workbench.study.jobs import TRAIN, Context, PlannedJob, left_out, plan_jobs
 from workbench.study.merge import merge_tables
 from workbench.study.recipe import StudyRecipe, load_study
+from workbench.study.reuse import RECORD as RECORD_OF_JOBS
+from workbench.study.reuse import content_hashes, read_pages_record, read_record, write_pages_record
+from workbench.study.tabulate import tabulate_run
 from workbench.training.recipe import load_recipe, recipe_names
+from workbench.training.training_data import open_feed
 
 ATLAS, RECORD = "atlas.html", "study.json"
 EXECUTORS = ("in-process", "ray")
@@ -63,8 +69,8 @@ def study(
         overrides: settings to replace, as `load_study` takes them.
         cache: where packed tokens are kept; the user's cache by default.
         reuse: directories of other studies; their finished jobs of the same content are copied.
-        claims: TOML files of claims that the ledger judges beside the published ones; the recipe's by default. A
-            finished study is judged anew by resume where what they hold has changed.
+        claims: TOML files of claims that the ledger judges beside the published ones; the recipe's by default. Where
+            one has changed, resume draws a finished study's ledger and pages anew.
         executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
         n_threads: CPU threads per job, on which float32 sums depend; torch's own choice by default.
         command: the command that was typed, for the report.
@@ -83,16 +89,17 @@ def study(
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
     jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
-    absent = None if settings.claims else {"claims"}  # so that studies from before there were any can be resumed
-    config = {"verb": "study", "recipe": settings.model_dump(mode="json", exclude=absent)}
+    config = describe_config(settings)
+    context = Context(
+        settings, trainings, Path(out), device, None if cache is None else Path(cache),
+        n_threads or torch.get_num_threads(), loaded_plugins(),
+    )  # fmt: skip
+    if resume and (Path(out) / RECORD_OF_JOBS).is_file() and is_outdated(Path(out), jobs, context):
+        reopen(out)
     with open_run(out, config, resume=resume, device=device) as run:
-        context = Context(
-            settings, trainings, run.path, device, None if cache is None else Path(cache),
-            n_threads or torch.get_num_threads(),
-        )  # fmt: skip
         if run.is_complete:
-            judge_anew(context)
             return run.out
+        context = replace(context, directory=run.path)
         with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
             outcome = run_jobs(jobs, context, engine, as_paths(reuse))
         try:
@@ -101,6 +108,47 @@ def study(
         finally:  # what failed is said, whatever becomes of the page without it
             outcome.check()
     return run.out
+
+
+def describe_config(settings: StudyRecipe) -> dict[str, Any]:
+    """What a study's config.toml says."""
+    absent = None if settings.claims else {"claims"}  # so that studies from before there were any can be resumed
+    return {"verb": "study", "recipe": settings.model_dump(mode="json", exclude=absent)}
+
+
+def is_outdated(directory: Path, jobs: Sequence[PlannedJob], context: Context) -> bool:
+    """Whether a finished study's jobs or pages follow from other definitions or claims than today's."""
+    judged = read_json(directory / RECORD, "study", "the record that a study wrote").get("claims", {})
+    if judged != digests(context.recipe) or read_pages_record(directory) != pages_fingerprint():
+        return True
+    return read_record(directory) != content_hashes(jobs, context)
+
+
+def digests(recipe: StudyRecipe) -> dict[str, str]:
+    """File of claims -> SHA-256 of its bytes."""
+    return {file: sha256_file(file) for file in recipe.claims}
+
+
+def tabulate_study(directory: str | Path) -> list[str]:
+    """Make the tables of a finished study again from what its jobs keep, without a model; then what follows from them:
+    merged tables, effects, ledger and pages. Returns the names of the tables of its jobs that were made.
+
+    Raises:
+        ValueError: a directory that is no finished study's, or was altered.
+    """
+    directory = Path(directory)
+    settings = StudyRecipe.model_validate(read_config(directory)["recipe"])
+    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    reopen(directory)
+    with open_run(directory, describe_config(settings), resume=True) as run:
+        context = Context(settings, tuple(settings.train_recipes()), run.path, "cpu", n_threads=torch.get_num_threads())
+        done = [job for job in plan_jobs(settings) if (run.path / job.path).is_dir()]
+        made = [name for job in done if job.kind != TRAIN for name in tabulate_run(run.path / job.path, is_asked=False)]
+        write_pages(Outcome(tuple(done), (), ()), context, str(record.get("command", "")))
+        kept = {key: record[key] for key in ("device", "created", "versions") if key in record}
+        written = json.loads((run.path / RECORD).read_text(encoding="utf-8"))
+        atomic_write(run.path / RECORD, json.dumps(written | kept, indent=1, ensure_ascii=False) + "\n")
+    return sorted(set(made))
 
 
 def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | None, show: Show | None) -> Executor:
@@ -122,44 +170,18 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
         if roles:
-            tables["claims"] = judge(tables, context)
+            claims = collect_claims(context.recipe.claims)
+            tables["claims"] = judge_claims(tables, roles, claims, as_published(context))
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
-    write_record(directory, describe_study(outcome, context, command))
+    write_pages_record(directory)
+    record = describe_study(outcome, context, command)
+    atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
         write_report(directory)
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
-
-
-def judge(tables: Mapping[str, pd.DataFrame], context: Context) -> pd.DataFrame:
-    """claims.csv's rows: the published claims and the recipe's own on the study's tables."""
-    claims = collect_claims(context.recipe.claims)
-    return judge_claims(tables, context.recipe.roles, claims, as_published(context))
-
-
-def judge_anew(context: Context) -> None:
-    """Draw a finished study's ledger and page again if its files of claims have changed since it was judged."""
-    directory, claims = context.directory, digests(context.recipe)
-    record = read_json(directory / RECORD, "study", "the record that a study wrote")
-    if record.get("claims", {}) == claims:
-        return
-    tables = {name: read_table(directory, name) for name in find_tables(directory)}
-    write_table(judge(tables, context), directory, "claims")
-    write_record(directory, record | {"claims": claims})
-    write_report(directory)
-    amend_manifest(directory, ("claims.csv", RECORD, "report.html"))
-
-
-def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write study.json."""
-    atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def digests(recipe: StudyRecipe) -> dict[str, str]:
-    """File of claims -> SHA-256 of its bytes."""
-    return {file: sha256_file(file) for file in recipe.claims}
 
 
 def as_published(context: Context) -> frozenset[str]:
@@ -169,7 +191,7 @@ def as_published(context: Context) -> frozenset[str]:
 
 
 def with_given(
-    overrides: Mapping[str, Any] | None, seeds: int | None, claims: Sequence[str | Path] | str | Path | None = None
+    overrides: Mapping[str, Any] | None, seeds: int | None, claims: Sequence[str | Path] | str | Path | None
 ) -> dict[str, Any]:
     """The settings replaced, the number of seeds and the files of claims among them where they are given."""
     given: dict[str, Any] = {} if seeds is None else {"n_seeds": seeds}
@@ -185,11 +207,11 @@ def as_paths(given: Sequence[str | Path] | str | Path) -> list[Path]:
 def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:
     """What study.json says: the page's headline, its models, where and how it ran, notes."""
     recipe, own, jobs = context.recipe, context.trainings[0], outcome.done
-    feed = read_feed(own, context.cache)
+    feed = open_feed(own, context.cache)
     return {
         "title": recipe.title or recipe.name,
         "command": command or f"workbench.study({recipe.name!r}, seeds={recipe.n_seeds})",
-        "models": [_describe_model(job, context) for job in jobs if job.kind == "train"],
+        "models": [_describe_model(job, context) for job in jobs if job.kind == TRAIN],
         "corpus": (
             f"{own.data.source}: {feed.train.n_tokens:,} tokens to train on, {feed.held_out.n_tokens:,} held out "
             f"{'by document' if (split := own.data.held_out_split) is None else f'as its split {split}'}, vocabulary "
@@ -205,7 +227,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
     }
 
 
-def _describe_model(job: Job, context: Context) -> dict[str, Any]:
+def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
     model = load(context.directory / job.path, "cpu")
     return {
         "name": job.model,
@@ -217,7 +239,7 @@ def _describe_model(job: Job, context: Context) -> dict[str, Any]:
     }
 
 
-def _seconds(job: Job, context: Context) -> float:
+def _seconds(job: PlannedJob, context: Context) -> float:
     return float(json.loads((context.directory / job.path / ENV).read_text(encoding="utf-8"))["seconds"])
 
 
@@ -250,25 +272,8 @@ def notes(context: Context) -> list[str]:
             "One seed a model: differences between models carry no interval over seeds, and another seed may turn them."
         )
     said += left_out(recipe)
-    if "saes" in recipe.analyses:
-        scaled = "scaled to one mean norm a head" if recipe.saes.normalize == "mean_norm" else "as they are"
-        said.append(
-            f"SAEs read activations {scaled}; figures show l1 = {recipe.shown_l1:g}. The random dictionary is as "
-            "sparse as the trained one and its scale is fitted, so it lacks nothing but learned directions; "
-            "“shuffled” is the trained dictionary on activations whose coordinates were permuted over tokens. Loss "
-            "recovered is, by layer, what splicing recovers over what zeroing costs, each summed over heads: one that "
-            "costs nothing weighs nothing."
-        )
-    if "features" in recipe.analyses:
-        said.append(
-            "The atlas shows the first seed. A feature’s match in the other model is the one of the same layer and "
-            "head whose activations correlate most on the same tokens; heads of two models do not correspond, so low "
-            "values are no surprise."
-        )
-    if "probe" in recipe.analyses:
-        said.append(
-            "q of concept probes is over all models and seeds; permutations, templates and words are the same for each."
-        )
+    for analysis in recipe.opened_with():
+        said += analysis.notes(recipe.settings_of(analysis.name))
     return said
 
 

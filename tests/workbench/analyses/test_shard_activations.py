@@ -17,7 +17,7 @@ from workbench.analyses.sae_train.head_saes import fold_scale, input_scale, sae_
 from workbench.analyses.sae_train.settings import HeadSaeSettings, make_plan, stack_config, train_config
 from workbench.analyses.sae_train.shard_activations import ShardActivations, check_shards, shards_sha256
 from workbench.models.activations import Positions, choose_slots
-from workbench.models.load import weights_sha256
+from workbench.models.weights import weights_sha256
 
 Z = [f"blocks.{layer}.attn.hook_z" for layer in range(2)]
 QUICK = {"batch_size": 24, "buffer_tokens": 64, "lr": 1e-2, "expansion": 3, "n_ce_tokens": 32, "l1": 1.0}

@@ -11,8 +11,8 @@ import torch
 from models_for_tests import small_model, tokens_for
 
 import probes
-from workbench.analyses import topology as topology_module
-from workbench.analyses.topology import (
+from workbench.analyses.topology import heads as topology_module
+from workbench.analyses.topology.heads import (
     Size,
     effective_sizes,
     head_cosines,

@@ -28,7 +28,7 @@ from workbench.analyses.mechanisms import mechanisms
 from workbench.analyses.probe.probe import probe
 from workbench.analyses.probe.states import build_prompts
 from workbench.analyses.text_quality.quality import text_quality
-from workbench.analyses.topology import head_cosines, topology
+from workbench.analyses.topology.heads import head_cosines, topology
 from workbench.data.concepts import ConceptSet
 from workbench.models.checks import run_hooked
 from workbench.models.generate import generate
@@ -308,7 +308,7 @@ REFUSED = {
         for analysis in ("ablate, all layers", "ablate_pairs, all", "topology, all layers", "attention, all layers")
     },
     **{
-        (analysis, name): f"got a {'HookedTransformer' if name in HOOKED else 'TransformerBridge'}; (expected|expected)"
+        (analysis, name): f"got a {'HookedTransformer' if name in HOOKED else 'TransformerBridge'}; expected"
         for analysis in OURS
         for name in SUBJECTS
     },

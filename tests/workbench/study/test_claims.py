@@ -16,8 +16,7 @@ from reports.tables import COLUMNS, read_table, write_table
 from workbench.data.claims import Claim, read_claims
 from workbench.models.checks import matching_layer
 from workbench.study.claims import TRAILING, judge_claims
-from workbench.study.measures import choose_layers
-from workbench.study.recipe import middle_of_sweep
+from workbench.study.measures import choose_layers, middle_of_sweep
 from workbench.study.verdicts import VERDICTS
 from workbench.training import recipe_names
 

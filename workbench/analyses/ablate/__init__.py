@@ -1,1 +1,5 @@
-"""Head ablation: what the loss loses without a head, a layer, an MLP or a pair of heads, with intervals."""
+"""Impact of heads, layers, MLPs and pairs of heads on the loss."""
+
+from workbench.analyses.ablate.analysis import ablate
+
+__all__ = ["ablate"]

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from workbench.analyses.plan import fastest
 from workbench.analyses.text_quality.continuations import ROWS_TOGETHER, encode_prompts
 from workbench.analyses.text_quality.items import encode_items, item_margins
 from workbench.analyses.text_quality.quality import check_names
 from workbench.data.batteries import Battery, PromptSet, battery_items
-from workbench.memory import planned_bytes
 from workbench.models.generate import continue_prompts
+from workbench.runs.memory import planned_bytes
+from workbench.study.analysis_plans import fastest
 
 N_TOKENS_TIMED = 8
 

@@ -1,0 +1,87 @@
+"""What a table is: the key that tells its rows apart, its columns with their meaning and unit.
+
+Whoever makes a table declares it (`declare`): analyses by their records, the study its own. `write_table` leaves the
+same beside the CSVs, in `datapackage.json` (Frictionless Data Package), so that a directory says itself what is in it.
+Loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["number", "integer", "text"]
+
+_TEXTS = "model model_a model_b other set topology basis matrix part term kind mechanism measure claim name comparison"
+_TEXTS += " weights windows phase item table task site"
+_PLACES = (
+    "seed seed_a seed_b sae_seed other_seed layer layer_a layer_b head head_a head_b head_i head_j feature step lag"
+)
+_PLACES += " pc place rung n n_removed n_points n_ctx n_sequences stride permutation_seed"
+# what a key column holds, by its name: the same in every table
+KEYS: Mapping[str, Kind] = {
+    **dict.fromkeys(_TEXTS.split(), "text"), **dict.fromkeys(_PLACES.split(), "integer"), "l1": "number"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    meaning: str = ""
+    """in words or as a formula"""
+    unit: str = ""
+    """nats, %, tokens …; "1" for a ratio"""
+    kind: Kind = "number"
+    """integer: a place such as a layer, whole in every row; text: whatever it looks like"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The contract of `<name>.csv`: the key, then the columns, in this order; further columns may follow them."""
+
+    name: str
+    key: tuple[str, ...]
+    """columns that tell rows apart; their kinds are those of `KEYS`, text unless known there"""
+    columns: tuple[Column, ...] = ()
+    meaning: str = ""
+    """one row is …, in a sentence or two"""
+    trailing: tuple[Column, ...] = ()
+    """known columns that may be missing"""
+    is_shown: bool = True
+    """whether the page shows it where no panel of the page's own does"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", tuple(self.key))
+        object.__setattr__(self, "columns", tuple(self.columns))
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """Names of the columns that the file has first, in order."""
+        return (*self.key, *(column.name for column in self.columns))
+
+    def kind(self, column: str) -> Kind | None:
+        """What a column holds; None for one that the contract does not know."""
+        known = {own.name: own.kind for own in (*self.columns, *self.trailing)}
+        return known.get(column) or (KEYS.get(column, "text") if column in self.key else None)
+
+
+_DECLARED: dict[str, Table] = {}
+
+
+def declare(tables: Iterable[Table]) -> None:
+    """Make the contracts of these tables known to whoever reads and writes tables in this process.
+
+    Raises:
+        ValueError: another contract of the same name.
+    """
+    for table in tables:
+        if _DECLARED.setdefault(table.name, table) != table:
+            raise ValueError(f"table {table.name}: got two contracts; expected one name for one table")
+
+
+def declared() -> Mapping[str, Table]:
+    """The contracts that are known, by name, in the order in which they were declared."""
+    return dict(_DECLARED)

@@ -1,0 +1,363 @@
+"""What the author of an analysis imports: one file says what it is called, reads, takes, costs and writes.
+
+The verb, the Python function, the study's job, `--dry-run`, `--resume`, the tables and the page follow from that.
+
+    spectral_gap = Analysis(
+        name="spectral-gap",
+        summary="Ratio of neighbouring singular values of W_O, by layer.",
+        settings=GapSettings,
+        tables=[Table("spectral_gap", key=("model", "seed", "layer"), columns=[Column("gap", "σ_i / σ_{i+1}")])],
+        measure=measure,
+    )
+
+Importing this module loads neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+
+from reports.contract import Column, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from jaxtyping import Int64
+    from torch import Tensor
+
+    from workbench.models import HookedLM
+    from workbench.models.config import ModelConfig
+
+__all__ = [
+    "Analysis", "Column", "Cost", "Documents", "Integers", "Job", "Merged", "Names", "Numbers", "Settings", "Subject",
+    "Table", "TextSize", "Windows",
+]  # fmt: skip
+
+Tables = Mapping[str, "pd.DataFrame"]
+BYTES_PER_TOKEN = 4  # of English, about: how many tokens a text of so many bytes has
+
+
+# --- settings
+
+
+class Settings(BaseModel):
+    """Settings of an analysis, frozen; an unknown key is refused. Every field is an option of the verb, a key of
+    `[settings.NAME]` in a study's recipe, and a row of the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _parse_integers(value: Any) -> Any:
+    """The integers of "0,2,5-7"; None of "all"."""
+    if not isinstance(value, str):
+        return value
+    if value.strip() == "all":
+        return None
+    numbers: list[int] = []
+    for part in value.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if match is None:
+            raise ValueError(f"got {value!r}; expected all, or numbers and ranges such as 0,2,5-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"got {part.strip()!r}; expected a range that rises")
+        numbers += range(first, last + 1)
+    return tuple(numbers)
+
+
+def _parse_numbers(value: Any) -> Any:
+    """The numbers of "1,2,4"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(f"got {value!r}; expected numbers such as 1,2,4") from None
+
+
+def _parse_names(value: Any) -> Any:
+    """The words of "a,b"."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+# lists as an option takes them ("0,2,5-7", "1,2,4", "a,b") and as TOML has them
+Integers = Annotated[tuple[int, ...], BeforeValidator(_parse_integers)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_parse_numbers)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names)]
+
+
+# --- what is read
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Held-out text as windows of consecutive tokens that do not overlap, spread evenly over it: the one rule by which
+    the verb on a model and the study's job of that model read the same. Gives the settings data, n_ctx and n_tokens,
+    or n_sequences where that is what is counted."""
+
+    n_tokens: int | None = None
+    n_sequences: int | None = None
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Text as documents: the beginning of each, the same share of all. Gives the settings data, split and n_bytes."""
+
+    n_bytes: int = 200_000
+
+
+_DATA = (
+    str | None,
+    Field(
+        default=None,
+        description="text: embedded, a file, a folder or a hub name; by default what the model was trained on, or the "
+        "embedded text where that is not known",
+    ),
+)
+_N_CTX = (
+    int | None,
+    Field(
+        default=None,
+        description="tokens per window; by default the context that a run of ours was trained with, else the model's, "
+        "at most 512",
+        ge=2,
+    ),
+)
+_SPLIT = (Literal["held_out", "train", "all"], Field(default="held_out", description="part of the text"))
+
+
+def _reading_fields(reads: Windows | Documents | None) -> dict[str, Any]:
+    if reads is None:
+        return {}
+    if isinstance(reads, Documents):
+        n_bytes = (int, Field(default=reads.n_bytes, description="bytes of text, at most", ge=1))
+        return {"data": _DATA, "split": _SPLIT, "n_bytes": n_bytes}
+    fields: dict[str, Any] = {"data": _DATA, "n_ctx": _N_CTX}
+    if reads.n_tokens is not None:
+        fields["n_tokens"] = (int, Field(default=reads.n_tokens, description="held-out tokens, at most", ge=1))
+    if reads.n_sequences is not None:
+        fields["n_sequences"] = (int, Field(default=reads.n_sequences, description="held-out windows, at most", ge=1))
+    return fields
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How much text a cost is of."""
+
+    n_windows: int
+    n_ctx: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all windows."""
+        return self.n_windows * self.n_ctx
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a measurement takes, by formula. Memory is the peak beyond what the libraries take, the model included."""
+
+    flops: float = 0.0
+    bytes_in_memory: float = 0.0
+    """of the host, beside what is on the device"""
+    bytes_on_device: float = 0.0
+    """of the GPU; of the host as well where the device is the CPU"""
+    bytes_on_disk: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other: work and files add up, the larger peak remains."""
+        return Cost(
+            self.flops + other.flops,
+            max(self.bytes_in_memory, other.bytes_in_memory),
+            max(self.bytes_on_device, other.bytes_on_device),
+            self.bytes_on_disk + other.bytes_on_disk,
+        )
+
+
+# --- what a measurement is given
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured, as the rows name it."""
+
+    model: HookedLM
+    name: str
+    seed: int
+    """of its training; of a model that is no run of ours, the job's"""
+    source: str = ""
+    """as --ckpt names it"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement."""
+
+    models: tuple[Subject, ...]
+    settings: Any
+    directory: Path
+    """where to write what is no table, and the state from which a killed measurement goes on"""
+    seed: int = 0
+    """of everything random: the training's, unless another is asked for"""
+    needs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """analysis that is read -> its directories, one for each model"""
+    cache: Path | None = None
+    """where packed tokens are kept; the user's cache by default"""
+    device: str = "cpu"
+    progress: Callable[[float], None] = lambda share: None
+    """takes the share done, 0 to 1"""
+    recipe: Any = None
+    """of an analysis that takes a recipe: the training recipe"""
+
+    given_tokens: Any = None
+    """to read instead of the text that the settings name"""
+
+    @property
+    def subject(self) -> Subject:
+        """The first model: the only one of an analysis that takes one."""
+        return self.models[0]
+
+    def within(self, directory: Path, progress: Callable[[float], None] | None = None) -> Job:
+        """The same job in another directory; what was read of the text is kept."""
+        own = replace(self, directory=directory, progress=progress or self.progress)
+        read = {name: value for name, value in vars(self).items() if name in ("tokens", "texts")}
+        vars(own).update(read)
+        return own
+
+    @cached_property
+    def tokens(self) -> Int64[Tensor, "n n_ctx"]:
+        """The held-out windows that the settings ask for, in the first model's vocabulary."""
+        return self.windows() if self.given_tokens is None else self.given_tokens
+
+    def windows(
+        self, subject: Subject | None = None, split: str | None = None, n_tokens: int | None = None
+    ) -> Int64[Tensor, "n n_ctx"]:
+        """Windows of a model's text, spread evenly over it: as many as the settings ask for, or as n_tokens make, and
+        no more than there are.
+
+        Raises:
+            ValueError: a model without tokenizer, a text that cannot be read or is shorter than a window, a window
+                longer than the model's context.
+        """
+        from workbench.data.text_windows import spread_windows
+
+        counts: dict[str, Any] = {"n_tokens": n_tokens}
+        if n_tokens is None:
+            counts = {name: getattr(self.settings, name, None) for name in ("n_tokens", "n_sequences")}
+        model = (subject or self.subject).model
+        part = split or getattr(self.settings, "split", "held_out")
+        own = {"n_ctx": self.settings.n_ctx, "split": part, "cache": self.cache}
+        return spread_windows(model, self.settings.data, **counts, **own)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The documents that the settings ask for: the beginning of each, the same share of all."""
+        from workbench.data.text_windows import spread_documents, text_of
+
+        own = self.settings
+        if self.recipe is None:
+            model = self.subject.model
+            text, tokenizer = text_of(model, own.data), model.tokenizer
+        else:
+            from workbench.data.corpus import as_trained
+            from workbench.data.tokenizer import open_tokenizer
+
+            data = self.recipe.data
+            text = data.text if own.data is None else as_trained(own.data, data.text)
+            tokenizer = open_tokenizer(data.tokenizer)
+        return spread_documents(text, tokenizer, split=own.split, n_bytes=own.n_bytes)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The tables of all models and seeds, for what only all of them together give."""
+
+    tables: dict[str, pd.DataFrame]
+    """by name; those of the analyses before this one in the order of the study among them"""
+    settings: Any
+    directories: tuple[Path, ...]
+    """of the measurements, in the order of the tables' rows"""
+    directory: Path
+    """where files that are no table may be written"""
+    configs: Mapping[str, ModelConfig]
+    """model -> its configuration, the reference first"""
+
+
+# --- the record
+
+
+def _holds(*configs: ModelConfig) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis: everything that the workbench knows of it."""
+
+    name: str
+    """the one name: verb, study job, directory and Python function (`-` and `_` are the same)"""
+    summary: str
+    """one sentence, what it measures"""
+    settings: type[Settings]
+    tables: Sequence[Table]
+    measure: Callable[[Job], Tables]
+    """the tables of the job's models; what is no table it writes into job.directory"""
+    reads: Windows | Documents | None = None
+    takes: Literal["model", "pair", "models", "recipe"] = "model"
+    """how many models a job has: one; a reference and another; all; or a training recipe and no model"""
+    needs: tuple[str, ...] = ()
+    """analyses whose directories are read"""
+    requires: Callable[..., str] = _holds
+    """takes the config of each model; why the analysis does not hold for them, in a sentence, or nothing"""
+    cost: Callable[[ModelConfig, Any, TextSize], Cost] | None = None
+    """what one job takes, without the model"""
+    figures: Sequence[Callable[[pd.DataFrame], go.Figure]] = ()
+    """of the first table, for the page; without any it shows the tables"""
+    merge: Callable[[Merged], Tables] | None = None
+    """tables that only all models together give, or that change by it"""
+    tabulate: Callable[[Job], Tables] | None = None
+    """the tables again from what `measure` left in the directory, without the model"""
+    check: Callable[[Job], None] | None = None
+    """raises ValueError for what can be known to fail before a directory is made"""
+    notes: Callable[[Any], Sequence[str]] = lambda settings: ()
+    """sentences that a reader of the page needs beside its figures"""
+    is_first_seed_only: bool = False
+    """whether a study measures the first seed of each model and no other"""
+    noun: str = ""
+    """what its result is called where another analysis needs it: the option --NOUN; the name by default"""
+    facts: Callable[[Path], Mapping[str, Any]] | None = None
+    """what the verb says beside the first table: (directory of the tables) -> name and value"""
+    page: Callable[[Path, Path], Path] | None = None
+    """draws a page of its own: (directory of the tables, file) -> file"""
+    function: str = ""
+    """`module:name` of the Python function, where it is more than `workbench.NAME(model, **settings) -> tables`"""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
+            raise ValueError(f"analysis: got the name {self.name!r}; expected lower-case words joined by dashes")
+        own = {
+            name: value for name, value in _reading_fields(self.reads).items() if name not in self.settings.model_fields
+        }
+        if own:
+            full = create_model(
+                self.settings.__name__, __base__=self.settings, __doc__=self.settings.__doc__,
+                __module__=self.settings.__module__, **own,
+            )  # fmt: skip
+            object.__setattr__(self, "settings", full)
+
+    @property
+    def python_name(self) -> str:
+        """The name as Python spells it."""
+        return self.name.replace("-", "_")
+
+    @property
+    def option(self) -> str:
+        """The option by which a verb takes this analysis's directories."""
+        return f"--{self.noun or self.name}"

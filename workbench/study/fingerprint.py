@@ -1,0 +1,113 @@
+"""What a result's definition is known by: the source that makes it.
+
+    fingerprint = SHA-256 over the syntax trees, without docstrings and comments, of an analysis's own modules and of
+    those of the package that they import, and these in turn
+
+so that a changed constant or formula is another definition, and a reworded comment is not. What only reads, writes and
+shows (run directories, tables, command line, progress) makes no number and is not part of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from workbench.analyses import all_analyses
+from workbench.data.claims import EMBEDDED_CLAIMS
+from workbench.extend import Analysis
+
+PACKAGES = ("workbench", "sae", "probes")
+# modules that make no number, by the beginning of their names
+SILENT = ("workbench.extend", "workbench.runs", "workbench.cli", "workbench.progress", "workbench.study")
+TRAINING = "workbench.training.loop"
+PAGE_FILES = (".py", ".toml", ".j2", ".css", ".js")
+
+
+def fingerprint(analysis: Analysis) -> str:
+    """The digest of an analysis's definition, 64 hexadecimal digits."""
+    module = analysis.measure.__module__
+    package = ".".join(module.split(".")[:3])
+    if package.startswith("workbench.analyses."):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None, "a built-in analysis is importable"
+        folders = list(spec.submodule_search_locations or ())
+        inner = [f"{package}.{own.name}" for own in pkgutil.iter_modules(folders)]
+        return _digest((package, *inner))
+    return _digest((module,))
+
+
+def training_fingerprint() -> str:
+    """The digest of what trains a model."""
+    return _digest((TRAINING,))
+
+
+@functools.lru_cache(maxsize=1)
+def pages_fingerprint() -> str:
+    """The digest of what merges tables, judges published claims and draws pages, plug-ins' figures among it."""
+    packages = [Path(str(importlib.util.find_spec(name).origin)).parent for name in ("reports", "workbench.study")]  # type: ignore[union-attr]
+    files = sorted(file for folder in packages for file in folder.rglob("*") if file.suffix in PAGE_FILES)
+    files += [EMBEDDED_CLAIMS, *(EMBEDDED_CLAIMS.with_name(name) for name in ("claims.py", "remarks.py"))]
+    lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
+    lines += [f"{own.name} {fingerprint(own)}\n" for own in all_analyses()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(roots: tuple[str, ...]) -> str:
+    seen: dict[str, str] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = _source(name)
+        if name in seen or path is None:
+            continue
+        tree = ast.parse(path.read_bytes())
+        waiting += [own for own in _imported(tree) if own.split(".")[0] in PACKAGES and not own.startswith(SILENT)]
+        seen[name] = ast.dump(_bare(tree))
+    lines = [f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n" for name, text in sorted(seen.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _source(name: str) -> Path | None:
+    """The file of a module; nothing for a name within one."""
+    if name in sys.modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        return Path(file) if file else None
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin not in (None, "built-in", "frozen") else None
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Names of what a module imports anywhere, but for types alone; of `from a import b` both a and a.b."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from _imported(node)
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    """The tree without docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
