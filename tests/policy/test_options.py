@@ -81,6 +81,7 @@ VOID = {
     "study --ray-address auto": "--ray-address",
     "study --jobs 2 --executor ray": "--jobs",
     "study --seeds 2 --set n_seeds=3": "n_seeds",
+    "study --claims a.toml --set claims=[]": "claims",
     "train x --device cpu --graphs": "--graphs",
     "train x --data a --set data.source=b": "data.source",
     "train x --keep 2 --set checkpoint.keep=2": "checkpoint.keep",

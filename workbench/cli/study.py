@@ -14,6 +14,22 @@ from workbench.cli.cli_args import parse_overrides
 from workbench.cli.errors import UsageError, refuse_unused
 from workbench.cli.output import progress, report
 
+Reuse = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reuse", help="Another study's directory, whose finished jobs of the same content are copied. Repeatable."
+    ),
+]
+Claims = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--claims",
+        help="TOML file of claims to judge beside the published ones. Repeatable.",
+        metavar="FILE",
+        show_default="the study's",
+    ),
+]
+
 
 def study(
     ctx: typer.Context,
@@ -28,12 +44,8 @@ def study(
     ] = None,
     device: options.Device = "auto",
     resume: options.Resume = False,
-    reuse: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--reuse", help="Another study's directory, whose finished jobs of the same content are copied. Repeatable."
-        ),
-    ] = None,
+    reuse: Reuse = None,
+    claims: Claims = None,
     executor: Annotated[
         str,
         typer.Option("--executor", help="How jobs run: in-process, one at a time; processes or ray, several at once."),
@@ -63,10 +75,11 @@ def study(
     if executor != "ray":
         refuse_unused(ctx, "ray_address", where=f"with --executor {executor}", expected="--executor ray")
     overrides = parse_overrides(settings)
-    if seeds is not None and "n_seeds" in overrides:
-        raise UsageError("set: n_seeds is given by --seeds too; expected one of the two")
+    for option, key, given in (("--seeds", "n_seeds", seeds), ("--claims", "claims", claims)):
+        if given is not None and key in overrides:
+            raise UsageError(f"set: {key} is given by {option} too; expected one of the two")
     if dry_run:
-        _print_plan(recipe, seeds, device, overrides, as_json=as_json)
+        _print_plan(recipe, as_json=as_json, seeds=seeds, device=device, overrides=overrides, claims=claims)
         return
     from workbench.study.study import study as run
 
@@ -78,6 +91,7 @@ def study(
         resume=resume,
         overrides=overrides,
         reuse=reuse or (),
+        claims=claims,
         executor=executor,
         n_jobs=jobs,
         ray_address=ray_address,
@@ -89,14 +103,12 @@ def study(
     report(as_json=as_json, out=path, facts={page: file for page, file in pages.items() if file.is_file()})
 
 
-def _print_plan(
-    recipe: str | None, seeds: int | None, device: str, overrides: dict[str, Any], *, as_json: bool
-) -> None:
+def _print_plan(recipe: str | None, *, as_json: bool, **settings: Any) -> None:
     import pandas as pd
 
     from workbench.study.plan import plan
 
-    facts = plan(recipe, seeds, device=device, overrides=overrides)
+    facts = plan(recipe, **settings)
     columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
     table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
     report(as_json=as_json, facts=facts, table=table)
