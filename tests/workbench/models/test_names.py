@@ -14,7 +14,7 @@ from workbench.cli.cli_args import identify
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
 from workbench.models.transformer_lens import from_hooked_transformer, read_folder
-from workbench.training import build, loop, train
+from workbench.training import build, train, trainer
 from workbench.training.recipe import parse_recipe, phase_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -73,7 +73,7 @@ def test_a_run_whose_checkpoints_have_the_architectures_name_is_called_as_its_re
     def named_by_the_architecture(recipe, index):
         return phase_model(recipe, index).model_copy(update={"model_name": recipe.model.model_name})
 
-    monkeypatch.setattr(loop, "phase_model", named_by_the_architecture)
+    monkeypatch.setattr(trainer, "phase_model", named_by_the_architecture)
     run = train(recipe_called("own", text), tmp_path / "run", progress=False, cache=tmp_path / "cache")
     assert '"model_name": "shared-architecture"' in (run / "step_00000002" / "hooked_config.json").read_text()
     assert load(run).cfg.model_name == "own"
