@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workbench.analyses.attention.statistics import attention
     from workbench.analyses.compare import compare
     from workbench.analyses.evaluate import evaluate
-    from workbench.analyses.harvest import harvest, stream
+    from workbench.analyses.harvest.storing import harvest
     from workbench.analyses.mechanisms import ladder, mechanisms
     from workbench.analyses.probe.probe import probe
     from workbench.analyses.sae_train.head_saes import sae_train
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
     from workbench.models.load import load
+    from workbench.models.streams import stream
     from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
     from workbench.study.study import study
     from workbench.training import build, train
@@ -45,7 +46,7 @@ _WHERE = MappingProxyType(
         "export": ("workbench.models.interop", "export"),
         "from_hooked_transformer": ("workbench.models.transformer_lens", "from_hooked_transformer"),
         "generate": ("workbench.models.generate", "generate"),
-        "harvest": ("workbench.analyses.harvest", "harvest"),
+        "harvest": ("workbench.analyses.harvest.storing", "harvest"),
         "import_model": ("workbench.models.interop", "import_model"),
         "ladder": ("workbench.analyses.mechanisms", "ladder"),
         "load": ("workbench.models.load", "load"),
@@ -53,7 +54,7 @@ _WHERE = MappingProxyType(
         "probe": ("workbench.analyses.probe.probe", "probe"),
         "recipes": ("workbench.training", "recipe_names"),
         "sae_train": ("workbench.analyses.sae_train.head_saes", "sae_train"),
-        "stream": ("workbench.analyses.harvest", "stream"),
+        "stream": ("workbench.models.streams", "stream"),
         "study": ("workbench.study.study", "study"),
         "text_quality": ("workbench.analyses.text_quality.quality", "text_quality"),
         "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),

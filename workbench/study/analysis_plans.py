@@ -20,7 +20,7 @@ import probes
 from workbench.analyses.ablate.ablation import MEMORY_BUDGET_BYTES, check_ablation, iterate_ablation
 from workbench.analyses.ablate.engine import bytes_per_sequence
 from workbench.analyses.compare import mean_pooled
-from workbench.analyses.harvest import SHARD_BYTES, default_batch_size, probe_shapes, sequence_bytes, stream
+from workbench.analyses.harvest.storing import SHARD_BYTES, probe_shapes, sequence_bytes
 from workbench.analyses.probe.stability import N_PERMUTATIONS, N_SEEDS, is_repeated, stability_rows
 from workbench.analyses.probe.states import TEMPLATES, TOKENS_A_BATCH, build_prompts, state_hooks, tokenizer_of
 from workbench.analyses.spectra import matrix_spectra
@@ -28,6 +28,7 @@ from workbench.data.concepts import ConceptSet
 from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.checks import choose
+from workbench.models.streams import default_batch_size, stream
 
 N_TIMED = 2  # times, of which the faster counts: the first warms caches and allocators
 

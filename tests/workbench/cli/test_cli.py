@@ -27,11 +27,11 @@ from workbench.analyses.ablate import ablate as ablation
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
-from workbench.analyses.harvest import open_shards
 from workbench.analyses.topology.heads import topology_tables
 from workbench.cli.app import VERBS, app
 from workbench.cli.errors import describe, guarded, show_warning
 from workbench.cli.output import report
+from workbench.data.shards import open_shards
 from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
 from workbench.training.log import TrainLog

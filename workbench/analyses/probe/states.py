@@ -19,10 +19,10 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probes import LowPrecisionWarning, ProbeWarning
-from workbench.analyses.harvest import stream
 from workbench.data.concepts import ConceptSet
 from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.models.checks import as_list, checked_tokens
+from workbench.models.streams import stream
 
 PLACE = "{X}"
 TEMPLATES = ("The {category} is {X}", "In the {category} of {X},", "{X}")

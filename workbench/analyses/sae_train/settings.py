@@ -17,7 +17,6 @@ from torch import Tensor
 from sae.config import Architecture, SAEConfig, TrainConfig, as_list
 from sae.model import StackedSAE, spawn_generators
 from sae.train import Trainer
-from workbench.analyses.harvest import check_rows, run_watched
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
     LeftOut,
@@ -39,6 +38,7 @@ from workbench.models.activations import (
 )
 from workbench.models.checks import check_hooks, device_of
 from workbench.models.config import Frozen, describe_errors
+from workbench.models.streams import check_rows, run_watched
 from workbench.runs import shorten
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
