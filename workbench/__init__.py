@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
     from workbench.analyses.compare import compare
-    from workbench.analyses.evaluate import evaluate
+    from workbench.analyses.evaluate.bits import evaluate
     from workbench.analyses.harvest.storing import harvest
-    from workbench.analyses.mechanisms import ladder, mechanisms
+    from workbench.analyses.ladder.rungs import ladder
+    from workbench.analyses.mechanisms.switches import mechanisms
     from workbench.analyses.probe.probe import probe
     from workbench.analyses.sae_train.head_saes import sae_train
     from workbench.analyses.text_quality.quality import text_quality
@@ -42,15 +43,15 @@ _WHERE = MappingProxyType(
         "attention_patterns": ("workbench.analyses.attention.patterns", "attention_patterns"),
         "build": ("workbench.training", "build"),
         "compare": ("workbench.analyses.compare", "compare"),
-        "evaluate": ("workbench.analyses.evaluate", "evaluate"),
+        "evaluate": ("workbench.analyses.evaluate.bits", "evaluate"),
         "export": ("workbench.models.interop", "export"),
         "from_hooked_transformer": ("workbench.models.transformer_lens", "from_hooked_transformer"),
         "generate": ("workbench.models.generate", "generate"),
         "harvest": ("workbench.analyses.harvest.storing", "harvest"),
         "import_model": ("workbench.models.interop", "import_model"),
-        "ladder": ("workbench.analyses.mechanisms", "ladder"),
+        "ladder": ("workbench.analyses.ladder.rungs", "ladder"),
         "load": ("workbench.models.load", "load"),
-        "mechanisms": ("workbench.analyses.mechanisms", "mechanisms"),
+        "mechanisms": ("workbench.analyses.mechanisms.switches", "mechanisms"),
         "probe": ("workbench.analyses.probe.probe", "probe"),
         "recipes": ("workbench.training", "recipe_names"),
         "sae_train": ("workbench.analyses.sae_train.head_saes", "sae_train"),

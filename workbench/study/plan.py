@@ -16,8 +16,8 @@ from sae.model import StackedSAE
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.atlas.features import atlas_features, match_features
 from workbench.analyses.attention.statistics import attention
-from workbench.analyses.evaluate import STRIDE, EncodedText, plan_evaluation
-from workbench.analyses.mechanisms import switched_on
+from workbench.analyses.evaluate.bits import STRIDE, EncodedText, plan_evaluation
+from workbench.analyses.mechanisms.switches import switched_on
 from workbench.analyses.probe.probe import text_length
 from workbench.analyses.sae_train.settings import FORWARD_TOKENS, START, Plan, estimate, make_plan, stack_config
 from workbench.analyses.text_quality.plan import plan_text_quality

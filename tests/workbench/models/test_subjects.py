@@ -22,9 +22,9 @@ from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.ablate.pairs import ablate_pairs
 from workbench.analyses.attention.statistics import attention, repeated_random_tokens
 from workbench.analyses.compare import compare, mean_pooled
-from workbench.analyses.evaluate import encode_text, evaluate
+from workbench.analyses.evaluate.bits import encode_text, evaluate
 from workbench.analyses.harvest.storing import harvest
-from workbench.analyses.mechanisms import mechanisms
+from workbench.analyses.mechanisms.switches import mechanisms
 from workbench.analyses.probe.probe import probe
 from workbench.analyses.probe.states import build_prompts
 from workbench.analyses.text_quality.quality import text_quality

@@ -8,24 +8,13 @@ from typing import Any
 import torch
 
 from workbench.analyses.text_quality.continuations import ROWS_TOGETHER, encode_prompts
-from workbench.analyses.text_quality.items import encode_items, item_margins
-from workbench.analyses.text_quality.quality import check_names
+from workbench.analyses.text_quality.items import item_margins
 from workbench.data.batteries import Battery, PromptSet, battery_items
 from workbench.memory import planned_bytes
 from workbench.models.generate import continue_prompts
 from workbench.study.analysis_plans import fastest
 
 N_TOKENS_TIMED = 8
-
-
-def check_batteries(
-    model: Any, prompts: Sequence[PromptSet], batteries: Sequence[Battery], max_new_tokens: int
-) -> None:
-    """Raise ValueError where a prompt or an item does not fit the model, before anything is written."""
-    check_names(batteries)
-    encode_prompts(model, prompts, max_new_tokens)
-    for battery in batteries:
-        encode_items(model, battery_items(battery))
 
 
 def plan_text_quality(

@@ -222,7 +222,7 @@ def evaluate(
     texts: Sequence[str],
     *,
     n_ctx: int | None = None,
-    stride: int = STRIDE,
+    stride: int | None = None,
     quantized: bool = True,
     seed: int = 0,
     name: str | None = None,
@@ -239,7 +239,7 @@ def evaluate(
         model: a `HookedLM` (or, not quantized, any model that gives logits), with its tokenizer.
         texts: documents.
         n_ctx: tokens per window; the model's by default.
-        stride: tokens between the ends of successive sliding windows.
+        stride: tokens between the ends of successive sliding windows; 64 by default, or n_ctx if that is less.
         quantized: also measure after the int8 round trip.
         seed: of the bootstrap; fills the column seed.
 
@@ -247,10 +247,7 @@ def evaluate(
         ValueError: as `encode_text` and `plan_windows`; n_ctx longer than the model's; weights that int8 cannot hold;
             another class of model, if it is to be quantized.
     """
-    if quantized:
-        check_ours("evaluate with quantized=True", model)
-    length = window_length(model, n_ctx)
-    text = encode_text(getattr(model, "tokenizer", None), texts)
+    text, length, stride = check_evaluation(model, texts, n_ctx=n_ctx, stride=stride, quantized=quantized)
     plans = {"plain": plan_windows(len(text.tokens), length)}
     plans["sliding"] = plan_windows(len(text.tokens), length, stride)
     subjects: dict[str, tuple[Any, float]] = {"stored": (model, math.nan)}
@@ -291,6 +288,19 @@ def evaluate(
                 }
             )
     return pd.DataFrame(rows)
+
+
+def check_evaluation(
+    model: Any, texts: Sequence[str], *, n_ctx: int | None = None, stride: int | None = None, quantized: bool = False
+) -> tuple[EncodedText, int, int]:
+    """(the text's tokens, tokens per window, tokens between the ends of sliding windows); errors as `evaluate`."""
+    if quantized:
+        check_ours("evaluate with int8 weights", model)
+    length = window_length(model, n_ctx)
+    stride = min(STRIDE, length) if stride is None else stride
+    text = encode_text(getattr(model, "tokenizer", None), texts)
+    plan_windows(len(text.tokens), length, stride)
+    return text, length, stride
 
 
 def plan_evaluation(
