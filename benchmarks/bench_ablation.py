@@ -21,9 +21,9 @@ from benchmarks.bench_model import CONFIG
 from benchmarks.turns import by_turns, compare, machine, write
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.statistics import MAP_ELEMENTS, attention
-from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.transformer_lens import to_hooked_transformer
+from workbench.runs.memory import peak_bytes as process_peak_bytes
 
 BUDGETS = (256 << 20, 1 << 30)
 SMOKE = CONFIG.model_copy(update={"n_layers": 3, "d_model": 64, "d_head": 8, "d_mlp": 96, "d_vocab": 997, "n_ctx": 64})

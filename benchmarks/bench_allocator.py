@@ -10,7 +10,7 @@ from benchmarks.turns import compare, write
 
 STEPS = """
 import time
-from workbench.cli.allocator import keep_large_blocks
+from workbench.runs.allocator import keep_large_blocks
 keep_large_blocks()
 import torch
 from workbench.training import build

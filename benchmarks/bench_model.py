@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import by_turns, compare, write
-from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.transformer_lens import to_hooked_transformer
+from workbench.runs.memory import peak_bytes as process_peak_bytes
 
 CONFIG = ModelConfig(
     n_layers=12, d_model=512, n_ctx=512, d_vocab=50257, n_heads=8, d_head=64, d_mlp=1365,

@@ -33,10 +33,10 @@ from workbench.analyses.atlas.features import scan
 from workbench.analyses.sae_train.evaluation import forward_batches
 from workbench.analyses.sae_train.head_saes import HeadSaeJob
 from workbench.analyses.sae_train.settings import HeadSaeSettings, make_plan
-from workbench.memory import peak_bytes as process_peak_bytes
 from workbench.models import HookedLM
 from workbench.models.activations import ShuffledActivations, choose_slots, collect
 from workbench.models.transformer_lens import to_hooked_transformer
+from workbench.runs.memory import peak_bytes as process_peak_bytes
 
 LAYERS = (3, 6, 9)
 N_HEADS = len(LAYERS) * CONFIG.n_heads

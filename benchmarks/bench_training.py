@@ -21,10 +21,10 @@ from workbench.data.nca_sampler import NCASampler
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.training import apply_overrides, load_recipe
-from workbench.training.loop import Trainer
 from workbench.training.monitor import measure
 from workbench.training.objective import autocast_dtype, precision
 from workbench.training.recipe import Recipe, phase_model
+from workbench.training.trainer import Trainer
 from workbench.training.training_data import open_feed
 
 N_STEPS = 10  # a turn

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer.main
 
-from workbench.cli.app import app
+from reports.contract import Table
+from workbench.analyses import find_analysis
+from workbench.cli.app import VERBS, app
 
 PAGE = Path(__file__).parent / "verbs.md"
 HEAD = """# Verbs
@@ -20,18 +22,32 @@ cache. Without it, the network is used only where a hub name is given.
 
 
 def render() -> str:
-    """The page: a section a verb, a row an option."""
+    """The page: a section a verb, a row an option; of an analysis the tables that it writes as well."""
     sections = [HEAD]
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
+    group = typer.main.get_command(app)
+    context = typer.Context(group)
+    for name in group.list_commands(context):  # type: ignore[attr-defined]
+        command = group.get_command(context, name)  # type: ignore[attr-defined]
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join(["workbench", name, *(p.metavar or p.name.upper() for p in arguments)])
-        lines = [f"## {name}\n", f"{command.help}\n", f"    {usage} [options]\n", "| option | meaning |", "|---|---|"]
+        lines = [f"## {name}\n", f"{command.help}\n", f"    {usage} [options]\n"]
+        lines += ["| option | meaning |", "|---|---|"]
         lines += [f"| `{p.metavar or p.name.upper()}` | {_meaning(p)} |" for p in arguments]
         lines += [f"| {_flags(p)} | {_meaning(p)} |" for p in options]
+        for table in () if name in VERBS else find_analysis(name).tables:
+            lines += ["", *_describe(table)]
         sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
+
+
+def _describe(table: Table) -> list[str]:
+    """What `<name>.csv` holds: its meaning, its key, and a row for each further column."""
+    keys = ", ".join(f"`{name}`" for name in table.key)
+    lines = [f"`{table.name}.csv`: {table.meaning} By {keys}:", "", "| column | meaning | unit |", "|---|---|---|"]
+    bar = "\\|"  # as Markdown writes it within a table
+    columns = (*table.columns, *table.trailing)
+    return lines + [f"| `{own.name}` | {own.meaning.replace('|', bar)} | {own.unit} |" for own in columns]
 
 
 def _flags(option: object) -> str:

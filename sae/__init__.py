@@ -1,6 +1,5 @@
 """Sparse autoencoders in stacks: tensors in, tensors out."""
 
-from sae.checkpoint import check_model, load_stack, save_stack
 from sae.config import SAEConfig, SAESource, StackInfo, TrainConfig
 from sae.controls import random_dictionary, shuffle_coordinates
 from sae.gradients import LossAndGradients, loss_and_gradients
@@ -16,8 +15,7 @@ from sae.metrics import (
     nearest_features,
     stability,
 )
-from sae.model import StackedSAE, geometric_median, spawn_generators
-from sae.sae_lens_format import load_sae_lens, save_sae_lens
+from sae.stack import StackedSAE, check_model, geometric_median, spawn_generators
 from sae.top_activations import TopActivations
 from sae.train import StepStats, Trainer, l1_share_at, lr_at, train_stack
 
@@ -40,16 +38,12 @@ __all__ = [
     "geometric_median",
     "interpolate_at_l0",
     "l1_share_at",
-    "load_sae_lens",
-    "load_stack",
     "loss_and_gradients",
     "lr_at",
     "match_l0",
     "max_cosine",
     "nearest_features",
     "random_dictionary",
-    "save_sae_lens",
-    "save_stack",
     "shuffle_coordinates",
     "spawn_generators",
     "stability",

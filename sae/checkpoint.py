@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.config import SAEConfig, StackInfo
-from sae.model import StackedSAE, tensor_shapes
+from sae.tensors import check_finite, check_tensors, hash_tensor, tensor_shapes
 
 WEIGHTS_FILE = "sae.safetensors"
 CONFIG_FILE = "sae.json"
+Stored = tuple[SAEConfig, dict[str, Tensor], StackInfo]
+"""What a stack is made of: `StackedSAE.from_tensors(*stored)`."""
 
 
 class _StackFile(BaseModel):
@@ -39,28 +39,27 @@ class _StackFile(BaseModel):
     """sha256 of every tensor's bytes, by name."""
 
 
-def save_stack(sae: StackedSAE, directory: str | Path, *, overwrite: bool = False) -> Path:
+def save_stack(
+    directory: str | Path, config: SAEConfig, tensors: Mapping[str, Tensor], info: StackInfo, *, overwrite: bool = False
+) -> Path:
     """Path of the directory, which holds sae.safetensors and sae.json; it appears whole or not at all.
 
     The files are written beside it, flushed to the disk and renamed. With `overwrite` an older stack of that name is
     moved aside first and removed last. Raises ValueError if the directory exists and is not to be overwritten, or if
     a parameter is not finite.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"save_stack: tensor {name} has nan or inf; expected a trained or initialised stack")
-    record = _StackFile(
-        config=sae.config, info=sae.info, sha256={name: hash_tensor(tensor) for name, tensor in tensors.items()}
-    )
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_finite("save", held)
+    sha256 = {name: hash_tensor(tensor) for name, tensor in held.items()}
+    record = _StackFile(config=config, info=info, sha256=sha256)
     with new_directory(directory, overwrite=overwrite) as partial:
-        save_file(tensors, partial / WEIGHTS_FILE)
+        save_file(held, partial / WEIGHTS_FILE)
         (partial / CONFIG_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Path(directory)
 
 
-def load_stack(directory: str | Path) -> StackedSAE:
-    """The stack saved in a directory, on the CPU, in the dtype it was saved in.
+def load_stack(directory: str | Path) -> Stored:
+    """Config, tensors and info of the stack saved in a directory, on the CPU, in the dtype it was saved in.
 
     Raises ValueError naming the file, and the tensor where it is one, if a file is missing, truncated or altered: a
     flipped bit of a tensor is found by its hash.
@@ -83,34 +82,8 @@ def load_stack(directory: str | Path) -> StackedSAE:
                 f"expected {shorten(str(wanted))} ({CONFIG_FILE}); one "
                 "of the two files was altered"
             )
-    try:
-        return StackedSAE.from_tensors(record.config, tensors, record.info)
-    except ValueError as error:
-        raise ValueError(f"{weights_path}: {error}") from error
-
-
-def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = None) -> None:
-    """Nothing if the SAEs belong to the model whose weights have this sha256.
-
-    Raises ValueError naming both models if they differ, or if the stack does not say whose it is.
-    """
-    own = sae.info.model_sha256
-    given = f"{model_name or 'model'} with sha256 {model_sha256}"
-    if own is None:
-        raise ValueError(f"check_model: the SAEs do not say which model they belong to; expected {given}")
-    if own != model_sha256:
-        raise ValueError(
-            f"check_model: the SAEs belong to {shorten(sae.info.model_name or 'a model')} with sha256 {shorten(own)}; "
-            f"expected {given}"
-        )
-
-
-def hash_tensor(tensor: Tensor) -> str:
-    """sha256, hexadecimal, of a tensor's bytes in row order, its dtype and shape before them."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    # a bfloat16 tensor has no NumPy form, its bytes have
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    check_tensors(record.config, tensors, f"{weights_path}: ")
+    return record.config, tensors, record.info
 
 
 def read_json(path: Path) -> dict[str, Any]:

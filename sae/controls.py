@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.config import SAEConfig, as_list
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.config import SAEConfig
-from sae.model import StackedSAE, check_input_index, decoder_norms, keep_top
+from sae.stack import StackedSAE, check_input_index, decoder_norms, keep_top
 
 # activations of one block; on a CPU 2 to 4 MB, the size of a core's second-level cache
 _BLOCK_ACTS = {"cpu": 2**20}

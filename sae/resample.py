@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
 
 # bounds the memory of the activations, whatever the batch
 _TOKENS_AT_ONCE = 4096

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae.checkpoint import describe_validation, new_directory, read_json, read_tensors, shorten
+from sae.checkpoint import Stored, describe_validation, new_directory, read_json, read_tensors, shorten
 from sae.config import SAEConfig, SAESource, StackInfo
-from sae.model import StackedSAE
+from sae.tensors import check_finite, check_tensors
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 CONFIG_FILE = "cfg.json"
@@ -34,7 +35,9 @@ _TO_SAE_LENS = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "bat
 _FROM_SAE_LENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
 
 
-def save_sae_lens(sae: StackedSAE, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+def save_sae_lens(
+    directory: str | Path, config: SAEConfig, tensors: Mapping[str, Tensor], info: StackInfo, *, overwrite: bool = False
+) -> list[Path]:
     """Paths of the folders written, `directory`/sae_000 …, one per SAE, in the stack's order.
 
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
@@ -44,25 +47,23 @@ def save_sae_lens(sae: StackedSAE, directory: str | Path, *, overwrite: bool = F
 
     Raises ValueError if the directory exists and is not to be overwritten, or if a parameter is not finite.
     """
-    for name, tensor in sae.state_dict().items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"save_sae_lens: tensor {name} has nan or inf; expected a trained or initialised stack")
-    names = [f"sae_{k:03d}" for k in range(sae.config.n_saes)]
+    check_finite("to_sae_lens", tensors)
+    names = [f"sae_{k:03d}" for k in range(config.n_saes)]
     with new_directory(directory, overwrite=overwrite) as partial:
         for k, name in enumerate(names):
             folder = partial / name
             folder.mkdir()
-            tensors = {key: tensor[k].detach().cpu().contiguous().clone() for key, tensor in sae.state_dict().items()}
-            if "threshold" in tensors:
-                tensors["threshold"] = tensors["threshold"].expand(sae.config.d_sae).contiguous()
-            save_file(tensors, folder / WEIGHTS_FILE)
-            text = json.dumps(_describe(sae, k), indent=1)
+            own = {key: tensor[k].detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+            if "threshold" in own:
+                own["threshold"] = own["threshold"].expand(config.d_sae).contiguous()
+            save_file(own, folder / WEIGHTS_FILE)
+            text = json.dumps(_describe(config, tensors["W_dec"].dtype, info, k), indent=1)
             (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return [Path(directory) / name for name in names]
 
 
-def load_sae_lens(directory: str | Path) -> StackedSAE:
-    """The stack of a SAELens folder, or of all SAELens folders directly in a directory, by name.
+def load_sae_lens(directory: str | Path) -> Stored:
+    """Config, tensors and info of a SAELens folder, or of all SAELens folders directly in a directory, by name.
 
     standard, topk and jumprelu SAEs are taken, in their dtype (all of one); a folder written before SAELens 6 too. A
     jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where training kept it in
@@ -82,27 +83,26 @@ def load_sae_lens(directory: str | Path) -> StackedSAE:
     if not folders:
         raise ValueError(f"{directory}: holds no {CONFIG_FILE}, nor does a folder in it; expected SAELens folders")
     loaded = [_load_one(folder) for folder in folders]
-    first = loaded[0]
-    for folder, one in zip(folders, loaded, strict=True):
-        if one.config != first.config or one.dtype != first.dtype:
+    first, first_tensors, first_info = loaded[0]
+    first_dtype = first_tensors["W_dec"].dtype
+    for folder, (config, tensors, info) in zip(folders, loaded, strict=True):
+        if config != first or tensors["W_dec"].dtype != first_dtype:
             raise ValueError(
-                f"{folder}: is {one.config} in {one.dtype}; "
-                f"expected the like of {folders[0]}, {first.config} in {first.dtype}"
+                f"{folder}: is {config} in {tensors['W_dec'].dtype}; "
+                f"expected the like of {folders[0]}, {first} in {first_dtype}"
             )
-        if (one.info.model_sha256, one.info.model_name) != (first.info.model_sha256, first.info.model_name):
+        if (info.model_sha256, info.model_name) != (first_info.model_sha256, first_info.model_name):
             raise ValueError(
-                f"{folder}: belongs to {one.info.model_name} {one.info.model_sha256}; "
-                f"expected {first.info.model_name} {first.info.model_sha256} as {folders[0]}"
+                f"{folder}: belongs to {info.model_name} {info.model_sha256}; "
+                f"expected {first_info.model_name} {first_info.model_sha256} as {folders[0]}"
             )
-    config = first.config.model_copy(update={"n_saes": len(loaded)})
-    tensors = {key: torch.cat([one.state_dict()[key] for one in loaded]) for key in first.state_dict()}
-    info = first.info.model_copy(update={"sources": tuple(one.info.sources[0] for one in loaded)})
-    return StackedSAE.from_tensors(config, tensors, info)
+    joined = {name: torch.stack([tensors[name] for _, tensors, _ in loaded]) for name in first_tensors}
+    info = first_info.model_copy(update={"sources": tuple(info.sources[0] for _, _, info in loaded)})
+    return first.model_copy(update={"n_saes": len(loaded)}), joined, info
 
 
-def _describe(sae: StackedSAE, k: int) -> dict[str, Any]:
+def _describe(config: SAEConfig, dtype: torch.dtype, info: StackInfo, k: int) -> dict[str, Any]:
     """cfg.json of SAE k."""
-    config, info = sae.config, sae.info
     source = info.sources[k] if info.sources else SAESource()
     metadata: dict[str, Any] = {
         "sae_lens_version": FORMAT_VERSION,
@@ -125,7 +125,7 @@ def _describe(sae: StackedSAE, k: int) -> dict[str, Any]:
         "architecture": _TO_SAE_LENS[config.architecture],
         "d_in": config.d_in,
         "d_sae": config.d_sae,
-        "dtype": _DTYPES[sae.dtype],
+        "dtype": _DTYPES[dtype],
         "device": "cpu",
         "apply_b_dec_to_input": config.apply_b_dec_to_input,
         "normalize_activations": "none",
@@ -144,7 +144,8 @@ def _reshaping(source: SAESource) -> str:
     return "hook_z" if is_of_all_heads else "none"
 
 
-def _load_one(folder: Path) -> StackedSAE:
+def _load_one(folder: Path) -> Stored:
+    """Config, tensors without the leading axis, and info of one SAE."""
     path = folder / CONFIG_FILE
     fields = read_json(path)
     metadata = fields.get("metadata")
@@ -177,10 +178,8 @@ def _load_one(folder: Path) -> StackedSAE:
         )
     except ValidationError as error:
         raise ValueError(f"{path}: metadata {describe_validation(error)}") from error
-    try:
-        return StackedSAE.from_tensors(config, {name: t.unsqueeze(0) for name, t in tensors.items()}, info)
-    except ValueError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE}: {error}") from error
+    check_tensors(config, {name: t.unsqueeze(0) for name, t in tensors.items()}, f"{folder / WEIGHTS_FILE}: ")
+    return config, tensors, info
 
 
 def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae.config import TrainConfig, as_list
 from sae.gradients import LossAndGradients, loss_and_gradients, sum_block
-from sae.model import StackedSAE, check_input_index, spawn_generators
 from sae.resample import resample_dead
+from sae.stack import StackedSAE, check_input_index, spawn_generators
 
 _ADAM_EPS = 1e-8
 

@@ -1,6 +1,6 @@
 """A workbench for prescriptive interpretability: what notebooks use, imported on first use.
 
-The verbs of the command line call exactly these functions.
+The verbs of the command line call exactly these functions; that of an analysis is made from its record.
 """
 
 from __future__ import annotations
@@ -33,37 +33,25 @@ if TYPE_CHECKING:
     from workbench.training import build, train
     from workbench.training import recipe_names as recipes
 
-# name -> (module, name there)
+# name -> "module:name there"; the names of analyses come from their records
 _WHERE = MappingProxyType(
     {
-        "ablate": ("workbench.analyses.ablate.ablation", "ablate"),
-        "ablate_pairs": ("workbench.analyses.ablate.pairs", "ablate_pairs"),
-        "analysis_tokens": ("workbench.data.text_windows", "analysis_tokens"),
-        "attention": ("workbench.analyses.attention.statistics", "attention"),
-        "attention_patterns": ("workbench.analyses.attention.patterns", "attention_patterns"),
-        "build": ("workbench.training", "build"),
-        "compare": ("workbench.analyses.compare", "compare"),
-        "evaluate": ("workbench.analyses.evaluate.bits", "evaluate"),
-        "export": ("workbench.models.interop", "export"),
-        "from_hooked_transformer": ("workbench.models.transformer_lens", "from_hooked_transformer"),
-        "generate": ("workbench.models.generate", "generate"),
-        "harvest": ("workbench.analyses.harvest.storing", "harvest"),
-        "import_model": ("workbench.models.interop", "import_model"),
-        "ladder": ("workbench.analyses.ladder.rungs", "ladder"),
-        "load": ("workbench.models.load", "load"),
-        "mechanisms": ("workbench.analyses.mechanisms.switches", "mechanisms"),
-        "probe": ("workbench.analyses.probe.probe", "probe"),
-        "recipes": ("workbench.training", "recipe_names"),
-        "sae_train": ("workbench.analyses.sae_train.head_saes", "sae_train"),
-        "stream": ("workbench.models.streams", "stream"),
-        "study": ("workbench.study.study", "study"),
-        "text_quality": ("workbench.analyses.text_quality.quality", "text_quality"),
-        "to_hooked_transformer": ("workbench.models.transformer_lens", "to_hooked_transformer"),
-        "topology": ("workbench.analyses.topology.heads", "topology"),
-        "train": ("workbench.training", "train"),
+        "ablate_pairs": "workbench.analyses.ablate.pairs:ablate_pairs",
+        "analysis_tokens": "workbench.data.text_windows:analysis_tokens",
+        "attention_patterns": "workbench.analyses.attention.patterns:attention_patterns",
+        "build": "workbench.training:build",
+        "export": "workbench.models.interop:export",
+        "from_hooked_transformer": "workbench.models.transformer_lens:from_hooked_transformer",
+        "generate": "workbench.models.generate:generate",
+        "import_model": "workbench.models.interop:import_model",
+        "load": "workbench.models.load:load",
+        "recipes": "workbench.training:recipe_names",
+        "stream": "workbench.models.streams:stream",
+        "study": "workbench.study.study:study",
+        "to_hooked_transformer": "workbench.models.transformer_lens:to_hooked_transformer",
+        "train": "workbench.training:train",
     }
 )
-
 __all__ = [
     "ablate",
     "ablate_pairs",
@@ -94,13 +82,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
-    module, there = _WHERE[name]
-    value = getattr(importlib.import_module(module), there)
-    globals()[name] = value
-    return value
+    where = _WHERE.get(name)
+    if where is None:
+        from workbench.analyses import analysis_names, find_analysis
+
+        if name.startswith("_") or name.replace("_", "-") not in analysis_names():
+            raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+        analysis = find_analysis(name)
+        where = analysis.function
+        if not where:
+            from workbench.study.measuring import make_function
+
+            return make_function(analysis)
+    module, _, there = where.partition(":")
+    return getattr(importlib.import_module(module), there)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    from workbench.analyses import analysis_names
+
+    return sorted({*globals(), *__all__, *(name.replace("-", "_") for name in analysis_names())})

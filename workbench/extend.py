@@ -267,7 +267,7 @@ class Job:
             text, tokenizer = text_of(model, own.data), model.tokenizer
         else:
             from workbench.data.corpus import as_trained
-            from workbench.data.tokenizer_files import open_tokenizer
+            from workbench.data.tokenizer import open_tokenizer
 
             data = self.recipe.data
             text = data.text if own.data is None else as_trained(own.data, data.text)

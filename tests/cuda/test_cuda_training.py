@@ -13,11 +13,12 @@ import torch
 from processes import environment
 from waits import waits
 
-from workbench.models.load import load, weights_sha256
+from workbench.models.load import load
+from workbench.models.weights import weights_sha256
 from workbench.training import Interrupted, apply_overrides, load_recipe, train
-from workbench.training.loop import Trainer
 from workbench.training.objective import autocast_dtype
 from workbench.training.recipe import Recipe
+from workbench.training.trainer import Trainer
 from workbench.training.training_data import open_feed
 
 # every intervention: none, VSM on z and on maps, Muon, routing, automata, recurrence with all auxiliary losses

@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli.app import app
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import save, wrap_tokenizer
+from workbench.models.checkpoint import save
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.training import apply_overrides, load_recipe
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"

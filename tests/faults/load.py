@@ -85,7 +85,7 @@ def bytes_a_tokenizer(place: Path) -> float:
     from workbench.analyses.probe.states import build_prompts
     from workbench.data.concepts import choose_sets, read_concepts
     from workbench.data.tokenizer import load_tokenizer
-    from workbench.models.load import wrap_tokenizer
+    from workbench.models.tokenizer_files import wrap_tokenizer
 
     sets = choose_sets(read_concepts(place / "concepts.toml"), list(CONCEPTS))
 

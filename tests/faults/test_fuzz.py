@@ -42,9 +42,9 @@ READERS: dict[str, tuple[str, Callable, Callable[[Path], object]]] = {
     "manifest": ("d/manifest.json", lambda g: g.run("topology"), lambda p: verify_manifest(p.parent)),
     "checkpoint": ("d/hooked_config.json", lambda g: g["model"], lambda p: load(p.parent, "cpu")),
     "weights": ("d/model.safetensors", lambda g: g["mute"], lambda p: load(p.parent, "cpu")),
-    "SAEs": ("d/sae.json", lambda g: g.run("saes") / "sae", lambda p: sae.load_stack(p.parent)),
+    "SAEs": ("d/sae.json", lambda g: g.run("saes") / "sae", lambda p: sae.StackedSAE.load(p.parent)),
     "shards": ("d/shards.json", lambda g: g.run("harvest"), lambda p: open_shards(p.parent)),
-    "SAELens": ("d/cfg.json", lambda g: _sae_lens(g), lambda p: sae.load_sae_lens(p.parent)),
+    "SAELens": ("d/cfg.json", lambda g: _sae_lens(g), lambda p: sae.StackedSAE.from_sae_lens(p.parent)),
 }
 
 
@@ -63,7 +63,7 @@ PIECES = (
 def _sae_lens(ground) -> Path:
     place = ground["sae_lens"]
     if not place.exists():
-        sae.load_stack(ground.run("saes") / "sae").to_sae_lens(place)
+        sae.StackedSAE.load(ground.run("saes") / "sae").to_sae_lens(place)
     return place / "sae_000"
 
 

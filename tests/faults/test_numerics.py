@@ -27,10 +27,10 @@ from workbench.analyses.attention.statistics import attention, bos_mass, entropy
 from workbench.analyses.compare import compare
 from workbench.analyses.sae_train.evaluation import recovered, splice
 from workbench.analyses.topology.heads import LayerHeads, sigma_of_moment, topology
-from workbench.geometry import BASES, head_entropy, max_abs_cos, mean_abs_cos
 from workbench.models import cross_entropy
 from workbench.models.activations import choose_slots
 from workbench.models.cross_entropy import linear_cross_entropy
+from workbench.models.geometry import BASES, head_entropy, max_abs_cos, mean_abs_cos
 from workbench.training.vsm import head_gram, pattern_gram, sigma, vsm_loss
 
 SEEDS = (0, 1, 2)

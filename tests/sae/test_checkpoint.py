@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo, check_model
-from sae.checkpoint import hash_tensor, new_directory
+from sae.checkpoint import new_directory
+from sae.tensors import hash_tensor
 
 ARCHITECTURES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 N_LAYERS, N_HEADS, D_HEAD, D_MODEL, D_MLP, N_CTX, D_VOCAB = 2, 4, 8, 32, 48, 24, 300
 RANGE = 0.3  # of initial weights, large enough for every head to matter

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from workbench.data.tokenizer import load_tokenizer
-from workbench.data.tokenizer_files import HARD_TEXTS
+from workbench.models.tokenizer_files import HARD_TEXTS
 
 TEXTS = (
     *HARD_TEXTS, "the capital of France is Paris", "a", "ab", "  ", "\n", "\t\ttabs", "1", "12", "123", "1234",

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from workbench.cli.allocator import keep_large_blocks
 from workbench.cli.errors import USAGE, describe, exit_code, guarded, show_warning
 from workbench.cli.offline import stay_offline
+from workbench.runs.allocator import keep_large_blocks
 
 # verb -> its module under workbench.cli; the verbs of analyses are made from their records
 VERBS = MappingProxyType(

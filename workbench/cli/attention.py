@@ -54,7 +54,7 @@ def _run(ckpt: str, model: Any, tokens: Any, config: dict[str, Any], out: Path, 
     from reports.tables import write_table
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     name, trained_with = identify(ckpt, model, config["seed"])

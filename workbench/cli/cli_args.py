@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from workbench.data.corpus import TextSource
+    from workbench.models.text_source import TextSource
 
 
 def parse_list(text: str | None, what: str) -> list[int] | None:
@@ -92,7 +92,7 @@ def open_subject(
 def identify(ckpt: str, model: Any, seed: int) -> tuple[str, int]:
     """(name, seed) of a model's rows: the name in its configuration, which of a run of ours is its recipe's, and its
     training seed, or `seed` where it is no run."""
-    from workbench.models.load import training_config
+    from workbench.models.checkpoint import training_config
 
     return model.cfg.model_name, int(training_config(Path(ckpt)).get("seed", seed))
 
@@ -152,7 +152,7 @@ def read_texts(
         ValueError: a text that cannot be read, is not UTF-8, or has no held-out part.
     """
     from workbench.data.corpus import as_trained, read_documents, read_parts
-    from workbench.data.tokenizer_files import separator_text
+    from workbench.models.tokenizer_files import separator_text
 
     if split not in ("held_out", "train", "all"):
         raise UsageError(f"--split: got {split!r}; expected held_out, train or all")

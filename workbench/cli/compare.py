@@ -56,7 +56,7 @@ def _run(
     """The run directory, its tables written."""
     from reports.tables import write_table
     from workbench.analyses.compare import compare as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     known = [identify(path, model, config["seed"]) for path, model in zip(ckpts, pair, strict=True)]

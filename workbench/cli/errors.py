@@ -126,7 +126,7 @@ def _words(error: Any) -> str:
     """What the error says; the fields of a settings' record by name, without the library's own remarks."""
     pydantic = sys.modules.get("pydantic")  # asked only if the verb used it: this module must not load it
     if pydantic is not None and isinstance(error, pydantic.ValidationError):
-        from workbench.models.config import describe_errors
+        from workbench.runs.records import describe_errors
 
         return describe_errors(error)
     return str(error)

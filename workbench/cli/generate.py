@@ -38,9 +38,9 @@ def generate(
     import pandas as pd
     import torch
 
-    from workbench.data.tokenizer_files import decode_continuation, stop_ids
     from workbench.models.generate import generate as sample
     from workbench.models.load import load
+    from workbench.models.tokenizer_files import decode_continuation, stop_ids
 
     model = load(ckpt, device, dtype)
     generator = torch.Generator().manual_seed(seed)

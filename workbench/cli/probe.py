@@ -92,7 +92,7 @@ def _run(
     """The run directory, all tables of all models written."""
     from reports.tables import write_table
     from workbench.analyses.probe.probe import probe as measure
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
     from workbench.runs import open_run
 
     known = identify_all(ckpts, models, config["seed"])

@@ -144,8 +144,8 @@ def _numbers(text: str, what: str) -> list[float]:
 def _texts(model, data: str, n_tokens: int, n_eval_tokens: int, n_ctx: int | None):
     """(windows to train on, windows to measure on): of the text's two parts, as many tokens as asked for, or all."""
     from workbench.data.corpus import as_trained, read_parts
-    from workbench.data.tokenizer_files import separator_text
     from workbench.data.tokens import held_out_windows, pack_cached
+    from workbench.models.tokenizer_files import separator_text
 
     if model.tokenizer is None:
         raise ValueError("data: this model has no tokenizer; expected a model with one")

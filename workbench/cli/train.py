@@ -98,9 +98,11 @@ def _report_plan(recipe: Recipe, device: str, dtype: str, fsdp: bool, as_json: b
     import pandas as pd
     import torch
 
+    from workbench.training.boundaries import resolve_boundaries
     from workbench.training.footprint import footprints
     from workbench.training.plan import count_text, is_planned_from_shapes, plan
 
+    recipe = resolve_boundaries(recipe)
     facts, table = plan(recipe, device=device, dtype=dtype) | count_text(recipe), None
     if fsdp or is_planned_from_shapes(recipe):
         autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU

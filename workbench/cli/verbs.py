@@ -167,7 +167,7 @@ def read_settings(analysis: Analysis, given: Mapping[str, Any], overrides: Mappi
     try:
         return analysis.settings.model_validate({**given, **overrides})
     except ValidationError as error:
-        from workbench.models.config import describe_errors
+        from workbench.runs.records import describe_errors
 
         item = error.errors()[0]
         place = ".".join(map(str, item["loc"][:1]))
@@ -213,7 +213,9 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
         dtype=None if "dtype" in own else given.get("dtype"),
     )
     if given["dry_run"]:
-        report(as_json=given["as_json"], facts=measuring.plan(request))
+        from workbench.study.plan import plan_request
+
+        report(as_json=given["as_json"], facts=plan_request(request))
         return
     out = measuring.measure(
         request, given["out"] or Path("runs") / analysis.name, resume=given["resume"], show=progress

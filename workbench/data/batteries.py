@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
+from workbench.runs.records import Frozen, describe_errors
 
 EMBEDDED_PROMPTS = Path(__file__).parent / "prompts.toml"
 EMBEDDED_RECALL = Path(__file__).parent / "recall.toml"

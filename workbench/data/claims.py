@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
+from workbench.runs.records import Frozen, describe_errors
 
 EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
 # remarks on a comparison of two models, and on one model or on pairs

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
+from workbench.runs.records import Frozen, describe_errors
 
 EMBEDDED_SETS = Path(__file__).parent / "concepts.toml"
 MIN_WORDS = 3  # fewer leave no correlation of distances, and no spread of directions

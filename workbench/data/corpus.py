@@ -18,9 +18,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from workbench.data.articles import join_articles
-from workbench.data.foreign_files import refuse_pointer
 from workbench.data.splits import files_of_split, split_name, split_of
-from workbench.encoding import decode_text
+from workbench.models.text_source import TextSource
+from workbench.runs import decode_text
+from workbench.runs.foreign_files import refuse_pointer
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PACKINGS = ("", ".gz", ".xz")
@@ -41,28 +42,6 @@ class Document:
     """name for people: the file and, in a file of many, the line or row"""
     text: str
     """the text itself, never blank"""
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """A text as a training read it."""
-
-    source: str
-    """as `iter_documents` takes it"""
-    text_column: str = "text"
-    """where its documents are rows"""
-    held_out_fraction: float = 0.05
-    """share of its documents that was held out, where no official split is named"""
-    documents: str | None = None
-    """"articles": its rows are lines, joined from one article's heading to the next; None: documents as stored"""
-    held_out_split: str | None = None
-    """its official split that was held out; None: a share of its documents"""
-
-    def is_named(self, source: str | os.PathLike[str]) -> bool:
-        """Whether `source` is this text: the same name, or the same file or folder."""
-        names = [os.fspath(name).removeprefix("hub:") for name in (self.source, source)]
-        paths = [Path(name).expanduser() for name in names]
-        return names[0] == names[1] or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
 
 
 def as_trained(source: str | os.PathLike[str], trained_on: TextSource | None) -> TextSource:

@@ -17,8 +17,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from workbench.data.corpus import TextSource, as_trained, local_files, read_documents, read_parts
-from workbench.data.tokenizer_files import separator_text
 from workbench.data.tokens import TokenFile, held_out_windows, pack_cached
+from workbench.models.tokenizer_files import separator_text
 
 MAX_N_CTX = 512  # tokens per window of a model that is no run of ours; longer only on request
 SPLITS = ("held_out", "train")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import re
 from collections.abc import Iterable
@@ -15,11 +14,15 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from workbench.data.corpus import EMBEDDED
-from workbench.data.foreign_files import refuse_pointer
-from workbench.encoding import decode_text
+from workbench.models.tokenizer_files import (
+    TOKENIZER,
+    is_described,
+    read_tokenizer,
+    read_tokenizer_json,
+    wrap_tokenizer,
+)
 
 END_OF_TEXT = "<|endoftext|>"  # of the tokenizers that come with the package, and of those that train_bpe makes
-MAX_TOKENIZER_BYTES = 512 << 20
 _PACKAGED = {"embedded": "bpe4096.json.xz", "gpt2": "gpt2_tokenizer.json.xz"}
 # what a hub's repository says of its tokenizer: see tokenizer_files
 _HUB_FILES = (
@@ -72,6 +75,20 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     if match := _EMBEDDED_PART.match(name):
         return _first_entries(load_tokenizer("embedded"), int(match[1]))
     return read_tokenizer_json(find_tokenizer(name))
+
+
+def open_tokenizer(source: str) -> Any:
+    """The tokenizer of `source` (as `load_tokenizer` takes it) as a Hugging Face fast tokenizer, with what the files
+    beside it say; of a tokenizer.json alone, as `wrap_tokenizer` takes it.
+
+    Raises:
+        ValueError: as `load_tokenizer`, and files that cannot be read.
+    """
+    if not is_packaged(source):
+        file = find_tokenizer(source)
+        if file.name == TOKENIZER and is_described(file.parent):
+            return read_tokenizer(file.parent)
+    return wrap_tokenizer(load_tokenizer(source))
 
 
 def is_packaged(source: str | os.PathLike[str]) -> bool:
@@ -139,28 +156,6 @@ def _first_entries(tokenizer: Tokenizer, d_vocab: int) -> Tokenizer:
     model["vocab"] = {entry: i for entry, i in model["vocab"].items() if i < d_vocab}
     model["merges"] = model["merges"][: d_vocab - least]
     return Tokenizer.from_str(json.dumps(parts))
-
-
-def read_tokenizer_json(file: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json (also .xz), without the truncation or padding that it may ask for: a document
-    is encoded whole. Raises ValueError if the file cannot be read."""
-    if (n_bytes := file.stat().st_size) > MAX_TOKENIZER_BYTES:
-        raise ValueError(f"tokenizer: {file} has {n_bytes} bytes; expected at most {MAX_TOKENIZER_BYTES}")
-    refuse_pointer(file)
-    data = file.read_bytes()
-    if file.suffix == ".xz":
-        try:
-            data = lzma.decompress(data)
-        except lzma.LZMAError as error:
-            raise ValueError(f"tokenizer: {file} is damaged ({error}); expected a whole archive") from None
-    try:
-        tokenizer = Tokenizer.from_str(decode_text(data, f"tokenizer: {file}"))
-    # the library raises a bare Exception for anything that it cannot take
-    except Exception as error:
-        raise ValueError(f"tokenizer: {file} cannot be read ({error}); expected the tokenizer.json form") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _from_hub(name: str) -> Path:

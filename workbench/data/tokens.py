@@ -26,7 +26,7 @@ from torch import Tensor
 from workbench import runs
 from workbench.data.corpus import Document
 from workbench.data.tokenizer import text_encoder, vocabulary_size
-from workbench.data.tokenizer_files import begin_ids, separator_id
+from workbench.models.tokenizer_files import begin_ids, separator_id
 
 FORMAT = "workbench-tokens/1"
 _BATCH_CHARACTERS = 4 << 20  # encoded at once: enough to keep all cores busy, little enough to hold

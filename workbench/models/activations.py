@@ -17,9 +17,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.data import tokenizer_files
-from workbench.models.checks import choose, device_of
-from workbench.models.streams import count_bad, run_watched
+from workbench.models import tokenizer_files
+from workbench.models.checks import choose, count_bad, device_of, run_watched
 
 PER_HEAD, CONCATENATED = "z", "z_concat"  # what `hook` may be besides the name of a hook within a block
 _ORDER, _ROWS = 0, 1  # streams of the buffer's seed

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from workbench.data.tokenizer_files import TOKENIZER, begin_ids, different_text, encode, read_tokenizer
+from workbench.models.tokenizer_files import TOKENIZER, begin_ids, different_text, encode, read_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -115,6 +115,32 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
     return out
 
 
+def run_watched(
+    model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
+) -> dict[str, Tensor]:
+    """What one forward, up to layer `stop` or to its end, passes through each hook; errors as `run_hooked`."""
+    found: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[Tensor, object], None]:
+        def keep(tensor: Tensor, hook: object) -> None:
+            found[name] = tensor
+
+        return keep
+
+    # the final norm and the unembedding run only for a hook behind the last block
+    span = {"stop_at_layer": stop, "return_type": None} if stop is not None else {"return_type": "logits"}
+    run_hooked(model, tokens, [(name, keeper(name)) for name in hooks], **span)
+    return {name: found[name] for name in hooks}
+
+
+def count_bad(values: Tensor) -> int:
+    """How many of the values are nan or infinite."""
+    # a finite sum is proof at one pass without a mask; a sum can also overflow, so the mask decides
+    if bool(values.sum(dtype=torch.float32).isfinite()):
+        return 0
+    return int((~values.isfinite()).sum())
+
+
 def check_read(model: Any, tokens: Int[Tensor, "n n_ctx"], names: Sequence[str]) -> None:
     """Raise ValueError for a hook whose value this model's forward does not read: putting another in its place would
     change nothing, and be taken for a measurement. Asked with nan, which passes weights of zero too."""

@@ -7,18 +7,17 @@ its `extensions` object, is what that class takes.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from workbench.memory import check_memory
 from workbench.runs import shorten
+from workbench.runs.memory import check_memory
+from workbench.runs.records import Frozen, describe_errors, is_default
 
-MAX_FAULTS = 5  # that an error names
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -44,12 +43,6 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
 Dtype = Annotated[
     torch.dtype, BeforeValidator(parse_dtype), PlainSerializer(lambda d: str(d).removeprefix("torch."), return_type=str)
 ]
-
-
-class Frozen(BaseModel):
-    """A record that cannot change and accepts no unknown key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class Shape(Frozen):
@@ -110,24 +103,23 @@ class MlpFields(Frozen):
     normalization_type: Literal["LN", "RMS"] = Field(default="RMS", description="LayerNorm with bias, or RMSNorm")
     eps: float = Field(default=1e-5, description="added under the root of a norm", gt=0)
     attn_only: Literal[False] = Field(
-        default=False, description="TransformerLens's word; blocks here always have an MLP"
+        default=False, description="field of TransformerLens; blocks here always have an MLP"
     )
-    attention_dir: Literal["causal"] = Field(default="causal", description="TransformerLens's word; always causal here")
+    attention_dir: Literal["causal"] = Field(default="causal", description="field of TransformerLens; causal here")
     parallel_attn_mlp: Literal[False] = Field(
-        default=False, description="TransformerLens's word; always sequential here"
+        default=False, description="field of TransformerLens; always sequential here"
     )
 
 
-def is_default(value: Any) -> bool:
-    """Whether a field added later says nothing: it is then not written, and older records read and hash the same."""
-    return value is None or value is False or value in ("both", "free")
+_SOURCE = re.compile(r"^(?:learned|profile:(\d+)):(.+)$", re.DOTALL)  # boundaries that are read off a model
 
 
 class AttnRes(Frozen):
     """Block attention residuals: routing over committed block sums instead of one running sum."""
 
-    boundaries: tuple[int, ...] | Literal["learned"] = Field(
-        description="layers at which the partial sum is committed, from 0 on; or learned, with n_blocks"
+    boundaries: tuple[int, ...] | str = Field(
+        description="layers at which the partial sum is committed, from 0 on; learned, with n_blocks; in a recipe also "
+        "learned:MODEL or profile:N:MODEL, read off that model before training"
     )
     n_blocks: int | None = Field(
         default=None, description="number of learned blocks; none with a list", ge=2, exclude_if=is_default
@@ -138,8 +130,20 @@ class AttnRes(Frozen):
         exclude_if=is_default,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _forget_blocks(cls, value: Any) -> Any:
+        """A list read off a model has no n_blocks, which a base may have set for boundaries learned anew."""
+        is_read = isinstance(value, dict) and _SOURCE.match(str(value.get("boundaries")))
+        return {**value, "n_blocks": None} if is_read else value
+
     @model_validator(mode="after")
     def _agree(self) -> AttnRes:
+        if isinstance(self.boundaries, str) and self.boundaries != "learned" and self.source is None:
+            raise ValueError(
+                f"attn_res.boundaries: got {shorten(repr(self.boundaries))}; expected a list of layers, learned, "
+                "learned:MODEL or profile:N:MODEL"
+            )
         if (self.boundaries == "learned") != (self.n_blocks is not None):
             raise ValueError(
                 f"attn_res: got boundaries = {self.boundaries!r} with n_blocks = {self.n_blocks}; expected a list of "
@@ -152,6 +156,12 @@ class AttnRes(Frozen):
         """Whether the boundaries are trained."""
         return self.n_blocks is not None
 
+    @property
+    def source(self) -> tuple[int | None, str] | None:
+        """(N, MODEL) of profile:N:MODEL, (None, MODEL) of learned:MODEL; None for boundaries that are known."""
+        found = _SOURCE.match(self.boundaries) if isinstance(self.boundaries, str) else None
+        return None if found is None else (int(found[1]) if found[1] else None, found[2])
+
     def commits(self, layer: int) -> bool:
         """Whether a listed block begins at this layer."""
         return not isinstance(self.boundaries, str) and layer in self.boundaries
@@ -159,6 +169,7 @@ class AttnRes(Frozen):
     @property
     def n_sums(self) -> int:
         """Number of blocks."""
+        assert self.source is None, self.boundaries
         return self.n_blocks or len(self.boundaries)
 
 
@@ -226,7 +237,7 @@ class Recurrence(Frozen):
 
 
 class Extensions(Frozen):
-    """What HookedTransformerConfig has no word for."""
+    """Fields that HookedTransformerConfig does not have."""
 
     qkv_bias: bool = Field(default=False, description="b_Q, b_K, b_V exist")
     out_bias: bool = Field(default=False, description="b_O exists")
@@ -333,7 +344,7 @@ def check_boundaries(attn_res: AttnRes, n_layers: int) -> None:
     """Raise ValueError unless boundaries rise strictly from 0 and stay below n_layers, or there are enough layers."""
     boundaries = attn_res.boundaries
     if isinstance(boundaries, str):
-        if attn_res.n_sums > n_layers:
+        if attn_res.source is None and attn_res.n_sums > n_layers:
             raise ValueError(f"attn_res.n_blocks: got {attn_res.n_sums}; expected at most n_layers = {n_layers}")
         return
     rising = all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))
@@ -396,32 +407,3 @@ def features_of_our_own(cfg: ModelConfig) -> list[str]:
         "a norm on the embedding stream": extensions.embed_norm,
     }
     return [name for name, is_on in features.items() if is_on]
-
-
-def describe_errors(error: ValidationError, known: Collection[str] = ()) -> str:
-    """One line for a ValidationError: `field: what is wrong` of the first faults, joined by semicolons; of the `known`
-    keys the nearest are named for an unknown one."""
-    parts = []
-    found = error.errors()
-    for item in found:
-        # a tuple that lost a wrong member is then said to be too short as well
-        if item["type"] == "too_short" and any(o["loc"][: len(item["loc"])] == item["loc"] for o in found if o != item):
-            continue
-        where = shorten(".".join(str(p) for p in item["loc"]))
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=3, cutoff=0.4) or sorted(known)[:12]
-            parts.append(f"unknown key '{where}'" + (f"; nearest: {', '.join(near)}" if near else ""))
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "union_tag_not_found":
-            message = f"has no {item.get('ctx', {})['discriminator']}; expected one, which says what its fields are"
-        got: Any = item.get("input")
-        shown = f" (got {shorten(repr(got))})" if isinstance(got, str | int | float | bool) else ""
-        parts.append(f"{where}: {message}{shown}" if where else message)
-    return join_faults(parts)
-
-
-def join_faults(parts: Sequence[str]) -> str:
-    """The first MAX_FAULTS, joined by semicolons, and how many more there are."""
-    more = f" and {len(parts) - MAX_FAULTS} more" if len(parts) > MAX_FAULTS else ""
-    return "; ".join(parts[:MAX_FAULTS]) + more

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from workbench.data.tokenizer_files import wrap_described
+from workbench.models.tokenizer_files import wrap_described
 from workbench.runs import shorten
 
 _GGML = "tokenizer.ggml."

@@ -10,23 +10,17 @@ from typing import Any
 import torch
 from einops import rearrange
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.data.foreign_files import read_object, refuse_pointer
-from workbench.data.tokenizer_files import read_generation, write_generation, write_tokenizer
 from workbench.models.auto_tokenizer import different_reading, load_tokenizer
-from workbench.models.config import (
-    Extensions,
-    ModelConfig,
-    describe_errors,
-    features_of_our_own,
-    join_faults,
-)
-from workbench.models.load import fill, widest_dtype
+from workbench.models.config import DTYPES, Extensions, ModelConfig, features_of_our_own
+from workbench.models.tokenizer_files import read_generation, write_generation, write_tokenizer
 from workbench.models.transformer import HookedLM
+from workbench.models.weights import fill, open_tensors, widest_dtype
 from workbench.runs import shorten
+from workbench.runs.foreign_files import read_object
+from workbench.runs.records import describe_errors, join_faults
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # written beside the standard keys so that a round trip gives back the very weights: which rotary pairing they had here
@@ -76,12 +70,7 @@ def load_folder(folder: Path) -> HookedLM:
     Raises:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
     """
-    config_file = folder / "config.json"
-    config = read_object(config_file)
-    try:
-        cfg = read_config(config, str(config_file))
-    except ValidationError as error:
-        raise ValueError(f"{config_file}: {describe_errors(error)}") from error
+    config, cfg = _read_configs(folder)
     tensors = _open_all(folder)
     if cfg.tie_word_embeddings:
         tensors = _both_ends(tensors, config["model_type"])
@@ -92,6 +81,22 @@ def load_folder(folder: Path) -> HookedLM:
     fill(model, weights, str(folder))
     model.tokenizer, model.generation = load_tokenizer(folder), read_generation(folder)
     return model
+
+
+def read_folder_config(folder: Path) -> ModelConfig:
+    """The configuration of a folder's model, its dtype as the file says; errors as `load_folder`."""
+    config, cfg = _read_configs(folder)
+    name = str(config.get("dtype", config.get("torch_dtype")))
+    return cfg.model_copy(update={"dtype": DTYPES.get(name, cfg.dtype)})
+
+
+def _read_configs(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    config_file = folder / "config.json"
+    config = read_object(config_file)
+    try:
+        return config, read_config(config, str(config_file))
+    except ValidationError as error:
+        raise ValueError(f"{config_file}: {describe_errors(error)}") from error
 
 
 def read_config(config: dict[str, Any], source: str) -> ModelConfig:
@@ -242,28 +247,14 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
         )
     readers: dict[str, Callable[[], Tensor]] = {}
     for file in files:
-        refuse_pointer(file)
-        try:
-            with safe_open(file, framework="pt") as f:
-                names = list(f.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
-        for name in names:
-            readers[name.removeprefix("transformer.")] = lambda file=file, name=name: _read(file, name)
+        for name, tensor in open_tensors(file).items():
+            readers[name.removeprefix("transformer.")] = lambda tensor=tensor: tensor
     absent = [n for n in listed if n.removeprefix("transformer.") not in readers]
     if absent:
         raise ValueError(
             f"{index}: lists {shorten(repr(absent[0]))} in {shorten(str(listed[absent[0]]))}, which is not there"
         )
     return readers
-
-
-def _read(file: Path, name: str) -> Tensor:
-    try:
-        with safe_open(file, framework="pt") as f:
-            return f.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file}: tensor {name} cannot be read ({error})") from error
 
 
 def _expected(cfg: ModelConfig, kind: str) -> Iterator[str]:

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 
 from workbench import runs
-from workbench.data.tokenizer_files import different_text
 from workbench.models import huggingface, transformer_lens
-from workbench.models.load import load, save, weights_sha256
+from workbench.models.checkpoint import save
+from workbench.models.load import load
+from workbench.models.tokenizer_files import different_text
 from workbench.models.transformer import HookedLM, check_ours
+from workbench.models.weights import weights_sha256
 
 TOLERANCE = 1e-4  # largest |Δ logit| allowed, relative to the largest |logit| where that exceeds 1
 

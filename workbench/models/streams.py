@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.models.checks import MAPS, check_hooks, checked_tokens, device_of, last_layer, run_hooked
+from workbench.models.checks import MAPS, check_hooks, checked_tokens, device_of, last_layer, run_watched
 
 TOKENS_A_BATCH = 8192
 MAP_ELEMENTS_A_BATCH = 1 << 26  # of all maps of a batch together: 256 MiB in float32
@@ -51,25 +50,6 @@ def is_map(name: str) -> bool:
     return name.endswith(MAPS)
 
 
-@torch.no_grad()
-def run_watched(
-    model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
-) -> dict[str, Tensor]:
-    """What one forward, up to layer `stop` or to its end, passes through each hook; errors as `run_hooked`."""
-    found: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[[Tensor, object], None]:
-        def keep(tensor: Tensor, hook: object) -> None:
-            found[name] = tensor
-
-        return keep
-
-    # the final norm and the unembedding run only when a hook behind the last block wants them
-    span = {"stop_at_layer": stop, "return_type": None} if stop is not None else {"return_type": "logits"}
-    run_hooked(model, tokens, [(name, keeper(name)) for name in hooks], **span)
-    return {name: found[name] for name in hooks}
-
-
 def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_axes: int = 2) -> None:
     """Raise ValueError naming a hook whose activations are not [batch pos …] of this shape, with n_axes axes
     or more."""
@@ -78,11 +58,3 @@ def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_
             raise ValueError(f"{who}: {name} is [batch head query key]; expected a hook with one row a token")
         if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
             raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; expected [batch pos …], one row a token")
-
-
-def count_bad(values: Tensor) -> int:
-    """How many of the values are nan or infinite."""
-    # a finite sum is proof at one pass without a mask; a sum can also overflow, so the mask decides
-    if bool(values.sum(dtype=torch.float32).isfinite()):
-        return 0
-    return int((~values.isfinite()).sum())

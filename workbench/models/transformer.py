@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
-from workbench.data.corpus import TextSource
-from workbench.data.tokenizer_files import begin_ids
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, Routed, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
@@ -24,6 +22,8 @@ from workbench.models.layers import KeyValueCache, Norm, hook_copy
 from workbench.models.learned_blocks import Boundaries, SegmentedStream
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
+from workbench.models.text_source import TextSource
+from workbench.models.tokenizer_files import begin_ids
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
@@ -96,6 +96,10 @@ class HookedLM(CheckedHooks):
         else:
             build_chassis(self, cfg, cfg.extensions.recurrence)
         if (attn_res := cfg.extensions.attn_res) is not None:
+            if attn_res.source is not None:
+                raise ValueError(
+                    f"attn_res.boundaries: got {attn_res.boundaries!r}, a model's name; expected them read off it"
+                )
             self.route_final, self.hook_route_final = Routing(cfg), HookPoint()
             if attn_res.is_learned:
                 self.boundaries = Boundaries(cfg, attn_res)

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.data.tokenizer_files import begin_ids
-from workbench.models.config import ModelConfig, describe_errors, features_of_our_own
+from workbench.models.config import ModelConfig, features_of_our_own
+from workbench.models.tokenizer_files import begin_ids
 from workbench.models.transformer import HookedLM, check_ours
+from workbench.runs.records import describe_errors
 
 CONFIG, WEIGHTS = "hooked_transformer_config.json", "model.safetensors"
 # fields of ours that the class would act upon at building time (fetch a tokenizer) or that belong to the machine
@@ -185,7 +186,7 @@ def read_folder(directory: Path) -> Any:
     """
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    from workbench.models.load import open_tensors
+    from workbench.models.weights import open_tensors
 
     fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields | {"device": "cpu"}))

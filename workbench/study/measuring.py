@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.tables import write_table
+from reports.tables import find_tables, read_table, write_table
 from workbench.extend import Analysis, Job, Merged, Settings, Subject, Tables
 from workbench.runs import open_run, sha256_file
 
@@ -68,6 +69,9 @@ def measure(request: Request, out: str | Path, *, resume: bool = False, show: Sh
                 own.mkdir(exist_ok=True)
                 with (show or _unshown)(f"{request.analysis.name} of {', '.join(_names(job))}") as tell:
                     parts.append((own, measure_job(request.analysis, job.within(own, tell))))
+                    tell(1.0)
+                if not any(own.iterdir()):
+                    own.rmdir()
             configs = {subject.name: subject.model.cfg for job in jobs for subject in job.models}
             tables = join_tables([tables for _, tables in parts])
             if max(len(configs), len(jobs)) > 1 and request.analysis.merge is not None:
@@ -148,7 +152,7 @@ def make_jobs(request: Request) -> Iterator[Job]:
 def name_subjects(sources: Sequence[Any], models: Sequence[Any], seed: int | None) -> list[Subject]:
     """The models as rows name them: by the name in their configuration, which of a run of ours is its recipe's, and
     their training's seed (else `seed`, else 0); where two would look alike, all by their paths."""
-    from workbench.models.load import training_config
+    from workbench.models.checkpoint import training_config
 
     found = []
     for source, model in zip(sources, models, strict=True):
@@ -173,7 +177,7 @@ def _names(job: Job) -> list[str]:
 
 def describe_job(job: Job) -> dict[str, Any]:
     """What a job's rows follow from, beside the settings."""
-    from workbench.models.load import weights_sha256
+    from workbench.models.weights import weights_sha256
 
     said: dict[str, Any] = {
         "names": [own.name for own in job.models],
@@ -213,12 +217,46 @@ def _identify_file(path: Path) -> str:
     return sha256_file(path) if path.is_file() else str(path)
 
 
-# --- plans
+# --- in Python
 
 
-def plan(request: Request) -> dict[str, Any]:
-    """What the measurement would take, from the models' configurations alone."""
-    raise NotImplementedError
+def make_function(analysis: Analysis) -> Callable[..., dict[str, pd.DataFrame]]:
+    """The Python function of an analysis: models, or what names them, in; tables by name out."""
+
+    def run(
+        *models: Any,
+        tokens: Any = None,
+        needs: Mapping[str, Sequence[str | Path]] | None = None,
+        out: str | Path | None = None,
+        seed: int | None = None,
+        device: str = "auto",
+        resume: bool = False,
+        **settings: Any,
+    ) -> dict[str, pd.DataFrame]:
+        own = analysis.settings.model_validate(settings)
+        read = {name: tuple(map(Path, directories)) for name, directories in (needs or {}).items()}
+        recipe = models[0] if analysis.takes == "recipe" else None
+        sources = () if analysis.takes == "recipe" else models
+        request = Request(
+            analysis, own, sources, recipe=recipe, needs=read, seed=seed, device=device, tokens=tokens
+        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            if out is None:
+                out = Path(stack.enter_context(tempfile.TemporaryDirectory())) / analysis.name
+            path = measure(request, out, resume=resume)
+            return {name: read_table(path, name) for name in find_tables(path)}
+
+    fields = analysis.settings.model_fields.items()
+    run.__name__ = run.__qualname__ = analysis.python_name
+    run.__doc__ = "\n".join(
+        [
+            f"{analysis.summary}\n\n    Args:",
+            "        models: loaded models, or what --ckpt takes.",
+            "        tokens: integers [n_sequences, n_ctx] to read instead of the text that the settings name.",
+            *(f"        {name}: {field.description}." for name, field in fields),
+        ]
+    )
+    return run
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workbench.cli.allocator import keep_large_blocks
+from workbench.runs.allocator import keep_large_blocks
 from workbench.study.executors import Ended, Show, Task, describe_error, do_task, threads
 from workbench.study.jobs import Context
 from workbench.training.interrupts import Interrupted, raising_on_sigterm

@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from workbench.analyses import find_analysis
 from workbench.extend import Analysis, Settings
-from workbench.models.config import Frozen, describe_errors
 from workbench.runs import read_toml, shorten
+from workbench.runs.records import Frozen, describe_errors
+from workbench.training.boundaries import resolve_boundaries
 from workbench.training.recipe import RECIPES, Recipe, apply_overrides, load_recipe
 
 STUDIES = RECIPES / "studies"
@@ -119,7 +120,7 @@ class StudyRecipe(Frozen):
             ValueError: a recipe that does not exist, a setting that none or not all of them have, two of one name, a
                 role for a model that is not there, or a pair of such, of one model, or the wrong way round.
         """
-        recipes = [apply_overrides(load_recipe(name), self.train) for name in self.models]
+        recipes = [resolve_boundaries(apply_overrides(load_recipe(name), self.train)) for name in self.models]
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
             raise ValueError(f"models: their recipes are called {names}; expected each name once")

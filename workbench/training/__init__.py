@@ -2,8 +2,9 @@
 
 from workbench.training.boundaries import learned_boundaries
 from workbench.training.interrupts import Interrupted
-from workbench.training.loop import NonFiniteLoss, build, train
+from workbench.training.loop import build, train
 from workbench.training.recipe import Recipe, apply_overrides, load_recipe, parse_override, recipe_names
+from workbench.training.trainer import NonFiniteLoss
 
 __all__ = [
     "Interrupted",

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from workbench.models.config import Frozen, ModelConfig
+from workbench.models.config import ModelConfig
 from workbench.models.cross_entropy import Scalar
+from workbench.runs.records import Frozen
 from workbench.training.quantization import int8_distance
 
 _NEAREST = 1e-6  # of a probability to 0 and 1
@@ -47,10 +48,11 @@ def check_auxiliary(aux: Auxiliary, cfg: ModelConfig, where: str) -> None:
     """Raise ValueError, naming `where`, for a loss on a mechanism that the model lacks."""
     recurrence = cfg.extensions.recurrence
     if aux.td and (recurrence is None or recurrence.td_rank is None):
-        raise ValueError(f"{where}.td: got {aux.td}, and the model has no td_rank; expected a model with one, or 0")
+        raise ValueError(f"{where}.td: got {aux.td} for a model without td_rank; expected a model with td_rank, or 0")
     if aux.gate_entropy and (recurrence is None or recurrence.exit_gate == "off"):
         raise ValueError(
-            f"{where}.gate_entropy: got {aux.gate_entropy}, the model has no exit_gate; expected one, or 0"
+            f"{where}.gate_entropy: got {aux.gate_entropy} for a model without exit_gate; "
+            "expected a model with exit_gate, or 0"
         )
 
 

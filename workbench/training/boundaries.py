@@ -4,16 +4,15 @@ that were trained with the routing, each layer in the nearest."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from workbench.models import HookedLM
 from workbench.models.load import load
 from workbench.training.monitor import weight_ranks
+from workbench.training.recipe import Recipe, apply_overrides
 
-FORMS = "learned, learned:MODEL or profile:N:MODEL"
 NO_STEP = -1e4  # of a logit: its exponential is 0 in every dtype
 
 
@@ -94,37 +93,24 @@ def stable_rank_profile(model: HookedLM) -> list[float]:
     return [math.fsum(values) / len(values) for values in of_layers]
 
 
-def with_boundaries(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe's nested settings with `attn_res.boundaries` read off a model where they name one.
+def resolve_boundaries(recipe: Recipe) -> Recipe:
+    """The recipe with the list of boundaries in place of the name of a model that they are read off.
 
     "profile:N:MODEL" becomes N boundaries by that model's stable ranks, "learned:MODEL" the list nearest to those that
-    it has learned. MODEL: a run directory, or whatever `load` takes. All other settings come back as they are.
+    it has learned. MODEL: a run directory, or whatever `load` takes. Any other recipe comes back as it is.
 
     Raises:
-        ValueError: for another form, a model that cannot be read, one of another depth, or without learned boundaries.
+        ValueError: for a model that cannot be read, one of another depth, or without learned boundaries.
     """
-    text = _at(settings, "model", "extensions", "attn_res", "boundaries")
-    if not isinstance(text, str) or text == "learned":
-        return settings
-    word, _, rest = text.partition(":")
-    n_blocks, _, profiled = rest.partition(":")
-    is_profile = word == "profile" and n_blocks.isdecimal() and bool(profiled)
-    if not is_profile and not (word == "learned" and rest):
-        raise ValueError(f"attn_res.boundaries: got {text!r}; expected a list of layers, {FORMS}")
-    source = profiled if is_profile else rest
-    model, n_layers = load(source, device="cpu"), _at(settings, "model", "n_layers")
+    attn_res = recipe.model.extensions.attn_res
+    if attn_res is None or attn_res.source is None:
+        return recipe
+    n_blocks, source = attn_res.source
+    model, n_layers = load(source, device="cpu"), recipe.model.n_layers
     if model.cfg.n_layers != n_layers:
         raise ValueError(f"attn_res.boundaries: {source} has {model.cfg.n_layers} layers; expected {n_layers}")
-    found = segment(stable_rank_profile(model), int(n_blocks)) if is_profile else learned_boundaries(model)
-    extensions = settings["model"]["extensions"]
-    attn_res = {**extensions["attn_res"], "boundaries": found, "n_blocks": None}
-    return {**settings, "model": {**settings["model"], "extensions": {**extensions, "attn_res": attn_res}}}
-
-
-def _at(settings: Any, *keys: str) -> Any:
-    for key in keys:
-        settings = settings.get(key) if isinstance(settings, Mapping) else None
-    return settings
+    found = segment(stable_rank_profile(model), n_blocks) if n_blocks is not None else learned_boundaries(model)
+    return apply_overrides(recipe, {"model.extensions.attn_res.boundaries": found})
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -8,20 +8,49 @@ from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float64, Int
+from pydantic import Field
 from torch import Tensor
 
 from probes.ranks import ranks_of_spectrum
-from workbench.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.config import n_stored_blocks
+from workbench.models.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models.recurrence import exit_depth
+from workbench.runs.records import Frozen, is_default
 from workbench.training.optimizers import MATRIX_LAYOUT, to_matrix
-from workbench.training.recipe import MonitorConfig
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
 MAP_ELEMENTS = 1 << 24  # attention weights held at once, per layer: 128 MiB in float64
 STATE_ELEMENTS = 1 << 23  # of one layer's states held at once: 64 MiB in float64, three times over
 GRAM_LIMIT = 1e-10  # smallest/largest eigenvalue above which σ through the Gram matrix is good to 1e-9 of Σσ
+
+
+class MonitorConfig(Frozen):
+    """Geometry measured during training on one fixed batch of held-out windows."""
+
+    every: int = Field(default=100, description="steps between measurements; 0: never", ge=0)
+    n_sequences: int = Field(default=8, description="windows of n_ctx tokens in the batch", ge=1)
+    use_attention: bool = Field(default=True, description="attention maps too: sigma_pattern, head entropy, BOS mass")
+    use_ranks: bool = Field(default=True, description="nuclear, stable and effective rank of every weight matrix")
+    rank_layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="layers (stored blocks) whose matrices' ranks are measured; none: all",
+        exclude_if=is_default,
+    )
+    use_trajectory: bool = Field(
+        default=False,
+        description="trajectory_consistency of the tokens' states over layers: below 0 they zig-zag",
+        exclude_if=is_default,
+    )
+
+
+def check_rank_layers(monitor: MonitorConfig, cfg: ModelConfig) -> None:
+    """Raise ValueError for a layer that is not stored, or one named twice."""
+    layers, n_stored = monitor.rank_layers or (), n_stored_blocks(cfg)
+    if len(set(layers)) < len(layers) or not all(0 <= layer < n_stored for layer in layers):
+        raise ValueError(
+            f"monitor.rank_layers: got {list(layers)}; expected layers from 0 to {n_stored - 1}, each once"
+        )
 
 
 def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]:

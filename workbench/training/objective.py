@@ -168,3 +168,8 @@ def autocast_dtype(device: str, dtype: str) -> torch.dtype | None:
         has = torch.cpu.get_capabilities()
         return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
     return None
+
+
+def weights_dtype(dtype: str) -> torch.dtype:
+    """What the weights are kept in: float32 except for training in float64; bfloat16 concerns the forward pass only."""
+    return torch.float64 if dtype == "float64" else torch.float32

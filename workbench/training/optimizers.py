@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.models.config import Frozen, is_default
+from workbench.runs.records import Frozen, is_default
 
 # How a hidden matrix of TransformerLens's shape is laid out as the [out, in] matrix that torch's Muon takes: its step
 # is scaled by √max(1, out/in), so the orientation matters.

@@ -31,12 +31,12 @@ from workbench.runs import open_run
 from workbench.training.gradients import Gradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 from workbench.training.log_sinks import mirror
-from workbench.training.loop import NonFiniteLoss, StepRecord, Trainer, weights_dtype
-from workbench.training.objective import Objective, autocast_dtype
+from workbench.training.objective import Objective, autocast_dtype, weights_dtype
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Recipe, check_room
 from workbench.training.sharded_optimizer import ShardedOptimizer, whole
 from workbench.training.state import clear_leftovers, step_name
+from workbench.training.trainer import NonFiniteLoss, StepRecord, Trainer
 from workbench.training.training_data import Source, open_feed
 
 PATIENCE = timedelta(hours=1)  # how long the others wait while process 0 evaluates and writes

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from workbench.data.nca_sampler import block_bytes
 from workbench.data.tokenizer import is_local
-from workbench.memory import peak_bytes
 from workbench.models import HookedLM
 from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.load import resolve_device
+from workbench.runs.memory import peak_bytes
 from workbench.training.footprint import on_meta
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure

@@ -11,21 +11,14 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from workbench.data.corpus import TextSource
 from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
-from workbench.memory import check_memory
-from workbench.models.config import (
-    AttnRes,
-    Frozen,
-    ModelConfig,
-    check_size,
-    describe_errors,
-    is_default,
-    join_faults,
-    n_stored_blocks,
-)
+from workbench.models.config import AttnRes, ModelConfig, check_size
+from workbench.models.text_source import TextSource
 from workbench.runs import read_toml, shorten
+from workbench.runs.memory import check_memory
+from workbench.runs.records import Frozen, describe_errors, join_faults
 from workbench.training.auxiliary import Auxiliary, check_auxiliary
+from workbench.training.monitor import MonitorConfig, check_rank_layers
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule
 from workbench.training.vsm import Vsm
@@ -114,25 +107,6 @@ class Phase(Frozen):
         return self
 
 
-class MonitorConfig(Frozen):
-    """Geometry measured during training on one fixed batch of held-out windows."""
-
-    every: int = Field(default=100, description="steps between measurements; 0: never", ge=0)
-    n_sequences: int = Field(default=8, description="windows of n_ctx tokens in the batch", ge=1)
-    use_attention: bool = Field(default=True, description="attention maps too: sigma_pattern, head entropy, BOS mass")
-    use_ranks: bool = Field(default=True, description="nuclear, stable and effective rank of every weight matrix")
-    rank_layers: tuple[int, ...] | None = Field(
-        default=None,
-        description="layers (stored blocks) whose matrices' ranks are measured; none: all",
-        exclude_if=is_default,
-    )
-    use_trajectory: bool = Field(
-        default=False,
-        description="trajectory_consistency of the tokens' states over layers: below 0 they zig-zag",
-        exclude_if=is_default,
-    )
-
-
 class CheckpointConfig(Frozen):
     """When the state is saved, besides at the end and on an interrupt."""
 
@@ -202,15 +176,6 @@ class Recipe(Frozen):
                     f"phases.{i}.vsm.group_size: got {size}; expected a divisor of {self.model.n_heads} heads"
                 )
         return self
-
-
-def check_rank_layers(monitor: MonitorConfig, cfg: ModelConfig) -> None:
-    """Raise ValueError for a layer that is not stored, or one named twice."""
-    layers, n_stored = monitor.rank_layers or (), n_stored_blocks(cfg)
-    if len(set(layers)) < len(layers) or not all(0 <= layer < n_stored for layer in layers):
-        raise ValueError(
-            f"monitor.rank_layers: got {list(layers)}; expected layers from 0 to {n_stored - 1}, each once"
-        )
 
 
 def check_freeze(recipe: Recipe, index: int) -> None:
@@ -341,10 +306,8 @@ def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """The recipe that nested settings describe. Raises ValueError naming `source` and every wrong key."""
-    from workbench.training.boundaries import with_boundaries  # it measures models, which this module describes
-
     try:
-        return Recipe.model_validate(with_boundaries(data))
+        return Recipe.model_validate(data)
     except ValidationError as error:
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
         if unknown:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.models.config import Frozen
+from workbench.runs.records import Frozen
 
 
 class Schedule(Frozen):

@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.models import HookedLM
-from workbench.models.load import load, save
+from workbench.models.checkpoint import save
+from workbench.models.load import load
 from workbench.runs import atomic_write, sha256_file, shorten
 
 LATEST, TENSORS, INFO = "latest", "train_state.safetensors", "train_state.json"

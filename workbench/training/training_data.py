@@ -11,9 +11,9 @@ from torch import Tensor
 
 from workbench.data.corpus import read_parts
 from workbench.data.nca_sampler import NCASampler
-from workbench.data.tokenizer import vocabulary_size
-from workbench.data.tokenizer_files import open_tokenizer, separator_text
+from workbench.data.tokenizer import open_tokenizer, vocabulary_size
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack_cached
+from workbench.models.tokenizer_files import separator_text
 from workbench.training.objective import Batch
 from workbench.training.recipe import Recipe, automata
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from workbench.models.config import Frozen
+from workbench.runs.records import Frozen
 
 TINY = 1e-12  # below this a head's norm or a probability counts as zero; far under what float32 sums leave
 

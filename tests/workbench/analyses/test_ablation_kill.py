@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from workbench.cli.app import app
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import save, wrap_tokenizer
+from workbench.models.checkpoint import save
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.runs import sha256_file, verify_manifest
 
 # the command line in a process that kills itself in the middle of writing its n-th file of losses

@@ -28,7 +28,8 @@ from workbench.analyses.atlas.features import (
 from workbench.analyses.sae_train import atlas_features as module
 from workbench.data.tokenizer import load_tokenizer
 from workbench.models.activations import Positions, Slot, choose_slots, collect
-from workbench.models.load import weights_sha256, wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
+from workbench.models.weights import weights_sha256
 
 KINDS = sorted(ARCHITECTURES)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from models_for_tests import small_model, tokens_for
 
-from workbench import geometry
 from workbench.analyses.attention import statistics as attention_module
 from workbench.analyses.attention.statistics import attention, repeated_random_tokens
+from workbench.models import geometry
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

@@ -21,7 +21,9 @@ from workbench.analyses.spectra import weight_spectra
 from workbench.cli.app import app
 from workbench.data.text_windows import analysis_tokens
 from workbench.data.tokenizer import load_tokenizer, train_bpe
-from workbench.models.load import load, save, wrap_tokenizer
+from workbench.models.checkpoint import save
+from workbench.models.load import load
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

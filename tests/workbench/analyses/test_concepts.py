@@ -27,7 +27,9 @@ from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
 from workbench.data.corpus import EMBEDDED
 from workbench.data.text_windows import analysis_tokens
 from workbench.data.tokenizer import load_tokenizer, train_bpe
-from workbench.models.load import load, save, wrap_tokenizer
+from workbench.models.checkpoint import save
+from workbench.models.load import load
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

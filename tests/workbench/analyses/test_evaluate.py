@@ -29,8 +29,10 @@ from workbench.analyses.mechanisms.switches import OFF, mechanisms, switched_on,
 from workbench.cli.app import app
 from workbench.data.tokenizer import train_bpe
 from workbench.models import HookedLM
+from workbench.models.checkpoint import save
 from workbench.models.cross_entropy import perplexity
-from workbench.models.load import load, save, wrap_tokenizer
+from workbench.models.load import load
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.training import load_recipe
 from workbench.training.quantization import pack_model, unpack_model
 

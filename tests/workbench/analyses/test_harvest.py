@@ -17,7 +17,6 @@ from workbench.data.shards import open_shards, read_shards
 from workbench.models import layers
 from workbench.models.streams import default_batch_size, stream
 from workbench.models.transformer_lens import to_hooked_transformer
-from workbench.study.analysis_plans import plan_harvest
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 Z0, Z1, RESID = "blocks.0.attn.hook_z", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post"
@@ -366,19 +365,6 @@ def test_scores_keep_what_a_mask_made_and_nothing_else_that_is_infinite(tmp_path
         model.embed.W_E[tokens[1, 3]] = torch.nan
     with pytest.raises(ValueError, match=r"hook_attn_scores has \d+ nan or inf from sequence \d on; expected finite"):
         harvest(model, tokens, [SCORES], tmp_path / "n")
-
-
-def test_the_plan_knows_what_maps_take(tmp_path):
-    model = small_model("janus-v3")
-    for hooks, dtype in (([PATTERN], None), ([PATTERN, SCORES, Z0], "bfloat16"), ([Z0], None)):
-        plan = plan_harvest(model, 5, 16, hooks, dtype=dtype, shard_bytes=9000)
-        found = harvest(
-            model, tokens_for(model, 5), hooks, tmp_path / str(len(hooks) + bool(dtype)), dtype=dtype, shard_bytes=9000
-        )
-        stored = sum(tensor.nbytes for part in read_shards(found.path) for tensor in part.values())
-        assert plan["bytes_on_disk"] == stored
-        assert plan["n_tokens"] == found.n_tokens
-        shutil.rmtree(found.path)
 
 
 def test_a_batch_of_maps_is_held_within_its_limit():

@@ -37,9 +37,9 @@ from workbench.models.activations import (
     collect,
     special_ids,
 )
-from workbench.models.load import weights_sha256
 from workbench.models.streams import check_rows
 from workbench.models.transformer_lens import to_hooked_transformer
+from workbench.models.weights import weights_sha256
 from workbench.training.interrupts import Interrupted
 
 # TransformerLens says at every HookedTransformer that the class leaves in 4.0

@@ -18,7 +18,7 @@ from workbench.analyses.sae_train.settings import HeadSaeSettings, make_plan, st
 from workbench.analyses.sae_train.shard_activations import ShardActivations, check_shards, shards_sha256
 from workbench.data.shards import open_shards, read_shards
 from workbench.models.activations import Positions, choose_slots
-from workbench.models.load import weights_sha256
+from workbench.models.weights import weights_sha256
 
 Z = [f"blocks.{layer}.attn.hook_z" for layer in range(2)]
 QUICK = {"batch_size": 24, "buffer_tokens": 64, "lr": 1e-2, "expansion": 3, "n_ce_tokens": 32, "l1": 1.0}

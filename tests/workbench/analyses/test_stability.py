@@ -15,7 +15,7 @@ from workbench.analyses.probe.probe import probe
 from workbench.analyses.probe.stability import stability_rows
 from workbench.data.concepts import ConceptSet, read_concepts
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 DECADES = ConceptSet(
     name="years_decades",

@@ -6,7 +6,8 @@ import pytest
 from models_for_tests import small_model
 
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import save, wrap_tokenizer
+from workbench.models.checkpoint import save
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 CHECKPOINTS = {
     "model": {"kind": "janus-v3"},

@@ -444,7 +444,7 @@ def test_an_interrupted_training_exits_with_130_and_goes_on(place, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_the_allocator_is_set_unless_it_is_switched_off(switch, wanted):
     code = (
-        "import os; from workbench.cli.allocator import keep_large_blocks as keep\n"
+        "import os; from workbench.runs.allocator import keep_large_blocks as keep\n"
         "print(keep(), os.environ.get('THP_MEM_ALLOC_ENABLE'))"
     )
     env = environment(WORKBENCH_ALLOCATOR=switch)

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from processes import environment
 
 from workbench.data.articles import article_title, join_articles
-from workbench.data.corpus import TextSource, local_files, read_documents, read_parts
+from workbench.data.corpus import local_files, read_documents, read_parts
 from workbench.data.splits import split_of
 from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
+from workbench.models.text_source import TextSource
 
 OFFICIAL = {"documents": "articles", "held_out_split": "validation"}
 
@@ -269,7 +270,8 @@ def test_a_hub_data_set_is_read_by_its_splits_and_its_rows_joined(tmp_path: Path
         from pathlib import Path
         import datasets
         from datasets.packaged_modules.parquet.parquet import Parquet
-        from workbench.data.corpus import TextSource, local_files, read_parts
+        from workbench.models.text_source import TextSource
+        from workbench.data.corpus import local_files, read_parts
         home = Path(sys.argv[1])
         files = {split: [str(f) for f in sorted((home / "w").glob(f"{split}-*"))] for split in ("train", "validation")}
         builder = Parquet(cache_dir=str(home / "b"), dataset_name="wiki", data_files=files, hash="01")

@@ -26,7 +26,7 @@ from workbench.data.tokenizer import (
     train_bpe,
     vocabulary_size,
 )
-from workbench.data.tokenizer_files import separator_id, wrap_tokenizer
+from workbench.models.tokenizer_files import separator_id, wrap_tokenizer
 
 
 @pytest.fixture(scope="module")

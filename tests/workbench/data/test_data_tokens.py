@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from workbench.data import tokens
 from workbench.data.corpus import Document, read_documents
 from workbench.data.tokenizer import END_OF_TEXT, load_tokenizer
-from workbench.data.tokenizer_files import separator_id
 from workbench.data.tokens import TokenFile, WindowSampler, held_out_windows, pack, pack_cached
+from workbench.models.tokenizer_files import separator_id
 
 
 def _documents(*texts: str) -> list[Document]:

@@ -12,11 +12,13 @@ from models_for_tests import small_model
 
 from workbench.cli.cli_args import read_texts
 from workbench.cli.sae_train import _texts as sae_texts
-from workbench.data.corpus import Document, TextSource, read_documents, split_documents
+from workbench.data.corpus import Document, read_documents, split_documents
 from workbench.data.text_windows import analysis_tokens
 from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
-from workbench.models.load import load, wrap_tokenizer
+from workbench.models.load import load
+from workbench.models.text_source import TextSource
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.runs import amend_manifest
 from workbench.study.job_runners import texts_of, tokens_of
 from workbench.study.jobs import Context, Job

@@ -16,8 +16,10 @@ from workbench.analyses.evaluate.bits import evaluate
 from workbench.data.tokenizer import load_tokenizer, train_bpe
 from workbench.models.generate import generate
 from workbench.models.interop import export, import_model
-from workbench.models.load import load, weights_sha256, wrap_tokenizer
+from workbench.models.load import load
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+from workbench.models.weights import weights_sha256
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -9,9 +9,9 @@ import pytest
 from gguf_for_tests import write_gguf
 from tokenizers_for_tests import CORPUS, KINDS, TEXTS, write_folder
 
-from workbench.data.tokenizer_files import begin_ids, encode, special_ids, stop_ids
 from workbench.models.gguf_tokenizer import read_gguf_tokenizer
 from workbench.models.load import load
+from workbench.models.tokenizer_files import begin_ids, encode, special_ids, stop_ids
 
 
 def fields(**changes: Any) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from models_for_tests import small_config, small_model, tokens_for
 from safetensors.torch import load_file, save_file
 
 from workbench.models import HookedLM, ModelConfig
+from workbench.models.checkpoint import save
 from workbench.models.interop import export, import_model
-from workbench.models.load import load, save, weights_sha256, wrap_tokenizer
+from workbench.models.load import load
+from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+from workbench.models.weights import weights_sha256
 from workbench.training import build
 
 pytestmark = [

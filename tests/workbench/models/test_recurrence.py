@@ -15,7 +15,8 @@ from workbench.analyses.ablate.ablation import iterate_ablation
 from workbench.analyses.ablate.generic import ablate_batch_generic, plan_generic
 from workbench.analyses.topology.heads import topology
 from workbench.models import Extensions, HookedLM, Recurrence
-from workbench.models.load import load, save
+from workbench.models.checkpoint import save
+from workbench.models.load import load
 from workbench.models.recurrence import MECHANISMS, RecurrentStream, exit_depth, orthonormal
 from workbench.models.transformer import fall_off
 

@@ -13,9 +13,9 @@ import torch
 
 from workbench.analyses.attention.statistics import attention
 from workbench.data.corpus import read_documents, split_documents
-from workbench.data.tokenizer_files import stop_ids
 from workbench.models.generate import generate
 from workbench.models.load import load
+from workbench.models.tokenizer_files import stop_ids
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]

@@ -310,7 +310,7 @@ REFUSED = {
         for analysis in ("ablate, all layers", "ablate_pairs, all", "topology, all layers", "attention, all layers")
     },
     **{
-        (analysis, name): f"got a {'HookedTransformer' if name in HOOKED else 'TransformerBridge'}; (expected|expected)"
+        (analysis, name): f"got a {'HookedTransformer' if name in HOOKED else 'TransformerBridge'}; expected"
         for analysis in OURS
         for name in SUBJECTS
     },

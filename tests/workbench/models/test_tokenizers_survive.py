@@ -10,17 +10,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers_for_tests import KINDS, TEXTS, write_folder
 
-from workbench.data.tokenizer_files import (
-    begin_ids,
-    encode,
-    open_tokenizer,
-    separator_id,
-    special_ids,
-    stop_ids,
-    unknown_id,
-)
+from workbench.data.tokenizer import open_tokenizer
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
+from workbench.models.tokenizer_files import begin_ids, encode, separator_id, special_ids, stop_ids, unknown_id
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench.cli.app import app
-from workbench.data.corpus import TextSource
+from workbench.models.text_source import TextSource
 from workbench.runs import verify_manifest
 from workbench.study import executors, job_runners, reuse
 from workbench.study import study as module

@@ -11,7 +11,7 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.training.auxiliary import Auxiliary, bernoulli_entropy, entropy_bonus
-from workbench.training.monitor import measure, monitor_columns, weight_ranks
+from workbench.training.monitor import MonitorConfig, measure, monitor_columns, weight_ranks
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import Optimizer, OptimizerConfig
 from workbench.training.quantization import (
@@ -22,7 +22,7 @@ from workbench.training.quantization import (
     quantize_rows,
     unpack_model,
 )
-from workbench.training.recipe import MonitorConfig, Phase, load_recipe, parse_recipe
+from workbench.training.recipe import Phase, load_recipe, parse_recipe
 from workbench.training.vsm import Vsm
 
 EVERY = Auxiliary(td=0.001, gate_entropy=0.005, thermodynamic=0.05, temperature=0.5, compression=0.1)
@@ -140,7 +140,7 @@ def test_entropy_of_certain_gates_is_zero():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"td": 0.1}, "has no td_rank"), ({"gate_entropy": 0.1}, "has no exit_gate")]
+    ("settings", "message"), [({"td": 0.1}, "without td_rank"), ({"gate_entropy": 0.1}, "without exit_gate")]
 )
 def test_a_loss_on_a_mechanism_that_is_not_there(settings, message):
     data = load_recipe("p3-muon-nano").model_dump(mode="json")

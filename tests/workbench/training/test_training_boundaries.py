@@ -9,13 +9,15 @@ import pytest
 import torch
 from models_for_tests import small_model, tokens_for
 
-from workbench.models import AttnRes, Extensions
-from workbench.models.load import load, save
-from workbench.training import apply_overrides, load_recipe
+from workbench.models import AttnRes, Extensions, HookedLM
+from workbench.models.checkpoint import save
+from workbench.models.load import load
+from workbench.training import apply_overrides, build, load_recipe
 from workbench.training.boundaries import (
     freeze,
     learned_boundaries,
     nearest_boundaries,
+    resolve_boundaries,
     segment,
     stable_rank_profile,
 )
@@ -73,12 +75,22 @@ def test_the_profile_is_the_mean_stable_rank_of_a_layers_matrices():
 def test_a_recipe_names_the_checkpoint(tmp_path):
     model = small_model("kotodama", n_layers=6)
     save(model, tmp_path)
-    recipe = apply_overrides(load_recipe("p3-attnres-nano"), {KEY: f"profile:3:{tmp_path}"})
+    named = apply_overrides(load_recipe("p3-attnres-nano"), {KEY: f"profile:3:{tmp_path}"})
+    recipe = resolve_boundaries(named)
     attn_res = recipe.model.extensions.attn_res
     assert attn_res is not None
     assert attn_res.boundaries == segment(stable_rank_profile(model), 3)
-    plain = apply_overrides(load_recipe("p3-muon-nano"), {KEY: f"profile:2:{tmp_path}"})
+    assert resolve_boundaries(recipe) is recipe
+    assert build(named).cfg.extensions.attn_res == attn_res
+    plain = resolve_boundaries(apply_overrides(load_recipe("p3-muon-nano"), {KEY: f"profile:2:{tmp_path}"}))
     assert plain.model.extensions.attn_res is not None
+
+
+def test_a_recipe_is_validated_without_the_model_that_it_names():
+    named = apply_overrides(load_recipe("p3-attnres-nano"), {KEY: "profile:2:no/such/run"})
+    assert named.model.extensions.attn_res == AttnRes(boundaries="profile:2:no/such/run")
+    with pytest.raises(ValueError, match=r"got 'profile:2:no/such/run', a model's name; expected them read off it"):
+        HookedLM(named.model)
 
 
 @pytest.mark.parametrize("value", ["profile", "profile:2", "profile:two:x", "uniform:2:x", "profile:-1:x", "learned:"])
@@ -90,9 +102,9 @@ def test_other_words_are_refused(value):
 def test_a_model_of_another_depth_is_refused(tmp_path):
     save(small_model("kotodama"), tmp_path)
     with pytest.raises(ValueError, match="has 3 layers; expected 6"):
-        apply_overrides(load_recipe("p3-attnres-nano"), {KEY: f"profile:2:{tmp_path}"})
+        resolve_boundaries(apply_overrides(load_recipe("p3-attnres-nano"), {KEY: f"profile:2:{tmp_path}"}))
     with pytest.raises(ValueError, match="no/such/run"):
-        apply_overrides(load_recipe("p3-attnres-nano"), {KEY: "profile:2:no/such/run"})
+        resolve_boundaries(apply_overrides(load_recipe("p3-attnres-nano"), {KEY: "profile:2:no/such/run"}))
 
 
 # --- learned with the routing
@@ -144,12 +156,13 @@ def test_a_recipe_takes_the_list_that_a_run_has_learned(tmp_path):
     model = with_blocks(3)
     save(model, tmp_path)
     assert learned_boundaries(load(tmp_path, device="cpu")) == learned_boundaries(model)
-    for name in ("lang-ddv1-nano", "lang-baseline-nano"):
-        recipe = apply_overrides(load_recipe(name), {KEY: f"learned:{tmp_path}"})
+    for name in ("lang-ddv1-nano", "lang-baseline-nano", "lang-ddv1-learned-nano"):
+        changes = {KEY: f"learned:{tmp_path}", "phases.1.attn_res": "carry"}
+        recipe = resolve_boundaries(apply_overrides(load_recipe(name), changes))
         assert recipe.model.extensions.attn_res == AttnRes(boundaries=learned_boundaries(model))
     save(small_model("attn-res", n_layers=6), tmp_path)
     with pytest.raises(ValueError, match="custom has none that were learned; expected a model that has"):
-        apply_overrides(load_recipe("lang-ddv1-nano"), {KEY: f"learned:{tmp_path}"})
+        resolve_boundaries(apply_overrides(load_recipe("lang-ddv1-nano"), {KEY: f"learned:{tmp_path}"}))
 
 
 def test_freezing_needs_what_to_freeze():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from workbench import geometry
+from workbench.models import geometry
 
 SEEDS = [0, 1, 2]
 

@@ -29,11 +29,12 @@ from workbench.cli.app import app
 from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
-from workbench.models.load import load, weights_sha256
+from workbench.models.load import load
+from workbench.models.weights import weights_sha256
 from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, learned_boundaries, train
-from workbench.training.loop import Trainer
 from workbench.training.plan import plan
 from workbench.training.recipe import parse_recipe, phase_model
+from workbench.training.trainer import Trainer
 from workbench.training.training_data import Source, judging_batches, open_feed
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
@@ -347,7 +348,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from workbench.training import load_recipe, train
-from workbench.training.loop import Trainer
+from workbench.training.trainer import Trainer
 from workbench.training.plan import plan
 
 recipe, out, points = load_recipe(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]

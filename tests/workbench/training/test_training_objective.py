@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import geometry
-from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig
-from workbench.training.monitor import measure, monitor_columns, weight_ranks
+from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig, geometry
+from workbench.training.monitor import MonitorConfig, measure, monitor_columns, weight_ranks
 from workbench.training.objective import Batch, autocast_dtype, held_out_loss, objective
-from workbench.training.recipe import MonitorConfig, Phase
+from workbench.training.recipe import Phase
 from workbench.training.vsm import Proportional, Vsm, attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
 
 CFG = ModelConfig(n_layers=3, d_model=16, n_ctx=12, d_vocab=40, n_heads=4, n_key_value_heads=2, d_head=4, d_mlp=24)

@@ -22,7 +22,8 @@ from reports.tables import read_table
 from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
-from workbench.models.load import load, weights_sha256
+from workbench.models.load import load
+from workbench.models.weights import weights_sha256
 from workbench.training import Recipe, apply_overrides, load_recipe
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import Optimizer
@@ -49,7 +50,7 @@ from pathlib import Path
 from workbench.cli.errors import describe, exit_code
 from workbench.training import load_recipe, train
 from workbench.training import state
-from workbench.training.loop import Trainer
+from workbench.training.trainer import Trainer
 
 
 def free_port():

@@ -13,7 +13,7 @@ import torch
 
 from reports.tables import COLUMNS, read_table
 from workbench.models import HookedLM, ModelConfig
-from workbench.models.load import weights_sha256
+from workbench.models.weights import weights_sha256
 from workbench.training import state
 from workbench.training.log import TrainLog
 from workbench.training.state import Position, last_good, load_checkpoint, save_checkpoint

@@ -11,8 +11,7 @@ from models_for_tests import small_model, tokens_for
 
 from probes import trajectory_consistency as of_states
 from workbench.training import monitor as module
-from workbench.training.monitor import measure, monitor_columns, trajectory_consistency
-from workbench.training.recipe import MonitorConfig
+from workbench.training.monitor import MonitorConfig, measure, monitor_columns, trajectory_consistency
 
 ALL = MonitorConfig(use_attention=False, use_ranks=False, use_trajectory=True)
 

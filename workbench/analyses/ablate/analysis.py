@@ -206,7 +206,7 @@ def _pairs(job: Job, model: Any) -> Any:
 
 def _batches(directory: Path, prefix: str, record: type, n: int, go_on: Callable[[int], Iterator[Any]]) -> list[Any]:
     """Losses of all n sequences, batch by batch, each batch kept as a file: where a killed run goes on."""
-    from workbench.run_state import read_state, write_state
+    from workbench.runs.resume_state import read_state, write_state
 
     parts, done = [], 0
     # a file is named for the sequences before it; behind a gap, which a kill leaves among removals, none is taken

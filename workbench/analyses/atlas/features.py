@@ -15,16 +15,15 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from sae.checkpoint import check_model
 from sae.config import SAESource
 from sae.metrics import nearest_features
-from sae.model import StackedSAE
+from sae.stack import StackedSAE, check_model
 from sae.top_activations import TopActivations
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
 from workbench.models.checks import checked_tokens, device_of
-from workbench.models.load import weights_sha256
+from workbench.models.weights import weights_sha256
 
 ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
 DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that

@@ -12,7 +12,6 @@ least n_ctx − stride + 1 tokens before it; the first window scores all.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +25,11 @@ from torch import Tensor
 
 from workbench.analyses.ablate.impacts import impacts
 from workbench.data.tokenizer import text_encoder
-from workbench.data.tokenizer_files import begin_ids, separator_id
-from workbench.memory import planned_bytes
 from workbench.models import HookedLM
 from workbench.models.checks import device_of, run_hooked
 from workbench.models.cross_entropy import linear_cross_entropy, perplexity
 from workbench.models.recurrence import exit_depth
+from workbench.models.tokenizer_files import begin_ids, separator_id
 from workbench.models.transformer import check_ours
 from workbench.training.quantization import pack_model, unpack_model
 
@@ -301,44 +299,6 @@ def check_evaluation(
     text = encode_text(getattr(model, "tokenizer", None), texts)
     plan_windows(len(text.tokens), length, stride)
     return text, length, stride
-
-
-def plan_evaluation(
-    model: Any, text: EncodedText, n_ctx: int | None, stride: int | None, quantized: bool, *, n_times: int = 1
-) -> dict[str, Any]:
-    """Facts about an evaluation by name, before it is made: windows, tokens through the model, seconds and memory from
-    one batch.
-
-    Args:
-        stride: of the sliding windows; none: plain ones only.
-        n_times: how often the plain windows are read.
-
-    Raises:
-        ValueError: as `evaluate`.
-    """
-    length = window_length(model, n_ctx)
-    plain = plan_windows(len(text.tokens), length)
-    sliding = plan_windows(len(text.tokens), length, stride) if stride is not None else []
-    n_windows = (len(plain) * n_times + len(sliding)) * (1 + quantized)
-    part = plain[: max(1, TOKENS_TOGETHER // length)]
-    token_nats(model, text, part[:1])
-    started = time.perf_counter()
-    token_nats(model, text, part)
-    seconds = (time.perf_counter() - started) / len(part)
-    n_weights = sum(p.numel() for p in model.parameters())
-    # a second model, and its weights as single bytes: one by one, joined, and packed
-    quantized_bytes = n_weights * (next(model.parameters()).element_size() + 3) if quantized else 0
-    return {
-        "n_ctx": length,
-        "n_bytes": text.n_bytes,
-        "n_tokens": text.n_scored,
-        "n_windows_plain": len(plain),
-        "n_windows_sliding": len(sliding),
-        "n_tokens_read": n_windows * length,
-        **planned_bytes(device_of(model), on_host=quantized_bytes),
-        "tokens_read_per_scored_token": round(n_windows * length / text.n_scored, 2),
-        "seconds": round(seconds * n_windows, 1),
-    }
 
 
 def window_length(model: Any, n_ctx: int | None) -> int:

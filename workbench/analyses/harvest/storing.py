@@ -18,10 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from workbench.data.shards import FORMAT, INDEX, INDEX_COLUMNS, MAPS_FORMAT, Shard, Shards, check_shard, open_shards
-from workbench.models.checks import check_hooks, checked_tokens, device_of
+from workbench.models.checks import check_hooks, checked_tokens, count_bad, device_of
 from workbench.models.config import parse_dtype
-from workbench.models.load import weights_sha256
-from workbench.models.streams import check_rows, count_bad, default_batch_size, is_map, stream
+from workbench.models.streams import check_rows, default_batch_size, is_map, stream
+from workbench.models.weights import weights_sha256
 from workbench.runs import atomic_write, open_run
 
 SHARD_BYTES = 256 << 20

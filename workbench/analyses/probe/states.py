@@ -20,9 +20,9 @@ from torch import Tensor
 
 from probes import LowPrecisionWarning, ProbeWarning
 from workbench.data.concepts import ConceptSet
-from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.models.checks import as_list, checked_tokens
 from workbench.models.streams import stream
+from workbench.models.tokenizer_files import begin_ids, unknown_id
 
 PLACE = "{X}"
 TEMPLATES = ("The {category} is {X}", "In the {category} of {X},", "{X}")

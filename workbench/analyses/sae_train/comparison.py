@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.metrics import match_l0, stability
-from sae.model import StackedSAE, spawn_generators
+from sae.stack import StackedSAE, spawn_generators
 
 Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
 NULL = 4  # stream of the random directions that stability is read against

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae.controls import random_dictionary, shuffle_coordinates
 from sae.metrics import MetricSums, SAEMetrics
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
 from workbench.analyses.ablate.engine import (
     LOGITS_HELD,
     TOKENS_TOGETHER,

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reports.tables import COLUMNS, read_table, write_table
-from sae.checkpoint import hash_tensor, save_stack
 from sae.config import SAESource, StackInfo
 from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
+from sae.tensors import hash_tensor
 from sae.train import StepStats, Trainer
 from workbench.analyses.sae_train.comparison import pareto_table, stability_table
 from workbench.analyses.sae_train.evaluation import (
@@ -54,9 +54,9 @@ from workbench.analyses.sae_train.shard_activations import (
 from workbench.data.shards import Shards, open_shards
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
-from workbench.models.load import weights_sha256
-from workbench.run_state import read_state, write_state
+from workbench.models.weights import weights_sha256
 from workbench.runs import Run, atomic_write, open_run, verify_files
+from workbench.runs.resume_state import read_state, write_state
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
 STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
@@ -136,7 +136,7 @@ def sae_train(
     with open_run(out, job.config(), resume=resume, device=str(device_of(model)), seed=plan.seeds[0]) as run:
         if not run.is_complete:
             stack = job.train(run)
-            save_stack(stack, run.path / STACK, overwrite=True)
+            stack.save(run.path / STACK, overwrite=True)
             for table, df in job.tables(stack).items():
                 write_table(df, run.path, table)
             (run.path / STATE).unlink()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sae.checkpoint import save_stack
-from sae.model import StackedSAE
+from sae.stack import StackedSAE
 from workbench import runs
 from workbench.analyses.sae_train.head_saes import STACK, find_stack
 
@@ -40,7 +39,7 @@ def import_saes(source: str | Path, out: str | Path) -> Path:
     """
     stack = StackedSAE.from_sae_lens(source)
     with runs.open_run(out, {"verb": "import", "source": str(source)}) as run:
-        save_stack(stack, run.path / STACK)
+        stack.save(run.path / STACK)
     return Path(out)
 
 

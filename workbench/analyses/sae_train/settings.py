@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sae.config import Architecture, SAEConfig, TrainConfig, as_list
-from sae.model import StackedSAE, spawn_generators
+from sae.stack import StackedSAE, spawn_generators
 from sae.train import Trainer
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
@@ -26,7 +26,6 @@ from workbench.analyses.sae_train.evaluation import (
     splice,
     splice_batches,
 )
-from workbench.memory import check_memory, planned_bytes
 from workbench.models.activations import (
     CONCATENATED,
     PER_HEAD,
@@ -36,10 +35,11 @@ from workbench.models.activations import (
     collect,
     special_ids,
 )
-from workbench.models.checks import check_hooks, device_of
-from workbench.models.config import Frozen, describe_errors
-from workbench.models.streams import check_rows, run_watched
+from workbench.models.checks import check_hooks, device_of, run_watched
+from workbench.models.streams import check_rows
 from workbench.runs import shorten
+from workbench.runs.memory import check_memory, planned_bytes
+from workbench.runs.records import Frozen, describe_errors
 
 START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
 FORWARD_TOKENS = 4096  # tokens of the forward that `estimate` times

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.data.shards import Shard, Shards, check_shard, read_shard
 from workbench.models.activations import EVERYWHERE, Positions, Slot
-from workbench.models.streams import count_bad
+from workbench.models.checks import count_bad
 
 
 class ShardActivations:

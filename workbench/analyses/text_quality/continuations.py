@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from workbench.data.batteries import PromptSet
-from workbench.data.tokenizer_files import decode_continuation, stop_ids
 from workbench.models.generate import continue_prompts
+from workbench.models.tokenizer_files import decode_continuation, stop_ids
 
 ROWS_TOGETHER = 64  # continuations that grow side by side; more gain little and hold more keys and values
 

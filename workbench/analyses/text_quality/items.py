@@ -12,9 +12,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from workbench.data.batteries import Item
-from workbench.data.tokenizer_files import begin_ids, unknown_id
 from workbench.models.checks import device_of
 from workbench.models.generate import last_positions
+from workbench.models.tokenizer_files import begin_ids, unknown_id
 
 LOGITS_TOGETHER = 1 << 24  # logits held at once, 64 MiB in float32
 TOKENS_TOGETHER = 2048

@@ -12,7 +12,8 @@ from workbench.analyses.text_quality.items import encode_item, item_margins
 from workbench.analyses.text_quality.quality import battery_ratios, ratio_table
 from workbench.data.batteries import Battery, Item, PairSet, RecallSet, battery_items, read_batteries, read_recall
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import load, wrap_tokenizer
+from workbench.models.load import load
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 # "heliotrope" and "ultramarine" are several tokens of the embedded tokenizer
 HATS = RecallSet(

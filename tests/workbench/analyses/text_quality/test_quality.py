@@ -28,7 +28,7 @@ from workbench.analyses.text_quality.quality import (
 from workbench.analyses.text_quality.tagging import TaggerMissing, load_tagger
 from workbench.data.batteries import Battery, PairSet, PromptSet, RecallSet, battery_items
 from workbench.data.tokenizer import load_tokenizer
-from workbench.models.load import wrap_tokenizer
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 PROMPTS = (PromptSet(kind="a", prompts=("The king", "In the garden there was")), PromptSet(kind="b", prompts=("He",)))
 HATS = RecallSet(

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from workbench.run_state import read_state, write_state
+from workbench.runs.resume_state import read_state, write_state
 
 TENSORS = {
     "weights": torch.arange(6.0).view(2, 3).T,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from models_for_tests import small_model
 
-from workbench import memory
 from workbench.models import HookedLM
 from workbench.models.config import least_bytes
+from workbench.runs import memory
 
 KINDS = ("janus-v3", "kotodama", "recurrent")
 
@@ -32,7 +32,7 @@ def test_free_bytes_are_what_the_kernel_and_the_container_give(tmp_path: Path, m
 
 
 def test_peak_bytes_are_of_this_process_and_cover_what_it_held() -> None:
-    code = "import sys; from workbench import memory; x = b'1' * (300 << 20); print(memory.peak_bytes())"
+    code = "import sys; from workbench.runs import memory; x = b'1' * (300 << 20); print(memory.peak_bytes())"
     code += "; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, is_loaded = said.stdout.split()

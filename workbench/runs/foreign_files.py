@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench.encoding import decode_text
-from workbench.runs import MAX_SETTINGS_BYTES
+from workbench.runs import MAX_SETTINGS_BYTES, decode_text
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 

@@ -10,13 +10,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, processors
 from tokenizers_for_tests import KINDS, TEXTS, sentencepiece, write_folder
 
-from workbench.data.tokenizer import load_tokenizer, train_bpe
-from workbench.data.tokenizer_files import (
+from workbench.data.tokenizer import load_tokenizer, open_tokenizer, train_bpe
+from workbench.models.load import load
+from workbench.models.tokenizer_files import (
     begin_ids,
     decode_continuation,
     different_text,
     encode,
-    open_tokenizer,
     read_generation,
     read_tokenizer,
     separator_id,
@@ -27,7 +27,6 @@ from workbench.data.tokenizer_files import (
     wrap_tokenizer,
     write_tokenizer,
 )
-from workbench.models.load import load
 
 
 @pytest.mark.parametrize("name", ["embedded", "gpt2", "embedded-300"])

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.checkpoint import hash_tensor
+from sae.tensors import hash_tensor
 from workbench.runs import CONFIG, atomic_write
 
 

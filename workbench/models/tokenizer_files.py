@@ -9,20 +9,20 @@ tokenizer that is returned, so that every later question is put to the tokenizer
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, processors
 
-from workbench.data.foreign_files import read_object
-from workbench.data.tokenizer import find_tokenizer, is_packaged, load_tokenizer, read_tokenizer_json
-from workbench.encoding import decode_text
-from workbench.runs import shorten
+from workbench.runs import decode_text, shorten
+from workbench.runs.foreign_files import read_object, refuse_pointer
 
 TOKENIZER, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 OLD_SETTINGS = "special_tokens.json"  # of checkpoints that version 0.1 wrote first
 TOKENIZER_FILES = frozenset((TOKENIZER, SETTINGS, GENERATION, OLD_SETTINGS))
+MAX_TOKENIZER_BYTES = 512 << 20
 _MODEL_CONFIG, _OLD_SPECIAL, _TEMPLATE, _TEMPLATES = (
     "config.json", "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates",
 )  # fmt: skip
@@ -41,20 +41,6 @@ HARD_TEXTS = (
 )  # fmt: skip
 
 
-def open_tokenizer(source: str) -> Any:
-    """The tokenizer of `source` (as `load_tokenizer` takes it) as a Hugging Face fast tokenizer, with what the files
-    beside it say; of a tokenizer.json alone, as `wrap_tokenizer` takes it.
-
-    Raises:
-        ValueError: as `load_tokenizer`, and files that cannot be read.
-    """
-    if not is_packaged(source):
-        file = find_tokenizer(source)
-        if file.name == TOKENIZER and _speaks(file.parent):
-            return read_tokenizer(file.parent)
-    return wrap_tokenizer(load_tokenizer(source))
-
-
 def read_tokenizer(folder: Path, begins: bool = False) -> Any:
     """The Hugging Face fast tokenizer of a folder with a tokenizer.json, as its files describe it.
 
@@ -67,6 +53,28 @@ def read_tokenizer(folder: Path, begins: bool = False) -> Any:
     """
     settings = _read_settings(folder)
     return wrap_described(read_tokenizer_json(folder / TOKENIZER), settings, str(folder), begins=begins)
+
+
+def read_tokenizer_json(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json (also .xz), without the truncation or padding that it may ask for: a document
+    is encoded whole. Raises ValueError if the file cannot be read."""
+    if (n_bytes := file.stat().st_size) > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"tokenizer: {file} has {n_bytes} bytes; expected at most {MAX_TOKENIZER_BYTES}")
+    refuse_pointer(file)
+    data = file.read_bytes()
+    if file.suffix == ".xz":
+        try:
+            data = lzma.decompress(data)
+        except lzma.LZMAError as error:
+            raise ValueError(f"tokenizer: {file} is damaged ({error}); expected a whole archive") from None
+    try:
+        tokenizer = Tokenizer.from_str(decode_text(data, f"tokenizer: {file}"))
+    # the library raises a bare Exception for anything that it cannot take
+    except Exception as error:
+        raise ValueError(f"tokenizer: {file} cannot be read ({error}); expected the tokenizer.json form") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def wrap_described(tokenizer: Tokenizer, settings: Mapping[str, Any], source: str, *, begins: bool = False) -> Any:
@@ -291,7 +299,7 @@ def _wrap(tokenizer: Tokenizer, named: Mapping[str, str], extra: list[str], sett
     return wrapped
 
 
-def _speaks(folder: Path) -> bool:
+def is_described(folder: Path) -> bool:
     """Whether anything beside tokenizer.json says how a text is read."""
     return any((folder / name).is_file() for name in (SETTINGS, _OLD_SPECIAL, _MODEL_CONFIG, GENERATION, OLD_SETTINGS))
 

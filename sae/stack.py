@@ -15,7 +15,10 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae.checkpoint import load_stack, save_stack, shorten
 from sae.config import SAEConfig, StackInfo, as_list
+from sae.sae_lens_format import load_sae_lens, save_sae_lens
+from sae.tensors import check_tensors
 
 Acts = Float[Tensor, "n_saes tokens d_sae"] | Float[Tensor, "tokens d_sae"]
 Inputs = Float[Tensor, "n_saes tokens d_in"] | Float[Tensor, "tokens d_in"]
@@ -207,29 +210,21 @@ class StackedSAE(nn.Module):
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Write the stack into a new directory, see `sae.checkpoint.save_stack`; returns its path."""
-        from sae.checkpoint import save_stack
-
-        return save_stack(self, directory, overwrite=overwrite)
+        return save_stack(directory, self.config, self.state_dict(), self.info, overwrite=overwrite)
 
     @staticmethod
     def load(directory: str | Path) -> StackedSAE:
         """The stack that `save` wrote, see `sae.checkpoint.load_stack`."""
-        from sae.checkpoint import load_stack
-
-        return load_stack(directory)
+        return StackedSAE.from_tensors(*load_stack(directory))
 
     def to_sae_lens(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write one SAELens folder per SAE, see `sae.sae_lens_format.save_sae_lens`; returns their paths."""
-        from sae.sae_lens_format import save_sae_lens
-
-        return save_sae_lens(self, directory, overwrite=overwrite)
+        return save_sae_lens(directory, self.config, self.state_dict(), self.info, overwrite=overwrite)
 
     @staticmethod
     def from_sae_lens(directory: str | Path) -> StackedSAE:
         """The stack of one SAELens folder or of a folder of them, see `sae.sae_lens_format.load_sae_lens`."""
-        from sae.sae_lens_format import load_sae_lens
-
-        return load_sae_lens(directory)
+        return StackedSAE.from_tensors(*load_sae_lens(directory))
 
     def _threshold(self) -> Tensor | None:
         return self.threshold if self.config.architecture in ("jumprelu", "batchtopk") else None
@@ -245,39 +240,20 @@ class StackedSAE(nn.Module):
         return (x if x.ndim == 3 else x.unsqueeze(0)).to(self.dtype)
 
 
-def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a stack, by name."""
-    n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (n, d_in, d_sae),
-        "b_enc": (n, d_sae),
-        "W_dec": (n, d_sae, d_in),
-        "b_dec": (n, d_in),
-    }
-    if config.architecture == "jumprelu":
-        shapes["threshold"] = (n, d_sae)
-    elif config.architecture == "batchtopk":
-        shapes["threshold"] = (n, 1)
-    return shapes
+def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = None) -> None:
+    """Nothing if the SAEs belong to the model whose weights have this sha256.
 
-
-def check_tensors(config: SAEConfig, tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError naming the first tensor that does not fit the config, is not finite or is negative
-    where a threshold stands."""
-    shapes = tensor_shapes(config)
-    if set(tensors) != set(shapes):
-        raise ValueError(f"tensors: got {sorted(tensors)}; expected {sorted(shapes)}")
-    dtype = tensors["W_dec"].dtype
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}; expected {shape}")
-        if not tensor.is_floating_point() or tensor.dtype != dtype:
-            raise ValueError(f"tensor {name} is {tensor.dtype}; expected one floating-point dtype for all")
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; expected finite numbers")
-    if "threshold" in shapes and bool((tensors["threshold"] < 0).any()):
-        raise ValueError(f"tensor threshold has a minimum of {float(tensors['threshold'].min())}; expected ≥ 0")
+    Raises ValueError naming both models if they differ, or if the stack does not say whose it is.
+    """
+    own = sae.info.model_sha256
+    given = f"{model_name or 'model'} with sha256 {model_sha256}"
+    if own is None:
+        raise ValueError(f"check_model: the SAEs do not say which model they belong to; expected {given}")
+    if own != model_sha256:
+        raise ValueError(
+            f"check_model: the SAEs belong to {shorten(sae.info.model_name or 'a model')} with sha256 {shorten(own)}; "
+            f"expected {given}"
+        )
 
 
 def stacked_matmul(

@@ -21,6 +21,9 @@ from hypothesis import strategies as st
 
 from sae.checkpoint import new_directory
 from workbench import runs
+from workbench.runs import directory
+from workbench.runs import manifest as manifests
+from workbench.runs import settings as settings_files
 
 CONFIG = {
     "name": "a",
@@ -193,7 +196,7 @@ def test_a_whole_run_is_refused_or_recognised(tmp_path: Path) -> None:
 )
 def test_resume_names_the_first_key_that_differs(tmp_path: Path, change: dict, message: str) -> None:
     (tmp_path / "run.partial").mkdir()
-    (tmp_path / "run.partial" / "config.toml").write_text(tomli_w.dumps(runs._as_toml(CONFIG)))
+    (tmp_path / "run.partial" / "config.toml").write_text(tomli_w.dumps(directory._as_toml(CONFIG)))
     with pytest.raises(ValueError, match=message):
         runs.open_run(tmp_path / "run", CONFIG | change, resume=True).__enter__()
     assert (tmp_path / "run.partial").is_dir()
@@ -373,23 +376,21 @@ def test_a_lock_file_removed_between_opening_and_locking_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder before us removes the file just after we opened it: our lock would be on a file nobody else sees."""
-    real = runs._open_lock
-    opened = []
+    import fcntl
 
-    def racing(path: Path) -> object:
-        opened.append(real(path))
-        if len(opened) == 1:
-            path.unlink()
-        return opened[-1]
+    real, operations = fcntl.flock, []
 
-    monkeypatch.setattr(runs, "_open_lock", racing)
-    with (
-        runs.locked(tmp_path / "run"),
-        pytest.raises(ValueError, match="is being written by process"),
-        runs.locked(tmp_path / "run"),
-    ):
-        pass
-    assert len(opened) == 3
+    def racing(descriptor: int, operation: int) -> None:
+        operations.append(operation)
+        if len(operations) == 1:
+            (tmp_path / "run.lock").unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", racing)
+    with runs.locked(tmp_path / "run"):
+        assert operations == [fcntl.LOCK_EX | fcntl.LOCK_NB] * 2
+        with pytest.raises(ValueError, match="is being written by process"), runs.locked(tmp_path / "run"):
+            pass
 
 
 def test_one_of_many_racing_processes_wins(tmp_path: Path) -> None:
@@ -419,7 +420,7 @@ def _edit_manifest(out: Path, edit: Callable[[dict], object], seals: bool = True
     manifest = json.loads((out / "manifest.json").read_text())
     edit(manifest)
     if seals:
-        manifest["sha256"] = runs._seal(manifest["files"])
+        manifest["sha256"] = manifests._seal(manifest["files"])
     (out / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -501,14 +502,14 @@ def test_a_manifest_without_a_seal_is_read(tmp_path: Path) -> None:
     _edit_manifest(out, lambda m: m.pop("sha256"), seals=False)
     runs.verify_manifest(out)
     runs.amend_manifest(out, ["empty"])
-    assert runs.verify_manifest(out)["sha256"] == runs._seal(runs.verify_manifest(out)["files"])
+    assert runs.verify_manifest(out)["sha256"] == manifests._seal(runs.verify_manifest(out)["files"])
 
 
 def test_a_manifest_of_no_directory_and_one_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"manifest: .*nowhere is not a directory"):
         runs.verify_manifest(tmp_path / "nowhere")
     out = _whole(tmp_path)
-    monkeypatch.setattr(runs, "MAX_SETTINGS_BYTES", 10)
+    monkeypatch.setattr(settings_files, "MAX_SETTINGS_BYTES", 10)
     with pytest.raises(ValueError, match=r"manifest\.json has \d+ bytes; expected at most 10"):
         runs.verify_manifest(out)
 
@@ -536,7 +537,10 @@ def test_finishing_refuses_a_link_and_keeps_the_partial(tmp_path: Path) -> None:
 
 
 def test_a_directory_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="was made by someone else meanwhile"), runs.open_run(tmp_path / "run", CONFIG):
+    with (
+        pytest.raises(ValueError, match="was made by another process meanwhile"),
+        runs.open_run(tmp_path / "run", CONFIG),
+    ):
         (tmp_path / "run").mkdir()
     assert (tmp_path / "run.partial" / "config.toml").exists()
 
@@ -631,3 +635,91 @@ def test_nothing_is_written_into_a_finished_run(tmp_path: Path) -> None:
 def test_a_place_where_no_file_can_be_made_is_no_race(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), runs.open_run("/proc/run", CONFIG):
         pass
+
+
+# --- whole runs made unfinished again
+
+
+def test_a_reopened_run_is_resumed_and_becomes_whole_again(tmp_path: Path) -> None:
+    out = _whole(tmp_path)
+    assert runs.reopen(out) == tmp_path / "run.partial"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.partial"]
+    assert sorted(p.name for p in (tmp_path / "run.partial").iterdir()) == [
+        "config.toml", "empty", "tables", "weights.bin",
+    ]  # fmt: skip
+    with runs.open_run(out, CONFIG, resume=True) as run:
+        assert run.is_resumed
+        (run.path / "empty").write_text("filled")
+    assert runs.verify_manifest(out)["files"]["empty"]["bytes"] == 6
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda o: (o / "empty").write_text("x"), r"manifest: .*empty is altered"),
+        (lambda o: (o / "manifest.json").unlink(), r"manifest\.json is missing"),
+        (lambda o: shutil.rmtree(o), r"run is not a directory"),
+        (lambda o: o.with_name("run.partial").mkdir(), r"run\.partial is an unfinished run"),
+        (lambda o: shutil.copytree(o, o / "inner"), r"inner.*not in the manifest"),
+    ],
+)
+def test_only_a_whole_run_is_reopened(tmp_path: Path, prepare: Callable[[Path], object], message: str) -> None:
+    out = _whole(tmp_path)
+    prepare(out)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        runs.reopen(out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_inside_a_finished_run_or_being_written_is_not_reopened(tmp_path: Path) -> None:
+    with runs.open_run(tmp_path / "study", CONFIG) as study:
+        _whole(study.path)
+    with pytest.raises(ValueError, match=r"lies in .*study, a finished run"):
+        runs.reopen(tmp_path / "study" / "run")
+    runs.reopen(tmp_path / "study")
+    with (
+        runs.open_run(tmp_path / "study", CONFIG, resume=True) as study,
+        pytest.raises(ValueError, match="is being written by process"),
+    ):
+        runs.reopen(tmp_path / "study")
+    runs.verify_manifest(tmp_path / "study" / "run")  # a run within it stays whole
+
+
+def test_a_kill_while_a_run_is_reopened_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL before the n-th change of a name, and before the n-th fsync, for every n that `reopen` makes."""
+    names = {"rename": Path, "unlink": Path, "fsync": os}
+    left = []
+    for n in range(1, 20):
+        out = _whole(tmp_path / str(n))
+        if (pid := os.fork()) == 0:
+            calls = [0]
+
+            def count(real: Callable, calls: list[int] = calls, n: int = n) -> Callable:
+                def counted(*arguments: object, **options: object) -> object:
+                    calls[0] += 1
+                    if calls[0] == n:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return real(*arguments, **options)
+
+                return counted
+
+            for name, where in names.items():
+                setattr(where, name, count(getattr(where, name)))
+            runs.reopen(out)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        left.append(sorted(p.name for p in out.parent.iterdir() if p.suffix != ".lock"))
+        if left[-1] == ["run"]:
+            runs.verify_manifest(out)
+            runs.reopen(out)
+        with runs.open_run(out, CONFIG, resume=True) as run:
+            assert run.is_resumed
+            (run.path / "again").write_text(str(n))
+        files = runs.verify_manifest(out)["files"]
+        assert files.keys() == {"again", "config.toml", "empty", "env.json", "tables/a.csv", "weights.bin"}
+        assert [p.name for p in out.parent.iterdir()] == ["run"]
+        if os.WIFEXITED(status):
+            break
+    assert len(left) == 7  # rename, fsync, two unlinks, fsync, and the lock's removal
+    assert left == [["run"]] + [["run.partial"]] * 6

@@ -1,0 +1,63 @@
+"""The tensors of a stack: names, shapes, what they must hold, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sae.config import SAEConfig
+
+
+def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a stack, by name."""
+    n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (n, d_in, d_sae),
+        "b_enc": (n, d_sae),
+        "W_dec": (n, d_sae, d_in),
+        "b_dec": (n, d_in),
+    }
+    if config.architecture == "jumprelu":
+        shapes["threshold"] = (n, d_sae)
+    elif config.architecture == "batchtopk":
+        shapes["threshold"] = (n, 1)
+    return shapes
+
+
+def check_tensors(config: SAEConfig, tensors: Mapping[str, Tensor], where: str = "") -> None:
+    """Raise ValueError naming the first tensor that does not fit the config, is not finite or is negative
+    where a threshold stands; `where` begins the message."""
+    shapes = tensor_shapes(config)
+    if set(tensors) != set(shapes):
+        raise ValueError(f"{where}tensors: got {sorted(tensors)}; expected {sorted(shapes)}")
+    dtype = tensors["W_dec"].dtype
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{where}tensor {name} has shape {tuple(tensor.shape)}; expected {shape}")
+        if not tensor.is_floating_point() or tensor.dtype != dtype:
+            raise ValueError(f"{where}tensor {name} is {tensor.dtype}; expected one floating-point dtype for all")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{where}tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; expected finite numbers"
+            )
+    if "threshold" in shapes and bool((tensors["threshold"] < 0).any()):
+        raise ValueError(f"{where}tensor threshold has a minimum of {float(tensors['threshold'].min())}; expected ≥ 0")
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first tensor that is not finite, before `what` is done with it."""
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{what}: tensor {name} has nan or inf; expected a trained or initialised stack")
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """sha256, hexadecimal, of a tensor's bytes in row order, its dtype and shape before them."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    # a bfloat16 tensor has no NumPy form, its bytes have
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

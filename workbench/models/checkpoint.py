@@ -1,0 +1,125 @@
+"""Checkpoints in our own form: model.safetensors, hooked_config.json and the tokenizer's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from safetensors.torch import save_file
+
+from workbench.models.config import ModelConfig
+from workbench.models.text_source import TextSource
+from workbench.models.tokenizer_files import (
+    TOKENIZER,
+    TOKENIZER_FILES,
+    read_generation,
+    read_tokenizer,
+    write_generation,
+    write_tokenizer,
+)
+from workbench.models.transformer import HookedLM
+from workbench.models.weights import fill, open_tensors
+from workbench.runs import CONFIG as RUN_CONFIG
+from workbench.runs import read_config, read_settings, shorten, verify_files
+
+WEIGHTS, CONFIG = "model.safetensors", "hooked_config.json"
+_READ = TOKENIZER_FILES | {WEIGHTS, CONFIG}
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The directory with hooked_config.json that `path` means (itself, or its newest step), or None.
+
+    Raises:
+        ValueError: `latest` names a directory that is not there.
+    """
+    if (path / CONFIG).is_file():
+        return path
+    pointer = path / "latest"
+    if not pointer.is_file():
+        return None
+    name = pointer.read_bytes().decode("utf-8", "replace").strip()
+    directory = path / name
+    if Path(name).name != name or len(name) > 255 or not (directory / CONFIG).is_file():
+        raise ValueError(
+            f"{pointer}: names {shorten(repr(name))}; expected a step directory beside it that holds {CONFIG}"
+        )
+    return directory
+
+
+def load_checkpoint(directory: Path) -> HookedLM:
+    """The model of a directory with hooked_config.json, on the CPU, with its tokenizer where it has one.
+
+    Raises:
+        ValueError: a file that its run's manifest does not cover as it is, or as `load` says.
+    """
+    cfg, recipe = read_checkpoint_config(directory), _recipe_of(directory)
+    model = HookedLM(cfg, seed=None)
+    fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
+    if (directory / TOKENIZER).is_file():
+        model.tokenizer = read_tokenizer(directory, begins=cfg.default_prepend_bos)
+        model.generation = read_generation(directory)
+    model.trained_on = _trained_on(recipe, directory.parent / RUN_CONFIG)
+    return model
+
+
+def read_checkpoint_config(directory: Path) -> ModelConfig:
+    """The configuration of a checkpoint directory's model, by its recipe's name where a run of ours trained it; errors
+    as `load_checkpoint`."""
+    _verify(directory)
+    config_file = directory / CONFIG
+    cfg = ModelConfig.from_json(read_settings(config_file, "model", "a model's configuration"), str(config_file))
+    name = _recipe_of(directory).get("name")
+    # several recipes share an architecture's name
+    return cfg.model_copy(update={"model_name": name}) if isinstance(name, str) else cfg
+
+
+def training_config(path: Path) -> dict[str, Any]:
+    """The config.toml of the training that a run or checkpoint directory belongs to; empty where there is none."""
+    for directory in (path, path.parent):
+        if (directory / RUN_CONFIG).is_file():
+            config = read_config(directory)
+            return config if config.get("verb") == "train" else {}
+    return {}
+
+
+def _recipe_of(directory: Path) -> dict[str, Any]:
+    """The recipe of the run that a checkpoint directory stands in; empty where it stands in none, or no longer."""
+    recipe = training_config(directory.parent).get("recipe") if (directory.parent / "latest").is_file() else None
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _trained_on(recipe: Mapping[str, Any], file: Path) -> TextSource | None:
+    data = recipe.get("data")
+    if not isinstance(data, dict):
+        return None
+    values: list[Any] = [data.get(field.name) for field in fields(TextSource)]
+    # the last two are absent where they are none, and in what older versions trained
+    if [type(value) for value in values[:3]] != [str, str, float] or not {type(v) for v in values[3:]} <= {
+        str,
+        NoneType,
+    }:
+        raise ValueError(f"config: {file} has data {shorten(repr(values))}; expected a text's")
+    return TextSource(*values)
+
+
+def _verify(directory: Path) -> None:
+    """Raise ValueError unless what is read of a checkpoint is what its run wrote: a flipped bit of a weight is a weight
+    like any other."""
+    verify_files(directory, lambda name: name in _READ)
+    if (directory.parent / "latest").is_file():  # the checkpoint of a training is a directory within the run
+        own = {f"{directory.name}/{name}" for name in _READ} | {"latest", RUN_CONFIG}
+        verify_files(directory.parent, lambda name: name in own)
+
+
+def save(model: HookedLM, directory: str | Path) -> None:
+    """Write model.safetensors, hooked_config.json and the tokenizer's files into an existing directory."""
+    directory = Path(directory)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / CONFIG).write_text(model.cfg.to_json(), encoding="utf-8")
+    if model.tokenizer is not None:
+        write_tokenizer(model.tokenizer, directory)
+    write_generation(model.generation, directory)
