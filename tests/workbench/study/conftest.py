@@ -17,7 +17,7 @@ SMALL = {
 }  # fmt: skip
 SETTINGS = {
     "evaluate": {"n_bytes": 2000, "use_int8": True, "stride": 32},
-    "harvest": {"n_sequences": 3, "n_ctx": 32, "hook": ["hook_resid_post"], "layers": "0-1", "shard_bytes": 20_000},
+    "harvest": {"n_sequences": 3, "n_ctx": 32, "hook": ["hook_resid_post"], "layers": "0-1", "shard_bytes": 6000},
     "ladder": {"n_bytes": 2000},
     "mechanisms": {"n_bytes": 2000},
     "text-quality": {"n_samples": 2, "max_new_tokens": 4},
