@@ -15,7 +15,7 @@ from workbench.analyses.text_quality.quality import text_quality
 from workbench.data.batteries import read_prompts
 from workbench.models.load import load
 from workbench.runs import amend_manifest, verify_manifest
-from workbench.study.tabulate import tabulate
+from workbench.study.tabulate import tabulate_run
 from workbench.training import load_recipe
 
 N_NEW, N_SAMPLES = 4, 2
@@ -61,7 +61,7 @@ def test_text_quality_is_tabulated_again_without_its_model(made, tmp_path) -> No
     job = tmp_path / "job"
     shutil.copytree(made / "text-quality/tiny-plain-seed0", job)
     (job / "text_quality.csv").unlink()
-    assert tabulate(job) == ["text_quality"]
+    assert tabulate_run(job) == ["text_quality"]
     verify_manifest(job)
     table = (made / "text-quality/tiny-plain-seed0/text_quality.csv").read_bytes()
     assert (job / "text_quality.csv").read_bytes() == table
@@ -71,7 +71,7 @@ def test_text_quality_is_tabulated_again_without_its_model(made, tmp_path) -> No
     (job / "text_quality.json").write_text(json.dumps(raw))
     amend_manifest(job, ["text_quality.json"])
     before = read_table(job, "text_quality").set_index("measure")["value"]
-    tabulate(job)
+    tabulate_run(job)
     after = read_table(job, "text_quality").set_index("measure")["value"]
     n_items = sum(item["battery"] == "recall" for item in raw["items"])
     assert after["recall_margin"] - before["recall_margin"] == pytest.approx(8.0 / n_items)

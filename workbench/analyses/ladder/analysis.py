@@ -19,7 +19,7 @@ def check(job: Job) -> None:
     """Raise the ValueErrors of the text, and of a recipe whose rungs do not fit together."""
     from workbench.analyses.evaluate.bits import encode_text
     from workbench.analyses.ladder.rungs import ladder_recipes
-    from workbench.models.tokenizer_files import open_tokenizer
+    from workbench.data.tokenizer import open_tokenizer
 
     ladder_recipes(job.recipe)
     encode_text(open_tokenizer(job.recipe.data.tokenizer), job.texts)
