@@ -348,7 +348,7 @@ def test_the_verbs_write_what_the_functions_give(saved, tmp_path):
 def test_the_seed_that_is_given_draws_the_intervals_of_a_run_of_another_seed(
     saved, tmp_path, monkeypatch, verb, function, stride
 ):
-    monkeypatch.setattr("workbench.models.load.training_config", lambda path: {"seed": 7})
+    monkeypatch.setattr("workbench.models.checkpoint.training_config", lambda path: {"seed": 7})
     common = ["--ckpt", str(saved), "--data", str(saved / "text.txt"), "--split", "all", "--json", "--seed", "5"]
     common += ["--stride", "8"] if stride else []
     done = run(verb, *common, "--out", str(tmp_path / "out"))
