@@ -414,6 +414,7 @@ def test_a_key_that_the_ladder_lacks_is_one_of_its_recipe(tmp_path, monkeypatch)
 
     def climb(recipe, texts, out, **rest):
         climbed.append((recipe, sum(len(text.encode()) for text in texts), rest["seeds"]))
+        (out / "rung").touch()
         return pd.DataFrame([dict.fromkeys(COLUMNS["ladder"], 0)])
 
     monkeypatch.setattr(rungs, "ladder", climb)
