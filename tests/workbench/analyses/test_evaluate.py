@@ -427,11 +427,11 @@ def test_a_key_that_the_ladder_lacks_is_one_of_its_recipe(tmp_path, monkeypatch)
     assert sorted(p.name for p in Path("out").iterdir() if p.is_dir()) == [
         "recurrent-nano-seed0", "recurrent-nano-seed1",
     ]  # fmt: skip
-    for setting, message in (
-        ("phases.0.n_step=7", "n_step"),
-        ("model.extensions.recurrence=none", "no depth rec"),
+    for arguments, message in (
+        (["recurrent-nano", "--set", "phases.0.n_step=7"], "n_step"),
+        (["p3-muon-nano"], "has no depth recurrence"),
     ):
-        done = run("ladder", "recurrent-nano", "--set", setting, "--out", "no")
+        done = run("ladder", *arguments, "--out", "no")
         assert done.exit_code == 1
         assert message in done.output
         assert not Path("no").exists()
