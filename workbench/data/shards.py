@@ -24,7 +24,7 @@ from workbench.runs import read_json, sha256_file, shorten, verify_files
 
 INDEX, FORMAT = "shards.json", "workbench-shards/1"
 MAPS_FORMAT = "workbench-shards/2"  # with maps, which a reader of the first would take for rows
-INDEX_COLUMNS = ("token", "sequence", "position")  # int64 a row: what was read, and where it stood in `tokens`
+INDEX_COLUMNS = ("token", "sequence", "position")  # int64 per row: what was read, and where it stood in `tokens`
 MAP_COLUMNS = ("map_sequence", "map_tokens")  # int64 a map: its sequence's place in `tokens`, and its tokens
 _SHARD_NAME = re.compile(r"^shard_\d{5}\.safetensors$")
 

@@ -55,6 +55,6 @@ def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_
     or more."""
     for name, tensor in found.items():
         if is_map(name):
-            raise ValueError(f"{who}: {name} is [batch head query key]; expected a hook with one row a token")
+            raise ValueError(f"{who}: {name} is [batch head query key]; expected a hook with one row per token")
         if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
-            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; expected [batch pos …], one row a token")
+            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; expected [batch pos …], one row per token")

@@ -69,10 +69,10 @@ def harvest(
         shard_bytes: largest size of a shard, unless a single sequence is larger.
 
     Raises:
-        ValueError: as `stream`; a hook without a row a token that is no map; activations that are nan or infinite, or
-            become it in the dtype (hook and sequence are named; scores that a mask made −inf stay so); a disk that will
-            not hold the shards; a directory in the way; with resume, other settings, another model or an altered shard
-            (named).
+        ValueError: as `stream`; a hook without one row per token that is no map; activations that are nan or infinite,
+            or become it in the dtype (hook and sequence are named; scores that a mask made −inf stay so); a disk that
+            will not hold the shards; a directory in the way; with resume, other settings, another model or an altered
+            shard (named).
     """
     plan = plan_shards(model, tokens, hooks, seed=seed, dtype=dtype, shard_bytes=shard_bytes, batch_size=batch_size)
     config = plan.index | {
