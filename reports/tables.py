@@ -118,9 +118,6 @@ _UNDECLARED = MappingProxyType(
         "intrinsic_dimension_curve": (
             "model", "seed", "layer", "n_points", "dimension", "spread", "n_subsamples",
         ),
-        # counts over sampled continuations, and batteries; the interval is over n of what `unit`
-        # names (prompts, scenarios); value is a ratio to n_per of what `per` names
-        "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
         # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...; last
         # held_out_perplexity, exp(held_out_loss)
@@ -128,19 +125,6 @@ _UNDECLARED = MappingProxyType(
             "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
             "grad_norm", "tokens_per_s", "sigma_z", "sigma_pattern", "sigma_residual",
         ),
-        # bits per byte of a text; weights are stored or int8, windows plain or sliding; nats a token; artifact_bytes of
-        # the packed int8 model; trailing perplexity, exp(nats), perplexity_low and perplexity_high
-        "evaluation": (
-            "model", "seed", "weights", "windows", "n_ctx", "stride", "nats", "bits_per_byte", "stderr", "ci_low",
-            "ci_high", "n_tokens", "n_bytes", "artifact_bytes", "exit_depth",
-        ),
-        # bits per byte of a recurrent model with one mechanism off, and its change
-        "mechanisms": (
-            "model", "seed", "mechanism", "base_bits", "off_bits", "delta_bits", "stderr", "ci_low", "ci_high",
-            "n_tokens", "n_bytes", "n_ctx",
-        ),
-        # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
-        "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
         # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token; trailing
         # perplexity, exp(nats)
         "baselines": ("name", "nats", "n_tokens"),

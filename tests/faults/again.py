@@ -14,7 +14,7 @@ DATA = "--data text.txt --n-sequences 12"
 STAGES = {
     "topology": f"topology --ckpt model {DATA} --out {{out}}",
     "attention": f"attention --ckpt model {DATA} --set n_repeated=4 --out {{out}}",
-    "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --max-bytes 3000 --out {out}",
+    "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --n-bytes 3000 --out {out}",
     "compare": f"compare model twin {DATA} --out {{out}}",
     "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --battery none "
     "--tagger none --n-samples 2 --max-new-tokens 12 --out {out}",

@@ -113,7 +113,7 @@ def sae_train(
 
 def _open(shards: Path | None):
     """The harvest to train on, if there is one; its index is read before any model is."""
-    from workbench.analyses.harvest import open_shards
+    from workbench.data.shards import open_shards
 
     return None if shards is None else open_shards(shards)
 

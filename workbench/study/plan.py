@@ -18,7 +18,7 @@ from workbench.study.measuring import Request
 from workbench.study.recipe import StudyRecipe, load_study
 from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
-from workbench.training.recipe import load_recipe, phase_model
+from workbench.training.recipe import apply_overrides, load_recipe, phase_model
 
 MEMORY = ("bytes_in_memory", "bytes_on_device")
 
@@ -31,7 +31,8 @@ def plan_request(request: Request) -> dict[str, Any]:
     """
     analysis = request.analysis
     if analysis.takes == "recipe":
-        configs, ours = [phase_model(load_recipe(request.recipe), -1)] * request.n_seeds, [True] * request.n_seeds
+        own = apply_overrides(load_recipe(request.recipe), request.overrides)
+        configs, ours = [phase_model(own, -1)] * request.n_seeds, [True] * request.n_seeds
     else:
         found = [load_config(source) for source in request.sources]
         configs, ours = [cfg for cfg, _ in found], [is_ours for _, is_ours in found]

@@ -28,11 +28,11 @@ from workbench.analyses.ablate import ablate as ablation
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
-from workbench.analyses.harvest import open_shards
 from workbench.analyses.topology.heads import topology_tables
 from workbench.cli.app import VERBS, app
 from workbench.cli.errors import describe, guarded, show_warning
 from workbench.cli.output import report
+from workbench.data.shards import open_shards
 from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
 from workbench.study.recipe import load_study, study_names
@@ -217,7 +217,6 @@ def test_train_makes_a_run_that_the_other_verbs_know_by_name_and_seed(place):
     ("verb", "keys"),
     [
         (["ablate", "--kind", "resample", "--n-resamples", 2], {"n_tokens", "n_ablations", "bytes_on_disk", "seconds"}),
-        (["harvest", "--layers", "0"], {"n_tokens", "bytes_on_disk", "n_shards", "bytes_in_memory", "seconds"}),
         (["topology"], {"n_tokens", "bytes_in_memory", "seconds", "n_models"}),
         (["attention"], {"n_tokens", "bytes_in_memory", "seconds"}),
     ],
@@ -230,15 +229,6 @@ def test_a_dry_run_plans_and_writes_nothing(subject, verb, keys):
     assert plan["n_tokens"] == 6 * 24
     assert plan["seconds"] >= 0
     assert not list(Path.cwd().iterdir())
-
-
-def test_the_plan_of_a_harvest_counts_its_bytes(subject):
-    arguments = ["harvest", *subject, "--layers", "0-1", "--store-dtype", "float16", "--json"]
-    plan = json.loads(call(*arguments, "--dry-run").stdout)
-    assert plan["bytes_on_disk"] == 6 * 24 * (2 * 32 * 2 + 24)
-    done = json.loads(call(*arguments).stdout)
-    # the files' headers come on top
-    assert plan["bytes_on_disk"] <= done["bytes_on_disk"] <= plan["bytes_on_disk"] + 2000 * plan["n_shards"]
 
 
 # --- resuming
@@ -342,7 +332,7 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
         (["ablate", "--ckpt", "M", "--device", "abacus"], 1, "error: device: got 'abacus'"),
         (["ablate", "--ckpt", "M", "--dtype", "int3"], 1, "error: dtype: got 'int3'; expected one of"),
         (["topology", "--ckpt", "M", "--layers", "5"], 1, "error: layers: got 5"),
-        (["harvest", "--ckpt", "M"], 2, "error: harvest: got neither --hook nor --layers"),
+        (["harvest", "--ckpt", "M"], 2, "error: harvest: got neither hook nor layers"),
         (
             ["harvest", "--ckpt", "M", "--data", "T", "--hook", "blocks.0.attn.hook_x"],
             1,

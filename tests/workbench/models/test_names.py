@@ -10,10 +10,10 @@ from models_for_tests import tokens_for
 from workbench.analyses.attention.statistics import attention
 from workbench.analyses.compare import compare
 from workbench.analyses.probe.probe import probe
-from workbench.cli.cli_args import identify
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
 from workbench.models.transformer_lens import from_hooked_transformer, read_folder
+from workbench.study.measuring import name_subjects
 from workbench.training import build, train, trainer
 from workbench.training.recipe import parse_recipe, phase_model
 
@@ -66,7 +66,8 @@ def test_models_of_one_architecture_are_told_apart_in_every_table(runs):
 
 def test_the_command_line_calls_a_model_as_python_does(runs):
     for path in (runs[0], runs[0] / "step_00000002"):
-        assert identify(str(path), load(path), 9) == ("control", 3)
+        (own,) = name_subjects([path], [load(path)], 9)
+        assert (own.name, own.seed) == ("control", 3)
 
 
 def test_a_run_whose_checkpoints_have_the_architectures_name_is_called_as_its_recipe(text, tmp_path, monkeypatch):

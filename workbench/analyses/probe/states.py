@@ -19,9 +19,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probes import LowPrecisionWarning, ProbeWarning
-from workbench.analyses.harvest import stream
 from workbench.data.concepts import ConceptSet
 from workbench.models.checks import as_list, checked_tokens
+from workbench.models.streams import stream
 from workbench.models.tokenizer_files import begin_ids, unknown_id
 
 PLACE = "{X}"

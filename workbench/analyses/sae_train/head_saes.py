@@ -22,7 +22,6 @@ from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
 from sae.stack import StackedSAE
 from sae.tensors import hash_tensor
 from sae.train import StepStats, Trainer
-from workbench.analyses.harvest import Shards, open_shards
 from workbench.analyses.sae_train.comparison import pareto_table, stability_table
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
@@ -52,6 +51,7 @@ from workbench.analyses.sae_train.shard_activations import (
     shard_sequences,
     shards_sha256,
 )
+from workbench.data.shards import Shards, open_shards
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
 from workbench.models.weights import weights_sha256

@@ -17,7 +17,6 @@ from torch import Tensor
 from sae.config import Architecture, SAEConfig, TrainConfig, as_list
 from sae.stack import StackedSAE, spawn_generators
 from sae.train import Trainer
-from workbench.analyses.harvest import check_rows
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
     LeftOut,
@@ -37,6 +36,7 @@ from workbench.models.activations import (
     special_ids,
 )
 from workbench.models.checks import check_hooks, device_of, run_watched
+from workbench.models.streams import check_rows
 from workbench.runs import shorten
 from workbench.runs.memory import check_memory, planned_bytes
 from workbench.runs.records import Frozen, describe_errors
