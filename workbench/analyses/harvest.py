@@ -104,7 +104,6 @@ def is_map(name: str) -> bool:
     return name.endswith(MAPS)
 
 
-@torch.no_grad()
 def harvest(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],

@@ -115,6 +115,7 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
     return out
 
 
+@torch.no_grad()
 def run_watched(
     model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
 ) -> dict[str, Tensor]:
