@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from models_for_tests import small_model, tokens_for
+from workbench.study.analysis_plans import plan_harvest
 
 from workbench import runs
 from workbench.analyses import harvest as harvest_module
@@ -15,7 +16,6 @@ from workbench.analyses.harvest import default_batch_size, harvest, open_shards,
 from workbench.analyses.sae_train.head_saes import sae_train
 from workbench.models import layers
 from workbench.models.transformer_lens import to_hooked_transformer
-from workbench.study.analysis_plans import plan_harvest
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 Z0, Z1, RESID = "blocks.0.attn.hook_z", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post"
