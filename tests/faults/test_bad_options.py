@@ -29,7 +29,7 @@ CASES = [
     (f"topology --ckpt {{model}} {T} --n-sequences 2 --out /", 1, "names no directory"),
     (f"ablate --ckpt {{model}} {T} --n-sequences 2 --out {{model}}", 1, "already exists; expected a new directory"),
     (f"ablate --ckpt {{model}} {T} --n-sequences 2 --out {{model}} --resume", 1, "config.toml is missing"),
-    (f"attention --ckpt {{model}} {T} --n-sequences 2 --out {{model}}", 1, "already exists; expected a new directory"),
+    (f"attention --ckpt {{model}} {T} --n-tokens 96 --out {{model}}", 1, "already exists; expected a new directory"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --n-sequences 2 --out {{model}}", 1, "already exists; expected a new"),
     (f"evaluate --ckpt {{model}} {T} --stride 24 --out {{model}}", 1, "already exists; expected a new directory"),
     (f"compare {{model}} {{twin}} {T} --n-sequences 8 --out {{model}}", 1, "already exists; expected a new directory"),
@@ -47,7 +47,7 @@ CASES = [
     *((f"{verb} {'x' * 5000}", code, "xxx") for verb, code in (
         ("hooks --ckpt", 1), (f"topology --ckpt {{model}} {T} --device", 1), (f"ablate --ckpt {{model}} {T} --kind", 2),
         (f"harvest --ckpt {{model}} {T} --n-sequences 2 --hook", 1), ("train {recipe.toml} --monitor", 1),
-        (f"probe --ckpt {{model}} {T} --n-sequences 4 --sets", 1), ("report", 1), ("export --ckpt {model} --to", 2),
+        (f"probe --ckpt {{model}} {T} --sets", 1), ("report", 1), ("export --ckpt {model} --to", 2),
     )),
     # --seed
     (f"topology --ckpt {{model}} {T} --seed -1", 2, "--seed"),
@@ -153,9 +153,9 @@ CASES = [
         "expected"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --set batch_size=0 --n-sequences 2", 1, "batch_size: got 0; expected"),
     (f"harvest --ckpt {{model}} {T} --layers 0 --set shard_bytes=-1 --n-sequences 2", 1, "shard_bytes: got -1"),
-    (f"attention --ckpt {{model}} {T} --set n_repeated=-1", 1, "n_repeated"),
+    (f"attention --ckpt {{model}} {T} --set n_repeated=-1", 2, "n_repeated"),
     (f"attention --ckpt {{model}} {T} --set n_repeated=1 --set n_repeated=1", 2, "given twice; expected it once"),
-    (f"compare {{model}} {{twin}} {T} --set n_components=0 --n-sequences 8", 1, "n_components"),
+    (f"compare {{model}} {{twin}} {T} --set n_components=0 --n-sequences 8", 2, "n_components"),
     (f"compare {{model}} {{twin}} {T} --set n_components=99 --n-sequences 8", 1, "n_components"),
     (f"compare {{model}} {{twin}} {T} --n-sequences 1", 1, "compare: 1 sequences; expected at least 4"),
     # ablate
@@ -183,12 +183,12 @@ CASES = [
     (f"probe --ckpt {{model}} {T} --sets months,months", 1, "expected each once"),
     (f"probe --ckpt {{model}} {T} --concepts nowhere.toml", 1, "concepts: no file 'nowhere.toml'; "
         "expected a TOML file"),
-    (f"probe --ckpt {{model}} {T} --concepts {{concepts.toml}} --sets things --n-sequences 4 --template 'none'", 1,
+    (f"probe --ckpt {{model}} {T} --concepts {{concepts.toml}} --sets things --template 'none'", 1,
      "{X}"),
-    (f"probe --ckpt {{model}} {T} --concepts {{concepts.toml}} --sets things --n-sequences 4 "
+    (f"probe --ckpt {{model}} {T} --concepts {{concepts.toml}} --sets things "
      "--template '{X} {X}'", 1, "{X}"),
-    (f"probe --ckpt {{model}} {T} --set n_permutations=0", 1, "n_permutations"),
-    (f"probe --ckpt {{model}} {T} --set n_points=-1", 1, "n_points"),
+    (f"probe --ckpt {{model}} {T} --set n_permutations=0", 2, "n_permutations"),
+    (f"probe --ckpt {{model}} {T} --set n_points=-1", 2, "n_points"),
     # text-quality
     ("text-quality --ckpt {model} --prompts nowhere.toml", 1, "prompts: no file 'nowhere.toml'; expected a TOML file"),
     ("text-quality --ckpt {model} --recall nowhere.toml", 1, "recall: no file 'nowhere.toml'; expected a TOML file"),

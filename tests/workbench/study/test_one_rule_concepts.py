@@ -147,3 +147,11 @@ def test_q_is_over_all_models_and_seeds(name, made) -> None:
     apart = pd.concat(jobs, ignore_index=True)
     assert (apart["q"] != merged["q"]).any()
     pd.testing.assert_frame_equal(apart.drop(columns="q"), merged.drop(columns="q"), check_exact=True)
+
+
+def test_q_of_two_seeds_of_one_recipe_is_over_both(made, tmp_path) -> None:
+    out = run("probe", tmp_path / "out", *(made / "models" / f"tiny-control-seed{seed}" for seed in (0, 1)))
+    for name in TESTED:
+        table = read_table(out, name)
+        assert table["seed"].unique().tolist() == [0, 1]
+        np.testing.assert_array_equal(table["q"], benjamini_hochberg(table["p"].to_numpy()))
