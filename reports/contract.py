@@ -7,9 +7,9 @@ Loads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["number", "integer", "text"]
 
@@ -85,3 +85,52 @@ def declare(tables: Iterable[Table]) -> None:
 def declared() -> Mapping[str, Table]:
     """The contracts that are known, by name, in the order in which they were declared."""
     return dict(_DECLARED)
+
+
+# --- beside the tables: datapackage.json
+
+PACKAGE = "datapackage.json"
+_TYPES: Mapping[Kind, str] = {"number": "number", "integer": "integer", "text": "string"}
+
+
+def describe_table(table: Table, columns: Sequence[str]) -> dict[str, Any]:
+    """A table as a resource of a data package; columns: those that its file has."""
+    known = {own.name: own for own in (*table.columns, *table.trailing)}
+    fields = []
+    for name in columns:
+        own = known.get(name, Column(name))
+        kind = table.kind(name)
+        said = {"type": _TYPES[kind] if kind else "any", "description": own.meaning, "unit": own.unit}
+        fields.append({"name": name} | {key: value for key, value in said.items() if value})
+    return {
+        "name": table.name,
+        "path": f"{table.name}.csv",
+        "profile": "tabular-data-resource",
+        "description": table.meaning,
+        "leading": len(table.leading),
+        "shown": table.is_shown,
+        "schema": {"fields": fields, "primaryKey": list(table.key)},
+    }
+
+
+def read_resource(resource: Mapping[str, Any]) -> Table:
+    """The contract that a resource of a data package describes.
+
+    Raises:
+        ValueError: a resource that is not one of ours.
+    """
+    kinds: dict[str, Kind] = {said: kind for kind, said in _TYPES.items()}
+    try:
+        schema = resource["schema"]
+        key = tuple(map(str, schema["primaryKey"]))
+        columns = [
+            Column(str(own["name"]), str(own.get("description", "")), str(own.get("unit", "")), kinds[own["type"]])
+            for own in schema["fields"]
+            if own["name"] not in key and own.get("type") in kinds
+        ]
+        leading = int(resource["leading"]) - len(key)
+        meaning = str(resource.get("description", ""))
+        own = {"meaning": meaning, "trailing": tuple(columns[leading:]), "is_shown": bool(resource.get("shown", True))}
+        return Table(str(resource["name"]), key, tuple(columns[:leading]), **own)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{PACKAGE}: a table is described wrongly ({error!r}); expected what a study wrote") from None

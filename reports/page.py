@@ -18,6 +18,7 @@ from reports.continuations import Continuations
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
+from reports.panels.others import Figures, other_section
 from reports.seeds import FORMULA, MIN_SEEDS
 from reports.study import Study, problems, read_study
 from reports.table_cells import Grid, count_parts, name_seeds, thousands
@@ -50,10 +51,11 @@ class Shown:
     sources: tuple[str, ...]
 
 
-def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
+def write_report(directory: str | Path, out: str | Path | None = None, figures: Figures | None = None) -> Path:
     """Return the path of the study's page, `<directory>/report.html` by default, drawn from the directory's CSVs alone.
 
     A table or a column that is not there costs the figures that need it, which then say so; the page is drawn anyway.
+    Tables that no panel of the page's own needs are drawn by `figures` (table -> functions), or shown as they are.
 
     Raises:
         ValueError: if the directory holds no known table, a CSV is ragged, or study.json is malformed.
@@ -62,7 +64,9 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     out = Path(directory) / "report.html" if out is None else Path(out)
     counts = {"Table": 0, "Figure": 0}
     payload: dict[str, list[Any]] = {}
-    sections = [(section, show_section(study, section, counts, payload)) for section in SECTIONS]
+    own = {name for section in SECTIONS for panel in section.panels for name in (*panel.needs, *panel.uses)}
+    every = (*SECTIONS, other_section(study, own, figures or {}))
+    sections = [(section, show_section(study, section, counts, payload)) for section in every]
     groups = ledger_groups(study)
     has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
     return render_page(

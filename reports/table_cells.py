@@ -28,6 +28,7 @@ class Grid:
     headers: tuple[str, ...]  # names of the row-header columns
     columns: tuple[str, ...]
     rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]  # (row headers, cells)
+    is_sortable: bool = False  # a click on a column's name orders the rows by it
     is_wide: bool = False  # many columns: names break into lines, notes stand under their figures
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import json
 import os
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from reports.contract import Table, declare, declared
+from reports.contract import PACKAGE, Column, Table, declare, declared, describe_table, read_resource
 
 # name of the table (the file is `<name>.csv`) -> its leading columns, in order
 _UNDECLARED = MappingProxyType(
@@ -95,7 +97,9 @@ _UNDECLARED = MappingProxyType(
     }
 )  # fmt: skip
 
-declare(Table(name, columns) for name, columns in _UNDECLARED.items())
+declare(
+    Table(name, (), tuple(map(Column, columns)), is_shown=name != "claims") for name, columns in _UNDECLARED.items()
+)
 
 
 class _Leading(Mapping[str, tuple[str, ...]]):
@@ -166,7 +170,7 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str) -> Path:
     Raises:
         ValueError: for an unknown name or missing leading columns.
     """
-    _check_name(name)
+    _check_name(name, declared())
     missing = missing_columns(df.columns, COLUMNS[name])
     if missing:
         raise ValueError(f"{name}: the table lacks {', '.join(missing)}; expected {', '.join(COLUMNS[name])} first")
@@ -179,7 +183,39 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str) -> Path:
         text = ordered.to_csv(index=False, lineterminator="\r\n")
     path = directory / f"{name}.csv"
     write_atomically(path, replace_surrogates(text).encode("utf-8"))
+    _note_contract(directory, declared()[name], list(ordered.columns))
     return path
+
+
+def _note_contract(directory: Path, table: Table, columns: Sequence[str]) -> None:
+    """Describe a table in the directory's data package."""
+    file = directory / PACKAGE
+    package = _read_package(file)
+    resources = {own["name"]: own for own in package} | {table.name: describe_table(table, columns)}
+    text = json.dumps({"resources": [resources[name] for name in sorted(resources)]}, indent=1, ensure_ascii=False)
+    if not file.is_file() or file.read_text(encoding="utf-8") != text + "\n":
+        write_atomically(file, (text + "\n").encode())
+
+
+def _read_package(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    try:
+        resources = json.loads(decode_text(file.read_bytes(), str(file)))["resources"]
+        return [dict(own) for own in resources if own["name"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); expected a data package, or none") from None
+
+
+def read_contracts(directory: str | Path) -> dict[str, Table]:
+    """Return the contracts of the tables that may lie in a directory, by name: those that are declared here, and those
+    that its data package describes.
+
+    Raises:
+        ValueError: a data package that cannot be read.
+    """
+    described = [read_resource(own) for own in _read_package(Path(directory) / PACKAGE)]
+    return {table.name: table for table in described} | dict(declared())
 
 
 def read_table(directory: str | Path, name: str) -> pd.DataFrame:
@@ -188,12 +224,13 @@ def read_table(directory: str | Path, name: str) -> pd.DataFrame:
     Raises:
         ValueError: for an unknown name, a file that is not there or is empty, or missing leading columns.
     """
-    _check_name(name)
+    known = read_contracts(directory)
+    _check_name(name, known)
     path = Path(directory) / f"{name}.csv"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected the table {name}")
     df = read_csv(path)
-    missing = missing_columns(df.columns, COLUMNS[name])
+    missing = missing_columns(df.columns, known[name].leading)
     if missing:
         raise ValueError(f"{path}: the columns {', '.join(missing)} are missing; got {', '.join(df.columns)}")
     return df
@@ -208,7 +245,7 @@ def find_tables(directory: str | Path) -> dict[str, Path]:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: not a directory; expected one that holds a study's CSV files")
-    paths = {name: directory / f"{name}.csv" for name in COLUMNS}
+    paths = {name: directory / f"{name}.csv" for name in read_contracts(directory)}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
@@ -224,6 +261,11 @@ def read_csv(path: Path) -> pd.DataFrame:
     if not first_line:
         raise ValueError(f"{path}: the file is empty; expected a CSV with a header")
     decode_text(first_line, str(path))
+    contract = read_contracts(path.parent).get(path.stem)
+
+    def is_text(column: str) -> bool:
+        return column in TEXT_COLUMNS or (contract is not None and contract.kind(column) == "text")
+
     header: list[str] = []
     try:
         header = list(pd.read_csv(path, nrows=0, encoding="utf-8").columns)
@@ -235,9 +277,9 @@ def read_csv(path: Path) -> pd.DataFrame:
             table = pd.read_csv(
                 path,
                 encoding="utf-8",
-                dtype={column: "str" for column in header if column in TEXT_COLUMNS},
+                dtype={column: "str" for column in header if is_text(column)},
                 keep_default_na=False,
-                na_values={column: list(MISSING_NUMBERS) for column in header if column not in TEXT_COLUMNS},
+                na_values={column: list(MISSING_NUMBERS) for column in header if not is_text(column)},
                 low_memory=False,
                 index_col=False,  # else a first row that is too long would make its first cells an index
             )
@@ -247,7 +289,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise ValueError(
             f"{path}: not a whole CSV ({str(error).strip()}); expected {len(header)} cells a row"
         ) from error
-    numbers = [column for column in COLUMNS.get(path.stem, ()) if column in table and column not in TEXT_COLUMNS]
+    leading = () if contract is None else contract.leading
+    numbers = [column for column in leading if column in table and not is_text(column)]
     for column in table[numbers].select_dtypes(["object", "str"]):
         commas = table[column][table[column].astype("str").str.fullmatch(DECIMAL_COMMA)]
         if len(commas):
@@ -289,7 +332,7 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _check_name(name: str) -> None:
-    if name not in COLUMNS:
-        nearest: Sequence[str] = difflib.get_close_matches(name, COLUMNS, n=3) or sorted(COLUMNS)
+def _check_name(name: str, known: Mapping[str, Table]) -> None:
+    if name not in known:
+        nearest: Sequence[str] = difflib.get_close_matches(name, known, n=3) or sorted(known)
         raise ValueError(f"table: got {name!r}; expected one of {', '.join(nearest)}")

@@ -4,6 +4,7 @@ async function start() {
   startTheme();
   startPlots();
   startSources();
+  startSorting();
   const { figures, names } = await unpackJson("page-data");
   startVariants(figures);
   await startContinuations(names);
@@ -53,6 +54,29 @@ function startVariants(figures) {
 function showVariant(place, figures) {
   if (place.dataset.drawn) globalThis.Plotly.Plots.resize(place);
   else drawFigure(place, figureOf(figures, place));
+}
+
+// A click on a column's name orders the rows by it, another one the other way round.
+function startSorting() {
+  for (const heading of document.querySelectorAll("table.sortable th[scope=col]")) {
+    heading.innerHTML = `<button type="button" class="sorter">${heading.innerHTML}</button>`;
+    heading.firstChild.addEventListener("click", () => sortRows(heading));
+  }
+}
+
+function sortRows(heading) {
+  const table = heading.closest("table");
+  const place = [...heading.parentElement.children].indexOf(heading);
+  const isDown = heading.getAttribute("aria-sort") === "ascending";
+  const valueOf = (row) => row.children[place].textContent.trim().replace("−", "-");
+  const compare = (a, b) => {
+    const [x, y] = [Number(valueOf(a)), Number(valueOf(b))];
+    return Number.isNaN(x - y) ? valueOf(a).localeCompare(valueOf(b)) : x - y;
+  };
+  for (const other of heading.parentElement.children) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", isDown ? "descending" : "ascending");
+  const rows = [...table.tBodies[0].rows].sort((a, b) => (isDown ? compare(b, a) : compare(a, b)));
+  table.tBodies[0].append(...rows);
 }
 
 function startSources() {

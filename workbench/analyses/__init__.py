@@ -10,9 +10,11 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from reports.contract import declare
 from workbench.extend import Analysis
@@ -70,6 +72,11 @@ def all_analyses() -> list[Analysis]:
     for name in analysis_names():
         visit(name)
     return list(ordered.values())
+
+
+def figures_of_tables() -> dict[str, Sequence[Callable[..., Any]]]:
+    """Table -> the functions by which analyses draw it on the page."""
+    return {own.tables[0].name: own.figures for own in all_analyses() if own.tables and own.figures}
 
 
 def load_plugin(source: str) -> list[Analysis]:

@@ -21,9 +21,10 @@ def report(
 ) -> None:
     """Draw a study's report from its CSV files alone, replacing an older one."""
     from reports.page import write_report
+    from workbench.analyses import figures_of_tables
 
     check_tables(directory)
     check_page(out)
-    page = write_report(directory, out)
+    page = write_report(directory, out, figures_of_tables())
     amend_page(directory, page)
     output.report(as_json=as_json, out=page)

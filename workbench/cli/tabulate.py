@@ -17,6 +17,14 @@ def tabulate(
     debug: options.Debug = False,
 ) -> None:
     """Make tables again from saved losses and states, without a model; of a study its pages too."""
-    from workbench.study.tabulate import tabulate as run
+    from workbench.runs import read_config
 
-    report(as_json=as_json, out=directory, facts={"tables": run(directory)})
+    if read_config(directory).get("verb") == "study":
+        from workbench.study.study import tabulate_study
+
+        made = tabulate_study(directory)
+    else:
+        from workbench.study.tabulate import tabulate_run
+
+        made = tabulate_run(directory)
+    report(as_json=as_json, out=directory, facts={"tables": made})

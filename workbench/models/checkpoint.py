@@ -55,12 +55,7 @@ def load_checkpoint(directory: Path) -> HookedLM:
     Raises:
         ValueError: a file that its run's manifest does not cover as it is, or as `load` says.
     """
-    _verify(directory)
-    config_file = directory / CONFIG
-    cfg = ModelConfig.from_json(read_settings(config_file, "model", "a model's configuration"), str(config_file))
-    recipe = _recipe_of(directory)
-    if isinstance(recipe.get("name"), str):
-        cfg = cfg.model_copy(update={"model_name": recipe["name"]})  # several recipes share an architecture's name
+    cfg, recipe = read_checkpoint_config(directory), _recipe_of(directory)
     model = HookedLM(cfg, seed=None)
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
@@ -68,6 +63,17 @@ def load_checkpoint(directory: Path) -> HookedLM:
         model.generation = read_generation(directory)
     model.trained_on = _trained_on(recipe, directory.parent / RUN_CONFIG)
     return model
+
+
+def read_checkpoint_config(directory: Path) -> ModelConfig:
+    """The configuration of a checkpoint directory's model, by its recipe's name where a run of ours trained it; errors
+    as `load_checkpoint`."""
+    _verify(directory)
+    config_file = directory / CONFIG
+    cfg = ModelConfig.from_json(read_settings(config_file, "model", "a model's configuration"), str(config_file))
+    name = _recipe_of(directory).get("name")
+    # several recipes share an architecture's name
+    return cfg.model_copy(update={"model_name": name}) if isinstance(name, str) else cfg
 
 
 def training_config(path: Path) -> dict[str, Any]:

@@ -37,6 +37,23 @@ def load_gguf(file: Path) -> HookedLM:
         ValueError: a damaged file, another architecture, a setting `ModelConfig` cannot express, missing or extra
             tensors.
     """
+    fields, tensors = _open(file)
+    cfg, kind = _read_checked(fields, tensors, file)
+    model = HookedLM(cfg, seed=None)
+    _fill(model, tensors, kind, file)
+    values = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+    if values:
+        model.tokenizer, model.generation = read_gguf_tokenizer(values, file), read_gguf_generation(values)
+    return model
+
+
+def read_gguf_config(file: Path) -> ModelConfig:
+    """The configuration of a GGUF file's model; errors as `load_gguf`."""
+    return _read_checked(*_open(file), file)[0]
+
+
+def _open(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fields, tensors) by name."""
     try:
         import gguf
     except ImportError as error:
@@ -54,17 +71,14 @@ def load_gguf(file: Path) -> HookedLM:
         raise ValueError(
             f"{file}: part {part} of {n}; expected one file: join the parts with `llama-gguf-split --merge`"
         )
-    tensors = {t.name: t for t in reader.tensors}
+    return fields, {t.name: t for t in reader.tensors}
+
+
+def _read_checked(fields: dict[str, Any], tensors: dict[str, Any], file: Path) -> tuple[ModelConfig, str]:
     try:
-        cfg, kind = _read_config(fields, tensors, file)
+        return _read_config(fields, tensors, file)
     except ValidationError as error:
         raise ValueError(f"{file}: {describe_errors(error)}") from error
-    model = HookedLM(cfg, seed=None)
-    _fill(model, tensors, kind, file)
-    values = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
-    if values:
-        model.tokenizer, model.generation = read_gguf_tokenizer(values, file), read_gguf_generation(values)
-    return model
 
 
 def _read_config(fields: dict[str, Any], tensors: dict[str, Any], file: Path) -> tuple[ModelConfig, str]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.models.auto_tokenizer import different_reading, load_tokenizer
-from workbench.models.config import Extensions, ModelConfig, features_of_our_own
+from workbench.models.config import DTYPES, Extensions, ModelConfig, features_of_our_own
 from workbench.models.tokenizer_files import read_generation, write_generation, write_tokenizer
 from workbench.models.transformer import HookedLM
 from workbench.models.weights import fill, open_tensors, widest_dtype
@@ -70,12 +70,7 @@ def load_folder(folder: Path) -> HookedLM:
     Raises:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
     """
-    config_file = folder / "config.json"
-    config = read_object(config_file)
-    try:
-        cfg = read_config(config, str(config_file))
-    except ValidationError as error:
-        raise ValueError(f"{config_file}: {describe_errors(error)}") from error
+    config, cfg = _read_configs(folder)
     tensors = _open_all(folder)
     if cfg.tie_word_embeddings:
         tensors = _both_ends(tensors, config["model_type"])
@@ -86,6 +81,22 @@ def load_folder(folder: Path) -> HookedLM:
     fill(model, weights, str(folder))
     model.tokenizer, model.generation = load_tokenizer(folder), read_generation(folder)
     return model
+
+
+def read_folder_config(folder: Path) -> ModelConfig:
+    """The configuration of a folder's model, its dtype as the file says; errors as `load_folder`."""
+    config, cfg = _read_configs(folder)
+    name = str(config.get("dtype", config.get("torch_dtype")))
+    return cfg.model_copy(update={"dtype": DTYPES.get(name, cfg.dtype)})
+
+
+def _read_configs(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    config_file = folder / "config.json"
+    config = read_object(config_file)
+    try:
+        return config, read_config(config, str(config_file))
+    except ValidationError as error:
+        raise ValueError(f"{config_file}: {describe_errors(error)}") from error
 
 
 def read_config(config: dict[str, Any], source: str) -> ModelConfig:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from workbench.models.checkpoint import find_checkpoint, load_checkpoint
-from workbench.models.config import parse_dtype
+from workbench.models.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint_config, training_config
+from workbench.models.config import ModelConfig, parse_dtype
 from workbench.models.tokenizer_files import begin_ids
 from workbench.models.transformer import HookedLM
 
@@ -43,6 +43,24 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
         begins = bool(begin_ids(model.tokenizer))
         model.cfg = model.cfg.model_copy(update={"default_prepend_bos": begins})
     return model.to(device=resolve_device(device), dtype=wanted or model.cfg.dtype).eval()
+
+
+def load_config(source: str | Path) -> tuple[ModelConfig, bool]:
+    """(configuration of the model that `source` names, whether it is a run of ours), without its weights.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        from workbench.models.gguf import read_gguf_config
+
+        return read_gguf_config(path), False
+    if (directory := find_checkpoint(path)) is not None:
+        return read_checkpoint_config(directory), bool(training_config(directory))
+    from workbench.models.huggingface import find_folder, read_folder_config
+
+    return read_folder_config(find_folder(str(source))), False
 
 
 def resolve_device(device: str) -> str:

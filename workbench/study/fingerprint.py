@@ -18,12 +18,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench.analyses import all_analyses
 from workbench.extend import Analysis
 
 PACKAGES = ("workbench", "sae", "probes")
 # modules that make no number, by the beginning of their names
 SILENT = ("workbench.extend", "workbench.runs", "workbench.cli", "workbench.progress", "workbench.study")
 TRAINING = "workbench.training.loop"
+PAGE_FILES = (".py", ".toml", ".j2", ".css", ".js")
 
 
 def fingerprint(analysis: Analysis) -> str:
@@ -42,6 +44,16 @@ def fingerprint(analysis: Analysis) -> str:
 def training_fingerprint() -> str:
     """The digest of what trains a model."""
     return _digest((TRAINING,))
+
+
+@functools.lru_cache(maxsize=1)
+def pages_fingerprint() -> str:
+    """The digest of what merges tables, judges claims and draws pages, plug-ins' figures among it."""
+    packages = [Path(str(importlib.util.find_spec(name).origin)).parent for name in ("reports", "workbench.study")]  # type: ignore[union-attr]
+    files = sorted(file for folder in packages for file in folder.rglob("*") if file.suffix in PAGE_FILES)
+    lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
+    lines += [f"{own.name} {fingerprint(own)}\n" for own in all_analyses()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

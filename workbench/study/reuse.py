@@ -21,7 +21,7 @@ from workbench.analyses import find_analysis
 from workbench.data.corpus import TextSource, local_files
 from workbench.data.tokenizer import open_tokenizer
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
-from workbench.study.fingerprint import fingerprint, training_fingerprint
+from workbench.study.fingerprint import fingerprint, pages_fingerprint, training_fingerprint
 from workbench.study.job_runners import settings_of
 from workbench.study.jobs import TRAIN, Context, PlannedJob
 
@@ -75,9 +75,18 @@ def read_record(directory: Path) -> dict[str, str]:
     Raises:
         ValueError: a jobs.json that is not ours.
     """
+    return _read_file(directory)["jobs"]
+
+
+def read_pages_record(directory: Path) -> str:
+    """The fingerprint of what drew a study's pages; nothing where they were not drawn."""
+    return str(_read_file(directory).get("pages", ""))
+
+
+def _read_file(directory: Path) -> dict[str, Any]:
     file = directory / RECORD
     if not file.is_file():
-        return {}
+        return {"jobs": {}}
     try:
         record = json.loads(read_settings(file, "jobs", "a study's record of its jobs"))
     except (ValueError, RecursionError) as error:
@@ -85,13 +94,21 @@ def read_record(directory: Path) -> dict[str, str]:
     jobs = record.get("jobs") if isinstance(record, dict) and record.get("format") == RECORD_FORMAT else None
     if not isinstance(jobs, dict) or not all(isinstance(own, str) for own in jobs.values()):
         raise ValueError(f'jobs: {file} has another format; expected "format": "{RECORD_FORMAT}"')
-    return jobs
+    return record
 
 
 def write_record(directory: Path, hashes: Mapping[str, str]) -> None:
     """Write a study's jobs.json: which jobs are done, and with what content."""
-    record = {"format": RECORD_FORMAT, "jobs": dict(sorted(hashes.items()))}
-    atomic_write(directory / RECORD, json.dumps(record, indent=1) + "\n")
+    _write_file(directory, {"jobs": dict(sorted(hashes.items()))})
+
+
+def write_pages_record(directory: Path) -> None:
+    """Note in a study's jobs.json what its pages are drawn by."""
+    _write_file(directory, {"jobs": read_record(directory), "pages": pages_fingerprint()})
+
+
+def _write_file(directory: Path, record: Mapping[str, Any]) -> None:
+    atomic_write(directory / RECORD, json.dumps({"format": RECORD_FORMAT} | dict(record), indent=1) + "\n")
 
 
 def find_elsewhere(directories: Sequence[Path], hashes: Mapping[str, str]) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,20 @@ import torch
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
-from workbench.analyses import loaded_plugins
+from workbench.analyses import figures_of_tables, loaded_plugins
 from workbench.models.load import load, resolve_device
-from workbench.runs import ENV, atomic_write, open_run
+from workbench.runs import ENV, atomic_write, open_run, read_config
+from workbench.runs.directory import reopen
 from workbench.study.claims import judge_claims
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
+from workbench.study.fingerprint import pages_fingerprint
 from workbench.study.jobs import TRAIN, Context, PlannedJob, left_out, plan_jobs
 from workbench.study.merge import merge_tables
 from workbench.study.recipe import StudyRecipe, load_study
+from workbench.study.reuse import RECORD as RECORD_OF_JOBS
+from workbench.study.reuse import content_hashes, read_pages_record, read_record, write_pages_record
+from workbench.study.tabulate import tabulate_run
 from workbench.training.recipe import load_recipe, recipe_names
 from workbench.training.training_data import open_feed
 
@@ -77,14 +83,17 @@ def study(
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
     jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
-    config = {"verb": "study", "recipe": settings.model_dump(mode="json")}
+    config = describe_config(settings)
+    context = Context(
+        settings, trainings, Path(out), device, None if cache is None else Path(cache),
+        n_threads or torch.get_num_threads(), loaded_plugins(),
+    )  # fmt: skip
+    if resume and (Path(out) / RECORD_OF_JOBS).is_file() and is_outdated(Path(out), content_hashes(jobs, context)):
+        reopen(out)
     with open_run(out, config, resume=resume, device=device) as run:
         if run.is_complete:
             return run.out
-        context = Context(
-            settings, trainings, run.path, device, None if cache is None else Path(cache),
-            n_threads or torch.get_num_threads(), loaded_plugins(),
-        )  # fmt: skip
+        context = replace(context, directory=run.path)
         reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
         with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
             outcome = run_jobs(jobs, context, engine, reused)
@@ -94,6 +103,38 @@ def study(
         finally:  # what failed is said, whatever becomes of the page without it
             outcome.check()
     return run.out
+
+
+def describe_config(settings: StudyRecipe) -> dict[str, Any]:
+    """What a study's config.toml says."""
+    return {"verb": "study", "recipe": settings.model_dump(mode="json")}
+
+
+def is_outdated(directory: Path, hashes: Mapping[str, str]) -> bool:
+    """Whether a finished study's jobs or pages follow from other definitions than today's."""
+    return read_record(directory) != hashes or read_pages_record(directory) != pages_fingerprint()
+
+
+def tabulate_study(directory: str | Path) -> list[str]:
+    """Make the tables of a finished study again from what its jobs keep, without a model; then what follows from them:
+    merged tables, effects, ledger and pages. Returns the names of the tables of its jobs that were made.
+
+    Raises:
+        ValueError: a directory that is no finished study's, or was altered.
+    """
+    directory = Path(directory)
+    settings = StudyRecipe.model_validate(read_config(directory)["recipe"])
+    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    reopen(directory)
+    with open_run(directory, describe_config(settings), resume=True) as run:
+        context = Context(settings, tuple(settings.train_recipes()), run.path, "cpu", n_threads=torch.get_num_threads())
+        done = [job for job in plan_jobs(settings) if (run.path / job.path).is_dir()]
+        made = [name for job in done if job.kind != TRAIN for name in tabulate_run(run.path / job.path, is_asked=False)]
+        write_pages(Outcome(tuple(done), (), ()), context, str(record.get("command", "")))
+        kept = {key: record[key] for key in ("device", "created", "versions") if key in record}
+        written = json.loads((run.path / RECORD).read_text(encoding="utf-8"))
+        atomic_write(run.path / RECORD, json.dumps(written | kept, indent=1, ensure_ascii=False) + "\n")
+    return sorted(set(made))
 
 
 def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | None, show: Show | None) -> Executor:
@@ -119,10 +160,11 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
+    write_pages_record(directory)
     record = describe_study(outcome, context, command)
     atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
-        write_report(directory)
+        write_report(directory, figures=figures_of_tables())
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
 

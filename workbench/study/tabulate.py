@@ -1,4 +1,4 @@
-"""Tables made again from what measurements left on disk: saved losses and texts, where that needs no model."""
+"""Tables made again from what a measurement left on disk: saved losses and texts, where that needs no model."""
 
 from __future__ import annotations
 
@@ -8,38 +8,20 @@ from typing import Any, cast
 from reports.tables import write_table
 from workbench.analyses import find_analysis
 from workbench.extend import Job, Subject
-from workbench.runs import CONFIG, amend_manifest, read_config
+from workbench.runs import amend_manifest, read_config
 
 
-def tabulate(directory: str | Path) -> list[str]:
-    """Names of the tables made again in a run directory, or in those of a study's jobs, whose tables and pages follow.
+def tabulate_run(directory: Path, *, is_asked: bool = True) -> list[str]:
+    """Names of the tables made again in the run directory of an analysis; none of one that needs its model for it.
 
     Raises:
-        ValueError: a directory of neither, or of an analysis that cannot be tabulated without its model.
+        ValueError: no run of an analysis; with is_asked, an analysis that keeps no state.
     """
-    directory = Path(directory)
     config = read_config(directory)
-    if config.get("verb") != "study":
-        return _tabulate_run(directory, config, is_asked=True)
-    made = []
-    for path in sorted(directory.glob(f"*/*/{CONFIG}")):
-        made += _tabulate_run(path.parent, read_config(path.parent), is_asked=False)
-    from workbench.study.study import draw_again
-
-    draw_again(directory)
-    return sorted(set(made))
-
-
-def _tabulate_run(directory: Path, config: dict[str, Any], *, is_asked: bool) -> list[str]:
-    try:
-        analysis = find_analysis(str(config.get("verb")))
-    except ValueError:
+    analysis = find_analysis(str(config.get("verb")))
+    if analysis.tabulate is None or len(config["models"]) != 1:
         if is_asked:
-            raise
-        return []
-    if analysis.tabulate is None:
-        if is_asked:
-            raise ValueError(f"tabulate: {analysis.name} keeps no state; expected an analysis whose losses are saved")
+            raise ValueError(f"tabulate: {directory} keeps no state of one model; expected saved losses or texts")
         return []
     (own,) = config["models"]
     names = zip(own["names"], own["seeds"], own["sources"], strict=True)

@@ -1,0 +1,142 @@
+"""An analysis in one file outside the package: verb, dry run, resume after a kill, study job, merged table, page."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reports.tables import read_table
+
+ROOT = Path(__file__).parents[3]
+PLUGINS = ROOT / "docs" / "plugins"
+FEW = ["train.phases.0.n_steps=2", "train.phases.0.schedule.n_warmup_steps=0", "train.monitor.every=0"]
+FEW += ["train.data.n_held_out_windows=4", "train.phases.0.eval_every=2"]
+STUDY = """
+name = "plugins"
+models = ["janus-v3-control-nano", "janus-v3-adaptive-nano"]
+analyses = ["spectral-gap", "position-loss", "prediction-kl"]
+[settings.spectral-gap]
+index = 2
+[settings.position-loss]
+n_tokens = 1024
+[settings.prediction-kl]
+n_tokens = 512
+"""
+FILES = [str(PLUGINS / f"{name}.py") for name in ("gap", "position_loss", "prediction_kl")]
+WITH = [word for file in FILES for word in ("--plugin", file)]
+
+
+def begin(place: Path, *words: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "workbench", *words]
+    return subprocess.Popen(command, cwd=place, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(place: Path, *words: str) -> str:
+    process = begin(place, *words)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err[-2000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a finished study of three plug-ins."""
+    place = tmp_path_factory.mktemp("plugins")
+    (place / "mine.toml").write_text(STUDY)
+    settings = [word for setting in FEW for word in ("--set", setting)]
+    run(place, *WITH, "study", "mine.toml", "--out", "study", "--threads", "1", *settings)
+    return place
+
+
+@pytest.mark.slow
+def test_a_study_measures_merges_and_shows_them(place: Path) -> None:
+    study = place / "study"
+    names = ["janus-v3-control-nano", "janus-v3-adaptive-nano"]
+    assert read_table(study, "spectral_gap").groupby("model", sort=False).size().to_dict() == dict.fromkeys(names, 4)
+    assert read_table(study, "position_loss")["n_tokens"].sum() == 2 * (1024 - 1024 // 128)
+    (row,) = read_table(study, "prediction_kl").to_dict("records")
+    assert [row["model_a"], row["model_b"]] == names
+    assert row["kl"] > 0
+    page = (study / "report.html").read_text(encoding="utf-8")
+    for table in ("spectral_gap", "position_loss", "prediction_kl"):
+        assert f'<figure id="{table}"' in page
+    assert "sortable" in page
+
+
+@pytest.mark.slow
+def test_the_verb_gives_the_rows_of_the_job_and_plans_without_making(place: Path) -> None:
+    model = "study/models/janus-v3-control-nano-seed0"
+    words = (*WITH, "position-loss", "--ckpt", model, "--n-tokens", "1024", "--json")
+    planned = json.loads(run(place, *words, "--dry-run"))
+    assert planned["n_tokens"] == 1024
+    assert planned["flops"] > 0
+    assert not (place / "runs").exists()
+    run(place, *words, "--out", "alone")
+    job = place / "study" / "position-loss" / "janus-v3-control-nano-seed0" / "position_loss.csv"
+    assert (place / "alone" / "position_loss.csv").read_bytes() == job.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_state(place: Path) -> None:
+    model = "study/models/janus-v3-control-nano-seed0"
+    words = (*WITH, "position-loss", "--ckpt", model, "--n-tokens", "16384", "--batch-size", "1")
+    run(place, *words, "--out", "whole")
+    process = begin(place, *words, "--out", "killed")
+    state = place / "killed.partial" / "sums.safetensors"
+    while not state.is_file():
+        assert process.poll() is None, "it ended before it saved a state"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (place / "killed").exists()
+    run(place, *words, "--out", "killed", "--resume")
+    tables = [(place / name / "position_loss.csv").read_bytes() for name in ("whole", "killed")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_changed_plugin_is_measured_anew_and_nothing_else(place: Path) -> None:
+    changed = place / "gap.py"
+    changed.write_text((PLUGINS / "gap.py").read_text())
+    words = ["--plugin", str(changed), *WITH[2:], "study", "mine.toml", "--out", "study", "--threads", "1", "--resume"]
+    words += [word for setting in FEW for word in ("--set", setting)]
+    study = place / "study"
+    times = {path: path.stat().st_mtime_ns for path in study.glob("*/*/manifest.json")}
+    before = read_table(study, "spectral_gap")
+    run(place, *words)
+    assert {path: path.stat().st_mtime_ns for path in study.glob("*/*/manifest.json")} == times
+    changed.write_text(changed.read_text().replace("s[i - 1] / s[i]", "s[i - 1] / s[i] - 1"))
+    run(place, *words)
+    anew = {path.parent.parent.name for path, time_ns in times.items() if path.stat().st_mtime_ns != time_ns}
+    assert anew == {"spectral-gap"}
+    after = read_table(study, "spectral_gap")
+    pd.testing.assert_series_equal(after["gap"], before["gap"] - 1)
+
+
+def test_faults_of_plugins_are_one_line(tmp_path: Path) -> None:
+    from workbench.analyses import load_plugin
+
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    (tmp_path / "broken.py").write_text("x = y\n")
+    taken = (PLUGINS / "gap.py").read_text().replace('name="spectral-gap"', 'name="topology"')
+    (tmp_path / "taken.py").write_text(taken)
+    for name, message in {
+        "empty.py": "holds no analysis",
+        "broken.py": "fails .NameError",
+        "taken.py": "the name 'topology' is taken",
+        "absent.py": "no file",
+        "no_such_module": "No module named",
+    }.items():
+        source = str(tmp_path / name) if name.endswith(".py") else name
+        with pytest.raises(ValueError, match=message) as caught:
+            load_plugin(source)
+        assert len(str(caught.value).splitlines()) == 1
