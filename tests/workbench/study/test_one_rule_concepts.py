@@ -117,6 +117,7 @@ def test_two_seeds_of_one_recipe_are_told_apart(made, tmp_path) -> None:
 def test_rows_are_those_of_the_functions(made) -> None:
     """What the windows, seeds and settings of the jobs are: said once more, by hand."""
     a, b = (load(made / "models" / own) for own in RUNS[2:])
+    assert a.trained_on is not None
     text = a.trained_on.source
     tokens = spread_windows(a, text, n_tokens=192, n_ctx=16)
     assert tokens.shape == (12, 16)

@@ -34,11 +34,9 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     a, b = first.model, second.model
     states = compare_states(a, b, job.tokens, n_components=job.settings.n_components, names=names, seed=job.seed)
     job.progress(0.4)
-    spectra = [matrix_spectra(model) for model in (a, b)]
-    tables = {
-        "pc_cosine": states,
-        "eigenspectra_divergence": compare_spectra(*spectra, (a.cfg.n_layers, b.cfg.n_layers), names),
-    }
+    n_layers = (a.cfg.n_layers, b.cfg.n_layers)
+    spectra = compare_spectra(matrix_spectra(a), matrix_spectra(b), n_layers, names)
+    tables = {"pc_cosine": states, "eigenspectra_divergence": spectra}
     return {name: table.assign(seed=second.seed) for name, table in tables.items()}
 
 
