@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_model import CONFIG
-from benchmarks.turns import by_turns, compare, machine, write
+from benchmarks.turns import add, by_turns, compare, machine, write
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.statistics import MAP_ELEMENTS, attention
 from workbench.models import HookedLM, ModelConfig
@@ -171,10 +171,8 @@ def main(n_runs: int = 3, is_smoke: bool = False) -> None:
     rows = []
     for group in (speed_rows(config, n_runs), growth_rows(config), memory_rows(is_smoke)):
         for row in group:
-            rows.append(row)
-            print(row, flush=True)
-    rows.append(attention_row(config, 2 * n_runs))
-    print(rows[-1], flush=True)
+            add(rows, row)
+    add(rows, attention_row(config, 2 * n_runs))
     if not is_smoke:
         print(write("ablation", rows))
 

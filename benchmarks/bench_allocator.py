@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.turns import compare, write
+from benchmarks.turns import add, compare, write
 
 STEPS = """
 import time
@@ -50,8 +50,7 @@ def main(n_runs: int = 3) -> None:
             for into, switch in zip(times, ("on", "off"), strict=True):
                 into.append(seconds_a_step(case, switch))
         name = f"train step bf16, {case[0]}, {case[1]} x {case[2]}"
-        rows.append(compare(name, "tokens/s", times, "allocator setting off", "", case[1] * case[2]))
-        print(rows[-1], flush=True)
+        add(rows, compare(name, "tokens/s", times, "allocator setting off", "", case[1] * case[2]))
     print(write("allocator", rows))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.turns import by_turns, compare, write
+from benchmarks.turns import add, by_turns, compare, write
 from workbench.models.generate import generate
 from workbench.models.load import load
 
@@ -40,8 +40,7 @@ def main(n_runs: int = 5) -> None:
             n_runs,
         )
         case = f"greedy, {'with' if use_cache else 'without'} cache"
-        rows.append(compare(case, "tokens/s", times, "transformers", "", N_NEW))
-        print(rows[-1], flush=True)
+        add(rows, compare(case, "tokens/s", times, "transformers", "", N_NEW))
     print(write("generate", rows))
 
 

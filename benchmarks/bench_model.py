@@ -14,7 +14,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from benchmarks.turns import by_turns, compare, write
+from benchmarks.turns import add, by_turns, compare, write
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.transformer_lens import to_hooked_transformer
@@ -92,8 +92,7 @@ def main(n_runs: int = 5) -> None:
         ours = trainer(model, lambda dtype=dtype: _autocast_loss(model, ids, dtype))
         peer = trainer(hooked, lambda dtype=dtype: _autocast_loss(hooked, ids, dtype))
         times = by_turns(ours, peer, n_runs)
-        rows.append(compare(f"train step {dtype}", "tokens/s", times, "TransformerLens", target, n_tokens))
-        print(rows[-1], flush=True)
+        add(rows, compare(f"train step {dtype}", "tokens/s", times, "TransformerLens", target, n_tokens))
     for dtype, target in (("fp32", "≥ 1.5"), ("bf16", "≥ 2.5")):
 
         @torch.no_grad()
@@ -102,10 +101,7 @@ def main(n_runs: int = 5) -> None:
                 return subject.run_with_cache(ids, names_filter=HOOKS)
 
         times = by_turns(lambda f=forward: f(model), lambda f=forward: f(hooked), n_runs)
-        rows.append(
-            compare(f"forward, 3 hook_z cached, {dtype}", "tokens/s", times, "TransformerLens", target, n_tokens)
-        )
-        print(rows[-1], flush=True)
+        add(rows, compare(f"forward, 3 hook_z cached, {dtype}", "tokens/s", times, "TransformerLens", target, n_tokens))
 
         @torch.no_grad()
         def harvest(subject, dtype=dtype):
@@ -113,21 +109,19 @@ def main(n_runs: int = 5) -> None:
                 return subject.run_with_cache(ids, names_filter=HOOKS, stop_at_layer=10)
 
         times = by_turns(lambda f=harvest: f(model), lambda f=harvest: f(hooked), n_runs)
-        rows.append(
-            compare(f"harvest 3 hook_z, stop after 9, {dtype}", "tokens/s", times, "TransformerLens", "", n_tokens)
+        add(
+            rows,
+            compare(f"harvest 3 hook_z, stop after 9, {dtype}", "tokens/s", times, "TransformerLens", "", n_tokens),
         )
-        print(rows[-1], flush=True)
     plain = trainer(model, lambda: plain_loss(model, ids))
     times = by_turns(trainer(model, lambda: model(ids, return_type="loss")), plain, n_runs)
-    rows.append(compare("unwatched hooks, train step fp32", "s", times, "same network, no hook points", "≥ 0.98"))
-    print(rows[-1], flush=True)
+    add(rows, compare("unwatched hooks, train step fp32", "s", times, "same network, no hook points", "≥ 0.98"))
     for dtype in ("fp32", "bf16"):
         ours, peer = peak_bytes("ours", dtype), peak_bytes("peer", dtype)
         row = compare(
             f"peak memory, train step {dtype}", "bytes", ([ours], [peer]), "TransformerLens", "ours ≤ 0.7 × peer"
         )
-        rows.append(row | {"ratio": f"{ours / peer:.3f}", "ratio_low": "", "ratio_high": ""})
-        print(rows[-1], flush=True)
+        add(rows, row | {"ratio": f"{ours / peer:.3f}", "ratio_low": "", "ratio_high": ""})
     print(write("model", rows))
 
 

@@ -12,7 +12,7 @@ import argparse
 
 import torch
 
-from benchmarks.turns import by_turns, compare, write
+from benchmarks.turns import add, by_turns, compare, write
 from workbench.analyses.evaluate import STRIDE, EncodedText, plan_windows, token_nats
 from workbench.models import Extensions, HookedLM, ModelConfig
 from workbench.training import load_recipe
@@ -70,10 +70,8 @@ def main(n_runs: int = 5, sizes: tuple[str, ...] = ("nano", "golf")) -> None:
     rows = []
     for size in sizes:
         for dtype in (None, torch.bfloat16):
-            rows.append(compare_steps(f"recurrent-{size}", 16 if size == "nano" else 1, n_runs, dtype))
-            print(rows[-1], flush=True)
-    rows.append(compare_windows(n_runs))
-    print(rows[-1], flush=True)
+            add(rows, compare_steps(f"recurrent-{size}", 16 if size == "nano" else 1, n_runs, dtype))
+    add(rows, compare_windows(n_runs))
     print(write("recurrent", rows))
 
 

@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from benchmarks.turns import by_turns, compare, machine, write
+from benchmarks.turns import add, by_turns, compare, machine, write
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer
 
 SIZES = SAEConfig(n_saes=8, d_in=64, d_sae=512)
@@ -118,11 +118,9 @@ def main(n_runs: int = 9, n_loss_steps: int = 300) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     x, rows = make_activations(), []
     for case, settings, autocast, target in CASES:
-        rows.append(compare_speed(case, settings, autocast, target, x, n_runs))
-        print(rows[-1], flush=True)
+        add(rows, compare_speed(case, settings, autocast, target, x, n_runs))
         if target:
-            rows.append(compare_loss(case, settings, autocast, x, n_loss_steps))
-            print(rows[-1], flush=True)
+            add(rows, compare_loss(case, settings, autocast, x, n_loss_steps))
     print(write("sae", rows))
 
 

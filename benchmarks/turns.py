@@ -72,6 +72,12 @@ def compare(case: str, quantity: str, times, peer_name: str, target: str, scale:
     }
 
 
+def add(rows: list[dict[str, object]], row: dict[str, object]) -> None:
+    """Append a row and print it."""
+    rows.append(row)
+    print(row, flush=True)
+
+
 def write(name: str, rows: list[dict[str, object]]) -> Path:
     """Write benchmarks/results/<name>.csv and return its path."""
     RESULTS.mkdir(exist_ok=True)

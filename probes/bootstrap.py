@@ -1,12 +1,15 @@
-"""Intervals of distance correlations by resampling items, self-pairs dropped."""
+"""Intervals by resampling: items of distance correlations, self-pairs dropped, and units of ratios of sums."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float64
+from scipy import stats
 
 from probes.condensed import spread
 
@@ -14,6 +17,7 @@ N_BOOTSTRAP = 999
 LEVEL = 0.95
 MIN_ITEMS = 5  # below, a resample of items seldom holds the three distinct ones that a correlation needs
 BATCH_VALUES = 1 << 17  # weights held at once: 1 MiB, so that passes over them stay in cache
+COUNTS_HELD = 1 << 24  # of how often each unit of a ratio was drawn
 
 
 class ConfidenceInterval(NamedTuple):
@@ -76,6 +80,38 @@ def percentile_limits(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         defined = values[np.isfinite(values)]
         if 2 * defined.size >= values.size:
             low[column], high[column] = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return low, high
+
+
+def ratio_limits(
+    numerators: Float[np.ndarray, "row unit"],
+    denominator: Float[np.ndarray, " unit"],
+    rng: np.random.Generator,
+    n_draws: int,
+    scale: float = 1.0,
+) -> tuple[Float64[np.ndarray, " row"], Float64[np.ndarray, " row"]]:
+    """Lower and upper 95 % limits of scale · Σ numerator / Σ denominator over units drawn with replacement.
+
+    The percentile bootstrap, every row in the same `n_draws` draws, its tails widened for small n as Hesterberg 2015
+    (§4.3, "expanded percentile") proposes. nan for one unit, or where most draws have a denominator of 0; others are
+    left out. Of few units it holds the truth less often than it says, in simulations .50 of 2, .75 of 3, .86 of 4, .91
+    of 5, .93 of 8.
+    """
+    n, replicates = len(denominator), []
+    undefined = np.full(len(numerators), np.nan)
+    if n < 2:
+        return undefined, undefined
+    size = max(1, min(n_draws, COUNTS_HELD // n))
+    for start in range(0, n_draws, size):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, n_draws - start)).astype(np.float64)
+        below = counts @ denominator
+        is_defined = below != 0
+        replicates.append(scale * (counts @ numerators.T)[is_defined] / below[is_defined, None])
+    ratios = np.concatenate(replicates)
+    if 2 * len(ratios) < n_draws:
+        return undefined, undefined
+    tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))
+    low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
     return low, high
 
 

@@ -26,22 +26,22 @@ def condensed(who: str, name: str, distances: object, *, tied: bool = False) -> 
     return _tied(pairs[0], distances) if tied else pairs[0], n
 
 
-def condensed_stack(who: str, xs: Any, n: int, *, tied: bool = False) -> np.ndarray:
+def condensed_stack(who: str, names: Sequence[str], xs: Any, n: int, *, tied: bool = False) -> np.ndarray:
     """The upper triangles [k, n(n − 1)/2] of k sets of distances between n items, each as `condensed` gives it."""
     if isinstance(xs, np.ndarray):
         stack = list(as_real(who, "xs", xs))
     else:
-        stack = [as_real(who, f"xs[{k}]", x) for k, x in enumerate(xs)]
-    for k, x in enumerate(stack):
+        stack = [as_real(who, name, x) for name, x in zip(names, xs, strict=True)]
+    for name, x in zip(names, stack, strict=True):
         if x.shape != stack[0].shape or x.ndim not in (1, 2):
-            _, n_x = condensed(who, f"xs[{k}]", x)  # a fault of its own is named first
+            _, n_x = condensed(who, name, x)  # a fault of its own is named first
             if n_x != n:
-                raise ValueError(f"{who}: xs[{k}] has {n_x} items and y {n}; expected the same items in all")
+                raise ValueError(f"{who}: {name} has {n_x} items and y {n}; expected the same items in all")
     if len({x.shape for x in stack}) > 1:  # squares and condensed ones side by side
-        return np.stack([condensed(who, f"xs[{k}]", x, tied=tied)[0] for k, x in enumerate(xs)])
-    pairs, n_x = _upper_triangles(who, [f"xs[{k}]" for k in range(len(stack))], np.stack(stack))
+        return np.stack([condensed(who, name, x, tied=tied)[0] for name, x in zip(names, xs, strict=True)])
+    pairs, n_x = _upper_triangles(who, names, np.stack(stack))
     if n_x != n:
-        raise ValueError(f"{who}: xs[0] has {n_x} items and y {n}; expected the same items in all")
+        raise ValueError(f"{who}: {names[0]} has {n_x} items and y {n}; expected the same items in all")
     return np.stack([_tied(row, x) for row, x in zip(pairs, xs, strict=True)]) if tied else pairs
 
 

@@ -9,7 +9,7 @@ enumerated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import factorial
 from typing import Any, Literal
@@ -51,7 +51,7 @@ class MantelResult:
     n_ties: int
     n_extreme: int
     warnings: tuple[str, ...]
-    bootstrap: ItemBootstrap | None = field(repr=False, compare=False)
+    bootstrap: ItemBootstrap = field(repr=False, compare=False)
 
     @cached_property
     def confidence_interval(self) -> ConfidenceInterval:
@@ -59,7 +59,7 @@ class MantelResult:
 
         nan below five items or for an undefined statistic.
         """
-        if self.bootstrap is None:
+        if np.isnan(self.statistic):
             return ConfidenceInterval(np.nan, np.nan)
         low, high = self.bootstrap.interval()
         return ConfidenceInterval(float(low[0]), float(high[0]))
@@ -151,24 +151,8 @@ def mantel(
     >>> round(result.statistic, 12), result.pvalue, result.n_resamples, result.exact
     (1.0, 0.016666666666666666, 120, True)
     """
-    _check_choices("mantel", method, alternative)
-    (x_pairs, n), (y_pairs, n_y) = (condensed("mantel", *d, tied=method == "spearman") for d in (("x", x), ("y", y)))
-    if n != n_y:
-        raise ValueError(f"mantel: x has {n} items and y {n_y}; expected the same items in both")
-    rng = np.random.default_rng(rng)
-    plan = plan_permutations("mantel", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
-    notes = _constant_notes("mantel", x=x_pairs, y=y_pairs)
-    if notes:
-        undefined = _test_fields(_undefined_counts(1), n, alternative, method, plan)
-        return MantelResult(np.nan, **undefined, warnings=notes, bootstrap=None)
-    x_scores, y_scores = _standardized(x_pairs, method), _standardized(y_pairs, method)
-    observed = float(np.clip(x_scores @ y_scores, -1, 1))
-    null = permuted_sums(squareform(x_scores), y_scores[:, None], plan)
-    counts = _count(np.array([observed]), null, alternative, plan)
-    bootstrap = ItemBootstrap(x_pairs[None], y_pairs, None, n, method == "spearman", _seed(rng))
-    return MantelResult(
-        observed, **_test_fields(counts, n, alternative, method, plan), warnings=(), bootstrap=bootstrap
-    )
+    tested = _test("mantel", {"x": x}, {"y": y}, method, alternative, n_resamples, exact, rng, permutations)
+    return MantelResult(**tested.first())
 
 
 def mantel_many(
@@ -195,44 +179,17 @@ def mantel_many(
 
     Constant xs are nan, named in `warnings`, left out of the family, and warned about once; a constant y makes all nan.
     Raises ValueError as `mantel` does, naming the entry. Source of the adjusted p: Westfall & Young 1993.
+
+    >>> day = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    >>> mantel_many([day, day**2], day).statistic.round(12).tolist()
+    [1.0, 1.0]
     """
-    _check_choices("mantel_many", method, alternative)
-    if len(xs) == 0:
-        raise ValueError("mantel_many: xs is empty; expected at least one set of distances")
-    y_pairs, n = condensed("mantel_many", "y", y, tied=method == "spearman")
-    x_pairs = condensed_stack("mantel_many", xs, n, tied=method == "spearman")
-    rng = np.random.default_rng(rng)
-    plan = plan_permutations("mantel_many", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
-    if plan.given is not None:
-        plan = replace(plan, given=np.argsort(plan.given, axis=1))
-    notes = _constant_notes("mantel_many", y=y_pairs, **{f"xs[{k}]": x for k, x in enumerate(x_pairs)})
-    is_defined = ~(is_constant(x_pairs) | is_constant(y_pairs))
-    observed, adjusted = np.full(len(x_pairs), np.nan), np.full(len(x_pairs), np.nan)
-    counts = _undefined_counts(len(x_pairs))
-    if is_defined.any():
-        x_scores, y_scores = _standardized(x_pairs[is_defined], method), _standardized(y_pairs, method)
-        r = np.clip(x_scores @ y_scores, -1, 1)
-        null = permuted_sums(squareform(y_scores), x_scores.T, plan)
-        observed[is_defined] = r
-        for name, values in asdict(_count(r, null, alternative, plan)).items():
-            getattr(counts, name)[is_defined] = values
-        if plan.n_resamples:
-            adjusted[is_defined] = westfall_young(r, null.T, alternative=alternative, exact=plan.exact)
-    return MantelManyResult(
-        statistic=observed,
-        pvalue=counts.pvalue,
-        pvalue_westfall_young=adjusted,
-        n=n,
-        n_resamples=plan.n_resamples,
-        alternative=alternative,
-        method=method,
-        exact=plan.exact,
-        min_pvalue=counts.min_pvalue,
-        n_ties=counts.n_ties,
-        n_extreme=counts.n_extreme,
-        warnings=notes,
-        bootstrap=ItemBootstrap(x_pairs, y_pairs, None, n, method == "spearman", _seed(rng)),
-    )
+    tested = _test("mantel_many", xs, {"y": y}, method, alternative, n_resamples, exact, rng, permutations)
+    adjusted = np.full(len(xs), np.nan)
+    if tested.null is not None:
+        r, is_exact = tested.fields["statistic"][tested.is_defined], tested.fields["exact"]
+        adjusted[tested.is_defined] = westfall_young(r, tested.null.T, alternative=alternative, exact=is_exact)
+    return MantelManyResult(**tested.fields, pvalue_westfall_young=adjusted)
 
 
 def partial_mantel(
@@ -262,41 +219,18 @@ def partial_mantel(
     Arguments, ties, enumeration and errors as in `mantel`. nan and a `ConstantInputWarning` where a matrix is constant
     or z equals x or y up to scale (|r_xz| or |r_yz| = 1). Source: Smouse, Long & Sokal 1986; vegan's `mantel.partial`
     permutes alike but drops undefined permutations.
+
+    >>> x, y, z = (np.random.default_rng(0).random((6, k)) for k in (1, 2, 3))
+    >>> distances = [np.linalg.norm(v[:, None] - v, axis=-1) for v in (x, y, z)]
+    >>> round(partial_mantel(*distances).statistic, 3)
+    -0.196
     """
-    _check_choices("partial_mantel", method, alternative)
-    tied = method == "spearman"
-    named = {name: condensed("partial_mantel", name, d, tied=tied) for name, d in (("x", x), ("y", y), ("z", z))}
-    sizes = {name: n for name, (_, n) in named.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"partial_mantel: items {sizes}; expected the same items in all three")
-    n = sizes["x"]
-    pairs = {name: values for name, (values, _) in named.items()}
-    rng = np.random.default_rng(rng)
-    plan = plan_permutations(
-        "partial_mantel", n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng
+    tested = _test(
+        "partial_mantel", {"x": x}, {"y": y, "z": z}, method, alternative, n_resamples, exact, rng, permutations
     )
-    notes = _constant_notes("partial_mantel", **pairs)
-    correlations = np.full(3, np.nan)
-    if not notes:
-        scores = {name: _standardized(values, method) for name, values in pairs.items()}
-        a, b, c = scores["x"], scores["y"], scores["z"]
-        correlations = np.clip([a @ b, a @ c, b @ c], -1, 1)
-    observed = float(partial_correlation(*correlations))
-    if not notes and np.isnan(observed):
-        message = "partial_mantel: z mirrors x or y; the partial correlation is undefined (nan)"
-        notes = (warn(ConstantInputWarning, message),)
-    r_xy, r_xz, r_yz = (float(r) for r in correlations)
-    partials: dict[str, Any] = {"r2": observed**2, "r_xy": r_xy, "r_xz": r_xz, "r_yz": r_yz}
-    if notes:
-        undefined = _test_fields(_undefined_counts(1), n, alternative, method, plan)
-        return PartialMantelResult(np.nan, **undefined, warnings=notes, bootstrap=None, **partials)
-    sums = permuted_sums(squareform(a), np.stack([b, c], axis=1), plan)
-    null = partial_correlation(sums[0], sums[1], correlations[2])
-    null = np.where(np.isnan(null), -np.inf if alternative == "less" else np.inf, null)
-    counts = _count(np.array([observed]), null[None], alternative, plan)
-    bootstrap = ItemBootstrap(pairs["x"][None], pairs["y"], pairs["z"], n, method == "spearman", _seed(rng))
-    fields = _test_fields(counts, n, alternative, method, plan)
-    return PartialMantelResult(observed, **fields, warnings=(), bootstrap=bootstrap, **partials)
+    fields = tested.first()
+    r_xy, r_xz = float(tested.r_xy[0]), float(tested.r_xz[0])
+    return PartialMantelResult(**fields, r2=fields["statistic"] ** 2, r_xy=r_xy, r_xz=r_xz, r_yz=tested.r_yz)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,86 +266,136 @@ def partial_mantel_many(
     Arguments as in `mantel_many` and `partial_mantel`, whose words on the p-value hold. Entries that are constant or
     mirrored by z are nan, named in `warnings` and warned about once; a constant y or z, or z a mirror of y, makes all
     nan. Raises ValueError as they do.
+
+    >>> x, y, z = (np.random.default_rng(0).random((6, k)) for k in (1, 2, 3))
+    >>> x, y, z = (np.linalg.norm(v[:, None] - v, axis=-1) for v in (x, y, z))
+    >>> partial_mantel_many([x], y, z).statistic.round(3).tolist()
+    [-0.196]
     """
-    who = "partial_mantel_many"
-    _check_choices(who, method, alternative)
-    if len(xs) == 0:
-        raise ValueError(f"{who}: xs is empty; expected at least one set of distances")
-    tied = method == "spearman"
-    (y_pairs, n), (z_pairs, n_z) = condensed(who, "y", y, tied=tied), condensed(who, "z", z, tied=tied)
-    if n != n_z:
-        raise ValueError(f"{who}: y has {n} items and z {n_z}; expected the same items in all")
-    x_pairs, both = condensed_stack(who, xs, n, tied=tied), np.stack([y_pairs, z_pairs])
-    rng = np.random.default_rng(rng)
-    plan = plan_permutations(who, n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
-    if plan.given is not None:
-        plan = replace(plan, given=np.argsort(plan.given, axis=1))
-    notes = _constant_notes(who, y=y_pairs, z=z_pairs, **{f"xs[{k}]": x for k, x in enumerate(x_pairs)})
-    spread = ~(is_constant(x_pairs) | is_constant(y_pairs) | is_constant(z_pairs))
-    r_xy, r_xz, r_yz = np.full(len(x_pairs), np.nan), np.full(len(x_pairs), np.nan), np.nan
-    counts = _undefined_counts(len(x_pairs))
-    if spread.any():
-        x_scores, (y_scores, z_scores) = _standardized(x_pairs[spread], method), _standardized(both, method)
-        r_yz = float(np.clip(y_scores @ z_scores, -1, 1))
-        r_xy[spread], r_xz[spread] = np.clip(x_scores @ y_scores, -1, 1), np.clip(x_scores @ z_scores, -1, 1)
-    observed = partial_correlation(r_xy, r_xz, r_yz)
-    is_defined = ~np.isnan(observed)
-    if (mirrored := np.flatnonzero(spread & ~is_defined)).size:
-        message = f"{who}: z mirrors y or xs{mirrored.tolist()}; the partial correlation is undefined (nan)"
-        notes = (*notes, warn(ConstantInputWarning, message))
-    if is_defined.any() and plan.n_resamples:
-        null = _partial_null(x_scores[is_defined[spread]], y_scores, z_scores, r_yz, alternative, plan)
-        for name, values in asdict(_count(observed[is_defined], null, alternative, plan)).items():
-            getattr(counts, name)[is_defined] = values
-    return PartialMantelManyResult(
-        statistic=observed,
-        pvalue=counts.pvalue,
-        r2=observed**2,
-        r_xz=r_xz,
-        r_yz=r_yz,
-        n=n,
-        n_resamples=plan.n_resamples,
-        alternative=alternative,
-        method=method,
-        exact=plan.exact,
-        min_pvalue=counts.min_pvalue,
-        n_ties=counts.n_ties,
-        n_extreme=counts.n_extreme,
-        warnings=notes,
-        bootstrap=ItemBootstrap(x_pairs, y_pairs, z_pairs, n, method == "spearman", _seed(rng)),
+    tested = _test(
+        "partial_mantel_many", xs, {"y": y, "z": z}, method, alternative, n_resamples, exact, rng, permutations
     )
-
-
-def _partial_null(
-    x: np.ndarray, y: np.ndarray, z: np.ndarray, r_yz: float, alternative: Alternative, plan: PermutationPlan
-) -> np.ndarray:
-    """Partial correlations [k, m] of scores x [k, n_pairs] with y given z, y and z permuted together; where undefined,
-    the most extreme value there is."""
-    columns = np.ascontiguousarray(x.T)
-    null_xy = permuted_sums(squareform(y), columns, plan)
-    null_xz = permuted_sums(squareform(z), columns, plan)
-    null = partial_correlation(null_xy, null_xz, r_yz)
-    return np.where(np.isnan(null), -np.inf if alternative == "less" else np.inf, null)
+    r2 = tested.fields["statistic"] ** 2
+    return PartialMantelManyResult(**tested.fields, r2=r2, r_xz=tested.r_xz, r_yz=tested.r_yz)
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """Of k statistics over the same permutations: p-values, least p-values, ties and extremes, each [k]."""
+class _Tested:
+    """What tests of k matrices found: the fields of `_ManyTests`, the plain correlations (nan with a z that there is
+    not), which statistics are defined, and their null [those defined, m], None where nothing was permuted."""
 
-    pvalue: np.ndarray
-    min_pvalue: np.ndarray
-    n_ties: np.ndarray
-    n_extreme: np.ndarray
+    fields: dict[str, Any]
+    r_xy: np.ndarray
+    r_xz: np.ndarray
+    r_yz: float
+    is_defined: np.ndarray
+    null: np.ndarray | None
+
+    def first(self) -> dict[str, Any]:
+        """The fields of the first matrix alone, as those of `MantelResult`."""
+        arrays = {name: value[0].item() for name, value in self.fields.items() if isinstance(value, np.ndarray)}
+        return self.fields | arrays
 
 
-def _undefined_counts(k: int) -> _Counts:
-    return _Counts(np.full(k, np.nan), np.full(k, np.nan), np.zeros(k, dtype=np.int64), np.zeros(k, dtype=np.int64))
+def _test(
+    who: str,
+    xs: Any,
+    given: dict[str, object],
+    method: Method,
+    alternative: Alternative,
+    n_resamples: int,
+    exact: Literal["auto"] | bool,
+    rng: np.random.Generator | int | None,
+    permutations: np.ndarray | None,
+) -> _Tested:
+    """Tests of k matrices with the y in `given`, given the z if there is one.
+
+    `xs` is one matrix by its name, which is itself permuted, or a sequence, for which y and z are, once for all.
+    """
+    for name, choice, choices in (("method", method, METHODS), ("alternative", alternative, ALTERNATIVES)):
+        if choice not in choices:
+            raise ValueError(f"{who}: {name} is {choice!r}; expected one of {choices}")
+    tied, is_single = method == "spearman", isinstance(xs, dict)
+    names, x_pairs, others, n = _read(who, xs, given, tied)
+    rng = np.random.default_rng(rng)
+    plan = plan_permutations(who, n, n_resamples=n_resamples, exact=exact, permutations=permutations, rng=rng)
+    if plan.given is not None and not is_single:  # permuting the others by the inverse is permuting x
+        plan = replace(plan, given=np.argsort(plan.given, axis=1))
+    constant = np.asarray(is_constant(np.concatenate([x_pairs, others])))
+    notes = _constant_notes(who, [*names, *given], constant)
+    is_spread = ~(constant[: len(names)] | constant[len(names) :].any())
+    r_xy, r_xz, r_yz = np.full(len(x_pairs), np.nan), np.full(len(x_pairs), np.nan), np.nan
+    if is_spread.any():
+        x_scores = _standardized(x_pairs[is_spread], method)
+        other_scores = _standardized(others, method)
+        r_xy[is_spread] = np.clip(x_scores @ other_scores[0], -1, 1)
+        if "z" in given:
+            r_xz[is_spread] = np.clip(x_scores @ other_scores[1], -1, 1)
+            r_yz = float(np.clip(other_scores[0] @ other_scores[1], -1, 1))
+    observed = partial_correlation(r_xy, r_xz, r_yz) if "z" in given else r_xy
+    is_defined = ~np.isnan(observed)
+    if (mirrored := np.flatnonzero(is_spread & ~is_defined)).size:
+        named = ", ".join(names[k] for k in mirrored)
+        message = f"{who}: z mirrors {named} or y; the partial correlation is undefined (nan)"
+        notes = (*notes, warn(ConstantInputWarning, message, stacklevel=4))
+    null, counts = None, _undefined_counts(len(x_pairs))
+    if is_defined.any() and plan.n_resamples:
+        null = _null(x_scores[is_defined[is_spread]], other_scores, r_yz, alternative, plan, is_single)
+        for name, values in _count(observed[is_defined], null, alternative, plan).items():
+            counts[name][is_defined] = values
+    y_pairs, z_pairs = others[0], others[1] if "z" in given else None
+    fields = counts | {
+        "statistic": observed,
+        "n": n,
+        "n_resamples": plan.n_resamples,
+        "alternative": alternative,
+        "method": method,
+        "exact": plan.exact,
+        "warnings": notes,
+        "bootstrap": ItemBootstrap(x_pairs, y_pairs, z_pairs, n, tied, int(rng.integers(2**63))),
+    }
+    return _Tested(fields, r_xy, r_xz, r_yz, is_defined, null)
 
 
-def _count(observed: np.ndarray, null: np.ndarray, alternative: Alternative, plan: PermutationPlan) -> _Counts:
+def _read(who: str, xs: Any, given: dict[str, object], tied: bool) -> tuple[list[str], np.ndarray, np.ndarray, int]:
+    """Names of the k matrices, their pairs [k, n_pairs], those of y and z [1 or 2, n_pairs], and n."""
+    if len(xs) == 0:
+        raise ValueError(f"{who}: xs is empty; expected at least one set of distances")
+    others, sizes = zip(*(condensed(who, name, d, tied=tied) for name, d in given.items()), strict=True)
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{who}: y has {sizes[0]} items and z {sizes[1]}; expected the same items in all")
+    names, xs = (list(xs), list(xs.values())) if isinstance(xs, dict) else ([f"xs[{k}]" for k in range(len(xs))], xs)
+    return names, condensed_stack(who, names, xs, sizes[0], tied=tied), np.stack(others), sizes[0]
+
+
+def _null(
+    x: np.ndarray, others: np.ndarray, r_yz: float, alternative: Alternative, plan: PermutationPlan, is_single: bool
+) -> np.ndarray:
+    """Correlations [k, m] of scores x [k, n_pairs] with y, `others[0]`, given z if there is `others[1]`.
+
+    A single x is permuted; else the others are, together. Where undefined, the most extreme value there is.
+    """
+    if is_single:
+        sums = permuted_sums(squareform(x[0]), others.T, plan)[:, None]
+    else:
+        columns = np.ascontiguousarray(x.T)
+        sums = np.stack([permuted_sums(squareform(other), columns, plan) for other in others])
+    if len(others) == 1:
+        return sums[0]
+    null = partial_correlation(sums[0], sums[1], r_yz)
+    return np.where(np.isnan(null), -np.inf if alternative == "less" else np.inf, null)
+
+
+def _undefined_counts(k: int) -> dict[str, np.ndarray]:
+    """p-values, least p-values, and numbers of ties and of extreme permutations, each [k], of undefined statistics."""
+    kinds = {"pvalue": np.nan, "min_pvalue": np.nan, "n_ties": 0, "n_extreme": 0}
+    return {name: np.full(k, value) for name, value in kinds.items()}
+
+
+def _count(
+    observed: np.ndarray, null: np.ndarray, alternative: Alternative, plan: PermutationPlan
+) -> dict[str, np.ndarray]:
     """Extreme and tied permutations of statistics [k] with null [k, m], and the p-values they make."""
-    if plan.n_resamples == 0:
-        return _undefined_counts(observed.size)
     r, r_null = extremeness(observed, alternative)[:, None], extremeness(null, alternative)
     n_extreme = np.count_nonzero(r_null >= r - TIE_TOLERANCE, axis=1)
     n_ties = n_extreme - np.count_nonzero(r_null > r + TIE_TOLERANCE, axis=1)
@@ -424,41 +408,16 @@ def _count(observed: np.ndarray, null: np.ndarray, alternative: Alternative, pla
         pvalue = (n_extreme + 1) / (plan.n_resamples + 1)
         # 20! passes any number of permutations
         smallest = np.full(observed.size, max(1 / (plan.n_resamples + 1), 1 / factorial(min(plan.n, 20))))
-    return _Counts(pvalue, smallest, n_ties, n_extreme)
+    return {"pvalue": pvalue, "min_pvalue": smallest, "n_ties": n_ties, "n_extreme": n_extreme}
 
 
-def _test_fields(
-    counts: _Counts, n: int, alternative: Alternative, method: Method, plan: PermutationPlan
-) -> dict[str, Any]:
-    """The fields that every single result has, of the first statistic in `counts`."""
-    return {
-        "pvalue": float(counts.pvalue[0]),
-        "n": n,
-        "n_resamples": plan.n_resamples,
-        "alternative": alternative,
-        "method": method,
-        "exact": plan.exact,
-        "min_pvalue": float(counts.min_pvalue[0]),
-        "n_ties": int(counts.n_ties[0]),
-        "n_extreme": int(counts.n_extreme[0]),
-    }
-
-
-def _check_choices(who: str, method: str, alternative: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"{who}: method is {method!r}; expected one of {METHODS}")
-    if alternative not in ALTERNATIVES:
-        raise ValueError(f"{who}: alternative is {alternative!r}; expected one of {ALTERNATIVES}")
-
-
-def _constant_notes(who: str, **named: np.ndarray) -> tuple[str, ...]:
+def _constant_notes(who: str, names: list[str], is_bad: np.ndarray) -> tuple[str, ...]:
     """A warning, issued and returned, if any of the matrices is constant."""
-    is_bad = is_constant(np.stack(list(named.values())))
-    if not is_bad.any():
+    constant = [names[k] for k in np.flatnonzero(is_bad)]
+    if not constant:
         return ()
-    constant = [name for name, bad in zip(named, np.atleast_1d(is_bad), strict=True) if bad]
     message = f"{who}: {', '.join(constant)} constant; the correlation is undefined (nan)"
-    return (warn(ConstantInputWarning, message, stacklevel=4),)
+    return (warn(ConstantInputWarning, message, stacklevel=5),)
 
 
 def _standardized(pairs: np.ndarray, method: Method) -> np.ndarray:
@@ -466,7 +425,3 @@ def _standardized(pairs: np.ndarray, method: Method) -> np.ndarray:
     scores = rankdata(pairs, axis=-1) if method == "spearman" else spread(pairs)
     scores = scores - scores.mean(axis=-1, keepdims=True)
     return scores / np.linalg.norm(scores, axis=-1, keepdims=True)
-
-
-def _seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**63))

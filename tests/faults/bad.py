@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from grounds import Ground, call
 from typer.testing import Result
+
+Tally = Callable[[str, str, int, int], None]
 
 
 def tree(place: Path) -> dict[str, bytes | str]:
@@ -20,11 +23,13 @@ def tree(place: Path) -> dict[str, bytes | str]:
     return found
 
 
-def refuse(ground: Ground, command: str, code: int, message: str) -> Result:
+def refuse(ground: Ground, tally: Tally, what: str, command: str, code: int, message: str) -> Result:
     """What the verb said, after it was seen to refuse the command as it must, in the working directory.
 
-    The command-line library's own refusals (code 2, no "error: ") may take a few lines; ours take one.
+    It counts as a bad input of sort `what`. The command-line library's own refusals (code 2, no "error: ") may take a
+    few lines; ours take one.
     """
+    tally("bad input", what, 1, 0)
     before = tree(Path.cwd())
     result = call(*ground.fill(command))
     said = f"{command}\n{result.output}"
@@ -42,4 +47,5 @@ def refuse(ground: Ground, command: str, code: int, message: str) -> Result:
         assert errors[0].isprintable(), said
     assert message in " ".join(result.stderr.split()), said
     assert tree(Path.cwd()) == before, said
+    tally("bad input", what, 0, 1)
     return result

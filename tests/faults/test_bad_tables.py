@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from bad import refuse
+from grounds import call
 
 from reports.tables import COLUMNS
+from workbench.runs import verify_manifest
 
 STATS = ",".join(COLUMNS["topology_stats"])
 ROW = "a,0,0,z,0.5,0.4,3,2,1.5,2.5,0.5,96"
@@ -72,31 +74,23 @@ CASES = [
 
 @pytest.mark.parametrize(("files", "command", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_bad_table_is_one_line(ground, home, tally, files, command, message) -> None:
-    tally("bad input", "tables of pages", 1, 0)
     Path("x").mkdir()
     for name, content in files.items():
         Path("x", name).write_bytes(content.encode() if isinstance(content, str) else content)
-    refuse(ground, command, 1, message)
-    tally("bad input", "tables of pages", 0, 1)
+    refuse(ground, tally, "tables of pages", command, 1, message)
 
 
 @pytest.mark.parametrize("table", ["topology_stats.csv", "study.json"])
 @pytest.mark.parametrize("command", ["report x", "atlas x"])
 def test_a_table_that_was_altered_since_is_named(ground, home, tally, table, command) -> None:
-    tally("bad input", "tables of pages", 1, 0)
     shutil.copytree(ground.run("study"), "x")
     text = Path("x", table).read_text()
     Path("x", table).write_text(text.replace("0", "1", 1))
-    refuse(ground, command, 1, f"x/{table} is altered")
-    tally("bad input", "tables of pages", 0, 1)
+    refuse(ground, tally, "tables of pages", command, 1, f"x/{table} is altered")
 
 
 @pytest.mark.parametrize("out", ["x/report.html", "x/../x/report.html", "y/report.html", "y/pages/new.html"])
 def test_a_page_below_a_run_joins_its_manifest_whichever_way_it_leads_there(ground, home, out) -> None:
-    from grounds import call
-
-    from workbench.runs import verify_manifest
-
     shutil.copytree(ground.run("ablation"), "x")
     Path("y").symlink_to("x")
     assert call("report", "x", "--out", out).exit_code == 0
@@ -106,10 +100,6 @@ def test_a_page_below_a_run_joins_its_manifest_whichever_way_it_leads_there(grou
 
 @pytest.mark.parametrize("out", ["x/new.html", "new.html", "pages/new", "x/report.html"])
 def test_an_atlas_goes_where_it_is_told_and_leaves_the_older_one(ground, home, out) -> None:
-    from grounds import call
-
-    from workbench.runs import verify_manifest
-
     shutil.copytree(ground.run("study"), "x")
     Path("x/atlas.html").write_text("an older page")
     Path("pages").mkdir()
@@ -123,10 +113,6 @@ def test_an_atlas_goes_where_it_is_told_and_leaves_the_older_one(ground, home, o
 
 
 def test_a_page_drawn_anew_leaves_a_study_whole(ground, home) -> None:
-    from grounds import call
-
-    from workbench.runs import verify_manifest
-
     shutil.copytree(ground.run("study"), "x")
     Path("x/report.html").write_text("an older page")
     assert call("report", "x").exit_code == 0

@@ -15,6 +15,7 @@ HUGE = "#" * ((1 << 20) + 1)
 PHASE = "[[phases]]\nn_steps = 1\nbatch_size = 1\n"
 MODEL = "[model]\nn_layers = 1\nd_model = 8\nn_heads = 2\nd_head = 4\nd_mlp = 8\nn_ctx = 16\nd_vocab = 300\n"
 RECIPE = f'name = "a"\n{MODEL}{PHASE}'
+STUDY = 'name = "s"\nmodels = ["janus-v3-control-nano"]\n'
 SET = 'category = "thing"\ntopology = "ordinal"\nwords = ["king", "queen", "river"]\n'
 RECALL = 'statement = "{name} has {value}."\nquestion = "{name} has {value}"\nnames = ["A", "B"]\nvalues = ["c", "d"]\n'
 
@@ -72,17 +73,14 @@ STUDIES = [
     ("no models", 'name = "s"\nmodels = []', "models: Tuple should have at least 1 item"),
     ("a model that is not there", 'name = "s"\nmodels = ["nope"]', "recipe: no recipe or file 'nope'"),
     ("a model twice", 'name = "s"\nmodels = ["janus-v3-control-nano", "janus-v3-control-nano"]', "expected each once"),
-    ("an unknown analysis", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nanalyses = ["magic"]', "analyses"),
-    ("features without SAEs", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nanalyses = ["features"]',
-     "'features' reads SAEs; expected 'saes' among them"),
-    ("a role for nobody", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nroles = {control = "x"}',
-     "roles.control: got 'x'; expected one of the models"),
-    ("no seeds", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nn_seeds = 0', "n_seeds: Input should be"),
-    ("l1 below 0", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nsae_l1 = [-1.0]', "sae_l1.0: Input should be"),
-    ("l1 that is no number", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nsae_l1 = [nan]', "sae_l1.0"),
-    ("an unknown key", 'name = "s"\nmodels = ["janus-v3-control-nano"]\nseed = 3', "unknown key 'seed'; nearest"),
-    ("a setting that no recipe has", 'name = "s"\nmodels = ["janus-v3-control-nano"]\ntrain = {"model.x" = 1}',
-     "unknown key 'x'"),
+    ("an unknown analysis", STUDY + 'analyses = ["magic"]', "analyses"),
+    ("features without SAEs", STUDY + 'analyses = ["features"]', "'features' reads SAEs; expected 'saes' among them"),
+    ("a role for nobody", STUDY + 'roles = {control = "x"}', "roles.control: got 'x'; expected one of the models"),
+    ("no seeds", STUDY + "n_seeds = 0", "n_seeds: Input should be"),
+    ("l1 below 0", STUDY + "sae_l1 = [-1.0]", "sae_l1.0: Input should be"),
+    ("l1 that is no number", STUDY + "sae_l1 = [nan]", "sae_l1.0"),
+    ("an unknown key", STUDY + "seed = 3", "unknown key 'seed'; nearest"),
+    ("a setting that no recipe has", STUDY + 'train = {"model.x" = 1}', "unknown key 'x'"),
 ]  # fmt: skip
 
 # name, what the file holds, part of the one line that `probe --concepts FILE` says
@@ -233,12 +231,10 @@ CASES = list(_cases())
     ("file", "content", "command", "message"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
 )
 def test_a_bad_text_is_one_line(ground, home, tally, file, content, command, message) -> None:
-    tally("bad input", "recipes, concepts, texts, tokenizers", 1, 0)
     path = Path(file)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    refuse(ground, command, 1, message)
-    tally("bad input", "recipes, concepts, texts, tokenizers", 0, 1)
+    refuse(ground, tally, "recipes, concepts, texts, tokenizers", command, 1, message)
 
 
 def test_no_two_are_the_same() -> None:

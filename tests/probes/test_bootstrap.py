@@ -1,4 +1,4 @@
-"""The item bootstrap against a plain loop that resamples, drops self-pairs and ranks anew."""
+"""The bootstraps against plain loops: of items, with self-pairs dropped and ranks anew, and of units of ratios."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist, squareform
 
 import probes
 from probes import bootstrap
-from probes.bootstrap import ItemBootstrap
+from probes.bootstrap import ItemBootstrap, ratio_limits
 
 
 def naive_replicates(x, y, z, n, method, seed):
@@ -74,3 +74,39 @@ def test_too_few_items_have_no_interval():
 def test_partial_correlation_undefined_at_one():
     got = bootstrap.partial_correlation(np.full(3, 0.5), np.array([0.2, 1.0, -1.0]), np.full(3, 0.1))
     assert np.isnan(got).tolist() == [False, True, True]
+
+
+def expanded_percentile(numerator, denominator, seed):
+    """The bootstrap as it reads: units drawn with replacement, one draw after the other."""
+    rng, n = np.random.default_rng(seed), len(numerator)
+    replicates = []
+    for _ in range(2000):
+        chosen = np.repeat(np.arange(n), rng.multinomial(n, np.full(n, 1 / n)))
+        if denominator[chosen].sum():
+            replicates.append(numerator[chosen].sum() / denominator[chosen].sum())
+    alpha = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
+    return np.quantile(replicates, [alpha, 1 - alpha])
+
+
+def test_the_interval_of_a_ratio_is_the_bootstrap_over_units():
+    rng = np.random.default_rng(1)
+    denominator = rng.integers(0, 4, 12).astype(float)
+    numerator = rng.binomial(denominator.astype(int), 0.4).astype(float)
+    rows = np.stack([numerator, denominator - numerator])
+    found = np.stack(ratio_limits(rows, denominator, np.random.default_rng(7), 2000), axis=1)
+    for limits, row in zip(found, rows, strict=True):
+        np.testing.assert_allclose(limits, expanded_percentile(row, denominator, 7), rtol=1e-12)
+    scaled = ratio_limits(rows, denominator, np.random.default_rng(7), 2000, 100)
+    np.testing.assert_allclose(np.stack(scaled, axis=1), 100 * found, rtol=1e-12)
+
+
+def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        denominator = rng.poisson(8, 32) + 1
+        rate = rng.beta(2, 6, 32)  # prompts differ, samples of one share its rate
+        numerator = rng.binomial(denominator, rate)
+        low, high = ratio_limits(numerator[None] * 1.0, denominator * 1.0, np.random.default_rng(trial), 2000)
+        hits += low[0] <= 0.25 <= high[0]
+    assert 0.9 <= hits / 200 <= 0.99  # .95 ± three standard errors of 200 trials

@@ -457,7 +457,7 @@ def test_other_bad_input():
         mantel_many([], GOOD)
     with pytest.raises(ValueError, match=r"xs\[1\] has 4 items and y 5"):
         mantel_many([GOOD, GOOD[:4, :4]], GOOD)
-    with pytest.raises(ValueError, match="expected the same items in all three"):
+    with pytest.raises(ValueError, match="y has 5 items and z 4; expected the same items in all"):
         partial_mantel(GOOD, GOOD, GOOD[:4, :4])
 
 
@@ -516,7 +516,7 @@ def test_undefined_partials_are_named_and_leave_the_others_alone():
     with pytest.warns(probes.ConstantInputWarning) as caught:
         many = partial_mantel_many([x, 1 - np.eye(9), 2 * z], y, z, permutations=shared)
     assert [str(w.message).split(";")[0] for w in caught] == [
-        "partial_mantel_many: xs[1] constant", "partial_mantel_many: z mirrors y or xs[2]"
+        "partial_mantel_many: xs[1] constant", "partial_mantel_many: z mirrors xs[2] or y"
     ]  # fmt: skip
     assert np.isnan(many.statistic).tolist() == np.isnan(many.pvalue).tolist() == [False, True, True]
     assert many.pvalue[0] == partial_mantel(x, y, z, permutations=shared).pvalue

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stacks_for_tests import seeded
 
 from sae import MetricSums, SAEConfig, StackedSAE, TrainConfig, Trainer, train_stack
 
 N_STEPS, BATCH, D_IN, D_SAE = 150, 256, 24, 96
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def activations(n_tokens: int, seed: int) -> torch.Tensor:

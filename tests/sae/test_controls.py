@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stacks_for_tests import seeded
 
 from sae import SAEConfig, random_dictionary, shuffle_coordinates
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

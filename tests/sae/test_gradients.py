@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stacks_for_tests import random_stack, seeded
 from torch import Tensor
 
 from sae import SAEConfig, StackedSAE, gradients, loss_and_gradients
 from sae.gradients import split_evenly
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def random_stack(architecture: str = "relu", k: float | None = None, *, seed: int = 0, dtype=torch.float64, **sizes):
-    config = SAEConfig(**({"n_saes": 3, "d_in": 5, "d_sae": 11, "architecture": architecture, "k": k} | sizes))
-    sae = StackedSAE(config, seeded(seed), dtype=dtype)
-    generator = seeded(seed + 1000)
-    with torch.no_grad():
-        for name, parameter in sae.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)
-            if name == "threshold":
-                parameter.abs_()
-    return sae
 
 
 def naive_loss(sae: StackedSAE, x: Tensor, l1: Tensor, slots: list[int] | None = None) -> Tensor:

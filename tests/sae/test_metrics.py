@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from stacks_for_tests import seeded
 
 from sae import (
     MetricSums,
@@ -19,10 +20,6 @@ from sae import (
     stability,
 )
 from sae.metrics import count_active, neighbour_cosines
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def measured_stack(seed: int, offset: float = 0.0, dtype: torch.dtype = torch.float32):

@@ -8,14 +8,11 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stacks_for_tests import seeded
 
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo
 
 ARCHITECTURES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def stack(

@@ -6,28 +6,12 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from stacks_for_tests import random_stack, seeded
 from torch import Tensor
 
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo, geometric_median, spawn_generators
 
 ARCHITECTURES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def random_stack(architecture: str = "relu", k: float | None = None, *, seed: int = 0, dtype=torch.float64, **sizes):
-    """A stack whose every parameter is random, biases and thresholds too."""
-    config = SAEConfig(**({"n_saes": 3, "d_in": 5, "d_sae": 11, "architecture": architecture, "k": k} | sizes))
-    sae = StackedSAE(config, seeded(seed), dtype=dtype)
-    generator = seeded(seed + 1000)
-    with torch.no_grad():
-        for name, tensor in sae.state_dict().items():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.5)
-            if name == "threshold":
-                tensor.abs_()
-    return sae
 
 
 @torch.no_grad()

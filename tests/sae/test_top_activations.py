@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stacks_for_tests import seeded
 
 from sae import SAEConfig, TopActivations
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def naive_top(acts: torch.Tensor, k: int):

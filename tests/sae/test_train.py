@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
+from stacks_for_tests import seeded
 from torch import Tensor
 
 from sae import (
@@ -25,10 +26,6 @@ from sae import (
 )
 from sae.metrics import MetricSums
 from sae.resample import resample_dead
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def sparse_data(n_inputs: int, n_tokens: int, d_in: int, n_features: int, seed: int, share: float = 0.05):

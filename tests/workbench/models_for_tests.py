@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from workbench.data.tokenizer import load_tokenizer
 from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig, Recurrence
+from workbench.models.tokenizer_files import wrap_tokenizer
 
 JANUS_SMALL = {
     "normalization_type": "LN",
@@ -67,6 +69,13 @@ def small_model(kind: str, seed: int = 0, **changes) -> HookedLM:
                 parameter.add_(noise)
             else:
                 parameter.copy_(noise + 1 if name.endswith(".w") else noise)
+    return model
+
+
+def worded_model(kind: str, **changes) -> HookedLM:
+    """A small model with the embedded tokenizer of 4,096 entries."""
+    model = small_model(kind, d_vocab=4096, **changes)
+    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
     return model
 
 

@@ -15,12 +15,6 @@ BASES = ("z", "pattern", "residual")
 """The three readings of a head: its output, its attention map, its contribution to the residual stream."""
 
 
-def gram_z(z: Float[Tensor, "batch pos head d_head"]) -> Float64[Tensor, "head head"]:
-    """Inner products of the heads' outputs, G[i, j] = Σ_{b,t} z[b,t,i]·z[b,t,j], in float64."""
-    flat = rearrange(exact(z), "batch pos head d_head -> head (batch pos d_head)")
-    return flat @ flat.T
-
-
 def gram_pattern(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, "head head"]:
     """Inner products of the heads' attention maps, G[i, j] = Σ_{b,q,k} A[b,i,q,k] A[b,j,q,k], in float64."""
     flat = rearrange(exact(pattern), "batch head query key -> batch head (query key)")
@@ -38,8 +32,9 @@ def second_moment(z: Float[Tensor, "batch pos head d_head"]) -> Float64[Tensor, 
     return (flat.T @ flat).reshape(n_heads, d_head, n_heads, d_head)
 
 
-def gram_z_of_moment(moment: Float[Tensor, "head d_head head d_head"]) -> Float64[Tensor, "head head"]:
-    """`gram_z` read off a second moment: the trace of each [d_head, d_head] block."""
+def gram_z(moment: Float[Tensor, "head d_head head d_head"]) -> Float64[Tensor, "head head"]:
+    """Inner products of the heads' outputs, G[i, j] = Σ_{b,t} z[b,t,i]·z[b,t,j], in float64: the traces of the second
+    moment's [d_head, d_head] blocks."""
     return torch.einsum("iaja->ij", exact(moment))
 
 
@@ -64,23 +59,6 @@ def cosines(gram: Float[Tensor, "head head"]) -> Float64[Tensor, "head head"]:
     cos = (gram / (norm[:, None] * norm[None, :])).clamp(-1, 1)
     cos.diagonal()[norm > 0] = 1.0
     return cos
-
-
-def cos_z(z: Float[Tensor, "batch pos head d_head"]) -> Float64[Tensor, "head head"]:
-    """Cosine of heads i, j of z flattened over [batch, pos, d_head]; nan where a head is zero."""
-    return cosines(gram_z(z))
-
-
-def cos_pattern(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, "head head"]:
-    """Cosine of the attention maps flattened over [batch, query, key]; nan where a map is zero."""
-    return cosines(gram_pattern(pattern))
-
-
-def cos_residual(
-    z: Float[Tensor, "batch pos head d_head"], W_O: Float[Tensor, "head d_head d_model"]
-) -> Float64[Tensor, "head head"]:
-    """Cosine of the residual contributions z_h W_O[h] flattened over [batch, pos, d_model]; nan where one is zero."""
-    return cosines(gram_residual(second_moment(z), W_O))
 
 
 def mean_abs_cos(cos: Float[Tensor, "head head"]) -> float:
@@ -144,7 +122,7 @@ class HeadRedundancy:
             assert self.pattern is not None
             return cosines(self.pattern)
         if basis == "z":
-            return cosines(gram_z_of_moment(self.moment))
+            return cosines(gram_z(self.moment))
         if W_O is None:
             raise ValueError("cosines on residual: got no W_O; expected the layer's W_O [head, d_head, d_model]")
         return cosines(gram_residual(self.moment, W_O))

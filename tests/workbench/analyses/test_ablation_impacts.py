@@ -11,7 +11,7 @@ from scipy import stats
 
 from probes import ConstantInputWarning
 from workbench.analyses.ablate.ablation import ablation_table, iterate_ablation, summary_table
-from workbench.analyses.ablate.impacts import attribution_agreement, impact_gini, impacts, specialization
+from workbench.analyses.ablate.impacts import attribution_agreement, impact_gini, impacts
 from workbench.analyses.ablate.load_bearing import load_bearing, load_bearing_over_models, standing_apart
 from workbench.analyses.ablate.records import join
 
@@ -122,25 +122,6 @@ def test_gini_is_taken_within_each_layer():
 def results(model, impact, kind="zero"):
     frame = {"model": model, "seed": 0, "kind": kind, "layer": [0, 0, 1, 1], "head": [0, 1] * 2, "impact_pct": impact}
     return pd.DataFrame(frame)
-
-
-def test_specialization_is_the_ratio_of_the_largest_impacts():
-    found = specialization(results("a", [1.0, 3.0, 0.5, 0.2]), results("b", [2.0, 1.0, -0.5, -1.0]))
-    assert found["layer"].tolist() == [0, 1]
-    np.testing.assert_allclose(found["specialization"], [1.5, np.nan])
-
-
-@pytest.mark.parametrize(
-    ("b", "message"),
-    [
-        (results("b", 1.0, kind="mean"), "specialization: kinds zero and mean"),
-        (results("b", 1.0).assign(layer=[0, 0, 2, 2]), r"specialization: layers \[0, 1\] and \[0, 2\]"),
-        (results("b", 1.0).assign(seed=[0, 0, 1, 1]), "specialization: b has 2 values of seed"),
-    ],
-)
-def test_tables_that_do_not_match_are_refused(b, message):
-    with pytest.raises(ValueError, match=message):
-        specialization(results("a", 1.0), b)
 
 
 # --- the gradient's estimates beside the impacts

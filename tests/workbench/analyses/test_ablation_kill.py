@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from models_for_tests import small_model
+from models_for_tests import worded_model
 from typer.testing import CliRunner
 
 from workbench.cli.app import app
-from workbench.data.tokenizer import load_tokenizer
 from workbench.models.checkpoint import save
-from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.runs import sha256_file, verify_manifest
 
 # the command line in a process that kills itself in the middle of writing its n-th file of losses
@@ -46,8 +44,7 @@ FILES = (
 def arguments(tmp_path_factory):
     """The verb on a small model, with a budget that cuts its 9 sequences into batches of a few."""
     place = tmp_path_factory.mktemp("kill")
-    model = small_model("kotodama", d_vocab=4096)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+    model = worded_model("kotodama")
     save(model, place)
     text = place / "text.txt"
     text.write_text("".join(f"Line {i} tells of cat number {i * i} and its river.\n" for i in range(3000)))

@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from models_for_tests import ARCHITECTURES, small_model, tokens_for
+from models_for_tests import ARCHITECTURES, small_model, tokens_for, worded_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from reports.atlas import write_atlas
 from reports.tables import COLUMNS, read_table, write_table
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo
+from workbench.analyses.atlas import features as module
 from workbench.analyses.atlas.features import (
     ContextKeeper,
     PairSums,
@@ -25,8 +26,6 @@ from workbench.analyses.atlas.features import (
     stack_slots,
     token_decoder,
 )
-from workbench.analyses.sae_train import atlas_features as module
-from workbench.data.tokenizer import load_tokenizer
 from workbench.models.activations import Positions, Slot, choose_slots, collect
 from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.weights import weights_sha256
@@ -335,8 +334,7 @@ def test_another_models_saes_are_refused(model, sae, tokens) -> None:
 
 
 def test_pieces_of_characters_show_their_bytes() -> None:
-    model = small_model("janus-v3", d_vocab=4096)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+    model = worded_model("janus-v3")
     decode = token_decoder(model)
     ids = model.tokenizer.encode(" the 東", add_special_tokens=False)
     shown = [decode(i) for i in ids]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from models_for_tests import small_model, tokens_for
+from models_for_tests import small_model, tokens_for, worded_model
 from typer.testing import CliRunner
 
 import probes
@@ -234,8 +234,7 @@ def test_bad_input():
         compare(model, model, tokens_for(model, 6), n_components=6)
     with pytest.raises(ValueError, match="windows of 1 tokens; expected 2 to"):
         compare(model, model, tokens_for(model, 6, 1))
-    one, two = small_model("janus-v3", d_vocab=4096), small_model("janus-v3", d_vocab=4096)
-    one.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+    one, two = worded_model("janus-v3"), small_model("janus-v3", d_vocab=4096)
     two.tokenizer = wrap_tokenizer(train_bpe(["some words"], 300))
     with pytest.raises(ValueError, match="tokenizers differ; expected one for both"):
         compare(one, two, tokens_for(one, 6))

@@ -12,7 +12,6 @@ from reports.tables import COLUMNS, read_table, write_table
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo, match_l0
 from workbench.analyses.sae_train.comparison import compare_at_matched_l0, pareto_table, stability_table
 from workbench.analyses.sae_train.head_saes import sae_train
-from workbench.analyses.sae_train.precision import compare_precisions, precision_summary
 
 QUICK = {"batch_size": 32, "buffer_tokens": 64, "lr": 1e-2, "expansion": 3, "n_ce_tokens": 32}
 
@@ -166,7 +165,10 @@ def test_a_sweep_writes_what_the_functions_return(model, tmp_path):
     write_table(matched, tmp_path, "sae_matched_l0")
 
 
-def test_precisions_start_alike_and_are_told_apart(model):
+def test_precisions_start_alike_and_are_told_apart(model, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_ALLOCATOR", "off")  # the benchmarks set it for their process when they are imported
+    from benchmarks.sae_precision import compare_precisions, precision_summary
+
     tokens, held_out = tokens_for(model, batch=20, pos=16), tokens_for(model, batch=6, pos=16, seed=9)
     table = compare_precisions(model, tokens, [1], l1=1.0, seeds=[0, 1, 2], held_out=held_out, **QUICK)
     assert table["precision"].value_counts().to_dict() == {"float32": 12, "bfloat16": 12}

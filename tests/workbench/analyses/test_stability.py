@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from models_for_tests import small_model
+from models_for_tests import worded_model
 from scipy import stats
 from scipy.spatial.distance import squareform
 
@@ -14,8 +14,6 @@ import probes
 from workbench.analyses.probe.probe import probe
 from workbench.analyses.probe.stability import stability_rows
 from workbench.data.concepts import ConceptSet, read_concepts
-from workbench.data.tokenizer import load_tokenizer
-from workbench.models.tokenizer_files import wrap_tokenizer
 
 DECADES = ConceptSet(
     name="years_decades",
@@ -112,9 +110,7 @@ def test_what_is_undefined_is_nan_and_what_has_no_spelling_is_left_out():
 
 @pytest.fixture(scope="module")
 def subject():
-    model = small_model("kotodama", d_vocab=4096, n_layers=4)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
-    return model
+    return worded_model("kotodama", n_layers=4)
 
 
 def test_probe_repeats_the_tests_of_years_at_the_middle_layer(subject):

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import wikitext_for_tests as wikitext
-from models_for_tests import small_model
+from models_for_tests import small_model, worded_model
 
 from workbench.cli.cli_args import read_texts
 from workbench.cli.sae_train import _texts as sae_texts
@@ -18,7 +18,6 @@ from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
 from workbench.models.load import load
 from workbench.models.text_source import TextSource
-from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.runs import amend_manifest
 from workbench.study.job_runners import texts_of, tokens_of
 from workbench.study.jobs import Context, Job
@@ -30,9 +29,7 @@ from workbench.training.training_data import evaluation_windows, open_feed
 
 @pytest.fixture(scope="module")
 def model():
-    model = small_model("janus-v3", d_vocab=4096)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
-    return model
+    return worded_model("janus-v3")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_for_tests import small_model, tokens_for
+from models_for_tests import small_model, tokens_for, worded_model
 from safetensors.torch import load_file, save_file
 
 from workbench.analyses.evaluate import evaluate
@@ -459,8 +459,7 @@ def test_weights_of_all_layers_are_stacked_as_in_transformer_lens(kind):
 
 
 def test_a_text_of_several_tokens_is_no_single_one():
-    model = small_model("janus-v3", d_vocab=4096)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
+    model = worded_model("janus-v3")
     with pytest.raises(ValueError, match=r"to_single_token: 'It is' is \d tokens; expected a text that is one"):
         model.to_single_token("It is")
 

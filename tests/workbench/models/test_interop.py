@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import small_config, small_model, tokens_for
+from models_for_tests import small_config, small_model, tokens_for, worded_model
 from safetensors.torch import load_file, save_file
 
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.checkpoint import save
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
-from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
 from workbench.models.weights import weights_sha256
 from workbench.training import build
@@ -83,11 +82,8 @@ def test_transformer_lens_round_trip_is_bit_equal(kind):
 
 
 def test_a_local_tokenizer_goes_to_transformer_lens_as_it_is():
-    from workbench.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer("embedded")
-    model = small_model("janus-v3", d_vocab=tokenizer.get_vocab_size())
-    model.tokenizer = wrap_tokenizer(tokenizer)
+    model = worded_model("janus-v3")
     hooked = to_hooked_transformer(model)
     text = "It is a truth universally acknowledged, that"
     assert torch.equal(hooked.to_tokens(text), model.to_tokens(text))
@@ -272,17 +268,13 @@ def test_glassllm_numpy_forward(record_property):
 
 
 def test_our_checkpoint_round_trip_with_tokenizer(tmp_path):
-    from workbench.data.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer("embedded")
-    model = small_model("kotodama", d_vocab=tokenizer.get_vocab_size())
-    model.tokenizer = wrap_tokenizer(tokenizer)
+    model = worded_model("kotodama")
     save(model, tmp_path)
     back = load(tmp_path)
     assert weights_sha256(back) == weights_sha256(model)
     text = "It is a truth universally acknowledged"
     assert torch.equal(back.to_tokens(text), model.to_tokens(text))
-    assert back.to_tokens(text)[0, 0] == tokenizer.token_to_id("<|endoftext|>")
+    assert back.to_tokens(text)[0, 0] == model.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert back.tokenizer.decode(back.to_tokens(text)[0, 1:]) == text
     assert load(tmp_path, dtype="bfloat16").cfg.dtype == torch.bfloat16
 
@@ -298,11 +290,7 @@ def test_sae_lens_activations_store_takes_the_model_as_it_is():
     from datasets import Dataset
     from sae_lens import ActivationsStore
 
-    from workbench.data.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer("embedded")
-    model = small_model("janus-v3", d_vocab=tokenizer.get_vocab_size())
-    model.tokenizer = wrap_tokenizer(tokenizer)
+    model = worded_model("janus-v3")
     text = "It is a truth universally acknowledged, that a single man in possession of a good fortune "
     store = ActivationsStore(
         model=model,

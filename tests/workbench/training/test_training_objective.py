@@ -124,13 +124,11 @@ def test_the_monitor_measures_what_geometry_defines(cfg, monkeypatch):
     for layer in range(3):
         z, pattern = cache[f"blocks.{layer}.attn.hook_z"], cache[f"blocks.{layer}.attn.hook_pattern"]
         W_O = model.blocks[layer].attn.W_O
-        cos = {
-            "z": geometry.cos_z(z),
-            "pattern": geometry.cos_pattern(pattern),
-            "residual": geometry.cos_residual(z, W_O),
-        }
-        for basis, matrix in cos.items():
-            assert found[f"sigma_{basis}.{layer}"] == pytest.approx(geometry.mean_abs_cos(matrix), abs=1e-12)
+        heads = geometry.HeadRedundancy()
+        heads.add(z, pattern)
+        for basis in geometry.BASES:
+            sigma = geometry.mean_abs_cos(heads.cosines(basis, W_O))
+            assert found[f"sigma_{basis}.{layer}"] == pytest.approx(sigma, abs=1e-12)
         entropy = geometry.head_entropy(pattern)
         assert found[f"head_entropy.{layer}"] == pytest.approx(float(entropy.mean()), abs=1e-12)
         assert found[f"head_entropy_std.{layer}"] == pytest.approx(float(entropy.std(correction=0)), abs=1e-12)

@@ -12,9 +12,7 @@ from jaxtyping import Float, Float64
 from scipy import stats
 
 from probes import ConstantInputWarning, gini
-
-LEVEL = 0.95
-_DRAWS_HELD = 1 << 24  # bootstrap counts held at once
+from probes.bootstrap import ratio_limits
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,8 @@ def impacts(
     """Impact R = 100·(Σ ablated − Σ base)/Σ base of each row, its standard error and 95 % interval over sequences.
 
     The error is the paired one of a ratio of means: the standard deviation of dₛ − (R/100)·baseₛ over sequences s, with
-    dₛ = ablatedₛ − baseₛ, divided by √n times the mean base loss. The interval is the percentile bootstrap over
-    sequences (every row sees the same resamples), its tails widened for small n as Hesterberg 2015 (§4.3, "expanded
-    percentile") proposes. With one sequence both are nan. No bootstrap reaches beyond the sequences that it has: of few
-    it holds the truth less often than it says, in simulations .50 of 2, .75 of 3, .86 of 4, .91 of 5, .93 of 8.
+    dₛ = ablatedₛ − baseₛ, divided by √n times the mean base loss. The interval is the bootstrap over sequences of
+    `probes.bootstrap.ratio_limits`, whose words on few sequences hold. With one sequence both are nan.
 
     Args:
         base: mean loss of each sequence, nats.
@@ -57,9 +53,7 @@ def impacts(
         return Impacts(100 * ratio, undefined, undefined, undefined)
     residual = difference - ratio[:, None] * base
     stderr = residual.std(axis=1, ddof=1) / (math.sqrt(n) * mean_base)
-    tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))
-    replicates = _resampled_ratios(base, difference, rng, n_bootstrap)
-    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
+    low, high = ratio_limits(difference, base, rng, n_bootstrap)
     return Impacts(100 * ratio, 100 * stderr, 100 * low, 100 * high)
 
 
@@ -67,17 +61,6 @@ def check_bootstrap(n_bootstrap: int) -> None:
     """Nothing; raises ValueError for fewer draws than tails of 2.5 % can be read from."""
     if n_bootstrap < 100:
         raise ValueError(f"n_bootstrap: got {n_bootstrap}; expected at least 100, as tails of 2.5 % are read")
-
-
-def _resampled_ratios(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator, n_draws: int) -> np.ndarray:
-    """Σ difference / Σ base over sequences drawn with replacement, [draw row]."""
-    n = len(base)
-    size = max(1, min(n_draws, _DRAWS_HELD // n))
-    ratios = []
-    for start in range(0, n_draws, size):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, n_draws - start)).astype(np.float64)
-        ratios.append((counts @ difference.T) / (counts @ base)[:, None])
-    return np.concatenate(ratios)
 
 
 def impact_gini(ablation_results: pd.DataFrame) -> pd.DataFrame:
@@ -90,37 +73,6 @@ def impact_gini(ablation_results: pd.DataFrame) -> pd.DataFrame:
     for *key, impact in of_heads(ablation_results)[[*keys, "impact_pct"]].itertuples(index=False):
         of_layer.setdefault(tuple(key), []).append(impact)
     return pd.DataFrame([(*key, gini(np.array(v))) for key, v in of_layer.items()], columns=pd.Index([*keys, "gini"]))
-
-
-def specialization(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Largest impact of model a in each layer over model b's largest in the same layer, columns layer, specialization.
-
-    a, b: ablation_results of one model, seed and kind each. nan where b's largest impact is not positive.
-
-    Raises:
-        ValueError: tables of several models, seeds or kinds, of different kinds, or of different layers.
-    """
-    kinds = []
-    for name, table in (("a", a), ("b", b)):
-        for column in ("model", "seed", "kind"):
-            n_values = len(set(table[column]))
-            if n_values != 1:
-                raise ValueError(f"specialization: {name} has {n_values} values of {column}; expected one")
-        kinds.append(table["kind"].iloc[0])
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"specialization: kinds {kinds[0]} and {kinds[1]}; expected the same")
-    top_a, top_b = _top_by_layer(of_heads(a)), _top_by_layer(of_heads(b))
-    if list(top_a) != list(top_b):
-        raise ValueError(f"specialization: layers {list(top_a)} and {list(top_b)}; expected the same")
-    ratios = [top_a[layer] / top_b[layer] if top_b[layer] > 0 else math.nan for layer in top_a]
-    return pd.DataFrame({"layer": list(top_a), "specialization": ratios})
-
-
-def _top_by_layer(table: pd.DataFrame) -> dict[int, float]:
-    top: dict[int, float] = {}
-    for layer, impact in zip(table["layer"], table["impact_pct"], strict=True):
-        top[int(layer)] = max(top.get(int(layer), -math.inf), float(impact))
-    return dict(sorted(top.items()))
 
 
 def attribution_agreement(ablation_results: pd.DataFrame) -> pd.DataFrame:

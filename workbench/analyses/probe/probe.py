@@ -103,7 +103,7 @@ def probe(
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> ConceptProbes:
-    """The concept tables of one or more models: all sets, all layers, one harvest a model.
+    """The concept tables of one or more models: all sets, all layers, one harvest per model.
 
     Every word stands in three templates, its span known from how the prompt is built; its last token is read, and the
     mean over templates is its state. Sets with a topology (ordinal, cyclic, geographic) get Mantel tests of the states'

@@ -55,10 +55,10 @@ class HeadSaeSettings(Frozen):
     """How the stack is made, trained and measured."""
 
     hook: str = Field(
-        default=PER_HEAD, description="'z': one SAE a head; 'z_concat': one a layer; or a hook within a block"
+        default=PER_HEAD, description="'z': one SAE per head; 'z_concat': one per layer; or a hook within a block"
     )
     architecture: Architecture = Field(default="relu", description="activation function; relu and jumprelu have an l1")
-    k: float | None = Field(default=None, description="features kept a token, for topk and batchtopk", gt=0)
+    k: float | None = Field(default=None, description="features kept per token, for topk and batchtopk", gt=0)
     expansion: int = Field(default=8, description="d_sae / d_in", ge=1)
     use_unit_norm_decoder: bool = Field(
         default=False, description="hold decoder rows at norm 1; else l1 weighs each activation by its row's norm"
@@ -70,7 +70,7 @@ class HeadSaeSettings(Frozen):
     n_train_tokens: int | None = Field(
         default=None, description="tokens an SAE is trained on; none: as many as count of those given", ge=1
     )
-    batch_size: int = Field(default=1024, description="tokens a step", ge=1)
+    batch_size: int = Field(default=1024, description="tokens per step", ge=1)
     buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
     lr: float = Field(default=3e-3, description="peak learning rate of Adam", gt=0)
     schedule: tuple[Share, Share] = Field(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
-from scipy import stats
 
+from probes.bootstrap import ratio_limits
 from workbench.analyses.text_quality import counts
 from workbench.analyses.text_quality.continuations import Continuation, sample_continuations
 from workbench.analyses.text_quality.items import encode_items, item_margins
@@ -35,7 +35,6 @@ from workbench.models.transformer import check_ours
 
 NO_TAGGER = "none"
 N_BOOTSTRAP = 2000
-LEVEL = 0.95
 DISTINCT = (1, 2, 3)
 LOOPS = {"loop_rate": "cycle", "loop_increment": "increment", "loop_enumeration": "enumeration"}
 COUNTED = (
@@ -264,14 +263,16 @@ def ratio_table(ratios: Sequence[Ratio], seed: int) -> pd.DataFrame:
     """A row per measure: value, interval, n units that were resampled, and what the value is a ratio of."""
     rows = []
     for one in ratios:
-        low, high = bootstrap_interval(one, np.random.default_rng(seed))
+        low, high = ratio_limits(
+            one.numerator[None], one.denominator, np.random.default_rng(seed), N_BOOTSTRAP, one.scale
+        )
         total = float(one.denominator.sum())
         rows.append(
             {
                 "measure": one.measure,
                 "value": one.scale * float(one.numerator.sum()) / total if total else math.nan,
-                "ci_low": low,
-                "ci_high": high,
+                "ci_low": float(low[0]),
+                "ci_high": float(high[0]),
                 "n": len(one.numerator),
                 "unit": one.unit,
                 "per": one.per,
@@ -280,20 +281,3 @@ def ratio_table(ratios: Sequence[Ratio], seed: int) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def bootstrap_interval(one: Ratio, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % limits of a ratio of sums over units drawn with replacement; nan for one unit, or where half of the draws
-    have a denominator of 0."""
-    n = len(one.numerator)
-    if n < 2:
-        return math.nan, math.nan
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).astype(np.float64)
-    below = drawn @ one.denominator
-    is_defined = below > 0
-    if 2 * is_defined.sum() < N_BOOTSTRAP:
-        return math.nan, math.nan
-    replicates = one.scale * (drawn @ one.numerator)[is_defined] / below[is_defined]
-    tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))
-    low, high = np.quantile(replicates, [tail, 1 - tail])
-    return float(low), float(high)

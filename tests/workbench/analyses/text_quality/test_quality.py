@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from models_for_tests import small_model
+from models_for_tests import small_model, worded_model
 
-from workbench.analyses.text_quality import continuations, quality
+from workbench.analyses.text_quality import continuations
 from workbench.analyses.text_quality.continuations import Continuation, sample_continuations
 from workbench.analyses.text_quality.quality import (
     COUNTED,
@@ -20,15 +20,12 @@ from workbench.analyses.text_quality.quality import (
     TextQuality,
     TextQualityWarning,
     battery_ratios,
-    bootstrap_interval,
     count,
     ratio_table,
     text_quality,
 )
 from workbench.analyses.text_quality.tagging import TaggerMissing, load_tagger
 from workbench.data.batteries import Battery, PairSet, PromptSet, RecallSet, battery_items
-from workbench.data.tokenizer import load_tokenizer
-from workbench.models.tokenizer_files import wrap_tokenizer
 
 PROMPTS = (PromptSet(kind="a", prompts=("The king", "In the garden there was")), PromptSet(kind="b", prompts=("He",)))
 HATS = RecallSet(
@@ -49,9 +46,7 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def model():
-    model = small_model("janus-v3", d_vocab=4096, n_ctx=48)
-    model.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
-    return model
+    return worded_model("janus-v3", n_ctx=48)
 
 
 def test_what_stands_in_the_table(model):
@@ -145,44 +140,6 @@ def test_ratios_are_sums_over_all_continuations():
     assert table["dialogue_markers"] == pytest.approx(100 * 1 / 16)
     assert table["distinct_1"] == pytest.approx((10 + 5) / 16), "`he` twice in the samples of one prompt"
     assert table["loop_rate"] == 0
-
-
-def expanded_percentile(numerator, denominator, seed):
-    """The bootstrap as it reads: units drawn with replacement, one draw after the other."""
-    from scipy import stats
-
-    rng, n = np.random.default_rng(seed), len(numerator)
-    replicates = []
-    for _ in range(quality.N_BOOTSTRAP):
-        chosen = np.repeat(np.arange(n), rng.multinomial(n, np.full(n, 1 / n)))
-        if denominator[chosen].sum():
-            replicates.append(numerator[chosen].sum() / denominator[chosen].sum())
-    alpha = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
-    return np.quantile(replicates, [alpha, 1 - alpha])
-
-
-def test_the_interval_is_the_bootstrap_over_units():
-    rng = np.random.default_rng(1)
-    denominator = rng.integers(0, 4, 12).astype(float)
-    numerator = rng.binomial(denominator.astype(int), 0.4).astype(float)
-    found = bootstrap_interval(Ratio("x", numerator, denominator, "y"), np.random.default_rng(7))
-    np.testing.assert_allclose(found, expanded_percentile(numerator, denominator, 7), rtol=1e-12)
-    scaled = bootstrap_interval(Ratio("x", numerator, denominator, "y", scale=100), np.random.default_rng(7))
-    np.testing.assert_allclose(scaled, 100 * np.array(found), rtol=1e-12)
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        denominator = rng.poisson(8, 32) + 1
-        rate = rng.beta(2, 6, 32)  # prompts differ, samples of one share its rate
-        numerator = rng.binomial(denominator, rate)
-        low, high = bootstrap_interval(
-            Ratio("x", numerator.astype(float), denominator.astype(float), "y"), np.random.default_rng(trial)
-        )
-        hits += low <= 0.25 <= high
-    assert 0.9 <= hits / 200 <= 0.99  # .95 ± three standard errors of 200 trials
 
 
 def test_what_is_undefined_is_nan():

@@ -1,0 +1,25 @@
+"""Random generators and stacks of SAEs, shared by the tests of SAEs."""
+
+from __future__ import annotations
+
+import torch
+
+from sae import SAEConfig, StackedSAE
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator of that seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def random_stack(architecture: str = "relu", k: float | None = None, *, seed: int = 0, dtype=torch.float64, **sizes):
+    """A stack whose every parameter is random, biases and thresholds too."""
+    config = SAEConfig(**({"n_saes": 3, "d_in": 5, "d_sae": 11, "architecture": architecture, "k": k} | sizes))
+    sae = StackedSAE(config, seeded(seed), dtype=dtype)
+    generator = seeded(seed + 1000)
+    with torch.no_grad():
+        for name, tensor in sae.state_dict().items():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.5)
+            if name == "threshold":
+                tensor.abs_()
+    return sae
