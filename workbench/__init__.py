@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from workbench.analyses.ablate.pairs import ablate_pairs
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
-    from workbench.analyses.compare import compare
+    from workbench.analyses.compare.comparison import compare
     from workbench.analyses.evaluate.bits import evaluate
     from workbench.analyses.harvest.storing import harvest
     from workbench.analyses.ladder.rungs import ladder

@@ -74,7 +74,7 @@ def measure(request: Request, out: str | Path, *, resume: bool = False, show: Sh
                     own.rmdir()
             configs = {subject.name: subject.model.cfg for job in jobs for subject in job.models}
             tables = join_tables([tables for _, tables in parts])
-            if max(len(configs), len(jobs)) > 1 and request.analysis.merge is not None:
+            if max(sum(len(job.models) for job in jobs), len(jobs)) > 1 and request.analysis.merge is not None:
                 directories = tuple(directory for directory, _ in parts)
                 merged = Merged(dict(tables), request.settings, directories, run.path, configs)
                 tables = {**tables, **request.analysis.merge(merged)}

@@ -112,12 +112,22 @@ def test_topology_takes_several_models(place, subject):
     assert (sizes["n_parameters"] > 1000).all()
 
 
-def test_attention_writes_what_the_function_returns(place, subject):
-    result = call("attention", *subject, "--layers", "1", "--set", "n_repeated=3")
+def test_attention_writes_what_the_functions_return(place):
+    arguments = ["--ckpt", place / "model", "--data", place / "text.txt", "--n-tokens", 6 * 24, "--layers", "1"]
+    result = call("attention", *arguments, "--n-repeated", 3, "--window", 8)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "runs" / "attention")
     same(read_table("runs/attention", "attention_stats"), attention(*read(place), [1], n_repeated=3))
-    same(read_table("runs/attention", "attention_patterns"), attention_patterns(*read(place), [1]))
+    same(read_table("runs/attention", "attention_patterns"), attention_patterns(*read(place), [1], window=8))
+    for more, code, message in (
+        (["--layers", 9], 1, "layers: got 9; expected 0…2"),
+        (["--n-repeated", -1], 2, "--n-repeated"),
+        (["--window", 1], 2, "--window"),
+        (["--n-sequences", 6], 2, "--n-sequences"),
+    ):
+        failed = call("attention", *arguments, *more, "--out", "x")
+        assert (failed.exit_code, message in failed.stderr) == (code, True), failed.output
+        assert not list(Path().glob("x*"))
 
 
 def test_harvest_names_its_shards(subject):
@@ -524,7 +534,7 @@ def test_an_error_says_which_setting_and_not_where_its_library_explains_itself(s
 
 def test_letters_that_stdout_lacks_undo_nothing(place, tmp_path):
     command = [sys.executable, "-m", "workbench", "attention", "--ckpt", place / "model", "--data", place / "text.txt"]
-    command += ["--n-sequences", "2", "--set", "n_repeated=0", "--out", "☃"]
+    command += ["--n-tokens", "48", "--set", "n_repeated=0", "--out", "☃"]
     own = environment(PYTHONIOENCODING="latin-1")
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=own, check=False)
     assert done.returncode == 0, done.stderr

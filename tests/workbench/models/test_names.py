@@ -8,7 +8,7 @@ import torch
 from models_for_tests import tokens_for
 
 from workbench.analyses.attention.statistics import attention
-from workbench.analyses.compare import compare
+from workbench.analyses.compare.comparison import compare
 from workbench.analyses.probe.probe import probe
 from workbench.models.interop import export, import_model
 from workbench.models.load import load

@@ -21,7 +21,7 @@ import probes
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.ablate.pairs import ablate_pairs
 from workbench.analyses.attention.statistics import attention, repeated_random_tokens
-from workbench.analyses.compare import compare, mean_pooled
+from workbench.analyses.compare.comparison import compare, mean_pooled
 from workbench.analyses.evaluate.bits import encode_text, evaluate
 from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.mechanisms.switches import mechanisms
