@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.data.claims import Claim, read_claims
-from workbench.study import measures, verdicts
+from workbench.study import effects, measures, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
 HEAD = """# Claims
@@ -40,7 +40,7 @@ LAYERS = {
 def render() -> str:
     """The page: the rules, then a section a claim."""
     # a reader of the page sees the rules as the code states them
-    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (verdicts, measures)]
+    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (effects, verdicts, measures)]
     sections = [HEAD, *rules]
     claims = read_claims()
     for group in dict.fromkeys(claim.group for claim in claims):

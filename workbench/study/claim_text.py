@@ -10,9 +10,9 @@ import numpy as np
 from sae.metrics import match_l0
 from workbench.analyses.ablate.load_bearing import LOAD_BEARING_UP_TO
 from workbench.data.claims import Measure, Remark
+from workbench.study.effects import UNKNOWN, Effect, effect_over_seeds, shown
 from workbench.study.evidence import Evidence
 from workbench.study.measures import Frame, Reading, load_bearing_ps, read_measure, rows_of, top_heads
-from workbench.study.verdicts import UNKNOWN, Effect, effect_over_seeds, shown
 
 MISSING = "–"
 

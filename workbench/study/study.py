@@ -19,6 +19,7 @@ from reports.tables import write_table
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run
 from workbench.study.claims import judge_claims
+from workbench.study.effects import write_effects
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
 from workbench.study.job_runners import read_feed
@@ -121,6 +122,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     record = describe_study(outcome, context, command)
     atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
+        write_effects(directory)
         write_report(directory)
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
