@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ MAX_EMBEDDED_BYTES = 600_000
 
 SCRIPTS = ("unpack.js", "theme.js", "plots.js", "characters.js", "continuations.js", "report.js")
 STYLES = ("base.css", "report.css")
+
+REFERENCE = re.compile(r"\{([a-z0-9-]+)\}")  # a panel's key in the text of another
 
 # tables that one analysis writes: where one is there, its companion is missing and not unwanted
 WRITTEN_TOGETHER = (
@@ -64,6 +67,8 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     counts = {"Table": 0, "Figure": 0}
     payload: dict[str, list[Any]] = {}
     sections = [(section, show_section(study, section, counts, payload)) for section in SECTIONS]
+    numbers = {item.panel.key: item.number for _, shown in sections for item in shown}
+    sections = [(section, [name_panels(item, numbers) for item in shown]) for section, shown in sections]
     groups = ledger_groups(study)
     has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
     return render_page(
@@ -116,6 +121,15 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
             )
         )
     return shown
+
+
+def name_panels(shown: Shown, numbers: Mapping[str, str]) -> Shown:
+    """Return a panel whose text calls the others that it refers to, as {key}, by the numbers that they have here."""
+
+    def named(text: str) -> str:
+        return REFERENCE.sub(lambda found: numbers.get(found[1], "not drawn here"), text)
+
+    return replace(shown, panel=replace(shown.panel, read=named(shown.panel.read), detail=named(shown.panel.detail)))
 
 
 def panel_facts(study: Study, panel: Panel) -> str:

@@ -256,8 +256,8 @@ PAPER = Section(
         Panel(
             "l0",
             "Active features a token (l0), by layer",
-            "Compare the lines layer by layer, but only where fvu, drawn further down, is alike: a lower l0 bought "
-            "with a higher fvu is no gain.",
+            "Compare the lines layer by layer, but only where fvu ({fvu}) is alike: a lower l0 bought with a higher "
+            "fvu is no gain.",
             needing("sae_training_results", "model seed layer head l0", "seed_means"),
             l0,
             ("n_eval_tokens", "held-out tokens an SAE"),

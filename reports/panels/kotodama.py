@@ -113,7 +113,7 @@ LINEAGE = Section(
             "Compare how filled marks rise and fall from model to model with how the diamonds do.",
             needing("train_log", "model seed step", "seed_means"),
             beside_published,
-            detail="Open diamonds: as published. Layers as in the table.",
+            detail="Open diamonds: as published. Layers as in {lineage-table}.",
             uses=TABLES,
             interval="a bar",
             of_two="a mark is their mean, each a faint mark",
@@ -152,7 +152,7 @@ LINEAGE = Section(
             "query-rank",
             "Stable rank of W_Q at the middle layer over training",
             "Published: without co-trained routing the rank that NCA left erodes, with it the rank starts low and "
-            "climbs; the figures of both ends stand in the first table.",
+            "climbs; the figures of both ends: {lineage-table}.",
             needing("train_log", "model seed step", "seed_means"),
             query_ranks,
             detail="‖W‖_F²/σ₁² with all heads side by side, at the depth of 14 of 28. Left of 0: phases before.",
@@ -169,7 +169,7 @@ LINEAGE = Section(
             detail=(
                 "‖W‖_F²/σ₁² summed over layers; early, middle and late are thirds of the depth, the last half is what "
                 "the report calls mid-to-late, layers 14 to 27 of 28. The last row is the difference, paired by seed, "
-                "with marks as above."
+                "with marks as in {steps}."
             ),
             is_table=True,
             is_core=False,
@@ -178,7 +178,7 @@ LINEAGE = Section(
             "pairs",
             "Do models of one loss share their first component?",
             "The published claim is that no pair lies above chance. Read it beside the shared components "
-            "(another figure): two models share no basis.",
+            "({pc-alignment}): two models share no basis.",
             needing("pc_cosine", "model_a model_b layer pc cosine", "seed_means"),
             lineage_tables.pair_grids,
             ("n", "sequences"),

@@ -21,7 +21,10 @@ Drawing = tuple[str, go.Figure]  # the name of a variant ("" if it is the only o
 
 @dataclass(frozen=True)
 class Panel:
-    """One table or figure of the page. `needs` are the columns without which it cannot be drawn."""
+    """One table or figure of the page. `needs` are the columns without which it cannot be drawn.
+
+    In `read` and `detail`, {key} stands for the number of another panel, which the page fills in.
+    """
 
     key: str
     title: str

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from fake_study import write_fake_study
 
-from reports.page import SECTIONS, duration, show_section, write_report
+from reports.page import REFERENCE, SECTIONS, Shown, duration, name_panels, show_section, write_report
 from reports.study import read_study
 from reports.tables import MADE, read_csv
 from workbench.study.effects import write_effects
@@ -60,6 +60,39 @@ def test_two_seeds_are_said_to_be_drawn_as_they_are(tmp_path):
     for key, is_said in said.items():
         marks = [trace.get("marker", {}) for figure in payload[key] for trace in figure["data"]]
         assert any(own.get("size") == 4 and own.get("opacity") == 0.5 for own in marks) == is_said, key
+
+
+def test_a_panel_calls_another_by_the_number_that_it_has_on_this_page(made_study, study_copy, tmp_path):
+    panels = {panel.key: panel for section in SECTIONS for panel in section.panels}
+    referring = {panel.key: REFERENCE.findall(panel.read + panel.detail) for panel in panels.values()}
+    assert {name for names in referring.values() for name in names} <= set(panels)
+    assert referring["l0"] == ["fvu"]
+
+    def said(directory) -> tuple[str, str]:
+        """The number of the figure of fvu, and what the figure of l0 calls it."""
+        page = write_report(directory, tmp_path / "report.html").read_text(encoding="utf-8")
+        title = r"(Figure \d+)\. Variance that the SAEs leave unexplained"
+        own = re.search(title, visible(page))
+        return own[1] if own else "", re.search(r"only where fvu \(([^)]*)\) is alike", visible(page))[1]
+
+    number, called = said(study_copy)
+    assert number == called != ""
+    for name in ("topology_stats", "head_cosines"):  # figures in front of it
+        (study_copy / f"{name}.csv").unlink()
+    fewer, called = said(study_copy)
+    assert fewer == called != number
+    read_csv(study_copy / "sae_training_results.csv").drop(columns="fvu").to_csv(
+        study_copy / "sae_training_results.csv", index=False
+    )
+    number, called = said(study_copy)
+    assert number == called  # not drawn, but there with its reason
+
+
+def test_a_panel_that_was_left_out_is_called_by_no_number():
+    panel = next(panel for section in SECTIONS for panel in section.panels if panel.key == "l0")
+    shown = Shown(panel, "Figure 2", (), (), None, (), "", ())
+    assert "only where fvu (not drawn here) is alike" in name_panels(shown, {"l0": "Figure 2"}).panel.read
+    assert "only where fvu (Figure 7) is alike" in name_panels(shown, {"fvu": "Figure 7"}).panel.read
 
 
 def test_a_study_of_earlier_versions_says_what_it_lacks(study_copy):
