@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 from workbench.data.claims import Against, Beside, Claim, Compared, Measure, read_claims
 from workbench.data.remarks import Case, Number, Remark
 from workbench.runs.records import Frozen
-from workbench.study import measures, verdicts
+from workbench.study import effects, measures, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
 HEAD = """# Claims
@@ -106,7 +106,7 @@ LAYERS = {
 def render() -> str:
     """The page: the rules, then a section a claim."""
     # a reader of the page sees the rules as the code states them
-    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (verdicts, measures)]
+    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (effects, verdicts, measures)]
     sections = [HEAD, *rules, OWN, *map(_fields, RECORDS)]
     claims = read_claims()
     for group in dict.fromkeys(claim.group for claim in claims):

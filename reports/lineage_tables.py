@@ -1,7 +1,6 @@
 """The Kotodama lineage as tables: each model beside the published figures, what each step changes, and pairs of models.
 
-A cell is one number per seed, by the rule of its `Measure`, and over seeds what `reports.seeds` says: a mean with its
-interval from three on, else the seeds' own figures.
+A cell is a mean over seeds with its interval from three on, else the seeds' own figures.
 """
 
 from __future__ import annotations
@@ -12,17 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.lineage import (
-    DEPTHS,
-    GROUPS,
-    KEYS,
-    MEASURES,
-    Measure,
-    lineage_data,
-    lineage_models,
-    rows_at,
-)
-from reports.seed_cells import difference_cell, over_seeds_cell, over_seeds_cells
+from reports.lineage import DEPTHS, GROUPS, MEASURES, Measure, lineage_data, lineage_models, rows_at
+from reports.seed_means import difference_cell, interval, mean_cell
 from reports.study import Study
 from reports.table_cells import MISSING, Cell, Grid, fixed, signed
 
@@ -47,19 +37,16 @@ def lineage_grids(study: Study) -> list[Grid]:
         (),
         tuple(((*name_row(model["key"], models), model["recipe"]), ()) for model in lineage_data()["model"]),
     )
-    values = {measure.key: measure.read(study.tables) for measure in MEASURES}
-    grids = [beside_published(title, own, values, models) for title, own in GROUPS.items()]
+    grids = [beside_published(study, title, own, models) for title, own in GROUPS.items()]
     return [recipes, *(grid for grid in grids if grid is not None), *head_grids(study, models)]
 
 
-def beside_published(
-    title: str, measures: Sequence[Measure], values: Mapping[str, pd.Series], models: Mapping[str, str]
-) -> Grid | None:
+def beside_published(study: Study, title: str, measures: Sequence[Measure], models: Mapping[str, str]) -> Grid | None:
     """Return one group's table; None where no model of the study has any of its numbers."""
     published = lineage_data()["published"]
     theirs = [published.get(measure.key, {}) for measure in measures]
     groups = [(measure.title, 2 if own else 1) for measure, own in zip(measures, theirs, strict=True)]
-    ours = [over_seeds_cells(values[measure.key], measure.digits) for measure in measures]
+    ours = [by_model(study.means("", measure.title, "model"), measure.digits) for measure in measures]
     if not any(short in cells for cells in ours for short in models.values()):
         return None
     rows = []
@@ -76,6 +63,11 @@ def beside_published(
     return Grid(title, tuple(groups), headers, columns, tuple(rows), is_wide=True)
 
 
+def by_model(means: pd.DataFrame, digits: int) -> dict[str, Cell]:
+    """Return model -> the cell of its mean, of rows that are one a model."""
+    return {str(model): mean_cell(rows, digits) for model, rows in means.groupby("model", sort=False)}
+
+
 def name_row(key: str, models: Mapping[str, str]) -> tuple[str]:
     """Return a model's row header: its name in the study, else the published one."""
     return (models.get(key, f"{key} (not in this study)"),)
@@ -88,16 +80,12 @@ def published_cell(figure: float | str | None, digits: int) -> Cell:
 
 def head_grids(study: Study, models: Mapping[str, str]) -> list[Grid]:
     """Return the entropies of layer 0's heads, lowest first, since heads of two seeds do not correspond."""
-    df = study.tables.get("attention_stats")
-    if df is None or not {*KEYS, "layer", "head", "entropy"} <= set(df.columns):
+    published, ranked = lineage_data()["head_entropies"], study.means("attention_stats", "entropy", "model", "place")
+    ranked = ranked[ranked["model"].isin(list(models.values()))]
+    if ranked.empty:
         return []
-    published = lineage_data()["head_entropies"]
-    df = df[(df["layer"] == 0) & df["model"].isin(list(models.values()))].dropna(subset=["entropy"])
-    if df.empty:
-        return []
-    ranked = df.assign(place=df.groupby(KEYS, sort=False)["entropy"].rank(method="first").astype(int))
     n_heads = int(ranked["place"].max())
-    ours = [over_seeds_cells(own.set_index(KEYS)["entropy"], 2) for _, own in ranked.groupby("place")]
+    ours = [by_model(own, 2) for _, own in ranked.groupby("place")]
     rows = []
     for model in lineage_data()["model"]:
         key, cells = model["key"], []
@@ -115,16 +103,14 @@ def head_grids(study: Study, models: Mapping[str, str]) -> list[Grid]:
 
 def step_grids(study: Study) -> list[Grid]:
     """Return what each step of the lineage changes: treated − reference over the seeds that both have."""
-    models = lineage_models(study)
     measures = [measure for measure in MEASURES if measure.is_of_steps]
-    values = [measure.read(study.tables) for measure in measures]
+    found = [study.effects("", measure.title) for measure in measures]
+    steps = pd.concat(found).drop_duplicates("comparison").query("comparison != ''")
     rows = []
-    for step in lineage_data()["step"]:
-        if not {step["reference"], step["treated"]} <= set(models):
-            continue
-        pair = models[step["reference"]], models[step["treated"]]
-        cells = tuple(difference_cell(own, *pair, m.digits) for own, m in zip(values, measures, strict=True))
-        rows.append(((step["name"], f"{pair[0]} → {pair[1]}"), cells))
+    for step, reference, treated in steps[["comparison", "model_a", "model_b"]].itertuples(index=False):
+        own = [effects[effects["comparison"] == step] for effects in found]
+        cells = tuple(difference_cell(rows, measure.digits) for rows, measure in zip(own, measures, strict=True))
+        rows.append(((str(step), f"{reference} → {treated}"), cells))
     titles = tuple(measure.title for measure in measures)
     return [Grid("", (), ("step", "from → to"), titles, tuple(rows), is_wide=True)] if rows else []
 
@@ -156,15 +142,15 @@ def term_cells(
     if row is None:
         return Cell(MISSING), Cell(MISSING)
     low, high, stated = (row.get(name, math.nan) for name in ("ci_low", "ci_high", "stated_value"))
-    interval = f"[{fixed(low, digits)}, {fixed(high, digits)}]" if math.isfinite(low) else ""
+    bounds = interval(low, high, digits) if math.isfinite(low) else ""
     note = f"stated: {write(stated, digits)}" if math.isfinite(stated) else ""
-    return Cell(write(row["value"], digits), interval), Cell(write(row["published_value"], digits), note)
+    return Cell(write(row["value"], digits), bounds), Cell(write(row["published_value"], digits), note)
 
 
 def pair_grids(study: Study) -> list[Grid]:
     """Return |cos| of two models' first components at three depths, published figures beside; nothing without one of
     the published pairs."""
-    models, df = lineage_models(study), study.tables["pc_cosine"]
+    models, df = lineage_models(study), study.means("pc_cosine", "cosine", "model_a", "model_b", "pc", "layer")
     df = df[df["pc"] == 1].assign(model=df["model_a"])
     rows = []
     for pair in lineage_data()["pair"]:
@@ -173,8 +159,7 @@ def pair_grids(study: Study) -> list[Grid]:
             continue
         cells = []
         for depth, figure in zip(DEPTHS.values(), pair["cosines"], strict=True):
-            here = rows_at(own, depth).set_index("seed")["cosine"]
-            cells += [over_seeds_cell(here, 3), Cell(fixed(figure, 3))]
+            cells += [mean_cell(rows_at(own, depth), 3), Cell(fixed(figure, 3))]
         rows.append(((" – ".join(models[key] for key in pair["models"]),), tuple(cells)))
     groups = tuple((name, 2) for name in DEPTHS)
     return [Grid("", groups, ("pair",), BESIDE * len(DEPTHS), tuple(rows), is_wide=True)] if rows else []
@@ -182,7 +167,8 @@ def pair_grids(study: Study) -> list[Grid]:
 
 def divergence_grids(study: Study) -> list[Grid]:
     """Return how far the published pairs' spectra lie apart, of attention and of MLP matrices."""
-    models, df = lineage_models(study), study.tables["eigenspectra_divergence"]
+    models = lineage_models(study)
+    df = study.means("eigenspectra_divergence", "divergence", "model_a", "model_b", "part")
     rows = []
     for pair in lineage_data()["divergence"]:
         own = of_pair(df, pair["models"], models)
@@ -190,8 +176,7 @@ def divergence_grids(study: Study) -> list[Grid]:
             continue
         cells = []
         for part in ("attention", "mlp"):
-            here = own[own["part"] == part].set_index("seed")["divergence"]
-            cells += [over_seeds_cell(here, 3), Cell(fixed(pair[part], 3))]
+            cells += [mean_cell(own[own["part"] == part], 3), Cell(fixed(pair[part], 3))]
         rows.append(((" – ".join(models[key] for key in pair["models"]),), tuple(cells)))
     groups = (("attention matrices", 2), ("MLP matrices", 2))
     return [Grid("", groups, ("pair",), BESIDE * 2, tuple(rows))] if rows else []
@@ -200,7 +185,6 @@ def divergence_grids(study: Study) -> list[Grid]:
 def of_pair(df: pd.DataFrame, keys: Sequence[str], models: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows of two models of the lineage, in whichever order; none where the study lacks one."""
     first, second = (models.get(key, "") for key in keys)
-    df = df if "seed" in df else df.assign(seed=0)
     is_pair = df["model_a"].eq(first) & df["model_b"].eq(second)
     return df[is_pair | (df["model_a"].eq(second) & df["model_b"].eq(first))]
 
@@ -208,22 +192,22 @@ def of_pair(df: pd.DataFrame, keys: Sequence[str], models: Mapping[str, str]) ->
 def budget_grids(study: Study) -> list[Grid]:
     """Return the stable rank summed over layers and how depth shares it, a table a matrix, and what co-training
     changes."""
-    models, df = lineage_models(study), study.tables["rank_budget"]
-    step = next(step for step in lineage_data()["step"] if step["treated"] == "lang-ddv1")
-    grids = []
+    models, columns = lineage_models(study), (("stable_rank", "all", 1), *(("share", part, 3) for part in PARTS))
+    treated, grids = models.get("lang-ddv1", ""), []
     for matrix in BUDGETED:
-        own = df[df["matrix"] == matrix]
-        values = [(own[own["part"] == "all"].set_index(KEYS)["stable_rank"], 1)]
-        values += [(own[own["part"] == part].set_index(KEYS)["share"], 3) for part in PARTS]
-        cells = [over_seeds_cells(value, digits) for value, digits in values]
-        rows = [((short,), tuple(own.get(short, Cell(MISSING)) for own in cells)) for short in models.values()]
-        if {step["reference"], step["treated"]} <= set(models):
-            pair = models[step["reference"]], models[step["treated"]]
-            rows.append(
-                ((f"{pair[0]} → {pair[1]}",), tuple(difference_cell(value, *pair, digits) for value, digits in values))
-            )
+        ours, changes = [], []
+        for measure, part, digits in columns:
+            means = study.means("rank_budget", measure, "model", "matrix", "part")
+            effects = study.effects("rank_budget", measure, "matrix", "part")
+            effects = effects[(effects["model_b"] == treated) & (effects["comparison"] != "")]
+            own, change = (df[(df["matrix"] == matrix) & (df["part"] == part)] for df in (means, effects))
+            ours.append(by_model(own, digits))
+            changes.append((change, digits))
+        rows = [((short,), tuple(own.get(short, Cell(MISSING)) for own in ours)) for short in models.values()]
+        pairs = pd.concat([change for change, _ in changes]).drop_duplicates("comparison")
+        for reference in pairs["model_a"]:
+            rows.append(((f"{reference} → {treated}",), tuple(difference_cell(*change) for change in changes)))
         groups = (("all layers", 1), ("share of", len(PARTS)))
-        columns = ("Σ stable rank", *PARTS)
-        if len(own):
-            grids.append(Grid(matrix, groups, ("model",), columns, tuple(rows)))
+        if any(ours):
+            grids.append(Grid(matrix, groups, ("model",), ("Σ stable rank", *PARTS), tuple(rows)))
     return grids if models else []

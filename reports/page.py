@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
 from reports.panels.others import Figures, other_section
-from reports.seeds import FORMULA, MIN_SEEDS
+from reports.seed_means import FORMULA
 from reports.study import Study, problems, read_study
 from reports.table_cells import Grid, count_parts, name_seeds, thousands
+from reports.tables import MADE, MIN_SEEDS
 
 # a table whose gzip is larger is named on the page and not carried by it
 MAX_EMBEDDED_BYTES = 600_000
 
 SCRIPTS = ("unpack.js", "theme.js", "plots.js", "characters.js", "continuations.js", "report.js")
 STYLES = ("base.css", "report.css")
+
+REFERENCE = re.compile(r"\{([a-z0-9-]+)\}")  # a panel's key in the text of another
 
 # tables that one analysis writes: where one is there, its companion is missing and not unwanted
 WRITTEN_TOGETHER = (
@@ -67,6 +71,8 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
     own = {name for section in SECTIONS for panel in section.panels for name in (*panel.needs, *panel.uses)}
     every = (*SECTIONS, other_section(study, own, figures or {}))
     sections = [(section, show_section(study, section, counts, payload)) for section in every]
+    numbers = {item.panel.key: item.number for _, shown in sections for item in shown}
+    sections = [(section, [name_panels(item, numbers) for item in shown]) for section, shown in sections]
     groups = ledger_groups(study)
     has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
     return render_page(
@@ -97,8 +103,9 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
     shown = []
     for panel in section.panels:
         faults = problems(study, panel.needs) or list(panel.faults(study))
-        drawings = [] if faults else list(panel.draw(study))
-        if not drawings and not (panel.is_core and has_part(study, panel)) and not panel.faults(study):
+        drawings = [one for one in ([] if faults else panel.draw(study)) if not isinstance(one, tuple) or one[1].data]
+        is_wanted = (panel.is_core and has_part(study, panel)) or lacks_made(study, panel) or panel.faults(study)
+        if not drawings and not is_wanted:
             continue
         word = "Table" if panel.is_table else "Figure"
         counts[word] += 1
@@ -118,6 +125,15 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
             )
         )
     return shown
+
+
+def name_panels(shown: Shown, numbers: Mapping[str, str]) -> Shown:
+    """Return a panel whose text calls the others that it refers to, as {key}, by the numbers that they have here."""
+
+    def named(text: str) -> str:
+        return REFERENCE.sub(lambda found: numbers.get(found[1], "not drawn here"), text)
+
+    return replace(shown, panel=replace(shown.panel, read=named(shown.panel.read), detail=named(shown.panel.detail)))
 
 
 def panel_facts(study: Study, panel: Panel) -> str:
@@ -158,7 +174,13 @@ def count_seeds(study: Study) -> int:
 def has_part(study: Study, panel: Panel) -> bool:
     """Return whether the study made what a panel shows: its tables, or another that the same analysis writes."""
     written = [table for job in WRITTEN_TOGETHER for table in job if set(job) & set(panel.needs)]
-    return any(name in study.paths for name in (*written, *panel.needs))
+    return any(name in study.paths for name in (*written, *panel.needs) if name not in MADE)
+
+
+def lacks_made(study: Study, panel: Panel) -> bool:
+    """Return whether the study has a panel's tables but not those made of them, as those of earlier versions lack."""
+    missing = {*panel.needs} - {*study.paths}
+    return bool(missing) and missing <= {*MADE}
 
 
 def is_numeric(column: pd.Series) -> bool:
@@ -228,7 +250,8 @@ def absent_panels(study: Study) -> list[str]:
     """Return the titles of the panels that are left out because their tables are not in the study."""
     panels = [panel for section in SECTIONS for panel in section.panels]
     absent = [panel for panel in panels if any(name not in study.paths for name in panel.needs)]
-    return [panel.title for panel in absent if not (panel.is_core and has_part(study, panel))]
+    shown = [panel for panel in absent if (panel.is_core and has_part(study, panel)) or lacks_made(study, panel)]
+    return [panel.title for panel in absent if panel not in shown]
 
 
 def source_rows(study: Study) -> list[dict[str, Any]]:

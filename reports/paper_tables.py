@@ -12,7 +12,7 @@ import pandas as pd
 
 from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
-from reports.seed_cells import over_seeds_cell
+from reports.seed_means import each_seed, mean_cell
 from reports.study import Study
 from reports.table_cells import MISSING, Cell, Grid, fixed, percent_change, signed, significant
 from reports.tables import missing_columns
@@ -45,49 +45,59 @@ N_TOP_HEADS = 5  # of all models together, as the paper has them
 
 def topology_grids(study: Study) -> list[Grid]:
     """Return Table 1: max and mean |cos| of each basis by layer, and rank and utilization."""
+
+    def of_basis(basis: str, measures: dict[str, tuple[str, int]]) -> dict[str, tuple[pd.DataFrame, int]]:
+        by = ("model", "basis", "layer")
+        found = {
+            title: (study.means("topology_stats", name, *by), digits) for title, (name, digits) in measures.items()
+        }
+        return {title: (each_seed(means[means["basis"] == basis]), digits) for title, (means, digits) in found.items()}
+
     df = study.tables["topology_stats"]
     cosines = {"max |cos|": ("max_cos", 4), "mean |cos|": ("mean_cos", 4)}
     grids = [
-        by_layer(study, df[df["basis"] == basis], title, cosines)
+        by_layer(study, df[df["basis"] == basis], title, of_basis(basis, cosines))
         for basis, title in BASIS_TITLES.items()
         if (df["basis"] == basis).any()
     ]
     ranked = df[df["nuclear_rank"].notna() & (df["basis"] == "z")]
     if not ranked.empty:
         ranks = {"nuclear rank": ("nuclear_rank", 1), "utilization": ("rank_utilization", 3)}
-        grids.append(by_layer(study, ranked, "(d) Rank of the concatenated z", ranks))
+        grids.append(by_layer(study, ranked, "(d) Rank of the concatenated z", of_basis("z", ranks)))
     return grids
 
 
 def effective_size_grids(study: Study) -> list[Grid]:
     """Return N_eff of each pair of models that share a seed, at the paper's layer and over all: means over seeds."""
-    df = study.tables["effective_size"]
-    df = df[(df["seed_a"] == df["seed_b"]) & (df["model_a"] != df["model_b"])]
+    by = ["model_a", "model_b", "layer_a", "layer_b"]
+    found = [study.means("effective_size", name, *by) for _, name, _, _ in EFFECTIVE]
+    places = pd.concat(found)[by].drop_duplicates()
     rows = []
-    for (model, reference, layer, other), own in df.groupby(["model_a", "model_b", "layer_a", "layer_b"], sort=False):
+    for model, reference, layer, other in places.itertuples(index=False):
         place = "all, mean" if layer == -1 else str(layer) if layer == other else f"{layer} against {other}"
-        of_seeds = own.set_index("seed_a").rename_axis("seed")
         cells = []
-        for _, name, scale, digits in EFFECTIVE:
-            values = of_seeds[name] * scale if name in own else pd.Series(dtype=float)
-            is_given = name.startswith("n_parameters")  # the same of every seed
-            cells.append(Cell(fixed(values.mean(), digits)) if is_given else over_seeds_cell(values, digits))
+        for means, (_, name, scale, digits) in zip(found, EFFECTIVE, strict=True):
+            own = means[(means[by] == [model, reference, layer, other]).all(axis=1)]
+            is_given = name.startswith("n_parameters") and len(own)  # the same of every seed
+            cells.append(
+                Cell(fixed(scale * own["mean"].iloc[0], digits)) if is_given else mean_cell(own, digits, scale)
+            )
         rows.append(((f"{model} against {reference}", place), tuple(cells)))
     columns = tuple(title for title, *_ in EFFECTIVE)
     return [Grid("", (), ("models", "layer"), columns, tuple(rows), is_wide=True)] if rows else []
 
 
-def by_layer(study: Study, df: pd.DataFrame, title: str, measures: dict[str, tuple[str, int]]) -> Grid:
-    """Return one row per layer (and seed): each measure of each model, and its difference from the reference."""
+def by_layer(study: Study, df: pd.DataFrame, title: str, measures: dict[str, tuple[pd.DataFrame, int]]) -> Grid:
+    """Return one row per layer (and seed) of a table: each measure, its values one a model, layer and seed, of each
+    model, and its difference from the reference."""
     models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
-    values = {column: means(df, column) for column, _ in measures.values()}
+    values = {name: (by_place(rows), digits) for name, (rows, digits) in measures.items()}
     rows = []
     for layer in sorted(set(df["layer"])):
         for seed in seeds:
             cells = []
-            for column, digits in measures.values():
-                of_models = [values[column].get((model, seed, layer)) for model in models]
-                cells += compared(of_models, digits)
+            for own, digits in values.values():
+                cells += compared([own.get((model, str(seed), layer)) for model in models], digits)
             rows.append((row_headers(layer, seed, seeds), tuple(cells)))
     columns = [name for _ in measures for name in compared_columns(models)]
     span = len(compared_columns(models))
@@ -95,9 +105,9 @@ def by_layer(study: Study, df: pd.DataFrame, title: str, measures: dict[str, tup
     return Grid(title, groups, header_names(seeds), tuple(columns), tuple(rows))
 
 
-def means(df: pd.DataFrame, column: str) -> dict[Hashable, float]:
-    """Return (model, seed, layer) -> the cell, or the mean of the cells where a layer has several rows (its heads)."""
-    return df.groupby(["model", "seed", "layer"])[column].mean().to_dict()
+def by_place(values: pd.DataFrame) -> dict[Hashable, float]:
+    """Return (model, seed, layer) -> value."""
+    return values.set_index(["model", "seed", "layer"])["value"].to_dict()
 
 
 def compared(values: list[float | None], digits: int) -> list[Cell]:
@@ -148,33 +158,22 @@ def _sae_grid(
     study: Study, df: pd.DataFrame, measure: str, title: str, digits: int, scale: float, present: list[str]
 ) -> Grid:
     models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
-    by_layer = recovered_by_layer if measure == "ce_recovered" else lambda own: means(own, measure)
-    values = {
-        name: {key: value * scale for key, value in by_layer(of_dictionary(df, name)).items()} for name in present
-    }
+    means = study.means("sae_training_results", measure, "model", "layer")
+    means = means[means["l1"].isin(df["l1"].unique())] if "l1" in means else means
+    values = {name: by_place(each_seed(of_dictionary(means, name))) for name in present}
     rows = []
     for layer in sorted(set(df["layer"])):
         for seed in seeds:
             cells = []
             for name in present:
-                of_models = [values[name].get((model, seed, layer)) for model in models]
+                found = [values[name].get((model, str(seed), layer)) for model in models]
+                of_models = [None if value is None else scale * value for value in found]
                 plain = [Cell(fixed(value, digits)) for value in of_models]
                 cells += compared(of_models, digits) if name == "trained" else plain
             rows.append((row_headers(layer, seed, seeds), tuple(cells)))
     columns = [compared_columns(models) if name == "trained" else models for name in present]
     groups = tuple((name, len(names)) for name, names in zip(present, columns, strict=True))
     return Grid(title, groups, header_names(seeds), tuple(name for names in columns for name in names), tuple(rows))
-
-
-def recovered_by_layer(df: pd.DataFrame) -> dict[Hashable, float]:
-    """Return (model, seed, layer) -> Σ(ce_zero − ce_spliced) / Σ(ce_zero − ce_base) over a layer's heads.
-
-    A mean of the heads' ratios would be ruled by those whose removal costs next to nothing. nan where the sum of
-    costs is not above 0.
-    """
-    parts = df.assign(recovered=df["ce_zero"] - df["ce_spliced"], cost=df["ce_zero"] - df["ce_base"])
-    sums = parts.groupby(["model", "seed", "layer"])[["recovered", "cost"]].sum(min_count=1)
-    return (sums["recovered"] / sums["cost"].where(sums["cost"] > 0)).to_dict()
 
 
 def ablation_grids(study: Study) -> list[Grid]:
@@ -193,7 +192,10 @@ def ablation_grids(study: Study) -> list[Grid]:
         titles = [", ".join([*name, *[f"seed {seed}"] * (len(seeds) > 1)]) for seed in seeds]
         grids += [_merged_heads(top, title) for top, title in zip(ranked, titles, strict=True)]
         if len(seeds) > 1:
-            grids.append(_ranks_over_seeds(ranked, ", ".join([*name, f"over {len(seeds)} seeds"])))
+            means = study.means("ablation_results", "impact_pct", "group", "rank")
+            group = "all" if chosen is models else "pair"
+            title = ", ".join([*name, f"over {len(seeds)} seeds"])
+            grids.append(_ranks_over_seeds(ranked, means[means["group"] == group], title))
     return grids
 
 
@@ -208,12 +210,12 @@ def _merged_heads(top: pd.DataFrame, title: str) -> Grid:
     return Grid(title, (), ("rank",), ("model", "layer", "head", "impact (%)"), rows)
 
 
-def _ranks_over_seeds(ranked: list[pd.DataFrame], title: str) -> Grid:
+def _ranks_over_seeds(ranked: list[pd.DataFrame], means: pd.DataFrame, title: str) -> Grid:
     every, rows = pd.concat(ranked), []
     for rank, own in every.groupby("rank"):
         holders = ", ".join(f"{model} {n}" for model, n in own["model"].value_counts(sort=False).items())
         layers = ", ".join(str(int(layer)) for layer in own["layer"])
-        impact = over_seeds_cell(own.set_index("seed")["impact_pct"], 2)
+        impact = mean_cell(means[means["rank"] == rank], 2)
         rows.append(((str(rank),), (impact, Cell(str(len(own))), Cell(holders), Cell(layers))))
     columns = ("impact (%)", "seeds", "whose head, in how many seeds", "its layer, by seed")
     return Grid(title, (), ("rank",), columns, tuple(rows))
@@ -245,22 +247,21 @@ def summary_grids(study: Study) -> list[Grid]:
     grids = []
     for measure in dict.fromkeys(df["measure"]):
         own = df[df["measure"] == measure]
+        means = study.means("ablation_summary", str(measure), "model", "kind", "layer")
+        means = means[means["kind"] == df["kind"].iloc[0]]
         rows = []
         for layer in sorted(set(own["layer"]), key=lambda layer: (layer < 0, layer)):
-            of_layer = own[own["layer"] == layer]
-            values = [of_layer[of_layer["model"] == model].set_index("seed")["value"] for model in models]
-            name = "all" if layer < 0 else str(int(layer))
             # a p is each seed's own: a mean of them says nothing
-            cells = [each_cell(value) if str(measure).endswith("_p") else over_seeds_cell(value, 3) for value in values]
-            rows.append(((name,), tuple(cells)))
+            write = each_cell if str(measure).endswith("_p") else lambda values: mean_cell(values, 3)
+            cells = [write(means[(means["layer"] == layer) & (means["model"] == model)]) for model in models]
+            rows.append((("all" if layer < 0 else str(int(layer)),), tuple(cells)))
         grids.append(Grid(str(measure).replace("_", " "), (), ("layer",), tuple(models), tuple(rows)))
     return grids
 
 
-def each_cell(values: pd.Series) -> Cell:
+def each_cell(means: pd.DataFrame) -> Cell:
     """Return every seed's value side by side, with three digits however small it is."""
-    known = values.dropna()
-    return Cell(" / ".join(significant(float(value)) for value in known) if len(known) else MISSING)
+    return Cell(" / ".join(significant(value) for value in each_seed(means)["value"]) or MISSING)
 
 
 def loss_grids(study: Study) -> list[Grid]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from reports.continuations import FILE as CONTINUATIONS
+from reports.seed_means import Places, pick_places, split_places
 from reports.tables import TEXT_COLUMNS, decode_text, find_tables, missing_columns, read_csv, unplaced
 
 # keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
@@ -50,6 +52,26 @@ class Study:
     def models(self) -> list[str]:
         """Short names in the study's order; the first is what the others are compared with."""
         return list(self.names.values())
+
+    def means(self, table: str, measure: str, *by: str) -> pd.DataFrame:
+        """Means over seeds of a table's measure at the places that the columns `by` name: these and the numbers."""
+        return pick_places(self._means, "seed_means", table, measure, by)
+
+    def measures(self, table: str) -> list[str]:
+        """The measures of a table that have means over seeds, in their order."""
+        return [measure for of_table, measure in self._means if of_table == table]
+
+    def effects(self, table: str, measure: str, *by: str) -> pd.DataFrame:
+        """Differences between models of a table's measure, as `means`; `comparison` is empty but for steps."""
+        return pick_places(self._effects, "effects", table, measure, by)
+
+    @cached_property
+    def _means(self) -> Places:
+        return split_places(self.tables.get("seed_means", pd.DataFrame()), "seed_means")
+
+    @cached_property
+    def _effects(self) -> Places:
+        return split_places(self.tables.get("effects", pd.DataFrame()), "effects")
 
 
 def read_study(directory: str | Path) -> Study:
@@ -122,7 +144,7 @@ def order_models(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) 
     """Return the models as the record orders them, then as the tables do; without a record, one named control first."""
     named = [str(model["name"]) for model in record.get("models", ()) if "name" in model]
     columns = [df[column] for df in tables.values() for column in MODEL_COLUMNS if column in df]
-    present = list(dict.fromkeys(model for column in columns for model in column if model))
+    present = list(dict.fromkeys(model for column in columns for model in column if isinstance(model, str) and model))
     if not named:
         present.sort(key=lambda model: "control" not in model.lower())  # stable: the others keep their order
     return list(dict.fromkeys([*(model for model in named if model in present), *present]))

@@ -74,6 +74,15 @@ _UNDECLARED = MappingProxyType(
         # the 2 x 2 of NCA and AttnRes, a measure and term a row: the cells (neither, attn_res, nca, both), both main
         # effects, the interaction; means over n seeds; the published cells in the same combination, and what was stated
         "factorial": ("measure", "term", "value", "ci_low", "ci_high", "n", "published_value", "stated_value"),
+        # two models compared at one place, treated (model_b) - reference (model_a): mean over n seeds and its interval
+        # by `interval` (paired, welch, none); comparison is the lineage's step, empty for another pair; trailing: the
+        # columns of the table that name the place (layer, basis, set, matrix, ...), empty where they do not apply
+        "effects": (
+            "table", "measure", "comparison", "model_a", "model_b", "effect", "ci_low", "ci_high", "n", "interval",
+        ),
+        # the mean over n seeds of a measure at one place and its interval, missing below MIN_SEEDS; seeds and, for more
+        # than one, their values, separated by spaces; trailing: the columns that name the place (model, layer, ...)
+        "seed_means": ("table", "measure", "mean", "ci_low", "ci_high", "n", "seeds", "values"),
         # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
         "claims": (
             "claim", "published", "measured", "ci_low", "ci_high", "n", "verdict", "measure", "source_table", "control",
@@ -81,8 +90,9 @@ _UNDECLARED = MappingProxyType(
     }
 )  # fmt: skip
 
+_UNSHOWN = ("claims", "effects", "seed_means")  # the page shows them in its own way
 declare(
-    Table(name, (), tuple(map(Column, columns)), is_shown=name != "claims") for name, columns in _UNDECLARED.items()
+    Table(name, (), tuple(map(Column, columns)), is_shown=name not in _UNSHOWN) for name, columns in _UNDECLARED.items()
 )
 
 
@@ -109,9 +119,12 @@ TEXT_COLUMNS = frozenset(
         "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
         "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
         "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason", "singular_values", "term", "pattern",
+        "item", "reason", "singular_values", "term", "pattern", "table", "comparison", "seeds", "values",
     )
 )  # fmt: skip
+
+MIN_SEEDS = 3  # of an interval over seeds
+MADE = ("effects", "seed_means")  # tables that a study makes of its other ones
 
 # columns of whole numbers by which rows are told apart and figures laid out: in some row none is no place at all
 PLACES = frozenset(

@@ -5,7 +5,6 @@ from reports.figures.attention import (
     bos_mass_by_layer,
     head_entropy_gallery,
     head_maps,
-    head_spread,
     text_measures,
     weight_ranks,
 )
@@ -27,7 +26,7 @@ from reports.figures.concepts import (
     pc_alignment,
     trajectory_bars,
 )
-from reports.figures.interventions import Change, changes
+from reports.figures.interventions import changes
 from reports.figures.lineage import beside_published, rank_over_phase
 from reports.figures.recurrent import ladder, mechanism_bars
 from reports.figures.saes import (
@@ -41,19 +40,16 @@ from reports.figures.saes import (
     stability,
 )
 from reports.figures.small_multiples import measure_by_layer
-from reports.figures.spectra import MAX_INDICES, spectra_over_index
+from reports.figures.spectra import spectra_over_index
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
 from reports.figures.training import (
     loss_curves,
-    monitor_names,
     monitor_over_steps,
     pressure_and_redundancy,
     ranks_over_steps,
 )
 
 __all__ = [
-    "MAX_INDICES",
-    "Change",
     "ablation_profile",
     "ablation_strip",
     "at_l1",
@@ -70,7 +66,6 @@ __all__ = [
     "fvu_by_layer",
     "head_entropy_gallery",
     "head_maps",
-    "head_spread",
     "intrinsic_dimension",
     "l0_by_layer",
     "ladder",
@@ -79,7 +74,6 @@ __all__ = [
     "matched_l0",
     "measure_by_layer",
     "mechanism_bars",
-    "monitor_names",
     "monitor_over_steps",
     "of_heads",
     "pair_interactions",

@@ -94,20 +94,14 @@ def _add_map(fig: Draft, row: Any, where: Cell) -> None:
     fig.update_yaxes(**plain, autorange="reversed", scaleanchor=square_with, showticklabels=where["col"] == 1, **where)
 
 
-def head_spread(
-    attention_stats: pd.DataFrame, models: Sequence[str] | None = None, *, is_spread: bool = True
+def bos_mass_by_layer(
+    attention_stats: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None
 ) -> go.Figure:
-    """Return by layer the (population) standard deviation over heads of their entropy, or its mean over heads."""
-    keys = [key for key in ("model", "seed", "layer") if key in attention_stats]
-    heads = attention_stats.groupby(keys, sort=False)["entropy"]
-    df = (heads.std(ddof=0) if is_spread else heads.mean()).reset_index()
-    title = "std over heads (nats)" if is_spread else "mean over heads (nats)"
-    return by_layer(df, "entropy", title, models).figure()
+    """Return the attention to position 0 by layer: a line through the heads' mean, and of few models a mark a head.
 
-
-def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the attention to position 0 by layer: a line through the heads' mean, and of few models a mark a head."""
-    fig = by_layer(attention_stats, "bos_mass", "attention to position 0", models)
+    means: over heads and seeds, by model and layer.
+    """
+    fig = by_layer(means, "attention to position 0", models)
     is_dotted = attention_stats["model"].nunique() <= MAX_BANDED
     for run in runs_of(attention_stats, models) if is_dotted else ():
         rows = run.rows.dropna(subset=["bos_mass"])
@@ -125,17 +119,18 @@ def bos_mass_by_layer(attention_stats: pd.DataFrame, models: Sequence[str] | Non
     return fig.figure()
 
 
-def weight_ranks(
-    weight_spectra: pd.DataFrame, models: Sequence[str] | None = None, measure: str = "nuclear_rank"
-) -> go.Figure:
-    """Return one of the four ranks of the weights by layer, a panel a matrix, attention before MLP."""
-    matrices = list(dict.fromkeys(weight_spectra["matrix"]))
+def weight_ranks(means: pd.DataFrame, models: Sequence[str] | None = None, measure: str = "nuclear_rank") -> go.Figure:
+    """Return one of the four ranks of the weights by layer, a panel a matrix, attention before MLP.
+
+    means: over seeds, by model, matrix and layer.
+    """
+    matrices = list(dict.fromkeys(means["matrix"]))
     fig, cells = facets([label(matrix) for matrix in matrices], columns=4, height=160)
-    n_models = weight_spectra["model"].nunique()
+    n_models = means["model"].nunique()
     for index, (matrix, where) in enumerate(zip(matrices, cells, strict=True)):
-        df = weight_spectra[weight_spectra["matrix"] == matrix]
+        df = means[means["matrix"] == matrix]
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", measure, where=where, n_models=n_models)
+            add_mean(fig, group, "layer", where=where, n_models=n_models)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(matrices) else None, **where)
         fig.update_yaxes(

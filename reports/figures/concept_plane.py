@@ -14,19 +14,19 @@ MAX_NAMED = 8  # words of a set whose names all fit beside their points; of more
 
 
 def concept_points(
-    points: pd.DataFrame, mantel: pd.DataFrame | None, name: str, models: Sequence[str] | None = None
+    points: pd.DataFrame, mantel: pd.DataFrame, name: str, models: Sequence[str] | None = None
 ) -> go.Figure:
     """Return one set's words on their first two components, a panel a model at its own best layer (of its first seed),
-    behind a panel of Mantel r by layer where `mantel` has the set."""
+    behind a panel of Mantel r by layer where `mantel`, its means over seeds by model, set and layer, has the set."""
     df = points[points["set"] == name]
-    curves = None if mantel is None else mantel[(mantel["set"] == name) & mantel["r"].notna()]
-    has_curves = curves is not None and not curves.empty
+    curves = mantel[mantel["set"] == name]
+    has_curves = not curves.empty
     chosen = {group.model: best_rows(group.rows) for group in groups_of(df, models)}
     titles = [_title(model, rows) for model, rows in chosen.items()]
     n_panels = len(titles) + has_curves
     columns = n_panels if n_panels <= 4 else 5
     fig, cells = facets(["Mantel r by layer"] * has_curves + titles, columns=columns, height=190)
-    if curves is not None and has_curves:
+    if has_curves:
         _add_curves(fig, curves, models, cells[0])
     for rows, where in zip(chosen.values(), cells[has_curves:], strict=True):
         _add_words(fig, rows, where)
@@ -49,7 +49,7 @@ def _title(model: str, rows: pd.DataFrame) -> str:
 def _add_curves(fig: Draft, curves: pd.DataFrame, models: Sequence[str] | None, where: Cell) -> None:
     names = models_of(curves, models)
     for group in groups_of(curves, models):
-        add_mean(fig, group, "layer", "r", where=where, n_models=len(names), marker=_small(group))
+        add_mean(fig, group, "layer", where=where, n_models=len(names), marker=_small(group))
     fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
     layer_axis(fig, sorted_layers(curves), **where)
     fig.update_xaxes(title_text=None, **where)  # the panel's title says it, and the next row is near

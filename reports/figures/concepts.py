@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -34,11 +35,17 @@ from reports.figures.style import (
     seeds_of,
     sorted_layers,
 )
-from reports.seeds import over_seeds
 
 
-def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return Mantel r by layer with its interval, a panel a concept set; dotted, partial r with the confound out."""
+def crystallisation(
+    concept_mantel: pd.DataFrame, means: pd.DataFrame, partial: pd.DataFrame, models: Sequence[str] | None = None
+) -> go.Figure:
+    """Return Mantel r by layer with its interval, a panel a concept set; dotted, partial r with the confound out.
+
+    Args:
+        concept_mantel: the table, of which a lone seed's intervals over words are drawn.
+        means, partial: means over seeds of r and of partial r, by model, set and layer.
+    """
     sets = list(dict.fromkeys(concept_mantel["set"]))
     topology = dict(zip(concept_mantel["set"], concept_mantel["topology"], strict=True))
     fig, cells = facets(
@@ -49,12 +56,16 @@ def crystallisation(concept_mantel: pd.DataFrame, models: Sequence[str] | None =
         df = concept_mantel[concept_mantel["set"] == name]
         for group in groups_of(df, models):
             is_lone = len(seeds_of(group.rows)) == 1 and n_models <= MAX_BANDED
-            bars = interval_bars(group.rows.sort_values("layer"), group.colour) if is_lone else {}
-            add_mean(fig, group, "layer", "r", where=where, n_models=n_models, **bars)
-            if n_models <= MAX_BANDED and "partial_r" in df and group.rows["partial_r"].notna().any():
+            known = group.rows[group.rows["r"].notna()].sort_values("layer")
+            bars = interval_bars(known, group.colour) if is_lone else {}
+            raw, left = (
+                found[(found["set"] == name) & (found["model"] == group.model)].sort_values("layer", kind="stable")
+                for found in (means, partial)
+            )
+            add_mean(fig, replace(group, rows=raw), "layer", where=where, n_models=n_models, **bars)
+            if n_models <= MAX_BANDED and len(left):
                 line = {"color": group.colour, "width": 1.2, "dash": "dot"}
-                found = over_seeds(group.rows.sort_values("layer"), ["layer"], "partial_r")
-                add_run(fig, group, found["layer"], found["mean"], where=where, show=False, mode="lines", line=line)
+                add_run(fig, group, left["layer"], left["mean"], where=where, show=False, mode="lines", line=line)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_yaxes(title_text="Mantel r" if where["col"] == 1 else None, **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(sets) else None, **where)
@@ -72,20 +83,18 @@ def interval_bars(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
     return {"error_y": bars | {"thickness": 0.8, "width": 0, "color": colour}}
 
 
-def effective_dimension(
-    concept_geometry: pd.DataFrame, models: Sequence[str] | None = None, seed: object = None
-) -> go.Figure:
-    """Return the effective dimension of every concept set and layer as a heatmap a model, one colour scale for all: of
-    one seed, or the mean over all."""
-    if seed is not None:
-        concept_geometry = concept_geometry[concept_geometry["seed"] == seed]
-    names = models_of(concept_geometry, models)
-    sets = list(dict.fromkeys(concept_geometry["set"]))
+def effective_dimension(dimensions: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the effective dimension of every concept set and layer as a heatmap a model, one colour scale for all.
+
+    dimensions: columns model, set, layer and value.
+    """
+    names = models_of(dimensions, models)
+    sets = list(dict.fromkeys(dimensions["set"]))
     columns = 3 if len(names) > MAX_BANDED else 2
     fig, cells = facets([label(name) for name in names], columns=columns, height=50 + 15 * len(sets), shared_y=True)
     for name, where in zip(names, cells, strict=True):
-        df = concept_geometry[concept_geometry["model"] == name]
-        table = df.pivot_table(index="set", columns="layer", values="effective_dim").reindex(sets)
+        df = dimensions[dimensions["model"] == name]
+        table = df.pivot_table(index="set", columns="layer", values="value").reindex(sets)
         hover = f"{label(name)}<br>%{{y}}, layer %{{x}}: %{{z:.2f}}<extra></extra>"
         trace = heatmap(
             z=table.to_numpy(dtype=float).tolist(), x=[int(layer) for layer in table.columns],
@@ -99,19 +108,25 @@ def effective_dimension(
     return fig.figure()
 
 
-def crystallisation_layers(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+def crystallisation_layers(
+    sets: Sequence[str], layers: pd.DataFrame, largest: pd.DataFrame, models: Sequence[str]
+) -> go.Figure:
     """Return the layer at which each set reaches its share of the largest correlation, mean over seeds, as a heatmap of
-    sets by models with the layer in each cell; blank where nothing crystallised."""
-    names, sets = models_of(table, models), list(dict.fromkeys(table["set"]))
-    means = table.pivot_table(index="set", columns="model", values="layer", aggfunc="mean", dropna=False)
-    largest = table.pivot_table(index="set", columns="model", values="maximum", aggfunc="mean", dropna=False)
-    means, largest = (frame.reindex(index=sets, columns=names) for frame in (means, largest))
+    sets by models with the layer in each cell; blank where nothing crystallised.
+
+    layers, largest: means over seeds of the layer and of the largest correlation, by model and set.
+    """
+    names, rows = list(models), list(sets)
+    means, r = (
+        frame.pivot_table(index="set", columns="model", values="mean").reindex(index=rows, columns=names)
+        for frame in (layers, largest)
+    )
     hover = "%{x}, %{y}<br>layer %{z:.3g}, largest r %{customdata:.2f}<extra></extra>"
     texts = [["" if value != value else f"{value:.3g}".replace("-", "−") for value in row] for row in means.to_numpy()]
     fig = single(height=110 + 20 * len(sets))
     trace = heatmap(
         z=means.to_numpy(dtype=float).tolist(), x=list(range(len(names))), y=[label(name) for name in sets],
-        customdata=largest.to_numpy(dtype=float).tolist(), coloraxis="coloraxis", xgap=1, ygap=1, text=texts,
+        customdata=r.to_numpy(dtype=float).tolist(), coloraxis="coloraxis", xgap=1, ygap=1, text=texts,
         texttemplate="%{text}", textfont={"size": 11}, hovertemplate=hover,
     )  # fmt: skip
     fig.add_trace(trace)
@@ -122,15 +137,22 @@ def crystallisation_layers(table: pd.DataFrame, models: Sequence[str] | None = N
     return fig.figure()
 
 
-def pair_parallelism(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+def pair_parallelism(
+    means: pd.DataFrame, null: pd.DataFrame, spread: pd.DataFrame, models: Sequence[str] | None = None
+) -> go.Figure:
     """Return by layer the mean cosine of pair differences with and without the leading components, a panel a model,
-    with the mean of shuffled pairs in grey and a band of twice its standard deviation."""
-    names, levels = models_of(table, models), sorted(set(table["n_removed"]))
+    with the mean of shuffled pairs in grey and a band of twice its standard deviation.
+
+    means, null, spread: means over seeds of the cosine, and of the shuffled pairs' mean and standard deviation, by
+        model, n_removed and layer.
+    """
+    names, levels = models_of(means, models), sorted(set(means["n_removed"]))
     columns = min(4, len(names))
     fig, cells = facets([label(name) for name in names], columns=columns, height=150, shared_y=True)
-    for index, (group, where) in enumerate(zip(groups_of(table, models), cells, strict=True)):
-        first = group.rows[group.rows["n_removed"] == levels[0]].groupby("layer")[["null_mean", "null_std"]].mean()
-        x, middle, width = first.index.tolist(), first["null_mean"], 2 * first["null_std"]
+    for index, (group, where) in enumerate(zip(groups_of(means, models), cells, strict=True)):
+        first = (df[(df["model"] == group.model) & (df["n_removed"] == levels[0])] for df in (null, spread))
+        middle, width = (df.set_index("layer")["mean"].sort_index() for df in first)
+        x, width = middle.index.tolist(), 2 * width
         low, high = middle - width, middle + width
         band = scatter(
             x=[*x, *x[::-1]], y=[*high, *low[::-1]], mode="lines", fill="toself", fillcolor=MUTED + "1C",
@@ -147,37 +169,43 @@ def pair_parallelism(table: pd.DataFrame, models: Sequence[str] | None = None) -
             title = "all components" if n_removed == 0 else f"without the first {n_removed:g}"
             marks = (PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)], DASHES[k % len(DASHES)])
             own = Run(title, None, group.rows[group.rows["n_removed"] == n_removed], *marks, is_first=True)
-            add_mean(fig, own, "layer", "parallelism", where=where)
+            add_mean(fig, own, "layer", where=where)
         layer_axis(fig, sorted_layers(group.rows), **where)
         fig.update_xaxes(title_text="layer" if index + columns >= len(names) else None, **where)
         fig.update_yaxes(title_text="mean cos" if where["col"] == 1 else None, **where)
     return fig.figure()
 
 
-def dimension_by_points(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the TwoNN dimension against the number of points that it was taken on, a panel a layer."""
-    layers, n_models = sorted_layers(table), table["model"].nunique()
+def dimension_by_points(means: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the TwoNN dimension against the number of points that it was taken on, a panel a layer.
+
+    means: over seeds, by model, layer and n_points.
+    """
+    layers, n_models = sorted_layers(means), means["model"].nunique()
     titles = ["embedding" if layer < 0 else f"layer {layer}" for layer in layers]
     fig, cells = facets(titles, columns=4, height=150)
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
-        for group in groups_of(table[table["layer"] == layer], models):
+        for group in groups_of(means[means["layer"] == layer], models):
             marker = {"color": group.colour, "symbol": group.symbol, "size": 5}
-            add_mean(fig, group, "n_points", "dimension", where=where, n_models=n_models, marker=marker)
+            add_mean(fig, group, "n_points", where=where, n_models=n_models, marker=marker)
         fig.update_xaxes(type="log", dtick=1, **where)
         fig.update_xaxes(title_text="points" if index + 4 >= len(layers) else None, **where)
         fig.update_yaxes(title_text="dimension" if where["col"] == 1 else None, rangemode="tozero", **where)
     return fig.figure()
 
 
-def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the mean cosine of displacements k layers apart, a panel a concept set, with its two nulls as lines."""
+def trajectory_bars(trajectories: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the mean cosine of displacements k layers apart, a panel a concept set, with its two nulls as lines.
+
+    means: over seeds, by model, set and lag.
+    """
     sets = list(dict.fromkeys(trajectories["set"]))
     fig, cells = facets([label(name) for name in sets], columns=4, height=170, shared_y=True)
     n_models = trajectories["model"].nunique()
     for index, (name, where) in enumerate(zip(sets, cells, strict=True)):
         df = trajectories[trajectories["set"] == name]
-        for group in groups_of(df, models):
-            add_mean(fig, group, "lag", "value", where=where, n_models=n_models)
+        for group in groups_of(means[means["set"] == name], models):
+            add_mean(fig, group, "lag", where=where, n_models=n_models)
         nulls = df.drop_duplicates("lag").sort_values("lag")
         for null, (title, dash) in NULLS.items():
             line = {"color": MUTED, "width": 1.2, "dash": dash}
@@ -192,18 +220,21 @@ def trajectory_bars(trajectories: pd.DataFrame, models: Sequence[str] | None = N
     return fig.figure()
 
 
-def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
-    """Return |cos| of two models' principal components by layer, a panel a pair, beside the isotropic baseline."""
-    df = pc_cosine.assign(pair=pair_names(pc_cosine))
+def pc_alignment(pc_cosine: pd.DataFrame, means: pd.DataFrame) -> go.Figure:
+    """Return |cos| of two models' principal components by layer, a panel a pair, beside the isotropic baseline.
+
+    means: over seeds, by model_a, model_b, pc and layer.
+    """
+    df, means = (frame.assign(pair=pair_names(frame)) for frame in (pc_cosine, means))
     pairs = list(dict.fromkeys(df["pair"]))
     height = 150 if len(pairs) > 1 else 280
     fig, cells = facets([label(pair) for pair in pairs], columns=3, height=height, shared_y=True)
     for index, (pair, where) in enumerate(zip(pairs, cells, strict=True)):
         rows = df[df["pair"] == pair]
-        for k, (pc, own) in enumerate(rows.groupby("pc", sort=True)):
+        for k, (pc, own) in enumerate(means[means["pair"] == pair].groupby("pc", sort=True)):
             marks = (PALETTE[k % len(PALETTE)], SYMBOLS[k % len(SYMBOLS)], DASHES[k % len(DASHES)])
             group = Run(f"PC{pc:g}", None, own, *marks, is_first=True)
-            add_mean(fig, group, "layer", "cosine", where=where)
+            add_mean(fig, group, "layer", where=where)
         for baseline in sorted(set(rows["baseline"].dropna())):
             fig.add_hline(float(baseline), {"color": MUTED, "width": 1.2, "dash": "dot"}, **where)
         layer_axis(fig, sorted_layers(rows), **where)
@@ -212,10 +243,10 @@ def pc_alignment(pc_cosine: pd.DataFrame) -> go.Figure:
     return fig.figure()
 
 
-def intrinsic_dimension(table: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the TwoNN dimension by layer; over one seed with the standard error of its fit."""
+def intrinsic_dimension(table: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return the TwoNN dimension by layer, means over seeds; over one seed with the standard error of its fit."""
     if len(seeds_of(table)) > 1 or table["model"].nunique() > MAX_BANDED:
-        return by_layer(table, "dimension", "intrinsic dimension", models).figure()
+        return by_layer(means, "intrinsic dimension", models).figure()
     fig = single()
     for run in runs_of(table, models):
         rows = run.rows.sort_values("layer")

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.style import AXIS, BAND, FONT, GRID, INK, MUTED, PALETTE, PAPER, Run, label, seeds_of
-from reports.seeds import over_seeds
+from reports.figures.style import AXIS, BAND, FONT, GRID, INK, MUTED, PALETTE, PAPER, Run, label
+from reports.seed_means import each_seed, seeds_behind
 from reports.table_cells import name_seeds
 
 MAX_BANDED = 4  # models in one panel whose seeds' bands can still be told apart
@@ -226,59 +226,44 @@ def add_mean(
     fig: Draft,
     group: Run,
     x: str,
-    y: str,
     *,
     where: Cell,
     show: bool = True,
     offset: float = 0.0,
     n_models: int = 1,
+    is_each: bool = True,
     **marks: Any,
 ) -> None:
-    """Add a model's line over its seeds.
+    """Add a model's line over its seeds: rows of seed_means.csv, one for each x.
 
-    A lone seed is its line; two are the line of their means and a faint mark each; from three on that line has the band
-    of its 95 % interval (error bars where it is marks only). Rows of one seed and one x (heads, matrices) are averaged
-    first. `group` holds a model's rows of all seeds. Where more than `MAX_BANDED` of `n_models` share the panel, their
-    intervals would hide each other and are in the text of the marks only.
+    A lone seed is its line; two are the line of their means and, unless told otherwise, a faint mark each; from three
+    on that line has the band of its 95 % interval (error bars where it is marks only). Where more than `MAX_BANDED` of
+    `n_models` share the panel, their intervals would hide each other and are in the text of the marks only.
     """
-    rows = group.rows[group.rows[y].notna()].sort_values(x, kind="stable")
-    found = over_seeds(rows, [x], y).rename(columns={x: "x"})
-    seeds = seeds_of(rows)
-    if len(seeds) == 2:
-        _add_each(fig, group, rows.groupby(["seed", x], sort=False)[y].mean().reset_index(), offset, where)
-    add_summary(fig, group, found, seeds, where=where, show=show, offset=offset, n_models=n_models, **marks)
-
-
-def add_summary(
-    fig: Draft,
-    group: Run,
-    found: pd.DataFrame,
-    seeds: Sequence[object],
-    *,
-    where: Cell,
-    show: bool = True,
-    offset: float = 0.0,
-    n_models: int = 1,
-    **marks: Any,
-) -> None:
-    """Add a model's line of means already taken: columns x, mean, low and high, in the order of x. As `add_mean`."""
+    found = group.rows.sort_values(x, kind="stable").rename(columns={x: "x"})
+    seeds = seeds_behind(found)
+    if is_each and len(seeds) == 2:
+        _add_each(fig, group, each_seed(found), offset, where)
     at = found["x"] + offset
-    banded = found["low"].notna() & (n_models <= MAX_BANDED)
+    banded = found["ci_low"].notna() & (n_models <= MAX_BANDED)
     is_line = "lines" in marks.get("mode", "lines") and len(found) > 1
     if is_line and banded.any():
         fig.add_trace(_band(group, at[banded], found[banded]), **where)
     elif banded.any():
-        half = (found["high"] - found["mean"]).fillna(0.0).tolist()
-        marks["error_y"] = {"type": "data", "array": half, "thickness": 1.2, "width": 0, "color": group.colour}
+        marks["error_y"] = {**error_bars(found), "thickness": 1.2, "width": 0, "color": group.colour}
     add_run(fig, group, at, found["mean"], where=where, show=show, **{**_hover(group, found, seeds), **marks})
 
 
+def error_bars(means: pd.DataFrame) -> dict[str, Any]:
+    """Return the lengths of the bars that end at the intervals of means over seeds; 0 where there is none."""
+    return {"type": "data", "array": (means["ci_high"] - means["mean"]).fillna(0.0).tolist()}
+
+
 def _add_each(fig: Draft, group: Run, dots: pd.DataFrame, offset: float, where: Cell) -> None:
-    seed, x, y = dots.columns
     trace = scatter(
-        x=(dots[x] + offset).tolist(), y=dots[y].tolist(), mode="markers", showlegend=False, legendgroup=group.model,
+        x=(dots["x"] + offset).tolist(), y=dots["value"].tolist(), mode="markers", showlegend=False,
+        legendgroup=group.model, text=dots["seed"].tolist(),
         marker={"color": group.colour, "symbol": group.symbol, "size": 4, "opacity": 0.5},
-        text=[str(value) for value in dots[seed]],
         hovertemplate=f"{label(group.model)}, seed %{{text}}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
     )  # fmt: skip
     fig.add_trace(trace, **where)
@@ -286,7 +271,7 @@ def _add_each(fig: Draft, group: Run, dots: pd.DataFrame, offset: float, where: 
 
 def _band(group: Run, x: pd.Series, found: pd.DataFrame) -> dict[str, Any]:
     return scatter(
-        x=[*x, *x[::-1]], y=[*found["high"], *found["low"][::-1]], mode="lines", fill="toself",
+        x=[*x, *x[::-1]], y=[*found["ci_high"], *found["ci_low"][::-1]], mode="lines", fill="toself",
         fillcolor=group.colour + BAND, line={"color": group.colour, "width": 0}, legendgroup=group.model,
         showlegend=False, hoverinfo="skip", name=f"{label(group.model)}, 95 % interval",
     )  # fmt: skip
@@ -294,7 +279,7 @@ def _band(group: Run, x: pd.Series, found: pd.DataFrame) -> dict[str, Any]:
 
 def _hover(group: Run, found: pd.DataFrame, seeds: Sequence[object]) -> dict[str, Any]:
     name = f"{label(group.model)}, {name_seeds(seeds)}" if seeds else label(group.model)
-    known = zip(found["low"], found["high"], strict=True)
+    known = zip(found["ci_low"], found["ci_high"], strict=True)
     notes = [f" [{low:z.4g}, {high:z.4g}]" if low == low else "" for low, high in known]  # nan is not itself
     # x without the offset that keeps marks of two models apart
     at = {

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from reports.figures.figure_builder import facets, scatter
 from reports.figures.style import AXIS, BLUE, MUTED, label
 
 
-@dataclass(frozen=True)
-class Change:
-    """How far one measure moved from one model to another: mean over the seeds that both have, and its interval."""
-
-    comparison: str
-    measure: str
-    mean: float
-    low: float  # nan, as is high, for fewer than three seeds
-    high: float
-    n: int
-
-
-def changes(found: Sequence[Change], *, columns: int = 4) -> go.Figure:
-    """Return every change with its interval about 0, filled where the interval leaves out 0."""
-    measures = list(dict.fromkeys(one.measure for one in found))
-    comparisons = list(dict.fromkeys(one.comparison for one in found))
+def changes(effects: pd.DataFrame, *, columns: int = 4) -> go.Figure:
+    """Return every effect with its interval about 0, filled where the interval leaves out 0: rows of effects.csv, their
+    comparisons as they are to be named."""
+    measures, comparisons = (list(dict.fromkeys(effects[column])) for column in ("measure", "comparison"))
     height = 24 + 20 * len(comparisons)
     columns = min(columns, len(measures))
     fig, cells = facets([label(measure) for measure in measures], columns=columns, height=height, shared_y=True)
     fig.update_layout(meta={"columns": columns + 1})  # the names of the comparisons take the width of a panel
     for measure, where in zip(measures, cells, strict=True):
         fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
-        own = [one for one in found if one.measure == measure]
-        is_known = [one.low == one.low for one in own]  # nan is not itself
-        leaves_0 = [k and (one.low > 0 or one.high < 0) for one, k in zip(own, is_known, strict=True)]
-        half = [one.high - one.mean if k else 0.0 for one, k in zip(own, is_known, strict=True)]
+        own = effects[effects["measure"] == measure]
+        is_known = own["ci_low"].notna().tolist()
+        leaves_0 = ((own["ci_low"] > 0) | (own["ci_high"] < 0)).tolist()
+        half = (own["ci_high"] - own["effect"]).fillna(0.0).tolist()
         trace = scatter(
-            x=[one.mean for one in own], y=[comparisons.index(one.comparison) for one in own], mode="markers",
+            x=own["effect"].tolist(), y=[comparisons.index(name) for name in own["comparison"]], mode="markers",
             marker={
                 "color": [BLUE if k else MUTED for k in is_known], "size": 8,
                 "symbol": ["circle" if k else "circle-open" for k in leaves_0],
             },
             error_x={"type": "data", "array": half, "thickness": 1.4, "width": 0, "color": BLUE}, showlegend=False,
-            text=[_said(one, k) for one, k in zip(own, is_known, strict=True)],
+            text=[_said(one) for one in own.itertuples()],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(trace, **where)
@@ -54,6 +42,7 @@ def changes(found: Sequence[Change], *, columns: int = 4) -> go.Figure:
     return fig.figure()
 
 
-def _said(one: Change, is_known: bool) -> str:
-    bounds = f" [{one.low:+z.3g}, {one.high:+z.3g}]" if is_known else ""
-    return f"{label(one.comparison)}<br>{label(one.measure)}: {one.mean:+z.3g}{bounds}, {one.n} seed{'s' * (one.n > 1)}"
+def _said(one: Any) -> str:
+    bounds = f" [{one.ci_low:+z.3g}, {one.ci_high:+z.3g}]" if one.ci_low == one.ci_low else ""  # nan is not itself
+    said = f"{one.effect:+z.3g}{bounds}, {one.n:g} seed{'s' * (one.n > 1)}"
+    return f"{label(one.comparison)}<br>{label(one.measure)}: {said}"

@@ -7,45 +7,45 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.figure_builder import Draft, facets, scatter, single
+from reports.figures.figure_builder import Draft, error_bars, facets, scatter, single
 from reports.figures.style import AXIS, BLUE, MUTED, groups_of, label, seeds_of
-from reports.seeds import over_seeds
 from reports.table_cells import name_seeds, signed
 
 
-def ladder(table: pd.DataFrame) -> go.Figure:
-    """Return bits per byte up the ladder of mechanisms, beside it the change that each rung made; seeds as marks."""
+def ladder(table: pd.DataFrame, bits: pd.DataFrame, changes: pd.DataFrame) -> go.Figure:
+    """Return bits per byte up the ladder of mechanisms, beside it the change that each rung made; seeds as marks.
+
+    bits, changes: means over seeds by rung.
+    """
     rungs = table.drop_duplicates("rung").sort_values("rung")
     places = {rung: place for place, rung in enumerate(rungs["rung"])}
     fig, cells = facets(
         ["bits per byte", "change to the rung below"], columns=2, height=60 + 22 * len(rungs), shared_y=True
     )
-    for column, where in zip(("bits_per_byte", "delta_bits"), cells, strict=True):
+    for (column, means), where in zip({"bits_per_byte": bits, "delta_bits": changes}.items(), cells, strict=True):
         if column == "delta_bits":
             fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
-        add_rows(fig, table, "rung", column, places, where)
+        add_rows(fig, table, means, column, places, where)
         fig.update_xaxes(title_text=column.replace("_", " "), showgrid=True, **where)
         ticks = {"tickvals": list(places.values()), "ticktext": [label(name) for name in rungs["mechanism"]]}
         fig.update_yaxes(**ticks, ticks="", range=[-0.6, len(places) - 0.4], **where)
     return fig.figure()
 
 
-def add_rows(fig: Draft, table: pd.DataFrame, key: str, value: str, places: dict, where: dict) -> None:
+def add_rows(fig: Draft, table: pd.DataFrame, means: pd.DataFrame, value: str, places: dict, where: dict) -> None:
     """Add a mark a seed, and over several seeds their mean with its interval."""
     rows = table[table[value].notna()]
-    found = over_seeds(rows, [key], value)
-    half = (found["high"] - found["mean"]).fillna(0.0).tolist()
     several = len(seeds_of(rows)) > 1
     mean = scatter(
-        x=found["mean"].tolist(), y=[places[own] for own in found[key]], mode="markers", showlegend=False,
+        x=means["mean"].tolist(), y=[places[own] for own in means["rung"]], mode="markers", showlegend=False,
         marker={"color": BLUE, "symbol": "circle", "size": 9},
-        error_x={"type": "data", "array": half, "thickness": 1.6, "width": 0, "color": BLUE},
+        error_x={**error_bars(means), "thickness": 1.6, "width": 0, "color": BLUE},
         hovertemplate=f"{'mean over seeds' if several else name_seeds(seeds_of(rows))}: %{{x:.4f}}<extra></extra>",
     )  # fmt: skip
     fig.add_trace(mean, **where)
     if several:
         dots = scatter(
-            x=rows[value].tolist(), y=[places[own] for own in rows[key]], mode="markers", showlegend=False,
+            x=rows[value].tolist(), y=[places[own] for own in rows["rung"]], mode="markers", showlegend=False,
             marker={"color": MUTED, "symbol": "circle-open", "size": 5}, text=[str(seed) for seed in rows["seed"]],
             hovertemplate="seed %{text}: %{x:.4f}<extra></extra>",
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -22,6 +22,7 @@ from reports.figures.figure_builder import (
     single,
 )
 from reports.figures.style import AXIS, MUTED, Run, groups_of, label, models_of, runs_of, sorted_layers
+from reports.seed_means import each_seed
 
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
 CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
@@ -44,29 +45,39 @@ def of_dictionary(sae_results: pd.DataFrame, dictionary: str) -> pd.DataFrame:
     return sae_results[sae_results["dictionary"] == dictionary]
 
 
-def l0_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
-    """Return the l0 of the trained SAEs by layer: a small mark a head, a line through their mean."""
+def l0_by_layer(
+    sae_results: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None
+) -> go.Figure:
+    """Return the l0 of the trained SAEs by layer: a small mark a head, a line through their mean.
+
+    means: of l0 over heads and seeds, by model, dictionary, l1 and layer.
+    """
     fig = single()
     df = of_dictionary(at_l1(sae_results, l1), "trained")
-    _add_layers(fig, df, "l0", models)
+    _add_layers(fig, df, of_dictionary(at_l1(means, l1), "trained"), "l0", models)
     layer_axis(fig, sorted_layers(df))
     fig.update_yaxes(title_text="l0 (features a token)", rangemode="tozero")
     return fig.figure()
 
 
-def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
-    """Return the fraction of variance unexplained by layer, beside the control dictionaries (grey means)."""
+def fvu_by_layer(
+    sae_results: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None
+) -> go.Figure:
+    """Return the fraction of variance unexplained by layer, beside the control dictionaries (grey means).
+
+    means: of fvu over heads and seeds, by model, dictionary, l1 and layer.
+    """
     fig = single()
-    df = at_l1(sae_results, l1)
-    _add_layers(fig, of_dictionary(df, "trained"), "fvu", models)
+    df, means = at_l1(sae_results, l1), at_l1(means, l1)
+    _add_layers(fig, of_dictionary(df, "trained"), of_dictionary(means, "trained"), "fvu", models)
     for dictionary, name in CONTROLS.items():
-        for run in groups_of(of_dictionary(df, dictionary), models):
-            mean = run.rows.groupby("layer")["fvu"].mean()
+        for run in groups_of(of_dictionary(means, dictionary), models):
+            mean = run.rows.sort_values("layer", kind="stable")
             hover = f"{name}, {label(run.model)}<br>layer %{{x}}: %{{y:.4g}}<extra></extra>"
             line = {"color": MUTED, "width": 1.4, "dash": CONTROL_DASHES[dictionary]}
             marker = {"color": MUTED, "symbol": run.symbol, "size": 5}
             trace = scatter(
-                x=mean.index.tolist(), y=mean.tolist(), name=name, legendgroup=dictionary,
+                x=mean["layer"].tolist(), y=mean["mean"].tolist(), name=name, legendgroup=dictionary,
                 mode="lines+markers", line=line, marker=marker, hovertemplate=hover,
             )  # fmt: skip
             fig.add_trace(trace)
@@ -75,12 +86,12 @@ def fvu_by_layer(sae_results: pd.DataFrame, models: Sequence[str] | None = None,
     return fig.figure()
 
 
-def at_l1(sae_results: pd.DataFrame, l1: float | None) -> pd.DataFrame:
+def at_l1(rows: pd.DataFrame, l1: float | None) -> pd.DataFrame:
     """Return the rows of one l1 coefficient; all rows where none is named."""
-    return sae_results if l1 is None else sae_results[sae_results["l1"] == l1]
+    return rows if l1 is None else rows[rows["l1"] == l1]
 
 
-def _add_layers(fig: Draft, df: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
+def _add_layers(fig: Draft, df: pd.DataFrame, means: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
     order = models_of(df, models)
     for run in runs_of(df, models) if len(order) <= MAX_BANDED else ():
         rows = run.rows.dropna(subset=[measure])
@@ -95,9 +106,9 @@ def _add_layers(fig: Draft, df: pd.DataFrame, measure: str, models: Sequence[str
             legendgroup=run.model, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(dots)
-    for group in groups_of(df, models):
+    for group in groups_of(means, models):
         offset = 0.08 * (order.index(group.model) - (len(order) - 1) / 2)
-        add_mean(fig, group, "layer", measure, where={}, offset=offset, n_models=len(order))
+        add_mean(fig, group, "layer", where={}, offset=offset, n_models=len(order))
 
 
 def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -146,37 +157,46 @@ def _decades(edges: np.ndarray, dead: float) -> dict:
     return {"tickvals": [dead, *decades], "ticktext": text, "range": [dead - 0.4, 0.25], "tickangle": 0}
 
 
-def pareto(sae_results: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return fvu against l0 over the sweep of l1, a panel a layer, mean over heads: models compare at matched l0."""
-    df = of_dictionary(sae_results, "trained")
+def pareto(l0: pd.DataFrame, fvu: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return fvu against l0 over the sweep of l1, a panel a layer, a line a seed: models compare at matched l0.
+
+    l0, fvu: means over heads, by model, dictionary, l1 and layer.
+    """
+    places = ["model", "layer", "l1", "seed"]
+    curves = [each_seed(of_dictionary(means, "trained"))[[*places, "value"]] for means in (l0, fvu)]
+    df = curves[0].merge(curves[1], on=places, suffixes=("_l0", "_fvu"))
     layers = sorted_layers(df)
     fig, cells = facets([f"layer {layer}" for layer in layers], columns=4, height=190, shared_y=True)
     for index, (layer, where) in enumerate(zip(layers, cells, strict=True)):
         for run in runs_of(df[df["layer"] == layer], models):
-            curve = run.rows.groupby("l1")[["l0", "fvu"]].mean().sort_values("l0")
-            add_run(fig, run, curve["l0"], curve["fvu"], where=where)
+            curve = run.rows.sort_values("value_l0")
+            add_run(fig, run, curve["value_l0"], curve["value_fvu"], where=where)
         fig.update_xaxes(title_text="l0" if index + 4 >= len(layers) else None, **where)
         fig.update_yaxes(title_text="fvu" if where["col"] == 1 else None, **where)
     return fig.figure()
 
 
-def stability(sae_stability: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None) -> go.Figure:
-    """Return by layer how well features are found again with another seed of the SAE, beside random directions: the
-    mean largest cosine, and the share above .7; means over heads and pairs of seeds."""
-    df = at_l1(sae_stability, l1)
-    panels = {
-        "mean largest cosine": ("stability", "stability_random"),
-        "share of features above .7": ("share_above", "share_random"),
-    }
+def stability(
+    panels: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]],
+    models: Sequence[str] | None = None,
+    l1: float | None = None,
+) -> go.Figure:
+    """Return by layer how well features are found again with another seed of the SAE, beside random directions.
+
+    panels: title -> means over heads and pairs of seeds, by model, l1 and layer, and the same of random directions,
+        by l1 and layer.
+    """
     fig, cells = facets(list(panels), columns=2, height=230)
-    for (value, chance), where in zip(panels.values(), cells, strict=True):
+    for (means, chance), where in zip(panels.values(), cells, strict=True):
+        df = at_l1(means, l1)
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", value, where=where, n_models=df["model"].nunique())
-        by_chance = df.groupby("layer")[chance].mean()
+            add_mean(fig, group, "layer", where=where, n_models=df["model"].nunique())
+        by_chance = at_l1(chance, l1).sort_values("layer", kind="stable")
         line = {"color": MUTED, "width": 1.4, "dash": "dot"}
         trace = scatter(
-            x=by_chance.index.tolist(), y=by_chance.tolist(), mode="lines", line=line, name="random directions",
-            legendgroup="random", hovertemplate="random directions: %{y:.3g}<extra></extra>",
+            x=by_chance["layer"].tolist(), y=by_chance["mean"].tolist(), mode="lines", line=line,
+            name="random directions", legendgroup="random",
+            hovertemplate="random directions: %{y:.3g}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(trace, **where)
         layer_axis(fig, sorted_layers(df), **where)
@@ -184,16 +204,19 @@ def stability(sae_stability: pd.DataFrame, models: Sequence[str] | None = None, 
     return fig.figure()
 
 
-def matched_l0(sae_matched_l0: pd.DataFrame) -> go.Figure:
-    """Return by layer the difference of two models at equal l0, in fvu and in recovered loss; a line per pair."""
-    df = sae_matched_l0.assign(model=pair_names(sae_matched_l0))
-    panels = {"fvu": "fvu_difference", "loss recovered": "ce_recovered_difference"}
+def matched_l0(panels: Mapping[str, pd.DataFrame], layers: Sequence[int]) -> go.Figure:
+    """Return by layer the difference of two models at equal l0; a line per pair.
+
+    Args:
+        panels: title -> means over seeds, by model_a, model_b and layer.
+        layers: those that were compared, also the ones without a common l0, whose place stays empty.
+    """
     fig, cells = facets([f"difference in {title}" for title in panels], columns=2, height=230)
-    for value, where in zip(panels.values(), cells, strict=True):
+    for means, where in zip(panels.values(), cells, strict=True):
         fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
+        df = means.assign(model=pair_names(means))
         for group in groups_of(df):
-            add_mean(fig, group, "layer", value, where=where, n_models=df["model"].nunique())
-        layers = sorted_layers(df)  # also those without a common l0, whose place stays empty
+            add_mean(fig, group, "layer", where=where, n_models=df["model"].nunique())
         layer_axis(fig, layers, **where)
         fig.update_xaxes(range=[layers[0] - 0.3, layers[-1] + 0.3], **where)
     return fig.figure()

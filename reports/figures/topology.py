@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,29 +64,29 @@ def _add_heatmap(fig: Draft, rows: pd.DataFrame, model: str, where: Cell, *, is_
     fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", scaleanchor=square_with, **where)
 
 
-def redundancy_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return mean |cos| between heads by layer, one panel a basis, each with its own scale from 0."""
-    bases = [basis for basis in BASES if (topology_stats["basis"] == basis).any()]
+def redundancy_by_layer(means: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
+    """Return mean |cos| between heads by layer, one panel a basis, each with its own scale from 0.
+
+    means: of mean_cos over seeds, by model, basis and layer.
+    """
+    bases = [basis for basis in BASES if (means["basis"] == basis).any()]
     fig, cells = facets([BASES[basis] for basis in bases], columns=3, height=230)
-    layers = sorted_layers(topology_stats)
+    layers = sorted_layers(means)
     for index, (basis, where) in enumerate(zip(bases, cells, strict=True)):
-        df = topology_stats[topology_stats["basis"] == basis]
+        df = means[means["basis"] == basis]
         for group in groups_of(df, models):
-            add_mean(fig, group, "layer", "mean_cos", where=where, n_models=df["model"].nunique())
+            add_mean(fig, group, "layer", where=where, n_models=df["model"].nunique())
         layer_axis(fig, layers, **where)
         fig.update_yaxes(rangemode="tozero", title_text="mean |cos| between heads" if index == 0 else None, **where)
     return fig.figure()
 
 
-def rank_by_layer(topology_stats: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the nuclear rank of the concatenated z by layer, beside its share of the width."""
-    df = topology_stats[(topology_stats["basis"] == "z") & topology_stats["nuclear_rank"].notna()]
-    measures = {"nuclear_rank": "nuclear rank of z", "rank_utilization": "share of the width"}
-    measures = {column: title for column, title in measures.items() if column in df}
-    fig, cells = facets(list(measures.values()), columns=2, height=230)
-    for measure, where in zip(measures, cells, strict=True):
-        for group in groups_of(df, models):
-            add_mean(fig, group, "layer", measure, where=where, n_models=df["model"].nunique())
-        layer_axis(fig, sorted_layers(df), **where)
+def rank_by_layer(panels: Mapping[str, pd.DataFrame], models: Sequence[str] | None = None) -> go.Figure:
+    """Return ranks of the concatenated z by layer, a panel an entry: title -> means over seeds, by model and layer."""
+    fig, cells = facets(list(panels), columns=2, height=230)
+    for means, where in zip(panels.values(), cells, strict=True):
+        for group in groups_of(means, models):
+            add_mean(fig, group, "layer", where=where, n_models=means["model"].nunique())
+        layer_axis(fig, sorted_layers(means), **where)
         fig.update_yaxes(rangemode="tozero", linecolor=AXIS, **where)
     return fig.figure()

@@ -6,11 +6,10 @@ import json
 
 from reports import figures, lineage
 from reports.figures.style import models_of
-from reports.panels.panel import Drawing, Panel, Section, drawn, needing, seed_variants
+from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants
 from reports.study import Study
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank", "participation_ratio")
-NUMBER = r"\d[\d.eE+\-]*"
 
 
 def entropies(study: Study) -> list[Drawing]:
@@ -43,38 +42,44 @@ def broken_maps(study: Study) -> list[str]:
 
 def spreads(study: Study) -> list[Drawing]:
     """Return the spread of head entropies by layer, and their mean."""
-    df = study.tables["attention_stats"]
-    return [
-        ("standard deviation over heads", figures.head_spread(df, study.models)),
-        ("mean over heads", figures.head_spread(df, study.models, is_spread=False)),
-    ]
+    shown = (
+        ("standard deviation over heads", "entropy_std", "std over heads (nats)"),
+        ("mean over heads", "entropy", "mean over heads (nats)"),
+    )
+    means = {name: study.means("attention_stats", measure, "model", "layer") for name, measure, _ in shown}
+    return [(name, figures.measure_by_layer(means[name], title, study.models)) for name, _, title in shown]
+
+
+def bos_mass(study: Study) -> list[Drawing]:
+    """Return the attention to position 0 by layer."""
+    means = study.means("attention_stats", "bos_mass", "model", "layer")
+    return [("", figures.bos_mass_by_layer(study.tables["attention_stats"], means, study.models))]
+
+
+def divergences(study: Study) -> list[Drawing]:
+    """Return how far two models' spectra lie apart."""
+    means = study.means("eigenspectra_divergence", "divergence", "model_a", "model_b", "part")
+    return [("", figures.spectra_divergence(means))]
 
 
 def weight_ranks(study: Study) -> list[Drawing]:
     """Return the weights' ranks by layer, a variant a rank."""
-    df = study.tables["weight_spectra"]
-    known = [rank for rank in RANKS if rank in df]
-    return [(rank.replace("_", " "), figures.weight_ranks(df, study.models, rank)) for rank in known]
+    found = {rank: study.means("weight_spectra", rank, "model", "matrix", "layer") for rank in RANKS}
+    return [
+        (rank.replace("_", " "), figures.weight_ranks(means, study.models, rank))
+        for rank, means in found.items()
+        if len(means)
+    ]
 
 
 def spectra(study: Study) -> list[Drawing]:
     """Return whole spectra, a variant a depth; layers that several depths share once."""
-    df, found = study.tables["singular_values"], {}
+    df, found = study.means("singular_values", "decay", "model", "matrix", "layer", "i"), {}
     for name, depth in lineage.DEPTHS.items():
         rows = lineage.rows_at(df, depth)
         layers = " or ".join(str(layer) for layer in sorted(set(rows["layer"].astype(int))))
         found.setdefault(tuple(rows.index), (f"{name}: {layers}", rows))
     return [(name, figures.spectra_over_index(rows, study.models)) for name, rows in found.values()]
-
-
-def unread_spectra(study: Study) -> list[str]:
-    """Return a sentence where a cell of the table of singular values is no list of numbers."""
-    df = study.tables.get("singular_values")
-    if df is None or "singular_values" not in df:
-        return []
-    wrong = int((~df["singular_values"].str.fullmatch(rf"\[{NUMBER}(,\s*{NUMBER})*\]")).sum())
-    said = f"singular_values.csv: {wrong} of {len(df)} rows hold no list of numbers in the column singular_values."
-    return [said] if wrong else []
 
 
 ATTENTION = Section(
@@ -115,7 +120,7 @@ ATTENTION = Section(
             "Head entropy and its spread over heads, by layer",
             "A spread that is large in layer 0 and small behind it is what NCA pre-training is said to leave: heads "
             "that specialise in the first layer.",
-            needing("attention_stats", "model seed layer head entropy"),
+            needing("attention_stats", "model seed layer head entropy", "seed_means"),
             spreads,
             ("n_tokens", "tokens"),
             interval="a band",
@@ -125,8 +130,8 @@ ATTENTION = Section(
             "bos",
             "Attention to position 0, by layer",
             "High means that heads rest on the first token: an attention sink.",
-            needing("attention_stats", "model seed layer head bos_mass"),
-            drawn("attention_stats", figures.bos_mass_by_layer),
+            needing("attention_stats", "model seed layer head bos_mass", "seed_means"),
+            bos_mass,
             ("n_tokens", "tokens"),
             "Mean over queries from position 1; lines are means over heads. Small marks, where four models or fewer "
             "share the figure, are heads.",
@@ -138,8 +143,8 @@ ATTENTION = Section(
             "Do two models’ spectra differ in attention or in the MLP?",
             "Attention marks to the right of the MLP’s are interventions that reach attention and leave the MLP’s "
             "spectra alone: three to four times further in the report.",
-            needing("eigenspectra_divergence", "model_a model_b part divergence"),
-            lambda study: [("", figures.spectra_divergence(study.tables["eigenspectra_divergence"]))],
+            needing("eigenspectra_divergence", "model_a model_b part divergence", "seed_means"),
+            divergences,
             ("n", "matrices"),
             counted=lambda study: {
                 str(part): rows
@@ -156,7 +161,7 @@ ATTENTION = Section(
             "spectra",
             "Rank of the weight matrices, by layer",
             "Where models differ in attention matrices and agree in the MLP, the intervention stayed where it acted.",
-            needing("weight_spectra", "model seed layer matrix nuclear_rank"),
+            needing("weight_spectra", "model seed layer matrix nuclear_rank", "seed_means"),
             weight_ranks,
             is_core=False,
         ),
@@ -165,11 +170,10 @@ ATTENTION = Section(
             "Whole spectra of the weight matrices",
             "A line that falls steeply and then lies low is a matrix of few directions; two lines that fall alike are "
             "spectra that no rank would tell apart.",
-            needing("singular_values", "model seed layer matrix singular_values"),
+            needing("singular_values", "model seed layer matrix singular_values", "seed_means"),
             spectra,
             detail="Every singular value over the largest, in order, at three depths, the middle one that of 14 of 28; "
-            f"lines through {figures.MAX_INDICES} of them at most, the table has all. Heads stand side by side.",
-            faults=unread_spectra,
+            "of long spectra lines through some, the table has all. Heads stand side by side.",
             of_two="a line is their mean",
             is_core=False,
         ),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports import figures, paper_tables
 from reports.figures.saes import of_dictionary
+from reports.figures.style import sorted_layers
 from reports.figures.topology import BASES
 from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants, without_numbers
 from reports.study import Study
@@ -33,24 +34,31 @@ def heatmaps(study: Study) -> list[Drawing]:
 
 def redundancy(study: Study) -> list[Drawing]:
     """Return mean |cos| by layer."""
-    return [("", figures.redundancy_by_layer(study.tables["topology_stats"], study.models))]
+    means = study.means("topology_stats", "mean_cos", "model", "basis", "layer")
+    return [("", figures.redundancy_by_layer(means, study.models))]
 
 
 def ranks(study: Study) -> list[Drawing]:
     """Return nuclear rank by layer."""
-    return [("", figures.rank_by_layer(study.tables["topology_stats"], study.models))]
+    found = {
+        title: study.means("topology_stats", measure, "model", "basis", "layer").query("basis == 'z'")
+        for measure, title in (("nuclear_rank", "nuclear rank of z"), ("rank_utilization", "share of the width"))
+    }
+    return [("", figures.rank_by_layer({title: means for title, means in found.items() if len(means)}, study.models))]
 
 
 def l0(study: Study) -> list[Drawing]:
     """Return Figure 2, a variant an l1."""
     df = figures.of_heads(study.tables["sae_training_results"])
-    return [(name, figures.l0_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
+    means = study.means("sae_training_results", "l0", "model", "layer")
+    return [(name, figures.l0_by_layer(df, means, study.models, l1)) for name, l1 in l1_variants(df)]
 
 
 def fvu(study: Study) -> list[Drawing]:
     """Return fvu by layer, a variant an l1."""
     df = figures.of_heads(study.tables["sae_training_results"])
-    return [(name, figures.fvu_by_layer(df, study.models, l1)) for name, l1 in l1_variants(df)]
+    means = study.means("sae_training_results", "fvu", "model", "layer")
+    return [(name, figures.fvu_by_layer(df, means, study.models, l1)) for name, l1 in l1_variants(df)]
 
 
 def of_dictionaries(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -133,8 +141,8 @@ def l1_variants(df: pd.DataFrame) -> list[tuple[str, float | None]]:
 
 def pareto(study: Study) -> list[Drawing]:
     """Return fvu against l0 where the table holds a sweep; nothing where it does not."""
-    df = figures.of_heads(study.tables["sae_training_results"])
-    return [("", figures.pareto(df, study.models))] if df["l1"].nunique() > 1 else []
+    l0, fvu = (study.means("sae_training_results", measure, "model", "l1", "layer") for measure in ("l0", "fvu"))
+    return [("", figures.pareto(l0, fvu, study.models))] if l0["l1"].nunique() > 1 else []
 
 
 def density(study: Study) -> list[Drawing]:
@@ -156,8 +164,24 @@ def without_bins(study: Study) -> list[str]:
 
 def stability(study: Study) -> list[Drawing]:
     """Return how well features are found again with other seeds, a variant an l1."""
-    df = figures.of_heads(study.tables["sae_stability"])
-    return [(name, figures.stability(df, study.models, l1)) for name, l1 in l1_variants(df)]
+    panels = {
+        title: (study.means("sae_stability", value, "model", "layer"), study.means("sae_stability", chance, "layer"))
+        for title, value, chance in (
+            ("mean largest cosine", "stability", "stability_random"),
+            ("share of features above .7", "share_above", "share_random"),
+        )
+    }
+    variants = l1_variants(study.tables["sae_stability"])
+    return [(name, figures.stability(panels, study.models, l1)) for name, l1 in variants]
+
+
+def matched(study: Study) -> list[Drawing]:
+    """Return the differences of two models' SAEs at equal l0."""
+    panels = {
+        title: study.means("sae_matched_l0", f"{measure}_difference", "model_a", "model_b", "layer")
+        for title, measure in (("fvu", "fvu"), ("loss recovered", "ce_recovered"))
+    }
+    return [("", figures.matched_l0(panels, sorted_layers(study.tables["sae_matched_l0"])))]
 
 
 def pairs(study: Study) -> list[Drawing]:
@@ -191,7 +215,9 @@ PAPER = Section(
             "Redundancy and rank of attention heads, by layer",
             "Head-orthogonality pressure should lower the cosines. If they fall on z and not on the residual "
             "contribution, the pressure changed a basis and not what the heads write.",
-            needing("topology_stats", "model seed layer basis max_cos mean_cos nuclear_rank rank_utilization"),
+            needing(
+                "topology_stats", "model seed layer basis max_cos mean_cos nuclear_rank rank_utilization", "seed_means"
+            ),
             paper_tables.topology_grids,
             ("n_tokens", "held-out tokens"),
             "Cosines over i ≠ j; nuclear rank (Σσ)²/Σσ² of the concatenated z, uncentred; utilization is rank over "
@@ -217,7 +243,7 @@ PAPER = Section(
             "Sparse autoencoders on each head’s z, by layer",
             "The paper reports fewer active features early and more of them deep. A trained dictionary means "
             "something only as far as its fvu lies below that of a random one.",
-            needing("sae_training_results", "model seed layer head l0 fvu dead_fraction l1"),
+            needing("sae_training_results", "model seed layer head l0 fvu dead_fraction l1", "seed_means"),
             paper_tables.sae_grids,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Means over heads, (e) of sums over them. mse is per dimension in the squared unit of z: it compares only "
@@ -230,9 +256,9 @@ PAPER = Section(
         Panel(
             "l0",
             "Active features a token (l0), by layer",
-            "Compare the lines layer by layer, but only where fvu, drawn further down, is alike: a lower l0 bought "
-            "with a higher fvu is no gain.",
-            needing("sae_training_results", "model seed layer head l0"),
+            "Compare the lines layer by layer, but only where fvu ({fvu}) is alike: a lower l0 bought with a higher "
+            "fvu is no gain.",
+            needing("sae_training_results", "model seed layer head l0", "seed_means"),
             l0,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Small marks are heads, lines their mean.",
@@ -257,7 +283,7 @@ PAPER = Section(
             "The heads that cost most to remove",
             "The paper finds one load-bearing head, in Adaptive. Brackets that do not overlap tell two heads apart; "
             "where they do, the order is open, and the load-bearing p of ablation_summary tests the top head.",
-            needing("ablation_results", "model seed layer head kind impact_pct"),
+            needing("ablation_results", "model seed layer head kind impact_pct", "seed_means"),
             paper_tables.ablation_grids,
             ("n_tokens", "held-out tokens, the same for all heads"),
             "The heads of the models together, of all layers (the paper removes those of layers 3, 6 and 9). Loss "
@@ -294,7 +320,7 @@ TOPOLOGY = Section(
             "Mean |cos| between heads, by layer and basis",
             "The residual contribution (right) does not change under a rotation of the value basis; the left panel "
             "does. A gap that is there on the left only is a matter of basis.",
-            needing("topology_stats", "model seed layer basis mean_cos"),
+            needing("topology_stats", "model seed layer basis mean_cos", "seed_means"),
             redundancy,
             ("n_tokens", "held-out tokens"),
             "Every panel has its own scale, from 0.",
@@ -305,7 +331,7 @@ TOPOLOGY = Section(
             "Nuclear rank of the concatenated z, by layer",
             "Higher means that the heads together use more directions. The paper’s rank rises mid-network under "
             "pressure.",
-            needing("topology_stats", "model seed layer basis nuclear_rank"),
+            needing("topology_stats", "model seed layer basis nuclear_rank", "seed_means"),
             ranks,
             ("n_tokens", "held-out tokens"),
         ),
@@ -314,7 +340,7 @@ TOPOLOGY = Section(
             "Rank utilization and effective size (N_eff)",
             "N_eff above N: the model fills more of its heads’ dimensions than the reference does. It is the ratio of "
             "two utilizations in another unit: no parameter was added, and none is shown to be worth more.",
-            needing("effective_size", EFFECTIVE),
+            needing("effective_size", EFFECTIVE, "seed_means"),
             paper_tables.effective_size_grids,
             ("n_tokens", "held-out tokens"),
             "N_eff = N × utilization of the model / utilization of the reference (the paper’s equation 5). Utilization "
@@ -330,7 +356,7 @@ TOPOLOGY = Section(
             "Variance that the SAEs leave unexplained (fvu), by layer",
             "Lower is better. The grey lines are dictionaries that learned nothing, or nothing about tokens: only the "
             "distance to them counts.",
-            needing("sae_training_results", "model seed layer head fvu"),
+            needing("sae_training_results", "model seed layer head fvu", "seed_means"),
             fvu,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Small marks are heads, lines their mean.",
@@ -340,7 +366,7 @@ TOPOLOGY = Section(
             "pareto",
             "fvu against l0 over a sweep of l1",
             "At the same l0, the lower curve has the features that explain more.",
-            needing("sae_training_results", "model seed layer head l0 fvu l1"),
+            needing("sae_training_results", "model seed layer head l0 fvu l1", "seed_means"),
             pareto,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Means over heads. Seeds after the first are fainter.",
@@ -353,8 +379,10 @@ TOPOLOGY = Section(
             "Two models’ SAEs at equal l0",
             "Below 0 on the left, the second model’s activations are explained better by as many features; a "
             "difference at equal l1 that is gone here was one of sparsity.",
-            needing("sae_matched_l0", "model_a model_b seed layer fvu_difference ce_recovered_difference"),
-            lambda study: [("", figures.matched_l0(study.tables["sae_matched_l0"]))],
+            needing(
+                "sae_matched_l0", "model_a model_b seed layer fvu_difference ce_recovered_difference", "seed_means"
+            ),
+            matched,
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Second − first, means over the range of l0 that both sweeps of l1 reach. At each l1, fvu is the mean over "
             "heads; loss recovered is Σ(zeroed − spliced) / Σ(zeroed − base) of the losses, over heads.",
@@ -367,7 +395,11 @@ TOPOLOGY = Section(
             "stability",
             "Are the same features found with another seed?",
             "Only the distance to the dotted line counts: among many random directions some are always near.",
-            needing("sae_stability", "model seed layer head stability stability_random share_above share_random"),
+            needing(
+                "sae_stability",
+                "model seed layer head stability stability_random share_above share_random",
+                "seed_means",
+            ),
             stability,
             ("n_features", "features an SAE"),
             "Largest cosine of a feature’s decoder row with any of another SAE seed’s, of the same activations; means "
@@ -380,7 +412,7 @@ TOPOLOGY = Section(
             "A Gini coefficient near its ceiling 1 − 1/heads is a layer in which one head does the work; a small "
             "load-bearing p says that one and the same head stands above its layer on sequence after sequence, not by "
             "how much.",
-            needing("ablation_summary", "model seed kind layer measure value"),
+            needing("ablation_summary", "model seed kind layer measure value", "seed_means"),
             paper_tables.summary_grids,
             ("n", "heads"),
             "Gini passes its ceiling where impacts below 0 cancel others, and is no share then; a dash: they sum to "

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from reports import figures
-from reports.interventions import study_changes
+from reports.lineage import MEASURES
 from reports.panels.panel import Drawing, Panel, Section, needing
 from reports.study import Study
+
+# measures behind those of the lineage
+FURTHER = (
+    "mean |cos| on z", "mean |cos|, residual", "nuclear rank of z", "SAE l0", "SAE fvu", "largest head impact (%)",
+    "effective dimension", "bits per byte", "recall", "loop_rate",
+)  # fmt: skip
 
 
 def summary(study: Study) -> list[Drawing]:
     """Return every comparison's change in every measure; nothing for a study of one model."""
-    found = study_changes(study)
-    return [("", figures.changes(found))] if found else []
+    titles = {measure.title: measure.title for measure in MEASURES if measure.is_of_steps}
+    titles |= {measure: measure.replace("_", " ") for measure in FURTHER}
+    effects = pd.concat([study.effects("", measure).assign(measure=title) for measure, title in titles.items()])
+    pairs = effects["model_a"] + " → " + effects["model_b"]
+    named = effects.assign(comparison=effects["comparison"].where(effects["comparison"] != "", pairs))
+    return [("", figures.changes(named))] if len(named) else []
 
 
 INTERVENTIONS = Section(
@@ -24,7 +36,7 @@ INTERVENTIONS = Section(
             "Changes in all measures at once",
             "Look for filled marks far from 0, and for rows that move one measure and leave the rest: an intervention "
             "that moves everything has changed training, not one thing.",
-            needing("train_log", "model seed step"),
+            needing("train_log", "model seed step", "effects"),
             summary,
             detail=(
                 "Treated − reference, paired by seed; bars are 95 % intervals over three seeds or more, filled marks "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from reports import figures, lineage, lineage_tables
 from reports.panels.panel import Drawing, Panel, Section, needing, without_column
 from reports.study import Study
@@ -24,27 +26,38 @@ def beside_published(study: Study) -> list[Drawing]:
     measures = {measure.key: measure for measure in lineage.MEASURES}
     drawings = []
     for name, keys in DRAWN.items():
-        values, theirs = {}, {}
+        means, theirs = {}, {}
         for key in keys:
-            own = measures[key].read(study.tables)
-            own = own[own.index.get_level_values("model").isin(list(models.values()))].dropna()
+            own = study.means("", measures[key].title, "model")
+            own = own[own["model"].isin(list(models.values()))]
             if len(own):
-                values[measures[key].title] = own
+                means[measures[key].title] = own
                 theirs[measures[key].title] = {
                     models[model]: figure
                     for model, figure in published[key].items()
                     if model in models and not isinstance(figure, str)
                 }
-        if values:
-            drawings.append((name, figures.beside_published(values, theirs, list(models.values()), study.models)))
+        if means:
+            drawings.append((name, figures.beside_published(means, theirs, list(models.values()), study.models)))
     return drawings
+
+
+def over_last_phase(study: Study) -> pd.DataFrame:
+    """Return the means of the middle layer's stable rank of W_Q, with x: the steps since the last phase began, which in
+    the phases before is below 0."""
+    means = lineage.rows_at(study.means("train_log", "stable_rank.W_Q", "model", "layer", "step"), lineage.middle_layer)
+    log = study.tables["train_log"].sort_values("step", kind="stable")
+    phase = log["phase"] if "phase" in log else pd.Series("", index=log.index)
+    is_before = phase != phase.groupby(log["model"]).transform("last")
+    starts = log[is_before].groupby("model")["step"].max()
+    return means.assign(x=means["step"] - means["model"].map(starts).fillna(0))
 
 
 def query_ranks(study: Study) -> list[Drawing]:
     """Return the middle layer's stable rank of W_Q over training: of the two models of the report, then of all."""
     models = lineage.lineage_models(study)
-    ranks = lineage.query_ranks(study.tables)
-    ranks = lineage.since_last_phase(ranks[ranks["model"].isin(list(models.values()))], study.tables["train_log"])
+    ranks = over_last_phase(study)
+    ranks = ranks[ranks["model"].isin(list(models.values()))]
     reported = [models[key] for key in lineage.lineage_data()["published"]["rank_start"] if key in models]
     shown = {" and ".join(reported): ranks[ranks["model"].isin(reported)], "all models of the lineage": ranks}
     return [
@@ -56,8 +69,8 @@ def query_ranks(study: Study) -> list[Drawing]:
 
 def measured_rows(study: Study) -> list[str]:
     """Return how many measurements of that rank a run's last phase has."""
-    ranks = lineage.since_last_phase(lineage.query_ranks(study.tables), study.tables["train_log"])
-    counts = ranks[ranks["x"] > 0].groupby(lineage.KEYS)["x"].nunique()
+    ranks = over_last_phase(study)
+    counts = ranks[ranks["x"] > 0].groupby("model")["x"].nunique()
     if counts.empty:
         return []
     ends = dict.fromkeys((int(counts.min()), int(counts.max())))
@@ -75,7 +88,7 @@ LINEAGE = Section(
             "The lineage beside what was published of it",
             "Read down a column: a step of the lineage that matters moves it by more than the brackets are wide, and "
             "the way that the published column moves.",
-            needing("train_log", "model seed step"),
+            needing("train_log", "model seed step", "seed_means"),
             lineage_tables.lineage_grids,
             gaps=without_column("train_log", "held_out_perplexity"),
             detail=(
@@ -98,9 +111,9 @@ LINEAGE = Section(
             "beside-published",
             "Measures beside the published figures",
             "Compare how filled marks rise and fall from model to model with how the diamonds do.",
-            needing("train_log", "model seed step"),
+            needing("train_log", "model seed step", "seed_means"),
             beside_published,
-            detail="Open diamonds: as published. Layers as in the table.",
+            detail="Open diamonds: as published. Layers as in {lineage-table}.",
             uses=TABLES,
             interval="a bar",
             of_two="a mark is their mean, each a faint mark",
@@ -125,7 +138,7 @@ LINEAGE = Section(
             "What each step changes",
             "Look for ● in a row: a change that the seeds agree on. A control (shuffled order, reset routing) that "
             "moves as far as its treatment says that something else did it.",
-            needing("train_log", "model seed step"),
+            needing("train_log", "model seed step", "effects"),
             lineage_tables.step_grids,
             detail=(
                 "Difference to the model before, paired by seed; ● the 95 % interval leaves out 0, ○ it holds 0, no "
@@ -139,8 +152,8 @@ LINEAGE = Section(
             "query-rank",
             "Stable rank of W_Q at the middle layer over training",
             "Published: without co-trained routing the rank that NCA left erodes, with it the rank starts low and "
-            "climbs; the figures of both ends stand in the first table.",
-            needing("train_log", "model seed step"),
+            "climbs; the figures of both ends: {lineage-table}.",
+            needing("train_log", "model seed step", "seed_means"),
             query_ranks,
             detail="‖W‖_F²/σ₁² with all heads side by side, at the depth of 14 of 28. Left of 0: phases before.",
             gaps=measured_rows,
@@ -151,12 +164,12 @@ LINEAGE = Section(
             "The budget of stable rank, and where it lies",
             "A budget that is conserved is a last row near 0 in its first column; what moves between early and late "
             "layers shows in the others.",
-            needing("rank_budget", "model seed matrix part stable_rank share"),
+            needing("rank_budget", "model seed matrix part stable_rank share", "seed_means"),
             lineage_tables.budget_grids,
             detail=(
                 "‖W‖_F²/σ₁² summed over layers; early, middle and late are thirds of the depth, the last half is what "
                 "the report calls mid-to-late, layers 14 to 27 of 28. The last row is the difference, paired by seed, "
-                "with marks as above."
+                "with marks as in {steps}."
             ),
             is_table=True,
             is_core=False,
@@ -164,9 +177,9 @@ LINEAGE = Section(
         Panel(
             "pairs",
             "Do models of one loss share their first component?",
-            "The published claim is that no pair lies above chance. Read it beside the figure of shared components: "
-            "two models share no basis.",
-            needing("pc_cosine", "model_a model_b layer pc cosine"),
+            "The published claim is that no pair lies above chance. Read it beside the shared components "
+            "({pc-alignment}): two models share no basis.",
+            needing("pc_cosine", "model_a model_b layer pc cosine", "seed_means"),
             lineage_tables.pair_grids,
             ("n", "sequences"),
             "|cos| of the first principal components of the states, at the first layer, at the depth of 14 of 28, and "

@@ -13,6 +13,7 @@ from reports.continuations import Continuations
 from reports.figures.style import seeds_of
 from reports.study import Study
 from reports.table_cells import Grid
+from reports.tables import COLUMNS
 
 INTERVAL = "a band where four models or fewer share a panel, else given on pointing"
 Drawing = tuple[str, go.Figure]  # the name of a variant ("" if it is the only one) and its figure
@@ -20,7 +21,10 @@ Drawing = tuple[str, go.Figure]  # the name of a variant ("" if it is the only o
 
 @dataclass(frozen=True)
 class Panel:
-    """One table or figure of the page. `needs` are the columns without which it cannot be drawn."""
+    """One table or figure of the page. `needs` are the columns without which it cannot be drawn.
+
+    In `read` and `detail`, {key} stands for the number of another panel, which the page fills in.
+    """
 
     key: str
     title: str
@@ -51,14 +55,9 @@ class Section:
     panels: tuple[Panel, ...] = field(default=())
 
 
-def drawn(table: str, draw: Callable[..., go.Figure]) -> Callable[[Study], list[Drawing]]:
-    """Return a panel's draw for a figure that takes one table and the models."""
-    return lambda study: [("", draw(study.tables[table], study.models))]
-
-
-def needing(table: str, columns: str) -> Mapping[str, tuple[str, ...]]:
-    """Return the needs of a panel that draws one table."""
-    return MappingProxyType({table: tuple(columns.split())})
+def needing(table: str, columns: str, *made: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the needs of a panel that draws one table, and of what is made of all: `seed_means`, `effects`."""
+    return MappingProxyType({table: tuple(columns.split()), **{name: COLUMNS[name][:3] for name in made}})
 
 
 def without_numbers(table: str, column: str, fault: str) -> Callable[[Study], list[str]]:

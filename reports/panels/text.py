@@ -7,8 +7,8 @@ import pandas as pd
 from reports import figures
 from reports.continuations import FILE, Continuations, describe_continuations
 from reports.figures.style import models_of, seeds_of
-from reports.panels.panel import Panel, Section, drawn, needing
-from reports.seed_cells import over_seeds_cell
+from reports.panels.panel import Drawing, Panel, Section, needing
+from reports.seed_means import mean_cell
 from reports.study import Study
 from reports.table_cells import MISSING, Cell, Grid, fixed
 
@@ -20,22 +20,28 @@ def quality_grids(study: Study) -> list[Grid]:
     rows = []
     for measure in dict.fromkeys(df["measure"]):
         own = df[df["measure"] == measure]
-        cells = tuple(quality_cell(own[own["model"] == model]) for model in models)
+        means = study.means("text_quality", str(measure), "model")
+        cells = tuple(quality_cell(*(frame[frame["model"] == model] for frame in (own, means))) for model in models)
         rows.append(((str(measure).replace("_", " "),), cells))
     return [Grid("", (), ("measure",), tuple(models), tuple(rows), is_wide=True)]
 
 
-def quality_cell(rows: pd.DataFrame) -> Cell:
+def quality_cell(rows: pd.DataFrame, means: pd.DataFrame) -> Cell:
     """Return one model's value of a measure, with the interval over its seeds or, of one seed, the table's own."""
     known = rows.dropna(subset=["value"])
     if known.empty:
         return Cell(MISSING)
     if len(seeds_of(known)) > 1:
-        return over_seeds_cell(known.set_index("seed")["value"], 3)
+        return mean_cell(means, 3)
     row = known.iloc[0]
     is_bounded = pd.notna(row["ci_low"]) and pd.notna(row["ci_high"])
     note = f"[{fixed(row['ci_low'], 3)}, {fixed(row['ci_high'], 3)}]" if is_bounded else ""
     return Cell(fixed(row["value"], 3), note)
+
+
+def measures(study: Study) -> list[Drawing]:
+    """Return every measure of sampled text, a mark a seed."""
+    return [("", figures.text_measures(study.tables["text_quality"], study.models))]
 
 
 def continuations(study: Study) -> list[Continuations]:
@@ -81,7 +87,7 @@ TEXT = Section(
             "Measures of sampled text",
             "Intervals that do not overlap tell two models apart; where they do, this many samples leave it open.",
             needing("text_quality", "model seed measure value ci_low ci_high"),
-            drawn("text_quality", figures.text_measures),
+            measures,
             ("n", "prompts, of batteries scenarios"),
             "Bars are 95 % intervals over what the column unit names; a mark a seed.",
             counted=counts_by_unit,
@@ -94,7 +100,7 @@ TEXT = Section(
             "Read a row: brackets that do not overlap tell two models apart, overlapping ones leave it open. For "
             "recall, grammar and cause a share of .5 and a margin of 0 are chance: a model that does not look at the "
             "text has them exactly. A margin shows weaker knowledge than a share.",
-            needing("text_quality", "model seed measure value ci_low ci_high"),
+            needing("text_quality", "model seed measure value ci_low ci_high", "seed_means"),
             quality_grids,
             ("n", "prompts, of batteries scenarios"),
             "One seed: brackets are 95 % intervals over prompts (recall, grammar, cause: scenarios). Discourse and "

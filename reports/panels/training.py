@@ -7,6 +7,12 @@ from reports.panels.panel import Drawing, Panel, Section, needing, without_colum
 from reports.study import Study
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
+PRESSURES = {
+    "lambda": "pressure λ",
+    "sigma_z": "σ on z",
+    "sigma_pattern": "σ on the attention pattern",
+    "sigma_residual": "σ on the residual",
+}
 
 
 def losses(study: Study) -> list[Drawing]:
@@ -17,30 +23,45 @@ def losses(study: Study) -> list[Drawing]:
         baselines = None
     phases = list(dict.fromkeys(log["phase"])) if "phase" in log else [""]
     parts = {phase: log[log["phase"] == phase] for phase in phases} if len(phases) > 1 else {"": log}
+    means = study.means("train_log", "held_out_loss", "model", "step")
     # another phase has another vocabulary: the baselines are those of the text, which is trained last
     return [
-        (phase, figures.loss_curves(part, baselines if phase in ("", phases[-1]) else None, study.models))
+        (
+            phase,
+            figures.loss_curves(
+                part, means[means["phase"] == phase] if phase else means,
+                baselines if phase in ("", phases[-1]) else None, study.models,
+            ),
+        )
         for phase, part in reversed(parts.items())
-    ]
+    ]  # fmt: skip
 
 
 def pressure(study: Study) -> list[Drawing]:
     """Return λ and σ over steps."""
-    return [("", figures.pressure_and_redundancy(study.tables["train_log"], study.models))]
+    log = study.tables["train_log"]
+    panels = {
+        title: study.means("train_log", name, "model", "step") for name, title in PRESSURES.items() if name in log
+    }
+    return [("", figures.pressure_and_redundancy(log, panels, study.models))]
 
 
 def monitors(study: Study) -> list[Drawing]:
     """Return every weight monitor over steps, a variant each."""
     log = study.tables["train_log"]
-    return [(name, figures.monitor_over_steps(log, name, study.models)) for name in figures.monitor_names(log)]
+    means = {name: study.means("train_log", name, "model", "layer", "step") for name in study.measures("train_log")}
+    return [(name, figures.monitor_over_steps(log, own, name, study.models)) for name, own in means.items() if len(own)]
 
 
 def rank_trajectories(study: Study) -> list[Drawing]:
     """Return the ranks of the weight matrices over steps, a variant a rank that the log has."""
-    log = study.tables["train_log"]
-    names = figures.monitor_names(log)
-    known = [rank for rank in RANKS if any(name.startswith(f"{rank}.") for name in names)]
-    return [(rank.replace("_", " "), figures.ranks_over_steps(log, rank, study.models)) for rank in known]
+    log, drawings = study.tables["train_log"], []
+    for rank in RANKS:
+        names = [name for name in study.measures("train_log") if name.startswith(f"{rank}.")]
+        panels = {name.partition(".")[2]: study.means("train_log", name, "model", "step") for name in names}
+        if panels:
+            drawings.append((rank.replace("_", " "), figures.ranks_over_steps(log, panels, rank, study.models)))
+    return drawings
 
 
 TRAINING = Section(
@@ -52,7 +73,7 @@ TRAINING = Section(
             "loss",
             "Loss over steps",
             "A model that ends below the bigram line has learned more than which token follows which.",
-            needing("train_log", "model seed step loss"),
+            needing("train_log", "model seed step loss", "seed_means"),
             losses,
             detail=(
                 "Marks: held-out text, of which the cross-entropies of a unigram and a bigram model are drawn too. "
@@ -80,7 +101,7 @@ TRAINING = Section(
             "pressure",
             "Pressure λ and redundancy σ over steps",
             "σ on z is what the controller sees and presses on. The other two show whether anything else followed.",
-            needing("train_log", "model seed step lambda sigma_z"),
+            needing("train_log", "model seed step lambda sigma_z", "seed_means"),
             pressure,
             detail=(
                 "σ is the mean |cos| between heads, here the mean over layers; every panel has its own scale, from 0."
@@ -92,7 +113,7 @@ TRAINING = Section(
             "Ranks of the weight matrices over training",
             "Lines that part early and stay apart are models whose weights went different ways; look at W_O, whose "
             "rank NCA pre-training is said to keep.",
-            needing("train_log", "model seed step"),
+            needing("train_log", "model seed step", "seed_means"),
             rank_trajectories,
             detail=(
                 "Means over layers. Where a model has several phases, 0 is the start of the last one (language); what "
@@ -105,7 +126,7 @@ TRAINING = Section(
             "monitors",
             "Heads and weights over training",
             "Falling entropies are heads that settle on few tokens, falling ranks weights on few directions.",
-            needing("train_log", "model seed step"),
+            needing("train_log", "model seed step", "seed_means"),
             monitors,
             of_two="a line is their mean",
             is_core=False,

@@ -23,6 +23,8 @@ FIRST_TABLES = frozenset(
         "train_log",
         "baselines",
         "feature_atlas",
+        "effects",
+        "seed_means",
     )
 )
 

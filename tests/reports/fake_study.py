@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from reports.tables import COLUMNS, write_table
+from workbench.study.effects import write_effects
 
 BASES = ("z", "pattern", "residual")
 PARTS = {"attention": 3.5, "mlp": 1.0, "all": 2.0}
@@ -129,6 +130,7 @@ def write_fake_study(
         write_recurrent(directory, rng, seeds, models[0])
         write_factorial(directory)
     (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
+    write_effects(directory)
     return directory
 
 

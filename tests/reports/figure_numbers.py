@@ -215,8 +215,8 @@ def check_changes(report: Report) -> None:
         reference, treated = report.models
         wanted = {title: of_model[treated] - of_model[reference] for title, of_model in values.items()}
         known = {title: change for title, change in wanted.items() if not math.isnan(change)}
-        drawn = {title: x[0] for title, x in shown.items() if title in wanted}
-        report.tally.see_all("interventions", drawn, known)
+        drawn = {title: round(x[0], 11) for title, x in shown.items() if title in wanted}  # effects have 12 decimals
+        report.tally.see_all("interventions", drawn, {title: round(change, 11) for title, change in known.items()})
 
 
 def check_layers_of_others(report: Report) -> None:
@@ -250,6 +250,38 @@ def check_layers_of_others(report: Report) -> None:
                     report.tally.see(f"effective-dimension {model} {name} {layer}", value, own[model, name, layer])
 
 
+# panel -> the measure whose means over seeds are its lines
+DRAWN_MEANS = {
+    "redundancy": ("topology_stats", "mean_cos"), "bos": ("attention_stats", "bos_mass"),
+    "l0": ("sae_training_results", "l0"), "fvu": ("sae_training_results", "fvu"),
+    "loss": ("train_log", "held_out_loss"),
+    "crystallisation": ("concept_mantel", "r"), "spectra": ("weight_spectra", ""), "monitors": ("train_log", ""),
+    "rank-trajectories": ("train_log", ""),
+    "trajectories": ("trajectories", "value"), "dimension-curve": ("intrinsic_dimension_curve", "dimension"),
+}  # fmt: skip
+
+
+def check_made_tables(report: Report) -> None:
+    """Every point of a line is a mean of seed_means.csv, every change an effect of effects.csv."""
+    made = report.csv["seed_means"]
+    for key, (table, measure) in DRAWN_MEANS.items():
+        own = made[(made["table"] == table) & ((made["measure"] == measure) | (measure == ""))]
+        for plot in report.plots(key):
+            for trace in plot["data"]:
+                if "lines" in trace.get("mode", "") and trace.get("customdata") and trace["name"] in report.models:
+                    known = own[own["model"] == trace["name"]]["mean"].to_numpy()
+                    for y in (y for y in trace["y"] if y is not None):
+                        report.tally.see(
+                            f"seed-means {key} {trace['name']}", bool((abs(known - y) < 1e-12).any()), True
+                        )
+    effects = report.csv["effects"].fillna({"comparison": ""})
+    for plot in report.plots("interventions"):
+        for title, trace in zip(plot["titles"], plot["data"], strict=True):
+            own = effects[effects["measure"].str.replace("_", " ") == title.replace("_", " ")]
+            own = own[own[["layer", "basis"]].isna().all(axis=1)]
+            report.tally.see_all(f"effects {title}", dict(enumerate(trace["x"])), dict(enumerate(own["effect"])))
+
+
 def check_legends(report: Report) -> None:
     """A legend that names one model names every model that is drawn."""
     for plot in report.page["plots"]:
@@ -272,5 +304,6 @@ FIGURE_CHECKS: dict[Callable[[Report], None], tuple[str, ...]] = {
     check_attention: ("attention_stats",),
     check_changes: ("train_log", "topology_stats", "sae_training_results", "ablation_results", "attention_stats"),
     check_layers_of_others: (),
+    check_made_tables: ("seed_means", "effects"),
     check_legends: (),
 }

@@ -112,7 +112,9 @@ class Report:
         record = json.loads((directory / "study.json").read_text(encoding="utf-8"))
         names = dict(zip(dict.fromkeys(model["name"] for model in record["models"]), page["models"], strict=True))
         self.models = list(names.values())
-        self.csv = {path.stem: pd.read_csv(path) for path in directory.glob("*.csv") if path.stem != "feature_atlas"}
+        text = {"seeds": "str", "values": "str"}
+        paths = [path for path in directory.glob("*.csv") if path.stem != "feature_atlas"]
+        self.csv = {path.stem: pd.read_csv(path, dtype=text) for path in paths}
         self.sizes = {path.stem: path.stat().st_size for path in directory.glob("*.csv")}
         for name, df in self.csv.items():
             own = [column for column in ("model", "model_a", "model_b") if column in df and name != "ladder"]

@@ -9,14 +9,17 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from averages import average
 
 from reports import figures
 from reports.figures.saes import of_dictionary
 from reports.figures.style import DARK, PALETTE, label
 from reports.figures.training import thin
-from reports.interventions import study_changes
-from reports.lineage import middle_layer
+from reports.panels import SECTIONS
+from reports.panels.interventions import summary
 from reports.study import read_study
+
+NO_CURVES = pd.DataFrame(columns=["model", "set", "layer", "mean"])
 
 
 @pytest.fixture(scope="module")
@@ -25,49 +28,15 @@ def study(made_study):
 
 
 def draw_all(study) -> dict[str, object]:
-    tables, models = study.tables, study.models
-    return {
-        "heatmaps": figures.cosine_heatmaps(tables["head_cosines"], "z", models),
-        "redundancy": figures.redundancy_by_layer(tables["topology_stats"], models),
-        "rank": figures.rank_by_layer(tables["topology_stats"], models),
-        "l0": figures.l0_by_layer(tables["sae_training_results"], models),
-        "fvu": figures.fvu_by_layer(tables["sae_training_results"], models),
-        "density": figures.feature_density(tables["sae_density"], models),
-        "pareto": figures.pareto(tables["sae_training_results"], models),
-        "ablation": figures.ablation_profile(tables["ablation_results"], "zero", models),
-        "strip": figures.ablation_strip(tables["ablation_results"], "zero", models),
-        "loss": figures.loss_curves(tables["train_log"], tables["baselines"], models),
-        "pressure": figures.pressure_and_redundancy(tables["train_log"], models),
-        "monitor": figures.monitor_over_steps(tables["train_log"], "nuclear_rank.W_O", models),
-        "crystallisation": figures.crystallisation(tables["concept_mantel"], models),
-        "dimension": figures.effective_dimension(tables["concept_geometry"], models),
-        "trajectories": figures.trajectory_bars(tables["trajectories"], models),
-        "pc": figures.pc_alignment(tables["pc_cosine"]),
-        "two_nn": figures.intrinsic_dimension(tables["intrinsic_dimension"], models),
-        "entropy": figures.head_entropy_gallery(tables["attention_stats"], models),
-        "head maps": figures.head_maps(tables["attention_patterns"], models[0]),
-        "bos": figures.bos_mass_by_layer(tables["attention_stats"], models),
-        "weights": figures.weight_ranks(tables["weight_spectra"], models),
-        "rank trajectories": figures.ranks_over_steps(tables["train_log"], "stable_rank", models),
-        "spread": figures.head_spread(tables["attention_stats"], models),
-        "regimes": figures.trajectory_regimes(tables["trajectories"], models),
-        "decay": figures.lag_decay(tables["trajectories"], models),
-        "partial": figures.raw_against_partial(tables["concept_mantel"], "years", models),
-        "divergence": figures.spectra_divergence(tables["eigenspectra_divergence"]),
-        "ladder": figures.ladder(tables["ladder"]),
-        "mechanisms": figures.mechanism_bars(tables["mechanisms"], models),
-        "text": figures.text_measures(tables["text_quality"], models),
-        "points": figures.concept_points(tables["concept_points"], tables["concept_mantel"], "months", models),
-        "points alone": figures.concept_points(tables["concept_points"], None, "years", models),
-        "crystal layers": figures.crystallisation_layers(tables["crystallisation"], models),
-        "years": figures.raw_beside_partial(tables["concept_mantel"], "years", middle_layer, models),
-        "parallelism": figures.pair_parallelism(tables["antonym_parallelism"], models),
-        "dimension curve": figures.dimension_by_points(tables["intrinsic_dimension_curve"], models),
-        "stability": figures.stability(tables["sae_stability"], models),
-        "matched": figures.matched_l0(tables["sae_matched_l0"]),
-        "pairs": figures.pair_interactions(tables["ablation_pairs"], "zero", models),
-        "changes": figures.changes(study_changes(study)),
-    }
+    """Every figure of the page by its panel's key, those of several variants also by key and name."""
+    found = {}
+    for panel in (panel for section in SECTIONS for panel in section.panels if not panel.is_table):
+        for name, figure in panel.draw(study) if panel.key != "continuations" else ():
+            found.setdefault(panel.key, figure)
+            found[f"{panel.key} {name}".strip()] = figure
+    strip = figures.ablation_strip(study.tables["ablation_results"], "zero", study.models)
+    years = figures.concept_points(study.tables["concept_points"], NO_CURVES, "years", study.models)
+    return found | {"strip": strip, "points alone": years}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +106,9 @@ def test_uniform_attention_is_a_level():
     df = pd.DataFrame(
         {"model": ["m"], "seed": [0], "layer": [0], "head": [0], "bos_mass": [0.2], "bos_uniform": [0.03]}
     )
-    assert [shape.y0 for shape in figures.bos_mass_by_layer(df).layout.shapes] == [0.03]
+    assert [
+        shape.y0 for shape in figures.bos_mass_by_layer(df, average(df, "bos_mass", "model", "layer")).layout.shapes
+    ] == [0.03]
 
 
 def test_controls_are_grey_and_named_once(drawn):
@@ -195,14 +166,16 @@ def test_losses_stand_beside_both_baselines(drawn):
 
 
 def test_one_legend_entry_a_model(drawn):
-    for name in ("redundancy", "density", "ablation", "pressure", "crystallisation", "weights"):
+    for name in ("redundancy", "density", "ablation", "pressure", "crystallisation", "spectra"):
         named = [trace.name for trace in drawn[name].data if trace.showlegend is not False]
         assert sorted(named) == ["adaptive", "control"], name
 
 
 def test_the_legend_names_a_model_that_the_first_panel_does_not_show():
     log = pd.DataFrame({"model": ["a", "a", "b", "b"], "seed": 0, "step": [0, 1, 0, 1], "sigma_z": 0.1})
-    figure = figures.pressure_and_redundancy(log.assign(**{"lambda": [np.nan, np.nan, 0.0, 0.1]}), ["a", "b"])
+    log = log.assign(**{"lambda": [np.nan, np.nan, 0.0, 0.1]})
+    panels = {name: average(log.dropna(subset=name), name, "model", "step") for name in ("lambda", "sigma_z")}
+    figure = figures.pressure_and_redundancy(log, panels, ["a", "b"])
     assert sorted(trace.name for trace in figure.data if trace.showlegend) == ["a", "b"]
     shown = [trace.showlegend for trace in figure.data if trace.name == "b"]
     assert shown == [True, False]
@@ -214,10 +187,16 @@ def test_the_legend_names_a_model_that_the_first_panel_does_not_show():
 def test_correlations_of_concepts_carry_their_intervals():
     df = pd.DataFrame({"model": "a", "seed": 0, "set": "months", "topology": "cyclic", "layer": [-1, 0, 1]})
     df = df.assign(r=[0.1, 0.5, 0.6], ci_low=[-0.1, np.nan, 0.65], ci_high=[0.4, np.nan, 0.7])
-    bars = figures.crystallisation(df).data[0].error_y
+    means, none = average(df, "r", "model", "set", "layer"), average(df.assign(r=np.nan), "r", "model", "set", "layer")
+    bars = figures.crystallisation(df, means, none).data[0].error_y
     np.testing.assert_allclose(bars.array, [0.3, 0, 0.1])
     np.testing.assert_allclose(bars.arrayminus, [0.2, 0, 0])  # an interval that does not hold the estimate
-    assert figures.crystallisation(df.drop(columns="ci_low")).data[0].error_y.array is None
+    assert figures.crystallisation(df.drop(columns="ci_low"), means, none).data[0].error_y.array is None
+
+
+def redundancy(seeds, models=("a",)):
+    """The figure of redundancy of made-up topology_stats."""
+    return figures.redundancy_by_layer(average(topology_rows(seeds, models), "mean_cos", "model", "basis", "layer"))
 
 
 def topology_rows(seeds, models=("a",)) -> pd.DataFrame:
@@ -226,9 +205,9 @@ def topology_rows(seeds, models=("a",)) -> pd.DataFrame:
 
 
 def test_one_seed_is_a_line_and_two_are_marks_about_their_mean():
-    (line,) = figures.redundancy_by_layer(topology_rows([4])).data
+    (line,) = redundancy([4]).data
     assert list(line.y) == [0.4, 1.4, 2.4]
-    marks, line = figures.redundancy_by_layer(topology_rows([1, 2])).data
+    marks, line = redundancy([1, 2]).data
     assert sorted(zip(marks.x, marks.y, strict=True)) == [(0, 0.1), (0, 0.2), (1, 1.1), (1, 1.2), (2, 2.1), (2, 2.2)]
     assert marks.mode == "markers"
     assert list(line.y) == pytest.approx([0.15, 1.15, 2.15])
@@ -236,7 +215,7 @@ def test_one_seed_is_a_line_and_two_are_marks_about_their_mean():
 
 
 def test_three_seeds_are_a_mean_and_its_band():
-    band, line = figures.redundancy_by_layer(topology_rows([0, 1, 2])).data
+    band, line = redundancy([0, 1, 2]).data
     half = 4.302653 * 0.1 / np.sqrt(3)  # t(.975, 2) · s/√n, s of 0, .1, .2
     assert list(line.y) == pytest.approx([0.1, 1.1, 2.1])
     above, below = [0.1 + half, 1.1 + half, 2.1 + half], [2.1 - half, 1.1 - half, 0.1 - half]
@@ -259,7 +238,9 @@ def test_the_nulls_band_is_the_widest_of_unequal_models(study):
     spread = {study.models[0]: 0.1, study.models[1]: 0.3}
     sides = {"low": -1, "high": 1}
     wide = table.assign(**{f"null_random_walk_{end}": table["model"].map(spread) * sign for end, sign in sides.items()})
-    drawn = figures.trajectory_regimes(wide, study.models)
+    by_lag = [average(wide, "value", *by, "lag") for by in (["model"], ["model", "set"])]
+    nulls = {name: average(wide, name, "lag") for name in ("null_independent", "null_random_walk")}
+    drawn = figures.trajectory_regimes(wide, *by_lag, nulls, study.models)
     bands = [tuple(trace.y) for trace in drawn.data if trace.type == "scatter" and trace.fill == "toself"]
     assert (0.3, 0.3, -0.3, -0.3) in bands
 
@@ -274,25 +255,25 @@ def test_the_ladder_holds_every_rung_and_its_change(study, drawn):
 
 def test_points_stand_where_the_table_says_at_the_best_layer(study, drawn):
     df = study.tables["concept_points"].query("set == 'months'")
-    curves = [trace for trace in drawn["points"].data if trace.xaxis == "x" and trace.mode != "markers"]
+    curves = [trace for trace in drawn["points months"].data if trace.xaxis == "x" and trace.mode != "markers"]
     assert {trace.name for trace in curves} == set(study.models)
     for k, model in enumerate(study.models):
-        path, marks = [trace for trace in drawn["points"].data if trace.xaxis == f"x{k + 2}"]
+        path, marks = [trace for trace in drawn["points months"].data if trace.xaxis == f"x{k + 2}"]
         own = df[(df["model"] == model) & (df["layer"] == 0)]  # of layers -1, 0 and 1, the one marked best
         assert (list(marks.x), list(marks.y)) == (own["pc1"].tolist(), own["pc2"].tolist())
         assert list(path.x) == [*marks.x, marks.x[0]], "months are a ring"
         assert list(marks.customdata) == [label(item) for item in own["item"]]
         assert [text for text in marks.text if text] == [label(own["item"].iloc[k]) for k in (0, -1)]
-    titles = [note.text for note in drawn["points"].layout.annotations]
+    titles = [note.text for note in drawn["points months"].layout.annotations]
     assert titles == ["Mantel r by layer", "control, layer 0", "adaptive, layer 0"]
     path, marks = drawn["points alone"].data[:2]
     assert list(path.x) == list(marks.x), "years are a line"
-    unmarked = figures.concept_points(df.drop(columns="is_best"), None, "months", study.models)
+    unmarked = figures.concept_points(df.drop(columns="is_best"), NO_CURVES, "months", study.models)
     assert unmarked.layout.annotations[0].text == "control, layer 1"  # else the last
 
 
 def test_layers_of_crystallisation_are_cells_and_nothing_is_blank(drawn):
-    (trace,) = drawn["crystal layers"].data
+    (trace,) = drawn["crystallisation-layers"].data
     cells = {(name, k): trace.z[i][k] for i, name in enumerate(trace.y) for k in (0, 1)}
     assert all(np.isnan(cells["digits", k] or np.nan) for k in (0, 1))
     assert all(cells[name, k] == 1.0 for name in ("months", "us_states", "years") for k in (0, 1))
@@ -300,13 +281,14 @@ def test_layers_of_crystallisation_are_cells_and_nothing_is_blank(drawn):
 
 def test_bars_of_years_are_of_the_middle_layer(study, drawn):
     df = study.tables["concept_mantel"].query("set == 'years' and layer == 0")  # of two layers, (0 + 1)/2 is 15/28
-    bars = [trace for trace in drawn["years"].data if trace.type == "bar"]
+    bars = [trace for trace in drawn["partial-bars years"].data if trace.type == "bar"]
     for bar, column in zip(bars, ("r", "partial_r"), strict=True):
         assert list(bar.y) == [df[df["model"] == model][column].item() for model in study.models]
         assert not bar.error_y.visible  # one seed
     rows = [("a", seed, "years", layer, 0.1 * seed, 0.0) for seed in range(3) for layer in (-1, 0, 1)]
-    three = pd.DataFrame(rows, columns=["model", "seed", "set", "layer", "r", "partial_r"])
-    bar = figures.raw_beside_partial(three, "years", middle_layer).data[0]
+    three = pd.DataFrame(rows, columns=["model", "seed", "set", "layer", "r", "partial_r"]).query("layer == 0")
+    means = (average(three, column, "model", "layer") for column in ("r", "partial_r"))
+    bar = figures.raw_beside_partial(*means).data[0]
     assert (bar.y[0], bar.error_y.array[0]) == pytest.approx((0.1, 4.302653 * 0.1 / np.sqrt(3)))
 
 
@@ -321,7 +303,7 @@ def test_parallel_pairs_stand_on_the_band_of_shuffled_ones(study, drawn):
 
 def test_dimensions_go_with_the_number_of_points(study, drawn):
     df = study.tables["intrinsic_dimension_curve"].query("model == 'adaptive' and layer == 1").sort_values("n_points")
-    trace = [trace for trace in drawn["dimension curve"].data if trace.name == "adaptive"][1]
+    trace = [trace for trace in drawn["dimension-curve"].data if trace.name == "adaptive"][1]
     assert (list(trace.x), list(trace.y)) == (df["n_points"].tolist(), df["dimension"].tolist())
 
 
@@ -346,17 +328,17 @@ def test_the_strongest_pairs_of_heads_are_shown_with_their_intervals(study, draw
 def test_changes_are_differences_of_means_and_filled_where_seeds_agree(study, drawn):
     df = study.tables["topology_stats"].query("basis == 'residual'")
     means = {model: df[df["model"] == model]["mean_cos"].mean() for model in study.models}
-    found = {(one.comparison, one.measure): one for one in study_changes(study)}
-    one = found["control → adaptive", "mean |cos|, residual"]
-    assert (one.mean, one.n) == (pytest.approx(means["adaptive"] - means["control"]), 1)
-    assert np.isnan(one.low)
-    assert {"held-out loss", "SAE l0", "largest head impact (%)", "nuclear rank of W_O, layer 0"} <= {
-        m for _, m in found
-    }
-    assert {symbol for trace in drawn["changes"].data for symbol in trace.marker.symbol} == {"circle-open"}
-    sure = figures.Change("a → b", "x", 1.0, 0.5, 1.5, 3)
-    unsure = figures.Change("a → c", "x", -1.0, -2.5, 0.5, 3)
-    (trace,) = figures.changes([sure, unsure]).data
+    (effect,) = study.effects("topology_stats", "mean |cos|, residual").to_dict("records")
+    assert (effect["model_a"], effect["model_b"]) == ("control", "adaptive")
+    assert (effect["effect"], effect["n"]) == (pytest.approx(means["adaptive"] - means["control"], abs=1e-12), 1)
+    ((_, figure),) = summary(study)
+    titles = [note.text for note in figure.layout.annotations]
+    assert {"held-out loss", "SAE l0", "largest head impact (%)", "nuclear rank of W_O, layer 0"} <= set(titles)
+    assert figure.data[titles.index("mean |cos|, residual")].x == (effect["effect"],)
+    assert {symbol for trace in figure.data for symbol in trace.marker.symbol} == {"circle-open"}
+    rows = [("a → b", "x", 1.0, 0.5, 1.5, 3), ("a → c", "x", -1.0, -2.5, 0.5, 3)]
+    columns = ["comparison", "measure", "effect", "ci_low", "ci_high", "n"]
+    (trace,) = figures.changes(pd.DataFrame(rows, columns=columns)).data
     assert list(trace.marker.symbol) == ["circle", "circle-open"]
     assert list(trace.error_x.array) == [0.5, 1.5]
 
@@ -365,27 +347,29 @@ def test_steps_count_from_the_start_of_the_last_phase():
     rows = [("a", 0, "nca", 0, 9.0), ("a", 0, "nca", 10, 8.0)]
     rows += [("a", 0, "language", 20, 7.0), ("a", 0, "language", 30, 6.0)]
     rows += [("b", 0, "language", 0, 5.0), ("b", 0, "language", 10, 4.0)]
-    log = pd.DataFrame(rows, columns=["model", "seed", "phase", "step", "stable_rank.W_O.0"])
-    first, second = figures.monitor_over_steps(log, "stable_rank.W_O").data
+    log = pd.DataFrame(rows, columns=["model", "seed", "phase", "step", "rank"]).assign(layer=0)
+    means = average(log, "rank", "model", "phase", "layer", "step")
+    first, second = figures.monitor_over_steps(log, means, "rank").data
     assert (list(first.x), list(first.y)) == ([-20, -10, 0, 10], [9.0, 8.0, 7.0, 6.0])
     assert (list(second.x), list(second.y)) == ([0, 10], [5.0, 4.0])
 
 
 def test_many_models_keep_their_intervals_in_the_text_or_have_a_panel_each():
-    df = topology_rows([0, 1, 2], models="abcdefghi")
-    lines = figures.redundancy_by_layer(df).data
+    lines = redundancy([0, 1, 2], "abcdefghi").data
     assert [trace.fill for trace in lines] == [None] * 9
     assert all(text for trace in lines for text in trace.text)
     marks = {(trace.line.color, trace.marker.symbol) for trace in lines}
     assert len({colour for colour, _ in marks}) == len({symbol for _, symbol in marks}) == 9
-    panels = figures.measure_by_layer(df, "mean_cos", "cos").data
+    means = average(topology_rows([0, 1, 2], "abcdefghi"), "mean_cos", "model", "layer")
+    panels = figures.measure_by_layer(means, "cos").data
     assert sum(trace.fill == "toself" for trace in panels) == 9
     assert len({trace.xaxis for trace in panels}) == 9
 
 
 def test_marks_agree_between_figures_when_a_model_is_missing():
     df = pd.DataFrame({"model": ["b"], "seed": [0], "layer": [0], "basis": ["z"], "mean_cos": [0.1]})
-    assert figures.redundancy_by_layer(df, ["a", "b"]).data[0].line.color == PALETTE[1]
+    means = average(df, "mean_cos", "model", "basis", "layer")
+    assert figures.redundancy_by_layer(means, ["a", "b"]).data[0].line.color == PALETTE[1]
 
 
 @pytest.mark.parametrize("n_layers", [1, 6, 13])
@@ -401,8 +385,9 @@ def test_many_layers_wrap(n_layers):
 def test_an_empty_sae_is_drawn():
     rows = [("m", 0, 0, head, 0.0, float("nan"), "trained") for head in range(2)]
     df = pd.DataFrame(rows, columns=["model", "seed", "layer", "head", "l0", "fvu", "dictionary"])
-    assert list(figures.l0_by_layer(df).data[-1].y) == [0.0]
-    figures.fvu_by_layer(df).to_json()
+    l0, fvu = (average(df, column, "model", "dictionary", "layer") for column in ("l0", "fvu"))
+    assert list(figures.l0_by_layer(df, l0).data[-1].y) == [0.0]
+    figures.fvu_by_layer(df, fvu).to_json()
     dead = pd.DataFrame({"model": ["m"], "seed": [0], "layer": [0], "head": [0]})
     dead = dead.assign(log10_density_bin=["dead"], n_features=[32])
     assert [list(trace.y) for trace in figures.feature_density(dead).data] == [[], [32]]
@@ -417,7 +402,8 @@ def test_long_logs_are_thinned_evenly():
 
 
 def test_monitors_are_found_by_their_columns(study):
-    assert figures.monitor_names(study.tables["train_log"]) == ["nuclear_rank.W_O", "stable_rank.W_O"]
+    names = [name for name in study.measures("train_log") if "." in name]
+    assert names == ["nuclear_rank.W_O", "stable_rank.W_O"]
 
 
 def test_names_cannot_become_markup():

@@ -16,6 +16,7 @@ from reports.panels import SECTIONS
 from reports.study import Study, leave_out_infinite, read_study
 from reports.table_cells import fixed, percent_change, significant, thousands
 from reports.tables import COLUMNS, PLACES, read_csv
+from workbench.study.effects import write_effects
 
 DRAWN = sorted(set(COLUMNS) - {"feature_atlas"})
 
@@ -75,6 +76,7 @@ def test_the_page_says_what_was_left_out(tmp_path) -> None:
     df = read_csv(tmp_path / "topology_stats.csv")
     df["nuclear_rank"] = df["nuclear_rank"].mask(df["basis"] == "z", np.inf)
     df.to_csv(tmp_path / "topology_stats.csv", index=False)
+    write_effects(tmp_path)
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "topology_stats.csv: 4 of 12 values of nuclear_rank are infinite and count as missing." in page
 

@@ -15,16 +15,7 @@ from fake_study import (
     write_training,
 )
 
-from reports.lineage import (
-    MEASURES,
-    lineage_data,
-    lineage_models,
-    middle_layer,
-    query_ranks,
-    rank_at_end,
-    rank_at_start,
-    since_last_phase,
-)
+from reports.lineage import MEASURES, lineage_data, lineage_models, middle_layer
 from reports.lineage_tables import (
     budget_grids,
     divergence_grids,
@@ -35,8 +26,10 @@ from reports.lineage_tables import (
 )
 from reports.page import write_report
 from reports.panels import kotodama
-from reports.study import read_study
+from reports.study import Study, read_study
 from reports.tables import COLUMNS, read_csv, write_table
+from workbench.study.effects import write_effects
+from workbench.study.summaries import SUMMARIES, rank_at_end, rank_at_start
 
 MODELS = ("p1-adamw-nano", "p3-muon-nano", "nca-002-nano")
 
@@ -49,7 +42,14 @@ def directory(tmp_path_factory):
     write_training(path, rng, runs, 3, n_steps=40)
     write_attention_and_spectra(path, rng, runs, 3, 4)
     write_concepts(path, rng, runs, 3)
+    write_effects(path)
     return path
+
+
+def made(directory) -> Study:
+    """The study of a directory whose tables were just written."""
+    write_effects(directory)
+    return read_study(directory)
 
 
 def row(grid, name: str) -> dict[str, tuple[str, str]]:
@@ -135,6 +135,7 @@ def test_published_figures_stand_beside_their_measures(directory):
     assert concepts["mid-layer effective dimension", "published"][0] == "5.27"
     assert concepts["trajectory consistency", "published"][0] == "−0.134"
     assert set(lineage_data()["published"]) <= {measure.key for measure in MEASURES}
+    assert {measure.title for measure in MEASURES} <= {summary.name for summary in SUMMARIES}
     named = {model["key"] for model in lineage_data()["model"]}
     assert len(named) == len(lineage_data()["model"]) == 10
     assert {key for figures in lineage_data()["published"].values() for key in figures} <= named
@@ -159,7 +160,7 @@ def test_heads_are_ranked_within_a_seed_before_seeds_are_averaged(tmp_path, dire
         for head, value in enumerate(own)
     ]
     write_table(pd.DataFrame(rows, columns=list(COLUMNS["attention_stats"])), tmp_path, "attention_stats")
-    grid = titled(lineage_grids(read_study(tmp_path)), "Entropies of layer 0’s heads, in order")
+    grid = titled(lineage_grids(made(tmp_path)), "Entropies of layer 0’s heads, in order")
     found = beside(grid, "nca-002")
     ours = [found[name, "here"] for name in ("lowest", "2.", "3.", "highest")]
     assert ours == [(f"{value:.2f}", f"[{value:.2f}, {value:.2f}]") for value in (1, 2, 3, 4)]
@@ -173,7 +174,7 @@ def test_without_the_tables_the_training_monitor_speaks(directory, tmp_path):
     log = log.assign(**{f"bos_mass.{layer}": 0.1 * layer for layer in range(3)})
     log.loc[log["model"] == "p3-muon-nano", "bos_mass.2"] = np.nan  # a model of two layers among those of three
     write_table(log, tmp_path, "train_log")
-    grids = lineage_grids(read_study(tmp_path))
+    grids = lineage_grids(made(tmp_path))
     found = beside(titled(grids, "Head entropy of layer 0"), "nca-002")
     assert found["layer-0 head entropy, mean", "here"] == ("1.250", "")
     assert found["layer-0 head entropy, std", "here"] == ("0.500", "")
@@ -202,14 +203,12 @@ def phases_log() -> pd.DataFrame:
 
 def test_the_rank_at_the_start_of_a_phase_is_the_end_of_the_one_before(tmp_path):
     (tmp_path / "train_log.csv").write_text(phases_log().to_csv(index=False))
-    study = read_study(tmp_path)
-    log = query_ranks(study.tables)
-    assert len(log) == 2 * (6 + 3)  # layer 0 of two is at the depth of 14 of 28
-    x = since_last_phase(log, study.tables["train_log"])
-    own = x[(x["model"] == "lang-baseline") & (x["seed"] == 0)]
+    study = made(tmp_path)
+    x = kotodama.over_last_phase(study)
+    own = x[x["model"] == "lang-baseline"]  # layer 0 of two is at the depth of 14 of 28
     assert own["x"].tolist() == [-40, -20, 0, 20, 40, 60]  # phases meet at step 40
-    assert own["value"].tolist() == [100, 80, 60, 40, 20, 0]
-    assert x[x["model"] == "p3-muon"].query("seed == 1")["x"].tolist() == [0, 20, 40]
+    assert own["mean"].tolist() == [100.5, 80.5, 60.5, 40.5, 20.5, 0.5]
+    assert x[x["model"] == "p3-muon"]["x"].tolist() == [0, 20, 40]
     start, end = rank_at_start(study.tables), rank_at_end(study.tables)
     assert start.to_dict() == {
         ("lang-baseline", 0): 60, ("lang-baseline", 1): 61, ("p3-muon", 0): 10, ("p3-muon", 1): 10
@@ -226,7 +225,7 @@ def test_the_rank_at_the_start_of_a_phase_is_the_end_of_the_one_before(tmp_path)
 
 def test_two_by_two_tables_say_what_factorial_holds(tmp_path):
     write_factorial(tmp_path)
-    dimension, mass, effects = two_by_two_grids(read_study(tmp_path))
+    dimension, mass, effects = two_by_two_grids(made(tmp_path))
     assert (dimension.title, mass.title, effects.title) == (
         "mid-layer effective dimension", "mid-layer BOS mass", "Effects"
     )  # fmt: skip
@@ -255,7 +254,7 @@ def test_pairs_stand_beside_the_published_ones_whichever_comes_first(tmp_path):
     ]
     table = pd.DataFrame(rows, columns=[*COLUMNS["eigenspectra_divergence"], "seed"])
     write_table(table, tmp_path, "eigenspectra_divergence")
-    study = read_study(tmp_path)
+    study = made(tmp_path)
     (grid,) = pair_grids(study)
     assert [headers[0] for headers, _ in grid.rows] == ["p1-adamw – p3-muon", "p3-muon – nca-002"]
     found = beside(grid, "p1-adamw – p3-muon")
@@ -288,7 +287,7 @@ def test_the_budget_and_what_co_training_changes(tmp_path):
             ):
                 rows.append((model, seed, "W_Q", part, share * (total + seed), share, 2))
     write_table(pd.DataFrame(rows, columns=list(COLUMNS["rank_budget"])), tmp_path, "rank_budget")
-    (grid,) = budget_grids(read_study(tmp_path))
+    (grid,) = budget_grids(made(tmp_path))
     assert grid.title == "W_Q"
     assert row(grid, "baseline")["Σ stable rank"][0] == "61.0"
     assert row(grid, "ddv1")["last half"][0] == "0.700"
@@ -301,7 +300,7 @@ def test_the_budget_and_what_co_training_changes(tmp_path):
 def test_a_log_without_perplexities_says_so(directory, tmp_path):
     log = read_csv(directory / "train_log.csv")
     write_table(log.drop(columns="held_out_perplexity"), tmp_path, "train_log")
-    found = beside(titled(lineage_grids(read_study(tmp_path)), "Loss and nuclear ranks of weights"), "nca-002")
+    found = beside(titled(lineage_grids(made(tmp_path)), "Loss and nuclear ranks of weights"), "nca-002")
     assert found["held-out perplexity", "here"] == ("–", "")
     assert found["held-out loss", "here"][0] != "–"
     page = write_report(tmp_path).read_text(encoding="utf-8")
@@ -314,7 +313,7 @@ def test_steps_are_paired_and_marked(tmp_path):
     rows += [("nca-002", seed, 9, 4.0 + seed + (-1) ** seed) for seed in range(3)]
     log = pd.DataFrame(rows, columns=["model", "seed", "step", "held_out_loss"]).assign(loss=1.0)
     (tmp_path / "train_log.csv").write_text(log.to_csv(index=False))
-    (grid,) = step_grids(read_study(tmp_path))
+    (grid,) = step_grids(made(tmp_path))
     assert row(grid, "Muon for AdamW")["held-out loss"][0] == "−0.990 ●"
     assert row(grid, "NCA pre-training")["held-out loss"][0] == "+0.323 ○"
     assert [headers[0] for headers, _ in grid.rows] == ["Muon for AdamW", "NCA pre-training"]
@@ -324,7 +323,7 @@ def test_two_seeds_are_both_given(tmp_path):
     rows = [("p1-adamw", 0, 9, 5.0), ("p1-adamw", 1, 9, 6.0), ("p3-muon", 0, 9, 4.0)]
     log = pd.DataFrame(rows, columns=["model", "seed", "step", "held_out_loss"])
     (tmp_path / "train_log.csv").write_text(log.to_csv(index=False))
-    study = read_study(tmp_path)
+    study = made(tmp_path)
     assert beside(lineage_grids(study)[1], "p1-adamw")["held-out loss", "here"] == ("5.000 / 6.000", "")
     assert row(step_grids(study)[0], "Muon for AdamW")["held-out loss"] == ("−1.000", "")  # no mark on one pair
 
@@ -336,7 +335,7 @@ def test_roles_name_the_models_and_others_have_no_lineage(directory, made_study,
     log = pd.DataFrame(rows, columns=["model", "seed", "step", "held_out_loss"])
     (tmp_path / "train_log.csv").write_text(log.to_csv(index=False))
     (tmp_path / "study.json").write_text('{"roles": {"p3-muon": "theirs"}}')
-    assert lineage_models(read_study(tmp_path)) == {"p3-muon": "theirs"}
+    assert lineage_models(made(tmp_path)) == {"p3-muon": "theirs"}
 
 
 @pytest.mark.parametrize(("n_layers", "middle"), [(1, 0), (2, 0), (3, 1), (6, 2), (12, 5), (28, 14)])

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from fake_study import write_fake_study
 
-from reports.page import SECTIONS, duration, show_section, write_report
+from reports.page import REFERENCE, SECTIONS, Shown, duration, name_panels, show_section, write_report
 from reports.study import read_study
-from reports.tables import read_csv
+from reports.tables import MADE, read_csv
+from workbench.study.effects import write_effects
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,47 @@ def test_two_seeds_are_said_to_be_drawn_as_they_are(tmp_path):
     for key, is_said in said.items():
         marks = [trace.get("marker", {}) for figure in payload[key] for trace in figure["data"]]
         assert any(own.get("size") == 4 and own.get("opacity") == 0.5 for own in marks) == is_said, key
+
+
+def test_a_panel_calls_another_by_the_number_that_it_has_on_this_page(made_study, study_copy, tmp_path):
+    panels = {panel.key: panel for section in SECTIONS for panel in section.panels}
+    referring = {panel.key: REFERENCE.findall(panel.read + panel.detail) for panel in panels.values()}
+    assert {name for names in referring.values() for name in names} <= set(panels)
+    assert referring["l0"] == ["fvu"]
+
+    def said(directory) -> tuple[str, str]:
+        """The number of the figure of fvu, and what the figure of l0 calls it."""
+        page = write_report(directory, tmp_path / "report.html").read_text(encoding="utf-8")
+        title = r"(Figure \d+)\. Variance that the SAEs leave unexplained"
+        own = re.search(title, visible(page))
+        return own[1] if own else "", re.search(r"only where fvu \(([^)]*)\) is alike", visible(page))[1]
+
+    number, called = said(study_copy)
+    assert number == called != ""
+    for name in ("topology_stats", "head_cosines"):  # figures in front of it
+        (study_copy / f"{name}.csv").unlink()
+    fewer, called = said(study_copy)
+    assert fewer == called != number
+    read_csv(study_copy / "sae_training_results.csv").drop(columns="fvu").to_csv(
+        study_copy / "sae_training_results.csv", index=False
+    )
+    number, called = said(study_copy)
+    assert number == called  # not drawn, but there with its reason
+
+
+def test_a_panel_that_was_left_out_is_called_by_no_number():
+    panel = next(panel for section in SECTIONS for panel in section.panels if panel.key == "l0")
+    shown = Shown(panel, "Figure 2", (), (), None, (), "", ())
+    assert "only where fvu (not drawn here) is alike" in name_panels(shown, {"l0": "Figure 2"}).panel.read
+    assert "only where fvu (Figure 7) is alike" in name_panels(shown, {"fvu": "Figure 7"}).panel.read
+
+
+def test_a_study_of_earlier_versions_says_what_it_lacks(study_copy):
+    for name in MADE:
+        (study_copy / f"{name}.csv").unlink()
+    text = " ".join(visible(write_report(study_copy).read_text(encoding="utf-8")).split())
+    assert text.count("Not drawn. seed_means.csv is not in this study.") > 5
+    assert "Cosine between heads, layer by layer." in text  # what needs no mean is drawn
 
 
 def test_no_caption_names_another_by_a_number_that_another_study_would_change():
@@ -166,6 +208,9 @@ def test_each_table_can_be_the_only_one(made_study, tmp_path):
         directory.mkdir()
         (directory / path.name).write_bytes(path.read_bytes())
         assert write_report(directory).stat().st_size > 10_000, path
+        if path.stem not in MADE:
+            write_effects(directory)
+            assert write_report(directory).stat().st_size > 10_000, path
 
 
 def test_tables_without_rows_are_said_to_be_empty(study_copy):
@@ -180,6 +225,7 @@ def test_what_has_nothing_to_show_says_so(tmp_path):
     for name, columns in (("topology_stats", ["max_cos", "mean_cos"]), ("pc_cosine", ["cosine", "baseline"])):
         path = tmp_path / f"{name}.csv"
         read_csv(path).assign(**dict.fromkeys(columns, float("nan"))).to_csv(path, index=False)
+    write_effects(tmp_path)
     text = " ".join(visible(write_report(tmp_path).read_text(encoding="utf-8")).split())
     assert text.count("Not drawn. No layer has two heads that can be compared.") == 2
     assert text.count("Not drawn. The models’ states have different widths") == 1
@@ -207,6 +253,7 @@ def test_a_sweep_of_l1_is_shown_value_by_value(study_copy):
     path = study_copy / "sae_training_results.csv"
     df = read_csv(path)
     pd.concat([df, df.assign(l1=0.06, l0=df["l0"] / 2)]).to_csv(path, index=False)
+    write_effects(study_copy)
     page = write_report(study_copy).read_text(encoding="utf-8")
     text = " ".join(visible(page).split())
     assert "(a) l0, l1 0.03" in text
@@ -219,6 +266,7 @@ def test_many_variants_are_a_list(study_copy):
     path = study_copy / "train_log.csv"
     df = read_csv(path)
     df.assign(**{f"rank_{name}.0": 1.0 for name in "abcdefg"}).to_csv(path, index=False)
+    write_effects(study_copy)
     page = write_report(study_copy).read_text(encoding="utf-8")
     assert '<option value="8">rank_g</option>' in page
 

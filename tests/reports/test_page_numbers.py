@@ -91,7 +91,7 @@ CHANGED = {
     "attention_stats": "entropy_share", "sae_matched_l0": "fvu_difference", "claims": "n", "concept_mantel": "r",
     "weight_spectra": "stable_rank", "concept_geometry": "effective_dim", "text_quality": "ci_low",
     "evaluation": "bits_per_byte", "ladder": "delta_bits", "intrinsic_dimension": "dimension",
-    "intrinsic_dimension_curve": "dimension", "mantel_stability": "p_high",
+    "intrinsic_dimension_curve": "dimension", "mantel_stability": "p_high", "seed_means": "mean", "effects": "effect",
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def shown(browser, pages) -> dict:
 def test_one_changed_number_of_a_table_is_seen(shown, made_study, tmp_path, name):
     """The comparison itself: the last number of a column, a thousandth off, and counts off by one."""
     study = shutil.copytree(made_study, tmp_path / "study")
-    df, column = pd.read_csv(study / f"{name}.csv"), CHANGED[name]
+    df, column = pd.read_csv(study / f"{name}.csv", low_memory=False), CHANGED[name]
     at = df[
         df[column].notna() & (df.get("head_i", -1) != df.get("head_j", -2)) & (df.get("dictionary", "") != "shuffled")
     ].index[-1]

@@ -13,6 +13,8 @@ from reports import paper_tables
 from reports.study import read_study
 from reports.table_cells import fixed
 from reports.tables import COLUMNS, write_table
+from workbench.study.effects import write_effects
+from workbench.study.seed_values import with_recovery
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,8 @@ def test_recovered_loss_is_summed_over_heads_before_it_is_divided(study):
 
 
 def test_a_layer_that_costs_nothing_recovers_nothing_that_can_be_said():
-    row = {"model": "m", "seed": 0, "layer": 0, "ce_base": 2.0, "ce_spliced": 2.0, "ce_zero": 2.0}
-    assert np.isnan(paper_tables.recovered_by_layer(pd.DataFrame([row]))["m", 0, 0])
+    row = {"model": "m", "seed": 0, "layer": 0, "head": 0, "ce_base": 2.0, "ce_spliced": 2.0, "ce_zero": 2.0}
+    assert with_recovery(pd.DataFrame([row]))["ce_recovered"].isna().all()
 
 
 def test_table_3_ranks_the_heads_of_all_models_together(study):
@@ -100,6 +102,7 @@ def ablations(directory, impacts: dict[tuple[str, int], list[float]], **record):
     ]
     write_table(pd.DataFrame(rows, columns=COLUMNS["ablation_results"]), directory, "ablation_results")
     (directory / "study.json").write_text(json.dumps(record))
+    write_effects(directory)
     return read_study(directory)
 
 
@@ -142,6 +145,7 @@ def test_effective_sizes_are_means_over_seeds(tmp_path):
     rows.append(("d", 0, "c", 1, 2e6, 0.9, 0.5, 3.6e6, -1, -1, 1e6, 1.8e6))  # of two seeds: no pair
     columns = [*COLUMNS["effective_size"], "layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding"]
     write_table(pd.DataFrame(rows, columns=columns), tmp_path, "effective_size")
+    write_effects(tmp_path)
     (grid,) = paper_tables.effective_size_grids(read_study(tmp_path))
     assert [headers for headers, _ in grid.rows] == [("d against c", "all, mean"), ("d against c", "1")]
     assert texts(grid)[1] == ["61.0", "50.0", "2.000", "2.440", "1.000", "1.220"]
@@ -164,12 +168,12 @@ def test_losses_stand_below_or_above_each_baseline(study):
     assert [cell.text for cell in rows["bigram"]] == ["4.650", "104.60", "–", "–"]
 
 
-def test_a_seed_that_a_model_lacks_is_a_dash(study):
-    df = study.tables["topology_stats"]
-    extra = df[df["model"] == "control"].assign(seed=1)
-    both = pd.concat([df, extra])
-    seeded = type(study)(**{**vars(study), "tables": {**study.tables, "topology_stats": both}})
-    grid = paper_tables.topology_grids(seeded)[0]
+def test_a_seed_that_a_model_lacks_is_a_dash(made_study, tmp_path):
+    df = pd.read_csv(made_study / "topology_stats.csv")
+    extra = df[df["model"].str.contains("control")].assign(seed=1)
+    write_table(pd.concat([df, extra]), tmp_path, "topology_stats")
+    write_effects(tmp_path)
+    grid = paper_tables.topology_grids(read_study(tmp_path))[0]
     assert grid.headers == ("layer", "seed")
     for (_, seed), cells in grid.rows:
         assert (cells[1].text == "–") == (seed == "1")
@@ -179,7 +183,8 @@ def test_a_seed_that_a_model_lacks_is_a_dash(study):
 def test_one_model_has_no_differences(study):
     df = study.tables["topology_stats"]
     alone = df[df["model"] == "adaptive"]
-    grid = paper_tables.by_layer(study, alone, "t", {"mean |cos|": ("mean_cos", 4)})
+    values = alone[alone["basis"] == "z"].rename(columns={"mean_cos": "value"}).astype({"seed": "str"})
+    grid = paper_tables.by_layer(study, alone, "t", {"mean |cos|": (values, 4)})
     assert grid.columns == ("adaptive",)
     assert not any(cell.is_difference for _, cells in grid.rows for cell in cells)
 
@@ -189,6 +194,7 @@ def test_ablation_in_one_number_is_a_mean_over_seeds_but_every_seeds_own_p(tmp_p
     rows += [("a", seed, "zero", 0, "load_bearing_p", 0.2 + seed / 100, 4) for seed in range(3)]
     rows += [("a", 0, "mean", 0, "gini", 9.0, 4), ("a", 0, "zero", -1, "rank_correlation", 0.5, 8)]
     write_table(pd.DataFrame(rows, columns=COLUMNS["ablation_summary"]), tmp_path, "ablation_summary")
+    write_effects(tmp_path)
     grids = {grid.title: grid for grid in paper_tables.summary_grids(read_study(tmp_path))}
     half = 4.302653 * 0.1 / 3**0.5
     assert [headers for headers, _ in grids["gini"].rows] == [("0",), ("1",)]

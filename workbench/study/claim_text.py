@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from workbench.data.claims import Measure
+from workbench.study.effects import Effect, shown
 from workbench.study.evidence import Evidence
 from workbench.study.measures import Reading, top_heads
-from workbench.study.verdicts import Effect, shown
 
 MISSING = "–"
 

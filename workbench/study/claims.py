@@ -1,7 +1,7 @@
 """The claims ledger: every published claim held against a study's tables, a row each.
 
-Which claims, in `workbench/data/claims.toml`; what they measure, in `measures`; effects, intervals and the rules of the
-verdicts, in `verdicts`; the sentences, in `claim_text` and `remarks`.
+Which claims, in `workbench/data/claims.toml`; what they measure, in `measures`; effects and intervals, in `effects`;
+the rules of the verdicts, in `verdicts`; the sentences, in `claim_text` and `remarks`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import pandas as pd
 from reports.tables import COLUMNS
 from workbench.data.claims import Claim, read_claims
 from workbench.study import claim_text, remarks
+from workbench.study.effects import Effect, shown, working
 from workbench.study.evidence import Evidence, gather
-from workbench.study.verdicts import Effect, judge, shown, working
+from workbench.study.verdicts import judge
 
 TRAILING = (
     "claim_id", "group", "reference", "treated", "direction", "scale", "effect", "published_effect", "margin",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench.data.claims import Claim, Compared, Measure
+from workbench.study.effects import UNKNOWN, Effect, effect_over_seeds
 from workbench.study.measures import (
     Reading,
     Tables,
@@ -22,7 +23,6 @@ from workbench.study.measures import (
     spectra,
     top_heads,
 )
-from workbench.study.verdicts import UNKNOWN, Effect, effect_over_seeds
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 
 from reports.lineage import lineage_data
-from reports.tables import COLUMNS
+from reports.tables import COLUMNS, MIN_SEEDS
 from workbench.data.claims import Measure
+from workbench.data.lineage import read_lineage
+from workbench.study.effects import DIGITS, student
 from workbench.study.measures import Tables, read_measure
-from workbench.study.verdicts import DIGITS, MIN_SEEDS, student
 
 CELLS = ("neither", "attn_res", "nca", "both")
 # term -> the weight of each cell, in the order of CELLS
@@ -69,8 +70,7 @@ def factorial(tables: Tables, roles: Mapping[str, str]) -> pd.DataFrame:
         tables: a study's tables by name, all models and seeds merged.
         roles: role -> the model's name in the tables.
     """
-    data = lineage_data()
-    place = data["two_by_two"]
+    place = read_lineage()["two_by_two"]
     names = [roles.get(place[cell]) for cell in CELLS]
     models = [name for name in names if name is not None]
     rows = []
@@ -79,7 +79,7 @@ def factorial(tables: Tables, roles: Mapping[str, str]) -> pd.DataFrame:
         known = [{seed: value for seed, value in own.items() if math.isfinite(value)} for own in readings]
         if not any(known):
             continue
-        published = [data["published"][key].get(place[cell], math.nan) for cell in CELLS]
+        published = [lineage_data()["published"][key].get(place[cell], math.nan) for cell in CELLS]
         stated = place["stated"].get(key, {})
         for term, weights in TERMS.items():
             used = [(weight, own) for weight, own in zip(weights, known, strict=True) if weight]

@@ -19,10 +19,10 @@ from sae.metrics import match_l0
 from workbench.data.claims import Measure
 from workbench.data.remarks import Change, Number
 from workbench.models.checks import matching_layer
-from workbench.study.verdicts import Bounds
 
 Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
 Tables = Mapping[str, pd.DataFrame]
+Bounds = tuple[float, float]
 ATTENTION, MLP = ("W_Q", "W_K", "W_V", "W_O"), ("W_gate", "W_in", "W_out")
 # in these tables head −1 is a whole layer, an MLP or all heads together, which no claim is about
 SINGLE_HEADS = ("sae_training_results", "ablation_results")

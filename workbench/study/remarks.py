@@ -11,9 +11,9 @@ import numpy as np
 
 from workbench.data.remarks import OPERATORS, UNITS, Case, Number, Remark, names_in
 from workbench.study.claim_text import in_unit
+from workbench.study.effects import effect_over_seeds, shown
 from workbench.study.evidence import Evidence, compare
 from workbench.study.measures import change, choose_layers, matched_l0, read_measure, rows_of_pairs
-from workbench.study.verdicts import effect_over_seeds, shown
 
 Value = Any  # a number, those of several seeds in a list, or a role
 

@@ -23,6 +23,7 @@ from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run, read_config, read_json, sha256_file
 from workbench.runs.directory import reopen
 from workbench.study.claims import judge_claims
+from workbench.study.effects import write_effects
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
 from workbench.study.fingerprint import pages_fingerprint
@@ -190,6 +191,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     record = describe_study(outcome, context, command)
     atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
+        write_effects(directory)
         write_report(directory, figures=figures_of_tables())
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from reports.ledger import VERDICTS as SHOWN_VERDICTS
-from workbench.study.verdicts import UNKNOWN, VERDICTS, Effect, effect_over_seeds, judge, shown, working
+from workbench.study.effects import UNKNOWN, Effect, effect_over_seeds, shown, working
+from workbench.study.verdicts import VERDICTS, judge
 
 P = math.log(0.5)  # a published fall by half
 
