@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.analyses.sae_train.settings import shown_l1
 from workbench.data.claims import Measure
 from workbench.models.checks import matching_layer
 from workbench.study.verdicts import Bounds
@@ -76,15 +77,9 @@ def rows_of(tables: Tables, table: str, where: Mapping[str, Any], models: Sequen
     for column, value in where.items():
         if column not in df:
             return df.iloc[:0]
-        wanted = middle(df[column]) if value == "middle" else value
+        wanted = shown_l1(df[column].dropna()) if value == "middle" else value
         df = df[df[column].isin(list(wanted)) if isinstance(wanted, tuple) else df[column] == wanted]
     return df
-
-
-def middle(column: Any) -> float:
-    """The value of a sweep nearest to its median, the lower of two; nan for an empty one."""
-    sweep = sorted(set(column.dropna()))
-    return min(sweep, key=lambda value: abs(value - float(np.median(sweep)))) if sweep else math.nan
 
 
 def count_layers(tables: Tables, table: str, model: str) -> int:

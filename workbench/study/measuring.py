@@ -186,7 +186,7 @@ def describe_job(job: Job) -> dict[str, Any]:
     elif hasattr(job.settings, "split"):
         said["text"] = hashlib.sha256("\0".join(job.texts).encode()).hexdigest()
     for name, directories in job.needs.items():
-        said[name] = [sha256_file(directory / "manifest.json") for directory in directories]
+        said[name] = [_identify(directory) for directory in directories]
     return said
 
 
@@ -201,8 +201,14 @@ def identify_settings(settings: Settings) -> dict[str, Any]:
     for name, value in settings:
         files = value if isinstance(value, tuple) else (value,)
         if any(isinstance(file, Path) for file in files):
-            dump[name] = [sha256_file(file) if file.is_file() else str(file) for file in files]
+            dump[name] = [_identify(file) for file in files]
     return dump
+
+
+def _identify(path: Path) -> str:
+    """The digest of a file, or of the manifest of a directory that has one; else the name."""
+    files = [file for file in (path, path / "manifest.json") if file.is_file()]
+    return sha256_file(files[0]) if files else str(path)
 
 
 # --- in Python
