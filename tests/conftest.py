@@ -19,6 +19,12 @@ def pytest_addoption(parser) -> None:
     )
 
 
+def pytest_sessionstart(session) -> None:
+    from workbench.analyses import all_analyses
+
+    all_analyses()  # their tables are known from then on, as where a study reads them
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     if not (path := config.getoption("--figures")):
         return

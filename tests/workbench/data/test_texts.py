@@ -10,18 +10,16 @@ import pytest
 import wikitext_for_tests as wikitext
 from models_for_tests import small_model, worded_model
 
+from workbench.analyses import find_analysis
 from workbench.cli.cli_args import read_texts
-from workbench.cli.sae_train import _texts as sae_texts
 from workbench.data.corpus import Document, read_documents, split_documents
-from workbench.data.text_windows import analysis_tokens
+from workbench.data.text_windows import analysis_tokens, spread_documents, text_of
 from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
+from workbench.extend import Job, Subject
 from workbench.models.load import load
 from workbench.models.text_source import TextSource
 from workbench.runs import amend_manifest
-from workbench.study.job_runners import texts_of, tokens_of
-from workbench.study.jobs import Context, Job
-from workbench.study.recipe import StudyRecipe
 from workbench.training import train
 from workbench.training.recipe import parse_recipe
 from workbench.training.training_data import evaluation_windows, open_feed
@@ -129,14 +127,11 @@ def test_every_reader_of_held_out_text_reads_the_official_split(of_wikitext, tmp
     assert of_train.flatten().tolist() == train_ids[: of_train.numel()]
     # a share that is asked for is one of all that the source holds, as of any other text
     assert analysis_tokens(model, folder, n_sequences=1, held_out_fraction=0.3).tolist()[0] not in windows
-    sae_windows = sae_texts(model, str(folder), 10**6, 10**6, None)
-    assert [part.tolist() for part in sae_windows] == [of_train.tolist(), windows]
-
-    study = StudyRecipe(name="s", models=("tiny",))
-    context, job = Context(study, (recipe,), tmp_path, "cpu"), Job("evaluation", "tiny", 0)
-    assert tokens_of(job, context, "held_out", 10**6).tolist() == windows
-    assert tokens_of(job, context, "train", 10**6).tolist() == of_train.tolist()
-    assert texts_of(job, context) == wikitext.texts("validation")
+    for data in (str(folder), None):
+        job = Job((Subject(model, "tiny", 0),), find_analysis("sae-train").settings(data=data), tmp_path)
+        assert job.windows(n_tokens=10**6).tolist() == windows
+        assert job.windows(split="train", n_tokens=10**6).tolist() == of_train.tolist()
+        assert spread_documents(text_of(model, data)) == wikitext.texts("validation")
 
 
 def test_what_a_run_was_trained_on_before_there_were_official_splits_still_loads(of_wikitext, tmp_path):
