@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
-from workbench.data.claims import Claim, read_claims
+from workbench.data.claims import Against, Beside, Claim, Compared, Measure, read_claims
+from workbench.data.remarks import Case, Number, Remark
+from workbench.runs.records import Frozen
 from workbench.study import measures, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
@@ -23,6 +26,69 @@ claim that is not seen here is not refuted there.
 
 ## Rules
 """
+OWN = """## Your own claims
+
+A claim is data: which number of which table, between which models, what was published, and what to say of the
+outcome. Write a file as this one and give it to a study, `workbench study STUDY --claims mine.toml` (repeatable; in
+Python `workbench.study(…, claims="mine.toml")`, in a study's recipe `claims = ["mine.toml"]`). Its claims stand in
+`claims.csv` behind the published ones, and are judged by the same rules.
+
+```toml
+[remarks.dimensions]
+numbers.before = { of = "reference", column = "rank_utilization", where = { basis = "z" }, times = 100 }
+numbers.used = { of = "treated", column = "rank_utilization", where = { basis = "z" }, times = 100 }
+numbers.kept = { ratio = ["used", "before"], times = 100 }
+
+[[remarks.dimensions.cases]]
+when = ["effect < 0", "kept < 90"]
+say = "They differ by using less: {used:.1f} % of their dimensions, {kept:.0f} % of what the reference uses."
+
+[[remarks.dimensions.cases]]
+when = ["effect < 0"]
+say = "They use {used:.1f} % of their dimensions, the reference {before:.1f} %."
+
+[[remarks.dimensions.cases]]
+when = ["effect >= 0"]
+say = "They are no less alike here: {reference:.3f} → {treated:.3f}."
+
+[heads-write-apart]
+group = "mine"
+claim = "Heads under pressure write less alike"
+published = ".30 → .24, mean over layers"
+effect = -0.2
+scale = "ratio"
+direction = "falls"
+compared = { reference = "control", treated = "adaptive" }
+measure.name = "mean |cos| of what heads write"
+measure.table = "topology_stats"
+measure.column = "mean_cos"
+measure.where = { basis = "residual" }
+beside = [{ name = "on z", where = { basis = "z" } }]
+control = "The cosine on z changes with a head's basis, the cosine of what heads write does not."
+remarks = ["dimensions"]
+source = "notes of May, run 14"
+
+[heads-write-apart-last]
+base = "heads-write-apart"
+claim = "Heads of the last layer write less alike"
+published = ".35 → .21"
+effect = -0.4
+measure = { layers = "last" }
+```
+
+- `[remarks.NAME]` are remarks that claims name. Of the cases of a remark, the first is said whose conditions all hold
+  and whose numbers were all measured; if there is none, nothing is said. Those of the package
+  (`workbench/data/claims.toml`) can be named too.
+- `effect`, `reference` and `treated` can be quoted and tested without being declared: the claim's own effect (treated /
+  reference − 1, or treated − reference), and the means over seeds of both models.
+- `{used:.1f}` formats a number as Python does; `{effect:percent}`, `factor`, `points` and `plain` as the ledger does.
+- `base` names a claim above, or one of the package; the claim then holds only what differs, tables key by key.
+- The roles are those of the study's recipe. A claim on a role, table or column that the study does not have is `not
+  measured`, and its `why` names what is missing.
+- `study.json` records each file with its SHA-256. `--resume` judges a finished study again when a file has changed;
+  other files need a new directory, into which `--reuse` copies the finished jobs.
+"""
+RECORDS = (Claim, Measure, Compared, Beside, Against, Remark, Case, Number)
 GROUPS = {
     "janus": "First paper: pressure on heads (Janus)",
     "kotodama": "Second paper: Muon, automata, attention residuals (Kotodama)",
@@ -41,12 +107,28 @@ def render() -> str:
     """The page: the rules, then a section a claim."""
     # a reader of the page sees the rules as the code states them
     rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (verdicts, measures)]
-    sections = [HEAD, *rules]
+    sections = [HEAD, *rules, OWN, *map(_fields, RECORDS)]
     claims = read_claims()
     for group in dict.fromkeys(claim.group for claim in claims):
         sections.append(f"## {GROUPS.get(group, group)}\n")
         sections += [_section(claim) for claim in claims if claim.group == group]
     return "\n".join(sections)
+
+
+def _fields(record: type[Frozen]) -> str:
+    """A table of the fields of a record of claims."""
+    lines = [f"### Fields: {record.__name__.lower()}\n", "| field | meaning |", "|---|---|"]
+    for name, field in record.model_fields.items():
+        values = (
+            [repr(value) for value in get_args(field.annotation) if value]
+            if get_origin(field.annotation) is Literal
+            else []
+        )
+        text = "; ".join(filter(None, [" or ".join(values).replace("'", "`"), field.description])).replace(
+            "|", chr(92) + "|"
+        )
+        lines.append(f"| `{name}`{'' if field.is_required() else ', optional'} | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 def _section(claim: Claim) -> str:

@@ -86,6 +86,9 @@ def great_circle_km(latitudes: Real[np.ndarray, " n"], longitudes: Real[np.ndarr
     computed without cancellation as sin²((φᵢ + φⱼ)/2) + cos φᵢ cos φⱼ cos²(Δλ/2).
 
     Raises ValueError for unequal lengths and for degrees out of range.
+
+    >>> great_circle_km(np.array([0.0, 0.0]), np.array([0.0, 90.0]))[0].round(1).tolist()
+    [0.0, 10007.6]
     """
     lat = as_real("great_circle_km", "latitudes", latitudes)
     lon = as_real("great_circle_km", "longitudes", longitudes)
@@ -130,6 +133,9 @@ def euclidean_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     float32, which leaves no digit of the distance of near neighbours far from the origin.
 
     Raises ValueError for what is not a finite matrix.
+
+    >>> euclidean_distances(np.array([[0.0, 0.0], [3.0, 4.0]]))[0].tolist()
+    [0.0, 5.0]
     """
     points, exponent = near_one(as_matrix("euclidean_distances", "X", X))
     return rounded(np.ldexp(squareform(pdist(points)), exponent))
@@ -141,6 +147,9 @@ def cosine_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     As ‖x̂ᵢ − x̂ⱼ‖²/2 of the unit rows, which keeps the digits of small angles that 1 − x̂ᵢᵀx̂ⱼ cancels.
 
     Raises ValueError for what is not a finite matrix, and for a row of zeros, whose angle is undefined.
+
+    >>> cosine_distances(np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))[0].tolist()
+    [0.0, 1.0, 2.0]
     """
     matrix = as_matrix("cosine_distances", "X", X)
     largest = np.abs(matrix).max(axis=1, keepdims=True)

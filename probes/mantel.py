@@ -179,6 +179,10 @@ def mantel_many(
 
     Constant xs are nan, named in `warnings`, left out of the family, and warned about once; a constant y makes all nan.
     Raises ValueError as `mantel` does, naming the entry. Source of the adjusted p: Westfall & Young 1993.
+
+    >>> day = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    >>> mantel_many([day, day**2], day).statistic.round(12).tolist()
+    [1.0, 1.0]
     """
     tested = _test("mantel_many", xs, {"y": y}, method, alternative, n_resamples, exact, rng, permutations)
     adjusted = np.full(len(xs), np.nan)
@@ -215,6 +219,11 @@ def partial_mantel(
     Arguments, ties, enumeration and errors as in `mantel`. nan and a `ConstantInputWarning` where a matrix is constant
     or z equals x or y up to scale (|r_xz| or |r_yz| = 1). Source: Smouse, Long & Sokal 1986; vegan's `mantel.partial`
     permutes alike but drops undefined permutations.
+
+    >>> x, y, z = (np.random.default_rng(0).random((6, k)) for k in (1, 2, 3))
+    >>> distances = [np.linalg.norm(v[:, None] - v, axis=-1) for v in (x, y, z)]
+    >>> round(partial_mantel(*distances).statistic, 3)
+    -0.196
     """
     tested = _test(
         "partial_mantel", {"x": x}, {"y": y, "z": z}, method, alternative, n_resamples, exact, rng, permutations
@@ -257,6 +266,11 @@ def partial_mantel_many(
     Arguments as in `mantel_many` and `partial_mantel`, whose words on the p-value hold. Entries that are constant or
     mirrored by z are nan, named in `warnings` and warned about once; a constant y or z, or z a mirror of y, makes all
     nan. Raises ValueError as they do.
+
+    >>> x, y, z = (np.random.default_rng(0).random((6, k)) for k in (1, 2, 3))
+    >>> x, y, z = (np.linalg.norm(v[:, None] - v, axis=-1) for v in (x, y, z))
+    >>> partial_mantel_many([x], y, z).statistic.round(3).tolist()
+    [-0.196]
     """
     tested = _test(
         "partial_mantel_many", xs, {"y": y, "z": z}, method, alternative, n_resamples, exact, rng, permutations

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import false_discovery_control
 
 from probes.checks import as_numbers
 
@@ -51,13 +52,9 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray
     known = p[~np.isnan(p)]
     if known.size and (known.min() < 0 or known.max() > 1):
         raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; expected values in [0, 1]")
-    order = np.argsort(known)[::-1]
-    scaled = known[order] * known.size / np.arange(known.size, 0, -1)
-    q = np.empty_like(known)
-    q[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
-    result = np.full(p.shape, np.nan)
-    result[~np.isnan(p)] = q
-    return result
+    q = np.full(p.shape, np.nan)
+    q[~np.isnan(p)] = false_discovery_control(known)
+    return q
 
 
 def westfall_young(
@@ -74,6 +71,9 @@ def westfall_young(
     `null` enumerates every permutation (`exact`). Ties within 1e-9 count. Strong control of the family-wise error
     under subset pivotality, which one target against k exchangeable sets has. nan statistics stay nan and are left out
     of the maxima. Raises ValueError where the shapes do not fit. Source: Westfall & Young 1993, algorithm 4.1.
+
+    >>> westfall_young(np.array([3.0, 1.0]), np.array([[0.0, 2.0], [1.0, 0.0], [2.0, 1.0]])).tolist()
+    [0.25, 0.75]
     """
     observed = as_numbers("westfall_young", "observed", observed)
     null = as_numbers("westfall_young", "null", null)
@@ -101,6 +101,11 @@ def pool_permutations(results: Iterable[PermutationTest]) -> float:
     Seeds are more permutations, not replicates: their p-values must not be averaged or counted as n. An exact result
     needs no pooling: its p is returned as it is. nan for an undefined statistic, whose p is nan. Raises ValueError for
     no results or results without permutations.
+
+    >>> from types import SimpleNamespace
+    >>> run = SimpleNamespace(pvalue=0.02, n_extreme=1, n_resamples=99, exact=False)
+    >>> round(pool_permutations([run, run]), 4)
+    0.0151
     """
     runs = list(results)
     if not runs or sum(run.n_resamples for run in runs) == 0:

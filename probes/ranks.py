@@ -85,6 +85,9 @@ def singular_values(W: Real[np.ndarray, "rows cols"], center: bool = False) -> F
     `center=True` subtracts the column means first.
 
     Raises ValueError for what is not a finite real matrix (or has one row when centred).
+
+    >>> singular_values(np.array([[3.0, 0.0], [0.0, -4.0]])).tolist()
+    [4.0, 3.0]
     """
     matrix, scale = _scaled("singular_values", W, center)
     return _singular_values(matrix) * scale if scale > 0 else np.zeros(min(matrix.shape))
@@ -95,6 +98,9 @@ def ranks_of_spectrum(sigma: Real[np.ndarray, " k"]) -> MatrixRanks:
 
     Participation is taken of λ = σ² as given: centre the data first if its "effective dimensionality" is meant.
     All nan, with a `ConstantInputWarning`, where every σ is 0. Raises ValueError for negative or non-finite values.
+
+    >>> round(ranks_of_spectrum(np.array([2.0, 1.0])).stable_rank, 12)
+    1.25
     """
     values = as_numbers("ranks_of_spectrum", "sigma", sigma)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or (values < 0).any():
@@ -123,6 +129,9 @@ def matrix_ranks(W: Real[np.ndarray, "rows cols"], center: bool = False) -> Matr
 
     Where a table wants the participation ratio of centred data beside uncentred ranks, as the definitions do for
     activations, take it from `participation_ratio(W)`. nan and errors as in the single functions.
+
+    >>> round(matrix_ranks(np.eye(3)).nuclear_rank, 12)
+    3.0
     """
     return _spectrum("matrix_ranks", W, center).ranks
 
@@ -219,5 +228,9 @@ def participation_ratio(W: Real[np.ndarray, "rows cols"], center: bool = True) -
 
 
 def rank_utilization(W: Real[np.ndarray, "rows cols"], center: bool = False) -> float:
-    """`nuclear_rank(W, center)` as a share of the number of columns, in (0, 1]."""
+    """`nuclear_rank(W, center)` as a share of the number of columns, in (0, 1].
+
+    >>> round(rank_utilization(np.eye(3)[:2]), 4)
+    0.6667
+    """
     return nuclear_rank(W, center) / np.asarray(W).shape[1]

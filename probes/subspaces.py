@@ -39,6 +39,9 @@ def pc_abs_cosine(A: Real[np.ndarray, "n d"], B: Real[np.ndarray, "m d"], compon
 
     nan with a `ConstantInputWarning` where the component does not exist or ties with a neighbour (σ within 1e-9), for
     then its direction is arbitrary. Raises ValueError for unequal d, fewer than 2 rows, NaN or inf, component < 1.
+
+    >>> round(pc_abs_cosine(np.outer([0.0, 1.0], [1.0, 0.0]), np.outer([0.0, 1.0], [3.0, 4.0])), 12)
+    0.6
     """
     a, b = as_matrix("pc_abs_cosine", "A", A, min_rows=2), as_matrix("pc_abs_cosine", "B", B, min_rows=2)
     if a.shape[1] != b.shape[1]:
@@ -97,6 +100,9 @@ def principal_angles(
     Knyazev & Argentati 2002). Rank-deficient columns count once. A zero matrix spans nothing: no
     angles and a `ConstantInputWarning`. Raises ValueError for different numbers of rows,
     NaN or inf, and n_components above either rank.
+
+    >>> np.rad2deg(principal_angles(np.eye(3)[:, :1], np.ones((3, 1)))).round(3).tolist()
+    [54.736]
     """
     a, b = _pair("principal_angles", A, B, min_rows=2 if center else 1)
     bases = [_column_basis(name, m, n_components, center) for name, m in (("A", a), ("B", b))]
@@ -138,6 +144,10 @@ def linear_cka(A: Real[np.ndarray, "n d_a"], B: Real[np.ndarray, "n d_b"], unbia
     nan with a `ConstantInputWarning` where HSIC of a matrix with itself is 0: no spread, and for the unbiased form also
     a single item apart from all others, or all items equally far from each other. Raises ValueError for
     different numbers of rows, n < 4 (unbiased) or n < 2, NaN or inf. Source: Kornblith et al. 2019.
+
+    >>> states = np.random.default_rng(0).random((6, 3))
+    >>> round(linear_cka(states, 3 * states[:, ::-1] + 1), 12)
+    1.0
     """
     a, b = _pair("linear_cka", A, B, min_rows=4 if unbiased else 2)
     a, b = _unit_scale(centered(a)), _unit_scale(centered(b))
@@ -177,6 +187,9 @@ def procrustes_disparity(A: Real[np.ndarray, "n d_a"], B: Real[np.ndarray, "n d_
 
     nan with a `ConstantInputWarning` where a matrix has no spread. Raises ValueError for different numbers of rows,
     fewer than 2, NaN or inf. Source: Gower 1975.
+
+    >>> round(procrustes_disparity(np.eye(3), 2 * np.eye(3)[:, ::-1] + 1), 12)
+    0.0
     """
     a, b = (_unit_scale(centered(m)) for m in _pair("procrustes_disparity", A, B, min_rows=2))
     norms = np.linalg.norm(a), np.linalg.norm(b)

@@ -80,6 +80,9 @@ def lag_decay(
     """Mean cos(d_ℓ, d_{ℓ+k}) over layers (and concepts) for lags k = 1 … `max_lag` (all, n_states − 2, by default).
 
     Entry 0 is `trajectory_consistency`. Nulls, nan and errors as there; raises ValueError for max_lag out of range.
+
+    >>> lag_decay(np.array([[0.0], [1.0], [0.0], [1.0]])).tolist()
+    [-1.0, 1.0]
     """
     return _lag_cosines("lag_decay", states, max_lag)
 
@@ -98,6 +101,9 @@ def trajectory_nulls(
     Independent states: h_ℓ drawn anew at each layer, mean −½ at lag 1 as d grows (−⅓ at d = 1), 0 beyond. Random
     walk: h_ℓ the sum of ℓ such draws, 0 everywhere. The spread is what n_states, d and n_concepts leave to chance.
     Raises ValueError for n_states < 3, d < 1, n_concepts < 1, n_draws < 1.
+
+    >>> trajectory_nulls(4, 8, n_draws=10, rng=0).random_walk.shape
+    (10, 2)
     """
     if n_states < 3 or min(d, n_concepts, n_draws) < 1:
         raise ValueError(
@@ -192,6 +198,9 @@ def pair_parallelism(
     counts as extreme, which is cautious. nan and a `ConstantInputWarning` where a given pair coincides. Raises
     ValueError for unequal shapes, fewer than 3 pairs, NaN or inf, and more components than 2n centred states in d
     dimensions can have beside another.
+
+    >>> round(pair_parallelism(np.eye(4), np.eye(4) + 1).statistic, 12)
+    1.0
     """
     a = as_matrix("pair_parallelism", "first", first, min_rows=3)
     b = as_matrix("pair_parallelism", "second", second, min_rows=3)

@@ -24,7 +24,7 @@ class SAEConfig(BaseModel):
     architecture: Architecture = "relu"
     """Activation function: relu (L1), topk (Gao 2024), batchtopk (Bussmann 2024), jumprelu (Rajamanoharan 2024)."""
     k: float | None = None
-    """Features kept a token: an integer for topk, the batch mean for batchtopk; else None. 0 < k ≤ d_sae."""
+    """Features kept per token: an integer for topk, the batch mean for batchtopk; else None. 0 < k ≤ d_sae."""
     apply_b_dec_to_input: bool = True
     """Whether the encoder reads x − b_dec (metrics' definition) or x."""
     use_unit_norm_decoder: bool = False

@@ -22,7 +22,7 @@ class SAEMetrics(NamedTuple):
     n_tokens: int
     """Tokens measured."""
     l0: Float[Tensor, " n_saes"]
-    """Mean number of activations > 0 a token."""
+    """Mean number of activations > 0 per token."""
     mse: Float[Tensor, " n_saes"]
     """Squared error, mean over tokens and dims."""
     fvu: Float[Tensor, " n_saes"]
@@ -193,7 +193,7 @@ def stability(
 ) -> Stability:
     """Largest cosines of decoder rows with another seed's, their mean, and the share above `threshold`.
 
-    Not symmetric: it asks for each feature of the first whether the second has it. Raises ValueError as `max_cosine`.
+    Not symmetric: each feature of the first is compared with those of the second. Raises ValueError as `max_cosine`.
     """
     best = max_cosine(W_dec, W_dec_other)
     is_above = torch.where(best.isnan(), torch.nan, (best > threshold).double())
@@ -205,7 +205,7 @@ def nearest_features(
 ) -> tuple[Float[Tensor, "n_saes d_sae n_neighbours"], Int[Tensor, "n_saes d_sae n_neighbours"]]:
     """(cosines, features): each feature's nearest others by cosine of decoder rows, nearest first, itself left out.
 
-    A row of zeros has cosine nan with all and is nobody's neighbour while others last. Memory grows with d_sae, not
+    A row of zeros has cosine nan with all and is no row's neighbour while others are left. Memory grows with d_sae, not
     with its square. Raises ValueError unless 1 ≤ n_neighbours < d_sae.
     """
     d_sae = W_dec.shape[1]

@@ -32,7 +32,7 @@ class StepStats(NamedTuple):
     sparsity: Float[Tensor, " n_saes"]
     """Σ acts·‖W_dec row‖, mean over tokens; jumprelu: l0."""
     l0: Float[Tensor, " n_saes"]
-    """Active features a token."""
+    """Active features per token."""
     grad_norm: Float[Tensor, " n_saes"]
     """Norm of the gradient over all parameters of the SAE, before the clip."""
     n_dead: Int[Tensor, " n_saes"]

@@ -1,16 +1,36 @@
-"""Shared by all tests: one thread a process, the places of helpers that are not tests, `--figures`."""
+"""Shared by all tests: one thread per process, checked shapes, the places of helpers, `--figures`."""
 
 from __future__ import annotations
 
 import csv
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import jaxtyping
+import pytest
 
 # tests run side by side, and small tensors gain nothing by a second thread; torch reads this once
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path[:0] = [str(Path(__file__).parent / place) for place in ("workbench", "faults", "sae")]
+
+# shapes of arrays are checked at every call of a function that names them; processes that a test begins do without
+WITH_ARRAYS = (
+    "sae",
+    "probes",
+    *(f"workbench.{name}" for name in ("analyses", "data", "geometry", "models", "training")),
+)
+jaxtyping.install_import_hook(WITH_ARRAYS, "shapes_for_tests.check_shapes")
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Wrong arrays reach our own checks, whose errors the test asks for."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def pytest_addoption(parser) -> None:

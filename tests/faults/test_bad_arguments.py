@@ -19,6 +19,8 @@ import sae
 import workbench
 from workbench.training import load_recipe
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
 RNG = np.random.default_rng(0)
 CLOUD = RNG.standard_normal((12, 4))
 SQUARE = np.abs(np.subtract.outer(np.arange(5.0), np.arange(5.0)))

@@ -15,6 +15,8 @@ from grounds import Ground, call
 
 from workbench.runs import write_manifest
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
 DEEP = b"[" * 100_000
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
 DIGITS = b'{"a": ' + b"9" * 5000 + b"}"

@@ -13,6 +13,8 @@ from bad import refuse
 
 from workbench.cli.app import VERBS
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
 TABLE = Path(__file__).with_name("bad_options.toml")
 T = "--data {text.txt}"
 FEW = "--prompts {prompts.toml} --recall {recall.toml} --battery none --max-new-tokens 2"

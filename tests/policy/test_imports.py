@@ -7,6 +7,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +163,10 @@ def test_a_planted_circle_is_seen(tmp_path, planted, is_circle):
             sorter.prepare()
     else:
         sorter.prepare()
+
+
+@pytest.mark.parametrize("package", sorted(LEAVES | {"workbench"}))
+def test_types_are_shipped(package):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert (ROOT / package / "py.typed").is_file()
+    assert "py.typed" in settings["package-data"]["*"]

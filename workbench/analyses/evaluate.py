@@ -332,7 +332,7 @@ def plan_evaluation(
 
 
 def window_length(model: Any, n_ctx: int | None) -> int:
-    """Tokens a window: n_ctx where given, else the model's. Raises ValueError if that is more than the model's."""
+    """Tokens per window: n_ctx where given, else the model's. Raises ValueError if that is more than the model's."""
     length = model.cfg.n_ctx if n_ctx is None else n_ctx
     if not 1 <= length <= model.cfg.n_ctx:
         raise ValueError(f"n_ctx: got {length}; expected 1 to the model's n_ctx = {model.cfg.n_ctx}")

@@ -32,7 +32,7 @@ from workbench.runs import Run, atomic_write, open_run, read_json, sha256_file, 
 
 INDEX, FORMAT = "shards.json", "workbench-shards/1"
 MAPS_FORMAT = "workbench-shards/2"  # with maps, which a reader of the first would take for rows
-INDEX_COLUMNS = ("token", "sequence", "position")  # int64 a row: what was read, and where it stood in `tokens`
+INDEX_COLUMNS = ("token", "sequence", "position")  # int64 per row: what was read, and where it stood in `tokens`
 MAP_COLUMNS = ("map_sequence", "map_tokens")  # int64 a map: its sequence's place in `tokens`, and its tokens
 SHARD_BYTES = 256 << 20
 TOKENS_A_BATCH = 8192
@@ -130,10 +130,10 @@ def harvest(
         shard_bytes: largest size of a shard, unless a single sequence is larger.
 
     Raises:
-        ValueError: as `stream`; a hook without a row a token that is no map; activations that are nan or infinite, or
-            become it in the dtype (hook and sequence are named; scores that a mask made −inf stay so); a disk that will
-            not hold the shards; a directory in the way; with resume, other settings, another model or an altered shard
-            (named).
+        ValueError: as `stream`; a hook without one row per token that is no map; activations that are nan or infinite,
+            or become it in the dtype (hook and sequence are named; scores that a mask made −inf stay so); a disk that
+            will not hold the shards; a directory in the way; with resume, other settings, another model or an altered
+            shard (named).
     """
     tokens = checked_tokens("harvest", model, tokens)
     check_hooks(model, hooks)
@@ -189,9 +189,9 @@ def check_rows(who: str, found: Mapping[str, Tensor], shape: tuple[int, int], n_
     or more."""
     for name, tensor in found.items():
         if is_map(name):
-            raise ValueError(f"{who}: {name} is [batch head query key]; expected a hook with one row a token")
+            raise ValueError(f"{who}: {name} is [batch head query key]; expected a hook with one row per token")
         if tensor.ndim < n_axes or tuple(tensor.shape[:2]) != shape:
-            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; expected [batch pos …], one row a token")
+            raise ValueError(f"{who}: {name} has shape {list(tensor.shape)}; expected [batch pos …], one row per token")
 
 
 def _write_shards(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
+from workbench.data.remarks import Case, Change, Layers, Number, Remark
 from workbench.runs import read_toml, shorten
 from workbench.runs.records import Frozen, describe_errors
 
 EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
-# remarks on a comparison of two models, and on one model or on pairs
-OfTwo = Literal["basis", "rank", "utilization", "l0", "loss", "sink"]
-Remark = OfTwo | Literal["top head", "trajectory", "components", "divergence"]
-LAYERS = re.compile(r"all|first|last|first third|last third|\d+ of \d+")
+REMARKS = "remarks"  # the table of a file that holds no claim, but the remarks that claims name
+OF_PAIRS = ("divergence", "components")  # kinds of measure
+Parsed = TypeVar("Parsed", bound=Frozen)
 
 
 class Measure(Frozen):
@@ -33,8 +33,9 @@ class Measure(Frozen):
     where: dict[str, str | float | tuple[str, ...]] = Field(
         default_factory=dict, description='column -> value, or values, that rows must have; l1 = "middle": of the sweep'
     )
-    layers: str = Field(
+    layers: Layers = Field(
         default="all",
+        min_length=1,
         description='all, first, last, first third, last third, or "9 of 12": the layer at that share of the depth',
     )
     reduce: Literal["mean", "geometric mean", "standard deviation", "maximum"] = Field(
@@ -45,24 +46,6 @@ class Measure(Frozen):
         description="how an effect is said: of a ratio as per cent of change or as a factor; of a difference as "
         "percentage points or plainly",
     )
-    remark: Remark | None = Field(
-        default=None, description="what the ledger adds on the outcome of such a measure, in words"
-    )
-
-    @model_validator(mode="after")
-    def _layers_are_named(self) -> Measure:
-        if not LAYERS.fullmatch(self.layers):
-            raise ValueError(
-                f"layers: got {shorten(repr(self.layers))}; "
-                f'expected all, first, last, first third, last third or "9 of 12"'
-            )
-        if " of " in self.layers:
-            layer, n_layers = map(int, self.layers.split(" of "))
-            if layer >= n_layers:
-                raise ValueError(
-                    f"layers: got {shorten(repr(self.layers))}; expected a layer, from 0, below the number of layers"
-                )
-        return self
 
 
 class Compared(Frozen):
@@ -97,15 +80,10 @@ class Compared(Frozen):
         return tuple(dict.fromkeys(role for role in named if role))
 
 
-class Beside(Frozen):
+class Beside(Change):
     """The same comparison on another measure, said behind the claim's own."""
 
     name: str = Field(description="in words", min_length=1)
-    column: str = Field(default="", description="the claim's own unless given")
-    where: dict[str, str | float | tuple[str, ...]] = Field(
-        default_factory=dict, description="replaces the claim's own of those columns"
-    )
-    layers: str = Field(default="", description="the claim's own unless given")
 
 
 class Against(Frozen):
@@ -116,12 +94,23 @@ class Against(Frozen):
     reference: str = Field(default="", description="the claim's own unless given")
 
 
+def _find_named(value: Any, info: ValidationInfo) -> Any:
+    """The shared remark of that name, where a name is given."""
+    if not isinstance(value, str):
+        return value
+    shared: Mapping[str, Remark] = info.context or {}
+    if value not in shared:
+        raise ValueError(f"expected one of {', '.join(shared)}, or a table")
+    return shared[value]
+
+
 class Claim(Frozen):
     """One published claim.
 
     Raises:
         ValueError: (pydantic's ValidationError) for unknown or unfit fields, an effect on the other side of 0 than its
-            direction, a margin of anything but likeness, and a scale that its unit does not fit.
+            direction, a margin of anything but likeness, a scale that its unit does not fit, and a measure or a remark
+            on models that it does not compare.
     """
 
     id: str = Field(description="short name, that of its table in the file", pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
@@ -143,7 +132,10 @@ class Claim(Frozen):
     beside: tuple[Beside, ...] = Field(default=(), description="said behind the measured effect")
     against: tuple[Against, ...] = Field(default=(), description="controls: other models, measured the same")
     control: str = Field(description="which confound or control speaks to the claim, in sentences", min_length=1)
-    why: str = Field(default="", description="how to read the outcome, in sentences")
+    remarks: tuple[Annotated[Remark, BeforeValidator(_find_named)], ...] = Field(
+        default=(), description="said of the outcome: names of remarks at the head of the file, or remarks themselves"
+    )
+    why: str = Field(default="", description="how to read any outcome, in sentences behind the remarks")
     source: str = Field(description="where the figure was published", min_length=1)
 
     @model_validator(mode="after")
@@ -161,33 +153,120 @@ class Claim(Frozen):
             raise ValueError(f"effect: got {self.effect:g} of a ratio; expected more than −1")
         if self.measure.unit not in {"ratio": ("percent", "factor"), "difference": ("points", "plain")}[self.scale]:
             raise ValueError(f"measure.unit: got {self.measure.unit!r} of a {self.scale}; expected one that fits")
-        if self.measure.remark in get_args(OfTwo) and not self.compared.reference:
-            raise ValueError(f"measure.remark: got {self.measure.remark!r}; expected a reference to compare with")
+        if (self.measure.kind in OF_PAIRS) != bool(self.compared.pairs):
+            raise ValueError(
+                f"measure.kind: got {self.measure.kind!r}; expected {' or '.join(OF_PAIRS)} of pairs alone"
+            )
         if self.scale == "ratio" and not self.compared.reference and self.compared.null <= 0:
             raise ValueError(f"compared.null: got {self.compared.null:g} for a ratio; expected more than 0")
+        possible: tuple[str, ...] = ("effect", "treated", "each")
+        if self.compared.pairs:
+            possible = ("pair", "ratio between seeds")
+        elif self.compared.reference:
+            possible = (*possible, "reference", "pair", "effect at matched l0")
+        for i, remark in enumerate(self.remarks):
+            for name, number in remark.numbers.items():
+                if not number.ratio and number.of not in possible:
+                    raise ValueError(
+                        f"remarks.{i}.numbers.{name}.of: got {number.of!r}; expected, of what is compared, one of "
+                        f"{', '.join(possible)}"
+                    )
         return self
+
+
+# what a key may be called, at any depth
+KEYS = {
+    key
+    for record in (Claim, Measure, Compared, Beside, Against, Remark, Case, Number)
+    for key in (*record.model_fields, "base")
+} - {"id"}
+
+
+def collect_claims(files: Sequence[str | Path] = ()) -> tuple[Claim, ...]:
+    """The published claims that come with the package, and behind them those of a user's files.
+
+    Raises:
+        ValueError: as `read_claims`, and for an id that stands in two of the files.
+    """
+    found = {claim.id: claim for claim in read_claims()}
+    whose = dict.fromkeys(found, "the package")
+    for file in files:
+        for claim in read_claims(file):
+            if claim.id in found:
+                raise ValueError(
+                    f"claims: {file}: [{claim.id}] is a claim of {whose[claim.id]} already; expected another name"
+                )
+            found[claim.id], whose[claim.id] = claim, str(file)
+    return tuple(found.values())
 
 
 def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
     """The claims of a TOML file, a table each; the published ones that come with the package unless told otherwise.
 
+    The table `remarks` holds no claim, but remarks that claims name. A claim with `base = "other"` holds only what
+    differs from a claim above it. Remarks and claims of the package may be named in every file.
+
     Raises:
-        ValueError: a file that is not there, not TOML or without a claim; and naming the claim, every wrong field.
+        ValueError: a file that is not there, not TOML or without a claim; and naming file and claim, every wrong field.
     """
-    path = Path(path)
+    remarks: dict[str, Remark] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    claims: list[Claim] = []
+    for file in dict.fromkeys((EMBEDDED_CLAIMS, Path(path))):
+        own = _read_tables(file)
+        for name, table in _tables_of(own.pop(REMARKS, {}), file, f"{REMARKS}.").items():
+            remarks[name] = _parse(Remark, table, file, f"{REMARKS}.{name}")
+        claims = []
+        for name, table in own.items():
+            tables[name] = _with_base(table, tables, file, name)
+            claims.append(_parse(Claim, tables[name] | {"id": name}, file, name, remarks))
+    return tuple(claims)
+
+
+def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"claims: no file {str(path)!r}; expected a TOML file of claims")
-    tables = read_toml(path, "claims")
-    if not tables:
+    tables = _tables_of(read_toml(path, "claims"), path)
+    if not set(tables) - {REMARKS}:
         raise ValueError(f"claims: {path} is empty; expected a table [name] for each claim")
-    claims = []
-    for name, table in tables.items():
+    return tables
+
+
+def _tables_of(found: Any, path: Path, where: str = "") -> dict[str, dict[str, Any]]:
+    """What is found in a file, if it is tables by name."""
+    for name, table in found.items():
         if not isinstance(table, dict):
-            raise ValueError(
-                f"claims: {path}: {shorten(name)} is a {type(table).__name__}; expected a table [{shorten(name)}]"
-            )
-        try:
-            claims.append(Claim.model_validate(table | {"id": name}))
-        except ValidationError as error:
-            raise ValueError(f"claims: {path}: [{shorten(name)}] {describe_errors(error)}") from None
-    return tuple(claims)
+            name = shorten(where + name)
+            raise ValueError(f"claims: {path}: {name} is a {type(table).__name__}; expected a table [{name}]")
+    return found
+
+
+def _with_base(table: dict[str, Any], known: Mapping[str, dict[str, Any]], path: Path, name: str) -> dict[str, Any]:
+    """A claim's table laid over that of its base."""
+    if "base" not in table:
+        return table
+    base, own = table["base"], {key: value for key, value in table.items() if key != "base"}
+    if not isinstance(base, str) or base not in known:
+        raise ValueError(
+            f"claims: {path}: [{shorten(name)}] base: got {shorten(repr(base))}; expected a claim above it"
+        )
+    return _lay_over(known[base], own)
+
+
+def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, tables key by key."""
+    both = {
+        key: _lay_over(base[key], changes[key])
+        for key in base.keys() & changes.keys()
+        if isinstance(base[key], dict) and isinstance(changes[key], dict)
+    }
+    return base | changes | both
+
+
+def _parse(
+    kind: type[Parsed], table: dict[str, Any], path: Path, name: str, remarks: Mapping[str, Remark] | None = None
+) -> Parsed:
+    try:
+        return kind.model_validate(table, context=remarks)
+    except ValidationError as error:
+        raise ValueError(f"claims: {path}: [{shorten(name)}] {describe_errors(error, KEYS)}") from None

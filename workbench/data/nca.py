@@ -282,7 +282,7 @@ def patches(
 
 def trajectories(
     rules: Rules, cells: Int64[Tensor, "rule window patch_cell"], n_frames: list[int], generator: torch.Generator
-) -> list[Int32[Tensor, "window frame patch"]]:
+) -> list[Int32[Tensor, "window _ patch"]]:
     """What the windows of each rule's grid read over n_frames[i] successive frames, from most to fewest."""
     config = rules.config
     shape = (rules.n, config.n_windows, n_frames[0], config.n_patches)

@@ -161,9 +161,7 @@ class NCASampler:
         is_kept = torch.tensor(self._judge(found, "trial", block), device=self.device)
         return is_kept.nonzero().squeeze(1)
 
-    def _windows(
-        self, rules: Rules, generator: torch.Generator
-    ) -> tuple[list[Int32[Tensor, "frame patch"]], list[int]]:
+    def _windows(self, rules: Rules, generator: torch.Generator) -> tuple[list[Int32[Tensor, "_ patch"]], list[int]]:
         """The trajectories of all windows, without the frames that no sequence has room for, and the rule of each."""
         config = self.config
         cells, (low, high) = draw_windows(config, rules.n, generator), config.steps
@@ -184,7 +182,7 @@ class NCASampler:
         at_once = _at_once(config, n, self.device.type)
         return [slice(start, min(start + at_once, n)) for start in range(0, n, max(at_once, 1))]
 
-    def _judge(self, windows: Sequence[Int32[Tensor, "frame patch"]], purpose: str, block: int) -> list[bool]:
+    def _judge(self, windows: Sequence[Int32[Tensor, "_ patch"]], purpose: str, block: int) -> list[bool]:
         config, seed = self.config, _stream_seed(purpose, self.seed)
 
         def judge(i: int) -> bool:

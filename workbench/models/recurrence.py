@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from workbench.models.config import ModelConfig, Recurrence
 from workbench.models.layers import KeyValueCache, is_watched
 
-RESONANCE, FREQUENCY = 0.1, 0.01  # initial strength s_p; deviation of the frequencies f_p, radians a position
+RESONANCE, FREQUENCY = 0.1, 0.01  # initial strength s_p; deviation of the frequencies f_p, radians per position
 MEMORY, TD_GAIN, GATE_BIAS = 0.1, 0.1, 2.0  # initial m_p, a_p, and bias of the exit gate
 
 

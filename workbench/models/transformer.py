@@ -242,7 +242,7 @@ class HookedLM(CheckedHooks):
         if tokens is None:
             raise ValueError("return_type='loss' with start_at_layer: no tokens given; expected tokens=[batch pos]")
         if tokens.shape[1] < 2:
-            raise ValueError(f"loss: got {tokens.shape[1]} token a sequence; expected at least 2")
+            raise ValueError(f"loss: got {tokens.shape[1]} token per sequence; expected at least 2")
         loss = self.state_loss(state, tokens, **settings)
         return loss if return_type == "loss" else (self.to_logits(state), loss)
 

@@ -1,7 +1,7 @@
 """The claims ledger: every published claim held against a study's tables, a row each.
 
 Which claims, in `workbench/data/claims.toml`; what they measure, in `measures`; effects, intervals and the rules of the
-verdicts, in `verdicts`; the sentences, in `wording`.
+verdicts, in `verdicts`; the sentences, in `claim_text` and `remarks`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from reports.tables import COLUMNS
 from workbench.data.claims import Claim, read_claims
-from workbench.study import claim_text
+from workbench.study import claim_text, remarks
 from workbench.study.evidence import Evidence, gather
 from workbench.study.verdicts import Effect, judge, shown, working
 
@@ -83,7 +83,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "reference_value": evidence.reference.mean,
         "treated_value": evidence.treated.mean,
         "interval": effect.basis,
-        "why": claim_text.why(evidence),
+        "why": remarks.why(evidence),
         "source_rows": source_rows(evidence),
         "published_in": claim.source,
     }

@@ -13,6 +13,7 @@ from workbench.data.claims import Claim, Compared, Measure
 from workbench.study.measures import (
     Reading,
     Tables,
+    change,
     component_ratio,
     divergence_ratio,
     part_divergence,
@@ -80,9 +81,7 @@ def gather(
     reference, treated, effect = compare(claim, claim.measure, claim.compared, tables, roles)
     beside, values = {}, {}
     for other in claim.beside:
-        changed = {"column": other.column or claim.measure.column, "layers": other.layers or claim.measure.layers}
-        measure = claim.measure.model_copy(update=changed | {"where": claim.measure.where | other.where})
-        _, reading, beside[other.name] = compare(claim, measure, claim.compared, tables, roles)
+        _, reading, beside[other.name] = compare(claim, change(claim.measure, other), claim.compared, tables, roles)
         values[other.name] = reading.mean
     controls = {}
     for other in claim.against:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Protocol
 
@@ -58,7 +59,7 @@ class Ended:
 
 
 class Executor(Protocol):
-    """Who does the work: tasks are begun as they become ready, up to `n_slots` at a time. Whoever made it closes it."""
+    """Runs tasks, which are begun as they become ready, up to `n_slots` at a time; closed by the code that made it."""
 
     @property
     def n_slots(self) -> int:
@@ -118,34 +119,37 @@ def run_jobs(jobs: Sequence[PlannedJob], context: Context, executor: Executor, r
     elsewhere = find_elsewhere(reuse, hashes)
     record = _still_true(context.directory, hashes)
     ended: dict[str, Ended] = {}
-    left: list[PlannedJob] = []
-    waiting = dict(enumerate(jobs, 1))
-    assert {name for job in jobs for name in job.needs} <= hashes.keys()
+    numbers = {job.name: number for number, job in enumerate(jobs, 1)}
+    assert {name for job in jobs for name in job.needs} <= numbers.keys()
+    graph = TopologicalSorter({job.name: job.needs for job in jobs})
+    graph.prepare()
+    ready: list[str] = []
     n_under_way = 0
-    while waiting or n_under_way:
-        failed = {name for name, own in ended.items() if own.error} | {job.name for job in left}
-        left += [waiting.pop(n) for n, job in list(waiting.items()) if not failed.isdisjoint(job.needs)]
-        ready = [n for n, job in waiting.items() if all(name in ended for name in job.needs)]
-        for number in ready[: max(0, executor.n_slots - n_under_way)]:
-            job = waiting.pop(number)
+    # a failed job is never told to the graph as done, so that those that need it are never ready
+    while (ready := sorted([*ready, *graph.get_ready()], key=numbers.__getitem__)) or n_under_way:
+        n_free = max(0, executor.n_slots - n_under_way)
+        for name in ready[:n_free]:
+            job = jobs[numbers[name] - 1]
             path = context.directory / job.path
-            source = None if path.exists() else elsewhere.get(hashes[job.name])
-            is_done = job.name in record and path.is_dir()
-            executor.begin(Task(job, f"[{number}/{len(jobs)}] {job.name}", is_done, source))
+            source = None if path.exists() else elsewhere.get(hashes[name])
+            is_done = name in record and path.is_dir()
+            executor.begin(Task(job, f"[{numbers[name]}/{len(jobs)}] {name}", is_done, source))
             n_under_way += 1
+        ready = ready[n_free:]
         if not n_under_way:
-            continue  # the last ones needed what failed
+            continue  # no machine is there at the moment
         found = executor.wait()
         n_under_way -= 1
-        ended[found.task.job.name] = found
+        name = found.task.job.name
+        ended[name] = found
         if not found.error:
-            record[found.task.job.name] = hashes[found.task.job.name]
+            graph.done(name)
+            record[name] = hashes[name]
             write_record(context.directory, record)
-    is_done = {name for name, own in ended.items() if not own.error}
     return Outcome(
-        tuple(job for job in jobs if job.name in is_done),
-        tuple(ended[job.name] for job in jobs if job.name in ended.keys() - is_done),
-        tuple(left),
+        tuple(job for job in jobs if job.name in ended and not ended[job.name].error),
+        tuple(ended[job.name] for job in jobs if job.name in ended and ended[job.name].error),
+        tuple(job for job in jobs if job.name not in ended),
     )
 
 

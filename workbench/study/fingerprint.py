@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.analyses import all_analyses
+from workbench.data.claims import EMBEDDED_CLAIMS
 from workbench.extend import Analysis
 
 PACKAGES = ("workbench", "sae", "probes")
@@ -48,9 +49,10 @@ def training_fingerprint() -> str:
 
 @functools.lru_cache(maxsize=1)
 def pages_fingerprint() -> str:
-    """The digest of what merges tables, judges claims and draws pages, plug-ins' figures among it."""
+    """The digest of what merges tables, judges published claims and draws pages, plug-ins' figures among it."""
     packages = [Path(str(importlib.util.find_spec(name).origin)).parent for name in ("reports", "workbench.study")]  # type: ignore[union-attr]
     files = sorted(file for folder in packages for file in folder.rglob("*") if file.suffix in PAGE_FILES)
+    files += [EMBEDDED_CLAIMS, *(EMBEDDED_CLAIMS.with_name(name) for name in ("claims.py", "remarks.py"))]
     lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
     lines += [f"{own.name} {fingerprint(own)}\n" for own in all_analyses()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.metrics import match_l0
 from workbench.analyses.sae_train.settings import shown_l1
 from workbench.data.claims import Measure
+from workbench.data.remarks import Change, Number
 from workbench.models.checks import matching_layer
 from workbench.study.verdicts import Bounds
 
@@ -37,6 +39,8 @@ class Reading:
     n_layers: int = 0
     chosen: Mapping[str, float] = field(default_factory=dict)
     """column -> the value that "middle" stood for"""
+    pooled: tuple[float, ...] = ()
+    """the values of all rows, in the order of seeds"""
 
     @property
     def mean(self) -> float:
@@ -57,13 +61,22 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     if not {measure.column, "seed"} <= set(df.columns) or ("layer" in df and not layers):
         return Reading({})
     own = df[df["model"] == model]
-    if "layer" in own:  # a table of paths has none
+    if "layer" in own and "layer" not in measure.where:  # a table of paths has none
         own = own[own["layer"].isin(layers)]
-    reduce = {"ends": _ends, "last": _last}.get(measure.kind, _over(measure.reduce))
+    reduce = {"ends": _ends, "last": _last, "top head": _over("maximum")}.get(measure.kind, _over(measure.reduce))
     values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
-    known = own.dropna(subset=[measure.column])
+    known = own.dropna(subset=[measure.column]).sort_values("seed", kind="stable")
     values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
-    return Reading(values, layers, n_layers, chosen)
+    return Reading(values, layers, n_layers, chosen, tuple(map(float, known[measure.column])))
+
+
+def change(measure: Measure, by: Change) -> Measure:
+    """The measure of a claim, read elsewhere."""
+    layers = by.layers or measure.layers
+    if isinstance(by, Number) and by.table:
+        return Measure(name=measure.name, table=by.table, column=by.column, where=by.where, layers=layers)
+    changed = {"column": by.column or measure.column, "where": measure.where | by.where, "layers": layers}
+    return measure.model_copy(update=changed)
 
 
 def rows_of(tables: Tables, table: str, where: Mapping[str, Any], models: Sequence[str]) -> Frame:
@@ -74,11 +87,16 @@ def rows_of(tables: Tables, table: str, where: Mapping[str, Any], models: Sequen
     df = df[df["model"].isin(list(models))]
     if table in SINGLE_HEADS and "head" in df:
         df = df[df["head"] >= 0]
+    return _holding(df, where)
+
+
+def _holding(df: Frame, where: Mapping[str, Any]) -> Frame:
+    """The rows whose columns hold these values; none where a column is missing."""
     for column, value in where.items():
         if column not in df:
             return df.iloc[:0]
-        wanted = shown_l1(df[column].dropna()) if value == "middle" else value
-        df = df[df[column].isin(list(wanted)) if isinstance(wanted, tuple) else df[column] == wanted]
+        expected = shown_l1(df[column].dropna()) if value == "middle" else value
+        df = df[df[column].isin(list(expected)) if isinstance(expected, tuple) else df[column] == expected]
     return df
 
 
@@ -164,13 +182,6 @@ def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:
     return (math.log(b_low / a_high) if b_low > 0 else -math.inf), math.log(b_high / a_low)
 
 
-def load_bearing_ps(tables: Tables, measure: Measure, model: str) -> list[float]:
-    """The load-bearing p of each seed's top head (see `load_bearing`), in the order of seeds; none where not tested."""
-    tested = {"kind": measure.where["kind"], "measure": "load_bearing_p", "layer": -1}  # layer −1: of all heads
-    rows = rows_of(tables, "ablation_summary", tested, [model]).sort_values("seed")
-    return [float(p) for p in rows["value"] if math.isfinite(p)] if "value" in rows else []
-
-
 # --- pairs of models
 
 
@@ -214,14 +225,10 @@ def part_divergence(a: Mapping[tuple[int, str], float], b: Mapping[tuple[int, st
 
 def component_ratio(tables: Tables, measure: Measure, first: str, second: str) -> Reading:
     """Seed -> mean over layers of |cos| of two models' components, over the mean of its isotropic baseline."""
-    df: Frame = tables.get(measure.table)
-    if df is None or not {"model_a", "model_b", "layer", measure.column, "baseline"} <= set(df.columns):
+    df = rows_of_pairs(tables, measure, [(first, second), (second, first)])
+    if not {measure.column, "baseline"} <= set(df.columns):
         return Reading({})
-    is_pair = (df["model_a"] == first) & (df["model_b"] == second)
-    is_pair |= (df["model_a"] == second) & (df["model_b"] == first)
-    df = df[is_pair & (df["layer"] >= 0) & df[measure.column].notna() & df["baseline"].notna()]
-    for column, value in measure.where.items():
-        df = df[df[column] == value] if column in df else df.iloc[:0]  # of components, one number a column
+    df = df[(df["layer"] >= 0) & df[measure.column].notna() & df["baseline"].notna()]
     if df.empty:
         return Reading({})
     seeds = df["seed"] if "seed" in df else pd.Series(0, index=df.index)
@@ -229,3 +236,38 @@ def component_ratio(tables: Tables, measure: Measure, first: str, second: str) -
     n_layers = int(df["layer"].max()) + 1
     ratios = {int(seed): float(row[measure.column] / row["baseline"]) for seed, row in means.iterrows()}
     return Reading(ratios, tuple(range(n_layers)), n_layers)
+
+
+def rows_of_pairs(tables: Tables, measure: Measure, pairs: Sequence[tuple[str, str]]) -> Frame:
+    """The rows of the measure's table on these (model_a, model_b), of one seed where the table has both models'; empty
+    where there is no such table. The column `layer` is the first model's."""
+    df: Frame = tables.get(measure.table)
+    if df is None or not {"model_a", "model_b"} <= set(df.columns):
+        return pd.DataFrame(columns=["model_a", "model_b", "layer"])
+    df = df[pd.MultiIndex.from_frame(df[["model_a", "model_b"]]).isin(list(pairs))].rename(columns={"layer_a": "layer"})
+    if {"seed_a", "seed_b"} <= set(df.columns):
+        df = df[df["seed_a"] == df["seed_b"]]
+    return _holding(df, measure.where) if "layer" in df else df.iloc[:0]
+
+
+def matched_l0(
+    tables: Tables, measure: Measure, models: Sequence[str], layers: Sequence[Sequence[int]]
+) -> list[dict[int, float]]:
+    """Of two models, each with its layers, seed -> fvu, mean over the range of l0 that both sweeps of l1 reach; nothing
+    for a single l1 or where the ranges do not meet."""
+    where = {column: value for column, value in measure.where.items() if column != "l1"}
+    rows = rows_of(tables, measure.table, where, models)
+    means: list[dict[int, float]] = [{}, {}]
+    if not {"l1", "l0", "fvu", "seed", "layer"} <= set(rows.columns) or rows["l1"].nunique() < 2:
+        return means
+    for seed in sorted(set(rows["seed"])):
+        sweeps = []
+        for model, own_layers in zip(models, layers, strict=True):
+            own = rows[(rows["model"] == model) & (rows["seed"] == seed) & rows["layer"].isin(own_layers)]
+            curve = own.groupby("l1")[["l0", "fvu"]].mean()
+            sweeps += [curve["l0"].to_numpy(), curve["fvu"].to_numpy()]
+        matched = match_l0(*sweeps)
+        if len(matched.first):
+            for values, found in zip(means, (matched.first, matched.second), strict=True):
+                values[int(seed)] = float(np.mean(found))
+    return means

@@ -12,13 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workbench.runs.allocator import keep_large_blocks
-from workbench.study.executors import Ended, Show, Task, describe_error, do_task, threads
+from workbench.study.executors import Ended, Show, Task, describe_error
 from workbench.study.jobs import Context
+from workbench.study.worker import GRACE_S, N_RETRIES, do_in_worker
 from workbench.training.interrupts import Interrupted, raising_on_sigterm
-
-N_RETRIES = 3  # times that a job whose worker died is begun again
-GRACE_S = 60  # seconds that jobs have to save their state when the study is stopped
 
 
 class OnRay:
@@ -42,7 +39,7 @@ class OnRay:
                 f"ray: no machine has {context.n_threads} CPUs{gpu}; expected fewer --threads, or another one"
             )
         resources = {"num_cpus": context.n_threads, "num_gpus": int(self._needs_gpu)}
-        self._remote = self._ray.remote(max_retries=N_RETRIES, **resources)(_do_there)
+        self._remote = self._ray.remote(max_retries=N_RETRIES, **resources)(do_in_worker)
         self._tell: Callable[[float], None] = self._stack.enter_context(show("jobs")) if show else lambda share: None
 
     def _connect(self, address: str | None) -> None:
@@ -103,21 +100,3 @@ def _import_ray() -> Any:
     except ImportError:
         raise ValueError("executor: ray is not installed; expected pip install 'prescriptive-workbench[ray]'") from None
     return ray
-
-
-def _do_there(task: Task, context: Context, directory: str) -> tuple[str, bool]:
-    """(what went wrong in one line, or nothing; whether someone asked to stop), after the task was done in a worker."""
-    keep_large_blocks()
-    place = Path(directory)  # relative paths of recipes and texts are from where the study was begun
-    with contextlib.chdir(place) if place.is_dir() else contextlib.nullcontext(), threads(context.n_threads):
-        try:
-            do_task(task, context, _tell_nobody)
-        except Interrupted as error:
-            return str(error), True
-        except Exception as error:
-            return describe_error(error), False
-    return "", False
-
-
-def _tell_nobody(share: float) -> None:
-    """Nobody watches."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.data.claims import collect_claims
 from workbench.data.text_windows import MAX_N_CTX
 from workbench.extend import BYTES_PER_TOKEN, Analysis, Cost, Documents, Settings, TextSize
 from workbench.models.config import ModelConfig
@@ -15,7 +16,7 @@ from workbench.runs.memory import planned_bytes
 from workbench.study.jobs import TRAIN, left_out, plan_jobs
 from workbench.study.measuring import Request
 from workbench.study.recipe import StudyRecipe, load_study
-from workbench.study.study import with_seeds  # what it loads counts among the bytes in memory
+from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
 from workbench.training.recipe import load_recipe, phase_model
 
@@ -71,13 +72,15 @@ def plan(
     *,
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
+    claims: Sequence[str | Path] | str | Path | None = None,
 ) -> dict[str, Any]:
     """Facts about a study by name, before anything is made: jobs; parameters, tokens, bytes of trainings and analyses.
 
     Memory is that of the process, at the job that needs most. An executor that runs several jobs at once has a process
     for each, and every one may come to take as much. A ladder's trainings are counted as one of the whole model.
     """
-    settings = load_study(recipe, with_seeds(overrides, seeds))
+    settings = load_study(recipe, with_given(overrides, seeds, claims))
+    collect_claims(settings.claims)
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
     device = resolve_device(device)
     trainings = {own.name: plan_training(own, device=device) for own in recipes}

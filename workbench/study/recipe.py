@@ -53,6 +53,9 @@ class StudyRecipe(Frozen):
         default_factory=dict,
         description="role in the published claims -> name of the training recipe that plays it; empty: no ledger",
     )
+    claims: tuple[str, ...] = Field(
+        default=(), description="TOML files of further claims, which the ledger judges behind the published ones"
+    )
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="analysis -> its settings, where they are not the defaults"
     )
@@ -88,6 +91,10 @@ class StudyRecipe(Frozen):
         for what, names in (("models", self.models), ("analyses", self.analyses)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what}: got {list(names)}; expected each once")
+        if self.claims and not self.roles:
+            raise ValueError(
+                f"claims: got {list(self.claims)} without roles; expected roles, by which claims name the models"
+            )
         for analysis in self.opened_with():
             for name in analysis.needs:
                 if name not in self.analyses:

@@ -18,8 +18,9 @@ from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
 from workbench.analyses import figures_of_tables, loaded_plugins
+from workbench.data.claims import collect_claims
 from workbench.models.load import load, resolve_device
-from workbench.runs import ENV, atomic_write, open_run, read_config
+from workbench.runs import ENV, atomic_write, open_run, read_config, read_json, sha256_file
 from workbench.runs.directory import reopen
 from workbench.study.claims import judge_claims
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
@@ -35,7 +36,7 @@ from workbench.training.recipe import load_recipe, recipe_names
 from workbench.training.training_data import open_feed
 
 ATLAS, RECORD = "atlas.html", "study.json"
-EXECUTORS = ("in-process", "ray")
+EXECUTORS = ("in-process", "processes", "ray")
 _VERSIONS = ("torch", "transformer-lens", "numpy", "prescriptive-workbench")
 
 
@@ -49,7 +50,9 @@ def study(
     overrides: Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
     reuse: Sequence[str | Path] | str | Path = (),
+    claims: Sequence[str | Path] | str | Path | None = None,
     executor: str = "in-process",
+    n_jobs: int | None = None,
     ray_address: str | None = None,
     n_threads: int | None = None,
     command: str = "",
@@ -67,18 +70,24 @@ def study(
         overrides: settings to replace, as `load_study` takes them.
         cache: where packed tokens are kept; the user's cache by default.
         reuse: directories of other studies; their finished jobs of the same content are copied.
-        executor: "in-process", or "ray": several jobs at once, here or on the cluster at ray_address.
+        executor: "in-process"; "processes": several jobs at once on this machine, begun from a module that can be
+            imported (a script says `if __name__ == "__main__":`); "ray": the same, or on the cluster at ray_address.
+        n_jobs: jobs at once of "processes"; by default as many as there are CPUs for, or one on a GPU.
+        claims: TOML files of claims that the ledger judges beside the published ones; the recipe's by default. Where
+            one has changed, resume draws a finished study's ledger and pages anew.
         n_threads: CPU threads per job, on which float32 sums depend; torch's own choice by default.
         command: the command that was typed, for the report.
         show: draws progress: takes a label, returns a context manager whose function takes the share done.
 
     Raises:
-        ValueError: a wrong recipe, setting, device or executor; a directory in the way; no study in reuse.
+        ValueError: a wrong recipe, setting, device, executor or file of claims; a directory in the way; no study in
+            reuse.
         JobsFailed: (a ValueError) jobs failed, and those that need them were not started; the others are done, and a
             report of them is in `<out>.partial`. resume tries again.
         Interrupted: a training was interrupted and its state saved; resume continues.
     """
-    settings = load_study(recipe, with_seeds(overrides, seeds))
+    settings = load_study(recipe, with_given(overrides, seeds, claims))
+    collect_claims(settings.claims)
     device = resolve_device(device)
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
@@ -88,15 +97,14 @@ def study(
         settings, trainings, Path(out), device, None if cache is None else Path(cache),
         n_threads or torch.get_num_threads(), loaded_plugins(),
     )  # fmt: skip
-    if resume and (Path(out) / RECORD_OF_JOBS).is_file() and is_outdated(Path(out), content_hashes(jobs, context)):
+    if resume and (Path(out) / RECORD_OF_JOBS).is_file() and is_outdated(Path(out), jobs, context):
         reopen(out)
     with open_run(out, config, resume=resume, device=device) as run:
         if run.is_complete:
             return run.out
         context = replace(context, directory=run.path)
-        reused = [Path(directory) for directory in ([reuse] if isinstance(reuse, str | Path) else reuse)]
-        with contextlib.closing(make_executor(executor, context, len(jobs), ray_address, show)) as engine:
-            outcome = run_jobs(jobs, context, engine, reused)
+        with contextlib.closing(make_executor(executor, context, len(jobs), n_jobs, ray_address, show)) as engine:
+            outcome = run_jobs(jobs, context, engine, as_paths(reuse))
         try:
             if outcome.done:
                 write_pages(outcome, context, command)
@@ -107,12 +115,21 @@ def study(
 
 def describe_config(settings: StudyRecipe) -> dict[str, Any]:
     """What a study's config.toml says."""
-    return {"verb": "study", "recipe": settings.model_dump(mode="json")}
+    absent = None if settings.claims else {"claims"}  # so that studies from before there were any can be resumed
+    return {"verb": "study", "recipe": settings.model_dump(mode="json", exclude=absent)}
 
 
-def is_outdated(directory: Path, hashes: Mapping[str, str]) -> bool:
-    """Whether a finished study's jobs or pages follow from other definitions than today's."""
-    return read_record(directory) != hashes or read_pages_record(directory) != pages_fingerprint()
+def is_outdated(directory: Path, jobs: Sequence[PlannedJob], context: Context) -> bool:
+    """Whether a finished study's jobs or pages follow from other definitions or claims than today's."""
+    judged = read_json(directory / RECORD, "study", "the record that a study wrote").get("claims", {})
+    if judged != digests(context.recipe) or read_pages_record(directory) != pages_fingerprint():
+        return True
+    return read_record(directory) != content_hashes(jobs, context)
+
+
+def digests(recipe: StudyRecipe) -> dict[str, str]:
+    """File of claims -> SHA-256 of its bytes."""
+    return {file: sha256_file(file) for file in recipe.claims}
 
 
 def tabulate_study(directory: str | Path) -> list[str]:
@@ -137,17 +154,25 @@ def tabulate_study(directory: str | Path) -> list[str]:
     return sorted(set(made))
 
 
-def make_executor(name: str, context: Context, n_jobs: int, ray_address: str | None, show: Show | None) -> Executor:
-    """The executor of that name. Raises ValueError for another name, and as `OnRay`."""
+def make_executor(
+    name: str, context: Context, n_all: int, n_jobs: int | None, ray_address: str | None, show: Show | None
+) -> Executor:
+    """The executor of that name, for n_all jobs, n_jobs at once. Raises ValueError for another name, and as `OnRay`."""
     if name not in EXECUTORS:
         raise ValueError(f"executor: got {name!r}; expected one of {', '.join(EXECUTORS)}")
     if ray_address is not None and name != "ray":
         raise ValueError(f"ray_address: got {ray_address!r} with executor {name!r}; expected executor 'ray'")
+    if n_jobs is not None and (name != "processes" or n_jobs < 1):
+        raise ValueError(f"jobs: got {n_jobs} with executor {name!r}; expected at least 1, with executor 'processes'")
     if name == "in-process":
         return InProcess(context, show)
+    if name == "processes":
+        from workbench.study.process_pool import ProcessPool
+
+        return ProcessPool(context, n_all, n_jobs, show)
     from workbench.study.on_ray import OnRay
 
-    return OnRay(context, n_jobs, ray_address, show)
+    return OnRay(context, n_all, ray_address, show)
 
 
 def write_pages(outcome: Outcome, context: Context, command: str) -> None:
@@ -156,7 +181,8 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
         if roles:
-            tables["claims"] = judge_claims(tables, roles, as_published=as_published(context))
+            claims = collect_claims(context.recipe.claims)
+            tables["claims"] = judge_claims(tables, roles, claims, as_published(context))
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
@@ -175,9 +201,18 @@ def as_published(context: Context) -> frozenset[str]:
     return frozenset(own.name for own in context.trainings if own.name in known and own == load_recipe(own.name))
 
 
-def with_seeds(overrides: Mapping[str, Any] | None, seeds: int | None) -> dict[str, Any]:
-    """The settings replaced, the number of seeds among them where one is given."""
-    return dict(overrides or {}) | ({} if seeds is None else {"n_seeds": seeds})
+def with_given(
+    overrides: Mapping[str, Any] | None, seeds: int | None, claims: Sequence[str | Path] | str | Path | None
+) -> dict[str, Any]:
+    """The settings replaced, the number of seeds and the files of claims among them where they are given."""
+    given: dict[str, Any] = {} if seeds is None else {"n_seeds": seeds}
+    given |= {} if claims is None else {"claims": [str(file) for file in as_paths(claims)]}
+    return dict(overrides or {}) | given
+
+
+def as_paths(given: Sequence[str | Path] | str | Path) -> list[Path]:
+    """One path, or several, as a list."""
+    return [Path(path) for path in ([given] if isinstance(given, str | Path) else given)]
 
 
 def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str, Any]:
@@ -197,6 +232,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONS},
         "roles": dict(recipe.roles),
+        "claims": digests(recipe),
         "notes": [*notes(context), *notes_of_failure(outcome)],
         "timings": {job.name: _seconds(job, context) for job in jobs},
     }

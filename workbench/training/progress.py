@@ -19,7 +19,7 @@ class Meter:
         self._bar, self._task = bar, task
 
     def advance(self, position: Position, rate: float) -> None:
-        """Show that `position` is reached at `rate` tokens a second."""
+        """Show that `position` is reached at `rate` tokens per second."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=position.step, rate=f"{rate:,.0f}")
 

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from workbench.cli.errors import describe, guarded, show_warning
 from workbench.cli.output import report
 from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
+from workbench.study.recipe import load_study, study_names
+from workbench.training import load_recipe, recipe_names
 from workbench.training.log import TrainLog
 
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
@@ -143,6 +146,21 @@ def test_recipes_are_listed():
     assert "janus-v3-control-nano" in [row["name"] for row in rows]
     assert all(row["description"] for row in rows)
     assert "janus-v3-control-nano" in call("recipes").stdout
+    assert "janus-variants-nano" in call("recipes", "--study").stdout
+
+
+def test_a_printed_recipe_is_the_whole_of_it_and_can_be_run(tmp_path):
+    for options, names, read in (([], recipe_names(), load_recipe), (["--study"], study_names(), load_study)):
+        assert names
+        for name in names:
+            file = tmp_path / f"{name}.toml"
+            file.write_text(call("recipes", name, *options).stdout, encoding="utf-8")
+            assert "base" not in tomllib.loads(file.read_text(encoding="utf-8"))
+            assert read(file) == read(name)
+    facts = json.loads(call("recipes", "janus-v3-uniform-nano", "--json").stdout)
+    assert facts["name"] == "janus-v3-uniform-nano"
+    assert facts["model"]["d_model"] == 128, "which its base says"
+    assert call("recipes", "nowhere").stderr.startswith("error: recipe: no recipe or file 'nowhere'")
 
 
 def test_generate_goes_on_from_each_prompt_the_same_with_the_same_seed(place):

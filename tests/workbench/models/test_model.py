@@ -340,6 +340,7 @@ BAD_CALLS = {
 }
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_bad_calls_are_named(case):
     model = small_model("janus-v3")

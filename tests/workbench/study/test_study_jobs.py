@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import tomli_w
 import torch
@@ -18,7 +23,7 @@ from reports.tables import read_table
 from workbench.cli.app import app
 from workbench.models.text_source import TextSource
 from workbench.runs import verify_manifest
-from workbench.study import executors, job_runners, reuse
+from workbench.study import executors, job_runners, process_pool, reuse
 from workbench.study import study as module
 from workbench.study.executors import JobsFailed, threads
 from workbench.study.jobs import Context, Job, left_out, plan_jobs
@@ -310,8 +315,10 @@ def test_mechanisms_are_of_recurrent_models() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "threads"}, "executor: got 'threads'; expected one of in-process, ray"),
+        ({"executor": "threads"}, "executor: got 'threads'; expected one of in-process, processes, ray"),
         ({"ray_address": "here"}, "ray_address: got 'here' with executor 'in-process'"),
+        ({"n_jobs": 2}, "jobs: got 2 with executor 'in-process'; expected at least 1, with executor 'processes'"),
+        ({"n_jobs": 0, "executor": "processes"}, "jobs: got 0 with executor 'processes'; expected at least 1"),
         ({"n_threads": 0}, "threads: got 0; expected at least 1"),
         ({"reuse": ["nowhere"]}, "reuse: nowhere has no jobs.json"),
     ],
@@ -319,6 +326,56 @@ def test_mechanisms_are_of_recurrent_models() -> None:
 def test_wrong_ways_to_run_are_refused(place, tmp_path, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         run(place, tmp_path / "out", **settings)
+
+
+@contextlib.contextmanager
+def killing(n_kills: int) -> Iterator[list[int]]:
+    """The process ids of that many workers of this process, each killed as soon as it is there."""
+    killed: list[int] = []
+    is_over = threading.Event()
+
+    def kill() -> None:
+        while len(killed) < n_kills and not is_over.is_set():
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.pid not in killed and "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+                        break
+            time.sleep(0.02)
+
+    watch = threading.Thread(target=kill)
+    watch.start()
+    try:
+        yield killed
+    finally:
+        is_over.set()
+        watch.join()
+
+
+def test_processes_make_the_same_tables_though_one_is_killed(place, tmp_path, made) -> None:
+    shown = []
+
+    @contextlib.contextmanager
+    def show(label):
+        yield lambda share: shown.append((label, share))
+
+    with killing(1) as killed:
+        out = run(place, tmp_path / "out", executor="processes", n_jobs=2, show=show)
+    assert len(killed) == 1
+    assert tables_of(out, FEW_TABLES) == tables_of(made, FEW_TABLES)
+    assert read_record(out) == read_record(made)
+    assert shown == [("jobs", (n + 1) / 6) for n in range(6)]
+    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_dies_again_and_again_has_failed(place, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(process_pool, "N_RETRIES", 1)
+    with killing(2), pytest.raises(JobsFailed, match="seed0: its process died, after 1 retries.* 2 that need them"):
+        run(
+            place, tmp_path / "out", executor="processes", n_jobs=1, overrides={"analyses": ["attention", "evaluation"]}
+        )
 
 
 def test_threads_are_those_of_every_library() -> None:

@@ -1,4 +1,4 @@
-"""The same CSVs whoever runs a study's jobs, and whatever is killed meanwhile: in this process, by Ray, kill -9."""
+"""The same CSVs whoever runs a study's jobs, and whatever is killed meanwhile: one process, several, Ray, kill -9."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from workbench.study.reuse import read_record
 pytestmark = pytest.mark.slow
 ANALYSES = ["saes", "ablation", "topology", "attention", "features", "match", "spectra", "probe", "evaluation"]
 SETTINGS = {"analyses": ANALYSES, "measure.n_permutations": 19, "measure.n_points": 64, "train.model.n_ctx": 48}
+EXECUTORS = (("--executor", "ray"), ("--executor", "processes", "--jobs", "2"))
 N_JOBS = 2 * 9 + 1
 N_KILLS = 3
 PATIENCE_S = 300
@@ -84,11 +85,11 @@ def jobs_done(out: Path) -> int:
 
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray's workers that are busy with a job of the study."""
+    """Workers of the study: Ray's that are busy with a job, and all of a pool."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if "_do_there" in " ".join(child.cmdline()):
+            if any(name in " ".join(child.cmdline()) for name in ("do_in_worker", "spawn_main")):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue  # it has ended since it was listed
@@ -113,14 +114,16 @@ def test_a_process_killed_again_and_again_goes_on_to_the_same_tables(place, tmp_
     assert digests(out) == whole
 
 
-def test_ray_makes_the_same_tables(place, tmp_path, whole) -> None:
-    finish(begin(place, tmp_path / "out", "--executor", "ray"))
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_several_jobs_at_once_make_the_same_tables(place, tmp_path, whole, executor) -> None:
+    finish(begin(place, tmp_path / "out", *executor))
     assert digests(tmp_path / "out") == whole
 
 
-def test_a_worker_of_ray_that_is_killed_is_replaced(place, tmp_path, whole) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_worker_that_is_killed_is_replaced(place, tmp_path, whole, executor) -> None:
     out = tmp_path / "out"
-    process = begin(place, out, "--executor", "ray")
+    process = begin(place, out, *executor)
     n_killed, until = 0, time.monotonic() + PATIENCE_S
     while process.poll() is None and n_killed < 2:
         assert time.monotonic() < until
@@ -135,10 +138,11 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(place, tmp_path, whole) -> N
     assert digests(out) == whole
 
 
-def test_a_study_by_ray_that_is_stopped_and_then_killed_goes_on_in_one_process(place, tmp_path, whole) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_study_that_is_stopped_and_then_killed_goes_on_in_one_process(place, tmp_path, whole, executor) -> None:
     out = tmp_path / "out"
     for number, wanted in ((signal.SIGTERM, 2), (signal.SIGKILL, 6)):
-        process = begin(place, out, "--executor", "ray", "--resume")
+        process = begin(place, out, *executor, "--resume")
         until = time.monotonic() + PATIENCE_S
         while (jobs_done(out) < wanted or not workers(process)) and process.poll() is None:
             assert time.monotonic() < until
@@ -150,6 +154,6 @@ def test_a_study_by_ray_that_is_stopped_and_then_killed_goes_on_in_one_process(p
             assert process.returncode == 130, errors[-2000:]
             assert errors.splitlines()[-1] == "interrupted: stopped by SIGTERM; go on with --resume"
         _, alive = psutil.wait_procs(busy, timeout=60)
-        assert not alive, "Ray's workers end with the study"
+        assert not alive, "workers end with the study"
     finish(begin(place, out, "--resume"))
     assert digests(out) == whole

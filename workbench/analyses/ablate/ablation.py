@@ -155,7 +155,7 @@ def ablation_table(
 
 def summary_table(table: pd.DataFrame, losses: SequenceLosses, seed: int = 0) -> pd.DataFrame:
     """ablation_summary's rows of one model: `summarize`, with the load-bearing test wherever it is defined, that is
-    with two sequences and two heads a layer at least."""
+    with two sequences and two heads per layer at least."""
     n_heads = sum(part.component == "head" and part.layer == losses.parts[0].layer for part in losses.parts)
     is_defined = len(losses.base) > 1 and n_heads > 1
     return summarize(table, load_bearing(losses, seed) if is_defined else None)

@@ -43,7 +43,9 @@ def attribute(
     return torch.stack([found[part] for part in parts]).cpu()
 
 
-def _change(replacement: Mapping[str, Tensor | None], part: Part, activation: Tensor) -> Float64[Tensor, "batch pos …"]:
+def _change(
+    replacement: Mapping[str, Tensor | None], part: Part, activation: Tensor
+) -> Float64[Tensor, "batch pos ..."]:
     """a' − a, in float64: sums over thousands of terms of either sign follow."""
     stand_in = replacement[part.hook]
     return -activation.double() if stand_in is None else stand_in.double() - activation.double()

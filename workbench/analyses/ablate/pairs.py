@@ -277,7 +277,7 @@ def _without_first(
 def _pairs_of_batch_generic(
     model: Any, tokens: Int[Tensor, "batch pos"], pairs: Sequence[Pair], replacements: Replacements, sizes: Sizes
 ) -> tuple[Tensor, dict[Head, Tensor], dict[Pair, Tensor]]:
-    """As `_pairs_of_batch`, by a whole forward a head and a pair."""
+    """As `_pairs_of_batch`, by one whole forward per head and per pair."""
     clean = run_hooked(model, tokens, [], return_type="logits")
     base, _ = losses_and_kl(clean, clean, tokens, sizes.logits_held)
 

@@ -18,8 +18,8 @@ N_DIGITS = 4  # significant, of the largest coordinate: points of a picture, of 
 def point_rows(
     key: Mapping[str, Any], one: ConceptSet, means: Float64[np.ndarray, "word state d_model"], r: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """concept_points' rows of one model and set: a row a word at the embedding, at the layer with the largest Mantel r
-    (of equal ones the first; none where every r is nan), and at the last layer.
+    """concept_points' rows of one model and set: one row per word at the embedding, at the layer with the largest
+    Mantel r (of equal ones the first; none where every r is nan), and at the last layer.
 
     Args:
         key: the columns model and seed.
@@ -45,8 +45,8 @@ def principal_plane(
 ) -> tuple[Float64[np.ndarray, "word 2"], Float64[np.ndarray, "2"]]:
     """(coordinates on the first two principal components, their shares of the variance).
 
-    A component's sign is nobody's: the first is turned so that it does not fall with the words' order, the second so
-    that its largest coordinate is positive. Coordinates are rounded to 4 digits of the largest. Shares are nan where
+    The sign of a component is arbitrary: the first is turned so that it does not fall with the words' order, the second
+    so that its largest coordinate is positive. Coordinates are rounded to 4 digits of the largest. Shares are nan where
     all states are equal.
 
     >>> principal_plane(np.array([[0.0, 4.0], [0.0, 2.0], [0.0, 0.0]]))[0].tolist()

@@ -34,7 +34,7 @@ Distance = Literal["euclidean", "cosine"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
 N_NULL_TRAJECTORIES = 200
 N_BOOTSTRAP = 999
-MAX_N_CTX = 128  # tokens a window of text, unless told otherwise
+MAX_N_CTX = 128  # tokens per window of text, unless told otherwise
 SHARE = 0.9  # of the maximum over layers, where a set counts as crystallised
 Concepts = Sequence[ConceptSet] | Sequence[str] | str | Path | None
 
@@ -96,7 +96,7 @@ def probe(
     seed: int = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> ConceptProbes:
-    """The concept tables of one or more models: all sets, all layers, one harvest a model.
+    """The concept tables of one or more models: all sets, all layers, one harvest per model.
 
     Every word stands in three templates, its span known from how the prompt is built; its last token is read, and the
     mean over templates is its state. Sets with a topology (ordinal, cyclic, geographic) get Mantel tests of the states'
@@ -482,8 +482,8 @@ def text_windows(
 
 
 def text_length(model: Any, n_ctx: int | None) -> int:
-    """Tokens a window: n_ctx where given, else the model's, at most 128: neighbours from many short windows are of more
-    kinds than from a few long ones. Raises ValueError where the model reads no such window."""
+    """Tokens per window: n_ctx where given, else the model's, at most 128: neighbours from many short windows are of
+    more kinds than from a few long ones. Raises ValueError where the model reads no such window."""
     return window_length(model, min(model.cfg.n_ctx, MAX_N_CTX) if n_ctx is None else n_ctx)
 
 

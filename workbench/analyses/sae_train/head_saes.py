@@ -72,7 +72,7 @@ def sae_train(
     seeds: Sequence[int] | int | None = None,
     out: str | Path | None = None,
     *,
-    held_out: Int[Tensor, "n_sequences n_ctx"] | None = None,
+    held_out: Int[Tensor, "n_held_out n_ctx"] | None = None,
     name: str | None = None,
     model_seed: int = 0,
     resume: bool = False,
@@ -157,8 +157,8 @@ def measure_in(directory: Path, job: HeadSaeJob) -> dict[str, pd.DataFrame]:
 
 
 def split_tokens(
-    model: Any, tokens: Int[Tensor, "n n_ctx"] | str | Path, held_out: Int[Tensor, "n n_ctx"] | None
-) -> tuple[Int[Tensor, "n n_ctx"] | Shards, Int[Tensor, "m n_ctx"]]:
+    model: Any, tokens: Int[Tensor, "n n_ctx"] | str | Path, held_out: Int[Tensor, "m n_ctx"] | None
+) -> tuple[Int[Tensor, "n_train n_ctx"] | Shards, Int[Tensor, "n_eval n_ctx"]]:
     """(tokens or shards to train on, tokens to measure on): as given, or the last tenth of the tokens held out.
 
     Raises ValueError for tokens that do not fit the model, a single sequence or shards with none held out, and shards
