@@ -610,6 +610,7 @@ def test_evenly_spaced_sequences() -> None:
     assert evenly_spaced(tokens, 99).flatten().tolist() == list(range(10))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
