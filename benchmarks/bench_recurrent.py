@@ -13,7 +13,7 @@ import argparse
 import torch
 
 from benchmarks.turns import add, by_turns, compare, write
-from workbench.analyses.evaluate import STRIDE, EncodedText, plan_windows, token_nats
+from workbench.analyses.evaluate.bits import STRIDE, EncodedText, plan_windows, token_nats
 from workbench.models import Extensions, HookedLM, ModelConfig
 from workbench.training import load_recipe
 from workbench.training.objective import Batch, objective

@@ -45,17 +45,17 @@ class Table:
     name: str
     key: tuple[str, ...]
     """columns that tell rows apart; their kinds are those of `KEYS`, text unless known there"""
-    columns: tuple[Column, ...] = ()
+    columns: Sequence[Column] = ()
     meaning: str = ""
     """one row is …, in a sentence or two"""
-    trailing: tuple[Column, ...] = ()
+    trailing: Sequence[Column] = ()
     """known columns that may be missing"""
     is_shown: bool = True
     """whether the page shows it where no panel of the page's own does"""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", tuple(self.key))
-        object.__setattr__(self, "columns", tuple(self.columns))
+        for name in ("key", "columns", "trailing"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def leading(self) -> tuple[str, ...]:

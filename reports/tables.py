@@ -26,66 +26,6 @@ from reports.contract import PACKAGE, Column, Table, declare, declared, describe
 # name of the table (the file is `<name>.csv`) -> its leading columns, in order
 _UNDECLARED = MappingProxyType(
     {
-        # Mantel correlation of a concept set's geometry with its topology, by layer (layer -1 is the embedding)
-        "concept_mantel": (
-            "model", "seed", "set", "n", "topology", "layer", "r", "p", "q", "partial_r", "r2", "n_permutations",
-        ),
-        # one of the same tests at the middle layer over again: measure is r or partial_r, a row a seed of permutations,
-        # and permutation_seed -1 all of them pooled; p_low and p_high limit the share of permutations that is extreme
-        "mantel_stability": (
-            "model", "seed", "set", "layer", "measure", "value", "permutation_seed", "n_permutations", "n_extreme",
-            "p", "p_low", "p_high",
-        ),
-        # of the same correlations, the first layer with `share` of their maximum over layers
-        "crystallisation": (
-            "model", "seed", "set", "n", "topology", "layer", "layer_low", "layer_high", "maximum", "layer_of_maximum",
-            "share",
-        ),
-        # a concept word's mean state on the first two principal components of its set, at the embedding (layer -1), the
-        # layer with the largest Mantel r (trailing column is_best) and the last; place is the word's rank in its set
-        "concept_points": (
-            "model", "seed", "set", "n", "topology", "layer", "item", "place", "pc1", "pc2", "share_pc1", "share_pc2",
-        ),
-        # mean cosine of pair differences against shuffled pairs, with n_removed leading components taken out
-        "antonym_parallelism": (
-            "model", "seed", "set", "n", "layer", "n_removed", "parallelism", "null_mean", "null_std", "p", "q",
-            "n_permutations",
-        ),
-        # participation ratio of a concept set's mean states (ceiling n - 1)
-        "concept_geometry": ("model", "seed", "set", "n", "layer", "effective_dim"),
-        # measure is trajectory_consistency (lag 1) or lag_decay (lag k), beside its nulls: independent states, a random
-        # walk
-        "trajectories": ("model", "seed", "set", "measure", "lag", "value", "null_independent", "null_random_walk"),
-        # head entropy in nats and as a share of the uniform-causal ceiling; mean attention to position 0 (queries >= 1)
-        "attention_stats": (
-            "model", "seed", "layer", "head", "entropy", "entropy_share", "bos_mass", "n_ctx", "n_tokens",
-        ),
-        # a head's mean map over the first n_ctx tokens of sequences, without position 0 and its rows made to sum to 1;
-        # pattern: JSON, a list a query from 1, of a share a key from 1; rest: mean attention that is not on position 0
-        "attention_patterns": (
-            "model", "seed", "layer", "head", "n_ctx", "n_sequences", "rest", "pattern",
-        ),
-        # the four ranks of a weight matrix (W_Q W_K W_V W_O W_gate W_in W_out)
-        "weight_spectra": (
-            "model", "seed", "layer", "matrix", "nuclear_rank", "effective_rank", "stable_rank", "participation_ratio",
-        ),
-        # all singular values of a weight matrix in descending order, a JSON list of nine significant digits each
-        "singular_values": ("model", "seed", "layer", "matrix", "singular_values"),
-        # sum over n_layers layers of a matrix's stable rank, and its share of the sum over all; part is all, early,
-        # middle, late (thirds of the depth) or last half
-        "rank_budget": ("model", "seed", "matrix", "part", "stable_rank", "share", "n_layers"),
-        # mean over (layer, matrix) of |nuclear_rank_a - nuclear_rank_b| / their mean; part is attention, mlp or all
-        "eigenspectra_divergence": ("model_a", "model_b", "part", "divergence", "n"),
-        # |cos| of the k-th principal components of two models, k from 1, beside the isotropic baseline
-        "pc_cosine": ("model_a", "model_b", "layer", "pc", "cosine", "baseline", "n"),
-        "intrinsic_dimension": ("model", "seed", "layer", "dimension", "stderr", "n_used", "n_duplicates"),
-        # the same for n, n/2, n/4 ... points: the mean over n_subsamples disjoint subsamples
-        "intrinsic_dimension_curve": (
-            "model", "seed", "layer", "n_points", "dimension", "spread", "n_subsamples",
-        ),
-        # counts over sampled continuations, and batteries; the interval is over n of what `unit`
-        # names (prompts, scenarios); value is a ratio to n_per of what `per` names
-        "text_quality": ("model", "seed", "measure", "value", "ci_low", "ci_high", "n"),
         # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
         # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...; last
         # held_out_perplexity, exp(held_out_loss)
@@ -93,19 +33,6 @@ _UNDECLARED = MappingProxyType(
             "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
             "grad_norm", "tokens_per_s", "sigma_z", "sigma_pattern", "sigma_residual",
         ),
-        # bits per byte of a text; weights are stored or int8, windows plain or sliding; nats a token; artifact_bytes of
-        # the packed int8 model; trailing perplexity, exp(nats), perplexity_low and perplexity_high
-        "evaluation": (
-            "model", "seed", "weights", "windows", "n_ctx", "stride", "nats", "bits_per_byte", "stderr", "ci_low",
-            "ci_high", "n_tokens", "n_bytes", "artifact_bytes", "exit_depth",
-        ),
-        # bits per byte of a recurrent model with one mechanism off, and its change
-        "mechanisms": (
-            "model", "seed", "mechanism", "base_bits", "off_bits", "delta_bits", "stderr", "ci_low", "ci_high",
-            "n_tokens", "n_bytes", "n_ctx",
-        ),
-        # one trained rung a row: the mechanism it adds, and the change to the rung below with the same seed
-        "ladder": ("model", "seed", "rung", "mechanism", "bits_per_byte", "delta_bits", "n_parameters", "n_steps"),
         # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token; trailing
         # perplexity, exp(nats)
         "baselines": ("name", "nats", "n_tokens"),

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from workbench.analyses.ablate.pairs import ablate_pairs
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
-    from workbench.analyses.compare import compare
-    from workbench.analyses.evaluate import evaluate
-    from workbench.analyses.harvest import harvest, stream
-    from workbench.analyses.mechanisms import ladder, mechanisms
+    from workbench.analyses.compare.comparison import compare
+    from workbench.analyses.evaluate.bits import evaluate
+    from workbench.analyses.harvest.storing import harvest
+    from workbench.analyses.ladder.rungs import ladder
+    from workbench.analyses.mechanisms.switches import mechanisms
     from workbench.analyses.probe.probe import probe
     from workbench.analyses.sae_train.head_saes import sae_train
     from workbench.analyses.text_quality.quality import text_quality
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
     from workbench.models.load import load
+    from workbench.models.streams import stream
     from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
     from workbench.study.study import study
     from workbench.training import build, train
@@ -44,7 +46,7 @@ _WHERE = MappingProxyType(
         "import_model": "workbench.models.interop:import_model",
         "load": "workbench.models.load:load",
         "recipes": "workbench.training:recipe_names",
-        "stream": "workbench.analyses.harvest:stream",
+        "stream": "workbench.models.streams:stream",
         "study": "workbench.study.study:study",
         "to_hooked_transformer": "workbench.models.transformer_lens:to_hooked_transformer",
         "train": "workbench.training:train",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
@@ -52,6 +52,9 @@ class Settings(BaseModel):
     `[settings.NAME]` in a study's recipe, and a row of the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_n_ctx: ClassVar[int | None] = None
+    """tokens per window at most, where n_ctx is not given"""
 
 
 def _parse_integers(value: Any) -> Any:
@@ -253,7 +256,7 @@ class Job:
             counts = {name: getattr(self.settings, name, None) for name in ("n_tokens", "n_sequences")}
         model = (subject or self.subject).model
         part = split or getattr(self.settings, "split", "held_out")
-        own = {"n_ctx": self.settings.n_ctx, "split": part, "cache": self.cache}
+        own = {"n_ctx": self.settings.n_ctx, "max_n_ctx": self.settings.max_n_ctx, "split": part, "cache": self.cache}
         return spread_windows(model, self.settings.data, **counts, **own)
 
     @cached_property

@@ -16,10 +16,10 @@ VERBS = {
     "ablate": ("ablate --ckpt model --data text.txt --n-sequences 6 --components head,mlp,layer", 1e-2, 2e-4),
     "ablate pairs": ("ablate --ckpt grouped --data text.txt --n-sequences 6 --pairs within", 1e-2, 2e-4),
     "topology": ("topology --ckpt model --data text.txt --n-sequences 6", 1e-3, 1e-4),
-    "attention": ("attention --ckpt grouped --data text.txt --n-sequences 6", 1e-3, 1e-4),
-    "evaluate": ("evaluate --ckpt model --data text.txt --max-bytes 4000 --stride 16", 1e-3, 1e-4),
+    "attention": ("attention --ckpt grouped --data text.txt --n-tokens 288", 1e-3, 1e-4),
+    "evaluate": ("evaluate --ckpt model --data text.txt --n-bytes 4000 --stride 16", 1e-3, 1e-4),
     "probe": (
-        "probe --ckpt model --concepts concepts.toml --sets things --n-sequences 4 --data text.txt "
+        "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "
         "--set n_permutations=19 --set n_points=64",
         2e-2,
         1e-3,

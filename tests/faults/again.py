@@ -13,15 +13,15 @@ DATA = "--data text.txt --n-sequences 12"
 # stage -> what is typed, run in the ground's directory; {out} is where it writes
 STAGES = {
     "topology": f"topology --ckpt model {DATA} --out {{out}}",
-    "attention": f"attention --ckpt model {DATA} --set n_repeated=4 --out {{out}}",
-    "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --max-bytes 3000 --out {out}",
+    "attention": "attention --ckpt model --data text.txt --n-tokens 576 --set n_repeated=4 --out {out}",
+    "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --n-bytes 3000 --out {out}",
     "compare": f"compare model twin {DATA} --out {{out}}",
     "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --battery none "
     "--tagger none --n-samples 2 --max-new-tokens 12 --out {out}",
     "atlas": "atlas --sae saes --ckpt model --data text.txt --n-tokens 288 --n-contexts 2 --out {out}",
     "report": "report probe --out {out}",
     "report of a study": "report study --out {out}",
-    "probe": "probe --ckpt model --concepts concepts.toml --sets things --n-sequences 4 --data text.txt "
+    "probe": "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "
     "--set n_permutations=19 --set n_points=64 --out {out}",
     "automata generator": "{out}",
 }

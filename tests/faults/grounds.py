@@ -32,7 +32,7 @@ MADE = {
     "--set buffer_tokens=128 --set expansion=3 --set n_ce_tokens=48 --out saes",
     "ablation": "ablate --ckpt model --data text.txt --n-sequences 6 --out ablation",
     "topology": "topology --ckpt model --data text.txt --n-sequences 6 --out topology",
-    "probe": "probe --ckpt model --concepts concepts.toml --sets things --n-sequences 4 --data text.txt "
+    "probe": "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "
     "--set n_permutations=19 --set n_points=64 --out probe",
     "atlas": "atlas --sae saes --ckpt model --data text.txt --n-tokens 288 --n-contexts 2 --out atlas",
     "study": "study tiny.toml --device cpu --threads 1 --json --out study",

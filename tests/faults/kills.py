@@ -100,7 +100,7 @@ def warm() -> None:
     import workbench.analyses.ablate.ablation
     import workbench.analyses.ablate.pairs
     import workbench.analyses.atlas.features
-    import workbench.analyses.harvest
+    import workbench.analyses.harvest.storing
     import workbench.analyses.probe.probe
     import workbench.analyses.sae_train.head_saes
     import workbench.data.text_windows

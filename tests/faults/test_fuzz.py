@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sae
-from workbench.analyses.harvest import open_shards
 from workbench.data.batteries import read_battery, read_prompts, read_recall
 from workbench.data.concepts import read_concepts
 from workbench.data.corpus import read_documents
+from workbench.data.shards import open_shards
 from workbench.models.load import load
 from workbench.runs import read_config, verify_manifest
 from workbench.study.recipe import load_study

@@ -24,7 +24,7 @@ import probes
 import sae
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.statistics import attention, bos_mass, entropy
-from workbench.analyses.compare import compare
+from workbench.analyses.compare.comparison import compare
 from workbench.analyses.sae_train.evaluation import recovered, splice
 from workbench.analyses.topology.heads import LayerHeads, sigma_of_moment, topology
 from workbench.models import cross_entropy

@@ -77,7 +77,6 @@ VOID = {
     "export --ckpt x --to sae-lens --dtype float32": "--dtype",
     "generate --ckpt x hello --temperature 0 --top-k 3": "--top-k",
     "generate --ckpt x hello --temperature 0 --top-p .5 --seed 0": "--top-p, --seed",
-    "probe --ckpt x --set n_points=0 --data a --n-sequences 2 --n-ctx 8": "--data, --n-sequences, --n-ctx",
     "study --ray-address auto": "--ray-address",
     "study --jobs 2 --executor ray": "--jobs",
     "study --seeds 2 --set n_seeds=3": "n_seeds",

@@ -45,27 +45,3 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-Data = Annotated[
-    str, typer.Option("--data", help="Text: embedded, a file, a folder or a hub name. Its held-out part is read.")
-]
-NSequences = Annotated[int, typer.Option("--n-sequences", help="Number of windows of text.", min=1)]
-NCtx = Annotated[
-    int | None,
-    typer.Option("--n-ctx", help="Tokens per window.", min=2, show_default="the model's n_ctx, at most 512"),
-]
-WholeNCtx = Annotated[
-    int | None, typer.Option("--n-ctx", help="Tokens per window.", min=2, show_default="the model's n_ctx")
-]
-Layers = Annotated[
-    str | None, typer.Option("--layers", help="Layers, such as 0,2,5-7.", metavar="LIST", show_default="all")
-]
-Heads = Annotated[
-    str | None, typer.Option("--heads", help="Heads, such as 0,2,5-7.", metavar="LIST", show_default="all")
-]
-AnyText = Annotated[str, typer.Option("--data", help="Text: embedded, a file, a folder or a hub name.")]
-Split = Annotated[str, typer.Option("--split", help="Part of the text: held_out, train, or all.")]
-MaxBytes = Annotated[
-    int | None,
-    typer.Option("--max-bytes", help="Bytes of text to read, the same share of every document.", min=1),
-]

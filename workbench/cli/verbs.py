@@ -192,7 +192,10 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
         if (source := ctx.get_parameter_source(str(parameter.name))) is not None and source.name == "COMMANDLINE"
     }  # fmt: skip
     own = {name: given[name] for name in analysis.settings.model_fields if name in is_given}
-    settings = read_settings(analysis, own, parse_overrides(given.get("set_")))
+    overrides, of_recipe = parse_overrides(given.get("set_")), {}
+    if analysis.takes == "recipe":  # what is no setting of the analysis is one of its recipe
+        of_recipe = {key: overrides.pop(key) for key in [*overrides] if key not in analysis.settings.model_fields}
+    settings = read_settings(analysis, own, overrides)
     if given.get("directory") is not None:
         _draw(analysis, given, is_given)
         return
@@ -206,6 +209,7 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
         settings,
         sources=tuple(given.get("ckpt") or [given[name] for name in ("a", "b") if name in given]),
         recipe=given.get("recipe"),
+        overrides=of_recipe,
         n_seeds=given.get("n_seeds", 1),
         needs={name: tuple(given.get(_needed_key(name)) or ()) for name in analysis.needs},
         seed=given.get("seed"),

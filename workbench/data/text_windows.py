@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -73,12 +74,15 @@ def spread_windows(
     n_tokens: int | None = None,
     n_sequences: int | None = None,
     n_ctx: int | None = None,
+    max_n_ctx: int | None = None,
     split: str = "held_out",
     cache: str | Path | None = None,
 ) -> Int64[Tensor, "n n_ctx"]:
     """`analysis_tokens` of as many windows as n_tokens make, or n_sequences, but no more than the text has; of all of
-    them where neither is given."""
-    length = window_length(model, n_ctx)
+    them where neither is given. With n_tokens = 0 none, and no text is read."""
+    length = window_length(model, n_ctx, max_n_ctx)
+    if n_tokens == 0:
+        return torch.zeros(0, length, dtype=torch.int64)
     n_max = n_sequences if n_tokens is None else max(1, n_tokens // length)
     return held_out_windows(_pack(model, text_of(model, data), split, cache), length, n_max)
 
@@ -106,15 +110,16 @@ def text_of(model: Any, data: str | Path | None) -> TextSource:
     return as_trained(data, trained_on)
 
 
-def window_length(model: Any, n_ctx: int | None) -> int:
-    """Tokens per window: n_ctx where given, else the model's context, of a model that is no run of ours at most 512.
+def window_length(model: Any, n_ctx: int | None, max_n_ctx: int | None = None) -> int:
+    """Tokens per window: n_ctx where given, else the model's context, of a model that is no run of ours at most 512;
+    and at most max_n_ctx.
 
     Raises:
         ValueError: not between 2 and the model's n_ctx.
     """
     limit = model.cfg.n_ctx
     default = limit if getattr(model, "trained_on", None) is not None else min(limit, MAX_N_CTX)
-    length = default if n_ctx is None else n_ctx
+    length = min(default, max_n_ctx or default) if n_ctx is None else n_ctx
     if not 2 <= length <= limit:
         raise ValueError(f"n_ctx: got {length}; expected 2 to the model's n_ctx = {limit}")
     return length

@@ -1,4 +1,4 @@
-"""What every experiment asks of its subject and its tokens, and the one way in which it runs it under hooks."""
+"""What every analysis checks of a model and its tokens, and the one way in which it runs the model under hooks."""
 
 from __future__ import annotations
 
@@ -115,6 +115,7 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
     return out
 
 
+@torch.no_grad()
 def run_watched(
     model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[str], stop: int | None
 ) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ class HeadRedundancy:
 
 
 def exact(x: Tensor) -> Tensor:
-    """x detached, in float64, on its own device, or on the CPU where the device knows no float64 (Apple's)."""
+    """x detached, in float64, on its own device, or on the CPU where the device has no float64 (Apple's)."""
     x = x.detach()
     return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)
 

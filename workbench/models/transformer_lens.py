@@ -27,10 +27,10 @@ def to_config(cfg: ModelConfig) -> dict[str, Any]:
     """The fields of a HookedTransformerConfig that builds this architecture, JSON-ready.
 
     Raises:
-        ValueError: the class has no word for attention residuals, depth recurrence, low-rank keys or query gains.
+        ValueError: attention residuals, depth recurrence, low-rank keys or query gains, which the class cannot express.
     """
     for feature in features_of_our_own(cfg):
-        raise ValueError(f"export to TransformerLens: the model has {feature}; HookedTransformer has no word for it")
+        raise ValueError(f"export to TransformerLens: the model has {feature}; HookedTransformer cannot express it")
     if cfg.extensions.attn_res is not None:
         raise ValueError(
             "export to TransformerLens: the model has attention residuals; HookedTransformer has only the plain stream"

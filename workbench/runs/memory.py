@@ -23,8 +23,8 @@ def peak_bytes() -> int:
 
 
 def free_bytes(device: Any = "cpu") -> int:
-    """What can still be had on a device: on the CPU what the kernel would give away without killing anyone, swap and
-    caches among it, and no more than the container may have; elsewhere than on Linux all that the machine has."""
+    """Bytes that can still be allocated on a device. On the CPU: what the kernel can provide without killing a process,
+    swap and caches included, at most the container's limit; on systems other than Linux all that the machine has."""
     if str(device).startswith("cuda"):
         import torch
 
@@ -38,8 +38,8 @@ def free_bytes(device: Any = "cpu") -> int:
 
 
 def planned_bytes(device: Any, *, on_host: int = 0, on_device: int = 0) -> dict[str, int]:
-    """What a plan says of memory: `bytes_in_memory`, this process's peak so far and what is to come beside it; on a GPU
-    that is `on_host` alone, and `bytes_on_device` the same of the GPU, as its allocator counts."""
+    """A plan's entries for memory. `bytes_in_memory`: this process's peak so far plus what will be added, on a GPU
+    `on_host` alone; `bytes_on_device`: the same for the GPU, as its allocator counts."""
     if not str(device).startswith("cuda"):
         return {"bytes_in_memory": peak_bytes() + on_host + on_device}
     import torch
@@ -51,8 +51,8 @@ def planned_bytes(device: Any, *, on_host: int = 0, on_device: int = 0) -> dict[
 def check_memory(what: str, n_bytes: int, device: Any = "cpu") -> None:
     """Raise ValueError where `what` needs more bytes than are free.
 
-    To be asked before anything is allocated: a kernel that promises more memory than there is does not refuse, it kills
-    the process when the pages are written.
+    Call it before anything is allocated: Linux grants more memory than there is and kills the process when the pages
+    are written.
     """
     if n_bytes > (free := free_bytes(device)):
         raise ValueError(

@@ -33,6 +33,8 @@ class Request:
     sources: tuple[Any, ...] = ()
     """models: what --ckpt takes, or models that are loaded already"""
     recipe: Any = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """settings of the recipe to replace, as paths"""
     n_seeds: int = 1
     needs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     seed: int | None = None
@@ -72,7 +74,7 @@ def measure(request: Request, out: str | Path, *, resume: bool = False, show: Sh
                     own.rmdir()
             configs = {subject.name: subject.model.cfg for job in jobs for subject in job.models}
             tables = join_tables([tables for _, tables in parts])
-            if len(configs) > 1 and request.analysis.merge is not None:
+            if max(sum(len(job.models) for job in jobs), len(jobs)) > 1 and request.analysis.merge is not None:
                 directories = tuple(directory for directory, _ in parts)
                 merged = Merged(dict(tables), request.settings, directories, run.path, configs)
                 tables = {**tables, **request.analysis.merge(merged)}
@@ -94,7 +96,12 @@ def measure_job(analysis: Analysis, job: Job) -> Tables:
 
 def check(analysis: Analysis, job: Job) -> None:
     """Raise ValueError for a job that the analysis does not hold for, or refuses."""
-    if job.models and (reason := analysis.requires(*(subject.model.cfg for subject in job.models))):
+    configs = [subject.model.cfg for subject in job.models]
+    if job.recipe is not None:
+        from workbench.training.recipe import phase_model
+
+        configs = [phase_model(job.recipe, -1)]
+    if reason := analysis.requires(*configs):
         raise ValueError(f"{analysis.name}: {', '.join(_names(job))} {reason}")
     if analysis.check is not None:
         analysis.check(job)
@@ -120,9 +127,9 @@ def make_jobs(request: Request) -> Iterator[Job]:
     common: dict[str, Any] = {"settings": request.settings, "directory": Path(), "cache": request.cache}
     common |= {"device": device}
     if analysis.takes == "recipe":
-        from workbench.training.recipe import load_recipe
+        from workbench.training.recipe import apply_overrides, load_recipe
 
-        own = load_recipe(request.recipe)
+        own = apply_overrides(load_recipe(request.recipe), request.overrides)
         for seed in range(request.n_seeds):
             yield Job((), seed=seed, recipe=own, **common)
         return
@@ -181,10 +188,10 @@ def describe_job(job: Job) -> dict[str, Any]:
     }
     if job.recipe is not None:
         said["recipe"] = job.recipe.model_dump(mode="json", exclude={"model": {"device"}})
-    if hasattr(job.settings, "n_ctx") and job.models:
-        said["tokens"] = hashlib.sha256(job.tokens.numpy().tobytes()).hexdigest()
-    elif hasattr(job.settings, "split"):
+    if hasattr(job.settings, "n_bytes"):
         said["text"] = hashlib.sha256("\0".join(job.texts).encode()).hexdigest()
+    elif hasattr(job.settings, "n_ctx") and job.models:
+        said["tokens"] = hashlib.sha256(job.tokens.numpy().tobytes()).hexdigest()
     for name, directories in job.needs.items():
         said[name] = [_identify(directory) for directory in directories]
     return said
@@ -199,9 +206,10 @@ def identify_settings(settings: Settings) -> dict[str, Any]:
     """The settings as JSON; of a file what is in it, so that the same name with another content is another setting."""
     dump = settings.model_dump(mode="json")
     for name, value in settings:
-        files = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(file, Path) for file in files):
-            dump[name] = [_identify(file) for file in files]
+        if isinstance(value, Path):
+            dump[name] = _identify(value)
+        elif isinstance(value, tuple) and any(isinstance(file, Path) for file in value):
+            dump[name] = [_identify(file) for file in value]
     return dump
 
 

@@ -18,7 +18,7 @@ from workbench.study.measuring import Request
 from workbench.study.recipe import StudyRecipe, load_study
 from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
-from workbench.training.recipe import load_recipe, phase_model
+from workbench.training.recipe import apply_overrides, load_recipe, phase_model
 
 MEMORY = ("bytes_in_memory", "bytes_on_device")
 
@@ -31,7 +31,8 @@ def plan_request(request: Request) -> dict[str, Any]:
     """
     analysis = request.analysis
     if analysis.takes == "recipe":
-        configs, ours = [phase_model(load_recipe(request.recipe), -1)] * request.n_seeds, [True] * request.n_seeds
+        own = apply_overrides(load_recipe(request.recipe), request.overrides)
+        configs, ours = [phase_model(own, -1)] * request.n_seeds, [True] * request.n_seeds
     else:
         found = [load_config(source) for source in request.sources]
         configs, ours = [cfg for cfg, _ in found], [is_ours for _, is_ours in found]
@@ -51,11 +52,14 @@ def plan_request(request: Request) -> dict[str, Any]:
 
 def size_of_text(analysis: Analysis, settings: Settings, cfg: ModelConfig, is_ours: bool) -> TextSize:
     """How much text the settings ask for, of a model; as much as there may be less of."""
-    n_ctx = getattr(settings, "n_ctx", None) or (cfg.n_ctx if is_ours else min(cfg.n_ctx, MAX_N_CTX))
+    default = cfg.n_ctx if is_ours else min(cfg.n_ctx, MAX_N_CTX)
+    n_ctx = getattr(settings, "n_ctx", None) or min(default, settings.max_n_ctx or default)
     if isinstance(analysis.reads, Documents):
         return TextSize(max(1, getattr(settings, "n_bytes", 0) // BYTES_PER_TOKEN // n_ctx), n_ctx)
-    n_sequences = getattr(settings, "n_sequences", None)
-    return TextSize(n_sequences or max(1, (getattr(settings, "n_tokens", None) or 0) // n_ctx), n_ctx)
+    n_sequences, n_tokens = (getattr(settings, name, None) for name in ("n_sequences", "n_tokens"))
+    if n_tokens == 0:
+        return TextSize(0, n_ctx)
+    return TextSize(n_sequences or max(1, (n_tokens or 0) // n_ctx), n_ctx)
 
 
 def describe_cost(cost: Cost, device: str) -> dict[str, Any]:

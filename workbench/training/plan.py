@@ -22,7 +22,7 @@ from workbench.runs.memory import peak_bytes
 from workbench.training.footprint import on_meta
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.monitor import measure
-from workbench.training.objective import Batch, autocast_dtype, held_out_loss
+from workbench.training.objective import Batch, autocast_dtype, held_out_loss, weights_dtype
 from workbench.training.optimizers import Optimizer, is_hidden_matrix
 from workbench.training.recipe import Phase, Recipe, automata, n_tokens_per_step, phase_model
 from workbench.training.training_data import open_feed
@@ -62,15 +62,15 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
 
     device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
-    weights_dtype = torch.float64 if dtype == "float64" else torch.float32
+    stored = weights_dtype(dtype)
     is_tried = not is_planned_from_shapes(recipe)
     costs, models = [], [on_meta(phase_model(recipe, index)) for index in range(len(recipe.phases))]
     for index, shapes in enumerate(models):
         if is_tried:
-            model = HookedLM(phase_model(recipe, index), 0).to(device, weights_dtype)
+            model = HookedLM(phase_model(recipe, index), 0).to(device, stored)
             costs.append(_measure(model, recipe, index, device, autocast))
         else:
-            costs.append(_counted(shapes, recipe, index, weights_dtype.itemsize))
+            costs.append(_counted(shapes, recipe, index, stored.itemsize))
     n_steps = sum(phase.n_steps for phase in recipe.phases)
     tokens = [phase.n_steps * n_tokens_per_step(recipe, i) for i, phase in enumerate(recipe.phases)]
     on_device = [c.device_bytes for c in costs if c.device_bytes is not None]
@@ -82,7 +82,7 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
     return {
         "recipe": recipe.name,
         "device": device,
-        "precision": str(autocast or weights_dtype).removeprefix("torch."),
+        "precision": str(autocast or stored).removeprefix("torch."),
         "n_parameters": models[-1].n_parameters(),
         "n_parameters_without_embeddings": models[-1].n_parameters(embeddings=False),
         "n_steps": n_steps,

@@ -19,14 +19,16 @@ from typer.testing import CliRunner
 import probes
 from reports.tables import COLUMNS, read_table
 from workbench import runs
+from workbench.analyses import find_analysis
 from workbench.analyses.probe.concept_plane import point_rows, principal_plane
 from workbench.analyses.probe.probe import crystallised, isotropic_dimension, probe
 from workbench.analyses.probe.states import TEMPLATES, build_prompts, concept_states, state_hooks, text_states
 from workbench.cli.app import app
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
-from workbench.data.corpus import EMBEDDED
-from workbench.data.text_windows import analysis_tokens
+from workbench.data.corpus import EMBEDDED, TextSource
+from workbench.data.text_windows import spread_windows
 from workbench.data.tokenizer import load_tokenizer, train_bpe
+from workbench.extend import Job, Subject
 from workbench.models.checkpoint import save
 from workbench.models.load import load
 from workbench.models.tokenizer_files import wrap_tokenizer
@@ -591,8 +593,8 @@ def test_cosine_distances_see_directions_only(subject):
         ({"concepts": ["month"]}, "no concept set 'month'; nearest: months"),
         ({"concepts": [3]}, "expected names of sets, ConceptSets, or a TOML file"),
         ({"concepts": "nowhere.toml"}, "no file 'nowhere.toml'"),
-        ({"distance": "manhattan"}, "distance: got 'manhattan'; expected one of euclidean, cosine"),
-        ({"n_permutations": 0}, "n_permutations: got 0"),
+        ({"distance": "manhattan"}, "distance: Input should be 'euclidean' or 'cosine'"),
+        ({"n_permutations": 0}, "n_permutations: Input should be greater than or equal to 1"),
         ({"n_points": 2}, "n_points: got 2; expected at least 3, or 0"),
         ({"names": ["a", "b"]}, "got 2 and 1 for 1 models"),
         ({"templates": ["{Y}"]}, "expected exactly one"),
@@ -630,7 +632,7 @@ def place(tmp_path, subject, monkeypatch):
     save(subject, "model")
     Path("text.txt").write_text("".join(f"Line {i} tells of cat {i * i} and its river.\n" for i in range(2000)))
     Path("mine.toml").write_text(GOOD.replace("plum", 'fig", "melon'))
-    return ["probe", "--ckpt", "model", "--data", "text.txt", "--n-sequences", 4, "--sets", "weekdays,fruit"]
+    return ["probe", "--ckpt", "model", "--data", "text.txt", "--n-points", 48, "--sets", "weekdays,fruit"]
 
 
 def call(*arguments):
@@ -638,50 +640,80 @@ def call(*arguments):
 
 
 def test_the_verb_writes_what_the_function_returns(place):
-    settings = ["--concepts", "mine.toml", "--set", "n_permutations=99", "--set", "distance=cosine", "--seed", 2]
+    settings = ["--concepts", "mine.toml", "--n-permutations", 99, "--distance", "cosine", "--seed", 2]
     result = call(*place, *settings, "--out", "p")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "p")
     model = load("model")
     sets = [BY_NAME["weekdays"], *read_concepts("mine.toml")]
-    tokens = analysis_tokens(model, "text.txt", n_sequences=4, seed=2)
-    wanted = probe(model, sets, tokens, seed=2, n_permutations=99, distance="cosine", seeds=[2])
+    tokens = spread_windows(model, "text.txt", n_tokens=96)
+    assert tokens.shape == (4, 24)
+    wanted = probe(model, sets, tokens, seed=2, n_permutations=99, n_points=48, distance="cosine", seeds=[2])
     for name, table in wanted.tables().items():
-        pd.testing.assert_frame_equal(read_table("p", name), table, check_dtype=False, rtol=1e-9)
+        pd.testing.assert_frame_equal(read_table("p", name), table, check_dtype=False, check_exact=True)
     runs.verify_manifest("p")
-    assert runs.read_config("p")["concepts"]["fruit"]["words"] == ["apple", "pear", "fig", "melon"]
     assert call(*place, *settings, "--out", "p", "--resume").exit_code == 0
     again = call(*place, *settings, "--out", "p")
     assert again.exit_code == 1
     assert "already exists" in again.stderr
+    assert runs.read_config("p")["settings"]["concepts"] == [runs.sha256_file(Path("mine.toml"))]
+    Path("mine.toml").write_text(Path("mine.toml").read_text().replace("melon", "grape"))
+    other = call(*place, *settings, "--out", "p", "--resume")
+    assert other.exit_code == 1, "other words under the same name are another measurement"
+    assert "concepts" in other.stderr
 
 
-def test_json_plan_and_errors_of_the_verb(place):
+def test_a_plan_counts_the_text(place):
+    for n_points, n_tokens in ((48, 4 * 24), (0, 0)):
+        plan = json.loads(call(*place, "--n-points", n_points, "--json", "--dry-run", "--out", "q").stdout)
+        assert (plan["n_models"], plan["n_tokens"]) == (1, n_tokens)
+        assert not Path("q").exists()
+        place = [word for word in place if word not in ("--data", "text.txt")]
+
+
+def test_json_and_errors_of_the_verb(place):
     place = place[:-1] + ["seasons,antonyms"]
-    without_text = [*place[:3], *place[-2:], "--set", "n_points=0"]
+    without_text = ["probe", "--ckpt", "model", "--n-points", 0, *place[-2:]]
     answer = json.loads(call(*without_text, "--json").stdout)
     assert {row["set"] for row in answer["rows"]} == {"seasons"}
     assert {p.stem for p in Path("runs/probe").glob("*.csv")} == {
         "antonym_parallelism", "concept_geometry", "concept_mantel", "concept_points", "crystallisation",
         "trajectories",
     }  # fmt: skip
-    plan = json.loads(call(*place, "--json", "--dry-run", "--out", "q").stdout)
-    assert (plan["n_sets"], plan["n_words"]) == (2, 20)
-    prompts = build_prompts(load("model").tokenizer, [BY_NAME["seasons"], BY_NAME["antonyms"]])[0]
-    assert plan["n_tokens"] == sum(len(p.tokens) for p in prompts) + 4 * 24
-    assert not Path("q").exists()
     two = ["--template", "The {X}", "--template", "One {category} is {X}"]
     assert call(*without_text, *two, "--out", "two").exit_code == 0
     assert set(read_table("two", "concept_mantel")["n_templates"]) == {2}
-    assert runs.read_config("two")["templates"] == ["The {X}", "One {category} is {X}"]
-    for arguments, message in (
-        ([*place[:-1], "season"], "no concept set 'season'; nearest: seasons"),
-        ([*place, "--concepts", "nowhere.toml"], "no file 'nowhere.toml'"),
-        ([*place, "--set", "distance=far"], "distance: got 'far'"),
-        ([*place, "--template", "The fruit"], "expected exactly one {X} in each"),
+    assert runs.read_config("two")["settings"]["template"] == ["The {X}", "One {category} is {X}"]
+    for arguments, code, message in (
+        ([*place[:-1], "season"], 1, "no concept set 'season'; nearest: seasons"),
+        ([*place, "--concepts", "nowhere.toml"], 1, "no file 'nowhere.toml'"),
+        ([*place, "--template", "The fruit"], 1, "expected exactly one {X} in each"),
+        ([*place, "--distance", "far"], 2, "--distance: got 'far'; expected 'euclidean' or 'cosine'"),
+        ([*place, "--set", "n_permutation=9"], 2, "unknown key 'n_permutation'"),
+        ([*without_text, "--data", "text.txt"], 2, "data: got n_points = 0, with which no text is read"),
+        ([*without_text, "--n-ctx", 8], 2, "n_ctx: got n_points = 0"),
     ):
         result = call(*arguments, "--out", "x")
-        assert result.exit_code == 1
+        assert result.exit_code == code, result.output
         assert message in result.stderr
         assert not list(Path().glob("x*"))
-    assert call(*place, "--set", "n_permutation=9", "--out", "x").exit_code == 2
+
+
+def test_windows_are_of_128_tokens_where_the_model_reads_more(embedded, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    own = find_analysis("probe").settings
+    for n_ctx, settings, shape in ((200, {}, (2, 128)), (24, {}, (10, 24)), (200, {"n_ctx": 150}, (1, 150))):
+        model = small_model("janus-v3", d_vocab=4096, n_ctx=n_ctx)
+        model.tokenizer = embedded
+        job = Job((Subject(model, "m", 0),), own(n_points=128, **settings), tmp_path)
+        assert tuple(job.tokens.shape) == shape
+
+
+def test_no_text_is_read_where_no_dimension_is_taken(embedded, tmp_path):
+    model = small_model("janus-v3", d_vocab=4096)
+    model.tokenizer = embedded
+    model.trained_on = TextSource("nowhere.txt")
+    own = find_analysis("probe").settings
+    assert len(Job((Subject(model, "m", 0),), own(n_points=0), tmp_path).tokens) == 0
+    with pytest.raises(ValueError, match=r"nowhere\.txt"):
+        _ = Job((Subject(model, "m", 0),), own(n_points=8), tmp_path).tokens

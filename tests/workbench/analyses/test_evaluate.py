@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from models_for_tests import ARCHITECTURES, small_config, small_model
 from typer.testing import CliRunner
 
-from workbench.analyses.evaluate import (
+from reports.tables import COLUMNS, read_table
+from workbench.analyses.evaluate.bits import (
     Window,
     bits_per_byte,
     bits_with_interval,
@@ -20,15 +23,9 @@ from workbench.analyses.evaluate import (
     plan_windows,
     token_nats,
 )
-from workbench.analyses.mechanisms import (
-    OFF,
-    RUNGS,
-    ladder,
-    ladder_recipes,
-    mechanisms,
-    switched_on,
-    without,
-)
+from workbench.analyses.ladder import rungs
+from workbench.analyses.ladder.rungs import RUNGS, ladder, ladder_recipes
+from workbench.analyses.mechanisms.switches import OFF, mechanisms, switched_on, without
 from workbench.cli.app import app
 from workbench.data.tokenizer import train_bpe
 from workbench.models import HookedLM
@@ -271,7 +268,8 @@ def test_models_and_names_without_mechanisms():
     with pytest.raises(ValueError, match="n_ctx: got 25; expected 1 to the model's n_ctx = 24"):
         evaluate(subject(), [TEXT], n_ctx=25)
     with pytest.raises(ValueError, match="stride: got 64; expected 1 to the window's 24 tokens"):
-        evaluate(subject(), [TEXT])
+        evaluate(subject(), [TEXT], stride=64)
+    assert set(evaluate(subject(), [TEXT], quantized=False)["stride"]) == {24}, "n_ctx where that is less than 64"
 
 
 # --- the ladder
@@ -279,21 +277,19 @@ def test_models_and_names_without_mechanisms():
 
 def test_the_ladder_adds_one_thing_at_a_time_and_ends_at_the_recipe():
     recipe = load_recipe("recurrent-nano")
-    rungs = ladder_recipes(recipe)
-    assert [name for name, _ in rungs] == ["base", *RUNGS]
-    assert rungs[-1][1].model_copy(update={"name": recipe.name}) == recipe
-    base = rungs[0][1].model.extensions.recurrence
+    made = ladder_recipes(recipe)
+    assert [name for name, _ in made] == ["base", *RUNGS]
+    assert made[-1][1].model_copy(update={"name": recipe.name}) == recipe
+    base = made[0][1].model.extensions.recurrence
     assert base is not None
     assert {k for k, v in base.model_dump().items() if v not in (False, None, "off")} == {"n_unique", "n_passes"}
-    flat = [json.dumps(r.model_dump(mode="json", exclude={"name"}), sort_keys=True) for _, r in rungs]
+    flat = [json.dumps(r.model_dump(mode="json", exclude={"name"}), sort_keys=True) for _, r in made]
     assert len(set(flat)) == len(flat)
 
 
 def test_a_small_ladder_is_climbed(tmp_path, monkeypatch):
-    from workbench.analyses import mechanisms as module
-
     kept = {name: RUNGS[name] for name in ("exit gate", "confidence")}
-    monkeypatch.setattr(module, "RUNGS", kept)
+    monkeypatch.setattr(rungs, "RUNGS", kept)
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text(TEXT * 30)
     small = {
@@ -332,7 +328,7 @@ def run(*arguments: str):
 
 def test_the_verbs_write_what_the_functions_give(saved, tmp_path):
     common = ["--ckpt", str(saved), "--data", str(saved / "text.txt"), "--split", "all", "--json"]
-    done = run("evaluate", *common, "--out", str(tmp_path / "bits"), "--stride", "8")
+    done = run("evaluate", *common, "--out", str(tmp_path / "bits"), "--stride", "8", "--use-int8")
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     model = load(saved, "cpu")
@@ -344,10 +340,6 @@ def test_the_verbs_write_what_the_functions_give(saved, tmp_path):
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert [r["delta_bits"] for r in rows] == pytest.approx(mechanisms(model, [TEXT])["delta_bits"].tolist())
-    plan = run("evaluate", *common, "--dry-run", "--stride", "8")
-    facts = json.loads(plan.stdout)
-    assert facts["tokens_read_per_scored_token"] > 4
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -356,14 +348,16 @@ def test_the_verbs_write_what_the_functions_give(saved, tmp_path):
 def test_the_seed_that_is_given_draws_the_intervals_of_a_run_of_another_seed(
     saved, tmp_path, monkeypatch, verb, function, stride
 ):
-    monkeypatch.setattr(f"workbench.cli.{verb}.identify", lambda *_: ("mine", 7))  # as of a training with seed 7
+    monkeypatch.setattr("workbench.models.checkpoint.training_config", lambda path: {"seed": 7})
     common = ["--ckpt", str(saved), "--data", str(saved / "text.txt"), "--split", "all", "--json", "--seed", "5"]
     common += ["--stride", "8"] if stride else []
     done = run(verb, *common, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     model = load(saved, "cpu")
     assert {row["seed"] for row in rows} == {7}
-    five, seven = (function(model, [TEXT], seed=seed, **stride)["ci_low"].tolist() for seed in (5, 7))
+    rest = stride | ({"quantized": False} if stride else {})
+    five, seven = (function(model, [TEXT], seed=seed, **rest)["ci_low"].tolist() for seed in (5, 7))
     assert [row["ci_low"] for row in rows] == pytest.approx(five)
     assert five != seven
 
@@ -374,7 +368,7 @@ def test_faults_of_the_verbs(saved, tmp_path):
     latin.write_bytes("naïve".encode("latin-1"))
     cases = {
         ("--data", str(latin), "--split", "all"): ("is not UTF-8", 1),
-        ("--data", str(saved / "text.txt"), "--split", "half"): ("expected held_out, train or all", 2),
+        ("--data", str(saved / "text.txt"), "--split", "half"): ("expected 'held_out', 'train' or 'all'", 2),
         ("--data", str(saved / "text.txt"), "--stride", "99"): ("stride: got 99", 1),
         ("--data", str(tmp_path / "none.txt")): ("no file or folder", 1),
     }
@@ -412,13 +406,32 @@ def test_the_full_recipe_takes_a_step_and_fits_its_budget():
     assert len(pack_model(model)) <= 16_000_000
 
 
-def test_the_plan_of_a_ladder_says_what_memory_it_takes(tmp_path, monkeypatch):
+def test_a_key_that_the_ladder_lacks_is_one_of_its_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recurrence = "model.extensions.recurrence."
-    small = ["model.n_layers=2", f"{recurrence}n_unique=1", f"{recurrence}n_passes=2", "phases.0.batch_size=2"]
-    plan = run("ladder", "--n-seeds", "2", "--dry-run", "--json", *(part for one in small for part in ("--set", one)))
-    assert plan.exit_code == 0, plan.output
-    facts = json.loads(plan.stdout)
-    assert facts["n_trainings"] == 2 * (1 + len(RUNGS))
-    assert facts["bytes_in_memory"] > 100 << 20
-    assert not list(tmp_path.iterdir())
+    settings = ["phases.0.n_steps=700", "n_bytes=900"]
+    command = [part for one in settings for part in ("--set", one)]
+    climbed = []
+
+    def climb(recipe, texts, out, **rest):
+        climbed.append((recipe, sum(len(text.encode()) for text in texts), rest["seeds"]))
+        (out / "rung").touch()
+        return pd.DataFrame([dict.fromkeys(COLUMNS["ladder"], 0)])
+
+    monkeypatch.setattr(rungs, "ladder", climb)
+    done = run("ladder", "recurrent-nano", "--n-seeds", "2", *command, "--out", "out", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert [recipe.phases[0].n_steps for recipe, _, _ in climbed] == [700, 700]
+    assert all(0 < n <= 900 for _, n, _ in climbed)
+    assert [seeds for _, _, seeds in climbed] == [[0], [1]]
+    assert len(read_table("out", "ladder")) == 2
+    assert sorted(p.name for p in Path("out").iterdir() if p.is_dir()) == [
+        "recurrent-nano-seed0", "recurrent-nano-seed1",
+    ]  # fmt: skip
+    for arguments, message in (
+        (["recurrent-nano", "--set", "phases.0.n_step=7"], "n_step"),
+        (["p3-muon-nano"], "has no depth recurrence"),
+    ):
+        done = run("ladder", *arguments, "--out", "no")
+        assert done.exit_code == 1
+        assert message in done.output
+        assert not Path("no").exists()

@@ -10,12 +10,13 @@ import torch
 from models_for_tests import small_model, tokens_for
 
 from workbench import runs
-from workbench.analyses import harvest as harvest_module
-from workbench.analyses.harvest import default_batch_size, harvest, open_shards, read_shards, stream
+from workbench.analyses.harvest import storing
+from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.sae_train.head_saes import sae_train
+from workbench.data.shards import open_shards, read_shards
 from workbench.models import layers
+from workbench.models.streams import default_batch_size, stream
 from workbench.models.transformer_lens import to_hooked_transformer
-from workbench.study.analysis_plans import plan_harvest
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 Z0, Z1, RESID = "blocks.0.attn.hook_z", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post"
@@ -163,8 +164,8 @@ def test_a_killed_harvest_goes_on_and_comes_out_the_same(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unfinished run; expected --resume"):
         harvest(model, tokens, HOOKS, tmp_path / "cut", shard_bytes=1)
     calls = []
-    stream_once = harvest_module.stream
-    monkeypatch.setattr(harvest_module, "stream", lambda *a, **k: calls.append(1) or stream_once(*a, **k))
+    stream_once = storing.stream
+    monkeypatch.setattr(storing, "stream", lambda *a, **k: calls.append(1) or stream_once(*a, **k))
     harvest(model, tokens, HOOKS, tmp_path / "cut", shard_bytes=1, resume=True)
     assert len(calls) == 1 + 3, "one look at the shapes, and the three shards that were missing"
     for name, time in written.items():
@@ -364,19 +365,6 @@ def test_scores_keep_what_a_mask_made_and_nothing_else_that_is_infinite(tmp_path
         model.embed.W_E[tokens[1, 3]] = torch.nan
     with pytest.raises(ValueError, match=r"hook_attn_scores has \d+ nan or inf from sequence \d on; expected finite"):
         harvest(model, tokens, [SCORES], tmp_path / "n")
-
-
-def test_the_plan_knows_what_maps_take(tmp_path):
-    model = small_model("janus-v3")
-    for hooks, dtype in (([PATTERN], None), ([PATTERN, SCORES, Z0], "bfloat16"), ([Z0], None)):
-        plan = plan_harvest(model, 5, 16, hooks, dtype=dtype, shard_bytes=9000)
-        found = harvest(
-            model, tokens_for(model, 5), hooks, tmp_path / str(len(hooks) + bool(dtype)), dtype=dtype, shard_bytes=9000
-        )
-        stored = sum(tensor.nbytes for part in read_shards(found.path) for tensor in part.values())
-        assert plan["bytes_on_disk"] == stored
-        assert plan["n_tokens"] == found.n_tokens
-        shutil.rmtree(found.path)
 
 
 def test_a_batch_of_maps_is_held_within_its_limit():

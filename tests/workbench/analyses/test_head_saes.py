@@ -14,7 +14,6 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
 from reports.tables import COLUMNS, read_table
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
-from workbench.analyses.harvest import check_rows
 from workbench.analyses.sae_train import evaluation as sae_evaluation
 from workbench.analyses.sae_train import head_saes
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, measure, random_control, recovered, splice
@@ -37,6 +36,7 @@ from workbench.models.activations import (
     collect,
     special_ids,
 )
+from workbench.models.streams import check_rows
 from workbench.models.transformer_lens import to_hooked_transformer
 from workbench.models.weights import weights_sha256
 from workbench.training.interrupts import Interrupted

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from models_for_tests import small_model, tokens_for
 import sae.train
-from workbench.analyses.harvest import harvest
+from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.sae_train.head_saes import sae_train
 
 root, points = Path(sys.argv[2]), sys.argv[3:]

@@ -9,7 +9,7 @@ import torch
 
 from sae import SAEConfig, StackedSAE
 from workbench.analyses.atlas.features import atlas_features, final_gain
-from workbench.analyses.harvest import harvest
+from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.match.features import match_features
 from workbench.analyses.sae_train.evaluation import check_stand_ins, splice
 from workbench.analyses.sae_train.head_saes import sae_train

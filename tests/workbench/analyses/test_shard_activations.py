@@ -11,12 +11,13 @@ import torch
 from models_for_tests import small_model, tokens_for
 
 from sae import StackedSAE, Trainer
-from workbench.analyses import harvest as harvest_module
-from workbench.analyses.harvest import harvest, open_shards, read_shards
+from workbench.analyses.harvest import storing
+from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.sae_train.head_saes import fold_scale, input_scale, sae_train
 from workbench.analyses.sae_train.plan import make_plan, stack_config, train_config
 from workbench.analyses.sae_train.settings import HeadSaeSettings
 from workbench.analyses.sae_train.shard_activations import ShardActivations, check_shards, shards_sha256
+from workbench.data.shards import open_shards, read_shards
 from workbench.models.activations import Positions, choose_slots
 from workbench.models.weights import weights_sha256
 
@@ -203,7 +204,7 @@ def test_nan_in_a_shard_names_hook_batch_and_shard(held_out, tmp_path, monkeypat
     with torch.no_grad():
         broken.blocks[1].attn.W_V[0, 0, 0] = math.nan
     with monkeypatch.context() as patch:  # a harvest of today stores none
-        patch.setattr(harvest_module, "count_bad", lambda values: 0)
+        patch.setattr(storing, "count_bad", lambda values: 0)
         harvest(broken, tokens_for(broken, 4), Z, tmp_path / "h", shard_bytes=1)
     message = r"blocks\.1\.attn\.hook_z has \d+ nan or inf in batch 2 \(.*shard_00002\.safetensors, rows 0 to 15\)"
     source = ShardActivations(open_shards(tmp_path / "h"), choose_slots(broken.cfg), batch_size=16, buffer_tokens=16)

@@ -14,8 +14,8 @@ from models_for_tests import small_model, tokens_for
 import probes
 import probes.ranks
 from reports.tables import COLUMNS, read_table, write_table
-from workbench.analyses.compare import compare
-from workbench.analyses.spectra import (
+from workbench.analyses.compare.comparison import compare
+from workbench.analyses.spectra.weights import (
     RANKS,
     budget_table,
     depth_parts,

@@ -28,11 +28,11 @@ from workbench.analyses.ablate import ablate as ablation
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
-from workbench.analyses.harvest import open_shards
 from workbench.analyses.topology.heads import topology_tables
 from workbench.cli.app import VERBS, app
 from workbench.cli.errors import describe, guarded, show_warning
 from workbench.cli.output import report
+from workbench.data.shards import open_shards
 from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
 from workbench.study.recipe import load_study, study_names
@@ -112,12 +112,22 @@ def test_topology_takes_several_models(place, subject):
     assert (sizes["n_parameters"] > 1000).all()
 
 
-def test_attention_writes_what_the_function_returns(place, subject):
-    result = call("attention", *subject, "--layers", "1", "--set", "n_repeated=3")
+def test_attention_writes_what_the_functions_return(place):
+    arguments = ["--ckpt", place / "model", "--data", place / "text.txt", "--n-tokens", 6 * 24, "--layers", "1"]
+    result = call("attention", *arguments, "--n-repeated", 3, "--window", 8)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "runs" / "attention")
     same(read_table("runs/attention", "attention_stats"), attention(*read(place), [1], n_repeated=3))
-    same(read_table("runs/attention", "attention_patterns"), attention_patterns(*read(place), [1]))
+    same(read_table("runs/attention", "attention_patterns"), attention_patterns(*read(place), [1], window=8))
+    for more, code, message in (
+        (["--layers", 9], 1, "layers: got 9; expected 0…2"),
+        (["--n-repeated", -1], 2, "--n-repeated"),
+        (["--window", 1], 2, "--window"),
+        (["--n-sequences", 6], 2, "--n-sequences"),
+    ):
+        failed = call("attention", *arguments, *more, "--out", "x")
+        assert (failed.exit_code, message in failed.stderr) == (code, True), failed.output
+        assert not list(Path().glob("x*"))
 
 
 def test_harvest_names_its_shards(subject):
@@ -217,7 +227,6 @@ def test_train_makes_a_run_that_the_other_verbs_know_by_name_and_seed(place):
     ("verb", "keys"),
     [
         (["ablate", "--kind", "resample", "--n-resamples", 2], {"n_tokens", "n_ablations", "bytes_on_disk", "seconds"}),
-        (["harvest", "--layers", "0"], {"n_tokens", "bytes_on_disk", "n_shards", "bytes_in_memory", "seconds"}),
         (["topology"], {"n_tokens", "bytes_in_memory", "seconds", "n_models"}),
         (["attention"], {"n_tokens", "bytes_in_memory", "seconds"}),
     ],
@@ -230,15 +239,6 @@ def test_a_dry_run_plans_and_writes_nothing(subject, verb, keys):
     assert plan["n_tokens"] == 6 * 24
     assert plan["seconds"] >= 0
     assert not list(Path.cwd().iterdir())
-
-
-def test_the_plan_of_a_harvest_counts_its_bytes(subject):
-    arguments = ["harvest", *subject, "--layers", "0-1", "--store-dtype", "float16", "--json"]
-    plan = json.loads(call(*arguments, "--dry-run").stdout)
-    assert plan["bytes_on_disk"] == 6 * 24 * (2 * 32 * 2 + 24)
-    done = json.loads(call(*arguments).stdout)
-    # the files' headers come on top
-    assert plan["bytes_on_disk"] <= done["bytes_on_disk"] <= plan["bytes_on_disk"] + 2000 * plan["n_shards"]
 
 
 # --- resuming
@@ -342,7 +342,7 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
         (["ablate", "--ckpt", "M", "--device", "abacus"], 1, "error: device: got 'abacus'"),
         (["ablate", "--ckpt", "M", "--dtype", "int3"], 1, "error: dtype: got 'int3'; expected one of"),
         (["topology", "--ckpt", "M", "--layers", "5"], 1, "error: layers: got 5"),
-        (["harvest", "--ckpt", "M"], 2, "error: harvest: got neither --hook nor --layers"),
+        (["harvest", "--ckpt", "M"], 2, "error: harvest: got neither hook nor layers"),
         (
             ["harvest", "--ckpt", "M", "--data", "T", "--hook", "blocks.0.attn.hook_x"],
             1,
@@ -534,7 +534,7 @@ def test_an_error_says_which_setting_and_not_where_its_library_explains_itself(s
 
 def test_letters_that_stdout_lacks_undo_nothing(place, tmp_path):
     command = [sys.executable, "-m", "workbench", "attention", "--ckpt", place / "model", "--data", place / "text.txt"]
-    command += ["--n-sequences", "2", "--set", "n_repeated=0", "--out", "☃"]
+    command += ["--n-tokens", "48", "--set", "n_repeated=0", "--out", "☃"]
     own = environment(PYTHONIOENCODING="latin-1")
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=own, check=False)
     assert done.returncode == 0, done.stderr

@@ -111,7 +111,7 @@ def test_shards_are_trained_on_and_resumed(place, small):
     assert result.exit_code == 0, result.output
     # 20 windows of 24 tokens: all that count, 23 of each at most, in whole batches of 48
     assert set(read_table("s", "sae_training_results")["n_train_tokens"]) == {432, 0}
-    assert runs.read_config("s")["settings"]["shards"] == [runs.sha256_file(shards / "manifest.json")]
+    assert runs.read_config("s")["settings"]["shards"] == runs.sha256_file(shards / "manifest.json")
     before = find_stack("s")
     assert call("sae-train", *small, "--layer", 1, "--shards", shards, "--out", "s", "--resume").exit_code == 0
     assert torch.equal(find_stack("s").W_dec, before.W_dec)

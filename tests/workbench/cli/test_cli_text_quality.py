@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -64,17 +63,6 @@ def test_it_writes_what_the_function_returns(place):
     again = call(*arguments, "--resume")
     assert again.exit_code == 0
     assert again.stdout == result.stdout
-
-
-def test_a_dry_run_plans_and_writes_nothing(place):
-    before = sorted(Path.cwd().iterdir())
-    result = call("--ckpt", place / "model", *FILES, "--max-new-tokens", 9, "--dry-run", "--json")
-    assert result.exit_code == 0, result.output
-    plan = json.loads(result.stdout)
-    assert (plan["n_prompts"], plan["n_continuations"], plan["n_tokens"], plan["n_recall_items"]) == (2, 8, 72, 8)
-    assert [plan[f"n_{name}_items"] for name in ("grammar", "cause", "sums")] == [2, 120, 2]
-    assert plan["seconds"] >= 0
-    assert sorted(Path.cwd().iterdir()) == before
 
 
 @pytest.mark.parametrize(

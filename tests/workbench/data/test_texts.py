@@ -10,16 +10,16 @@ import pytest
 import wikitext_for_tests as wikitext
 from models_for_tests import small_model, worded_model
 
-from workbench.analyses import find_analysis
-from workbench.cli.cli_args import read_texts
 from workbench.data.corpus import Document, read_documents, split_documents
 from workbench.data.text_windows import analysis_tokens, spread_documents, text_of
 from workbench.data.tokenizer import load_tokenizer
 from workbench.data.tokens import pack
-from workbench.extend import Job, Subject
 from workbench.models.load import load
 from workbench.models.text_source import TextSource
 from workbench.runs import amend_manifest
+from workbench.study.job_runners import make_job
+from workbench.study.jobs import Context, PlannedJob
+from workbench.study.recipe import StudyRecipe
 from workbench.training import train
 from workbench.training.recipe import parse_recipe
 from workbench.training.training_data import evaluation_windows, open_feed
@@ -73,7 +73,7 @@ def test_a_model_of_ours_is_analysed_on_what_its_own_training_held_out(tmp_path)
     wanted = split_documents(read_documents(file, text_column="body"), 0.01)[1]
     assert len(wanted) == 2
     another_name = tmp_path / "run" / ".." / "text.jsonl"
-    assert read_texts(str(another_name), "held_out", None, model.trained_on) == [d.text for d in wanted]
+    assert spread_documents(text_of(model, another_name)) == [document.text for document in wanted]
     packed = pack(wanted, load_tokenizer("embedded-300"), tmp_path / "held")
     n = packed.n_tokens // 16
     rows = analysis_tokens(model, another_name, n_sequences=n, cache=tmp_path / "cache")
@@ -81,7 +81,7 @@ def test_a_model_of_ours_is_analysed_on_what_its_own_training_held_out(tmp_path)
     # any other text is cut as ever
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    assert len(read_texts(str(other), "held_out", None, model.trained_on)) == 10
+    assert len(spread_documents(text_of(model, other))) == 10
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +117,26 @@ def test_every_reader_of_held_out_text_reads_the_official_split(of_wikitext, tmp
 
     model = load(run, "cpu")
     assert model.trained_on == recipe.data.text
+    text = text_of(model, folder)
     for split, name in (("train", "train"), ("held_out", "validation")):
-        assert read_texts(str(folder), split, None, model.trained_on) == wikitext.texts(name)
-    assert read_texts(str(folder), "all", None, model.trained_on) == wikitext.texts("train") + wikitext.texts(
-        "validation"
-    )
+        assert spread_documents(text, split=split) == wikitext.texts(name)
+    assert spread_documents(text, split="all") == wikitext.texts("train") + wikitext.texts("validation")
     assert analysis_tokens(model, folder, n_sequences=n).tolist() == windows
     of_train = analysis_tokens(model, folder, n_sequences=len(train_ids) // 8, split="train")
     assert of_train.flatten().tolist() == train_ids[: of_train.numel()]
     # a share that is asked for is one of all that the source holds, as of any other text
     assert analysis_tokens(model, folder, n_sequences=1, held_out_fraction=0.3).tolist()[0] not in windows
-    for data in (str(folder), None):
-        job = Job((Subject(model, "tiny", 0),), find_analysis("sae-train").settings(data=data), tmp_path)
-        assert job.windows(n_tokens=10**6).tolist() == windows
-        assert job.windows(split="train", n_tokens=10**6).tolist() == of_train.tolist()
-        assert spread_documents(text_of(model, data)) == wikitext.texts("validation")
+
+    study = StudyRecipe(name="s", models=("tiny",), analyses=("topology", "evaluate"))
+    context = Context(study, (recipe,), tmp_path, "cpu")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/tiny-seed0").symlink_to(run)
+    topology, evaluate = (
+        make_job(PlannedJob(kind, (("tiny", 0),)), context, study.settings_of(kind)) for kind in study.analyses
+    )
+    assert topology.tokens.tolist() == windows
+    assert topology.windows(split="train", n_tokens=10**6).tolist() == of_train.tolist()
+    assert evaluate.texts == wikitext.texts("validation")
 
 
 def test_what_a_run_was_trained_on_before_there_were_official_splits_still_loads(of_wikitext, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from models_for_tests import small_model, tokens_for, worded_model
 from safetensors.torch import load_file, save_file
 
-from workbench.analyses.evaluate import evaluate
+from workbench.analyses.evaluate.bits import evaluate
 from workbench.data.tokenizer import load_tokenizer, train_bpe
 from workbench.models.generate import generate
 from workbench.models.interop import export, import_model

@@ -8,13 +8,13 @@ import torch
 from models_for_tests import tokens_for
 
 from workbench.analyses.attention.statistics import attention
-from workbench.analyses.compare import compare
+from workbench.analyses.compare.comparison import compare
 from workbench.analyses.probe.probe import probe
-from workbench.cli.cli_args import identify
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
 from workbench.models.transformer_lens import from_hooked_transformer, read_folder
-from workbench.training import build, loop, train
+from workbench.study.measuring import name_subjects
+from workbench.training import build, train, trainer
 from workbench.training.recipe import parse_recipe, phase_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -66,14 +66,15 @@ def test_models_of_one_architecture_are_told_apart_in_every_table(runs):
 
 def test_the_command_line_calls_a_model_as_python_does(runs):
     for path in (runs[0], runs[0] / "step_00000002"):
-        assert identify(str(path), load(path), 9) == ("control", 3)
+        (own,) = name_subjects([path], [load(path)], 9)
+        assert (own.name, own.seed) == ("control", 3)
 
 
 def test_a_run_whose_checkpoints_have_the_architectures_name_is_called_as_its_recipe(text, tmp_path, monkeypatch):
     def named_by_the_architecture(recipe, index):
         return phase_model(recipe, index).model_copy(update={"model_name": recipe.model.model_name})
 
-    monkeypatch.setattr(loop, "phase_model", named_by_the_architecture)
+    monkeypatch.setattr(trainer, "phase_model", named_by_the_architecture)
     run = train(recipe_called("own", text), tmp_path / "run", progress=False, cache=tmp_path / "cache")
     assert '"model_name": "shared-architecture"' in (run / "step_00000002" / "hooked_config.json").read_text()
     assert load(run).cfg.model_name == "own"

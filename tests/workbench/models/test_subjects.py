@@ -21,19 +21,21 @@ import probes
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.ablate.pairs import ablate_pairs
 from workbench.analyses.attention.statistics import attention, repeated_random_tokens
-from workbench.analyses.compare import compare, mean_pooled
-from workbench.analyses.evaluate import encode_text, evaluate
-from workbench.analyses.harvest import harvest, read_shards, stream
-from workbench.analyses.mechanisms import mechanisms
+from workbench.analyses.compare.comparison import compare, mean_pooled
+from workbench.analyses.evaluate.bits import encode_text, evaluate
+from workbench.analyses.harvest.storing import harvest
+from workbench.analyses.mechanisms.switches import mechanisms
 from workbench.analyses.probe.probe import probe
 from workbench.analyses.probe.states import build_prompts
 from workbench.analyses.text_quality.quality import text_quality
 from workbench.analyses.topology.heads import head_cosines, topology
 from workbench.data.concepts import ConceptSet
+from workbench.data.shards import read_shards
 from workbench.models.checks import run_hooked
 from workbench.models.generate import generate
 from workbench.models.interop import export
 from workbench.models.load import load
+from workbench.models.streams import stream
 from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
 
 pytestmark = [

@@ -3,63 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import pytest
-import tomli_w
 
 from reports.tables import read_table
-from workbench.analyses.mechanisms import BASE, RUNGS, ladder_recipes
+from workbench.analyses.ladder.rungs import BASE, RUNGS, ladder_recipes
 from workbench.analyses.text_quality.quality import text_quality
 from workbench.data.batteries import read_prompts
 from workbench.models.load import load
-from workbench.runs import verify_manifest
-from workbench.study import plan as study_plan
-from workbench.study.recipe import Analysis
-from workbench.study.study import study
+from workbench.runs import amend_manifest, verify_manifest
+from workbench.study.tabulate import tabulate_run
 from workbench.training import load_recipe
 
-SMALL = {
-    "n_layers": 2, "d_model": 16, "n_heads": 2, "n_key_value_heads": 1, "d_head": 8, "d_mlp": 16, "n_ctx": 64,
-}  # fmt: skip
 N_NEW, N_SAMPLES = 4, 2
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The study; its models have the embedded text's tokenizer, for which the prompts are words."""
-    place = tmp_path_factory.mktemp("recurrent")
-    recurrent = load_recipe("recurrent-nano").model_dump(mode="json", exclude_none=True)
-    recurrence = recurrent["model"]["extensions"]["recurrence"] | {"n_unique": 1, "n_passes": 2, "carry_rank": 2}
-    recurrence |= {"td_rank": 2, "n_routes": 2}
-    recurrent["model"]["extensions"] |= {"k_rank": 2, "recurrence": recurrence}
-    recurrent["model"] |= SMALL
-    phase = recurrent["phases"][0] | {"n_steps": 1, "batch_size": 2, "eval_every": 1, "log_every": 1}
-    phase["optimizer"]["muon"]["n_momentum_steps"] = 1
-    phase["schedule"] = {"kind": "constant"}
-    recurrent |= {"name": "tiny-recurrent", "phases": [phase]}
-    rows = [{"text": prompt * 20} for one in read_prompts() for prompt in one.prompts]
-    (place / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recurrent["data"] |= {"source": str(place / "text.jsonl"), "held_out_fraction": 0.3, "n_held_out_windows": 4}
-    recurrent.pop("monitor")
-    plain = load_recipe("p3-muon-nano").model_dump(mode="json", exclude_none=True)
-    plain["model"] |= SMALL | {"n_key_value_heads": 2}
-    step = {"n_steps": 1, "batch_size": 2, "eval_every": 1, "log_every": 1, "schedule": {"kind": "constant"}}
-    plain |= {"name": "tiny-plain", "phases": [plain["phases"][0] | step], "data": recurrent["data"]}
-    plain.pop("monitor")
-    for recipe in (recurrent, plain):
-        (place / f"{recipe['name']}.toml").write_text(tomli_w.dumps(recipe))
-    settings = {
-        "name": "tiny", "n_seeds": 1, "analyses": ["text_quality", "mechanisms", "ladder"],
-        "models": [str(place / "tiny-recurrent.toml"), str(place / "tiny-plain.toml")],
-        "measure": {"n_samples": N_SAMPLES, "n_new_tokens": N_NEW, "n_bytes": 2000},
-    }  # fmt: skip
-    (place / "study.toml").write_text(tomli_w.dumps(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(place / "cache"))
-        return study(place / "study.toml", place / "made", device="cpu")
+def made(recurrent_study) -> Path:
+    """The study."""
+    return recurrent_study
 
 
 def test_text_quality_is_merged_with_its_continuations(made) -> None:
@@ -87,32 +52,26 @@ def test_mechanisms_and_ladder_are_the_recurrent_models(made) -> None:
     changes = rungs["bits_per_byte"].diff()
     assert rungs["delta_bits"].tolist()[1:] == pytest.approx(changes.tolist()[1:])
     said = json.loads((made / "study.json").read_text())
-    assert any(note.startswith("tiny-plain have no depth recurrence") for note in said["notes"])
+    for name in ("mechanisms", "ladder"):
+        assert f"No {name} of tiny-plain: it has no depth recurrence." in said["notes"]
     assert (made / "report.html").is_file()
 
 
-def test_a_plan_counts_the_memory_of_every_kind_of_job(made, monkeypatch, tmp_path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert set(study_plan.PLANS) == set(get_args(Analysis))
-    planned = []
-
-    def told(kind: str, plan_kind):
-        def run(subject):
-            planned.append((kind, subject.model.cfg.extensions.recurrence is not None))
-            facts = plan_kind(subject)
-            return facts | {"bytes_in_memory": facts["bytes_in_memory"] + (kind == "spectra") * 10**12}
-
-        return run
-
-    monkeypatch.setattr(study_plan, "PLANS", {kind: told(kind, own) for kind, own in study_plan.PLANS.items()})
-    analyses = [kind for kind in get_args(Analysis) if kind != "ablation"]
-    overrides = {"analyses": analyses, "measure.n_permutations": 9, "measure.n_points": 64}
-    facts = study_plan.plan(made.parent / "study.toml", device="cpu", overrides=overrides)
-    assert facts["bytes_in_memory"] > 10**12  # the largest of all, whatever it is of
-    plain = {kind for kind, is_recurrent in planned if not is_recurrent}
-    recurrent = {kind for kind, is_recurrent in planned if is_recurrent}
-    assert "ablation" not in plain | recurrent
-    # the first is the reference, which is matched with nothing; the plain one has no mechanisms
-    assert set(analyses) - plain == {"mechanisms", "ladder"}
-    assert set(analyses) - recurrent == {"match"}
-    assert not list(tmp_path.iterdir())
+def test_text_quality_is_tabulated_again_without_its_model(made, tmp_path) -> None:
+    job = tmp_path / "job"
+    shutil.copytree(made / "text-quality/tiny-plain-seed0", job)
+    (job / "text_quality.csv").unlink()
+    assert tabulate_run(job) == ["text_quality"]
+    verify_manifest(job)
+    table = (made / "text-quality/tiny-plain-seed0/text_quality.csv").read_bytes()
+    assert (job / "text_quality.csv").read_bytes() == table
+    raw = json.loads((job / "text_quality.json").read_text())
+    first = next(item for item in raw["items"] if item["battery"] == "recall")
+    first["margin"] += 8.0
+    (job / "text_quality.json").write_text(json.dumps(raw))
+    amend_manifest(job, ["text_quality.json"])
+    before = read_table(job, "text_quality").set_index("measure")["value"]
+    tabulate_run(job)
+    after = read_table(job, "text_quality").set_index("measure")["value"]
+    n_items = sum(item["battery"] == "recall" for item in raw["items"])
+    assert after["recall_margin"] - before["recall_margin"] == pytest.approx(8.0 / n_items)

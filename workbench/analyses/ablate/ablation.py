@@ -21,9 +21,9 @@ from workbench.analyses.ablate.impacts import check_bootstrap, impacts, summariz
 from workbench.analyses.ablate.load_bearing import load_bearing
 from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
-from workbench.analyses.harvest import stream
 from workbench.models import HookedLM
 from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, run_watched
+from workbench.models.streams import stream
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from workbench.analyses.attention.settings import N_REPEATED
 from workbench.models.activations import special_ids
 from workbench.models.checks import checked_tokens, choose, device_of, run_hooked
 
@@ -26,7 +27,7 @@ def attention(
     *,
     seed: int = 0,
     name: str | None = None,
-    n_repeated: int = 16,
+    n_repeated: int = N_REPEATED,
     on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
     """The rows of attention_stats.csv, one per (layer, head): where each head looks.
@@ -51,7 +52,8 @@ def attention(
         ValueError: layers out of range, none, or without an attention map; tokens that do not fit; n_repeated below 0.
     """
     tokens = checked_tokens("attention", model, tokens)
-    check_repeats(n_repeated)
+    if n_repeated < 0:
+        raise ValueError(f"n_repeated: got {n_repeated}; expected 0 or more")
     chosen = choose("layers", layers, model.cfg.n_layers)
     n_ctx, n_half = tokens.shape[1], min(model.cfg.n_ctx // 2, MAX_REPEAT)
     has_repeats = n_repeated > 0 and n_half >= 2
@@ -86,12 +88,6 @@ def attention(
             "n_repeated": n_repeated if has_repeats else 0,
         }
     )
-
-
-def check_repeats(n_repeated: int) -> None:
-    """Raise ValueError for fewer sequences of repeated tokens than none."""
-    if n_repeated < 0:
-        raise ValueError(f"n_repeated: got {n_repeated}; expected 0 or more")
 
 
 def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[Tensor, "n pos"]:

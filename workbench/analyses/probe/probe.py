@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64, Int
+from pydantic import ValidationError
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
@@ -24,17 +25,23 @@ import probes
 from probes.multiplicity import TIE_TOLERANCE
 from workbench.analyses.probe.concept_plane import TOPOLOGIES as DRAWN
 from workbench.analyses.probe.concept_plane import point_rows
-from workbench.analyses.probe.stability import N_PERMUTATIONS, N_SEEDS, is_repeated, stability_rows
-from workbench.analyses.probe.states import TEMPLATES, ConceptStates, concept_states, text_states
+from workbench.analyses.probe.settings import (
+    MAX_N_CTX,
+    N_PERMUTATIONS,
+    N_SEEDS,
+    TEMPLATES,
+    Distance,
+    ProbeSettings,
+)
+from workbench.analyses.probe.stability import is_repeated, stability_rows
+from workbench.analyses.probe.states import ConceptStates, concept_states, text_states
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts
-from workbench.data.text_windows import analysis_tokens, window_length
+from workbench.data.text_windows import spread_windows
 from workbench.models.checks import as_list
+from workbench.runs.records import describe_errors
 
-Distance = Literal["euclidean", "cosine"]
-DISTANCES: tuple[str, ...] = get_args(Distance)
 N_NULL_TRAJECTORIES = 200
 N_BOOTSTRAP = 999
-MAX_N_CTX = 128  # tokens per window of text, unless told otherwise
 SHARE = 0.9  # of the maximum over layers, where a set counts as crystallised
 Concepts = Sequence[ConceptSet] | Sequence[str] | str | Path | None
 
@@ -107,8 +114,8 @@ def probe(
     Args:
         models: a `HookedLM` or TransformerLens model with a tokenizer, or several.
         concepts: a TOML file of sets, sets, or names of those that come with the package; all of these for None.
-        tokens: text for the intrinsic dimension: windows [n, n_ctx] for all models, or one such a model; None reads the
-            embedded text's held-out part.
+        tokens: text for the intrinsic dimension: windows [n, n_ctx] for all models, or one such a model; None reads
+            2·n_points tokens of the held-out part of what each was trained on, or of the embedded text.
         distance: between mean states, "euclidean" (uncentred) or "cosine".
         n_permutations: of every test with more than 8 items (fewer are enumerated).
         n_points: tokens of text, at most; 0: no intrinsic dimension.
@@ -126,8 +133,14 @@ def probe(
     several = list(models) if isinstance(models, Sequence) else [models]
     sets = _resolve(concepts)
     keys = _keys(several, names, seeds)
-    check_settings(distance, n_permutations, n_points, n_stability_seeds, n_stability_permutations)
-    texts = _texts(several, tokens, n_points, seed)
+    _check_settings(
+        distance=distance,
+        n_permutations=n_permutations,
+        n_points=n_points,
+        n_stability_seeds=n_stability_seeds,
+        n_stability_permutations=n_stability_permutations,
+    )
+    texts = _texts(several, tokens, n_points)
     subjects = []
     for index, (model, key, text) in enumerate(zip(several, keys, texts, strict=True)):
         tell = None if on_progress is None else _part_of(on_progress, 0.6 * index / len(several), 0.3 / len(several))
@@ -441,50 +454,24 @@ def _keys(
     return [{"model": name, "seed": number} for name, number in zip(called, trained, strict=True)]
 
 
-def check_settings(
-    distance: str = "euclidean",
-    n_permutations: int = 9999,
-    n_points: int = 4096,
-    n_stability_seeds: int = N_SEEDS,
-    n_stability_permutations: int = N_PERMUTATIONS,
-) -> None:
-    """Nothing; raises ValueError for settings of `probe` that are out of range."""
-    if distance not in DISTANCES:
-        raise ValueError(f"distance: got {distance!r}; expected one of {', '.join(DISTANCES)}")
-    if n_permutations < 1:
-        raise ValueError(f"n_permutations: got {n_permutations}; expected at least 1")
-    if n_stability_seeds < 0:
-        raise ValueError(f"n_stability_seeds: got {n_stability_seeds}; expected 0 or more")
-    if n_stability_permutations < 1:
-        raise ValueError(f"n_stability_permutations: got {n_stability_permutations}; expected at least 1")
-    if n_points and n_points < 3:
-        raise ValueError(f"n_points: got {n_points}; expected at least 3, or 0 for no intrinsic dimension")
+def _check_settings(**settings: Any) -> None:
+    try:
+        ProbeSettings(**settings)
+    except ValidationError as error:
+        raise ValueError(describe_errors(error)) from None
 
 
-def _texts(models: Sequence[Any], tokens: Any, n_points: int, seed: int) -> list[Any]:
+def _texts(models: Sequence[Any], tokens: Any, n_points: int) -> list[Any]:
     """The windows that each model reads; none where no intrinsic dimension is wanted."""
     if n_points == 0:
         return [None] * len(models)
     if tokens is None:
-        return [text_windows(model, seed=seed) for model in models]
+        return [spread_windows(model, None, n_tokens=2 * n_points, max_n_ctx=MAX_N_CTX) for model in models]
     if isinstance(tokens, Tensor):
         return [tokens] * len(models)
     if len(tokens) != len(models):
         raise ValueError(f"tokens: got {len(tokens)} texts for {len(models)} models; expected one each, or one for all")
     return list(tokens)
-
-
-def text_windows(
-    model: Any, data: str | Path = "embedded", n_sequences: int = 64, n_ctx: int | None = None, seed: int = 0
-) -> Int[Tensor, "n_sequences n_ctx"]:
-    """The windows of held-out text that the intrinsic dimension is taken on; errors as in `analysis_tokens`."""
-    return analysis_tokens(model, data, n_sequences=n_sequences, n_ctx=text_length(model, n_ctx), seed=seed)
-
-
-def text_length(model: Any, n_ctx: int | None) -> int:
-    """Tokens per window: n_ctx where given, else the model's, at most 128: neighbours from many short windows are of
-    more kinds than from a few long ones. Raises ValueError where the model reads no such window."""
-    return window_length(model, min(model.cfg.n_ctx, MAX_N_CTX) if n_ctx is None else n_ctx)
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

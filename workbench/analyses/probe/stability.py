@@ -13,10 +13,10 @@ from scipy.stats import binomtest
 
 import probes
 from probes.permutations import EXACT_UP_TO, random_permutations
+from workbench.analyses.probe.settings import N_PERMUTATIONS, N_SEEDS
 from workbench.data.concepts import ConceptSet
 from workbench.models.checks import middle_layer
 
-N_SEEDS, N_PERMUTATIONS = 5, 5000
 PREFIX = "years"  # of the sets that are tested: those whose spelling goes with their order
 POOLED = -1  # permutation_seed of the row of all seeds together
 

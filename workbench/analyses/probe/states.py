@@ -19,13 +19,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probes import LowPrecisionWarning, ProbeWarning
-from workbench.analyses.harvest import stream
+from workbench.analyses.probe.settings import TEMPLATES
 from workbench.data.concepts import ConceptSet
 from workbench.models.checks import as_list, checked_tokens
+from workbench.models.streams import stream
 from workbench.models.tokenizer_files import begin_ids, unknown_id
 
 PLACE = "{X}"
-TEMPLATES = ("The {category} is {X}", "In the {category} of {X},", "{X}")
 HALF = (torch.bfloat16, torch.float16)
 OUTLYING = 3.0  # times the median norm: attention sinks lie far above, other states below
 TOKENS_A_BATCH = 2048  # every state of every layer of a batch is held at once

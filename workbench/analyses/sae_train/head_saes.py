@@ -21,7 +21,6 @@ from sae.config import SAESource, StackInfo
 from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
 from sae.stack import StackedSAE
 from sae.train import StepStats, Trainer
-from workbench.analyses.harvest import Shards, open_shards
 from workbench.analyses.sae_train.comparison import pareto_table, stability_table
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
@@ -50,6 +49,7 @@ from workbench.analyses.sae_train.shard_activations import (
     shard_sequences,
     shards_sha256,
 )
+from workbench.data.shards import Shards, open_shards
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
 from workbench.models.weights import weights_sha256

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from sae.config import SAEConfig, TrainConfig, as_list
 from sae.stack import spawn_generators
-from workbench.analyses.harvest import check_rows
 from workbench.analyses.sae_train.evaluation import check_stand_ins
 from workbench.analyses.sae_train.settings import HeadSaeSettings, check_coefficients, check_numbers
 from workbench.models.activations import (
@@ -24,6 +23,7 @@ from workbench.models.activations import (
     special_ids,
 )
 from workbench.models.checks import check_hooks, device_of, run_watched
+from workbench.models.streams import check_rows
 from workbench.runs.memory import check_memory
 from workbench.runs.records import describe_errors
 

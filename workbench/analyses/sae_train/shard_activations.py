@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workbench.analyses.harvest import Shard, Shards, check_shard, read_shard
+from workbench.data.shards import Shard, Shards, check_shard, read_shard
 from workbench.models.activations import EVERYWHERE, Positions, Slot
 from workbench.models.checks import count_bad
 

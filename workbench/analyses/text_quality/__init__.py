@@ -1,1 +1,5 @@
-"""Text quality: continuations sampled and counted, and batteries of items."""
+"""Text quality of a model."""
+
+from workbench.analyses.text_quality.analysis import text_quality
+
+__all__ = ["text_quality"]

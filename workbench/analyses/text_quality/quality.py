@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -17,7 +18,7 @@ from jaxtyping import Float64
 
 from probes.bootstrap import ratio_limits
 from workbench.analyses.text_quality import counts
-from workbench.analyses.text_quality.continuations import Continuation, sample_continuations
+from workbench.analyses.text_quality.continuations import Continuation, encode_prompts, sample_continuations
 from workbench.analyses.text_quality.items import encode_items, item_margins
 from workbench.analyses.text_quality.loops import loop_kind
 from workbench.analyses.text_quality.tagging import Tagger, TaggerMissing, count_words, load_tagger
@@ -59,6 +60,8 @@ class TextQuality:
     """text_quality.csv's rows"""
     continuations: list[Continuation]
     sampling_seed: int
+    scored: tuple[tuple[Item, float], ...] = ()
+    """items of the batteries, battery by battery, each with its margin in nats"""
 
     def to_jsonl(self) -> str:
         """continuations.jsonl: one JSON object a line."""
@@ -133,7 +136,7 @@ def text_quality(
         TaggerMissing: a tagger was named and is not there.
     """
     check_ours("text_quality", model)
-    title, tag = choose_tagger(tagger)
+    tagging = choose_tagger(tagger)
     texts = read_prompts() if prompts is None else as_prompts(prompts)
     scored = as_batteries(recall, batteries)
     check_names(scored)
@@ -151,17 +154,34 @@ def text_quality(
         seed=seed,
         on_progress=None if on_progress is None else lambda done: on_progress(share * done),
     )
-    ratios, n_scored = list(count(found, tag)), 0
+    margins: list[tuple[Item, float]] = []
     for own in items:
-        start, length = share + (1 - share) * n_scored / n_items, (1 - share) * len(own) / n_items
+        start, length = share + (1 - share) * len(margins) / n_items, (1 - share) * len(own) / n_items
         tell = None if on_progress is None else partial(_tell_part, on_progress, start, length)
         # a battery at a time: what is read together changes the last bits of a margin
-        ratios += battery_ratios(own, item_margins(model, own, tell))
-        n_scored += len(own)
-    table = ratio_table(ratios, seed).assign(n_continuations=len(found), tagger=title)
-    table.insert(0, "model", name or model.cfg.model_name)
+        margins += zip(own, item_margins(model, own, tell).tolist(), strict=True)
+    table = quality_table(found, margins, tagging, seed=seed, name=name or model.cfg.model_name)
+    return TextQuality(table, found, seed, tuple(margins))
+
+
+def quality_table(
+    continuations: Sequence[Continuation],
+    scored: Sequence[tuple[Item, float]],
+    tagging: tuple[str, Tagger | None],
+    *,
+    seed: int,
+    name: str,
+) -> pd.DataFrame:
+    """The rows of text_quality.csv of continuations and items with their margins; tagging: of `choose_tagger`."""
+    title, tag = tagging
+    ratios = list(count(continuations, tag))
+    for _, own in itertools.groupby(scored, key=lambda pair: pair[0].battery):
+        items, margins = zip(*own, strict=True)
+        ratios += battery_ratios(items, np.array(margins))
+    table = ratio_table(ratios, seed).assign(n_continuations=len(continuations), tagger=title)
+    table.insert(0, "model", name)
     table.insert(1, "seed", seed)
-    return TextQuality(table, found, seed)
+    return table
 
 
 def _tell_part(on_progress: Callable[[float], None], start: float, length: float, done: float) -> None:
@@ -220,6 +240,17 @@ def count(continuations: Sequence[Continuation], tag: Tagger | None) -> Iterable
     yield Ratio("noun_ratio", n_nouns, n_tagged, "words as tagged")
     yield Ratio("pronoun_noun_ratio", total(s.n_pronouns for s in seen), n_nouns, "nouns")
     yield Ratio("clause_depth", total(s.depth_sum for s in seen), total(s.n_sentences for s in seen), "sentences")
+
+
+def check_batteries(
+    model: Any, prompts: Sequence[PromptSet], batteries: Sequence[Battery], max_new_tokens: int
+) -> None:
+    """Raise ValueError where a prompt or an item does not fit the model, before anything is written."""
+    check_ours("text_quality", model)
+    check_names(batteries)
+    encode_prompts(model, prompts, max_new_tokens)
+    for battery in batteries:
+        encode_items(model, battery_items(battery))
 
 
 def check_names(batteries: Sequence[Battery]) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from probes import SmallSampleWarning, ranks_of_spectrum
 from reports.tables import COLUMNS
-from workbench.analyses.harvest import stream
 from workbench.models import HookedLM
 from workbench.models.checks import checked_tokens, choose, device_of, matching_layer, run_hooked
 from workbench.models.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
+from workbench.models.streams import stream
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")

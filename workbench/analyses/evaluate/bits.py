@@ -12,7 +12,6 @@ least n_ctx − stride + 1 tokens before it; the first window scores all.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,6 @@ from workbench.models.cross_entropy import linear_cross_entropy, perplexity
 from workbench.models.recurrence import exit_depth
 from workbench.models.tokenizer_files import begin_ids, separator_id
 from workbench.models.transformer import check_ours
-from workbench.runs.memory import planned_bytes
 from workbench.training.quantization import pack_model, unpack_model
 
 STRIDE = 64  # tokens that a sliding window scores
@@ -222,7 +220,7 @@ def evaluate(
     texts: Sequence[str],
     *,
     n_ctx: int | None = None,
-    stride: int = STRIDE,
+    stride: int | None = None,
     quantized: bool = True,
     seed: int = 0,
     name: str | None = None,
@@ -239,7 +237,7 @@ def evaluate(
         model: a `HookedLM` (or, not quantized, any model that gives logits), with its tokenizer.
         texts: documents.
         n_ctx: tokens per window; the model's by default.
-        stride: tokens between the ends of successive sliding windows.
+        stride: tokens between the ends of successive sliding windows; 64 by default, or n_ctx if that is less.
         quantized: also measure after the int8 round trip.
         seed: of the bootstrap; fills the column seed.
 
@@ -247,10 +245,7 @@ def evaluate(
         ValueError: as `encode_text` and `plan_windows`; n_ctx longer than the model's; weights that int8 cannot hold;
             another class of model, if it is to be quantized.
     """
-    if quantized:
-        check_ours("evaluate with quantized=True", model)
-    length = window_length(model, n_ctx)
-    text = encode_text(getattr(model, "tokenizer", None), texts)
+    text, length, stride = check_evaluation(model, texts, n_ctx=n_ctx, stride=stride, quantized=quantized)
     plans = {"plain": plan_windows(len(text.tokens), length)}
     plans["sliding"] = plan_windows(len(text.tokens), length, stride)
     subjects: dict[str, tuple[Any, float]] = {"stored": (model, math.nan)}
@@ -293,42 +288,17 @@ def evaluate(
     return pd.DataFrame(rows)
 
 
-def plan_evaluation(
-    model: Any, text: EncodedText, n_ctx: int | None, stride: int | None, quantized: bool, *, n_times: int = 1
-) -> dict[str, Any]:
-    """Facts about an evaluation by name, before it is made: windows, tokens through the model, seconds and memory from
-    one batch.
-
-    Args:
-        stride: of the sliding windows; none: plain ones only.
-        n_times: how often the plain windows are read.
-
-    Raises:
-        ValueError: as `evaluate`.
-    """
+def check_evaluation(
+    model: Any, texts: Sequence[str], *, n_ctx: int | None = None, stride: int | None = None, quantized: bool = False
+) -> tuple[EncodedText, int, int]:
+    """(the text's tokens, tokens per window, tokens between the ends of sliding windows); errors as `evaluate`."""
+    if quantized:
+        check_ours("evaluate with int8 weights", model)
     length = window_length(model, n_ctx)
-    plain = plan_windows(len(text.tokens), length)
-    sliding = plan_windows(len(text.tokens), length, stride) if stride is not None else []
-    n_windows = (len(plain) * n_times + len(sliding)) * (1 + quantized)
-    part = plain[: max(1, TOKENS_TOGETHER // length)]
-    token_nats(model, text, part[:1])
-    started = time.perf_counter()
-    token_nats(model, text, part)
-    seconds = (time.perf_counter() - started) / len(part)
-    n_weights = sum(p.numel() for p in model.parameters())
-    # a second model, and its weights as single bytes: one by one, joined, and packed
-    quantized_bytes = n_weights * (next(model.parameters()).element_size() + 3) if quantized else 0
-    return {
-        "n_ctx": length,
-        "n_bytes": text.n_bytes,
-        "n_tokens": text.n_scored,
-        "n_windows_plain": len(plain),
-        "n_windows_sliding": len(sliding),
-        "n_tokens_read": n_windows * length,
-        **planned_bytes(device_of(model), on_host=quantized_bytes),
-        "tokens_read_per_scored_token": round(n_windows * length / text.n_scored, 2),
-        "seconds": round(seconds * n_windows, 1),
-    }
+    stride = min(STRIDE, length) if stride is None else stride
+    text = encode_text(getattr(model, "tokenizer", None), texts)
+    plan_windows(len(text.tokens), length, stride)
+    return text, length, stride
 
 
 def window_length(model: Any, n_ctx: int | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 import probes
-from reports.tables import COLUMNS
 from workbench.models.layers import Attention
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O")
 MLP = ("W_gate", "W_in", "W_out")
+KEY = ("model", "seed", "layer", "matrix")
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio")
 Spectra = dict[tuple[int, str], probes.MatrixSpectrum]  # (layer, matrix) -> its spectrum, in the order of depth
 
@@ -32,13 +32,15 @@ def weight_spectra(model: Any, *, name: str | None = None, seed: int = 0) -> pd.
     return ranks_table(matrix_spectra(model), name or model.cfg.model_name, seed)
 
 
-def matrix_spectra(model: Any) -> Spectra:
+def matrix_spectra(model: Any, on_progress: Callable[[float], None] | None = None) -> Spectra:
     """The spectrum of every weight matrix by (layer, matrix), each from one decomposition in float64."""
-    return {
-        (layer, name): probes.matrix_spectrum(matrix.detach().cpu().double().numpy())
-        for layer, block in enumerate(model.blocks)
-        for name, matrix in weight_matrices(block).items()
-    }
+    found = {}
+    for layer, block in enumerate(model.blocks):
+        for name, matrix in weight_matrices(block).items():
+            found[layer, name] = probes.matrix_spectrum(matrix.detach().cpu().double().numpy())
+        if on_progress is not None:
+            on_progress((layer + 1) / len(model.blocks))
+    return found
 
 
 def spectra_tables(spectra: Spectra, name: str, seed: int) -> dict[str, pd.DataFrame]:
@@ -57,7 +59,7 @@ def ranks_table(spectra: Spectra, name: str, seed: int) -> pd.DataFrame:
             (name, seed, layer, matrix, *(getattr(found.ranks, rank) for rank in RANKS), found.ranks.n_singular_values)
             for (layer, matrix), found in spectra.items()
         ],
-        columns=pd.Index([*COLUMNS["weight_spectra"], "n_singular_values"]),
+        columns=pd.Index([*KEY, *RANKS, "n_singular_values"]),
     )
 
 
@@ -68,7 +70,7 @@ def singular_values_table(spectra: Spectra, name: str, seed: int) -> pd.DataFram
     a float64, would take 3.5 times the bytes.
     """
     rows = [(name, seed, layer, matrix, as_json(found.singular_values)) for (layer, matrix), found in spectra.items()]
-    return pd.DataFrame(rows, columns=pd.Index(COLUMNS["singular_values"]))
+    return pd.DataFrame(rows, columns=pd.Index([*KEY, "singular_values"]))
 
 
 def as_json(values: Float[np.ndarray, " k"]) -> str:
@@ -95,7 +97,7 @@ def budget_table(spectra: Spectra, name: str, seed: int) -> pd.DataFrame:
             own = [ranks[layer] for layer in layers if layer in ranks]
             if own:
                 rows.append((name, seed, matrix, part, sum(own), sum(own) / total, len(own)))
-    return pd.DataFrame(rows, columns=pd.Index(COLUMNS["rank_budget"]))
+    return pd.DataFrame(rows, columns=pd.Index(["model", "seed", "matrix", "part", "stable_rank", "share", "n_layers"]))
 
 
 def depth_parts(n_layers: int) -> Mapping[str, range]:

@@ -16,18 +16,14 @@ from torch import Tensor
 import probes
 from probes.checks import centered
 from probes.subspaces import DEGENERACY
-from workbench.analyses.harvest import stream
+from workbench.analyses.compare.settings import N_COMPONENTS, NO_SHARED_BASIS
 from workbench.analyses.probe.states import TOKENS_A_BATCH, state_hooks
-from workbench.analyses.spectra import Spectra, divergence_rows, matrix_spectra, spectra_tables
+from workbench.analyses.spectra.weights import Spectra, divergence_rows, matrix_spectra, spectra_tables
 from workbench.models.checks import as_list, checked_tokens, matching_layer
+from workbench.models.streams import stream
 
 MIN_SEQUENCES = 4  # below, the unbiased CKA is undefined
-N_COMPONENTS = 4  # principal components that are compared
 N_SHUFFLED = 20  # draws of the null of shuffled items
-NO_SHARED_BASIS = (
-    "two models share no basis: pc_cosine compares coordinates, which training from other initial weights permutes and "
-    "rotates; principal_angle, cka and procrustes compare the items' geometry"
-)
 
 
 @dataclass(frozen=True)
