@@ -85,7 +85,7 @@ def main(ckpt: str, layers: list[int] | None, n_tokens: int, n_eval_tokens: int,
     )
     table = compare_precisions(
         model, tokens, layers, l1, seeds=(0, 1, 2), held_out=held_out, normalize="mean_norm", n_ce_tokens=n_ce_tokens,
-        batch_size=512, lr=6e-3,
+        n_train_tokens=None, batch_size=512, lr=6e-3,
     )  # fmt: skip
     summary = precision_summary(table)
     print(summary.to_string(index=False))

@@ -26,41 +26,6 @@ from reports.contract import PACKAGE, Column, Table, declare, declared, describe
 # name of the table (the file is `<name>.csv`) -> its leading columns, in order
 _UNDECLARED = MappingProxyType(
     {
-        # one SAE a row; the trailing column `dictionary` is trained, random or shuffled; head -1 is all heads together;
-        # measured without position 0 and special tokens: trailing fvu_with_special has them, n_left_out counts them,
-        # n_outlying and n_outlying_left_out count long activations among all and among them; neighbour_cosine is the
-        # median over living features of the cosine with the nearest other, near_copy_share the share of them above .9
-        "sae_training_results": (
-            "model", "seed", "layer", "head", "d_in", "d_sae", "l1", "l0", "mse", "fvu", "dead_fraction", "ce_base",
-            "ce_spliced", "ce_zero", "ce_recovered", "n_train_tokens", "n_eval_tokens",
-        ),
-        # histogram of feature densities; the bin is the lower edge in log10, or the word "dead" for features that
-        # never fire
-        "sae_density": ("model", "seed", "layer", "head", "log10_density_bin", "n_features"),
-        # with several l1: one trained SAE's l1 a row, mean over the SAEs' seeds; on_front: no other l1 has less of both
-        "sae_pareto": (
-            "model", "seed", "layer", "head", "l1", "l0", "fvu", "ce_recovered", "dead_fraction", "on_front",
-        ),
-        # with several seeds: one ordered pair of them a row; beside it the same measure against random directions
-        "sae_stability": (
-            "model", "seed", "layer", "head", "l1", "sae_seed", "other_seed", "n_features", "stability", "share_above",
-            "stability_random", "share_random",
-        ),
-        # two models at equal l0, one layer a row: means over the range of l0 that both sweeps reach; difference b - a;
-        # where they are missing the trailing column `reason` says why
-        "sae_matched_l0": (
-            "model_a", "model_b", "seed", "layer", "l0_low", "l0_high", "fvu_a", "fvu_b", "fvu_difference",
-            "ce_recovered_a", "ce_recovered_b", "ce_recovered_difference",
-        ),
-        # one SAE feature a row. JSON: top_contexts [{"tokens": [str], "acts": [float], "peak": int, "value": float}],
-        # an act is null at a position where features are not measured (0 and special tokens),
-        # logit_promoted and logit_suppressed [[token, value]]. Trailing columns the atlas knows: seed, dead (bool),
-        # neighbours [[feature, cosine]] in the same head, match [model, feature, score] in the same layer and head
-        # and n_tokens, of which density is the share
-        "feature_atlas": (
-            "model", "layer", "head", "feature", "density", "max_act", "mean_act", "top_token", "top_contexts",
-            "logit_promoted", "logit_suppressed",
-        ),
         # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
         # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...; last
         # held_out_perplexity, exp(held_out_loss)
@@ -114,12 +79,13 @@ COLUMNS: Mapping[str, tuple[str, ...]] = _Leading()
 # columns that hold text whatever they look like: a token "NA", "007" or "" must come back as it was
 TEXT_COLUMNS = frozenset(
     (
-        "model", "model_a", "model_b", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix", "measure",
-        "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token", "top_contexts",
-        "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published", "measured", "verdict",
-        "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group", "reference", "treated",
-        "direction", "scale", "interval", "why", "source_rows", "published_in", "unit", "per", "tagger",
-        "item", "reason", "singular_values", "term", "pattern", "table", "comparison", "seeds", "values",
+        "model", "model_a", "model_b", "other", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix",
+        "measure", "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token",
+        "top_contexts", "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published",
+        "measured", "verdict", "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group",
+        "reference", "treated", "direction", "scale", "interval", "why", "source_rows", "published_in", "unit",
+        "per", "tagger", "item", "reason", "singular_values", "term", "pattern",
+        "table", "comparison", "seeds", "values",
     )
 )  # fmt: skip
 

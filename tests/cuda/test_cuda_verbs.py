@@ -98,7 +98,8 @@ def test_shards_hold_the_cpus_activations(tmp_path: Path) -> None:
 
 def test_saes_of_the_device_are_as_good(tmp_path: Path) -> None:
     command = (
-        "sae-train --ckpt model --layers 0 --data text.txt --n-tokens 4800 --n-eval-tokens 480 --set batch_size=32 "
+        "sae-train --ckpt model --layers 0 --data text.txt --n-train-tokens 4800 --n-eval-tokens 480 "
+        "--set batch_size=32 "
         "--set buffer_tokens=128 --set expansion=3 --set n_ce_tokens=48"
     )
     on_cpu, on_device = (run(command, d, tmp_path / d)["sae_training_results"] for d in ("cpu", "cuda"))
@@ -110,7 +111,7 @@ def test_saes_of_the_device_are_as_good(tmp_path: Path) -> None:
 def test_a_verb_run_twice_leaves_the_same_bytes(tmp_path: Path, verb: str) -> None:
     commands = {
         "harvest": "harvest --ckpt model --split train --layers all --data text.txt --n-sequences 12",
-        "sae-train": "sae-train --ckpt model --layers 0 --data text.txt --n-tokens 480 --n-eval-tokens 240 "
+        "sae-train": "sae-train --ckpt model --layers 0 --data text.txt --n-train-tokens 480 --n-eval-tokens 240 "
         "--set batch_size=32 --set buffer_tokens=128 --set expansion=3 --set n_ce_tokens=48",
         "ablate": VERBS["ablate"][0],
     }

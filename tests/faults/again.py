@@ -18,7 +18,7 @@ STAGES = {
     "compare": f"compare model twin {DATA} --out {{out}}",
     "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --battery none "
     "--tagger none --n-samples 2 --max-new-tokens 12 --out {out}",
-    "atlas": "atlas --sae saes --ckpt model --data text.txt --n-sequences 6 --n-contexts 2 --out {out}",
+    "atlas": "atlas --sae saes --ckpt model --data text.txt --n-tokens 288 --n-contexts 2 --out {out}",
     "report": "report probe --out {out}",
     "report of a study": "report study --out {out}",
     "probe": "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "

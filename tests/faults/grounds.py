@@ -27,16 +27,17 @@ MADE = {
     "train": "train recipe.toml --dtype float32 --device cpu --json --out train",
     "harvest": "harvest --ckpt model --split train --layers all --data text.txt --n-sequences 12 "
     "--set shard_bytes=14000 --out harvest",
-    "saes": "sae-train --ckpt model --layers 0 --data text.txt --n-tokens 480 --n-eval-tokens 240 --set batch_size=32 "
+    "saes": "sae-train --ckpt model --layers 0 --data text.txt --n-train-tokens 480 --n-eval-tokens 240 "
+    "--set batch_size=32 "
     "--set buffer_tokens=128 --set expansion=3 --set n_ce_tokens=48 --out saes",
     "ablation": "ablate --ckpt model --data text.txt --n-sequences 6 --out ablation",
     "topology": "topology --ckpt model --data text.txt --n-sequences 6 --out topology",
     "probe": "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "
     "--set n_permutations=19 --set n_points=64 --out probe",
-    "atlas": "atlas --sae saes --ckpt model --data text.txt --n-sequences 6 --n-contexts 2 --out atlas",
+    "atlas": "atlas --sae saes --ckpt model --data text.txt --n-tokens 288 --n-contexts 2 --out atlas",
     "study": "study tiny.toml --device cpu --threads 1 --json --out study",
 }
-STUDY = {"analyses": ["saes", "ablation", "topology", "features"]}
+STUDY = {"analyses": ["sae-train", "ablate", "topology", "atlas"]}
 CONCEPTS = {
     "things": {"category": "colour", "topology": "ordinal", "words": ["river", "forest", "stone", "king", "queen"]}
 }

@@ -80,7 +80,7 @@ def commands(place: Path) -> dict[str, str]:
         "training": f"train kill-train.toml {options}",
         "automata": f"train kill-nca.toml {options}",
         "harvest": without_out["harvest"].replace("--n-sequences 12", "--n-sequences 96"),
-        "SAE training": without_out["saes"].replace("--n-tokens 480", "--n-tokens 9600"),
+        "SAE training": without_out["saes"].replace("--n-train-tokens 480", "--n-train-tokens 9600"),
         "export": "export --ckpt model --to transformer-lens",
         "import": "import hf",
         "ablation": "ablate --ckpt model --data text.txt --n-sequences 16 --memory-gib 0.002 --components head,mlp "

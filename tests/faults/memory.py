@@ -18,8 +18,13 @@ FEW = "--set phases.0.n_steps=6 --set monitor.every=3 --set phases.0.eval_every=
 FEW += " --set phases.0.schedule.n_warmup_steps=1"
 SAES = "sae-train --ckpt train --n-eval-tokens 8192 --set n_ce_tokens=1024"
 # a study's settings, beside those of its trainings: little text
-LITTLE = "--set saes.n_train_tokens=20480 --set saes.n_ce_tokens=256 --set measure.n_eval_tokens=8192"
-LITTLE += " --set measure.n_ablation_tokens=512 --set measure.n_topology_tokens=4096 --set measure.n_atlas_tokens=8192"
+LITTLE = " ".join(
+    f"--set settings.{setting}"
+    for setting in (
+        "sae-train.n_train_tokens=20480", "sae-train.n_ce_tokens=256", "sae-train.n_eval_tokens=8192",
+        "ablate.n_tokens=512", "topology.n_tokens=4096", "attention.n_tokens=4096", "atlas.n_tokens=8192",
+    )
+)  # fmt: skip
 # a step of each of the ladder's seventeen trainings
 ONE = "--set phases.0.n_steps=1 --set phases.0.schedule.n_warmup_steps=0 --set monitor.every=0"
 ONE += " --set data.n_held_out_windows=16"
@@ -27,9 +32,9 @@ COMMANDS = {
     "train": f"train janus-v3-control-nano {FEW}",
     "train, recurrent": f"train recurrent-nano {FEW}",
     "harvest": "harvest --ckpt train --layers all --n-sequences 32",
-    "sae-train": f"{SAES} --n-tokens 40960",
-    "sae-train, large": f"{SAES} --n-tokens 20480 --l1 1,2 --set expansion=32 --set buffer_tokens=131072",
-    "sae-train, compiled": f"{SAES} --n-tokens 40960 --set use_bf16=true --set use_compile=true",
+    "sae-train": f"{SAES} --n-train-tokens 40960",
+    "sae-train, large": f"{SAES} --n-train-tokens 20480 --l1 1,2 --set expansion=32 --set buffer_tokens=131072",
+    "sae-train, compiled": f"{SAES} --n-train-tokens 40960 --set use_bf16=true --set use_compile=true",
     "ablate": "ablate --ckpt train --layers 0,3 --n-sequences 4",
     "ablate, small budget": "ablate --ckpt train --layers 0,3 --n-sequences 4 --memory-gib 0.25",
     "topology": "topology --ckpt train --n-sequences 32",
@@ -41,7 +46,8 @@ COMMANDS = {
     "mechanisms": "mechanisms --ckpt recurrent --n-bytes 20000",
     "ladder": f"ladder recurrent-nano --n-seeds 1 --n-bytes 20000 {ONE}",
     "study": f"study {FEW.replace('--set ', '--set train.')} {LITTLE}",
-    "study, large": f"study {FEW.replace('--set ', '--set train.')} {LITTLE} --set saes.buffer_tokens=131072",
+    "study, large": f"study {FEW.replace('--set ', '--set train.')} {LITTLE} "
+    "--set settings.sae-train.buffer_tokens=131072",
 }
 
 

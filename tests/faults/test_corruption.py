@@ -50,7 +50,7 @@ READINGS = {
     ),
     "saes, described": Reading(
         "saes",
-        "atlas --sae DIR --ckpt model --data text.txt --n-sequences 2 --n-contexts 2 --out OUT",
+        "atlas --sae DIR --ckpt model --data text.txt --n-tokens 96 --n-contexts 2 --out OUT",
         lambda name: name.startswith("sae/"),
     ),
     "study, drawn": Reading("study", "report DIR", _is_table),

@@ -154,13 +154,18 @@ def is_setting(text: str, here: str) -> bool:
     parts = key.split(".")
     value = None if written == "none" else tomllib.loads(f"value = {written}")["value"]
     records = [record for name in re.findall(r"`([^`]+)`", here) for record in records_of(name)]
-    found = [value_at(record, parts) for record in records if parts[0] in type(record).model_fields]
+    found = [
+        value_at(record.settings_of(parts[1]), parts[2:]) if parts[0] == "settings" else value_at(record, parts)
+        for record in records
+        if parts[0] in type(record).model_fields
+    ]
     return bool(found) and all((list(own) if isinstance(own, tuple) else own) == value for own in found)
 
 
 @cache
 def options_of() -> dict[str, set[str]]:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    verbs: Any = typer.main.get_command(app)
+    commands = {verb: verbs.get_command(None, verb) for verb in verbs.list_commands(None)}
     return {
         verb: {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
         for verb, command in commands.items()

@@ -67,9 +67,9 @@ def test_an_option_that_one_way_does_not_read_is_found() -> None:
 # what is typed -> the options that the line names
 VOID = {
     "atlas {d} --sae x --ckpt y": None,  # neither of the two ways
-    "atlas {d} --l1 3 --ckpt y --device cuda:7": "--ckpt, --l1, --device",
-    "atlas {d} --n-contexts 3 --data a --n-sequences 2 --n-ctx 8": "--n-contexts, --data, --n-sequences, --n-ctx",
-    "atlas {d} --seed 0 --dtype float32 --resume": "--seed, --dtype, --resume",
+    "atlas {d} --l1 3 --ckpt y --device cuda:7": "--ckpt, --device, --l1",
+    "atlas {d} --n-contexts 3 --data a --n-tokens 96 --n-ctx 8": "--data, --n-contexts, --n-ctx, --n-tokens",
+    "atlas {d} --seed 0 --dtype float32 --resume": "--dtype, --resume, --seed",
     "ablate --ckpt x --components mlp --heads 0": "--heads",
     "ablate --ckpt x --components layer,mlp --heads all --pairs 0.1+0.2": "--heads",
     "ablate --ckpt x --n-resamples 1": "--n-resamples",

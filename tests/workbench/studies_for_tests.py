@@ -42,21 +42,17 @@ def write_place(place: Path) -> Path:
 
 def tiny(place: Path) -> dict[str, Any]:
     """The study's recipe."""
-    saes = {"normalize": "mean_norm", "n_train_tokens": 512, "batch_size": 64, "buffer_tokens": 128, "n_ce_tokens": 64}
+    saes = {"l1": [0.5, 1.0], "seeds": [3], "expansion": 3, "n_eval_tokens": 512}
+    saes |= {"n_train_tokens": 512, "batch_size": 64, "buffer_tokens": 128, "n_ce_tokens": 64}
     return {
         "name": "tiny",
         "title": "Two tiny models",
         "models": [str(place / "control.toml"), str(place / "adaptive.toml")],
         "roles": {"control": "tiny-control", "adaptive": "tiny-adaptive"},
-        "sae_l1": [0.5, 1.0],
-        "sae_seeds": [3],
-        "saes": saes | {"expansion": 3},
-        "measure": {
-            "n_eval_tokens": 512,
-            "n_ablation_tokens": 256,
-            "n_topology_tokens": 256,
-            "n_atlas_tokens": 256,
-            "n_contexts": 2,
+        "settings": {
+            "sae-train": saes,
+            **{name: {"n_tokens": 256} for name in ("ablate", "topology", "attention")},
+            "atlas": {"n_tokens": 256, "n_contexts": 2},
         },
     }
 

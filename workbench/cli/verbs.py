@@ -124,6 +124,8 @@ def _setting(name: str, field: FieldInfo) -> tuple[Any, Any]:
     if default is None:
         settings["show_default"] = False
     flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
+    if isinstance(field.json_schema_extra, dict):
+        flags += map(str, field.json_schema_extra.get("flags", ()))  # pyright: ignore[reportArgumentType]
     optional = kind if default is not None else kind | None
     return Annotated[optional, typer.Option(*flags, **settings)], default
 
@@ -197,6 +199,8 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
     if given.get("directory") is not None:
         _draw(analysis, given, is_given)
         return
+    if analysis.page is not None and not given.get("ckpt"):
+        raise UsageError(f"{analysis.name}: got neither a directory nor --ckpt; expected one of the two")
     from reports.tables import read_table
     from workbench.study import measuring
 
@@ -220,6 +224,9 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
     out = measuring.measure(
         request, given["out"] or Path("runs") / analysis.name, resume=given["resume"], show=progress
     )
+    if analysis.page is not None:
+        report(as_json=given["as_json"], out=out / f"{analysis.name}.html")
+        return
     found = [table.name for table in analysis.tables if (out / f"{table.name}.csv").is_file()]
     facts = analysis.facts(out) if analysis.facts is not None else None
     report(as_json=given["as_json"], out=out, table=read_table(out, found[0]) if found else None, facts=facts)
@@ -230,7 +237,8 @@ def _draw(analysis: Analysis, given: Mapping[str, Any], is_given: set[str]) -> N
 
     unread = sorted(is_given - {"directory", "out", "as_json", "debug"})
     if unread:
-        spelt = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        needed = {_needed_key(name): _needed_option(name) for name in analysis.needs}
+        spelt = ", ".join(f"--{needed.get(name, name.replace('_', '-'))}" for name in unread)
         raise UsageError(f"{spelt}: got a directory, whose tables are there; expected --ckpt")
     directory, out = given["directory"], given["out"]
     check_tables(directory)

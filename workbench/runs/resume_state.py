@@ -15,7 +15,7 @@ from workbench.runs import CONFIG, atomic_write
 
 
 def write_state(file: Path, tensors: Mapping[str, Tensor], note: str = "") -> None:
-    """Write tensors, on whatever device, and a note to a file right in the directory of a begun run.
+    """Write tensors, on whatever device, and a note to a file in the directory of a begun run, or in one within it.
 
     The seal is sha256 over all of them, the file's name and the run's config.toml, so that neither damage nor a file of
     another name or run is taken for this one.
@@ -44,5 +44,5 @@ def read_state(file: Path) -> tuple[dict[str, Tensor], str]:
 
 def _seal(file: Path, tensors: Mapping[str, Tensor], note: str) -> str:
     parts = [file.name, note, *(f"{name} {hash_tensor(tensors[name])}" for name in sorted(tensors))]
-    config = file.with_name(CONFIG).read_bytes()
+    config = next(run / CONFIG for run in file.parents if (run / CONFIG).is_file()).read_bytes()
     return hashlib.sha256("\0".join([*parts, hashlib.sha256(config).hexdigest()]).encode()).hexdigest()

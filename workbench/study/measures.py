@@ -8,7 +8,7 @@ max(1, n // 3) of them. Layer −1, the embedding, is none of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sae.metrics import match_l0
+from workbench.analyses.sae_train.settings import shown_l1
 from workbench.data.claims import Measure
 from workbench.data.remarks import Change, Number
 from workbench.models.checks import matching_layer
@@ -94,19 +95,9 @@ def _holding(df: Frame, where: Mapping[str, Any]) -> Frame:
     for column, value in where.items():
         if column not in df:
             return df.iloc[:0]
-        expected = middle_of_sweep(df[column].dropna()) if value == "middle" else value
+        expected = shown_l1(df[column].dropna()) if value == "middle" else value
         df = df[df[column].isin(list(expected)) if isinstance(expected, tuple) else df[column] == expected]
     return df
-
-
-def middle_of_sweep(values: Iterable[float]) -> float:
-    """The middle one of the values, each counted once: the lower of two; nan without any.
-
-    >>> middle_of_sweep([4.0, 2.0, 2.0])
-    2.0
-    """
-    ranked = sorted(set(values))
-    return ranked[(len(ranked) - 1) // 2] if ranked else math.nan
 
 
 def count_layers(tables: Tables, table: str, model: str) -> int:

@@ -193,7 +193,7 @@ def describe_job(job: Job) -> dict[str, Any]:
     elif hasattr(job.settings, "n_ctx") and job.models:
         said["tokens"] = hashlib.sha256(job.tokens.numpy().tobytes()).hexdigest()
     for name, directories in job.needs.items():
-        said[name] = [sha256_file(directory / "manifest.json") for directory in directories]
+        said[name] = [_identify(directory) for directory in directories]
     return said
 
 
@@ -207,14 +207,16 @@ def identify_settings(settings: Settings) -> dict[str, Any]:
     dump = settings.model_dump(mode="json")
     for name, value in settings:
         if isinstance(value, Path):
-            dump[name] = _identify_file(value)
+            dump[name] = _identify(value)
         elif isinstance(value, tuple) and any(isinstance(file, Path) for file in value):
-            dump[name] = [_identify_file(file) for file in value]
+            dump[name] = [_identify(file) for file in value]
     return dump
 
 
-def _identify_file(path: Path) -> str:
-    return sha256_file(path) if path.is_file() else str(path)
+def _identify(path: Path) -> str:
+    """The digest of a file, or of the manifest of a directory that has one; else the name."""
+    files = [file for file in (path, path / "manifest.json") if file.is_file()]
+    return sha256_file(files[0]) if files else str(path)
 
 
 # --- in Python

@@ -16,16 +16,14 @@ from sae import SAEConfig, SAESource, StackedSAE, StackInfo
 from workbench.analyses.atlas import features as module
 from workbench.analyses.atlas.features import (
     ContextKeeper,
-    PairSums,
     atlas_features,
     logit_effects,
-    match_cells,
-    match_features,
     piece_bytes,
     scan,
     stack_slots,
     token_decoder,
 )
+from workbench.analyses.match.features import PairSums, match_cells, match_features
 from workbench.models.activations import Positions, Slot, choose_slots, collect
 from workbench.models.tokenizer_files import wrap_tokenizer
 from workbench.models.weights import weights_sha256

@@ -14,6 +14,7 @@ from workbench.analyses.sae_train.comparison import compare_at_matched_l0, paret
 from workbench.analyses.sae_train.head_saes import sae_train
 
 QUICK = {"batch_size": 32, "buffer_tokens": 64, "lr": 1e-2, "expansion": 3, "n_ce_tokens": 32}
+QUICK |= {"normalize": "none", "n_train_tokens": None}
 
 
 def stack_of(seeds, heads=(0, 3), l1=(1.0,), d_in=8, d_sae=20, seed=0) -> StackedSAE:

@@ -50,7 +50,8 @@ def test_run_evals_finds_what_our_table_says(tmp_path, kind, hook, record_proper
     tokens = tokens_for(model, batch=200, pos=N_CTX)
     stack, table = sae_train(
         model, tokens, [1], l1=0.3, held_out=held_out, hook=hook, batch_size=64, buffer_tokens=1024,
-        n_ce_tokens=held_out.numel(), lr=1e-2, expansion=4, include_special=True,  # SAELens measures every position
+        n_ce_tokens=held_out.numel(), n_train_tokens=6400, normalize="none", lr=1e-2, expansion=4,
+        include_special=True,  # SAELens measures every position
     )  # fmt: skip
     trained = table[table["dictionary"] == "trained"]
     theirs = to_hooked_transformer(model)
@@ -76,6 +77,7 @@ def test_an_export_of_all_heads_together_is_verified(tmp_path):
     model = small_model("janus-v3", n_layers=2)
     tokens = tokens_for(model, batch=40, pos=N_CTX)
     settings = {"hook": "z_concat", "batch_size": 64, "buffer_tokens": 128, "n_ce_tokens": 32, "expansion": 2}
+    settings |= {"n_train_tokens": 640}
     stack, _ = sae_train(model, tokens, l1=0.3, out=tmp_path / "run", **settings)
     lens = export_saes(tmp_path / "run", tmp_path / "lens")
     for layer in range(2):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sae import SAEConfig, StackedSAE
-from workbench.analyses.atlas.features import atlas_features, final_gain, match_features
+from workbench.analyses.atlas.features import atlas_features, final_gain
 from workbench.analyses.harvest.storing import harvest
+from workbench.analyses.match.features import match_features
 from workbench.analyses.sae_train.evaluation import check_stand_ins, splice
 from workbench.analyses.sae_train.head_saes import sae_train
 from workbench.models.activations import Positions, choose_slots, collect
@@ -24,6 +25,7 @@ HOOKS = (
     "mlp.hook_post", "mlp.hook_pre", "attn.hook_q", "attn.hook_v",
 )  # fmt: skip
 QUICK = {"l1": 0.5, "batch_size": 32, "buffer_tokens": 64, "lr": 1e-2, "expansion": 2, "n_ce_tokens": 60}
+QUICK |= {"normalize": "none", "n_train_tokens": None}
 D_VOCAB = 61
 # hooks that a subject lacks, by layer where layers differ
 NO_MID, NO_MLP = {"hook_resid_mid"}, {"hook_resid_mid", "hook_mlp_out", "mlp.hook_post", "mlp.hook_pre"}

@@ -14,7 +14,8 @@ from sae import StackedSAE, Trainer
 from workbench.analyses.harvest import storing
 from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.sae_train.head_saes import fold_scale, input_scale, sae_train
-from workbench.analyses.sae_train.settings import HeadSaeSettings, make_plan, stack_config, train_config
+from workbench.analyses.sae_train.plan import make_plan, stack_config, train_config
+from workbench.analyses.sae_train.settings import HeadSaeSettings
 from workbench.analyses.sae_train.shard_activations import ShardActivations, check_shards, shards_sha256
 from workbench.data.shards import open_shards, read_shards
 from workbench.models.activations import Positions, choose_slots
@@ -22,6 +23,7 @@ from workbench.models.weights import weights_sha256
 
 Z = [f"blocks.{layer}.attn.hook_z" for layer in range(2)]
 QUICK = {"batch_size": 24, "buffer_tokens": 64, "lr": 1e-2, "expansion": 3, "n_ce_tokens": 32, "l1": 1.0}
+QUICK |= {"normalize": "none", "n_train_tokens": None}
 FILES = ["sae/sae.safetensors", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv"]
 
 
@@ -87,8 +89,10 @@ def test_bfloat16_shards_are_read_as_float32(model, tmp_path):
 
 
 def test_training_is_what_the_trainer_does_on_these_rows(model, path, held_out):
-    settings = HeadSaeSettings(**{k: v for k, v in QUICK.items() if k != "l1"}, normalize="mean_norm", n_resamples=1)
-    stack, table = sae_train(model, path, [1], [0, 2], held_out=held_out, **QUICK, normalize="mean_norm", n_resamples=1)
+    settings = HeadSaeSettings(**QUICK | {"l1": [1.0], "normalize": "mean_norm", "n_resamples": 1})
+    stack, table = sae_train(
+        model, path, [1], [0, 2], held_out=held_out, **QUICK | {"normalize": "mean_norm", "n_resamples": 1}
+    )
     plan = make_plan(model, [1], [0, 2], 1.0, [0], settings)
     source = ShardActivations(open_shards(path), plan.slots, batch_size=24, buffer_tokens=64, positions=plan.positions)
     scale = input_scale(source.block(0))
@@ -104,7 +108,7 @@ def test_training_is_what_the_trainer_does_on_these_rows(model, path, held_out):
 
 
 def test_more_tokens_than_were_harvested_pass_over_them_again(model, path, held_out):
-    stack, _ = sae_train(model, path, [0], [0], held_out=held_out, n_train_tokens=480, **QUICK)
+    stack, _ = sae_train(model, path, [0], [0], held_out=held_out, **QUICK | {"n_train_tokens": 480})
     assert stack.info.n_train_tokens == 480
 
 

@@ -527,7 +527,7 @@ def test_an_error_is_of_letters_that_a_terminal_shows(error, line):
 
 
 def test_an_error_says_which_setting_and_not_where_its_library_explains_itself(subject):
-    result = call("sae-train", *subject[:4], "--n-tokens", 64, "--dry-run", "--set", "expansion=2")
+    result = call("sae-train", *subject[:4], "--n-train-tokens", 64, "--dry-run", "--set", "expansion=2")
     assert result.exit_code == 1
     assert result.stderr == "error: n_steps: Input should be greater than or equal to 1 (got 0)\n"
 

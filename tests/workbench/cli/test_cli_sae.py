@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench import runs
+from workbench.analyses.sae_train import head_saes
 from workbench.analyses.sae_train.head_saes import find_stack
 from workbench.cli.app import app
 
@@ -35,13 +36,13 @@ def harvested(place, model="shallow", split="train", out="h"):
 
 
 def test_a_sweep_with_seeds_writes_every_table(small):
-    chosen = ["--layer", 1, "--heads", "0,2", "--l1", "1,4", "--seeds", "0-1", "--n-tokens", 960]
+    chosen = ["--layer", 1, "--heads", "0,2", "--l1", "1,4", "--seeds", "0-1", "--n-train-tokens", 960]
     result = call("sae-train", *small, *chosen, "--out", "s")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "s")
     names = {
         "sae", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv", "sae_pareto.csv", "sae_stability.csv",
-        "config.toml", "env.json", "manifest.json",
+        "config.toml", "datapackage.json", "env.json", "manifest.json",
     }  # fmt: skip
     assert {p.name for p in Path("s").iterdir()} == names
     assert len(read_table("s", "sae_pareto")) == 2 * 2
@@ -54,14 +55,14 @@ def test_a_sweep_with_seeds_writes_every_table(small):
 
 
 def test_one_coefficient_and_one_seed_have_nothing_to_compare(small):
-    assert call("sae-train", *small, "--layer", 0, "--n-tokens", 480, "--out", "s").exit_code == 0
+    assert call("sae-train", *small, "--layer", 0, "--n-train-tokens", 480, "--out", "s").exit_code == 0
     assert not list(Path("s").glob("sae_pareto.csv")) + list(Path("s").glob("sae_stability.csv"))
 
 
 def test_special_tokens_are_included_where_asked(small):
     for option, n_left_out in ((["--include-special"], 0), ([], 20)):
         out = f"s{n_left_out}"
-        result = call("sae-train", *small, "--layer", 0, "--n-tokens", 480, *option, "--out", out)
+        result = call("sae-train", *small, "--layer", 0, "--n-train-tokens", 480, *option, "--out", out)
         assert result.exit_code == 0, result.output
         table = read_table(out, "sae_training_results")
         kept = table.loc[table["dictionary"] == "trained", ["n_eval_tokens", "n_left_out"]]
@@ -69,18 +70,38 @@ def test_special_tokens_are_included_where_asked(small):
         assert (kept["n_left_out"] >= n_left_out).all()
         assert (kept["n_left_out"] == 0).all() == bool(option)
         assert find_stack(out).info.include_special is bool(option)
-    refused = call("sae-train", *small, "--set", "include_special=true", "--out", "t")
+    refused = call("sae-train", *small, "--include-special", "--set", "include_special=true", "--out", "t")
     assert refused.exit_code == 2
-    assert "set: include_special has an option of its own; expected --include-special" in refused.stderr
+    assert "set: include_special is given by --include-special too; expected one of the two" in refused.stderr
+
+
+def test_a_killed_run_of_two_models_trains_no_finished_stack_again(place, small, monkeypatch):
+    both = [*small, "--ckpt", place / "shallow-other", "--layer", 0, "--n-train-tokens", 480, "--l1", "1,4"]
+    assert call("sae-train", *both, "--out", "whole").exit_code == 0
+    splice, n_calls = head_saes.splice, []
+
+    def dies_at_the_second(*given, **settings):
+        n_calls.append(1)
+        return splice(*given, **settings) if len(n_calls) == 1 else 1 / 0
+
+    monkeypatch.setattr(head_saes, "splice", dies_at_the_second)
+    assert call("sae-train", *both, "--out", "cut").exit_code == 1
+    monkeypatch.setattr(head_saes, "splice", splice)
+    monkeypatch.setattr(head_saes.Trainer, "step", lambda *_: 1 / 0)
+    result = call("sae-train", *both, "--out", "cut", "--resume")
+    assert result.exit_code == 0, result.output
+    names = {path.relative_to("whole") for path in Path("whole").rglob("*") if path.suffix in (".csv", ".safetensors")}
+    assert {Path("sae_matched_l0.csv"), Path("shallow-other-seed0/sae/sae.safetensors")} <= names
+    assert all((Path("cut") / name).read_bytes() == (Path("whole") / name).read_bytes() for name in names)
 
 
 def test_what_k_makes_sparse_has_no_l1_by_default(small):
-    topk = [*small, "--layer", 0, "--n-tokens", 480, "--set", "architecture=topk", "--set", "k=2"]
+    topk = [*small, "--layer", 0, "--n-train-tokens", 480, "--set", "architecture=topk", "--set", "k=2"]
     assert call("sae-train", *topk, "--out", "s").exit_code == 0
     assert set(read_table("s", "sae_training_results")["l1"]) == {0.0}
     refused = call("sae-train", *topk, "--l1", "2", "--out", "t")
-    assert refused.exit_code == 1
-    assert refused.stderr.strip().startswith("error: l1: got [2.0] for topk, which k alone makes sparse; expected 0")
+    assert refused.exit_code == 2
+    assert "l1: got [2.0] for topk, which k alone makes sparse; expected 0" in refused.stderr
     assert not list(Path().glob("t*"))
 
 
@@ -88,21 +109,21 @@ def test_shards_are_trained_on_and_resumed(place, small):
     shards = harvested(place)
     result = call("sae-train", *small, "--layer", 1, "--shards", shards, "--out", "s")
     assert result.exit_code == 0, result.output
-    # 20 windows of 24 tokens: all of them, without --n-tokens
-    assert set(read_table("s", "sae_training_results")["n_train_tokens"]) == {480, 0}
-    assert runs.read_config("s")["shards_sha256"]
+    # 20 windows of 24 tokens: all that count, 23 of each at most, in whole batches of 48
+    assert set(read_table("s", "sae_training_results")["n_train_tokens"]) == {432, 0}
+    assert runs.read_config("s")["settings"]["shards"] == runs.sha256_file(shards / "manifest.json")
     before = find_stack("s")
     assert call("sae-train", *small, "--layer", 1, "--shards", shards, "--out", "s", "--resume").exit_code == 0
     assert torch.equal(find_stack("s").W_dec, before.W_dec)
     assert call("sae-train", *small, "--layer", 1, "--out", "s", "--resume").exit_code == 1
 
 
-def test_a_dry_run_on_shards_counts_them_and_writes_nothing(place, small):
+def test_a_dry_run_on_shards_writes_nothing(place, small):
     shards = harvested(place)
     result = call("sae-train", *small, "--shards", shards, "--out", "s", "--dry-run", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert (facts["n_tokens"], facts["n_steps"], facts["n_saes"]) == (480, 10, 8)
+    assert facts["n_models"] == 1
     assert not Path("s").exists()
 
 
@@ -132,15 +153,15 @@ def test_shards_of_another_model_altered_or_held_out_are_one_line(place, small):
     [
         (["--layer", "7"], 1, "layers: got 7; expected 0…1"),
         (["--heads", "4"], 1, "heads: got 4; expected 0…3"),
-        (["--l1", "-1"], 1, "l1: got [-1.0]; expected finite numbers ≥ 0"),
+        (["--l1", "-1"], 2, "l1: got [-1.0]; expected finite numbers ≥ 0"),
         (["--l1", "a,b"], 2, "--l1: got 'a,b'; expected numbers such as 1,2,4"),
         (["--seeds", "x"], 2, "--seeds: got 'x'"),
         (["--hook", "hook_zz"], 1, "hook 'blocks.0.hook_zz' does not exist; nearest"),
-        (["--set", "bach=3"], 1, "unknown key 'bach'; nearest: batch_size"),
+        (["--set", "bach=3"], 2, "unknown key 'bach'; nearest: batch_size"),
     ],
 )
 def test_bad_input_is_one_line(small, arguments, code, message):
-    result = call("sae-train", *small, "--n-tokens", 480, "--out", "s", *arguments)
+    result = call("sae-train", *small, "--n-train-tokens", 480, "--out", "s", *arguments)
     assert (result.exit_code, "Traceback" in result.stderr) == (code, False), result.stderr
     assert message in result.stderr
     assert not Path("s").exists()
@@ -157,7 +178,9 @@ def test_a_split_that_is_none_is_refused(place):
 
 @pytest.fixture
 def trained(small):
-    assert call("sae-train", *small, "--layer", 1, "--heads", "1,3", "--n-tokens", 480, "--out", "s").exit_code == 0
+    assert (
+        call("sae-train", *small, "--layer", 1, "--heads", "1,3", "--n-train-tokens", 480, "--out", "s").exit_code == 0
+    )
     return Path("s")
 
 
@@ -204,25 +227,52 @@ def test_a_model_is_no_stack_of_saes(place):
 
 def test_an_atlas_tells_several_saes_of_one_model_apart(place, small):
     for hook in ("z_concat", "hook_resid_post"):
-        chosen = ["--hook", hook, "--layer", 0, "--n-tokens", 480, "--out", f"s-{hook}"]
+        chosen = ["--hook", hook, "--layer", 0, "--n-train-tokens", 480, "--out", f"s-{hook}"]
         assert call("sae-train", *small, *chosen).exit_code == 0
-    text = ["--data", place / "text.txt", "--n-sequences", 4, "--out", "a"]
     both = [option for name in ("z_concat", "hook_resid_post") for option in ("--sae", f"s-{name}")]
-    result = call("atlas", *both, *["--ckpt", place / "shallow"] * 2, *text)
+    text = ["--data", place / "text.txt", "--n-tokens", 96, "--out"]
+    result = call("atlas", *both, *["--ckpt", place / "shallow"] * 2, *text, "a")
     assert result.exit_code == 0, result.output
-    assert set(read_table("a", "feature_atlas")["model"]) == {"shallow s-z_concat", "shallow s-hook_resid_post"}
-    result = call("atlas", *both[:2], *both[:2], *["--ckpt", place / "shallow"] * 2, *text)
-    assert result.exit_code == 2
-    assert "got --sae s-z_concat, s-z_concat; expected different names" in result.output
+    assert result.stdout.splitlines()[-1] == str(Path.cwd() / "a" / "atlas.html")
+    features = read_table("a", "feature_atlas")
+    assert set(features["model"]) == {f"{place / 'shallow'} {i}" for i in (1, 2)}
+    assert set(features["match"]) == {""}
+    result = call("atlas", *both[:2], *["--ckpt", place / "shallow"] * 2, *text, "b")
+    assert (result.exit_code, Path("b").exists()) == (1, False)
+    assert "atlas: got 1 directories of sae-train for 2 models; expected one each" in result.stderr
+
+
+def test_a_page_is_drawn_anew_from_its_directory(place, trained):
+    text = ["--data", place / "text.txt", "--n-tokens", 96, "--out", "a"]
+    assert call("atlas", "--sae", trained, "--ckpt", place / "shallow", *text).exit_code == 0
+    Path("a/atlas.html").unlink()
+    result = call("atlas", "a")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "a/atlas.html"
+    assert Path("a/atlas.html").stat().st_size > 10_000
+    runs.verify_manifest("a")
+    for arguments, message in (
+        ((), "got neither a directory nor --ckpt"),
+        (("a", "--n-contexts", 3), "--n-contexts: got a directory, whose tables are there"),
+    ):
+        result = call("atlas", *arguments)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_saes_of_another_model_are_no_atlas_of_this_one(place, trained):
+    text = ["--data", place / "text.txt", "--n-tokens", 96, "--out", "a"]
+    result = call("atlas", "--sae", trained, "--ckpt", place / "shallow-other", *text)
+    assert (result.exit_code, Path("a").exists()) == (1, False)
+    assert "sha256" in result.stderr
 
 
 def test_an_atlas_of_other_saes_is_another_run(place, small):
     for seed in (0, 1):
-        chosen = ["--layer", 0, "--n-tokens", 480, "--seeds", seed, "--out", f"s{seed}"]
+        chosen = ["--layer", 0, "--n-train-tokens", 480, "--seeds", seed, "--out", f"s{seed}"]
         assert call("sae-train", *small, *chosen).exit_code == 0
-    common = ["--ckpt", place / "shallow", "--data", place / "text.txt", "--n-sequences", 4, "--out", "a", "--resume"]
+    common = ["--ckpt", place / "shallow", "--data", place / "text.txt", "--n-tokens", 96, "--out", "a", "--resume"]
     assert call("atlas", "--sae", "s0", *common).exit_code == 0
     assert call("atlas", "--sae", "s0", *common).exit_code == 0
     result = call("atlas", "--sae", "s1", *common)
     assert result.exit_code == 1
-    assert "saes" in result.output
+    assert "resume: models" in result.output

@@ -133,7 +133,7 @@ def test_reading_the_file_takes_little_time_and_memory(file, record_property) ->
 
 
 WINDOWS = ["--n-ctx", "128", "--n-sequences", "4"]
-SAE = ["--layer", "3", "--n-ctx", "128", "--n-tokens", "24576", "--n-eval-tokens", "2048"]
+SAE = ["--layer", "3", "--n-ctx", "128", "--n-train-tokens", "24576", "--n-eval-tokens", "2048"]
 
 
 @pytest.mark.parametrize(

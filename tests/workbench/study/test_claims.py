@@ -13,10 +13,11 @@ import pytest
 
 from reports.lineage import middle_layer
 from reports.tables import COLUMNS, read_table, write_table
+from workbench.analyses.sae_train.settings import shown_l1
 from workbench.data.claims import Claim, read_claims
 from workbench.models.checks import matching_layer
 from workbench.study.claims import TRAILING, judge_claims
-from workbench.study.measures import choose_layers, middle_of_sweep
+from workbench.study.measures import choose_layers
 from workbench.study.verdicts import VERDICTS
 from workbench.training import recipe_names
 
@@ -512,9 +513,9 @@ def test_layers_correspond_by_their_share_of_the_depth() -> None:
 
 
 def test_the_middle_of_a_sweep_is_one_of_its_values() -> None:
-    assert middle_of_sweep([4.0, 2.0, 1.0, 2.0]) == 2.0
-    assert middle_of_sweep([0.2, 0.1]) == 0.1  # the lower of two, whatever .15 is rounded to
-    assert math.isnan(middle_of_sweep([]))
+    assert shown_l1([4.0, 2.0, 1.0, 2.0]) == 2.0
+    assert shown_l1([0.2, 0.1]) == 0.1  # the lower of two, whatever .15 is rounded to
+    assert math.isnan(shown_l1([]))
 
 
 # --- the claims as data

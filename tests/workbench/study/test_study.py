@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from reports.tables import COLUMNS, read_table
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.atlas.features import atlas_features
 from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
+from workbench.analyses.sae_train.settings import shown_l1
 from workbench.cli.app import app
 from workbench.data.ngrams import ngram_baselines
 from workbench.data.tokens import held_out_windows
@@ -25,12 +27,13 @@ from workbench.runs import verify_manifest
 from workbench.study import job_runners
 from workbench.study import study as module
 from workbench.study.claims import judge_claims
-from workbench.study.job_runners import read_feed, tokens_of, train_recipe
-from workbench.study.jobs import Context, Job, left_out, plan_jobs
+from workbench.study.job_runners import make_job
+from workbench.study.jobs import Context, PlannedJob, left_out, plan_jobs
 from workbench.study.plan import plan
-from workbench.study.recipe import DEFAULT, StudyRecipe, load_study, study_names
+from workbench.study.recipe import DEFAULT, load_study, study_names
 from workbench.study.study import study
 from workbench.training import Interrupted, load_recipe
+from workbench.training.training_data import open_feed
 
 # too few held-out tokens for ranks, in the smallest studies
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
@@ -68,8 +71,9 @@ def test_the_default_study_is_the_janus_pair() -> None:
     assert recipe.name == DEFAULT
     assert DEFAULT in study_names()
     assert [own.name for own in recipe.train_recipes()] == ["janus-v3-control-nano", "janus-v3-adaptive-nano"]
-    assert recipe.saes.normalize == "mean_norm"
-    assert recipe.measure.n_eval_tokens >= 100_000, "dead features expected so many held-out tokens"
+    saes: Any = recipe.settings_of("sae-train")
+    assert saes.normalize == "mean_norm"
+    assert saes.n_eval_tokens >= 100_000, "dead features need so many held-out tokens"
     recipes = [own.model_dump() for own in recipe.train_recipes()]
     for own in recipes:
         assert own["phases"][0].pop("vsm") is None or own["name"] == "janus-v3-adaptive-nano"
@@ -107,11 +111,12 @@ def test_every_study_that_ships_can_be_planned(name) -> None:
 
 
 def test_settings_reach_the_study_and_every_model(place) -> None:
-    overrides = {"train.phases.0.n_steps": 9, "saes.batch_size": 32, "measure.n_contexts": 7}
+    overrides = {"train.phases.0.n_steps": 9, "settings.sae-train.batch_size": 32, "settings.atlas.n_contexts": 7}
     recipe = load_study(place / "tiny.toml", overrides)
     assert [own.phases[0].n_steps for own in recipe.train_recipes()] == [9, 9]
-    assert (recipe.saes.batch_size, recipe.measure.n_contexts) == (32, 7)
-    assert load_study(recipe, {"n_seeds": 3}).saes.batch_size == 32
+    assert recipe.settings_of("sae-train").model_dump()["batch_size"] == 32
+    assert recipe.settings_of("atlas").model_dump()["n_contexts"] == 7
+    assert load_study(recipe, {"n_seeds": 3}).settings["sae-train"]["batch_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -121,13 +126,21 @@ def test_settings_reach_the_study_and_every_model(place) -> None:
         (None, {"n_seed": 1}, "set n_seed: unknown key 'n_seed'; nearest: n_seeds"),
         (None, {"n_seeds.deep": 1}, "'n_seeds' is a single value"),
         (None, {"n_seeds": 0}, "n_seeds: Input should be greater than or equal to 1"),
-        (None, {"measure.n_contexts": 0}, "measure.n_contexts: Input should be greater than or equal to 1"),
-        (None, {"analyses": ["probes"]}, "analyses.0: Input should be 'saes', 'ablation'"),
-        (None, {"analyses": ["probe", "probe"]}, "expected each once"),
-        (None, {"analyses": ["match"]}, "'match' reads SAEs"),
-        (None, {"saes.architecture": "topk", "saes.k": 4}, r"sae_l1: got \[2.0, 4.0\] for topk, which k alone makes"),
-        (None, {"saes.bach_size": 1}, "unknown key 'saes.bach_size'; nearest: batch_size"),
-        (None, {"sae_l1": []}, "sae_l1: Tuple should have at least 1 item"),
+        (None, {"settings.atlas.n_contexts": 0}, "atlas: n_contexts: Input should be greater than or equal to 1"),
+        (None, {"settings.atls.n_contexts": 1}, "analysis: got 'atls'; nearest: atlas"),
+        (None, {"settings.atlas": {}}, "names no setting; expected settings.ANALYSIS.KEY"),
+        (None, {"analyses": ["abblate"]}, "analysis: got 'abblate'; nearest: ablate"),
+        (None, {"analyses": ["ablate", "ablate"]}, "expected each once"),
+        (None, {"analyses": ["match"]}, "'match' reads 'sae-train'; expected 'sae-train' among them"),
+        (
+            None,
+            {"settings.sae-train.architecture": "topk", "settings.sae-train.k": 4},
+            r"l1: got \[2.0, 4.0\] for topk, which k alone makes",
+        ),
+        (None, {"settings.sae-train.bach_size": 1}, "unknown key 'bach_size'; nearest: batch_size"),
+        (None, {"settings.sae-train.l1": []}, "l1: Tuple should have at least 1 item"),
+        (None, {"sae_l1": []}, r"expected \[settings.sae-train\] l1 = …"),
+        (None, {"measure.n_contexts": 1}, r"expected \[settings.ANALYSIS\]"),
         (None, {"models": ["janus-v3-control-nano"] * 2}, "expected each once"),
     ],
 )
@@ -163,7 +176,7 @@ def test_files_that_are_no_study(tmp_path) -> None:
 
 @pytest.mark.parametrize(("l1", "shown"), [((2.0,), 2.0), ((4.0, 2.0), 2.0), ((1.0, 5.0, 2.0), 2.0), ((1, 2, 4, 8), 2)])
 def test_one_coefficient_of_a_sweep_is_shown(l1, shown) -> None:
-    assert StudyRecipe(name="x", models=("a",), sae_l1=l1).shown_l1 == shown
+    assert shown_l1(l1) == shown
 
 
 # --- the jobs
@@ -176,10 +189,10 @@ def test_jobs_stand_behind_what_they_need(place) -> None:
     for i, job in enumerate(jobs):
         assert set(job.needs) <= set(names[:i])
     kinds = pd.Series([job.kind for job in jobs]).value_counts().to_dict()
-    assert kinds == {"train": 4, "saes": 4, "ablation": 4, "topology": 4, "attention": 4, "features": 2, "match": 1}
+    assert kinds == {"train": 4, "sae-train": 4, "ablate": 4, "topology": 4, "attention": 4, "atlas": 2, "match": 1}
     assert jobs[0].path == "models/tiny-control-seed0"
-    match = jobs[-1]
-    assert (match.model, match.others) == ("tiny-adaptive", ("tiny-control",))
+    (match,) = (job for job in jobs if job.kind == "match")
+    assert match.models == (("tiny-control", 0), ("tiny-adaptive", 0))
 
 
 def test_models_of_different_texts_are_not_matched(place, tmp_path) -> None:
@@ -228,19 +241,20 @@ def test_tables_hold_every_model_and_seed(made) -> None:
     assert set(features["seed"]) == {0}
     assert len(features) == 2 * 4 * 12
     assert not features.duplicated(["model", "layer", "head", "feature"]).any()
-    curves = pd.read_csv(made / "sae_curves.csv")
+    curves = read_table(made, "sae_curves")
     assert set(zip(curves["model"], curves["seed"], strict=True)) == runs
 
 
 def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
     context = context_of(made)
-    job = Job("ablation", "tiny-adaptive", 1)
     model = load(made / "models" / "tiny-adaptive-seed1")
-    tokens = tokens_of(job, context, "held_out", 256)
+    job = PlannedJob("ablate", (("tiny-adaptive", 1),))
+    tokens = make_job(job, context, context.recipe.settings_of("ablate")).tokens
+    assert tokens.shape == (16, 16)
     want = ablate(model, tokens, seed=1, name="tiny-adaptive")
     found = read_table(made, "ablation_results").query("model == 'tiny-adaptive' and seed == 1").reset_index(drop=True)
     pd.testing.assert_frame_equal(found, want, check_dtype=False)
-    stack = one_a_slot(find_stack(made / "saes" / "tiny-control-seed0"), 0.5)
+    stack = one_a_slot(find_stack(made / "sae-train" / "tiny-control-seed0"), 0.5)
     atlas = atlas_features(
         load(made / "models" / "tiny-control-seed0"), stack, tokens, n_contexts=2, name="tiny-control"
     )
@@ -250,13 +264,13 @@ def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
 
 def test_tokens_come_from_the_split_and_the_size_asked_for(made) -> None:
     context = context_of(made)
-    job = Job("ablation", "tiny-control", 0)
-    feed = read_feed(train_recipe(job, context), None)
+    job = make_job(PlannedJob("ablate", (("tiny-control", 0),)), context, context.recipe.settings_of("ablate"))
+    feed = open_feed(context.training("tiny-control"), None)
     for split, file in (("held_out", feed.held_out), ("train", feed.train)):
-        tokens = tokens_of(job, context, split, 160)
+        tokens = job.windows(split=split, n_tokens=160)
         assert tokens.shape == (10, 16)
         np.testing.assert_array_equal(tokens, held_out_windows(file, 16, 10))
-    assert tokens_of(job, context, "held_out", 10**9).shape[0] == feed.held_out.n_tokens // 16
+    assert job.windows(n_tokens=10**9).shape[0] == feed.held_out.n_tokens // 16
 
 
 def test_matches_name_the_other_model_in_both_directions(made) -> None:
@@ -299,8 +313,8 @@ def test_the_ledger_is_judged_from_the_merged_tables(made) -> None:
 
 def test_baselines_are_those_of_the_text_that_judges_training(made) -> None:
     context = context_of(made)
-    recipe = train_recipe(Job("train", "tiny-control", 0), context)
-    feed = read_feed(recipe, None)
+    recipe = context.training("tiny-control")
+    feed = open_feed(recipe, None)
     want = ngram_baselines(feed.train, held_out_windows(feed.held_out, 16, recipe.data.n_held_out_windows))
     found = read_table(made, "baselines").set_index("name")
     assert list(found.index) == ["unigram", "bigram"]
@@ -348,7 +362,7 @@ def test_a_finished_study_is_checked_and_left_alone(made, place) -> None:
 def no_pages():
     """Pages are drawn in other tests; here they would only take time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "write_report", lambda directory: None)
+        patch.setattr(module, "write_report", lambda directory, **given: None)
         patch.setattr(module, "write_atlas", lambda directory, out: None)
         yield
 
@@ -357,13 +371,13 @@ def no_pages():
 def one_seed(place):
     """Digests of the tables of the study with one seed that nothing stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "write_report", lambda directory: None)
+        patch.setattr(module, "write_report", lambda directory, **given: None)
         patch.setattr(module, "write_atlas", lambda directory, out: None)
         return tables_of(study(place / "tiny.toml", place / "one-seed", device="cpu"))
 
 
 @pytest.mark.usefixtures("no_pages")
-@pytest.mark.parametrize("kind", ["saes", "features", "match", "merge"])
+@pytest.mark.parametrize("kind", ["sae-train", "atlas", "match", "merge"])
 def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypatch, one_seed, kind) -> None:
     run_job = job_runners.run_job
     done: list[str] = []
@@ -395,9 +409,9 @@ def test_a_study_that_died_goes_on_to_the_same_tables(place, tmp_path, monkeypat
     out = study(place / "tiny.toml", tmp_path / "out", device="cpu", resume=True)
     assert all((out / p.relative_to(tmp_path / "out.partial")).stat().st_mtime_ns == t for p, t in before.items())
     assert tables_of(out) == one_seed
-    names = [job.name for job in plan_jobs(load_study(place / "tiny.toml"))]
-    first = len(names) if kind == "merge" else names.index(f"{kind}/tiny-adaptive-seed0")
-    assert done == names[first:], "what is done is not begun again"
+    jobs = plan_jobs(load_study(place / "tiny.toml"))
+    stopped = [i for i, job in enumerate(jobs) if job.kind == kind and job.model == "tiny-adaptive"]
+    assert done == [job.name for job in jobs[(*stopped, len(jobs))[0] :]], "what is done is not begun again"
 
 
 @pytest.mark.usefixtures("no_pages")
@@ -409,7 +423,7 @@ def test_an_altered_job_is_named_before_the_study_goes_on(place, tmp_path, monke
     with pytest.raises(Killed):
         study(place / "tiny.toml", tmp_path / "out", device="cpu")
     monkeypatch.undo()
-    file = tmp_path / "out.partial" / "ablation" / "tiny-control-seed0" / "ablation_results.csv"
+    file = tmp_path / "out.partial" / "ablate" / "tiny-control-seed0" / "ablation_results.csv"
     file.write_text(file.read_text().replace("zero", "mean", 1))
     with pytest.raises(ValueError, match="ablation_results.csv is altered"):
         study(place / "tiny.toml", tmp_path / "out", device="cpu", resume=True)
@@ -429,9 +443,9 @@ def test_progress_is_told_job_by_job(place, tmp_path) -> None:
         # a match or an attention map may be one batch
         assert not shares or (shares == sorted(shares) and shares[-1] == pytest.approx(1)), label
 
-    one = {"models": [str(place / "control.toml")], "roles": {}, "sae_l1": [1.0]}
+    one = {"models": [str(place / "control.toml")], "roles": {}, "settings.sae-train.l1": [1.0]}
     out = study(place / "tiny.toml", tmp_path / "out", device="cpu", overrides=one, show=show)
-    assert labels[0] == "[2/6] saes/tiny-control-seed0"
+    assert labels[0] == "[2/6] ablate/tiny-control-seed0"
     assert len(labels) == 5
     record = json.loads((out / "study.json").read_text())
     assert not (out / "claims.csv").exists()
@@ -453,7 +467,7 @@ def test_the_verb_makes_the_study_and_says_where(place, tmp_path, monkeypatch) -
     assert again.exit_code == 1
     assert "already exists" in again.stderr
     # the page from the CSVs alone
-    shutil.copytree("out", "copy", ignore=shutil.ignore_patterns("*.html", "models", "saes"))
+    shutil.copytree("out", "copy", ignore=shutil.ignore_patterns("*.html", "models", "sae-train"))
     assert RUN.invoke(app, ["report", "copy"]).exit_code == 0
     assert RUN.invoke(app, ["atlas", "copy"]).exit_code == 0
     for page in ("report.html", "atlas.html"):
@@ -466,17 +480,15 @@ def test_a_plan_makes_nothing(place, tmp_path, monkeypatch) -> None:
     result = RUN.invoke(app, ["study", str(place / "tiny.toml"), "--seeds", "3", "--dry-run", "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert facts["n_saes"] == 2 * 4 * 3 * 2
     assert facts["n_jobs"] == len(plan_jobs(load_study(place / "tiny.toml", {"n_seeds": 3})))
     assert facts["trainings"]["tiny-control"]["n_steps"] == 4
     assert facts["n_train_tokens"] == 3 * 2 * 4 * 2 * 16
     assert not list(tmp_path.iterdir())
-    assert plan(place / "tiny.toml", 1)["n_saes"] == 16
 
 
 def test_a_plan_counts_what_the_saes_hold(place) -> None:
     """2²⁴ activations of 4 heads in float32, 4 wide: trainings of a thousandth of it were all that was planned."""
-    large = plan(place / "tiny.toml", device="cpu", overrides={"saes.buffer_tokens": 1 << 24})
+    large = plan(place / "tiny.toml", device="cpu", overrides={"settings.sae-train.buffer_tokens": 1 << 24})
     assert large["bytes_in_memory"] > (1 << 24) * 4 * 4 * 4
     assert large["bytes_in_memory"] > max(own["bytes_in_memory"] for own in large["trainings"].values()) + (1 << 29)
 
@@ -486,7 +498,7 @@ def test_saes_and_an_atlas_by_hand(made, place, tmp_path, monkeypatch) -> None:
     model = str(made / "models" / "tiny-control-seed1")
     common = ["--ckpt", model, "--data", str(place / "text.jsonl"), "--device", "cpu"]
     train = ["sae-train", *common, "--layer", "1", "--heads", "0-1", "--l1", "0.5,2", "--seeds", "0,1", "--out", "saes"]
-    train += ["--n-tokens", "512", "--n-eval-tokens", "256", "--set", "batch_size=64", "--set", "expansion=2"]
+    train += ["--n-train-tokens", "512", "--n-eval-tokens", "256", "--set", "batch_size=64", "--set", "expansion=2"]
     result = RUN.invoke(app, train)
     assert result.exit_code == 0, result.output
     table = read_table("saes", "sae_training_results")
@@ -495,9 +507,7 @@ def test_saes_and_an_atlas_by_hand(made, place, tmp_path, monkeypatch) -> None:
     assert set(table["layer"]) == {1}
     assert sorted(set(zip(table["l1"], table["sae_seed"], strict=True))) == [(0.5, 0), (0.5, 1), (2.0, 0), (2.0, 1)]
     assert RUN.invoke(app, [*train, "--resume"]).exit_code == 0
-    planned = RUN.invoke(app, [*train, "--dry-run", "--json"])
-    assert json.loads(planned.stdout)["n_saes"] == 8
-    show = ["atlas", "--sae", "saes", *common, "--n-sequences", "8", "--l1", "2", "--out", "atlas"]
+    show = ["atlas", "--sae", "saes", *common, "--n-tokens", "128", "--l1", "2", "--out", "atlas"]
     result = RUN.invoke(app, show)
     assert result.exit_code == 0, result.output
     assert set(read_table("atlas", "feature_atlas")["l1"]) == {2.0}
@@ -512,8 +522,8 @@ def test_saes_and_an_atlas_by_hand(made, place, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["atlas"], 2, "expected either a study's directory or --sae"),
-        (["atlas", "--sae", "x"], 2, "got 1 --sae and 0 --ckpt"),
+        (["atlas"], 2, "got neither a directory nor --ckpt"),
+        (["atlas", "--sae", "x"], 2, "got neither a directory nor --ckpt"),
         (["sae-train", "--ckpt", "nowhere", "--l1", "a"], 2, "--l1: got 'a'; expected numbers"),
         (["sae-train", "--ckpt", "nowhere", "--layers", "1-"], 2, "--layers: got '1-'"),
         (["study", "nowhere"], 1, "no study or file 'nowhere'"),

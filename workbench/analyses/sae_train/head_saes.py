@@ -20,7 +20,6 @@ from reports.tables import COLUMNS, read_table, write_table
 from sae.config import SAESource, StackInfo
 from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
 from sae.stack import StackedSAE
-from sae.tensors import hash_tensor
 from sae.train import StepStats, Trainer
 from workbench.analyses.sae_train.comparison import pareto_table, stability_table
 from workbench.analyses.sae_train.evaluation import (
@@ -32,19 +31,18 @@ from workbench.analyses.sae_train.evaluation import (
     recovered,
     splice,
 )
-from workbench.analyses.sae_train.settings import (
+from workbench.analyses.sae_train.plan import (
     CONTROL,
     RESAMPLE,
     SHUFFLE,
     START,
-    HeadSaeSettings,
     Plan,
     make_plan,
-    numbers,
     parse_settings,
     stack_config,
     train_config,
 )
+from workbench.analyses.sae_train.settings import HeadSaeSettings, shown_l1
 from workbench.analyses.sae_train.shard_activations import (
     ShardActivations,
     check_shards,
@@ -55,12 +53,12 @@ from workbench.data.shards import Shards, open_shards
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
 from workbench.models.weights import weights_sha256
-from workbench.runs import Run, atomic_write, open_run, verify_files
+from workbench.runs import open_run, verify_files
 from workbench.runs.resume_state import read_state, write_state
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
-STACK, CURVES, STATE = "sae", "sae_curves.csv", "train_state.safetensors"  # names within a run directory
-DEFAULT_L1 = 5.0
+STACK, CURVES, STATE = "sae", "sae_curves", "train_state.safetensors"  # names within a run directory
+NOT_ITS_OWN = frozenset({"layers", "heads", "l1", "seeds", "shards", "n_eval_tokens"})  # said in other words
 NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
@@ -71,7 +69,7 @@ def sae_train(
     layers: Sequence[int] | int | None = None,
     heads: Sequence[int] | int | str = "all",
     l1: Sequence[float] | float | None = None,
-    seeds: Sequence[int] | int = (0,),
+    seeds: Sequence[int] | int | None = None,
     out: str | Path | None = None,
     *,
     held_out: Int[Tensor, "n_held_out n_ctx"] | None = None,
@@ -110,14 +108,15 @@ def sae_train(
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
         l1: sparsity coefficient ≥ 0, or several, which make a sweep. See `HeadSaeSettings.normalize` for their unit. By
-            default 5, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is
+            default 2, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is
             kept.
-        seeds: one or several, for the initial weights of the SAEs and for resampling. The order of tokens is the same
-            for all, so that an SAE comes out the same whatever it is trained together with.
+        seeds: one or several, by default 0, for the initial weights of the SAEs and for resampling. The order of tokens
+            is the same for all, so that an SAE comes out the same whatever it is trained together with.
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
         name, model_seed: fill the columns model and seed; the name in the model's config by default.
         on_progress: called with the share done, 0 to 1.
-        settings: the fields of `HeadSaeSettings`.
+        settings: the other fields of `HeadSaeSettings`; with n_train_tokens = None, which is the default for a harvest,
+            as many tokens are trained on as are given.
 
     Raises:
         ValueError: an unknown or unfit setting, an l1 other than 0 beside a k, layers or heads out of range, tokens
@@ -125,33 +124,36 @@ def sae_train(
             or shards that are altered (shard named), of another model, or of held-out text.
         Interrupted: after SIGINT or SIGTERM, with `out`; the state is saved.
     """
-    own = parse_settings(settings)
-    plan = make_plan(model, layers, heads, _coefficients(l1, own), seeds, own)
+    if unread := sorted(NOT_ITS_OWN & settings.keys()):
+        raise ValueError(f"sae_train: got {', '.join(unread)}; expected tokens and held_out, which say it")
+    own = parse_settings(settings | ({"shards": tokens} if isinstance(tokens, str | Path) else {}))
+    plan = make_plan(
+        model, layers, heads, own.l1 if l1 is None else l1, own.seeds if seeds is None else seeds, own
+    )  # fmt: skip
     source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
     job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
     if out is None:
-        stack = job.train(None)
+        stack, _ = job.train(None)
         return stack, job.tables(stack)["sae_training_results"]
     with open_run(out, job.config(), resume=resume, device=str(device_of(model)), seed=plan.seeds[0]) as run:
         if not run.is_complete:
-            stack = job.train(run)
-            stack.save(run.path / STACK, overwrite=True)
-            for table, df in job.tables(stack).items():
+            for table, df in measure_in(run.path, job).items():
                 write_table(df, run.path, table)
-            (run.path / STATE).unlink()
     return StackedSAE.load(Path(out) / STACK), read_table(out, "sae_training_results")
 
 
-def _coefficients(l1: Sequence[float] | float | None, settings: HeadSaeSettings) -> list[float]:
-    """The coefficients given, or those that the architecture has by default; raises ValueError as `sae_train`."""
-    has_penalty = settings.architecture not in ("topk", "batchtopk")
-    if l1 is None:
-        return [DEFAULT_L1 if has_penalty else 0.0]
-    coefficients = numbers("l1", l1)
-    if not has_penalty and any(c != 0 for c in coefficients):
-        raise ValueError(f"l1: got {coefficients} for {settings.architecture}, which k alone makes sparse; expected 0")
-    return coefficients
+def measure_in(directory: Path, job: HeadSaeJob) -> dict[str, pd.DataFrame]:
+    """All tables of a job; its stack is saved in the directory, and its state until then. From both it goes on after a
+    kill: no step of a stack that is there is trained again."""
+    if (directory / STACK).is_dir() and not (directory / STATE).exists():
+        stack, curves = StackedSAE.load(directory / STACK), read_table(directory, CURVES)
+    else:
+        stack, curves = job.train(directory)
+        write_table(curves, directory, CURVES)
+        stack.save(directory / STACK, overwrite=True)
+        (directory / STATE).unlink()
+    return {**job.tables(stack.to(device_of(job.model))), CURVES: curves}
 
 
 def split_tokens(
@@ -229,14 +231,19 @@ class HeadSaeJob:
             # in their order, which is the stack's: a state saved in another belongs to other SAEs
             "l1": list(dict.fromkeys(self.plan.l1)),
             "seeds": list(dict.fromkeys(self.plan.seeds)),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json", exclude=set(NOT_ITS_OWN)),
         }
 
-    def train(self, run: Run | None) -> StackedSAE:
-        """The trained stack, which reads the hook's activations as they are.
+    def _digest(self) -> str:
+        """What a saved state is of: the same settings on the same tokens may be asked for by another text's name."""
+        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
 
-        In a run directory the state is saved from time to time and on an interrupt, and training goes on from a state
-        that is there. Raises Interrupted, and ValueError for nan activations or a state that is altered.
+    def train(self, directory: Path | None) -> tuple[StackedSAE, pd.DataFrame]:
+        """(the trained stack, which reads the hook's activations as they are; its training curves).
+
+        In a directory the state is saved from time to time and on an interrupt, and training goes on from a state that
+        is there. Raises Interrupted, and ValueError for nan activations or a state that is altered or of another
+        training.
         """
         first = self._source.block(0)
         scale = input_scale(first) if self.settings.normalize == "mean_norm" else torch.ones(len(first), 1, 1)
@@ -247,38 +254,39 @@ class HeadSaeJob:
             sae, self.train_config, self.plan.l1, self.plan.generators(RESAMPLE), input_index=self.plan.slot_index
         )
         curves: list[dict[str, Any]] = []
-        if run is not None and (run.path / STATE).is_file():
-            tensors, note = read_state(run.path / STATE)
+        if directory is not None and (directory / STATE).is_file():
+            tensors, text = read_state(directory / STATE)
+            note = json.loads(text)
+            if note["of"] != self._digest():
+                raise ValueError(f"sae_train: the state in {directory} is of another training; expected another out")
             trainer.load_state_dict(tensors)
-            curves = json.loads(note)
+            curves = note["curves"]
         with stop_requests() as request:
-            self._run_steps(trainer, scale, curves, run, request if run is not None else None)
-        if run is not None:
-            _write_curves(run.path, self.curves(curves))
+            self._run_steps(trainer, scale, curves, directory, request if directory is not None else None)
         stack = fold_scale(sae, scale[self.plan.slot_index, 0, 0])
         stack.info = self._info()
-        return stack
+        return stack, self.curves(curves)
 
     def _run_steps(
         self,
         trainer: Trainer,
         scale: Tensor,
         curves: list[dict[str, Any]],
-        run: Run | None,
+        directory: Path | None,
         request: StopRequest | None,
     ) -> None:
         n_steps = self.train_config.n_steps
         log_every, save_every = max(1, n_steps // N_CURVE_ROWS), max(1, n_steps // N_SAVES)
+        digest = self._digest() if directory is not None else ""
         while (step := trainer.n_steps_done) < n_steps:
             stats = trainer.step(self._source.batch(step) * scale)
             if stats.step % log_every == 0 or stats.step == n_steps:
                 curves.append(_curve_point(stats, trainer.sae.config.d_sae))
-            if run is not None and (request or stats.step % save_every == 0 or stats.step == n_steps):
-                write_state(run.path / STATE, trainer.state_dict(), json.dumps(curves))
+            if directory is not None and (request or stats.step % save_every == 0 or stats.step == n_steps):
+                write_state(directory / STATE, trainer.state_dict(), json.dumps({"of": digest, "curves": curves}))
             if request:
-                assert run is not None
                 raise Interrupted(
-                    f"stopped after step {stats.step} of {n_steps} ({request.reason}); state saved in {run.path}; "
+                    f"stopped after step {stats.step} of {n_steps} ({request.reason}); state saved in {directory}; "
                     "go on with --resume"
                 )
             self.on_progress(0.7 * stats.step / n_steps)
@@ -467,12 +475,6 @@ def find_stack(path: str | Path) -> StackedSAE:
     return StackedSAE.load(path / STACK)
 
 
-def stack_sha256(stack: StackedSAE) -> str:
-    """One hash of a stack's weights and of what it says of itself."""
-    parts = [hash_tensor(tensor) for tensor in stack.state_dict().values()]
-    return hashlib.sha256("".join([*parts, stack.info.model_dump_json()]).encode()).hexdigest()
-
-
 def begins_with_bos(model: Any, tokens: Int[Tensor, "n n_ctx"] | Shards) -> bool:
     """Whether every sequence, of shards those of the first, begins with the BOS of the model's tokenizer."""
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
@@ -489,16 +491,19 @@ def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ct
 
 
 def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = None) -> StackedSAE:
-    """The SAEs of one coefficient and one seed, one for each hook and head: the lowest of both by default.
+    """The SAEs of one coefficient and one seed, one for each hook and head: by default those that pages show, which are
+    of `shown_l1` and of the seed that was named first.
 
     Raises ValueError if the stack holds none of them.
     """
-    sources = stack.info.sources
-    have = sorted({(source.l1 or 0.0, source.seed or 0) for source in sources})
-    wanted = [key for key in have if l1 in (None, key[0]) and seed in (None, key[1])]
-    if not wanted:
-        raise ValueError(f"SAEs: got l1 {l1}, seed {seed}; expected one of the stack's (l1, seed): {have}")
-    return stack.select([k for k, source in enumerate(sources) if (source.l1 or 0.0, source.seed or 0) == wanted[0]])
+    have = [(source.l1 or 0.0, source.seed or 0) for source in stack.info.sources]
+    first = next((own for _, own in have), 0)
+    wanted = (shown_l1(own for own, _ in have) if l1 is None else l1, first if seed is None else seed)
+    if wanted not in have:
+        raise ValueError(
+            f"SAEs: got l1 {wanted[0]:g}, seed {wanted[1]}; expected one of the stack's (l1, seed): {sorted(set(have))}"
+        )
+    return stack.select([k for k, own in enumerate(have) if own == wanted])
 
 
 def _curve_point(stats: StepStats, d_sae: int) -> dict[str, Any]:
@@ -508,10 +513,6 @@ def _curve_point(stats: StepStats, d_sae: int) -> dict[str, Any]:
         "l0": stats.l0.tolist(),
         "dead_fraction": (stats.n_dead / d_sae).tolist(),
     }
-
-
-def _write_curves(directory: Path, curves: pd.DataFrame) -> None:
-    atomic_write(directory / CURVES, curves.to_csv(index=False, lineterminator="\n"))
 
 
 def _hash(tokens: Tensor) -> str:

@@ -1,0 +1,109 @@
+"""The record of `atlas`: every feature of one SAE per head, on a page of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from workbench.extend import Analysis, Column, Job, Settings, Table, Windows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class AtlasSettings(Settings):
+    """Which SAEs, and how much of each feature."""
+
+    l1: float | None = Field(
+        default=None, description="which l1 of a sweep to show; by default the nearest to its median, the lower of two"
+    )
+    n_contexts: int = Field(default=8, description="contexts per feature", ge=1)
+    radius: int = Field(default=10, description="tokens of a context on either side of its peak", ge=0)
+    n_logits: int = Field(default=10, description="tokens per feature that it promotes, and that it suppresses", ge=0)
+    n_neighbours: int = Field(default=5, description="nearest features per feature", ge=0)
+
+
+def shown_stack(job: Job, place: int = 0, l1: float | None = None) -> Any:
+    """The SAEs that are shown of the job's model at that place. Raises ValueError for a stack of another model."""
+    from sae.stack import check_model
+    from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
+    from workbench.models.checks import device_of
+    from workbench.models.weights import weights_sha256
+
+    subject = job.models[place]
+    stack = one_a_slot(find_stack(job.needs["sae-train"][place]), l1)
+    check_model(stack, weights_sha256(subject.model), subject.name)
+    return stack.to(device_of(subject.model))
+
+
+def check(job: Job) -> None:
+    """Raise ValueError for SAEs that are not there, or not the model's."""
+    shown_stack(job, l1=job.settings.l1)
+
+
+def measure(job: Job) -> Mapping[str, pd.DataFrame]:
+    """feature_atlas, from one pass over the tokens."""
+    from workbench.analyses.atlas.features import atlas_features
+
+    own, subject = job.settings, job.subject
+    counts = own.model_dump(include={"n_contexts", "radius", "n_logits", "n_neighbours"})
+    about: dict[str, Any] = {"name": subject.name, "seed": subject.seed, "on_progress": job.progress}
+    return {"feature_atlas": atlas_features(subject.model, shown_stack(job, l1=own.l1), job.tokens, **counts, **about)}
+
+
+def draw(directory: Path, page: Path) -> Path:
+    """The atlas of a directory's feature_atlas.csv."""
+    from reports.atlas import write_atlas
+
+    return write_atlas(directory, page)
+
+
+atlas = Analysis(
+    name="atlas",
+    summary="Feature atlas of SAEs: where each feature fires and what it promotes; one HTML file that opens offline.",
+    settings=AtlasSettings,
+    reads=Windows(n_tokens=65_536),
+    needs=("sae-train",),
+    is_first_seed_only=True,
+    tables=[
+        Table(
+            "feature_atlas",
+            key=("model", "layer", "head", "feature"),
+            columns=[
+                Column("density", "tokens on which it fires", unit="1"),
+                Column("max_act", "largest activation"),
+                Column("mean_act", "mean over the tokens on which it fires"),
+                Column("top_token", "of the largest activation", kind="text"),
+                Column(
+                    "top_contexts",
+                    'JSON [{"tokens": [text], "acts": [number], "peak": place, "value": number}]; an act is null at a '
+                    "position where features are not measured",
+                    kind="text",
+                ),
+                Column("logit_promoted", "JSON [[token, value]]", kind="text"),
+                Column("logit_suppressed", "JSON [[token, value]]", kind="text"),
+            ],
+            trailing=[
+                Column("seed", kind="integer"),
+                Column("dead", "whether it fires on no token"),
+                Column("neighbours", "JSON [[feature, cosine]] of the same head", kind="text"),
+                Column("match", "JSON [model, feature, correlation] in the same layer and head", kind="text"),
+                Column("l1", "sparsity coefficient"),
+                Column("sae_seed", kind="integer"),
+                Column("n_tokens", "of which density is the share", kind="integer"),
+            ],
+            meaning="One feature of an SAE; head -1 is all heads together.",
+        )
+    ],
+    measure=measure,
+    check=check,
+    page=draw,
+    notes=lambda settings: (
+        "The atlas shows the first seed. A feature’s match in the other model is the one of the same layer and head "
+        "whose activations correlate most on the same tokens; heads of two models do not correspond, so low values are "
+        "no surprise.",
+    ),
+)

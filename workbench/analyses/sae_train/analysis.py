@@ -1,0 +1,186 @@
+"""The record of `sae-train`: SAEs for every head at once, with their controls; models compared at matched l0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.analyses.sae_train.settings import HeadSaeSettings, share_heads, shown_l1
+from workbench.extend import Analysis, Column, Job, Merged, Table, Windows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.analyses.sae_train.head_saes import HeadSaeJob
+
+
+def open_training(job: Job) -> HeadSaeJob:
+    """What is trained, on which text or shards. Raises the ValueErrors of `head_saes.sae_train` that need no step."""
+    from workbench.analyses.sae_train.head_saes import HeadSaeJob, split_tokens
+    from workbench.analyses.sae_train.plan import make_plan
+
+    own, subject = job.settings, job.subject
+    plan = make_plan(subject.model, own.layers, own.heads, own.l1, own.seeds, own)
+    held_out = job.windows(n_tokens=own.n_eval_tokens)
+    read: Any = own.shards or job.windows(split="train", n_tokens=own.n_train_tokens)
+    source, held_out = split_tokens(subject.model, read, held_out)
+    return HeadSaeJob(subject.model, source, held_out, plan, own, subject.name, subject.seed, job.progress)
+
+
+def check(job: Job) -> None:
+    """Raise ValueError for what cannot be trained."""
+    open_training(job)
+
+
+def measure(job: Job) -> Mapping[str, pd.DataFrame]:
+    """The tables; sae/ is the stack."""
+    from workbench.analyses.sae_train.head_saes import measure_in
+
+    return measure_in(job.directory, open_training(job))
+
+
+def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
+    """sae_density of what pages show; of a sweep, further models with the reference's layers and heads beside it."""
+    import pandas as pd
+
+    from workbench.analyses.sae_train.comparison import compare_at_matched_l0
+
+    own, density = merged.settings, merged.tables["sae_density"]
+    is_shown = (density["l1"] == shown_l1(own.l1)) & (density["sae_seed"] == own.seeds[0])
+    tables = {"sae_density": density.loc[is_shown]}
+    results = merged.tables["sae_training_results"]
+    (reference, first), *others = merged.configs.items()
+    present = set(results["model"])
+    names = [name for name, cfg in others if share_heads(first, cfg) and {reference, name} <= present]
+    if len(own.l1) > 1 and names:
+        found = [compare_at_matched_l0(results, reference, name) for name in names]
+        tables["sae_matched_l0"] = pd.concat(found, ignore_index=True)
+    return tables
+
+
+def notes(settings: Any) -> Sequence[str]:
+    """What the page says of its SAEs."""
+    scaled = "scaled to one mean norm a head" if settings.normalize == "mean_norm" else "as they are"
+    return [
+        f"SAEs read activations {scaled}; figures show l1 = {shown_l1(settings.l1):g}. The random dictionary is as "
+        "sparse as the trained one and its scale is fitted, so it lacks nothing but learned directions; “shuffled” is "
+        "the trained dictionary on activations whose coordinates were permuted over tokens. Loss recovered is, by "
+        "layer, what splicing recovers over what zeroing costs, each summed over heads: one that costs nothing weighs "
+        "nothing."
+    ]
+
+
+_HEADS = ("model", "seed", "layer", "head")
+
+sae_train = Analysis(
+    name="sae-train",
+    summary="SAEs for every head at once from one pass of the model, beside random and shuffled controls.",
+    settings=HeadSaeSettings,
+    reads=Windows(),
+    noun="sae",
+    tables=[
+        Table(
+            "sae_training_results",
+            key=_HEADS,
+            columns=[
+                Column("d_in", "width of what is read", kind="integer"),
+                Column("d_sae", "features", kind="integer"),
+                Column("l1", "sparsity coefficient"),
+                Column("l0", "mean number of active features", unit="features per token"),
+                Column("mse", "mean over dimensions of the squared error"),
+                Column("fvu", "squared error over the variance", unit="1"),
+                Column("dead_fraction", "features that fire on no held-out token", unit="1"),
+                Column("ce_base", "loss of the model as it is", unit="nats"),
+                Column("ce_spliced", "loss with the reconstruction in the activation's place", unit="nats"),
+                Column("ce_zero", "loss with zero in its place", unit="nats"),
+                Column("ce_recovered", "(ce_zero − ce_spliced) / (ce_zero − ce_base)", unit="1"),
+                Column("n_train_tokens", kind="integer"),
+                Column("n_eval_tokens", kind="integer"),
+            ],
+            trailing=[
+                Column("dictionary", "trained, random (as sparse as the trained one), or shuffled", kind="text"),
+                Column("explained_variance", unit="1"),
+                Column("sae_seed", kind="integer"),
+                Column("hook", kind="text"),
+                Column("n_ce_tokens", kind="integer"),
+                Column("ce_zero_stderr", "of ce_zero − ce_base, paired over sequences", unit="nats"),
+                Column("ce_spliced_stderr", "of ce_spliced − ce_base, paired over sequences", unit="nats"),
+                Column("fvu_with_special", "fvu of all held-out activations", unit="1"),
+                Column("n_left_out", "activations of position 0 and special tokens", kind="integer"),
+                Column("n_outlying", "activations longer than three times the median", kind="integer"),
+                Column("n_outlying_left_out", "of these, those that are left out", kind="integer"),
+                Column("neighbour_cosine", "median over living features of the cosine with the nearest other"),
+                Column("near_copy_share", "living features whose nearest other is above .9", unit="1"),
+            ],
+            meaning="One SAE, or a control of it; head -1 is all heads together. Measured without position 0 and "
+            "special tokens.",
+        ),
+        Table(
+            "sae_density",
+            key=(*_HEADS, "log10_density_bin"),
+            columns=[Column("n_features", kind="integer")],
+            trailing=[Column("l1", "sparsity coefficient"), Column("sae_seed", kind="integer")],
+            meaning="Histogram of the densities of an SAE's features: a bin is its lower edge in log10, or dead.",
+        ),
+        Table(
+            "sae_pareto",
+            key=(*_HEADS, "l1"),
+            columns=[
+                Column("l0", unit="features per token"),
+                Column("fvu", unit="1"),
+                Column("ce_recovered", unit="1"),
+                Column("dead_fraction", unit="1"),
+                Column("on_front", "whether no other l1 has less of l0 and fvu"),
+            ],
+            meaning="One l1 of a sweep, mean over the SAEs' seeds.",
+        ),
+        Table(
+            "sae_stability",
+            key=(*_HEADS, "l1", "sae_seed", "other_seed"),
+            columns=[
+                Column("n_features", kind="integer"),
+                Column("stability", "mean over features of the largest cosine with any of the other seed's"),
+                Column("share_above", "features with a cosine above .7", unit="1"),
+                Column("stability_random", "the same against random directions"),
+                Column("share_random", "the same against random directions", unit="1"),
+            ],
+            trailing=[
+                Column("n_alive", "features that fire", kind="integer"),
+                Column("stability_alive", "stability over these"),
+            ],
+            meaning="One ordered pair of seeds of an SAE.",
+        ),
+        Table(
+            "sae_matched_l0",
+            key=("model_a", "model_b", "seed", "layer"),
+            columns=[
+                Column("l0_low", "of the range that both sweeps reach", unit="features per token"),
+                Column("l0_high", unit="features per token"),
+                Column("fvu_a", "mean over the range", unit="1"),
+                Column("fvu_b", "mean over the range", unit="1"),
+                Column("fvu_difference", "b − a", unit="1"),
+                Column("ce_recovered_a", "mean over the range", unit="1"),
+                Column("ce_recovered_b", "mean over the range", unit="1"),
+                Column("ce_recovered_difference", "b − a", unit="1"),
+            ],
+            trailing=[Column("reason", "why numbers are missing", kind="text")],
+            meaning="Two models at equal l0.",
+        ),
+        Table(
+            "sae_curves",
+            key=(*_HEADS, "l1", "sae_seed", "step"),
+            columns=[
+                Column("loss", "of the training"),
+                Column("l0", "of the batch", unit="features per token"),
+                Column("dead_fraction", "features dead by the training's own count", unit="1"),
+            ],
+            meaning="A step of the training of an SAE.",
+            is_shown=False,
+        ),
+    ],
+    measure=measure,
+    check=check,
+    merge=merge,
+    notes=notes,
+    function="workbench.analyses.sae_train.head_saes:sae_train",
+)

@@ -1,0 +1,153 @@
+"""What one stack of SAEs is made of: layers, heads, sparsity coefficients and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from sae.config import SAEConfig, TrainConfig, as_list
+from sae.stack import spawn_generators
+from workbench.analyses.sae_train.evaluation import check_stand_ins
+from workbench.analyses.sae_train.settings import HeadSaeSettings, check_coefficients, check_numbers
+from workbench.models.activations import (
+    CONCATENATED,
+    Positions,
+    Slot,
+    choose_slots,
+    special_ids,
+)
+from workbench.models.checks import check_hooks, device_of, run_watched
+from workbench.models.streams import check_rows
+from workbench.runs.memory import check_memory
+from workbench.runs.records import describe_errors
+
+START, RESAMPLE, CONTROL, SHUFFLE = 0, 1, 2, 3  # streams of an SAE's seed
+# tokens × SAEs from which compiling pays: on one CPU thread it makes bfloat16 steps 1.6 to 3.3 times as fast, float32
+# ones, whose blocks stay in the cache as they are, no faster, and takes up to a minute
+COMPILED_TOKENS = 10_000_000
+DECODER_INIT_NORM = 0.1  # of decoder rows that are free to grow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained: SAE k reads slot `slot_index[k]` with coefficient `l1[k]` from seed `seeds[k]`."""
+
+    slots: list[Slot]
+    slot_index: list[int]
+    l1: list[float]
+    seeds: list[int]
+    positions: Positions
+
+    @property
+    def sources(self) -> list[tuple[Slot, float, int]]:
+        """(slot, l1, seed) of every SAE, in the stack's order."""
+        return [(self.slots[i], l1, seed) for i, l1, seed in zip(self.slot_index, self.l1, self.seeds, strict=True)]
+
+    def generators(self, stream: int) -> list[torch.Generator]:
+        """A generator per SAE, from its own layer, head and seed: the same whatever it is trained together with."""
+        own = []
+        for slot, _, seed in self.sources:
+            base = torch.Generator().manual_seed(seed)
+            own += spawn_generators(base, 1, [(stream, slot.layer, slot.column + 1)])
+        return own
+
+
+def numbers(what: str, given: Any, kind: type = Real) -> list[Any]:
+    """The numbers given, as Python's own; a single one is a list of one. Raises ValueError as `check_numbers`."""
+    listed = as_list(what, given)
+    check_numbers(what, listed, kind)
+    return [int(n) if kind is Integral else float(n) for n in listed]
+
+
+def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
+    """The settings that keywords describe. Raises ValueError naming every wrong one."""
+    try:
+        return HeadSaeSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"sae_train: {describe_errors(error, HeadSaeSettings.model_fields)}") from None
+
+
+def make_plan(
+    model: Any,
+    layers: Sequence[int] | int | None,
+    heads: Sequence[int] | int | str | None,
+    l1: Sequence[float] | float,
+    seeds: Sequence[int] | int,
+    settings: HeadSaeSettings,
+) -> Plan:
+    """The stack's SAEs, in its order.
+
+    Raises ValueError for anything out of range, given twice or not given, a hook without a row per token or in whose
+    place nothing can stand, and for what memory cannot hold.
+    """
+    slots = choose_slots(model.cfg, layers, "all" if heads is None else heads, settings.hook)
+    check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
+    coefficients, seeds = numbers("l1", l1), numbers("seeds", seeds, Integral)
+    check_coefficients(coefficients, settings.architecture)
+    every = [(i, c, s) for i in range(len(slots)) for c in coefficients for s in seeds]
+    _check_memory(model, slots, len(every), settings)
+    check_stand_ins(model, slots)
+    positions = Positions(special_ids(model), settings.include_special)
+    return Plan(slots, [i for i, _, _ in every], [c for _, c, _ in every], [s for _, _, s in every], positions)
+
+
+def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeSettings) -> None:
+    """Raise ValueError unless the parameters, gradients and moments of the stack and the buffer have room."""
+    device = device_of(model)
+    names = list(dict.fromkeys(slot.hook_name for slot in slots))
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)  # its activations say how wide they are
+    found = run_watched(model, token, names, max(slot.layer for slot in slots) + 1)
+    check_rows("sae_train", found, (1, 1), n_axes=3)
+    shape = next(iter(found.values())).shape[2:]
+    if slots[0].head is not None and (len(shape) != 2 or shape[0] != model.cfg.n_heads):
+        raise ValueError(
+            f"sae_train: {names[0]} has {list(shape)} per token; expected [{model.cfg.n_heads} d_head], a row for each "
+            f"head, or hook {CONCATENATED}"
+        )
+    d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
+    d_sae = settings.expansion * d_in
+    check_memory(
+        f"a stack of {n_saes} SAEs of {d_sae:,} features beside a buffer of {settings.buffer_tokens:,} tokens",
+        16 * n_saes * (2 * d_in * d_sae + d_in + d_sae) + 4 * len(slots) * settings.buffer_tokens * d_in,
+        device,
+    )
+
+
+def train_config(settings: HeadSaeSettings, n_steps: int, n_saes: int = 1) -> TrainConfig:
+    """The schedules of n_steps steps: warm-up, decay and resampling are shares of them. A feature that fired on no
+    token of the last tenth of all steps is dead. n_saes SAEs decide with n_steps whether compiling pays."""
+    rise, fall = settings.schedule
+    use_compile = settings.use_compile
+    if use_compile is None:
+        use_compile = settings.use_bf16 and n_steps * settings.batch_size * n_saes >= COMPILED_TOKENS
+    at = [round(2 / 3 * n_steps * (i + 1) / (settings.n_resamples + 1)) for i in range(settings.n_resamples)]
+    return TrainConfig(
+        n_steps=n_steps,
+        lr=settings.lr,
+        lr_warm_up_steps=int(rise * n_steps),
+        lr_decay_steps=int(fall * n_steps),
+        l1_warm_up_steps=int(rise * n_steps),
+        dead_window=max(1, n_steps // 10),
+        resample_steps=tuple(sorted({step for step in at if 1 <= step < n_steps})),
+        use_bf16=settings.use_bf16,
+        use_compile=use_compile,
+    )
+
+
+def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:
+    """The configuration of the stack that these settings describe."""
+    return SAEConfig(
+        n_saes=n_saes,
+        d_in=d_in,
+        d_sae=settings.expansion * d_in,
+        architecture=settings.architecture,
+        k=settings.k,
+        use_unit_norm_decoder=settings.use_unit_norm_decoder,
+        decoder_init_norm=1.0 if settings.use_unit_norm_decoder else DECODER_INIT_NORM,
+    )
