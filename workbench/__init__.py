@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workbench.analyses.harvest.storing import harvest
     from workbench.analyses.ladder.rungs import ladder
     from workbench.analyses.mechanisms.switches import mechanisms
-    from workbench.analyses.probe.probe import probe
+    from workbench.analyses.probe.concept_tests import probe
     from workbench.analyses.sae_train.head_saes import sae_train
     from workbench.analyses.text_quality.quality import text_quality
     from workbench.analyses.topology.heads import topology

@@ -101,7 +101,7 @@ def warm() -> None:
     import workbench.analyses.ablate.pairs
     import workbench.analyses.atlas.features
     import workbench.analyses.harvest.storing
-    import workbench.analyses.probe.probe
+    import workbench.analyses.probe.concept_tests
     import workbench.analyses.sae_train.head_saes
     import workbench.data.text_windows
     import workbench.study.study

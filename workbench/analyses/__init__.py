@@ -20,13 +20,7 @@ from reports.contract import declare
 from workbench.extend import Analysis
 
 GROUP = "workbench"  # of the entry points by which installed packages announce theirs
-BUILT_IN = tuple(
-    sorted(
-        module.name.replace("_", "-")
-        for module in pkgutil.iter_modules(__path__)
-        if (Path(__path__[0]) / module.name / "analysis.py").is_file()  # until all are ported
-    )
-)
+BUILT_IN = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 _FOUND: dict[str, Analysis] = {}
 _PLUGINS: list[str] = []

@@ -21,7 +21,7 @@ from reports.tables import COLUMNS, read_table
 from workbench import runs
 from workbench.analyses import find_analysis
 from workbench.analyses.probe.concept_plane import point_rows, principal_plane
-from workbench.analyses.probe.probe import crystallised, isotropic_dimension, probe
+from workbench.analyses.probe.concept_tests import crystallised, isotropic_dimension, probe
 from workbench.analyses.probe.states import TEMPLATES, build_prompts, concept_states, state_hooks, text_states
 from workbench.cli.app import app
 from workbench.data.concepts import ConceptSet, choose_sets, read_concepts

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.spatial.distance import squareform
 
 import probes
-from workbench.analyses.probe.probe import probe
+from workbench.analyses.probe.concept_tests import probe
 from workbench.analyses.probe.stability import stability_rows
 from workbench.data.concepts import ConceptSet, read_concepts
 

@@ -9,7 +9,7 @@ from models_for_tests import tokens_for
 
 from workbench.analyses.attention.statistics import attention
 from workbench.analyses.compare.comparison import compare
-from workbench.analyses.probe.probe import probe
+from workbench.analyses.probe.concept_tests import probe
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
 from workbench.models.transformer_lens import from_hooked_transformer, read_folder

@@ -25,7 +25,7 @@ from workbench.analyses.compare.comparison import compare, mean_pooled
 from workbench.analyses.evaluate.bits import encode_text, evaluate
 from workbench.analyses.harvest.storing import harvest
 from workbench.analyses.mechanisms.switches import mechanisms
-from workbench.analyses.probe.probe import probe
+from workbench.analyses.probe.concept_tests import probe
 from workbench.analyses.probe.states import build_prompts
 from workbench.analyses.text_quality.quality import text_quality
 from workbench.analyses.topology.heads import head_cosines, topology

@@ -25,7 +25,7 @@ def check(job: Job) -> None:
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     """The tables that have rows, of one harvest of the words and one of the text."""
-    from workbench.analyses.probe.probe import probe as measure_concepts
+    from workbench.analyses.probe.concept_tests import probe as measure_concepts
 
     own, subject = job.settings, job.subject
     kept = ("distance", "n_permutations", "n_points", "n_stability_seeds", "n_stability_permutations")
@@ -209,5 +209,5 @@ probe = Analysis(
     check=check,
     merge=merge,
     notes=notes,
-    function="workbench.analyses.probe.probe:probe",
+    function="workbench.analyses.probe.concept_tests:probe",
 )
