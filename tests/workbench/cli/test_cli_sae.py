@@ -169,8 +169,8 @@ def test_bad_input_is_one_line(small, arguments, code, message):
 
 def test_a_split_that_is_none_is_refused(place):
     result = call("harvest", "--ckpt", place / "shallow", "--layers", "0", "--split", "test", "--out", "h")
-    assert result.exit_code == 1
-    assert "split: got 'test'; expected one of held_out, train" in result.stderr
+    assert result.exit_code == 2
+    assert "--split: got 'test'; expected 'held_out' or 'train'" in result.stderr
 
 
 # --- SAELens
