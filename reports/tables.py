@@ -15,50 +15,15 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from reports.contract import PACKAGE, Column, Table, declare, declared, describe_table, read_resource
+from reports.contract import PACKAGE, Table, declare, declared, describe_table, read_resource
+from reports.study_tables import STUDY_TABLES
 
-# name of the table (the file is `<name>.csv`) -> its leading columns, in order
-_UNDECLARED = MappingProxyType(
-    {
-        # wide: one row per logged step; losses in nats per token, sigma_* means over layers; per-layer columns follow:
-        # `sigma_z.{layer}`, `sigma_pattern.{layer}`, `sigma_residual.{layer}`, `nuclear_rank.W_O.{layer}`, ...; last
-        # held_out_perplexity, exp(held_out_loss)
-        "train_log": (
-            "model", "seed", "phase", "step", "n_tokens", "loss", "held_out_loss", "vsm_loss", "lambda", "lr",
-            "grad_norm", "tokens_per_s", "sigma_z", "sigma_pattern", "sigma_residual",
-        ),
-        # cross-entropies of the held-out tokens under n-gram models (unigram, bigram), nats per token; trailing
-        # perplexity, exp(nats)
-        "baselines": ("name", "nats", "n_tokens"),
-        # the 2 x 2 of NCA and AttnRes, a measure and term a row: the cells (neither, attn_res, nca, both), both main
-        # effects, the interaction; means over n seeds; the published cells in the same combination, and what was stated
-        "factorial": ("measure", "term", "value", "ci_low", "ci_high", "n", "published_value", "stated_value"),
-        # two models compared at one place, treated (model_b) - reference (model_a): mean over n seeds and its interval
-        # by `interval` (paired, welch, none); comparison is the lineage's step, empty for another pair; trailing: the
-        # columns of the table that name the place (layer, basis, set, matrix, ...), empty where they do not apply
-        "effects": (
-            "table", "measure", "comparison", "model_a", "model_b", "effect", "ci_low", "ci_high", "n", "interval",
-        ),
-        # the mean over n seeds of a measure at one place and its interval, missing below MIN_SEEDS; seeds and, for more
-        # than one, their values, separated by spaces; trailing: the columns that name the place (model, layer, ...)
-        "seed_means": ("table", "measure", "mean", "ci_low", "ci_high", "n", "seeds", "values"),
-        # the ledger: verdict is reproduced, same direction, not seen, reversed, not measured or not enough seeds
-        "claims": (
-            "claim", "published", "measured", "ci_low", "ci_high", "n", "verdict", "measure", "source_table", "control",
-        ),
-    }
-)  # fmt: skip
-
-_UNSHOWN = ("claims", "effects", "seed_means")  # the page shows them in its own way
-declare(
-    Table(name, (), tuple(map(Column, columns)), is_shown=name not in _UNSHOWN) for name, columns in _UNDECLARED.items()
-)
+declare(STUDY_TABLES)
 
 
 class _Leading(Mapping[str, tuple[str, ...]]):

@@ -1,7 +1,7 @@
 """What a result's definition is known by: the source that makes it.
 
     fingerprint = SHA-256 over the syntax trees, without docstrings and comments, of an analysis's own modules and of
-    those of the package that they import, and these in turn
+    those of the package that they import, and these in turn, and over the data files beside them that they name
 
 so that a changed constant or formula is another definition, and a reworded comment is not. What only reads, writes and
 shows (run directories, tables, command line, progress) makes no number and is not part of it.
@@ -12,8 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
-import pkgutil
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,11 @@ from workbench.data.claims import EMBEDDED_CLAIMS
 from workbench.extend import Analysis
 
 PACKAGES = ("workbench", "sae", "probes")
+ROOTS = {name: Path(importlib.import_module(name).__path__[0]) for name in PACKAGES}
 # modules that make no number, by the beginning of their names
 SILENT = ("workbench.extend", "workbench.runs", "workbench.cli", "workbench.progress", "workbench.study")
 TRAINING = "workbench.training.loop"
+DATA_FILES = (".toml", ".json", ".xz")
 PAGE_FILES = (".py", ".toml", ".j2", ".css", ".js")
 
 
@@ -34,11 +35,8 @@ def fingerprint(analysis: Analysis) -> str:
     module = analysis.measure.__module__
     package = ".".join(module.split(".")[:3])
     if package.startswith("workbench.analyses."):
-        spec = importlib.util.find_spec(package)
-        assert spec is not None, "a built-in analysis is importable"
-        folders = list(spec.submodule_search_locations or ())
-        inner = [f"{package}.{own.name}" for own in pkgutil.iter_modules(folders)]
-        return _digest((package, *inner))
+        folder = ROOTS["workbench"].joinpath(*package.split(".")[1:])
+        return _digest((package, *(f"{package}.{file.stem}" for file in sorted(folder.glob("*.py")))))
     return _digest((module,))
 
 
@@ -50,8 +48,8 @@ def training_fingerprint() -> str:
 @functools.lru_cache(maxsize=1)
 def pages_fingerprint() -> str:
     """The digest of what merges tables, judges published claims and draws pages, plug-ins' figures among it."""
-    packages = [Path(str(importlib.util.find_spec(name).origin)).parent for name in ("reports", "workbench.study")]  # type: ignore[union-attr]
-    files = sorted(file for folder in packages for file in folder.rglob("*") if file.suffix in PAGE_FILES)
+    folders = [Path(importlib.import_module("reports").__path__[0]), ROOTS["workbench"] / "study"]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in PAGE_FILES)
     files += [EMBEDDED_CLAIMS, *(EMBEDDED_CLAIMS.with_name(name) for name in ("claims.py", "remarks.py"))]
     lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
     lines += [f"{own.name} {fingerprint(own)}\n" for own in all_analyses()]
@@ -64,26 +62,35 @@ def _digest(roots: tuple[str, ...]) -> str:
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
-        path = _source(name)
-        if name in seen or path is None:
-            continue
-        tree = ast.parse(path.read_bytes())
-        waiting += [own for own in _imported(tree) if own.split(".")[0] in PACKAGES and not own.startswith(SILENT)]
-        seen[name] = ast.dump(_bare(tree))
-    lines = [f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n" for name, text in sorted(seen.items())]
+        if name not in seen and (path := _source(name)) is not None:
+            seen[name], imported = _read(path)
+            waiting += imported
+    lines = [f"{name} {digest}\n" for name, digest in sorted(seen.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=1024)
+def _read(path: Path) -> tuple[str, tuple[str, ...]]:
+    """(digest of a module and of the data files beside it that it names, names of what it imports of the package)."""
+    tree = ast.parse(path.read_bytes())
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    files = sorted(file for text in texts if text.endswith(DATA_FILES) and (file := path.parent / text).is_file())
+    imported = [own for own in _imported(tree) if own.split(".")[0] in PACKAGES and not own.startswith(SILENT)]
+    digest = hashlib.sha256(ast.dump(_bare(tree)).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest(), tuple(imported)
+
+
+@functools.lru_cache(maxsize=4096)
 def _source(name: str) -> Path | None:
-    """The file of a module; nothing for a name within one."""
-    if name in sys.modules:
-        file = getattr(sys.modules[name], "__file__", None)
+    """The file of a module of ours or of a plug-in; nothing for a name within one."""
+    package, *rest = name.split(".")
+    if package not in PACKAGES:
+        file = getattr(sys.modules.get(name), "__file__", None)
         return Path(file) if file else None
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin not in (None, "built-in", "frozen") else None
+    root = ROOTS[package].joinpath(*rest)
+    return next((file for file in (root.with_suffix(".py"), root / "__init__.py") if file.is_file()), None)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

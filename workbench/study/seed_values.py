@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from reports.contract import declared
+from workbench.analyses import BUILT_IN, find_analysis
 from workbench.runs import shorten
 from workbench.study.measures import Frame, Tables
 from workbench.study.summaries import FIRST, LAST, MIDDLE, SUMMARIES, layer_at, layer_columns, single_heads, table_of
@@ -165,12 +167,21 @@ def seed_values(tables: Tables, roles: Mapping[str, str]) -> Iterator[SeedValues
         rows = summary.read(tables).rename("value").reset_index()
         if len(rows):
             yield SeedValues(summary.table, summary.name, ("model",), rows, is_compared=True)
-    for source in SOURCES:
+    for source in (*SOURCES, *_sources_of_plugins(tables)):
         df = tables.get(source.table)
         if df is not None and len(df):
             yield from read_source(source, df)
     yield from top_impacts(tables, roles)
     yield from over_steps(tables)
+
+
+def _sources_of_plugins(tables: Tables) -> Iterator[Source]:
+    """Yield what the tables of analyses of a user's own are averaged by: their key; every column of numbers."""
+    known = {table.name for name in BUILT_IN for table in find_analysis(name).tables}
+    for name, table in declared().items():
+        if name in tables and name not in known and "model" in table.key:
+            measures = tuple(own.name for own in table.columns if own.kind == "number")
+            yield Source(name, tuple(key for key in table.key if key != "seed"), measures)
 
 
 def read_source(source: Source, df: Frame) -> Iterator[SeedValues]:

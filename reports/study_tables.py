@@ -1,0 +1,91 @@
+"""The tables that no analysis writes: the log of a training, and what a study makes of its other tables."""
+
+from __future__ import annotations
+
+from reports.contract import Column, Table
+
+
+def _numbers(names: str, unit: str = "") -> list[Column]:
+    return [Column(name, unit=unit) for name in names.split()]
+
+
+def _texts(names: str) -> list[Column]:
+    return [Column(name, kind="text") for name in names.split()]
+
+
+TRAIN_LOG = Table(
+    "train_log",
+    ("model", "seed", "phase", "step"),
+    [
+        Column("n_tokens", "tokens read so far", kind="integer"),
+        Column("loss", "of training, per token", unit="nats"),
+        Column("held_out_loss", unit="nats"),
+        Column("vsm_loss", "the pressure's term of the loss"),
+        Column("lambda", "its weight"),
+        *_numbers("lr grad_norm"),
+        Column("tokens_per_s", unit="tokens/s"),
+        *(
+            Column(f"sigma_{basis}", "mean over layers of mean |cos| of heads")
+            for basis in ("z", "pattern", "residual")
+        ),
+    ],
+    meaning="One logged step. Columns of layers follow (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and last "
+    "held_out_perplexity, exp(held_out_loss).",
+)
+BASELINES = Table(
+    "baselines",
+    ("name",),
+    [Column("nats", "cross-entropy of the held-out tokens", unit="nats"), Column("n_tokens", kind="integer")],
+    meaning="N-gram models of the training text (unigram, bigram) on held-out text; perplexity, exp(nats), follows.",
+)
+FACTORIAL = Table(
+    "factorial",
+    ("measure", "term"),
+    [
+        *_numbers("value ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        Column("published_value", "the published cells in the same combination"),
+        Column("stated_value", "what the report's text says"),
+    ],
+    meaning="The 2 × 2 of automata and attention residuals: the cells (neither, attn_res, nca, both), both main "
+    "effects, the interaction; means over seeds.",
+)
+EFFECTS = Table(
+    "effects",
+    ("table", "measure", "comparison", "model_a", "model_b"),
+    [
+        Column("effect", "model_b − model_a, mean over seeds"),
+        *_numbers("ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        Column("interval", "what the 95 % interval rests on: paired, welch or none", kind="text"),
+    ],
+    meaning="Two models compared at one place; comparison is the lineage's step, empty for another pair. The columns "
+    "that name the place (layer, basis, set, …) follow, empty where they do not apply.",
+    is_shown=False,
+)
+SEED_MEANS = Table(
+    "seed_means",
+    ("table", "measure"),
+    [
+        *_numbers("mean ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        Column("seeds", "separated by spaces", kind="text"),
+        Column("values", "of more than one seed each one's, separated by spaces", kind="text"),
+    ],
+    meaning="The mean over seeds of a measure at one place, with its 95 % interval of Student's t, missing below three "
+    "seeds. The columns that name the place (model, layer, …) follow.",
+    is_shown=False,
+)
+CLAIMS = Table(
+    "claims",
+    ("claim",),
+    [
+        *_texts("published measured"),
+        *_numbers("ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        *_texts("verdict measure source_table control"),
+    ],
+    meaning="The ledger: a published claim, what was measured, and the verdict.",
+    is_shown=False,
+)
+STUDY_TABLES = (TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS)
