@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent / place) for place in ("workbench", "f
 WITH_ARRAYS = (
     "sae",
     "probes",
-    *(f"workbench.{name}" for name in ("analyses", "data", "geometry", "models", "training")),
+    *(f"workbench.{name}" for name in ("analyses", "data", "models", "training")),
 )
 jaxtyping.install_import_hook(WITH_ARRAYS, "shapes_for_tests.check_shapes")
 
