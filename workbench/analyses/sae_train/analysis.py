@@ -132,6 +132,7 @@ sae_train = Analysis(
                 Column("dead_fraction", unit="1"),
                 Column("on_front", "whether no other l1 has less of l0 and fvu"),
             ],
+            is_shown=False,
             meaning="One l1 of a sweep, mean over the SAEs' seeds.",
         ),
         Table(
