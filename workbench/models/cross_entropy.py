@@ -37,9 +37,10 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 
 def chunk_bytes(n_rows: int, d_vocab: int, product_bytes: int, soft_cap: float = -1.0) -> int:
     """What a chunk of logits takes at once while its gradients are made: itself in float32, where the products are
-    narrower (`product_bytes` an element) what came out of one and what goes into the next, a soft cap's slope."""
+    narrower (`product_bytes` an element) what came out of one and what goes into the next, a soft cap's slope and the
+    squares that it is made of."""
     narrow = 2 * product_bytes if product_bytes < 4 else 0
-    return min(n_rows * d_vocab, CHUNK_ELEMENTS) * (4 + narrow + 4 * (soft_cap > 0))
+    return min(n_rows * d_vocab, CHUNK_ELEMENTS) * (4 + narrow + 8 * (soft_cap > 0))
 
 
 def weighs(weight: Scalar) -> bool:
