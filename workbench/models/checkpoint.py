@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
@@ -55,7 +55,8 @@ def load_checkpoint(directory: Path) -> HookedLM:
     Raises:
         ValueError: a file that its run's manifest does not cover as it is, or as `load` says.
     """
-    cfg, recipe = read_checkpoint_config(directory), _recipe_of(directory)
+    _verify(directory, _READ)
+    cfg, recipe = _read_config(directory), _recipe_of(directory)
     model = HookedLM(cfg, seed=None)
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
@@ -66,9 +67,13 @@ def load_checkpoint(directory: Path) -> HookedLM:
 
 
 def read_checkpoint_config(directory: Path) -> ModelConfig:
-    """The configuration of a checkpoint directory's model, by its recipe's name where a run of ours trained it; errors
-    as `load_checkpoint`."""
-    _verify(directory)
+    """The configuration of a checkpoint directory's model, by its recipe's name where a run of ours trained it, whether
+    its weights are there or not; errors as `load_checkpoint`."""
+    _verify(directory, {CONFIG})
+    return _read_config(directory)
+
+
+def _read_config(directory: Path) -> ModelConfig:
     config_file = directory / CONFIG
     cfg = ModelConfig.from_json(read_settings(config_file, "model", "a model's configuration"), str(config_file))
     name = _recipe_of(directory).get("name")
@@ -105,12 +110,12 @@ def _trained_on(recipe: Mapping[str, Any], file: Path) -> TextSource | None:
     return TextSource(*values)
 
 
-def _verify(directory: Path) -> None:
+def _verify(directory: Path, names: Collection[str]) -> None:
     """Raise ValueError unless what is read of a checkpoint is what its run wrote: a flipped bit of a weight is a weight
     like any other."""
-    verify_files(directory, lambda name: name in _READ)
+    verify_files(directory, lambda name: name in names)
     if (directory.parent / "latest").is_file():  # the checkpoint of a training is a directory within the run
-        own = {f"{directory.name}/{name}" for name in _READ} | {"latest", RUN_CONFIG}
+        own = {f"{directory.name}/{name}" for name in names} | {"latest", RUN_CONFIG}
         verify_files(directory.parent, lambda name: name in own)
 
 
