@@ -105,7 +105,7 @@ def test_estimates_of_every_architecture_are_those_of_one_backward_pass(kind):
 
     model, tokens = small_model(kind).double(), tokens_for(small_model(kind), 3)
     found = join(list(iterate_ablation(model, tokens, components=("head", "layer", "mlp"))))
-    sizes = plan_generic(model, tokens.shape[1], model.cfg.n_layers, 6, 1 << 30)
+    sizes = plan_generic(model.cfg, tokens.shape[1], model.cfg.n_layers, 6, 1 << 30)
     with torch.no_grad():
         replacements = stand_ins(model, tokens, found.parts, "zero", 0, 1, 3)(slice(0, 3))
         whole = ablate_batch_generic(model, tokens, found.parts, replacements, sizes, True, lambda n: None)

@@ -365,7 +365,7 @@ def test_ablation_equals_the_naive_loop():
     model = small_model("recurrent").double()
     tokens = tokens_for(model, batch=4, pos=12)
     found = list(iterate_ablation(model, tokens))
-    sizes = plan_generic(model, 12, 6, 4, 1 << 30)
+    sizes = plan_generic(model.cfg, 12, 6, 4, 1 << 30)
     parts = found[0].parts
     hooks = dict.fromkeys(part.hook for part in parts)
     with torch.no_grad():

@@ -213,7 +213,7 @@ def check_ablation(
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = cfg.n_layers - parts[0].layer
     n_parts = max(sum(part.layer == own.layer for own in parts) for part in parts)
-    return parts, size(model, tokens.shape[1], n_layers, n_parts, memory_budget_bytes)
+    return parts, size(cfg, tokens.shape[1], n_layers, n_parts, memory_budget_bytes)
 
 
 def choose_parts(

@@ -18,7 +18,9 @@ from torch import Tensor
 from workbench.analyses.ablate.attribution import attribute
 from workbench.analyses.ablate.losses import MAX_COLUMNS, compare, reference
 from workbench.analyses.ablate.records import CleanPass, Part, Replacements, SequenceLosses, losses_of
+from workbench.extend import TextSize
 from workbench.models import HookedLM, ModelConfig
+from workbench.models.costs import block_width, state_streams
 from workbench.models.transformer import State
 
 LOGITS_HELD = 1 << 22  # logits of one chunk, elements; larger ones gain nothing on a CPU
@@ -38,7 +40,7 @@ class Sizes:
     logits_held: int
 
 
-def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
+def plan_sizes(cfg: ModelConfig, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
     """The cut that keeps what is held at once (weights and tokens apart) below `budget` bytes.
 
     Args:
@@ -48,11 +50,10 @@ def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget:
     Raises:
         ValueError: a budget too small for one head of one sequence.
     """
-    cfg = model.cfg
-    scale = 1 if model.W_E.device.type == "cpu" else _ON_A_GPU
-    clean, continued = bytes_per_sequence(model, n_ctx, n_layers, n_heads)
+    scale = 1 if cfg.device == "cpu" else _ON_A_GPU
+    clean, continued = bytes_per_sequence(cfg, n_ctx, n_layers, n_heads)
     clean *= n_passes
-    fixed = 2 * 4 * min(MAX_COLUMNS, cfg.d_vocab) * cfg.d_model  # a block of W_U, rounded
+    fixed = _block_bytes(cfg)
     least = fixed + 3 * 4 * cfg.d_vocab + clean + continued
     if least > budget:
         raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for one head of one sequence")
@@ -65,30 +66,33 @@ def plan_sizes(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int, budget:
     return Sizes(batch_size, n_together // batch_size * batch_size, logits_held)
 
 
-def bytes_per_sequence(model: HookedLM, n_ctx: int, n_layers: int, n_heads: int) -> tuple[int, int]:
+def held_bytes(
+    cfg: ModelConfig, sizes: Sizes, text: TextSize, n_layers: int, n_heads: int, *, n_passes: int = 1
+) -> int:
+    """What is held at once of a text that is cut like this, which `plan_sizes` keeps below its budget."""
+    clean, continued = bytes_per_sequence(cfg, text.n_ctx, n_layers, n_heads)
+    n_batch = min(sizes.batch_size, text.n_windows)
+    n_together = min(sizes.n_together, n_batch * n_heads)
+    logits = min(sizes.logits_held, max(1, n_batch * n_heads * text.n_ctx) * cfg.d_vocab)
+    return n_passes * n_batch * clean + n_together * continued + _block_bytes(cfg) + 3 * 4 * logits
+
+
+def _block_bytes(cfg: ModelConfig) -> int:
+    """A block of W_U, rounded."""
+    return 2 * 4 * min(MAX_COLUMNS, cfg.d_vocab) * cfg.d_model
+
+
+def bytes_per_sequence(cfg: ModelConfig, n_ctx: int, n_layers: int, n_heads: int) -> tuple[int, int]:
     """(clean, continued) bytes that one sequence holds: kept of the clean forward; at the widest point of a block."""
-    cfg = model.cfg
     width_z = cfg.n_heads * cfg.d_head
-    n_sources = _streams_of_a_state(cfg)
     # of each layer: state after attention, z, and a donor's z; then final state, x, W_U p (twice), W_U[target], their
     # difference and its gradient; final residuals of a layer's parts, and their changes (twice)
     kept = n_layers * (_streams_of_a_layer(cfg) * cfg.d_model + 2 * width_z)
-    kept += (n_sources + 6 + 3 * n_heads) * cfg.d_model
-    attention = 6 * width_z + 4 * cfg.kv_heads * cfg.d_head  # q, k, v, their rotations, repeated k and v, z
-    running = (n_sources + 3) * cfg.d_model + max(3 * cfg.d_mlp, attention)
+    kept += (state_streams(cfg) + 6 + 3 * n_heads) * cfg.d_model
+    running = block_width(cfg)
     backward = 2 * running  # a layer's graph is held while its gradient is taken
-    itemsize = model.W_E.element_size()
+    itemsize = cfg.dtype.itemsize
     return n_ctx * itemsize * (kept + backward), n_ctx * itemsize * running
-
-
-def _streams_of_a_state(cfg: ModelConfig) -> int:
-    """Tensors [batch pos d_model] in the state between two layers, at most."""
-    if (attn_res := cfg.extensions.attn_res) is not None:
-        # the embedding, block sums and the current one; of learned blocks what was and what a sub-layer reads
-        return 2 * attn_res.n_sums + 4 if attn_res.is_learned else attn_res.n_sums + 1
-    if cfg.extensions.recurrence is not None:  # x, x0, value, start, summary, and what skips will add
-        return 5 + len(cfg.extensions.recurrence.skip_sources(cfg.n_layers))
-    return 1
 
 
 def _streams_of_a_layer(cfg: ModelConfig) -> int:

@@ -15,9 +15,8 @@ from workbench.analyses.ablate.records import Part, Replacements, SequenceLosses
 from workbench.models.checks import Hook, run_hooked
 
 
-def plan_generic(model: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
+def plan_generic(cfg: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
     """The cut for `ablate_batch_generic`; arguments and errors as `plan_sizes`."""
-    cfg = model.cfg
     logits = 4 * n_ctx * cfg.d_vocab
     width = 8 * cfg.d_model + 3 * (cfg.d_mlp or 0) + 8 * cfg.n_heads * cfg.d_head
     maps = 2 * cfg.n_heads * n_ctx

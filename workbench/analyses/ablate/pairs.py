@@ -198,7 +198,7 @@ def check_pairs(
     check_kind(kind, n_resamples, len(tokens))
     size = plan_sizes if isinstance(model, HookedLM) else plan_generic
     n_layers = model.cfg.n_layers - min(a[0] for a, _ in chosen)
-    sizes = size(model, tokens.shape[1], n_layers, model.cfg.n_heads, memory_budget_bytes, n_passes=2)
+    sizes = size(model.cfg, tokens.shape[1], n_layers, model.cfg.n_heads, memory_budget_bytes, n_passes=2)
     return sorted(chosen), sizes
 
 

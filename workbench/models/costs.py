@@ -1,0 +1,146 @@
+"""What a model takes, from its configuration alone: parameters, floating-point operations, bytes.
+
+No weight is allocated. Bytes are those of tensors, at the largest moment of a forward pass without gradients; what a
+processor's libraries keep for themselves comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from workbench.models.checks import MAPS, check_hooks, last_layer
+from workbench.models.config import ModelConfig
+from workbench.models.cross_entropy import chunk_bytes
+from workbench.models.transformer import HookedLM
+
+
+def on_meta(cfg: ModelConfig) -> HookedLM:
+    """The model of `cfg` with parameters that have shapes and no numbers."""
+    with torch.device("meta"):
+        return HookedLM(cfg.model_copy(update={"device": "meta"}), seed=None)
+
+
+def weights_bytes(cfg: ModelConfig) -> int:
+    """Bytes of all parameters in the model's dtype."""
+    return on_meta(cfg).n_parameters() * cfg.dtype.itemsize
+
+
+def loading_bytes(configs: Sequence[ModelConfig]) -> int:
+    """The host's peak while models come out of files, one after another: the pages of a file, which are mapped, beside
+    those that are there."""
+    weights = [weights_bytes(cfg) for cfg in configs]
+    return sum(weights) + max(weights)
+
+
+# --- floating-point operations
+
+
+def forward_flops(cfg: ModelConfig, n_windows: int, n_ctx: int, *, unembedded: int | None = None) -> float:
+    """Floating-point operations of a forward pass: 2 for each weight and token, and causal attention's 2 for each
+    query, key before it, head and dimension, once for the scores and once for the mixture.
+
+    A weight that a recurrent model passes several times counts as often; tables that are looked up do not.
+
+    unembedded: tokens that logits are made of; all by default.
+    """
+    n_tokens = n_windows * n_ctx
+    model = on_meta(cfg)
+    in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
+    attention = 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * (n_ctx + 1)
+    logits = 2.0 * cfg.d_model * cfg.d_vocab * (n_tokens if unembedded is None else unembedded)
+    return float(n_tokens) * (2 * in_blocks + attention) + logits
+
+
+# --- bytes
+
+
+def block_width(cfg: ModelConfig) -> int:
+    """Numbers per token that are held at the widest point of a block: the state between layers, three streams in the
+    making, and the MLP's inner activations or attention's."""
+    attention = 6 * cfg.n_heads * cfg.d_head + 4 * cfg.kv_heads * cfg.d_head  # q, k, v, their rotations, repeated k, v
+    return (state_streams(cfg) + 3) * cfg.d_model + max(3 * cfg.d_mlp, attention)
+
+
+def state_streams(cfg: ModelConfig) -> int:
+    """Tensors [batch pos d_model] in the state between two layers, at most."""
+    if (attn_res := cfg.extensions.attn_res) is not None:
+        # the embedding, block sums and the current one; of learned blocks what was and what a sub-layer reads
+        return 2 * attn_res.n_sums + 4 if attn_res.is_learned else attn_res.n_sums + 1
+    if cfg.extensions.recurrence is not None:  # x, x0, value, start, summary, and what skips will add
+        return 5 + len(cfg.extensions.recurrence.skip_sources(cfg.n_layers))
+    return 1
+
+
+def forward_bytes(cfg: ModelConfig, n_tokens: int) -> int:
+    """The state and a block's inner activations of so many tokens, without logits."""
+    return n_tokens * cfg.dtype.itemsize * block_width(cfg)
+
+
+def map_bytes(cfg: ModelConfig, n_windows: int, n_ctx: int, copied: int = 0) -> int:
+    """Scores and pattern of one layer's watched attention, and as many bytes per weight again as a reader copies."""
+    return n_windows * cfg.n_heads * n_ctx**2 * (2 * cfg.dtype.itemsize + copied)
+
+
+def loss_bytes(cfg: ModelConfig, n_tokens: int) -> int:
+    """A chunk of logits, of which no more is held while losses are taken."""
+    return chunk_bytes(n_tokens, cfg.d_vocab, cfg.dtype.itemsize, cfg.output_logits_soft_cap)
+
+
+def cache_bytes(cfg: ModelConfig, n_tokens: int) -> int:
+    """Keys and values of so many tokens, of all layers."""
+    return 2 * cfg.n_layers * n_tokens * cfg.kv_heads * cfg.d_head * cfg.dtype.itemsize
+
+
+# --- forward passes without numbers
+
+
+def hook_shapes(cfg: ModelConfig, names: Sequence[str], n_ctx: int = 1) -> dict[str, tuple[int, ...]]:
+    """What each hook passes of one token, or, of an attention map, of one window.
+
+    Raises:
+        ValueError: a hook that the model lacks (the nearest are named).
+    """
+    model, found = on_meta(cfg), {}
+    check_hooks(model, names)
+    last = last_layer(names)
+
+    def note(x: Tensor, hook: HookPoint) -> None:
+        found[hook.name] = tuple(x.shape[1 if str(hook.name).endswith(MAPS) else 2 :])
+
+    with faked(model), torch.no_grad(), model.hooks(fwd_hooks=[(name, note) for name in names]):
+        # past the check of ids, which would read them
+        state = model.embed_state(torch.zeros(1, n_ctx, dtype=torch.int64))
+        model(state, start_at_layer=0, stop_at_layer=last, return_type="logits")
+    return {name: found[name] for name in names}
+
+
+@contextmanager
+def faked(model: HookedLM) -> Iterator[None]:
+    """While it lasts, a model of `on_meta` has fake parameters of a CPU, and what is made of them is fake: tensors that
+    have shapes, strides and dtypes and no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to load
+
+    with FakeTensorMode(allow_non_fake_inputs=True), _on_cpu(model):
+        yield
+
+
+@contextmanager
+def _on_cpu(model: HookedLM) -> Iterator[None]:
+    """While it lasts, and within a mode of fake tensors, `model` has parameters of a CPU in place of those on meta."""
+    before = [(module, dict(module._parameters)) for module in model.modules()]
+    fakes: dict[int, nn.Parameter] = {}  # a recurrent model has the same one in several modules
+    for module, parameters in before:
+        for name, p in parameters.items():
+            if p is not None and id(p) not in fakes:
+                fakes[id(p)] = nn.Parameter(torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device="cpu"))
+            module._parameters[name] = None if p is None else fakes[id(p)]
+    try:
+        yield
+    finally:
+        for module, parameters in before:
+            module._parameters.update(parameters)
