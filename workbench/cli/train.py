@@ -94,17 +94,17 @@ def train(
 
 
 def _report_plan(recipe: Recipe, device: str, dtype: str, fsdp: bool, as_json: bool) -> None:
-    """What the training would take; with --fsdp, or where no step was tried, also what each of several GPUs would."""
+    """What the training would take; with --fsdp, also what each of several GPUs would."""
     import pandas as pd
     import torch
 
     from workbench.training.boundaries import resolve_boundaries
     from workbench.training.footprint import footprints
-    from workbench.training.plan import count_text, is_planned_from_shapes, plan
+    from workbench.training.plan import count_text, plan
 
     recipe = resolve_boundaries(recipe)
     facts, table = plan(recipe, device=device, dtype=dtype) | count_text(recipe), None
-    if fsdp or is_planned_from_shapes(recipe):
+    if fsdp:
         autocast = torch.bfloat16 if dtype in ("auto", "bfloat16") else None  # auto is bfloat16 on a GPU
         table = pd.DataFrame([asdict(footprint) for footprint in footprints(recipe, autocast)])
     report(as_json=as_json, facts=facts, table=table)

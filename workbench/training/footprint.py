@@ -7,20 +7,24 @@ allocator's gaps take comes on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor, UntypedStorage
 
-from workbench.models import HookedLM, ModelConfig
+from workbench.models import HookedLM
+from workbench.models.costs import faked, on_meta
 from workbench.models.cross_entropy import chunk_bytes
+from workbench.training.monitor import monitor_bytes
+from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import OptimizerConfig, is_hidden_matrix
-from workbench.training.recipe import Recipe, phase_model
+from workbench.training.recipe import Phase, Recipe, phase_model
 from workbench.training.sharded_optimizer import share_matrices
 
 N_GPUS = (1, 2, 4, 8)
+PRESSING = 0.01  # λ of VSM, where it acts at all
 WIDE = 4  # bytes of a weight, a gradient, a moment: float32
 
 
@@ -47,12 +51,6 @@ class Footprint:
     """at the largest moment: backward pass, step or measurement"""
 
 
-def on_meta(cfg: ModelConfig) -> HookedLM:
-    """The model of `cfg` with parameters that have shapes and no numbers."""
-    with torch.device("meta"):
-        return HookedLM(cfg.model_copy(update={"device": "meta"}), seed=None)
-
-
 def footprints(
     recipe: Recipe, autocast: torch.dtype | None = torch.bfloat16, n_gpus: Sequence[int] = N_GPUS
 ) -> list[Footprint]:
@@ -71,14 +69,14 @@ def _of_phase(recipe: Recipe, index: int, autocast: torch.dtype | None, n_gpus: 
     model, found = on_meta(cfg), {}
     rows = sorted({phase.batch_size // n for n in n_gpus if n > 1 and phase.batch_size % n == 0})
     model.shares_routing = False  # as FSDP has it
-    kept = {n: kept_bytes(model, n, cfg.n_ctx, autocast) for n in rows[:2]}
+    kept = {n: kept_bytes(model, phase, n, cfg.n_ctx, autocast) for n in rows[:2]}
     for n in n_gpus:
         if phase.batch_size % n:
             continue
         n_rows = phase.batch_size // n
         if n == 1:
             model.shares_routing = True
-            of_forward = kept_bytes(model, n_rows, cfg.n_ctx, autocast)
+            of_forward = kept_bytes(model, phase, n_rows, cfg.n_ctx, autocast)
         else:
             of_forward = _on_the_line(kept, n_rows)
         width = (autocast or cfg.dtype).itemsize
@@ -116,13 +114,19 @@ def _footprint(model: HookedLM, cfg: OptimizerConfig, n: int, activations: int, 
     return Footprint(n, own, optimizer, gradients, gathered, activations, step, copy, total)
 
 
-def kept_bytes(model: HookedLM, n_rows: int, n_ctx: int, autocast: torch.dtype | None) -> int:
-    """Bytes of the tensors that autograd keeps of one forward pass for its backward pass, the weights left out.
+def bytes_of_phase(recipe: Recipe, index: int, autocast: torch.dtype | None) -> int:
+    """Bytes of one process that trains a phase with float32 weights: at a step, or when its geometry is measured."""
+    found = _of_phase(recipe, index, autocast, [1])[1]
+    resting = found.parameters_bytes + found.optimizer_bytes
+    return max(found.total_bytes, resting + monitor_bytes(phase_model(recipe, index), recipe.monitor))
+
+
+def kept_bytes(model: HookedLM, phase: Phase, n_rows: int, n_ctx: int, autocast: torch.dtype | None) -> int:
+    """Bytes of the tensors that autograd keeps of one micro-batch of a phase for its backward pass, the weights left
+    out.
 
     model: of `on_meta`. It is run on fake tensors of a CPU, whose kernels for long sequences keep what a GPU's do.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to load
-
     kept: dict[int, UntypedStorage] = {}  # held, so that no other is taken for one of them
 
     def keep(tensor: Tensor) -> Tensor:
@@ -130,29 +134,13 @@ def kept_bytes(model: HookedLM, n_rows: int, n_ctx: int, autocast: torch.dtype |
         kept[storage._cdata] = storage
         return tensor
 
-    precision = nullcontext() if autocast is None else torch.autocast("cpu", autocast)
-    with FakeTensorMode(allow_non_fake_inputs=True), _faked(model), precision:
+    def call(tokens: Tensor, **settings: Any) -> Tensor:  # past the check of ids, which would read them
+        return model(model.embed_state(tokens), start_at_layer=0, tokens=tokens, **settings)
+
+    with faked(model):
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         tokens = torch.zeros(n_rows, n_ctx, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            # past the check of ids, which would read them
-            loss = model(model.embed_state(tokens), start_at_layer=0, tokens=tokens, return_type="loss")
-        del loss
+            part = objective(model, Batch(tokens), phase, PRESSING, autocast, 0, call)
+        del part
         return sum(storage.nbytes() for place, storage in kept.items() if place not in owned)
-
-
-@contextmanager
-def _faked(model: HookedLM) -> Iterator[None]:
-    """While it lasts, and within a mode of fake tensors, `model` has parameters of a CPU in place of those on meta."""
-    before = [(module, dict(module._parameters)) for module in model.modules()]
-    fakes: dict[int, nn.Parameter] = {}  # a recurrent model has the same one in several modules
-    for module, parameters in before:
-        for name, p in parameters.items():
-            if p is not None and id(p) not in fakes:
-                fakes[id(p)] = nn.Parameter(torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device="cpu"))
-            module._parameters[name] = None if p is None else fakes[id(p)]
-    try:
-        yield
-    finally:
-        for module, parameters in before:
-            module._parameters.update(parameters)

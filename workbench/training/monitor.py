@@ -14,6 +14,7 @@ from torch import Tensor
 from probes.ranks import ranks_of_spectrum
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.config import n_stored_blocks
+from workbench.models.costs import forward_bytes, map_bytes
 from workbench.models.geometry import HeadRedundancy, bos_mass, exact, head_entropy, mean_abs_cos
 from workbench.models.recurrence import exit_depth
 from workbench.runs.records import Frozen, is_default
@@ -100,6 +101,22 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
         positions = model.boundaries.positions().tolist()
         found |= {f"block_position.{layer}": position for layer, position in enumerate(positions)}
     return found
+
+
+def monitor_bytes(cfg: ModelConfig, monitor: MonitorConfig) -> int:
+    """What `measure` holds at once beside the model: the maps of a layer and their copy in float64, a batch's states,
+    every layer's second moment of z; or all weights of one kind in float64, and their products."""
+    if not monitor.every:
+        return 0
+    n, n_ctx, width = monitor.n_sequences, cfg.n_ctx, cfg.n_heads * cfg.d_head
+    maps, moments = 0, 8 * (cfg.n_layers + 4) * width**2
+    if monitor.use_attention:
+        n = min(n, max(1, MAP_ELEMENTS // (cfg.n_heads * n_ctx**2)))
+        maps = map_bytes(cfg, n, n_ctx, copied=8)
+    n_ranked = len(monitor.rank_layers) if monitor.rank_layers is not None else n_stored_blocks(cfg)
+    ranks = 3 * 8 * n_ranked * cfg.d_model * max(cfg.d_mlp, width) if monitor.use_ranks else 0
+    states = 3 * 8 * min(STATE_ELEMENTS, n * n_ctx * cfg.d_model) if monitor.use_trajectory else 0
+    return max(maps + moments, ranks, states) + forward_bytes(cfg, n * n_ctx)
 
 
 def weight_ranks(model: HookedLM, layers: Collection[int] | None = None) -> dict[str, float]:

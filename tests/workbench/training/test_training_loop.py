@@ -560,5 +560,5 @@ def test_the_plan_counts_right_and_writes_nothing(text, tmp_path, monkeypatch):
     # weights, and between one and two moments each, for the checkpoint that is kept and the one being written
     assert 2 * 4 * 2 * model.n_parameters() < facts["bytes_on_disk"] < 2 * 4 * 3.1 * model.n_parameters()
     assert facts["bytes_in_memory"] > 4 * 4 * model.n_parameters()
-    assert all(rate > 0 for rate in facts["tokens_per_s_by_phase"].values())
+    assert not {"seconds", "tokens_per_s_by_phase"} & set(facts)  # formulas know no machine
     assert list(tmp_path.iterdir()) == []
