@@ -319,8 +319,9 @@ class Analysis:
     """analyses whose directories are read"""
     requires: Callable[..., str] = _holds
     """takes the config of each model; why the analysis does not hold for them, in a sentence, or nothing"""
-    cost: Callable[[ModelConfig, Any, TextSize], Cost] | None = None
-    """what one job takes, without the model"""
+    cost: Callable[[Any, Any, TextSize], Cost] | None = None
+    """what one job takes: (the model's configuration, settings, size of the text) -> cost, by formulas such as those of
+    `workbench.models.costs`, without the model; an analysis that takes a recipe is given the recipe"""
     figures: Sequence[Callable[[pd.DataFrame], go.Figure]] = ()
     """of the first table, for the page; without any it shows the tables"""
     merge: Callable[[Merged], Tables] | None = None

@@ -34,7 +34,7 @@ Dtype = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished --out; a finished one is verified.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (tokens, bytes, memory, time) and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (tokens, operations, bytes) and stop.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from workbench.data.claims import collect_claims
 from workbench.data.text_windows import MAX_N_CTX
 from workbench.extend import BYTES_PER_TOKEN, Analysis, Cost, Documents, Settings, TextSize
-from workbench.models.config import ModelConfig
+from workbench.models.config import ModelConfig, parse_dtype
+from workbench.models.costs import loading_bytes, weights_bytes
 from workbench.models.load import load_config, resolve_device
 from workbench.runs.memory import planned_bytes
 from workbench.study.jobs import TRAIN, left_out, plan_jobs
@@ -29,13 +31,8 @@ def plan_request(request: Request) -> dict[str, Any]:
     Raises:
         ValueError: a model that is not there or that the analysis does not hold for.
     """
-    analysis = request.analysis
-    if analysis.takes == "recipe":
-        own = apply_overrides(load_recipe(request.recipe), request.overrides)
-        configs, ours = [phase_model(own, -1)] * request.n_seeds, [True] * request.n_seeds
-    else:
-        found = [load_config(source) for source in request.sources]
-        configs, ours = [cfg for cfg, _ in found], [is_ours for _, is_ours in found]
+    analysis, device = request.analysis, resolve_device(request.device)
+    subjects, configs, ours = _subjects(request, device)
     groups = [[cfg] for cfg in configs] if analysis.takes in ("model", "recipe") else [configs]
     for group in groups:
         if reason := analysis.requires(*group):
@@ -46,8 +43,30 @@ def plan_request(request: Request) -> dict[str, Any]:
         facts["n_tokens"] = sum(size.n_tokens for size in sizes)
     if analysis.cost is None:
         return facts
-    costs = [analysis.cost(cfg, request.settings, size) for cfg, size in zip(configs, sizes, strict=True)]
-    return facts | describe_cost(sum(costs, Cost()), resolve_device(request.device))
+    costs = [analysis.cost(own, request.settings, size) for own, size in zip(subjects, sizes, strict=True)]
+    if analysis.takes == "recipe":  # trains one model after another, and loads none
+        return facts | describe_cost(sum(costs, Cost()), device)
+    return facts | describe_cost(_together(costs, configs), device, loading=loading_bytes(configs))
+
+
+def _subjects(request: Request, device: str) -> tuple[Sequence[Any], Sequence[ModelConfig], Sequence[bool]]:
+    """(what costs are of: configurations of the models as they will be loaded, or recipes; the configurations; whether
+    each is a run of ours)."""
+    n = request.n_seeds
+    if request.analysis.takes == "recipe":
+        recipe = apply_overrides(load_recipe(request.recipe), request.overrides)
+        return [recipe] * n, [phase_model(recipe, -1)] * n, [True] * n
+    found = [load_config(source) for source in request.sources]
+    changes = {"device": device} | ({} if request.dtype is None else {"dtype": parse_dtype(request.dtype)})
+    configs = [cfg.model_copy(update=changes) for cfg, _ in found]
+    return configs, configs, [is_ours for _, is_ours in found]
+
+
+def _together(costs: Sequence[Cost], configs: Sequence[ModelConfig]) -> Cost:
+    """One measurement after another, while all the models are there."""
+    weights = [weights_bytes(cfg) for cfg in configs]
+    held = max(cost.bytes_on_device + sum(weights) - own for cost, own in zip(costs, weights, strict=True))
+    return replace(sum(costs, Cost()), bytes_on_device=held)
 
 
 def size_of_text(analysis: Analysis, settings: Settings, cfg: ModelConfig, is_ours: bool) -> TextSize:
@@ -62,12 +81,14 @@ def size_of_text(analysis: Analysis, settings: Settings, cfg: ModelConfig, is_ou
     return TextSize(n_sequences or max(1, (n_tokens or 0) // n_ctx), n_ctx)
 
 
-def describe_cost(cost: Cost, device: str) -> dict[str, Any]:
-    """A cost as facts; bytes in memory with what the process holds by now, its libraries."""
-    host, on_device = int(cost.bytes_in_memory), int(cost.bytes_on_device)
+def describe_cost(cost: Cost, device: str, *, loading: int = 0) -> dict[str, Any]:
+    """A cost as facts; bytes in memory with what the process holds by now, its libraries. loading: bytes that the host
+    holds before, while models come out of files."""
+    on_host, on_device = int(cost.bytes_in_memory), int(cost.bytes_on_device)
+    beside = 0 if device.startswith("cuda") else on_device
     facts: dict[str, Any] = {"flops": cost.flops} if cost.flops else {}
     facts |= {"bytes_on_disk": int(cost.bytes_on_disk)} if cost.bytes_on_disk else {}
-    return facts | planned_bytes(device, on_host=host, on_device=on_device)
+    return facts | planned_bytes(device, on_host=max(on_host, loading - beside), on_device=on_device)
 
 
 def plan(
@@ -111,6 +132,9 @@ def _plan_analyses(settings: StudyRecipe, recipes: Mapping[str, Any], device: st
         analysis = next(own for own in settings.opened_with() if own.name == job.kind)
         own, cfg = settings.settings_of(job.kind), phase_model(recipes[job.model], -1)
         if analysis.cost is not None:
-            cost = analysis.cost(cfg, own, size_of_text(analysis, own, cfg, True))
-            facts.append(describe_cost(cost, device))
+            subject = recipes[job.model] if analysis.takes == "recipe" else cfg.model_copy(update={"device": device})
+            cost = analysis.cost(subject, own, size_of_text(analysis, own, cfg, True))
+            beside = weights_bytes(cfg) * (len(job.models) - 1)  # of a pair, the other model
+            cost = replace(cost, bytes_on_device=cost.bytes_on_device + beside)
+            facts.append(describe_cost(cost, device, loading=loading_bytes([cfg] * len(job.models))))
     return facts

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from workbench.analyses.ablate.cost import cost
 from workbench.extend import Analysis, Column, Integers, Job, Names, Settings, Table, Windows
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ ablate = Analysis(
     ],
     measure=measure,
     tabulate=tabulate,
+    cost=cost,
     check=check,
     facts=say,
     function="workbench.analyses.ablate.ablation:ablate",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from workbench.analyses.atlas.cost import cost
 from workbench.extend import Analysis, Column, Job, Settings, Table, Windows
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ atlas = Analysis(
         )
     ],
     measure=measure,
+    cost=cost,
     check=check,
     page=draw,
     notes=lambda settings: (

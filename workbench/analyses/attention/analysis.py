@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workbench.analyses.attention.cost import cost
 from workbench.analyses.attention.settings import AttentionSettings
 from workbench.extend import Analysis, Column, Job, Table, Windows
 
@@ -73,6 +74,7 @@ attention = Analysis(
         ),
     ],
     measure=measure,
+    cost=cost,
     check=check,
     function="workbench.analyses.attention.statistics:attention",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workbench.analyses.compare.cost import cost
 from workbench.analyses.compare.settings import NO_SHARED_BASIS, CompareSettings
 from workbench.extend import Analysis, Column, Job, Table, Windows
 
@@ -84,6 +85,7 @@ compare = Analysis(
         ),
     ],
     measure=measure,
+    cost=cost,
     check=check,
     facts=lambda directory: {"note": NO_SHARED_BASIS},
     function="workbench.analyses.compare.comparison:compare",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from workbench.analyses.evaluate.cost import cost
 from workbench.extend import Analysis, Column, Documents, Job, Settings, Table
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ evaluate = Analysis(
         )
     ],
     measure=measure,
+    cost=cost,
     check=check,
     function="workbench.analyses.evaluate.bits:evaluate",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from workbench.analyses.harvest.cost import cost
 from workbench.extend import Analysis, Integers, Job, Settings, Windows
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ harvest = Analysis(
     reads=Windows(n_sequences=64),
     tables=(),
     measure=measure,
+    cost=cost,
     check=check,
     facts=say,
     function="workbench.analyses.harvest.storing:harvest",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workbench.analyses.ladder.cost import cost
 from workbench.extend import Analysis, Column, Documents, Job, Settings, Table
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ ladder = Analysis(
         )
     ],
     measure=measure,
+    cost=cost,
     requires=lambda cfg: "" if cfg.extensions.recurrence is not None else "has no depth recurrence",
     check=check,
     function="workbench.analyses.ladder.rungs:ladder",

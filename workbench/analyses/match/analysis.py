@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from workbench.analyses.atlas.analysis import shown_stack
+from workbench.analyses.match.cost import cost
 from workbench.analyses.sae_train.settings import share_heads
 from workbench.extend import Analysis, Column, Job, Merged, Settings, Table, Windows
 
@@ -89,6 +90,7 @@ match = Analysis(
         )
     ],
     measure=measure,
+    cost=cost,
     check=check,
     merge=merge,
 )

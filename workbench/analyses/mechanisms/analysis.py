@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from workbench.analyses.mechanisms.cost import cost
 from workbench.extend import Analysis, Column, Documents, Job, Settings, Table
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ mechanisms = Analysis(
         )
     ],
     measure=measure,
+    cost=cost,
     requires=lambda cfg: "" if cfg.extensions.recurrence is not None else "has no depth recurrence",
     check=check,
     function="workbench.analyses.mechanisms.switches:mechanisms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from workbench.analyses.probe.cost import cost
 from workbench.analyses.probe.settings import ProbeSettings
 from workbench.extend import Analysis, Column, Job, Merged, Settings, Table, Windows
 
@@ -206,6 +207,7 @@ probe = Analysis(
         ),
     ],
     measure=measure,
+    cost=cost,
     check=check,
     merge=merge,
     notes=notes,

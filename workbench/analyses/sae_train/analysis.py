@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.analyses.sae_train.cost import cost
 from workbench.analyses.sae_train.settings import HeadSaeSettings, share_heads, shown_l1
 from workbench.extend import Analysis, Column, Job, Merged, Table, Windows
 
@@ -180,6 +181,7 @@ sae_train = Analysis(
         ),
     ],
     measure=measure,
+    cost=cost,
     check=check,
     merge=merge,
     notes=notes,

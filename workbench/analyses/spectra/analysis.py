@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workbench.analyses.spectra.cost import cost
 from workbench.extend import Analysis, Column, Job, Settings, Table
 
 if TYPE_CHECKING:
@@ -61,4 +62,5 @@ spectra = Analysis(
         ),
     ],
     measure=measure,
+    cost=cost,
 )

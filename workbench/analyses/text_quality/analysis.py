@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from workbench.analyses.text_quality.cost import cost
 from workbench.extend import Analysis, Column, Job, Merged, Settings, Table
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ text_quality = Analysis(
         )
     ],
     measure=measure,
+    cost=cost,
     tabulate=tabulate,
     check=check,
     merge=merge,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from workbench.analyses.topology.cost import cost
 from workbench.extend import Analysis, Column, Integers, Job, Merged, Settings, Table, Windows
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check(job: Job) -> None:
 def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
     """effective_size: every further model against the reference of the same seed."""
     from workbench.analyses.topology.heads import Size, effective_sizes
-    from workbench.training.footprint import on_meta
+    from workbench.models.costs import on_meta
 
     stats, reference = merged.tables["topology_stats"], next(iter(merged.configs))
     sizes = {name: Size.of(on_meta(cfg)) for name, cfg in merged.configs.items()}
@@ -90,6 +91,7 @@ topology = Analysis(
         ),
     ],
     measure=measure,
+    cost=cost,
     check=check,
     merge=merge,
     function="workbench.analyses.topology.heads:topology",
