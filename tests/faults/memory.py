@@ -28,6 +28,7 @@ LITTLE = " ".join(
 # a step of each of the ladder's seventeen trainings
 ONE = "--set phases.0.n_steps=1 --set phases.0.schedule.n_warmup_steps=0 --set monitor.every=0"
 ONE += " --set data.n_held_out_windows=16"
+OUT = "m-"  # before the name of a command: where it writes; atlas and match read what sae-train has written
 COMMANDS = {
     "train": f"train janus-v3-control-nano {FEW}",
     "train, recurrent": f"train recurrent-nano {FEW}",
@@ -35,13 +36,16 @@ COMMANDS = {
     "sae-train": f"{SAES} --n-train-tokens 40960",
     "sae-train, large": f"{SAES} --n-train-tokens 20480 --l1 1,2 --set expansion=32 --set buffer_tokens=131072",
     "sae-train, compiled": f"{SAES} --n-train-tokens 40960 --set use_bf16=true --set use_compile=true",
-    "ablate": "ablate --ckpt train --layers 0,3 --n-sequences 4",
-    "ablate, small budget": "ablate --ckpt train --layers 0,3 --n-sequences 4 --memory-gib 0.25",
-    "topology": "topology --ckpt train --n-sequences 32",
+    "ablate": "ablate --ckpt train --layers 0,3 --n-tokens 1024",
+    "ablate, small budget": "ablate --ckpt train --layers 0,3 --n-tokens 1024 --memory-gib 0.25",
+    "topology": "topology --ckpt train --n-tokens 8192",
     "attention": "attention --ckpt train --n-tokens 4096",
     "evaluate": "evaluate --ckpt train --n-bytes 40000",
     "probe": "probe --ckpt train --n-permutations 99",
+    "spectra": "spectra --ckpt train",
     "compare": "compare train train --n-sequences 32",
+    "atlas": f"atlas --ckpt train --sae {OUT}sae-train --n-tokens 8192",
+    "match": f"match train train --sae {OUT}sae-train --sae {OUT}sae-train --n-tokens 4096",
     "text-quality": "text-quality --ckpt train --n-samples 1 --max-new-tokens 24 --tagger none",
     "mechanisms": "mechanisms --ckpt recurrent --n-bytes 20000",
     "ladder": f"ladder recurrent-nano --n-seeds 1 --n-bytes 20000 {ONE}",
@@ -73,7 +77,7 @@ def main(place: Path, names: list[str]) -> None:
     for name in names or COMMANDS:
         words = [*COMMANDS[name].split(), "--device", "cpu", "--json"]
         planned = json.loads(run([*words, "--dry-run"], place))["bytes_in_memory"]
-        out = "m-" + name.replace(", ", "-").replace(" ", "-")
+        out = OUT + name.replace(", ", "-").replace(" ", "-")
         run([*words, "--out", out], place)
         peak = json.loads((place / out / "env.json").read_text())["peak_memory_bytes"]
         print(json.dumps((name, planned, peak)), flush=True)
