@@ -44,7 +44,7 @@ class Table:
 
     name: str
     key: tuple[str, ...]
-    """columns that tell rows apart; their kinds are those of `KEYS`, text unless known there"""
+    """columns that tell rows apart; their kinds are those of `KEYS`, else what they look like"""
     columns: Sequence[Column] = ()
     meaning: str = ""
     """one row is …, in a sentence or two"""
@@ -63,9 +63,9 @@ class Table:
         return (*self.key, *(column.name for column in self.columns))
 
     def kind(self, column: str) -> Kind | None:
-        """What a column holds; None for one that the contract does not know."""
+        """What a column holds; None for one that the contract does not know, which holds what it looks like."""
         known = {own.name: own.kind for own in (*self.columns, *self.trailing)}
-        return known.get(column) or (KEYS.get(column, "text") if column in self.key else None)
+        return known.get(column) or (KEYS.get(column) if column in self.key else None)
 
 
 _DECLARED: dict[str, Table] = {}

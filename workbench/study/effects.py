@@ -27,8 +27,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from reports.contract import declared
 from reports.study import leave_out_infinite, order_models, read_record
-from reports.tables import COLUMNS, MADE, MIN_SEEDS, TEXT_COLUMNS, find_tables, read_csv, write_table
+from reports.tables import COLUMNS, MADE, MIN_SEEDS, find_tables, read_csv, write_table
 from workbench.data.lineage import read_lineage
 from workbench.study.measures import Bounds, Frame
 from workbench.study.seed_values import SeedValues, seed_values
@@ -169,8 +170,13 @@ def write_effects(directory: str | Path) -> tuple[Path, Path]:
 
 
 def _check_numbers(name: str, df: Frame) -> None:
-    for column in set(COLUMNS[name]) - TEXT_COLUMNS & set(df.columns):
-        if not pd.api.types.is_numeric_dtype(df[column]):
+    table = declared()[name]
+    for column in table.leading:
+        if (
+            column in df
+            and table.kind(column) in ("number", "integer")
+            and not pd.api.types.is_numeric_dtype(df[column])
+        ):
             raise ValueError(f"{name}.csv: got text in the column {column}; expected numbers")
 
 
