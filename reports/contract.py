@@ -64,7 +64,7 @@ class Table:
 
     def kind(self, column: str) -> Kind | None:
         """What a column holds; None for one that the contract does not know, which holds what it looks like."""
-        known = {own.name: own.kind for own in (*self.columns, *self.trailing)}
+        known: dict[str, Kind] = {own.name: own.kind for own in (*self.columns, *self.trailing)}
         return known.get(column) or (KEYS.get(column) if column in self.key else None)
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,5 +135,5 @@ def _add(analysis: Analysis) -> None:
     declare(analysis.tables)
 
 
-def _announced() -> dict[str, object]:
+def _announced() -> dict[str, EntryPoint]:
     return {point.name.replace("_", "-"): point for point in entry_points(group=GROUP)}
