@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_from_its_state(place: Path) -> None:
         assert process.poll() is None, "it ended before it saved a state"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (place / "killed").exists()
     run(place, *words, "--out", "killed", "--resume")
     tables = [(place / name / "position_loss.csv").read_bytes() for name in ("whole", "killed")]
