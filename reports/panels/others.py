@@ -13,6 +13,7 @@ from reports.study import Study
 from reports.table_cells import MISSING, Cell, Grid, significant
 from reports.tables import read_contracts
 
+HEIGHT = 420  # pixels of a figure that does not say
 MAX_ROWS = 500  # of a table on the page; the download has all
 Figures = Mapping[str, Sequence[Callable[[pd.DataFrame], go.Figure]]]  # table -> functions that draw it
 
@@ -29,13 +30,18 @@ def other_section(study: Study, shown: Collection[str], figures: Figures) -> Sec
 
 def _panel(table: Table, figures: Sequence[Callable[[pd.DataFrame], go.Figure]]) -> Panel:
     meanings = [
-        f"{own.name}: {own.meaning}" + (f" ({own.unit})" if own.unit else "") for own in table.columns if own.meaning
+        f"{own.name}: {own.meaning}" + (f" ({own.unit})" if own.unit not in ("", "1") else "")
+        for own in table.columns
+        if own.meaning
     ]
 
     def draw(study: Study) -> list[Drawing | Grid]:
         df = study.tables[table.name]
         if figures:
-            return [(f"{i}" if len(figures) > 1 else "", function(df)) for i, function in enumerate(figures, 1)]
+            drawn = [function(df) for function in figures]
+            for figure in drawn:  # else plotly takes what little the page gives an empty place
+                figure.update_layout(height=figure.layout.height or HEIGHT)
+            return [(f"{i}" if len(drawn) > 1 else "", figure) for i, figure in enumerate(drawn, 1)]
         return [_grid(df, table)]
 
     return Panel(
