@@ -587,6 +587,7 @@ def test_cosine_distances_see_directions_only(subject):
 # --- bad input
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

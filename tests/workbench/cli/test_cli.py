@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench import runs
-from workbench.analyses.ablate import ablate as ablation
+from workbench.analyses.ablate import ablation
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
