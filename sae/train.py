@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sae.config import TrainConfig, as_list
@@ -71,7 +72,7 @@ class Trainer:
         self,
         sae: StackedSAE,
         config: TrainConfig,
-        l1: Float[Tensor, " n_saes"] | Sequence[float] | float,
+        l1: Float[Tensor, " n_saes"] | ArrayLike,
         generator: torch.Generator | Sequence[torch.Generator],
         *,
         input_index: Int[Tensor, " n_saes"] | Sequence[int] | int | None = None,

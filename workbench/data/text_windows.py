@@ -58,12 +58,7 @@ def analysis_tokens(
     if held_out_fraction is not None:
         text = replace(text, held_out_fraction=held_out_fraction, held_out_split=None)
     length, packed = window_length(model, n_ctx), _pack(model, text, split, cache)
-    if (n_windows := packed.n_tokens // length) < n_sequences:
-        source = f"{text.source} ({split.replace('_', '-')})"
-        raise ValueError(
-            f"data: {source} has {packed.n_tokens} tokens, {n_windows} windows of {length}; expected at least "
-            f"{n_sequences}"
-        )
+    _check_n_windows(packed, text, split, length, n_sequences)
     return held_out_windows(packed, length, n_sequences)
 
 
@@ -84,7 +79,20 @@ def spread_windows(
     if n_tokens == 0:
         return torch.zeros(0, length, dtype=torch.int64)
     n_max = n_sequences if n_tokens is None else max(1, n_tokens // length)
-    return held_out_windows(_pack(model, text_of(model, data), split, cache), length, n_max)
+    text = text_of(model, data)
+    packed = _pack(model, text, split, cache)
+    _check_n_windows(packed, text, split, length, 1)
+    return held_out_windows(packed, length, n_max)
+
+
+def _check_n_windows(packed: TokenFile, text: TextSource, split: str, length: int, n_sequences: int) -> None:
+    """Raise ValueError for a text that is shorter than so many windows."""
+    if (n_windows := packed.n_tokens // length) < n_sequences:
+        source = f"{text.source} ({split.replace('_', '-')})"
+        raise ValueError(
+            f"data: {source} has {packed.n_tokens} tokens, {n_windows} windows of {length}; expected at least "
+            f"{n_sequences}"
+        )
 
 
 def spread_documents(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
-from workbench.analyses.ablate import ablate as ablation
+from workbench.analyses.ablate import ablation
 from workbench.analyses.ablate import engine as ablation_engine
 from workbench.analyses.ablate import losses as ablation_losses
 from workbench.analyses.ablate.ablation import ablate, ablation_table, iterate_ablation, join
@@ -226,6 +226,7 @@ def test_one_sequence_has_no_interval():
 GOOD = torch.zeros(2, 8, dtype=torch.long)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

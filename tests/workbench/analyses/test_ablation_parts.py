@@ -11,7 +11,7 @@ import pytest
 import torch
 from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
-from workbench.analyses.ablate import ablate as ablation
+from workbench.analyses.ablate import ablation
 from workbench.analyses.ablate import engine as ablation_engine
 from workbench.analyses.ablate import losses as ablation_losses
 from workbench.analyses.ablate import pairs as ablation_pairs
@@ -281,6 +281,7 @@ def test_a_transformer_lens_model_takes_no_dtype():
         ablate(to_hooked_transformer(small_model("janus-v3")), GOOD, dtype="bfloat16")
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

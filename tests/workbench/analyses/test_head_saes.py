@@ -617,7 +617,7 @@ def test_evenly_spaced_sequences() -> None:
         ({"bach_size": 3}, "unknown key 'bach_size'; nearest: batch_size"),
         ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
         ({"batch_size": 128}, "buffer_tokens: got 64; expected at least batch_size = 128"),
-        ({"n_train_tokens": 10}, "10 tokens are less than a batch of 32"),
+        ({"n_train_tokens": 10}, "n_train_tokens: got 10; expected at least batch_size = 32"),
         ({"l1": []}, "l1: got"),
         ({"l1": [-1.0]}, "l1: got"),
         ({"l1": [math.nan]}, "l1: got"),

@@ -177,7 +177,7 @@ def test_shards_of_held_out_text_are_refused(model, path, held_out):
         ({"held_out": None}, "and no held_out; expected tokens to measure on"),
         ({"hook": "hook_resid_mid"}, "has no 'blocks.0.hook_resid_mid'; expected some of blocks.0.attn.hook_z"),
         ({"hook": "hook_resid_post"}, "has no 'blocks.0.hook_resid_post'"),
-        ({"batch_size": 64, "n_train_tokens": 30}, "30 tokens are less than a batch of 64"),
+        ({"batch_size": 64, "n_train_tokens": 30}, "n_train_tokens: got 30; expected at least batch_size = 64"),
     ],
 )
 def test_what_does_not_fit_the_shards_is_refused(model, path, held_out, arguments, message):

@@ -19,13 +19,15 @@ import torch
 import typer
 import typer.main
 from processes import environment
+from pydantic import ValidationError
 from rich.text import Text
 from typer.testing import CliRunner
 
 from reports.tables import read_table
 from workbench import runs
-from workbench.analyses.ablate import ablate as ablation
+from workbench.analyses.ablate import ablation
 from workbench.analyses.ablate.ablation import ablate
+from workbench.analyses.ablate.analysis import AblateSettings
 from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
 from workbench.analyses.topology.heads import topology_tables
@@ -50,6 +52,10 @@ def call(*arguments):
 
 @pytest.fixture
 def subject(place):
+    return ["--ckpt", place / "model", "--data", place / "text.txt", "--n-tokens", 6 * 24]
+
+
+def harvested(place):
     return ["--ckpt", place / "model", "--data", place / "text.txt", "--n-sequences", 6]
 
 
@@ -70,12 +76,10 @@ def test_ablate_writes_what_the_function_returns(place, subject):
     result = call("ablate", *subject, "--out", "a", "--seed", 3, "--layers", "0,2", "--heads", "1-2")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "a")
-    model = load(place / "model")
-    tokens = analysis_tokens(model, place / "text.txt", n_sequences=6, seed=3)
-    same(read_table("a", "ablation_results"), ablate(model, tokens, [0, 2], [1, 2], seed=3))
+    same(read_table("a", "ablation_results"), ablate(*read(place), [0, 2], [1, 2], seed=3))
     assert sorted(p.name for p in Path("a").iterdir()) == [
-        "ablation_results.csv", "ablation_summary.csv", "config.toml", "env.json", "manifest.json",
-        "sequence_losses.safetensors",
+        "ablation.json", "ablation_results.csv", "ablation_summary.csv", "config.toml", "datapackage.json", "env.json",
+        "manifest.json", "sequence_losses.safetensors",
     ]  # fmt: skip
     runs.verify_manifest("a")
 
@@ -87,11 +91,11 @@ def test_json_is_one_object_and_the_path(subject):
     assert answer["out"] == str(Path.cwd() / "a")
     assert len(answer["rows"]) == 12
     assert answer["rows"][0]["kind"] == "resample"
-    assert runs.read_config("a")["n_bootstrap"] == 150
+    assert runs.read_config("a")["settings"]["n_bootstrap"] == 150
 
 
 def test_an_undefined_number_is_null_in_json(place):
-    arguments = ["--ckpt", place / "model", "--data", place / "text.txt", "--n-sequences", 1, "--json"]
+    arguments = ["--ckpt", place / "model", "--data", place / "text.txt", "--n-tokens", 24, "--json"]
     row = json.loads(call("ablate", *arguments, "--out", "a").stdout)["rows"][0]
     assert row["stderr"] is None
     assert row["impact_pct"] is not None
@@ -107,8 +111,9 @@ def test_topology_takes_several_models(place, subject):
         same(stats[stats["model"] == str(place / name)], wanted[0])
         same(cosines[cosines["model"] == str(place / name)], wanted[1])
     sizes = read_table("t", "effective_size")
-    assert sizes["model_a"].tolist() == [str(place / "model"), str(place / "other")] * 2
-    assert sizes["layer_a"].tolist()[:2] == [-1, -1]
+    assert sizes["model_a"].tolist() == [str(place / "other")] * 2, "against the first"
+    assert set(sizes["model_b"]) == {str(place / "model")}
+    assert sizes["layer_a"].tolist() == [-1, 1], "all layers, then the one nearest to 6 of 12"
     assert (sizes["n_parameters"] > 1000).all()
 
 
@@ -130,9 +135,19 @@ def test_attention_writes_what_the_functions_return(place):
         assert not list(Path().glob("x*"))
 
 
-def test_harvest_names_its_shards(subject):
-    arguments = ["--layers", "all", "--hook", "attn.hook_z", "--hook", "hook_resid_post", "--set", "shard_bytes=1"]
-    result = call("harvest", *subject, *arguments, "--out", "h", "--json")
+def test_harvest_names_its_shards(place):
+    arguments = [
+        *harvested(place),
+        "--layers",
+        "all",
+        "--hook",
+        "attn.hook_z",
+        "--hook",
+        "hook_resid_post",
+        "--set",
+        "shard_bytes=1",
+    ]
+    result = call("harvest", *arguments, "--out", "h", "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     shards = open_shards("h")
@@ -213,7 +228,7 @@ def test_train_makes_a_run_that_the_other_verbs_know_by_name_and_seed(place):
     out = Path(json.loads(result.stdout)["out"])
     assert out.name == "janus-v3-control-nano-seed5"
     assert out.samefile("runs/janus-v3-control-nano-seed5")
-    arguments = ["--data", place / "text.txt", "--n-sequences", 2, "--out", "t"]
+    arguments = ["--data", place / "text.txt", "--n-tokens", 64, "--out", "t"]
     assert call("topology", "--ckpt", out, *arguments).exit_code == 0
     stats = read_table("t", "topology_stats")
     assert set(stats["model"]) == {"janus-v3-control-nano"}
@@ -278,7 +293,9 @@ def test_a_killed_ablation_goes_on_and_comes_out_the_same(subject, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", [["ablate"], ["topology"], ["attention"], ["harvest", "--layers", "0"]])
-def test_a_finished_run_is_checked_and_shown_again(subject, verb):
+def test_a_finished_run_is_checked_and_shown_again(place, subject, verb):
+    if verb[0] == "harvest":
+        subject = harvested(place)
     first = call(*verb, *subject, "--out", "x")
     assert first.exit_code == 0, first.output
     stamps = {p: p.stat().st_mtime_ns for p in Path("x").rglob("*")}
@@ -303,12 +320,12 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
         (["ablate"], 2, "--ckpt"),
         (["ablat"], 2, "ablat"),
         (["ablate", "--ckpt", "M", "--nonsense"], 2, "--nonsense"),
-        (["ablate", "--ckpt", "M", "--n-sequences", "0"], 2, "--n-sequences"),
-        (["ablate", "--ckpt", "M", "--n-sequences", "many"], 2, "--n-sequences"),
+        (["ablate", "--ckpt", "M", "--n-tokens", "0"], 2, "--n-tokens"),
+        (["ablate", "--ckpt", "M", "--n-tokens", "many"], 2, "--n-tokens"),
         (
             ["ablate", "--ckpt", "M", "--kind", "median"],
             2,
-            "error: --kind: got 'median'; expected zero, mean or resample",
+            "error: --kind: got 'median'; expected 'zero', 'mean' or 'resample'",
         ),
         (
             ["ablate", "--ckpt", "M", "--layers", "a"],
@@ -320,7 +337,7 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
         (
             ["ablate", "--ckpt", "M", "--set", "n_boot=3"],
             2,
-            "error: set: unknown key 'n_boot'; expected one of n_bootstrap",
+            "error: set: unknown key 'n_boot'; nearest: n_bootstrap",
         ),
         (["ablate", "--ckpt", "M", "--set", "n_bootstrap"], 2, "error: set: got 'n_bootstrap'; expected key=value"),
         (["ablate", "--ckpt", "M", "--data", "T", "--set", "n_bootstrap=3"], 1, "error: n_bootstrap: got 3"),
@@ -329,20 +346,25 @@ def test_a_finished_run_is_checked_and_shown_again(subject, verb):
         (["ablate", "--ckpt", "M", "--heads", "1,1"], 1, "error: heads: got [1, 1]; expected each once"),
         (["ablate", "--ckpt", "M", "--n-ctx", "99"], 1, "error: n_ctx: got 99; expected 2 to the model's n_ctx = 24"),
         (["ablate", "--ckpt", "M", "--data", "no.txt"], 1, "error: data: no file or folder 'no.txt'"),
-        (["ablate", "--ckpt", "M", "--data", "S"], 1, "windows of 24; expected at least 64"),
+        (["ablate", "--ckpt", "M", "--data", "S"], 1, "10 tokens, 0 windows of 24; expected at least 1"),
         (
             ["ablate", "--ckpt", "M", "--data", "T", "--memory-gib", "0"],
             1,
             "error: memory_budget_bytes: got 0; expected",
         ),
         (
-            ["ablate", "--ckpt", "M", "--data", "T", "--kind", "resample", "--n-resamples", "64"],
+            ["ablate", "--ckpt", "M", "--data", "T", "--kind", "resample", "--n-resamples", "172"],
             1,
             "error: n_resamples",
         ),
         (["ablate", "--ckpt", "M", "--device", "abacus"], 1, "error: device: got 'abacus'"),
         (["ablate", "--ckpt", "M", "--dtype", "int3"], 1, "error: dtype: got 'int3'; expected one of"),
         (["topology", "--ckpt", "M", "--layers", "5"], 1, "error: layers: got 5"),
+        (
+            ["sae-train", "--ckpt", "M", "--dry-run", "--n-train-tokens", "64"],
+            2,
+            "error: n_train_tokens: got 64; expected at least batch_size = 1024",
+        ),
         (["harvest", "--ckpt", "M"], 2, "error: harvest: got neither hook nor layers"),
         (
             ["harvest", "--ckpt", "M", "--data", "T", "--hook", "blocks.0.attn.hook_x"],
@@ -528,9 +550,12 @@ def test_an_error_is_of_letters_that_a_terminal_shows(error, line):
 
 
 def test_an_error_says_which_setting_and_not_where_its_library_explains_itself(subject):
-    result = call("sae-train", *subject[:4], "--n-train-tokens", 64, "--dry-run", "--set", "expansion=2")
-    assert result.exit_code == 1
-    assert result.stderr == "error: n_steps: Input should be greater than or equal to 1 (got 0)\n"
+    result = call("ablate", *subject, "--dry-run", "--set", "n_bootstrap=0")
+    said = "n_bootstrap: Input should be greater than or equal to 1 (got 0)"
+    assert (result.exit_code, result.stderr) == (2, f"error: set: {said}\n")
+    with pytest.raises(ValidationError) as refused:
+        AblateSettings(n_bootstrap=0)
+    assert describe(refused.value) == f"error: {said}"
 
 
 def test_letters_that_stdout_lacks_undo_nothing(place, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from reports.tables import COLUMNS, read_table, write_table
@@ -68,8 +69,8 @@ def sae_train(
     tokens: Int[Tensor, "n_sequences n_ctx"] | str | Path,
     layers: Sequence[int] | int | None = None,
     heads: Sequence[int] | int | str = "all",
-    l1: Sequence[float] | float | None = None,
-    seeds: Sequence[int] | int | None = None,
+    l1: ArrayLike | None = None,
+    seeds: ArrayLike | None = None,
     out: str | Path | None = None,
     *,
     held_out: Int[Tensor, "n_held_out n_ctx"] | None = None,

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 from sae.config import SAEConfig, TrainConfig, as_list
@@ -77,8 +78,8 @@ def make_plan(
     model: Any,
     layers: Sequence[int] | int | None,
     heads: Sequence[int] | int | str | None,
-    l1: Sequence[float] | float,
-    seeds: Sequence[int] | int,
+    l1: ArrayLike,
+    seeds: ArrayLike,
     settings: HeadSaeSettings,
 ) -> Plan:
     """The stack's SAEs, in its order.

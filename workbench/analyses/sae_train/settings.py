@@ -94,10 +94,10 @@ class OptimisationSettings(Settings):
 
     @model_validator(mode="after")
     def _a_batch_fits(self) -> OptimisationSettings:
-        if self.buffer_tokens < self.batch_size:
-            raise ValueError(
-                f"buffer_tokens: got {self.buffer_tokens}; expected at least batch_size = {self.batch_size}"
-            )
+        for name in ("buffer_tokens", "n_train_tokens"):
+            n = getattr(self, name)
+            if n is not None and n < self.batch_size:
+                raise ValueError(f"{name}: got {n}; expected at least batch_size = {self.batch_size}")
         return self
 
 
