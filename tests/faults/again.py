@@ -9,13 +9,12 @@ import sys
 import warnings
 from pathlib import Path
 
-DATA = "--data text.txt --n-sequences 12"
 # stage -> what is typed, run in the ground's directory; {out} is where it writes
 STAGES = {
-    "topology": f"topology --ckpt model {DATA} --out {{out}}",
+    "topology": "topology --ckpt model --data text.txt --n-tokens 576 --out {out}",
     "attention": "attention --ckpt model --data text.txt --n-tokens 576 --set n_repeated=4 --out {out}",
     "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --n-bytes 3000 --out {out}",
-    "compare": f"compare model twin {DATA} --out {{out}}",
+    "compare": "compare model twin --data text.txt --n-sequences 12 --out {out}",
     "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --battery none "
     "--tagger none --n-samples 2 --max-new-tokens 12 --out {out}",
     "atlas": "atlas --sae saes --ckpt model --data text.txt --n-tokens 288 --n-contexts 2 --out {out}",

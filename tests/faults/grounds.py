@@ -30,8 +30,8 @@ MADE = {
     "saes": "sae-train --ckpt model --layers 0 --data text.txt --n-train-tokens 480 --n-eval-tokens 240 "
     "--set batch_size=32 "
     "--set buffer_tokens=128 --set expansion=3 --set n_ce_tokens=48 --out saes",
-    "ablation": "ablate --ckpt model --data text.txt --n-sequences 6 --out ablation",
-    "topology": "topology --ckpt model --data text.txt --n-sequences 6 --out topology",
+    "ablation": "ablate --ckpt model --data text.txt --n-tokens 288 --out ablation",
+    "topology": "topology --ckpt model --data text.txt --n-tokens 288 --out topology",
     "probe": "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "
     "--set n_permutations=19 --set n_points=64 --out probe",
     "atlas": "atlas --sae saes --ckpt model --data text.txt --n-tokens 288 --n-contexts 2 --out atlas",

@@ -83,7 +83,7 @@ def commands(place: Path) -> dict[str, str]:
         "SAE training": without_out["saes"].replace("--n-train-tokens 480", "--n-train-tokens 9600"),
         "export": "export --ckpt model --to transformer-lens",
         "import": "import hf",
-        "ablation": "ablate --ckpt model --data text.txt --n-sequences 16 --memory-gib 0.002 --components head,mlp "
+        "ablation": "ablate --ckpt model --data text.txt --n-tokens 768 --memory-gib 0.002 --components head,mlp "
         "--kind resample --pairs within",
         "probe": without_out["probe"].replace("n_permutations=19", "n_permutations=999"),
         "study": without_out["study"],

@@ -227,7 +227,7 @@ PATHS: dict[str, Callable[[], object]] = {
     "sae_train, l1": lambda: workbench.sae_train(MODEL, GOOD, l1=[float("nan")]),
     "sae_train, no l1": lambda: workbench.sae_train(MODEL, GOOD, l1=[]),
     "sae_train, seeds": lambda: workbench.sae_train(MODEL, GOOD, seeds=[-1]),
-    "sae_train, too few": lambda: workbench.sae_train(MODEL, GOOD, batch_size=4096, buffer_tokens=4096),
+    "sae_train, too few": lambda: workbench.sae_train(MODEL, GOOD, batch_size=4096, n_train_tokens=None),
     "to_hooked_transformer": lambda: workbench.to_hooked_transformer(small_model("attn-res")),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from bad import refuse
 
+from workbench.analyses import analysis_names
 from workbench.cli.app import VERBS
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -39,13 +40,13 @@ def test_a_bad_option_is_one_line(ground, home, tally, command, code, message) -
 
 # name, what lies there first, what is typed, part of the one line; x is a copy of an ablation's whole directory
 PLACES = [
-    ("inside a finished run", lambda: None, f"topology --ckpt {{model}} {T} --n-sequences 2 --out x/more", "lies in "),
-    ("deep inside one", lambda: None, f"topology --ckpt {{model}} {T} --n-sequences 2 --out x/a/b/../c", "lies in "),
+    ("inside a finished run", lambda: None, f"topology --ckpt {{model}} {T} --n-tokens 96 --out x/more", "lies in "),
+    ("deep inside one", lambda: None, f"topology --ckpt {{model}} {T} --n-tokens 96 --out x/a/b/../c", "lies in "),
     ("below a link to nowhere", lambda: Path("y").symlink_to("nowhere"),
-     f"topology --ckpt {{model}} {T} --n-sequences 2 --out y/z", "y is a link that leads nowhere; "
+     f"topology --ckpt {{model}} {T} --n-tokens 96 --out y/z", "y is a link that leads nowhere; "
          "expected a directory"),
     ("below a link to itself", lambda: Path("y").symlink_to("y"),
-     f"topology --ckpt {{model}} {T} --n-sequences 2 --out y/z", "y is a link that leads nowhere; "
+     f"topology --ckpt {{model}} {T} --n-tokens 96 --out y/z", "y is a link that leads nowhere; "
          "expected a directory"),
     ("a page over a table", lambda: None, "report x --out x/ablation_results.csv", "exists and is no page; "
         "expected a new"),
@@ -64,4 +65,4 @@ def test_a_bad_place_is_one_line(ground, home, tally, prepare, command, message)
 
 def test_every_verb_is_among_them() -> None:
     assert len({command for command, _, _ in CASES}) == len(CASES)
-    assert set(VERBS) - {"recipes"} <= {command.split()[0] for command, _, _ in CASES}
+    assert {*VERBS, *analysis_names()} - {"recipes"} <= {command.split()[0] for command, _, _ in CASES}

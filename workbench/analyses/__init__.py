@@ -49,7 +49,7 @@ def find_analysis(name: str) -> Analysis:
     if name not in _FOUND:
         names = analysis_names()
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
-        raise ValueError(f"analysis: got {name!r}; nearest: {', '.join(near)}")
+        raise ValueError(f"analysis: got {name!r:.60}; nearest: {', '.join(near)}")
     return _FOUND[name]
 
 

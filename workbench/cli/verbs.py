@@ -176,6 +176,8 @@ def read_settings(analysis: Analysis, given: Mapping[str, Any], overrides: Mappi
         if item["type"] == "extra_forbidden" or place in overrides:
             raise UsageError(f"set: {describe_errors(error, analysis.settings.model_fields)}") from None
         said = item["msg"].removeprefix("Value error, ")
+        if not place and (head := said.partition(": "))[0] in analysis.settings.model_fields:
+            place, _, said = head  # what a validator of several settings says of one
         if said.startswith("Input should be "):
             said = f"got {item['input']!r}; expected {said.removeprefix('Input should be ')}"
         where = f"--{place.replace('_', '-')}: " if place else ""

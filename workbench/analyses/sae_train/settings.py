@@ -67,6 +67,7 @@ class OptimisationSettings(Settings):
         description="tokens an SAE is trained on, read again where there are fewer; with shards by default as many as "
         "count of theirs",
         ge=1,
+        le=2**63 - 1,  # steps are counted in 64 bits
     )
     batch_size: int = Field(default=1024, description="tokens per step", ge=1)
     buffer_tokens: int = Field(default=32768, description="tokens shuffled together in memory", ge=1)
