@@ -18,7 +18,7 @@ import probes
 import reports
 import sae
 import workbench
-from workbench.analyses import mechanisms
+from workbench.analyses.ladder import rungs
 from workbench.data.batteries import PromptSet, read_prompts
 from workbench.data.tokenizer import load_tokenizer, vocabulary_size
 from workbench.models.tokenizer_files import wrap_tokenizer
@@ -89,7 +89,7 @@ def test_every_such_parameter_is_called() -> None:
 def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The ladder's fourteen trainings are left out: that it comes so far is what matters here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mechanisms, "ladder_recipes", lambda recipe: [])
+    monkeypatch.setattr(rungs, "ladder_recipes", lambda recipe: [])
 
 
 @pytest.mark.filterwarnings("ignore")  # of so few tokens

@@ -260,7 +260,7 @@ def notes_of_failure(outcome: Outcome) -> list[str]:
     """Sentences about what is missing from the page."""
     said = [f"{ended.task.job.name} failed: {ended.error}." for ended in outcome.failed]
     if outcome.left:
-        said.append(f"Not begun, for expected of what failed: {', '.join(job.name for job in outcome.left)}.")
+        said.append(f"Not begun, as they need what failed: {', '.join(job.name for job in outcome.left)}.")
     return said
 
 

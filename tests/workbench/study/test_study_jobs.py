@@ -23,17 +23,18 @@ from reports.tables import read_table
 from workbench.cli.app import app
 from workbench.models.text_source import TextSource
 from workbench.runs import verify_manifest
+from workbench.runs.manifest import amend_manifest
 from workbench.study import executors, job_runners, process_pool, reuse
 from workbench.study import study as module
 from workbench.study.executors import JobsFailed, threads
-from workbench.study.jobs import Context, Job, left_out, plan_jobs
+from workbench.study.jobs import TRAIN, Context, PlannedJob, left_out, plan_jobs
 from workbench.study.recipe import StudyRecipe, load_study
 from workbench.study.reuse import content_hashes, digest_of_text, find_elsewhere, read_record
-from workbench.study.study import study
+from workbench.study.study import study, tabulate_study
 from workbench.training import Interrupted, load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
-FEW = {"analyses": ["attention", "spectra"], "roles": {}}
+FEW = {"analyses": ["attention", "compare", "spectra"], "roles": {}}
 FEW_TABLES = (
     "attention_patterns", "attention_stats", "eigenspectra_divergence", "pc_cosine", "rank_budget", "singular_values",
     "train_log", "weight_spectra",
@@ -51,7 +52,7 @@ def surroundings(tmp_path_factory):
     """A cache of our own; pages are drawn in other tests, here they would only take time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(module, "write_report", lambda directory: None)
+        patch.setattr(module, "write_report", lambda directory, **given: None)
         patch.setattr(module, "write_atlas", lambda directory, out: None)
         yield
 
@@ -101,16 +102,18 @@ def test_a_failed_job_stops_those_that_need_it_and_no_other(place, tmp_path, mon
     with pytest.raises(JobsFailed) as caught:
         run(place, tmp_path / "out")
     assert str(caught.value) == (
-        "study: 1 of 6 jobs failed (models/tiny-control-seed0: OSError: no space left on device); "
+        "study: 1 of 7 jobs failed (models/tiny-control-seed0: OSError: no space left on device); "
         "3 that need them not begun, the others are done, --resume goes on"
     )
     assert isinstance(caught.value.__cause__, OSError)
     unfinished = tmp_path / "out.partial"
-    assert sorted(read_record(unfinished)) == ["attention/tiny-adaptive-seed0", "models/tiny-adaptive-seed0"]
+    assert sorted(read_record(unfinished)) == [
+        f"{kind}/tiny-adaptive-seed0" for kind in ("attention", "models", "spectra")
+    ]
     assert set(read_table(unfinished, "attention_stats")["model"]) == {"tiny-adaptive"}, "what is done is merged"
     said = json.loads((unfinished / "study.json").read_text())["notes"]
     assert any("models/tiny-control-seed0 failed: OSError" in note for note in said)
-    assert any("Not begun" in note and "spectra/tiny-adaptive-seed0" in note for note in said)
+    assert any("Not begun" in note and "compare/tiny-control--tiny-adaptive-seed0" in note for note in said)
     monkeypatch.undo()
     out = run(place, tmp_path / "out", resume=True)
     assert tables_of(out, FEW_TABLES) == tables_of(made, FEW_TABLES)
@@ -132,7 +135,7 @@ def test_every_failure_is_told_and_the_verb_ends_with_1(place, tmp_path, monkeyp
 
 def test_nothing_that_was_done_leaves_no_page(place, tmp_path, monkeypatch) -> None:
     failing(monkeypatch, *(f"models/tiny-{name}-seed0" for name in ("control", "adaptive")))
-    with pytest.raises(JobsFailed, match="2 of 6 jobs failed .* 4 that need them not begun"):
+    with pytest.raises(JobsFailed, match="2 of 7 jobs failed .* 5 that need them not begun"):
         run(place, tmp_path / "out")
     assert not (tmp_path / "out.partial" / "study.json").exists()
 
@@ -158,12 +161,12 @@ def test_a_resumed_study_begins_no_finished_job(place, tmp_path, made, begun) ->
 
 
 def test_more_seeds_and_another_analysis_reuse_what_another_study_did(place, tmp_path, made, begun) -> None:
-    more = {"analyses": ["attention", "evaluation"], "n_seeds": 2}
+    more = {"analyses": ["attention", "evaluate"], "n_seeds": 2}
     out = run(place, tmp_path / "out", overrides=more, reuse=[made])
-    seeds = {name: {n for n in begun if n.startswith(name)} for name in ("models", "attention", "evaluation")}
+    seeds = {name: {n for n in begun if n.startswith(name)} for name in ("models", "attention", "evaluate")}
     assert seeds["models"] == {"models/tiny-control-seed1", "models/tiny-adaptive-seed1"}
     assert seeds["attention"] == {"attention/tiny-control-seed1", "attention/tiny-adaptive-seed1"}
-    assert len(seeds["evaluation"]) == 4
+    assert len(seeds["evaluate"]) == 4
     whole = run(place, tmp_path / "whole", overrides=more)
     names = ("attention_stats", "evaluation", "train_log")
     assert tables_of(out, names) == tables_of(whole, names)
@@ -180,7 +183,7 @@ def test_a_setting_a_seed_and_a_version_are_part_of_the_content(place, made, mon
     base = hashes()
     assert base == read_record(made)
     assert len(set(base.values())) == len(base)
-    changed = hashes(**{"measure.n_topology_tokens": 128})
+    changed = hashes(**{"settings.attention.n_tokens": 128})
     differ = {name for name in base if base[name] != changed[name]}
     assert differ == {"attention/tiny-control-seed0", "attention/tiny-adaptive-seed0"}
     assert not set(hashes(**{"train.phases.0.n_steps": 5}).values()) & set(base.values())
@@ -188,6 +191,45 @@ def test_a_setting_a_seed_and_a_version_are_part_of_the_content(place, made, mon
     assert hashes(title="another", description="another") == base
     monkeypatch.setattr(reuse.importlib.metadata, "version", lambda name: "0.0.1")
     assert not set(hashes().values()) & set(base.values())
+
+
+def test_a_changed_definition_is_measured_anew_and_nothing_else(place, tmp_path, monkeypatch, made, begun) -> None:
+    known = reuse.fingerprint
+    monkeypatch.setattr(reuse, "fingerprint", lambda own: "0" * 64 if own.name == "attention" else known(own))
+    finished = tmp_path / "finished"
+    shutil.copytree(made, finished)
+    drawn = (finished / "models").stat().st_mtime_ns
+    for out, rest in ((finished, {"resume": True}), (tmp_path / "another", {"reuse": [made]})):
+        run(place, out, **rest)
+        assert begun == [f"attention/tiny-{name}-seed0" for name in ("control", "adaptive")]
+        assert tables_of(out, FEW_TABLES) == tables_of(made, FEW_TABLES)
+        before, after = read_record(made), read_record(out)
+        assert {name for name in before if before[name] != after[name]} == set(begun)
+        verify_manifest(out)
+        begun.clear()
+    assert (finished / "models").stat().st_mtime_ns == drawn
+    run(place, finished, resume=True)
+    assert begun == []
+
+
+def test_tables_are_made_again_from_what_the_jobs_keep(place, tmp_path) -> None:
+    made = run(place, tmp_path / "made", overrides={"analyses": ["ablate", "spectra"]})
+    job = "ablate/tiny-control-seed0"
+    tables = ("ablation_results.csv", "ablation_summary.csv", "weight_spectra.csv", f"{job}/ablation_results.csv")
+    before = {name: (made / name).read_bytes() for name in tables}
+    record = json.loads((made / "study.json").read_text())
+    for name in (tables[0], tables[3]):  # as another definition of the table would have written them
+        (made / name).write_text((made / name).read_text().replace("tiny-control", "tiny-kontrol"))
+    amend_manifest(made / job, ["ablation_results.csv"])
+    amend_manifest(made, [tables[0], tables[3], f"{job}/manifest.json"])
+    assert (made / tables[3]).read_bytes() != before[tables[3]]
+    assert tabulate_study(made) == ["ablation_results", "ablation_summary"]
+    assert {name: (made / name).read_bytes() for name in tables} == before
+    after = json.loads((made / "study.json").read_text())
+    for key in ("created", "device", "models", "timings", "versions"):
+        assert after[key] == record[key]
+    verify_manifest(made)
+    verify_manifest(made / job)
 
 
 def test_a_text_that_has_changed_is_read_again(tmp_path, begun) -> None:
@@ -214,7 +256,7 @@ def test_an_altered_job_of_another_study_is_not_taken(place, tmp_path, made) -> 
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": "other"}', '{"format": "workbench-jobs/1", "jobs": {"a": 1}}']
+    "content", ["{", "[]", '{"format": "other"}', '{"format": "workbench-jobs/2", "jobs": {"a": 1}}']
 )
 def test_records_that_are_not_ours(tmp_path, content) -> None:
     with pytest.raises(ValueError, match="has no jobs.json; expected the directory of a study"):
@@ -269,14 +311,17 @@ def test_a_study_of_models_of_other_depth_and_other_text(place, tmp_path) -> Non
     other = recipe["data"] | {"held_out_fraction": 0.2}
     (tmp_path / "apart.toml").write_text(tomli_w.dumps(recipe | {"name": "tiny-apart", "data": other}))
     models = [str(place / "control.toml"), str(tmp_path / "deep.toml"), str(tmp_path / "apart.toml")]
-    overrides = {"models": models, "analyses": ["saes", "features", "match", "spectra"]}
+    overrides = {"models": models, "analyses": ["sae-train", "atlas", "match", "spectra", "compare"]}
     out = run(place, tmp_path / "out", overrides=overrides)
     jobs = plan_jobs(load_study(out / "config.toml"))
-    assert [job.others for job in jobs if job.kind == "spectra"] == [(), ("tiny-control",), ()]
+    assert [job.name for job in jobs if job.kind == "compare"] == ["compare/tiny-control--tiny-deep-seed0"]
     assert not [job for job in jobs if job.kind == "match"]
     said = json.loads((out / "study.json").read_text())["notes"]
-    assert "tiny-apart read other tokens than tiny-control: features are not matched, states not compared." in said
-    assert "tiny-deep have other layers or heads than tiny-control: features are not matched." in said
+    apart, deep = ("reads other tokens than tiny-control", "has other layers or heads than tiny-control")
+    for analysis, model, reason in (
+        ("compare", "tiny-apart", apart), ("match", "tiny-apart", apart), ("match", "tiny-deep", deep),
+    ):  # fmt: skip
+        assert f"No {analysis} of {model} beside tiny-control: it {reason}." in said
     assert set(read_table(out, "weight_spectra")["model"]) == {"tiny-control", "tiny-deep", "tiny-apart"}
     assert set(read_table(out, "pc_cosine")["model_b"]) == {"tiny-deep"}
     assert set(read_table(out, "sae_matched_l0")["model_b"]) == {"tiny-apart"}
@@ -286,7 +331,7 @@ def test_pairs_are_compared_beside_the_reference(place, tmp_path) -> None:
     recipe = load_recipe(place / "adaptive.toml").model_dump(mode="json", exclude_none=True)
     (tmp_path / "third.toml").write_text(tomli_w.dumps(recipe | {"name": "tiny-third"}))
     models = [str(place / "control.toml"), str(place / "adaptive.toml"), str(tmp_path / "third.toml")]
-    overrides = {"models": models, "analyses": ["spectra"], "pairs": [["tiny-adaptive", "tiny-third"]]}
+    overrides = {"models": models, "analyses": ["compare"], "pairs": [["tiny-adaptive", "tiny-third"]]}
     out = run(place, tmp_path / "out", overrides=overrides)
     table = read_table(out, "pc_cosine")
     assert set(zip(table["model_a"], table["model_b"], strict=True)) == {
@@ -304,9 +349,11 @@ def test_mechanisms_are_of_recurrent_models() -> None:
     jobs = [job for job in plan_jobs(recipe) if job.kind != "train"]
     assert {job.model for job in jobs} == {"recurrent-nano"}
     assert [(job.kind, job.seed, len(job.needs)) for job in jobs] == [
-        ("mechanisms", 0, 1), ("ladder", 0, 0), ("mechanisms", 1, 1), ("ladder", 1, 0),
+        ("ladder", 0, 0), ("mechanisms", 0, 1), ("ladder", 1, 0), ("mechanisms", 1, 1),
     ]  # fmt: skip
-    assert left_out(recipe) == ["p3-muon-nano have no depth recurrence: no mechanism of theirs is turned off."]
+    assert left_out(recipe) == [
+        f"No {name} of p3-muon-nano: it has no depth recurrence." for name in ("ladder", "mechanisms")
+    ]
 
 
 # --- executors
@@ -365,17 +412,16 @@ def test_processes_make_the_same_tables_though_one_is_killed(place, tmp_path, ma
     assert len(killed) == 1
     assert tables_of(out, FEW_TABLES) == tables_of(made, FEW_TABLES)
     assert read_record(out) == read_record(made)
-    assert shown == [("jobs", (n + 1) / 6) for n in range(6)]
+    assert shown == [("jobs", (n + 1) / 7) for n in range(7)]
     assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 @pytest.mark.slow
 def test_a_job_whose_process_dies_again_and_again_has_failed(place, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(process_pool, "N_RETRIES", 1)
+    analyses = {"analyses": ["attention", "evaluate"]}
     with killing(2), pytest.raises(JobsFailed, match="seed0: its process died, after 1 retries.* 2 that need them"):
-        run(
-            place, tmp_path / "out", executor="processes", n_jobs=1, overrides={"analyses": ["attention", "evaluation"]}
-        )
+        run(place, tmp_path / "out", executor="processes", n_jobs=1, overrides=analyses)
 
 
 def test_threads_are_those_of_every_library() -> None:
@@ -420,4 +466,6 @@ def test_jobs_begin_in_the_order_of_the_plan_as_their_needs_allow() -> None:
         outcome = executors.run_jobs(jobs, context, engine)
     assert outcome.done == tuple(jobs)
     assert sorted(engine.begun) == sorted(job.name for job in jobs)
-    assert engine.begun[:2] == [Job("train", f"janus-v3-{name}-nano", 0).name for name in ("control", "adaptive")]
+    assert engine.begun[:2] == [
+        PlannedJob(TRAIN, ((f"janus-v3-{name}-nano", 0),)).name for name in ("control", "adaptive")
+    ]
