@@ -28,7 +28,7 @@ def tabulate_run(directory: Path, *, is_asked: bool = True) -> list[str]:
     subjects = tuple(Subject(cast(Any, None), name, seed, source) for name, seed, source in names)
     usual = analysis.settings().model_dump(
         mode="json"
-    )  # some settings may not be given beside others, even as they are
+    )  # not all may be given beside others
     given = {key: value for key, value in config["settings"].items() if key not in usual or usual[key] != value}
     settings = analysis.settings.model_validate(given)
     tables = analysis.tabulate(Job(subjects, settings, directory, seed=own["seed"]))
