@@ -159,15 +159,8 @@ def test_windows_are_distinct_and_from_all_of_the_text(model, text, tmp_path, n)
     held_out = split_documents(read_documents(text))[1]
     file = pack(held_out, load_tokenizer("embedded"), tmp_path / "held")
     places = {tuple(file.tokens[i * 24 : i * 24 + 24].tolist()): i for i in range(file.n_tokens // 24)}
-    seen = set()
-    for seed in range(6):
-        rows = analysis_tokens(model, text, n_sequences=n, seed=seed, cache=tmp_path / "cache").tolist()
-        at = [places[tuple(row)] for row in rows]
-        assert at == sorted(set(at)), "in order, none twice"
-        for i, place in enumerate(at):
-            assert i * len(places) // n <= place < (i + 1) * len(places) // n
-        seen.add(tuple(at))
-    assert len(seen) > 1, "the seed chooses"
+    rows = analysis_tokens(model, text, n_sequences=n, cache=tmp_path / "cache").tolist()
+    assert [places[tuple(row)] for row in rows] == [i * len(places) // n for i in range(n)], "evenly spaced, in order"
 
 
 def test_every_window_can_be_had_and_no_more(model, text, tmp_path):
