@@ -332,6 +332,8 @@ class Analysis:
     """raises ValueError for what can be known to fail before a directory is made"""
     notes: Callable[[Any], Sequence[str]] = lambda settings: ()
     """sentences that a reader of the page needs beside its figures"""
+    has_common_seed: bool = False
+    """whether every model is measured with seed 0 (the same permutations) rather than with its training's"""
     is_first_seed_only: bool = False
     """whether a study measures the first seed of each model and no other"""
     noun: str = ""

@@ -13,7 +13,7 @@ from workbench.extend import Job, Settings, Subject
 from workbench.models.load import load
 from workbench.runs import open_run
 from workbench.study.jobs import TRAIN, Context, PlannedJob
-from workbench.study.measuring import check, describe_job, measure_job
+from workbench.study.measuring import check, describe_job, measure_job, own_seed
 from workbench.training import train
 
 Tell = Callable[[float], None]
@@ -54,7 +54,7 @@ def make_job(job: PlannedJob, context: Context, settings: Settings, tell: Tell =
         tuple(subjects),
         settings,
         context.directory / job.path,
-        seed=job.seed,
+        seed=own_seed(analysis, job.seed),
         needs=needs,
         cache=context.cache,
         device=context.device,

@@ -145,8 +145,13 @@ def make_jobs(request: Request) -> Iterator[Job]:
             )
     for i, group in enumerate(groups):
         needs = {name: own[i : i + 1] if len(groups) > 1 else own for name, own in request.needs.items()}
-        seed = group[0].seed if request.seed is None else request.seed
+        seed = own_seed(analysis, group[0].seed) if request.seed is None else request.seed
         yield Job(group, seed=seed, needs=needs, given_tokens=request.tokens, **common)
+
+
+def own_seed(analysis: Analysis, trained_with: int) -> int:
+    """The seed of everything random, unless another is asked for."""
+    return 0 if analysis.has_common_seed else trained_with
 
 
 def name_subjects(sources: Sequence[Any], models: Sequence[Any], seed: int | None) -> list[Subject]:

@@ -26,9 +26,7 @@ def tabulate_run(directory: Path, *, is_asked: bool = True) -> list[str]:
     (own,) = config["models"]
     names = zip(own["names"], own["seeds"], own["sources"], strict=True)
     subjects = tuple(Subject(cast(Any, None), name, seed, source) for name, seed, source in names)
-    usual = analysis.settings().model_dump(
-        mode="json"
-    )  # not all may be given beside others
+    usual = analysis.settings().model_dump(mode="json")  # not all may be given beside others
     given = {key: value for key, value in config["settings"].items() if key not in usual or usual[key] != value}
     settings = analysis.settings.model_validate(given)
     tables = analysis.tabulate(Job(subjects, settings, directory, seed=own["seed"]))

@@ -207,6 +207,7 @@ probe = Analysis(
         ),
     ],
     measure=measure,
+    has_common_seed=True,
     cost=cost,
     check=check,
     merge=merge,
