@@ -82,7 +82,7 @@ def listed() -> set[str]:
 
 
 def test_every_such_parameter_is_called() -> None:
-    assert listed() == CALLS.keys()
+    assert listed() <= CALLS.keys()  # those that may be arrays too are called as well
 
 
 @pytest.fixture(autouse=True)
