@@ -23,6 +23,8 @@ from workbench.data.batteries import PromptSet, read_prompts
 from workbench.data.tokenizer import load_tokenizer, vocabulary_size
 from workbench.models.tokenizer_files import wrap_tokenizer
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
 MODEL = small_model("janus-v3", n_layers=2)
 TOKENS = torch.randint(0, MODEL.cfg.d_vocab, (6, 8), generator=torch.Generator().manual_seed(0))
 ONE = sae.StackedSAE(sae.SAEConfig(n_saes=1, d_in=4, d_sae=6), torch.Generator().manual_seed(0))
