@@ -72,7 +72,7 @@ class Trainer:
         self,
         sae: StackedSAE,
         config: TrainConfig,
-        l1: Float[Tensor, " n_saes"] | ArrayLike,
+        l1: Float[Tensor, " n_saes"] | Sequence[float] | ArrayLike,
         generator: torch.Generator | Sequence[torch.Generator],
         *,
         input_index: Int[Tensor, " n_saes"] | Sequence[int] | int | None = None,

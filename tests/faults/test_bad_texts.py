@@ -75,7 +75,7 @@ STUDIES = [
     ("a model twice", 'name = "s"\nmodels = ["janus-v3-control-nano", "janus-v3-control-nano"]', "expected each once"),
     ("an unknown analysis", STUDY + 'analyses = ["magic"]', "analyses"),
     ("features without SAEs", STUDY + 'analyses = ["atlas"]', "'atlas' reads 'sae-train'; expected"),
-    ("a role for nobody", STUDY + 'roles = {control = "x"}', "roles.control: got 'x'; expected one of the models"),
+    ("a role without a model", STUDY + 'roles = {control = "x"}', "roles.control: got 'x'; expected one of the models"),
     ("no seeds", STUDY + "n_seeds = 0", "n_seeds: Input should be"),
     ("l1 below 0", STUDY + "[settings.sae-train]\nl1 = [-1.0]", "l1: got [-1.0]; expected finite"),
     ("l1 that is no number", STUDY + "[settings.sae-train]\nl1 = [nan]", "l1.0"),
