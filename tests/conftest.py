@@ -33,6 +33,13 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(autouse=True)
+def _tests_of_bad_input(request: pytest.FixtureRequest) -> None:
+    """By this name tests give what is wrong, arrays among it."""
+    if request.node.name.startswith("test_bad_"):
+        request.getfixturevalue("unchecked_shapes")
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption(
         "--figures", metavar="FILE", help="CSV to write with what tests measured and recorded (record_property)"

@@ -692,7 +692,7 @@ def test_json_and_errors_of_the_verb(place):
         ([*place, "--distance", "far"], 2, "--distance: got 'far'; expected 'euclidean' or 'cosine'"),
         ([*place, "--set", "n_permutation=9"], 2, "unknown key 'n_permutation'"),
         ([*without_text, "--data", "text.txt"], 2, "data: got n_points = 0, with which no text is read"),
-        ([*without_text, "--n-ctx", 8], 2, "n_ctx: got n_points = 0"),
+        ([*without_text, "--n-ctx", 8], 2, "--n-ctx: got n_points = 0"),
     ):
         result = call(*arguments, "--out", "x")
         assert result.exit_code == code, result.output

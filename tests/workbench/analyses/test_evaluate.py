@@ -212,7 +212,7 @@ def test_intervals_are_of_the_mean_and_shrink_with_text():
         assert found.high - found.low == pytest.approx(4 * found.stderr, rel=0.4)
     narrow, wide = (bits_with_interval(n, len(n), 20, seed=0).stderr for n in (many, few))
     assert narrow == pytest.approx(wide / 10, rel=0.5)
-    assert bits_per_byte(torch.tensor([math.log(2)] * 8), 4) == pytest.approx(2.0)
+    assert bits_per_byte(torch.tensor([math.log(2)] * 8, dtype=torch.float64), 4) == pytest.approx(2.0)
 
 
 # --- mechanisms

@@ -363,7 +363,7 @@ def test_a_finished_run_is_checked_and_shown_again(place, subject, verb):
         (
             ["sae-train", "--ckpt", "M", "--dry-run", "--n-train-tokens", "64"],
             2,
-            "error: n_train_tokens: got 64; expected at least batch_size = 1024",
+            "error: --n-train-tokens: got 64; expected at least batch_size = 1024",
         ),
         (["harvest", "--ckpt", "M"], 2, "error: harvest: got neither hook nor layers"),
         (

@@ -163,7 +163,7 @@ def _layer_rows(
     has_one_width = x.shape[1] == y.shape[1]
     baseline = probes.random_pc_cosine(x.shape[1]) if has_one_width else math.nan
     explained = [_explained(states) for states in (x, y)]
-    k = min(n_components, *(np.linalg.matrix_rank(states, rtol=DEGENERACY) for states in (x, y)))
+    k = min(n_components, *(int(np.linalg.matrix_rank(states, rtol=DEGENERACY)) for states in (x, y)))
     own = _item_space(x, y, k)
     shuffled = [_item_space(x, y[rng.permutation(len(y))], k) for _ in range(N_SHUFFLED)]
     rows = []
