@@ -71,6 +71,6 @@ def test_bad_inputs_are_named(x, l0, message):
         random_dictionary(SAEConfig(n_saes=2, d_in=4, d_sae=8), x, l0, seeded())
 
 
-def test_shuffle_refuses_other_shapes():
+def test_bad_shapes_are_not_shuffled():
     with pytest.raises(ValueError, match="shuffle_coordinates: x has shape"):
         shuffle_coordinates(torch.zeros(3, 4), seeded())

@@ -156,17 +156,18 @@ def write_effects(directory: str | Path) -> tuple[Path, Path]:
     """
     directory = Path(directory)
     record = read_record(directory / "study.json")
-    paths = {name: path for name, path in find_tables(directory).items() if name not in (*MADE, "feature_atlas")}
+    found = find_tables(directory)
+    if not found:
+        raise ValueError(f"{directory}: holds no known table; expected those of a study")
+    paths = {name: path for name, path in found.items() if name not in (*MADE, "feature_atlas")}
     tables, _ = leave_out_infinite({name: read_csv(path) for name, path in paths.items() if path.stat().st_size})
     for name, df in tables.items():
         _check_numbers(name, df)
     models = order_models(record, {name: df for name, df in tables.items() if name != "ladder"})
     roles = {str(role): str(model) for role, model in record.get("roles", {}).items()}
-    if not tables:
-        raise ValueError(f"{directory}: holds no known table; expected those of a study")
-    found = list(seed_values(tables, roles))
-    effects = effect_rows(found, comparisons(models, roles))
-    return write_table(effects, directory, "effects"), write_table(mean_rows(found), directory, "seed_means")
+    values = list(seed_values(tables, roles))
+    effects = effect_rows(values, comparisons(models, roles))
+    return write_table(effects, directory, "effects"), write_table(mean_rows(values), directory, "seed_means")
 
 
 def _check_numbers(name: str, df: Frame) -> None:

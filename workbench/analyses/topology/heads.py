@@ -34,7 +34,7 @@ GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come
 def topology(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | int | None = None,
+    layers: Sequence[int] | Int[np.ndarray, " n_layers"] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,
@@ -114,7 +114,7 @@ def effective_sizes(stats: pd.DataFrame, sizes: Sequence[Size]) -> pd.DataFrame:
 def head_cosines(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | int | None = None,
+    layers: Sequence[int] | Int[np.ndarray, " n_layers"] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,
@@ -129,7 +129,7 @@ def head_cosines(
 def topology_tables(
     model: Any,
     tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | int | None = None,
+    layers: Sequence[int] | Int[np.ndarray, " n_layers"] | int | None = None,
     *,
     seed: int = 0,
     name: str | None = None,
