@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.turns import RESULTS
 from workbench.analyses.sae_train.head_saes import sae_train
-from workbench.cli.cli_args import parse_list
 from workbench.data.text_windows import analysis_tokens
+from workbench.extend import parse_integers
 from workbench.models.load import load
 
 PRECISIONS = {"float32": False, "bfloat16": True}
@@ -105,5 +105,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(given.threads))
     torch.set_num_threads(given.threads)
-    main(given.ckpt, parse_list(given.layers, "--layers"), given.n_tokens, given.n_eval_tokens, given.n_ce_tokens,
+    main(given.ckpt, parse_integers(given.layers), given.n_tokens, given.n_eval_tokens, given.n_ce_tokens,
          given.l1)  # fmt: skip

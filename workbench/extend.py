@@ -57,7 +57,7 @@ class Settings(BaseModel):
     """tokens per window at most, where n_ctx is not given"""
 
 
-def _parse_integers(value: Any) -> Any:
+def parse_integers(value: Any) -> Any:
     """The integers of "0,2,5-7"; None of "all"."""
     if not isinstance(value, str):
         return value
@@ -91,7 +91,7 @@ def _parse_names(value: Any) -> Any:
 
 
 # lists as an option takes them ("0,2,5-7", "1,2,4", "a,b") and as TOML has them
-Integers = Annotated[tuple[int, ...], BeforeValidator(_parse_integers)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(parse_integers)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_parse_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names)]
 

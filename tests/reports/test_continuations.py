@@ -12,6 +12,7 @@ from reports.page import write_report
 from reports.panels.text import quality_grids
 from reports.study import read_study
 from reports.tables import COLUMNS, write_table
+from workbench.study.effects import write_effects
 
 LINE = {"model": "a", "prompt": "p", "sample": 0, "seed": 0, "text": "t"}
 
@@ -48,6 +49,7 @@ def test_measures_are_of_seeds_or_have_their_own_interval(tmp_path):
     rows = [("a", 0, "noun_ratio", 0.5, 0.4, 0.6, 32), ("a", 0, "loop_rate", 0.0, float("nan"), float("nan"), 1)]
     rows += [("b", seed, "noun_ratio", 0.1 * seed, 0.0, 1.0, 32) for seed in range(3)]
     write_table(pd.DataFrame(rows, columns=COLUMNS["text_quality"]), tmp_path, "text_quality")
+    write_effects(tmp_path)
     (grid,) = quality_grids(read_study(tmp_path))
     cells = {headers[0]: [(cell.text, cell.note) for cell in row] for headers, row in grid.rows}
     assert grid.columns == ("a", "b")
