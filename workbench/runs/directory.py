@@ -115,14 +115,16 @@ def publish(partial: Path, out: Path) -> None:
     sync(out.parent)
 
 
-def reopen(out: str | os.PathLike[str]) -> Path:
+def reopen(out: str | os.PathLike[str], config: Mapping[str, Any] | Any) -> Path:
     """Make the whole run directory `out` an unfinished one again and return its new name, `<out>.partial`.
+
+    config: what it is to be continued with, as `open_run` takes it; must be the one that it was made with.
 
     `open_run` with resume=True then continues it. The rename is the first step, so that a kill leaves either the whole
     directory or one that `open_run` continues.
 
-    Raises ValueError if `out` is not whole or is altered (as `verify_manifest`), lies in another finished run, or is
-    being written by another process, and if `<out>.partial` exists.
+    Raises ValueError if `out` is not whole or is altered (as `verify_manifest`), has another config, lies in another
+    finished run, or is being written by another process, and if `<out>.partial` exists.
     """
     out = _absolute(out)
     partial = _partial(out)
@@ -131,6 +133,7 @@ def reopen(out: str | os.PathLike[str]) -> Path:
             raise ValueError(f"out: {partial} is an unfinished run; expected none beside the finished {out}")
         _check_outside_runs(out)
         verify_manifest(out)
+        _check_same_config(out, _as_toml(config))
         out.rename(partial)
         sync(out.parent)
         for name in (MANIFEST, ENV):

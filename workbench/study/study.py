@@ -99,7 +99,7 @@ def study(
         n_threads or torch.get_num_threads(), loaded_plugins(),
     )  # fmt: skip
     if resume and (Path(out) / RECORD_OF_JOBS).is_file() and is_outdated(Path(out), jobs, context):
-        reopen(out)
+        reopen(out, config)
     with open_run(out, config, resume=resume, device=device) as run:
         if run.is_complete:
             return run.out
@@ -143,8 +143,9 @@ def tabulate_study(directory: str | Path) -> list[str]:
     directory = Path(directory)
     settings = StudyRecipe.model_validate(read_config(directory)["recipe"])
     record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    reopen(directory)
-    with open_run(directory, describe_config(settings), resume=True) as run:
+    config = describe_config(settings)
+    reopen(directory, config)
+    with open_run(directory, config, resume=True) as run:
         context = Context(settings, tuple(settings.train_recipes()), run.path, "cpu", n_threads=torch.get_num_threads())
         done = [job for job in plan_jobs(settings) if (run.path / job.path).is_dir()]
         made = [name for job in done if job.kind != TRAIN for name in tabulate_run(run.path / job.path, is_asked=False)]

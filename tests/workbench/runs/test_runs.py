@@ -642,7 +642,7 @@ def test_a_place_where_no_file_can_be_made_is_no_race(tmp_path: Path) -> None:
 
 def test_a_reopened_run_is_resumed_and_becomes_whole_again(tmp_path: Path) -> None:
     out = _whole(tmp_path)
-    assert runs.reopen(out) == tmp_path / "run.partial"
+    assert runs.reopen(out, CONFIG) == tmp_path / "run.partial"
     assert [p.name for p in tmp_path.iterdir()] == ["run.partial"]
     assert sorted(p.name for p in (tmp_path / "run.partial").iterdir()) == [
         "config.toml", "empty", "tables", "weights.bin",
@@ -668,21 +668,28 @@ def test_only_a_whole_run_is_reopened(tmp_path: Path, prepare: Callable[[Path], 
     prepare(out)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message):
-        runs.reopen(out)
+        runs.reopen(out, CONFIG)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_is_not_reopened_with_another_config(tmp_path: Path) -> None:
+    out = _whole(tmp_path)
+    with pytest.raises(ValueError, match="resume: seed is 3"):
+        runs.reopen(out, {**CONFIG, "seed": 1})
+    runs.verify_manifest(out)
 
 
 def test_a_run_inside_a_finished_run_or_being_written_is_not_reopened(tmp_path: Path) -> None:
     with runs.open_run(tmp_path / "study", CONFIG) as study:
         _whole(study.path)
     with pytest.raises(ValueError, match=r"lies in .*study, a finished run"):
-        runs.reopen(tmp_path / "study" / "run")
-    runs.reopen(tmp_path / "study")
+        runs.reopen(tmp_path / "study" / "run", CONFIG)
+    runs.reopen(tmp_path / "study", CONFIG)
     with (
         runs.open_run(tmp_path / "study", CONFIG, resume=True) as study,
         pytest.raises(ValueError, match="is being written by process"),
     ):
-        runs.reopen(tmp_path / "study")
+        runs.reopen(tmp_path / "study", CONFIG)
     runs.verify_manifest(tmp_path / "study" / "run")  # a run within it stays whole
 
 
@@ -706,13 +713,13 @@ def test_a_kill_while_a_run_is_reopened_loses_nothing(tmp_path: Path) -> None:
 
             for name, where in names.items():
                 setattr(where, name, count(getattr(where, name)))
-            runs.reopen(out)
+            runs.reopen(out, CONFIG)
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
         left.append(sorted(p.name for p in out.parent.iterdir() if p.suffix != ".lock"))
         if left[-1] == ["run"]:
             runs.verify_manifest(out)
-            runs.reopen(out)
+            runs.reopen(out, CONFIG)
         with runs.open_run(out, CONFIG, resume=True) as run:
             assert run.is_resumed
             (run.path / "again").write_text(str(n))

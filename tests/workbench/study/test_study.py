@@ -356,6 +356,7 @@ def test_a_finished_study_is_checked_and_left_alone(made, place) -> None:
     assert (made / "report.html").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="resume: recipe.n_seeds is 2"):
         study(place / "tiny.toml", made, seeds=1, device="cpu", resume=True)
+    verify_manifest(made)  # and it is whole still
 
 
 @pytest.fixture
