@@ -16,7 +16,8 @@ from reports.figures.style import PALETTE
 from reports.page import figure_json
 from reports.study import leave_out_infinite, read_record, short_names
 from reports.table_cells import count_range
-from reports.tables import COLUMNS, find_tables, missing_columns, read_csv, unplaced
+from reports.contract import declared
+from reports.tables import find_tables, missing_columns, read_contracts, read_csv, unplaced
 
 SCRIPTS = (
     "unpack.js",
@@ -51,7 +52,10 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
             f"atlas: no feature_atlas among {', '.join(tables) or 'the tables'}; expected feature_atlas.csv"
         )
     table = tables["feature_atlas"]
-    missing = missing_columns(table.columns, COLUMNS["feature_atlas"])
+    contract = (declared() if isinstance(source, Mapping) else read_contracts(source)).get("feature_atlas")
+    if contract is None:  # of tables without a directory that describes them, where workbench is not imported
+        raise ValueError("atlas: the columns of feature_atlas are not declared; expected a study's directory")
+    missing = missing_columns(table.columns, contract.leading)
     if missing:
         raise ValueError(f"feature_atlas: the columns {', '.join(missing)} are missing; got {', '.join(table.columns)}")
     check_once(table)
