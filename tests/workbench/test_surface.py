@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import workbench
+from workbench.analyses import all_analyses
 
 
 def test_every_public_name_resolves():
-    for name in workbench.__all__:
+    of_analyses = {analysis.python_name for analysis in all_analyses()}
+    for name in {*workbench.__all__, *of_analyses}:
         assert callable(getattr(workbench, name)), name
-    assert set(workbench.__all__) == set(workbench._WHERE)
+    named_by_records = {analysis.python_name for analysis in all_analyses() if analysis.function}
+    assert set(workbench.__all__) == set(workbench._WHERE) | named_by_records
 
 
 def test_an_unknown_name_is_an_attribute_error():
