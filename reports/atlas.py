@@ -11,12 +11,12 @@ import pandas as pd
 
 from reports.atlas_data import encode_atlas
 from reports.bundle import pack, pack_json, render_page
+from reports.contract import declared
 from reports.figures import ablation_strip
 from reports.figures.style import PALETTE
 from reports.page import figure_json
 from reports.study import leave_out_infinite, read_record, short_names
 from reports.table_cells import count_range
-from reports.contract import declared
 from reports.tables import find_tables, missing_columns, read_contracts, read_csv, unplaced
 
 SCRIPTS = (

@@ -14,15 +14,20 @@ from typing import Any, Literal
 Kind = Literal["number", "integer", "text"]
 
 _TEXTS = "model model_a model_b other set topology basis matrix part term kind mechanism measure claim name comparison"
-_TEXTS += " weights windows phase item table task site"
+_TEXTS += " weights windows phase item table task site dictionary group log10_density_bin"
 _PLACES = (
     "seed seed_a seed_b sae_seed other_seed layer layer_a layer_b head head_a head_b head_i head_j feature step lag"
 )
-_PLACES += " pc place rung n n_removed n_points n_ctx n_sequences stride permutation_seed"
-# what a key column holds, by its name: the same in every table
+_PLACES += " pc place rung n_removed n_points permutation_seed"
+# by which rows are told apart and figures laid out: a row without a whole number there is at no place at all
+PLACES = frozenset(_PLACES.split())
+_COUNTS = "n n_ctx n_sequences stride"
+# what a column holds that tells rows apart, by its name: the same in every table
 KEYS: Mapping[str, Kind] = {
-    **dict.fromkeys(_TEXTS.split(), "text"), **dict.fromkeys(_PLACES.split(), "integer"), "l1": "number"
-}  # fmt: skip
+    **dict.fromkeys(_TEXTS.split(), "text"),
+    **dict.fromkeys([*PLACES, *_COUNTS.split()], "integer"),
+    "l1": "number",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Table:
     def kind(self, column: str) -> Kind | None:
         """What a column holds; None for one that the contract does not know, which holds what it looks like."""
         known: dict[str, Kind] = {own.name: own.kind for own in (*self.columns, *self.trailing)}
-        return known.get(column) or (KEYS.get(column) if column in self.key else None)
+        return known.get(column) or KEYS.get(column)
 
 
 _DECLARED: dict[str, Table] = {}

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from reports.continuations import FILE as CONTINUATIONS
+from reports.contract import Table
 from reports.seed_means import Places, pick_places, split_places
-from reports.tables import TEXT_COLUMNS, decode_text, find_tables, missing_columns, read_csv, unplaced
+from reports.tables import decode_text, find_tables, missing_columns, read_contracts, read_csv, unplaced
 
 # keys of study.json -> the type that a page can draw; every key may be absent, others are ignored
 RECORD_TYPES = MappingProxyType(
@@ -64,6 +65,11 @@ class Study:
     def effects(self, table: str, measure: str, *by: str) -> pd.DataFrame:
         """Differences between models of a table's measure, as `means`; `comparison` is empty but for steps."""
         return pick_places(self._effects, "effects", table, measure, by)
+
+    @cached_property
+    def contracts(self) -> Mapping[str, Table]:
+        """What each table's columns hold."""
+        return read_contracts(self.directory)
 
     @cached_property
     def _means(self) -> Places:
@@ -180,18 +186,19 @@ def problems(study: Study, needs: Mapping[str, Sequence[str]]) -> list[str]:
         elif name not in study.tables:
             found.append(f"{name}.csv is not in this study.")
         else:
-            found += _table_problems(name, study.tables[name], columns)
+            found += _table_problems(study.contracts[name], study.tables[name], columns)
     return found
 
 
-def _table_problems(name: str, df: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+def _table_problems(contract: Table, df: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    name = contract.name
     missing = missing_columns(df.columns, columns)
     if missing:
         plural = "s" if len(missing) > 1 else ""
         return [f"{name}.csv lacks the column{plural} {', '.join(missing)}."]
     if df.empty:
         return [f"{name}.csv has no rows."]
-    numbers = [column for column in columns if column not in TEXT_COLUMNS]
+    numbers = [column for column in columns if contract.kind(column) != "text"]
     text = [column for column in numbers if not pd.api.types.is_numeric_dtype(df[column])]
     nameless = [column for column in columns if column in MODEL_COLUMNS and df[column].isna().any()]
     places = unplaced(df, name, numbers)

@@ -85,6 +85,11 @@ CLAIMS = Table(
         Column("n", "seeds", kind="integer"),
         *_texts("verdict measure source_table control"),
     ],
+    trailing=[
+        *_texts("claim_id group reference treated direction scale"),
+        *_numbers("effect published_effect margin reference_value treated_value"),
+        *_texts("interval why source_rows published_in"),
+    ],
     meaning="The ledger: a published claim, what was measured, and the verdict.",
     is_shown=False,
 )

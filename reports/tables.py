@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.contract import PACKAGE, Table, declare, declared, describe_table, read_resource
+from reports.contract import PACKAGE, PLACES, Table, declare, declared, describe_table, read_resource
 from reports.study_tables import STUDY_TABLES
 
 declare(STUDY_TABLES)
@@ -41,30 +41,9 @@ class _Leading(Mapping[str, tuple[str, ...]]):
 
 COLUMNS: Mapping[str, tuple[str, ...]] = _Leading()
 
-# columns that hold text whatever they look like: a token "NA", "007" or "" must come back as it was
-TEXT_COLUMNS = frozenset(
-    (
-        "model", "model_a", "model_b", "other", "basis", "kind", "dictionary", "set", "topology", "phase", "matrix",
-        "measure", "name", "part", "component", "dtype", "distance", "fit", "log10_density_bin", "top_token",
-        "top_contexts", "logit_promoted", "logit_suppressed", "neighbours", "match", "claim", "published",
-        "measured", "verdict", "source_table", "control", "weights", "windows", "mechanism", "claim_id", "group",
-        "reference", "treated", "direction", "scale", "interval", "why", "source_rows", "published_in", "unit",
-        "per", "tagger", "item", "reason", "singular_values", "term", "pattern",
-        "table", "comparison", "seeds", "values",
-    )
-)  # fmt: skip
-
 MIN_SEEDS = 3  # of an interval over seeds
 MADE = ("effects", "seed_means")  # tables that a study makes of its other ones
 
-# columns of whole numbers by which rows are told apart and figures laid out: in some row none is no place at all
-PLACES = frozenset(
-    (
-        "seed", "seed_a", "seed_b", "sae_seed", "other_seed", "layer", "layer_a", "layer_b", "head", "head_a", "head_b",
-        "head_i", "head_j", "feature", "step", "lag", "pc", "place", "rung", "n_removed", "n_points",
-        "permutation_seed",
-    )
-)  # fmt: skip
 UNPLACED = (("crystallisation", "layer"),)  # a set without any r above 0 has no such layer
 
 # what stands for a missing number; nothing stands for a missing text
@@ -192,7 +171,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     contract = read_contracts(path.parent).get(path.stem)
 
     def is_text(column: str) -> bool:
-        return column in TEXT_COLUMNS or (contract is not None and contract.kind(column) == "text")
+        return contract is not None and contract.kind(column) == "text"
 
     header: list[str] = []
     try:

@@ -15,7 +15,7 @@ from headless import Tab
 
 from reports.atlas import write_atlas
 from reports.page import write_report
-from reports.tables import TEXT_COLUMNS, read_csv, read_table, write_table
+from reports.tables import read_contracts, read_csv, read_table, write_table
 
 pytestmark = pytest.mark.browser
 
@@ -449,8 +449,8 @@ def spoil(study: Path, out: Path, strings: list[str]) -> Path:
         return named[kind, value]
 
     for path in sorted(out.glob("*.csv")):
-        table = read_csv(path)
-        for column in set(table.columns) & TEXT_COLUMNS - JSON_COLUMNS:
+        table, contract = read_csv(path), read_contracts(out)[path.stem]
+        for column in {own for own in table.columns if contract.kind(own) == "text"} - JSON_COLUMNS:
             kind = "model" if column.startswith("model") else column
             values = [
                 value if (column, value) in KNOWN_WORDS else clean(hostile(kind, value)) for value in table[column]

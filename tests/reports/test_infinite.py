@@ -11,11 +11,12 @@ import pytest
 from fake_study import write_fake_study
 
 from reports.atlas import write_atlas
+from reports.contract import PLACES
 from reports.page import show_section, write_report
 from reports.panels import SECTIONS
 from reports.study import Study, leave_out_infinite, read_study
 from reports.table_cells import fixed, percent_change, significant, thousands
-from reports.tables import COLUMNS, PLACES, read_csv
+from reports.tables import COLUMNS, read_csv
 from workbench.study.effects import write_effects
 
 DRAWN = sorted(set(COLUMNS) - {"feature_atlas"})

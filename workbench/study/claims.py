@@ -12,17 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from reports.tables import COLUMNS
+from reports.study_tables import CLAIMS
+from reports.study_tables import CLAIMS
 from workbench.data.claims import Claim, read_claims
 from workbench.study import claim_text, remarks
 from workbench.study.effects import Effect, shown, working
 from workbench.study.evidence import Evidence, gather
 from workbench.study.verdicts import judge
 
-TRAILING = (
-    "claim_id", "group", "reference", "treated", "direction", "scale", "effect", "published_effect", "margin",
-    "reference_value", "treated_value", "interval", "why", "source_rows", "published_in",
-)  # fmt: skip
+TRAILING = tuple(column.name for column in CLAIMS.trailing)
 SIDES = {"falls": -1, "rises": 1, "agrees": 0}
 
 
@@ -49,7 +47,7 @@ def judge_claims(
     """
     chosen = read_claims() if claims is None else claims
     rows = [_row(gather(claim, tables, roles, as_published)) for claim in chosen]
-    return pd.DataFrame(rows, columns=pd.Index([*COLUMNS["claims"], *TRAILING]))
+    return pd.DataFrame(rows, columns=pd.Index([*CLAIMS.leading, *TRAILING]))
 
 
 def _row(evidence: Evidence) -> dict[str, Any]:

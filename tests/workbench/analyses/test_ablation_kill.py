@@ -49,7 +49,8 @@ def arguments(tmp_path_factory):
     text = place / "text.txt"
     text.write_text("".join(f"Line {i} tells of cat number {i * i} and its river.\n" for i in range(3000)))
     options = ["--kind", "resample", "--n-resamples", 2, "--components", "head,mlp", "--pairs", "0.1+0.3,0.0+2.2"]
-    return [str(a) for a in ["--ckpt", place, "--data", text, "--n-tokens", 9 * model.cfg.n_ctx, "--memory-gib", 0.002, *options]]
+    options += ["--n-tokens", 9 * model.cfg.n_ctx, "--memory-gib", 0.002]
+    return [str(a) for a in ["--ckpt", place, "--data", text, *options]]
 
 
 @pytest.mark.parametrize(("prefix", "n"), [("part_heads", 2), ("part_pairs", 3)])
