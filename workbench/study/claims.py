@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from reports.study_tables import CLAIMS
-from reports.study_tables import CLAIMS
 from workbench.data.claims import Claim, read_claims
 from workbench.study import claim_text, remarks
 from workbench.study.effects import Effect, shown, working

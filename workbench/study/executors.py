@@ -130,7 +130,7 @@ def run_jobs(jobs: Sequence[PlannedJob], context: Context, executor: Executor, r
         n_free = max(0, executor.n_slots - n_under_way)
         for name in ready[:n_free]:
             job = jobs[numbers[name] - 1]
-            path = context.directory / job.path
+            path = context.directory / job.name
             source = None if path.exists() else elsewhere.get(hashes[name])
             is_done = name in record and path.is_dir()
             executor.begin(Task(job, f"[{numbers[name]}/{len(jobs)}] {name}", is_done, source))
@@ -165,7 +165,7 @@ def _still_true(directory: Path, hashes: Mapping[str, str]) -> dict[str, str]:
 
 def do_task(task: Task, context: Context, tell: Callable[[float], None], *, is_shown: bool = False) -> None:
     """Run the task, so that its directory is whole."""
-    path = context.directory / task.job.path
+    path = context.directory / task.job.name
     if task.is_done:
         verify_manifest(path)
     elif task.source is not None:

@@ -13,7 +13,7 @@ from workbench.extend import Job, Settings, Subject
 from workbench.models.load import load
 from workbench.runs import open_run
 from workbench.study.jobs import TRAIN, Context, PlannedJob
-from workbench.study.measuring import check, describe_job, measure_job, own_seed
+from workbench.study.measuring import check, describe_job, identify_settings, measure_job, own_seed
 from workbench.training import train
 
 Tell = Callable[[float], None]
@@ -27,15 +27,15 @@ def run_job(job: PlannedJob, context: Context, tell: Tell, *, is_shown: bool = F
     if job.kind == TRAIN:
         recipe = context.training(job.model)
         settings = {"device": context.device, "resume": True, "progress": is_shown, "cache": context.cache}
-        train(recipe, context.directory / job.path, seed=job.seed, **settings)
+        train(recipe, context.directory / job.name, seed=job.seed, **settings)
         return
     for source in context.plugins:
         load_plugin(source)
     analysis = find_analysis(job.kind)
     own = make_job(job, context, context.recipe.settings_of(job.kind), tell)
     check(analysis, own)
-    config = {"verb": job.kind, "models": [describe_job(own)], "settings": settings_of(job, context)}
-    with open_run(context.directory / job.path, config, resume=True, device=own.device, seed=job.seed) as run:
+    config = {"verb": job.kind, "models": [describe_job(own)], "settings": identify_settings(own.settings)}
+    with open_run(context.directory / job.name, config, resume=True, device=own.device, seed=job.seed) as run:
         if not run.is_complete:
             for name, table in measure_job(analysis, own.within(run.path)).items():
                 write_table(table, run.path, name)
@@ -47,13 +47,13 @@ def make_job(job: PlannedJob, context: Context, settings: Settings, tell: Tell =
     is_of_recipe = analysis.takes == "recipe"
     subjects = [] if is_of_recipe else [_load(name, seed, context) for name, seed in job.models]
     needs = {
-        name: tuple(context.directory / PlannedJob(name, (model,)).path for model in job.models)
+        name: tuple(context.directory / PlannedJob(name, (model,)).name for model in job.models)
         for name in analysis.needs
     }
     return Job(
         tuple(subjects),
         settings,
-        context.directory / job.path,
+        context.directory / job.name,
         seed=own_seed(analysis, job.seed),
         needs=needs,
         cache=context.cache,
@@ -64,12 +64,5 @@ def make_job(job: PlannedJob, context: Context, settings: Settings, tell: Tell =
 
 
 def _load(name: str, seed: int, context: Context) -> Subject:
-    path = context.directory / PlannedJob(TRAIN, ((name, seed),)).path
+    path = context.directory / PlannedJob(TRAIN, ((name, seed),)).name
     return Subject(load(path, context.device), name, seed)
-
-
-def settings_of(job: PlannedJob, context: Context) -> dict:
-    """The settings that a job's result depends on, files among them by their content."""
-    from workbench.study.measuring import identify_settings
-
-    return {} if job.kind == TRAIN else identify_settings(context.recipe.settings_of(job.kind))

@@ -38,14 +38,9 @@ class PlannedJob:
 
     @property
     def name(self) -> str:
-        """The job's own name: its directory within the study's."""
+        """The job's own name, and its directory within the study's."""
         subject = "all" if self.is_of_all else f"{'--'.join(name for name, _ in self.models)}-seed{self.seed}"
         return f"{MODELS if self.kind == TRAIN else self.kind}/{subject}"
-
-    @property
-    def path(self) -> str:
-        """The job's directory within the study's."""
-        return self.name
 
 
 @dataclass(frozen=True)

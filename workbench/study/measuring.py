@@ -58,7 +58,7 @@ def measure(request: Request, out: str | Path, *, resume: bool = False, show: Sh
     record = {
         "verb": request.analysis.name,
         "models": [describe_job(job) for job in jobs],
-        **describe_settings(request),
+        "settings": identify_settings(request.settings),
     }
     device = jobs[0].device
     with open_run(out, record, resume=resume, device=device, seed=jobs[0].seed) as run:
@@ -200,11 +200,6 @@ def describe_job(job: Job) -> dict[str, Any]:
     for name, directories in job.needs.items():
         said[name] = [_identify(directory) for directory in directories]
     return said
-
-
-def describe_settings(request: Request) -> dict[str, Any]:
-    """The settings, files among them by their content."""
-    return {"settings": identify_settings(request.settings)}
 
 
 def identify_settings(settings: Settings) -> dict[str, Any]:

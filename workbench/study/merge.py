@@ -32,7 +32,7 @@ def merge_tables(jobs: Sequence[PlannedJob], context: Context) -> dict[str, pd.D
         known = [table.name for table in analysis.tables]
         tables |= join_tables([_read(job, context, known) for job in own])
         if analysis.merge is not None:
-            directories = tuple(context.directory / job.path for job in own)
+            directories = tuple(context.directory / job.name for job in own)
             settings = context.recipe.settings_of(analysis.name)
             tables |= analysis.merge(Merged(dict(tables), settings, directories, context.directory, configs))
     if "train_log" in tables:
@@ -41,7 +41,7 @@ def merge_tables(jobs: Sequence[PlannedJob], context: Context) -> dict[str, pd.D
 
 
 def _read(job: PlannedJob, context: Context, known: Sequence[str]) -> dict[str, pd.DataFrame]:
-    directory = context.directory / job.path
+    directory = context.directory / job.name
     return {name: read_table(directory, name) for name in find_tables(directory) if name in known}
 
 

@@ -22,8 +22,8 @@ from workbench.data.corpus import TextSource, local_files
 from workbench.data.tokenizer import open_tokenizer
 from workbench.runs import atomic_write, publish, read_settings, sha256_file, verify_manifest
 from workbench.study.fingerprint import fingerprint, pages_fingerprint, training_fingerprint
-from workbench.study.job_runners import settings_of
 from workbench.study.jobs import TRAIN, Context, PlannedJob
+from workbench.study.measuring import identify_settings
 
 RECORD = "jobs.json"
 RECORD_FORMAT = "workbench-jobs/2"
@@ -39,7 +39,7 @@ def content_hashes(jobs: Sequence[PlannedJob], context: Context) -> dict[str, st
         content: dict[str, Any] = {
             "kind": job.kind,
             "models": [list(model) for model in job.models],
-            "settings": settings_of(job, context),
+            "settings": {} if is_training else identify_settings(context.recipe.settings_of(job.kind)),
             "needs": [hashes[name] for name in job.needs],
             "source": training_fingerprint() if is_training else fingerprint(find_analysis(job.kind)),
             "version": importlib.metadata.version(PACKAGE),

@@ -147,8 +147,8 @@ def tabulate_study(directory: str | Path) -> list[str]:
     reopen(directory, config)
     with open_run(directory, config, resume=True) as run:
         context = Context(settings, tuple(settings.train_recipes()), run.path, "cpu", n_threads=torch.get_num_threads())
-        done = [job for job in plan_jobs(settings) if (run.path / job.path).is_dir()]
-        made = [name for job in done if job.kind != TRAIN for name in tabulate_run(run.path / job.path, is_asked=False)]
+        done = [job for job in plan_jobs(settings) if (run.path / job.name).is_dir()]
+        made = [name for job in done if job.kind != TRAIN for name in tabulate_run(run.path / job.name, is_asked=False)]
         write_pages(Outcome(tuple(done), (), ()), context, str(record.get("command", "")))
         kept = {key: record[key] for key in ("device", "created", "versions") if key in record}
         written = json.loads((run.path / RECORD).read_text(encoding="utf-8"))
@@ -242,7 +242,7 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
 
 
 def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
-    model = load(context.directory / job.path, "cpu")
+    model = load(context.directory / job.name, "cpu")
     return {
         "name": job.model,
         "recipe": job.model,
@@ -254,7 +254,7 @@ def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
 
 
 def _seconds(job: PlannedJob, context: Context) -> float:
-    return float(json.loads((context.directory / job.path / ENV).read_text(encoding="utf-8"))["seconds"])
+    return float(json.loads((context.directory / job.name / ENV).read_text(encoding="utf-8"))["seconds"])
 
 
 def notes_of_failure(outcome: Outcome) -> list[str]:

@@ -15,10 +15,12 @@ def tabulate_run(directory: Path, *, is_asked: bool = True) -> list[str]:
     """Names of the tables made again in the run directory of an analysis; none of one that needs its model for it.
 
     Raises:
-        ValueError: no run of an analysis; with is_asked, an analysis that keeps no state.
+        ValueError: no directory of an analysis; with is_asked, an analysis that keeps no state.
     """
     config = read_config(directory)
-    analysis = find_analysis(str(config.get("verb")))
+    if "verb" not in config:
+        raise ValueError(f"tabulate: {directory} is not what an analysis or a study wrote; expected a directory of one")
+    analysis = find_analysis(str(config["verb"]))
     if analysis.tabulate is None or len(config["models"]) != 1:
         if is_asked:
             raise ValueError(f"tabulate: {directory} keeps no state of one model; expected saved losses or texts")

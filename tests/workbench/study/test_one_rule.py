@@ -56,7 +56,7 @@ def assert_verb_equals_job(analysis: str, made: Path, out: Path) -> None:
     jobs = [job for job in plan_jobs(recipe) if job.kind == analysis]
     assert jobs, "the study has such jobs"
     for i, job in enumerate(jobs):
-        models = [str(made / PlannedJob("train", (model,)).path) for model in job.models]
+        models = [str(made / PlannedJob("train", (model,)).name) for model in job.models]
         assert all(f"/{MODELS}/" in model for model in models)
         if record.takes == "recipe":
             subjects = [recipe.models[0], "--n-seeds", "1"]
@@ -66,13 +66,13 @@ def assert_verb_equals_job(analysis: str, made: Path, out: Path) -> None:
             subjects = [part for model in models for part in ("--ckpt", model)]
         for needed in record.needs:
             for model in job.models:
-                subjects += [find_analysis(needed).option, str(made / PlannedJob(needed, (model,)).path)]
+                subjects += [find_analysis(needed).option, str(made / PlannedJob(needed, (model,)).name)]
         for key, value in recipe.settings.get(analysis, {}).items():
             subjects += ["--set", f"{key}={json.dumps(value)}"]
         directory = out / str(i)
         result = CliRunner().invoke(app, [analysis, *subjects, "--device", "cpu", "--out", str(directory)])
         assert result.exit_code == 0, result.output
-        found, wanted = files_of(directory), files_of(made / job.path)
+        found, wanted = files_of(directory), files_of(made / job.name)
         assert found.keys() == wanted.keys()
         assert [name for name in wanted if found[name] != wanted[name]] == []
 

@@ -213,7 +213,7 @@ def test_everything_is_there_and_whole(made) -> None:
         assert (made / page).stat().st_size > 10_000
     verify_manifest(made)
     for job in plan_jobs(load_study(made / "config.toml")):
-        verify_manifest(made / job.path)
+        verify_manifest(made / job.name)
     assert not list(made.rglob("*.partial"))
     assert not list(made.rglob("*.lock"))
 

@@ -116,8 +116,8 @@ def sae_train(
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
         name, model_seed: fill the columns model and seed; the name in the model's config by default.
         on_progress: called with the share done, 0 to 1.
-        settings: the other fields of `HeadSaeSettings`; with n_train_tokens = None, which is the default for a harvest,
-            as many tokens are trained on as are given.
+        settings: the other fields of `HeadSaeSettings`; with n_train_tokens = None, which is the default here, as many
+            tokens are trained on as are given.
 
     Raises:
         ValueError: an unknown or unfit setting, an l1 other than 0 beside a k, layers or heads out of range, tokens
@@ -127,7 +127,8 @@ def sae_train(
     """
     if unread := sorted(NOT_ITS_OWN & settings.keys()):
         raise ValueError(f"sae_train: got {', '.join(unread)}; expected tokens and held_out, which say it")
-    own = parse_settings(settings | ({"shards": tokens} if isinstance(tokens, str | Path) else {}))
+    shards = {"shards": tokens} if isinstance(tokens, str | Path) else {}
+    own = parse_settings({"n_train_tokens": None} | settings | shards)
     plan = make_plan(
         model, layers, heads, own.l1 if l1 is None else l1, own.seeds if seeds is None else seeds, own
     )  # fmt: skip
