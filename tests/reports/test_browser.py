@@ -16,6 +16,7 @@ from headless import Tab
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import read_contracts, read_csv, read_table, write_table
+from workbench.study.effects import write_effects
 
 pytestmark = pytest.mark.browser
 
@@ -54,7 +55,7 @@ def test_report_fits_a_phone(tab, pages):
 
 def test_report_hands_out_its_tables(tab, pages, made_study):
     tab.open(pages / "report.html")
-    button = tab.page.locator("#topology button.source")
+    button = tab.page.locator("#topology button.source[data-table=topology_stats]")
     button.focus()
     with tab.page.expect_download() as download:
         tab.page.keyboard.press("Enter")
@@ -82,6 +83,7 @@ def test_a_long_list_of_variants_is_drawn_on_demand(tab, made_study, tmp_path):
     log = read_table(made_study, "train_log")
     log = log.assign(**{f"rank_{name}.0": 1.0 for name in "abcdefg"})
     write_table(log, tmp_path, "train_log")
+    write_effects(tmp_path)
     tab.open(write_report(tmp_path))
     figure = tab.page.locator("#monitors")
     assert figure.locator(".plot[data-drawn]").count() == 1

@@ -91,7 +91,7 @@ CHANGED = {
     "attention_stats": "entropy_share", "sae_matched_l0": "fvu_difference", "claims": "n", "concept_mantel": "r",
     "weight_spectra": "stable_rank", "concept_geometry": "effective_dim", "text_quality": "ci_low",
     "evaluation": "bits_per_byte", "ladder": "delta_bits", "intrinsic_dimension": "dimension",
-    "intrinsic_dimension_curve": "dimension", "mantel_stability": "p_high", "seed_means": "mean", "effects": "effect",
+    "intrinsic_dimension_curve": "dimension", "mantel_stability": "p_high", "seed_means": "mean",
 }  # fmt: skip
 
 

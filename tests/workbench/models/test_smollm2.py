@@ -132,7 +132,7 @@ def test_reading_the_file_takes_little_time_and_memory(file, record_property) ->
     assert found["seconds"] < 60  # 20 on an idle machine; the test is no benchmark
 
 
-WINDOWS = ["--n-ctx", "128", "--n-sequences", "4"]
+WINDOWS = ["--n-ctx", "128", "--n-tokens", "512"]
 SAE = ["--layer", "3", "--n-ctx", "128", "--n-train-tokens", "24576", "--n-eval-tokens", "2048"]
 
 
