@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reports.contract import declared
+from reports.study_tables import STUDY_TABLES
 from workbench.analyses import BUILT_IN, find_analysis
 from workbench.runs import shorten
 from workbench.study.measures import Frame, Tables
@@ -178,6 +179,7 @@ def seed_values(tables: Tables, roles: Mapping[str, str]) -> Iterator[SeedValues
 def _sources_of_plugins(tables: Tables) -> Iterator[Source]:
     """Yield what the tables of analyses of a user's own are averaged by: their key; every column of numbers."""
     known = {table.name for name in BUILT_IN for table in find_analysis(name).tables}
+    known |= {table.name for table in STUDY_TABLES}
     for name, table in declared().items():
         if name in tables and name not in known and "model" in table.key:
             measures = tuple(own.name for own in table.columns if own.kind == "number")

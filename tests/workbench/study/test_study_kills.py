@@ -20,8 +20,9 @@ from reports.tables import read_csv, read_table
 from workbench.study.reuse import read_record
 
 pytestmark = pytest.mark.slow
-ANALYSES = ["saes", "ablation", "topology", "attention", "features", "match", "spectra", "probe", "evaluation"]
-SETTINGS = {"analyses": ANALYSES, "measure.n_permutations": 19, "measure.n_points": 64, "train.model.n_ctx": 48}
+ANALYSES = ["sae-train", "ablate", "topology", "attention", "atlas", "match", "spectra", "probe", "evaluate"]
+PROBE = {"settings.probe.n_permutations": 19, "settings.probe.n_points": 64}
+SETTINGS = {"analyses": ANALYSES, **PROBE, "train.model.n_ctx": 48}
 EXECUTORS = (("--executor", "ray"), ("--executor", "processes", "--jobs", "2"))
 N_JOBS = 2 * 9 + 1
 N_KILLS = 3
