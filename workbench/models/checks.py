@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from numbers import Integral, Number
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
@@ -265,7 +266,7 @@ def middle_layer(n_layers: int) -> int:
     return matching_layer(14, 28, n_layers)
 
 
-def choose(what: str, given: Sequence[int] | int | None, n: int) -> tuple[int, ...]:
+def choose(what: str, given: Sequence[int] | np.ndarray | int | None, n: int) -> tuple[int, ...]:
     """The given indices in ascending order, or all n of them for None.
 
     Raises:
