@@ -20,8 +20,6 @@ TRAIN_LOG = Table(
         Column("n_tokens", "tokens read so far", kind="integer"),
         Column("loss", "of training, per token", unit="nats"),
         Column("held_out_loss", unit="nats"),
-        Column("vsm_loss", "the pressure's term of the loss"),
-        Column("lambda", "its weight"),
         *_numbers("lr grad_norm"),
         Column("tokens_per_s", unit="tokens/s"),
         *(
@@ -29,8 +27,8 @@ TRAIN_LOG = Table(
             for basis in ("z", "pattern", "residual")
         ),
     ],
-    meaning="One logged step. Columns of layers follow (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and last "
-    "held_out_perplexity, exp(held_out_loss).",
+    meaning="One logged step. What the interventions report follows (vsm.lambda, vsm.loss, vsm.sigma, …), then columns "
+    "of layers (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and last held_out_perplexity, exp(held_out_loss).",
 )
 BASELINES = Table(
     "baselines",

@@ -1,6 +1,7 @@
-"""What the author of an analysis imports: one file says what it is called, reads, takes, costs and writes.
+"""What the author of an analysis or of an intervention imports.
 
-The verb, the Python function, the study's job, `--dry-run`, `--resume`, the tables and the page follow from that.
+An analysis: one file says what it is called, reads, takes, costs and writes. The verb, the Python function, the study's
+job, `--dry-run`, `--resume`, the tables and the page follow from that.
 
     spectral_gap = Analysis(
         name="spectral-gap",
@@ -9,6 +10,19 @@ The verb, the Python function, the study's job, `--dry-run`, `--resume`, the tab
         tables=[Table("spectral_gap", key=("model", "seed", "layer"), columns=[Column("gap", "σ_i / σ_{i+1}")])],
         measure=measure,
     )
+
+An intervention acts on training: one file says what it watches, adds to the loss, reports and remembers.
+
+    class MlpOrthogonality(Intervention):
+        class Settings(Settings):
+            weight: float = Field(default=0.01, description="weight of the term", ge=0)
+
+        def watch(self, cfg):
+            return [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers)]
+
+        def terms(self, seen, context):
+            ...
+            return Terms(loss=self.settings.weight * loss, telemetry={"cos": loss.detach()})
 
 Importing this module loads neither torch nor pandas.
 """
@@ -29,15 +43,17 @@ from reports.contract import Column, Table
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-    from jaxtyping import Int64
+    import torch
+    from jaxtyping import Float, Int64
     from torch import Tensor
 
     from workbench.models import HookedLM
     from workbench.models.config import ModelConfig
+    from workbench.models.cross_entropy import Scalar
 
 __all__ = [
-    "Analysis", "Column", "Cost", "Documents", "Integers", "Job", "Merged", "Names", "Numbers", "Settings", "Subject",
-    "Table", "TextSize", "Windows",
+    "Analysis", "Column", "Cost", "Documents", "Integers", "Intervention", "Job", "Merged", "Names", "Numbers",
+    "Settings", "StepContext", "Subject", "Table", "Terms", "TextSize", "Windows",
 ]  # fmt: skip
 
 Tables = Mapping[str, "pd.DataFrame"]
@@ -48,8 +64,9 @@ BYTES_PER_TOKEN = 4  # of English, about: how many tokens a text of so many byte
 
 
 class Settings(BaseModel):
-    """Settings of an analysis, frozen; an unknown key is refused. Every field is an option of the verb, a key of
-    `[settings.NAME]` in a study's recipe, and a row of the documentation."""
+    """Settings of an analysis or an intervention, frozen; an unknown key is refused. Every field is a row of the
+    documentation and, of an analysis, an option of the verb and a key of `[settings.NAME]` in a study's recipe; of an
+    intervention, a key of its table in `[[phases.interventions]]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -367,3 +384,120 @@ class Analysis:
     def option(self) -> str:
         """The option by which a verb takes this analysis's directories."""
         return f"--{self.noun or self.name}"
+
+
+# --- interventions on training
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """The micro-batch that an intervention acts on."""
+
+    model: HookedLM
+    step: int | Tensor
+    """of the phase, from 0; under a recorded CUDA graph a tensor"""
+    n_steps: int
+    """of the phase"""
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+    """what the intervention's `schedule` gave for this step; under a recorded CUDA graph tensors, but for zeros"""
+    generator: torch.Generator | None = None
+    """seeded anew for each micro-batch; every random number of an intervention comes from it"""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an intervention adds to a micro-batch's loss, and what it reports."""
+
+    loss: Float[Tensor, ""] | None = None
+    """added to the loss; None: nothing is. Logged as `<name>.loss`"""
+    telemetry: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """scalars without gradient, logged as `<name>.<key>`: their means over micro-batches and processes, and over the
+    steps since the row before. The keys must not depend on the data"""
+
+
+_Settings = Settings  # by which the class below can name what its own attribute hides
+
+
+class Intervention:
+    """What acts on training in a phase. Its kind is the class's name in lower case with dashes.
+
+    A method that is not overridden does nothing. None may read a tensor's value: on a GPU that would wait for the
+    device, and under a recorded CUDA graph it cannot be.
+    """
+
+    Settings: ClassVar[type[_Settings]] = _Settings
+    kind: ClassVar[str] = ""
+    reads_weights: ClassVar[bool] = False
+    """whether `terms` reads weights of the model, which FSDP has whole only within their block: refused there"""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+        own = cls.Settings
+        about = "what its columns begin with, where a phase has two of one kind"
+        # a dot or a comma would part the column, and a path of --set goes by index where there are digits
+        name = Field(default=None, description=about, pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+        fields: dict[str, Any] = {
+            "kind": (Literal[cls.kind], Field(default=cls.kind, description="which intervention this is")),
+            "name": (str | None, name),
+        }
+        about_own = {"__doc__": own.__doc__ or cls.__doc__, "__module__": cls.__module__}
+        cls.Settings = create_model(f"{cls.__name__}Settings", __base__=own, **about_own, **fields)
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @property
+    def name(self) -> str:
+        """What its columns in train_log.csv begin with: the name in the recipe, else the kind."""
+        return self.settings.name or self.kind
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Raise ValueError ("key: got …; expected …") for settings that do not fit a model."""
+
+    # --- what happens in a forward pass
+
+    def watch(self, cfg: ModelConfig) -> Sequence[str]:
+        """Names of the hooks whose activations `terms` is given."""
+        return ()
+
+    def is_watching(self, context: StepContext) -> bool:
+        """Whether the hooks are watched in this micro-batch; asked where watching costs (attention maps are formed
+        only for who watches them)."""
+        return True
+
+    def reduce(self, hook: str, activation: Tensor, context: StepContext) -> Tensor:
+        """What is kept of a watched activation, made within the forward pass: the activation itself by default."""
+        return activation
+
+    def changes(self, cfg: ModelConfig) -> Sequence[str]:
+        """Names of the hooks whose activations `change` replaces."""
+        return ()
+
+    def change(self, hook: str, activation: Tensor, context: StepContext) -> Tensor:
+        """What takes an activation's place in the forward pass of a training step; never of a measurement."""
+        return activation
+
+    def loss_options(self, context: StepContext) -> Mapping[str, Any]:
+        """Options of the model's next-token loss: z_loss, entropy_bonus."""
+        return {}
+
+    def terms(self, seen: Mapping[str, Tensor], context: StepContext) -> Terms:
+        """What is added to the loss and reported. seen: hook -> what `reduce` kept, empty where it is not watching."""
+        return Terms()
+
+    # --- over the steps of a phase
+
+    def schedule(self, step: int, n_steps: int) -> Mapping[str, float]:
+        """Numbers of a step, such as a weight, for `context.scalars`; logged as `<name>.<key>`."""
+        return {}
+
+    def observe(self, telemetry: Mapping[str, Tensor]) -> None:
+        """Note the step's telemetry, means over micro-batches and processes: what a controller's next number is of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `schedule` depends on beside the step, as JSON holds it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""

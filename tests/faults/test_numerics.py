@@ -31,7 +31,8 @@ from workbench.models import cross_entropy
 from workbench.models.activations import choose_slots
 from workbench.models.cross_entropy import linear_cross_entropy
 from workbench.models.geometry import BASES, head_entropy, max_abs_cos, mean_abs_cos
-from workbench.training.vsm import head_gram, pattern_gram, sigma, vsm_loss
+from workbench.training.head_grams import head_gram, pattern_gram, residual_gram, sigma
+from workbench.training.interventions.vsm import vsm_loss
 
 SEEDS = (0, 1, 2)
 F64, F32, BF16, F16 = (str(name) for name in ("float64", "float32", "bfloat16", "float16"))
@@ -58,7 +59,8 @@ TOLERANCES: dict[str, tuple[Limit, ...]] = {
         Limit(RANKS, dict.fromkeys(THREE, 1e-13), "eigenvalues of a float64 Gram matrix", True),
         Limit(("head_entropy, training", "bos_mass"), WIDE, "sums in float64 whatever comes in"),
         Limit(("head_entropy",), dict.fromkeys(THREE, 1e-7), "p ln p in float32, summed in float64"),
-        Limit(("sigma, training", "VSM loss"), dict.fromkeys(THREE, 1e-6), "Gram matrix in float32"),
+        Limit(("sigma, training", "VSM loss", "VSM loss on residual"), dict.fromkeys(THREE, 1e-6),
+              "Gram matrix in float32"),
         Limit(("VSM loss on pattern",), dict.fromkeys(THREE, 1e-6), "Gram matrix in float32", True),
         Limit(("VSM gradient",), {F32: 1e-6, BF16: 1e-2, F16: 2e-3}, "float32, then rounded to z's dtype", True),
     ),
@@ -160,6 +162,10 @@ def heads(seed: int, name: str) -> Answers:
     found["VSM loss on pattern"] = (
         float(vsm_loss([pattern_gram(pattern)], 3.0)),
         naive.vsm_loss([vectors["pattern"]], 3),
+    )
+    found["VSM loss on residual"] = (
+        float(vsm_loss([residual_gram(z, W_O)], 3.0)),
+        naive.vsm_loss([vectors["residual"]], 3),
     )
     found["sigma, training"] = float(sigma(head_gram(z))), np.mean(naive.cosines_between(vectors["z"]))
     found["VSM gradient"] = exact(leaf.grad), _vsm_gradient(z.double())

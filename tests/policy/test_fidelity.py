@@ -19,8 +19,10 @@ from workbench.cli.app import app
 from workbench.data.claims import read_claims
 from workbench.data.concepts import read_concepts
 from workbench.study.recipe import StudyRecipe, load_study, study_names
+from workbench.training.interventions import find_intervention
 from workbench.training.monitor import monitor_columns
 from workbench.training.recipe import Recipe, load_recipe, recipe_names
+from workbench.training.telemetry import telemetry_columns
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fidelity.md"
@@ -100,11 +102,11 @@ def panel_keys() -> frozenset[str]:
 
 @cache
 def logged() -> frozenset[str]:
-    """Columns that the training monitor adds, `{layer}` in place of a layer."""
+    """Columns that the training monitor and interventions add, `{layer}` in place of a layer."""
     columns = set()
-    for name in ("p3-attnres-nano", "janus-v3-adaptive-nano", "recurrent-nano"):
+    for name in ("p3-attnres-nano", "janus-small-nano", "recurrent-nano"):
         recipe = load_recipe(name)
-        columns |= set(monitor_columns(recipe.model, recipe.monitor))
+        columns |= {*monitor_columns(recipe.model, recipe.monitor), *telemetry_columns(recipe)}
     return frozenset(re.sub(r"\.\d+$", ".{layer}", column) for column in columns)
 
 
@@ -125,6 +127,8 @@ def is_field(record: Any, parts: list[str]) -> bool:
     """Whether a path of fields leads somewhere within a record's annotation; indices and free keys are passed over."""
     if not parts:
         return True
+    if parts[0] == "interventions" and len(parts) > 1:
+        return is_field(find_intervention(parts[1]).Settings, parts[2:])
     if isinstance(record, type) and issubclass(record, BaseModel):
         field = record.model_fields.get(parts[0])
         return field is not None and is_field(field.annotation, parts[1:])
@@ -135,8 +139,9 @@ def is_field(record: Any, parts: list[str]) -> bool:
 def value_at(record: Any, parts: list[str]) -> Any:
     """The value that a path leads to; the word absent where it leads nowhere."""
     for part in parts:
-        if part.isdecimal() and isinstance(record, tuple):
-            record = record[int(part)] if int(part) < len(record) else "absent"
+        if isinstance(record, tuple):  # phases go by index, interventions by name
+            named = {own.name or own.kind: own for own in record if hasattr(own, "kind")}
+            record = dict(enumerate(record)).get(int(part), "absent") if part.isdecimal() else named.get(part, "absent")
         else:
             record = getattr(record, part, "absent")
     return record
@@ -222,12 +227,24 @@ def test_what_is_named_is_in_the_package() -> None:
     assert [(name, item.here) for item, name in NAMES if not is_known(name, item.here)] == []
 
 
+def test_settings_of_interventions_are_found_by_name() -> None:
+    here = "`janus-small`"
+    for name in (
+        'phases.0.interventions.vsm.on = "pattern"', "phases.0.interventions.coherence.weight = 0.05",
+        "phases.interventions.vsm.controller", "train_log.vsm.loss",
+    ):  # fmt: skip
+        assert is_known(name, here), name
+    assert is_known("phases.0.interventions = []", "`janus-v3-control`")
+    for name in ("phases.0.interventions.vsm.steering = 1.0", "phases.interventions.vsn.on", "train_log.vsm.los"):
+        assert not is_known(name, here), name
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "janus-v4", "topology_stats.max_cosine", "train_log.bos.{layer}", "workbench ablate --no-such",
-        "workbench no-verb", "#no-panel", "docs/none.md", "phases.0.vsm.steer", "probes.no_such", "model.n_layers = 13",
-        "model.layers = 12", "phases.1.n_steps = 4005", "undefined_measure",
+        "workbench no-verb", "#no-panel", "docs/none.md", "phases.0.interventions.vsm.steer", "probes.no_such",
+        "model.n_layers = 13", "model.layers = 12", "phases.1.n_steps = 4005", "undefined_measure",
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_found(name: str) -> None:

@@ -32,8 +32,10 @@ def write_place(place: Path) -> Path:
     phase: dict[str, Any] = {"n_steps": 4, "batch_size": 2, "eval_every": 2, "log_every": 1}
     phase |= {"optimizer": {"adamw": {"lr": 1e-2}}, "schedule": {"kind": "constant"}}
     data = {"source": str(place / "text.jsonl"), "tokenizer": str(place), "held_out_fraction": 0.3}
-    for name, own in (("control", {}), ("adaptive", {"vsm": {"controller": {"kind": "fixed", "weight": 0.1}}})):
-        recipe = {"name": f"tiny-{name}", "model": MODEL, "data": data, "phases": [phase | own]}
+    pressed = {"kind": "vsm", "controller": {"kind": "fixed", "weight": 0.1}}
+    for name, own in (("control", []), ("adaptive", [pressed])):
+        phases = [phase | {"interventions": own}]
+        recipe = {"name": f"tiny-{name}", "model": MODEL, "data": data, "phases": phases}
         recipe["monitor"] = {"every": 2, "n_sequences": 2}
         (place / f"{name}.toml").write_text(tomli_w.dumps(recipe))
     (place / "tiny.toml").write_text(tomli_w.dumps(tiny(place)))

@@ -20,6 +20,8 @@ from pathlib import Path
 from workbench.analyses import all_analyses
 from workbench.data.claims import EMBEDDED_CLAIMS
 from workbench.extend import Analysis
+from workbench.training.interventions import make_interventions
+from workbench.training.recipe import Recipe
 
 PACKAGES = ("workbench", "sae", "probes")
 ROOTS = {name: Path(importlib.import_module(name).__path__[0]) for name in PACKAGES}
@@ -40,9 +42,10 @@ def fingerprint(analysis: Analysis) -> str:
     return _digest((module,))
 
 
-def training_fingerprint() -> str:
-    """The digest of what trains a model."""
-    return _digest((TRAINING,))
+def training_fingerprint(recipe: Recipe) -> str:
+    """The digest of what trains a model: the trainer, and the interventions of the recipe."""
+    acting = {type(own).__module__ for phase in recipe.phases for own in make_interventions(phase.interventions)}
+    return _digest((TRAINING, *sorted(acting)))
 
 
 @functools.lru_cache(maxsize=1)

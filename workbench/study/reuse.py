@@ -36,12 +36,14 @@ def content_hashes(jobs: Sequence[PlannedJob], context: Context) -> dict[str, st
     hashes: dict[str, str] = {}
     for job in jobs:
         is_training = job.kind == TRAIN
+        training = context.training(job.model) if is_training else None
+        source = fingerprint(find_analysis(job.kind)) if training is None else training_fingerprint(training)
         content: dict[str, Any] = {
             "kind": job.kind,
             "models": [list(model) for model in job.models],
             "settings": {} if is_training else identify_settings(context.recipe.settings_of(job.kind)),
             "needs": [hashes[name] for name in job.needs],
-            "source": training_fingerprint() if is_training else fingerprint(find_analysis(job.kind)),
+            "source": source,
             "version": importlib.metadata.version(PACKAGE),
         }
         if not job.needs:

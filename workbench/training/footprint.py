@@ -20,11 +20,12 @@ from workbench.models.cross_entropy import chunk_bytes
 from workbench.training.monitor import monitor_bytes
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import OptimizerConfig, is_hidden_matrix
+from workbench.training.prescription import Moment, Prescription
 from workbench.training.recipe import Phase, Recipe, phase_model
 from workbench.training.sharded_optimizer import share_matrices
+from workbench.training.telemetry import pressing
 
 N_GPUS = (1, 2, 4, 8)
-PRESSING = 0.01  # λ of VSM, where it acts at all
 WIDE = 4  # bytes of a weight, a gradient, a moment: float32
 
 
@@ -137,10 +138,13 @@ def kept_bytes(model: HookedLM, phase: Phase, n_rows: int, n_ctx: int, autocast:
     def call(tokens: Tensor, **settings: Any) -> Tensor:  # past the check of ids, which would read them
         return model(model.embed_state(tokens), start_at_layer=0, tokens=tokens, **settings)
 
+    prescription = Prescription(phase.interventions, model.cfg, phase.n_steps)
+    prescription.check_hooks(model)
+    scalars = pressing(prescription.start(0))
     with faked(model):
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         tokens = torch.zeros(n_rows, n_ctx, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            part = objective(model, Batch(tokens), phase, PRESSING, autocast, 0, call)
+            part = objective(model, Batch(tokens), prescription, Moment(0, scalars), autocast, call)
         del part
         return sum(storage.nbytes() for place, storage in kept.items() if place not in owned)

@@ -9,33 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.models import HookedLM
-from workbench.models.cross_entropy import Scalar, weighs
+from workbench.models.cross_entropy import weighs
 from workbench.training.objective import Batch, Objective, objective
-from workbench.training.recipe import Phase
+from workbench.training.prescription import Moment, Prescription
 
 
 class Gradients:
-    """Called with a micro-batch, λ and the step of the phase, adds the gradients of its share of a step to the weights'
-    `.grad`, and returns the parts of its loss."""
+    """Called with a micro-batch and its moment, adds the gradients of its share of a step to the weights' `.grad`, and
+    returns the parts of its loss."""
 
     def __init__(
         self,
         model: HookedLM,
-        phase: Phase,
+        prescription: Prescription,
+        n_accumulation: int,
         autocast: torch.dtype | None = None,
         call: Callable[..., Tensor] | None = None,
     ) -> None:
-        """call: called in the model's place, where several processes wrap it."""
-        self.model, self.phase, self.autocast, self.call = model, phase, autocast, call
+        """n_accumulation: micro-batches of a step. call: called in the model's place, where several processes wrap
+        it."""
+        self.model, self.prescription, self.n_accumulation = model, prescription, n_accumulation
+        self.autocast, self.call = autocast, call
 
-    def __call__(self, batch: Batch, weight: Scalar, step: int | Tensor) -> Objective:
-        part = objective(self.model, batch, self.phase, weight, self.autocast, step, self.call)
-        (part.total / self.phase.n_accumulation).backward()
+    def __call__(self, batch: Batch, moment: Moment) -> Objective:
+        part = objective(self.model, batch, self.prescription, moment, self.autocast, self.call)
+        (part.total / self.n_accumulation).backward()
         return part
 
 
@@ -45,8 +49,7 @@ class _Recording:
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
-    weight: Scalar
-    step: Tensor
+    moment: Moment
     part: Objective
 
 
@@ -54,29 +57,33 @@ class RecordedGradients(Gradients):
     """`Gradients` on a CUDA device, recorded at the first micro-batch and replayed from then on.
 
     The weights must stay where they are in memory and all micro-batches have one shape. `.grad` of a weight may be
-    dropped between steps; memory for it is kept here. Where VSM comes and goes with λ, there is a recording of each.
+    dropped between steps; memory for it is kept here. Where a term comes and goes with its weight, there is a recording
+    of each.
     """
 
-    def __init__(self, model: HookedLM, phase: Phase, autocast: torch.dtype | None = None) -> None:
-        super().__init__(model, phase, autocast)
-        self._recordings: dict[bool, _Recording] = {}
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._recordings: dict[tuple[bool, ...], _Recording] = {}
         self._kept: list[tuple[Tensor, Tensor]] = []  # a weight that has a gradient, and the memory for it
         # of all recordings: a weight's node in autograd's graph may outlive one, and belongs to its stream
-        self._stream = torch.cuda.Stream(model.W_E.device)
+        self._stream = torch.cuda.Stream(self.model.W_E.device)
 
-    def __call__(self, batch: Batch, weight: Scalar, step: int | Tensor) -> Objective:
-        is_pressed = weighs(weight)
-        if is_pressed not in self._recordings:
-            self._recordings[is_pressed] = self._record(batch, is_pressed)
-        recording = self._recordings[is_pressed]
+    def __call__(self, batch: Batch, moment: Moment) -> Objective:
+        weighing = tuple(weighs(value) for own in moment.scalars.values() for value in own.values())
+        if weighing not in self._recordings:
+            self._recordings[weighing] = self._record(batch, moment)
+        recording = self._recordings[weighing]
         self._begin_step()
         recording.batch.tokens.copy_(batch.tokens)
         if batch.mask is not None and recording.batch.mask is not None:
             recording.batch.mask.copy_(batch.mask)
-        if isinstance(recording.weight, Tensor):
-            recording.weight.fill_(weight)
-        recording.step.fill_(step)
-        recording.graph.replay()
+        for name, own in recording.moment.scalars.items():
+            for key, value in own.items():
+                if isinstance(value, Tensor):
+                    value.fill_(moment.scalars[name][key])
+        assert isinstance(recording.moment.step, Tensor)
+        recording.moment.step.fill_(moment.step)
+        recording.graph.replay()  # draws from the generator as it is seeded now
         return _copy(recording.part)  # the next replay writes over it
 
     def _begin_step(self) -> None:
@@ -86,12 +93,16 @@ class RecordedGradients(Gradients):
             for parameter, kept in self._kept:
                 parameter.grad = kept
 
-    def _record(self, batch: Batch, is_pressed: bool) -> _Recording:
+    def _record(self, batch: Batch, moment: Moment) -> _Recording:
         device = batch.tokens.device
         own = Batch(batch.tokens.clone(), None if batch.mask is None else batch.mask.clone())
         # as wide as the loss: between two scalars the wider decides
-        weight = torch.zeros((), dtype=self.model.W_E.dtype, device=device) if is_pressed else 0.0
-        step = torch.zeros((), dtype=torch.int64, device=device)
+        dtype = self.model.W_E.dtype
+        scalars = {
+            name: {k: torch.zeros((), dtype=dtype, device=device) if weighs(v) else 0.0 for k, v in of.items()}
+            for name, of in moment.scalars.items()
+        }
+        own_moment = Moment(torch.zeros((), dtype=torch.int64, device=device), scalars, moment.generator)
         parameters = list(self.model.parameters())
         before = [p.grad for p in parameters]
         # once as usual, beside the stream that is waited for, as CUDA asks: libraries set themselves up, and it turns
@@ -100,24 +111,23 @@ class RecordedGradients(Gradients):
             parameter.grad = None
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            super().__call__(own, weight, step)
+            super().__call__(own, own_moment)
         torch.cuda.current_stream(device).wait_stream(self._stream)
         if not self._kept:
             self._kept = [(p, torch.zeros_like(p)) for p in parameters if p.grad is not None]
         for parameter, kept in self._kept:
             parameter.grad = kept
         graph = torch.cuda.CUDAGraph()
+        if moment.generator is not None:
+            graph.register_generator_state(moment.generator)
         with torch.cuda.graph(graph, stream=self._stream):  # notes what would run, and runs nothing
-            part = super().__call__(own, weight, step)
+            part = super().__call__(own, own_moment)
         for parameter, grad in zip(parameters, before, strict=True):
             parameter.grad = grad
-        return _Recording(graph, own, weight, step, part)
+        return _Recording(graph, own, own_moment, part)
 
 
 def _copy(part: Objective) -> Objective:
     """The same numbers in memory of their own, with nothing of autograd's."""
-
-    def own(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.detach().clone()
-
-    return Objective(part.total.detach().clone(), part.loss.clone(), own(part.vsm), own(part.sigma))
+    telemetry = {name: value.clone() for name, value in part.telemetry.items()}
+    return Objective(part.total.detach().clone(), part.loss.clone(), telemetry)

@@ -15,7 +15,6 @@ from reports.tables import COLUMNS
 from workbench.runs import naming
 
 NAME = "train_log.csv"
-NEWER = ("held_out_perplexity",)  # not in logs of earlier versions, which go on without
 
 
 class TrainLog:
@@ -42,10 +41,7 @@ class TrainLog:
         self._digest.update(before)
         if self._digest.hexdigest() != at["sha256"]:
             raise ValueError(f"train log: {self.path} is altered or cut; expected the file of the checkpoint")
-        older = tuple(column for column in self.columns if column not in NEWER)
-        if not before.startswith(header) and before.startswith(_line(older)):
-            self.columns = older
-        elif not before.startswith(header):
+        if not before.startswith(header):
             raise ValueError(f"train log: {self.path} has other columns; expected the log of this recipe")
         self._file = self.path.open("r+b", buffering=0)
         self._file.truncate(len(before))
@@ -53,7 +49,7 @@ class TrainLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; nan and absent values are empty cells."""
-        unknown = row.keys() - {*self.columns, *NEWER}
+        unknown = row.keys() - set(self.columns)
         assert not unknown, f"train log: no column for {sorted(unknown)}"
         self._append(_line([_cell(row.get(column)) for column in self.columns]))
 

@@ -16,6 +16,7 @@ from workbench.training.log_sinks import mirror
 from workbench.training.objective import autocast_dtype, weights_dtype
 from workbench.training.progress import progress_meter
 from workbench.training.recipe import Recipe, apply_overrides, check_room, load_recipe, phase_model
+from workbench.training.telemetry import telemetry_columns
 from workbench.training.trainer import Trainer
 from workbench.training.training_data import open_feed
 
@@ -84,6 +85,7 @@ def train(
     device = resolve_device(device)
     autocast = autocast_dtype(device, dtype)
     check_room(recipe, device)
+    telemetry = telemetry_columns(recipe)  # an intervention that cannot act on its model leaves nothing behind
     # Data that do not fit leave nothing behind; where something is in the way, that is said first.
     is_new = not Path(out).exists() and not Path(f"{out}.partial").exists()
     feed = open_feed(recipe, cache) if is_new else None
@@ -91,7 +93,7 @@ def train(
         if run.is_complete:
             return run.out
         feed = feed or open_feed(recipe, cache)
-        trainer = Trainer(recipe, feed, run.path, seed, device, weights_dtype(dtype), autocast, graphs)
+        trainer = Trainer(recipe, telemetry, feed, run.path, seed, device, weights_dtype(dtype), autocast, graphs)
         trainer.remove_old()
         with (
             stop_requests() as request,

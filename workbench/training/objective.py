@@ -1,11 +1,11 @@
-"""What one micro-batch is trained on: the next-token loss, with VSM on the heads of the same forward pass."""
+"""What one micro-batch is trained on: the next-token loss, and what interventions make of the same forward pass."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.models import HookedLM
-from workbench.models.cross_entropy import Scalar, weighs
-from workbench.training.auxiliary import Auxiliary, auxiliary_loss, entropy_bonus, seeing
-from workbench.training.recipe import Phase
-from workbench.training.vsm import attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
+from workbench.training.prescription import Moment, Prescription, report
 
 
 @dataclass(frozen=True)
@@ -30,85 +27,37 @@ class Batch:
 
 @dataclass(frozen=True)
 class Objective:
-    """The parts of a micro-batch's loss, scalars; None where the phase or the step does not have them."""
+    """The parts of a micro-batch's loss, scalars."""
 
     total: Float[Tensor, ""]
     """what is differentiated"""
     loss: Float[Tensor, ""]
-    """next-token loss, nats (with the z-loss and the thermodynamic term, where there are any)"""
-    vsm: Float[Tensor, ""] | None = None
-    """Σ_ℓ λ_ℓ ‖G_ℓ − I‖_F"""
-    sigma: Float[Tensor, ""] | None = None
-    """mean |cos| between heads, mean over layers"""
+    """next-token loss, nats (with what interventions' loss options add to it)"""
+    telemetry: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """`<intervention>.loss`, the term that it adds, and what it reports"""
 
 
 def objective(
     model: HookedLM,
     batch: Batch,
-    phase: Phase,
-    weight: Scalar,
+    prescription: Prescription,
+    moment: Moment,
     autocast: torch.dtype | None = None,
-    step: int | Int[Tensor, ""] = 0,
     call: Callable[..., Tensor] | None = None,
 ) -> Objective:
-    """The loss of one micro-batch of step `step` of its phase, with VSM at λ = `weight`.
+    """The loss of one micro-batch under the interventions of its phase.
 
-    `call` is called in the model's place, where several processes wrap it. Where `weight` and `step` are tensors on the
-    model's device, nothing of it depends on their values but the numbers: a tensor `weight` presses.
-
-    Attention maps are formed only while they weigh something or a controller reads their σ: with `on = "pattern"`, λ
-    and the coherence 0 and no P-controller, attention stays fused and there is no σ.
+    `call` is called in the model's place, where several processes wrap it. Where the moment's scalars and step are
+    tensors on the model's device, nothing of it depends on their values but the numbers: a tensor weighs.
     """
-    vsm = phase.vsm
-    grams: list[Tensor] = []
-    entropies: list[Tensor] = []
-
-    def note(z_or_pattern: Tensor) -> None:
-        assert vsm is not None
-        if vsm.on == "z":
-            grams.append(head_gram(z_or_pattern, vsm.group_size))
-            return
-        grams.append(pattern_gram(z_or_pattern, vsm.group_size))
-        if vsm.coherence:
-            entropies.append(attention_entropy(z_or_pattern))
-
-    is_pressed = vsm is not None and (vsm.on == "z" or vsm.reads_sigma or weighs(weight) or vsm.coherence != 0)
-    watched = watching(model, f"attn.hook_{vsm.on}", note) if vsm is not None and is_pressed else nullcontext()
-    aux = phase.auxiliary or Auxiliary()
-    extras = {"loss_mask": batch.mask, "z_loss": phase.z_loss, "entropy_bonus": entropy_bonus(aux, step)}
-    with precision(batch.tokens.device.type, autocast), watched, seeing(model, aux) as seen:
-        loss = (model if call is None else call)(batch.tokens, return_type="loss", **extras)
-    more = auxiliary_loss(model, aux, seen)
-    total = loss if more is None else loss + more
-    if not grams:
-        return Objective(total=total, loss=loss.detach())
-    assert vsm is not None
-    pressure = weight * vsm_loss(grams, vsm.steering)
-    total = total + pressure
-    if entropies:
-        total = total + vsm.coherence * torch.stack(entropies).mean()
-    with torch.no_grad():
-        mean_sigma = torch.stack([sigma(gram) for gram in grams]).mean()
-    return Objective(total, loss.detach(), pressure.detach(), mean_sigma)
-
-
-@contextmanager
-def watching(model: HookedLM, hook: str, note: Callable[[Tensor], None]) -> Iterator[None]:
-    """While it lasts, `note` sees the activation at `blocks.{l}.{hook}` of every layer, in order.
-
-    Handles of our own, since TransformerLens's context visits every hook point of the model each time it is left.
-    """
-
-    def see(point: object, inputs: object, activation: Any) -> None:
-        note(activation)
-
-    points = [model.hook_dict[f"blocks.{layer}.{hook}"] for layer in range(model.cfg.n_layers)]
-    handles = [point.register_forward_hook(see) for point in points]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with precision(batch.tokens.device.type, autocast), prescription.acting(model, moment) as acting:
+        options = {"loss_mask": batch.mask, **acting.loss_options()}
+        loss = (model if call is None else call)(batch.tokens, return_type="loss", **options)
+    terms, total = acting.terms(), loss
+    for own in terms.values():
+        if own.loss is not None:
+            total = total + own.loss
+    return Objective(total, loss.detach(), report(terms))
 
 
 @torch.no_grad()

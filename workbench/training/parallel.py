@@ -8,7 +8,6 @@ micro-batch; the loss and σ are averaged over processes, as they are over micro
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,12 +29,14 @@ from workbench.models.load import resolve_device
 from workbench.runs import open_run
 from workbench.training.gradients import Gradients
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
+from workbench.training.interventions import make_interventions
 from workbench.training.log_sinks import mirror
 from workbench.training.objective import Objective, autocast_dtype, weights_dtype
 from workbench.training.progress import Meter, progress_meter
 from workbench.training.recipe import Recipe, check_room
 from workbench.training.sharded_optimizer import ShardedOptimizer, whole
 from workbench.training.state import clear_leftovers, step_name
+from workbench.training.telemetry import telemetry_columns
 from workbench.training.trainer import NonFiniteLoss, StepRecord, Trainer
 from workbench.training.training_data import Source, open_feed
 
@@ -136,7 +137,10 @@ def train_together(
         with ranks.together():
             autocast = autocast_dtype(ranks.device, dtype)
             check_batches(recipe, ranks.n)
+            if fsdp:
+                check_sharding(recipe)
             check_room(recipe, ranks.device, ranks.n)
+            telemetry = telemetry_columns(recipe)
             feed = open_feed(recipe, cache)
         with ranks.together():
             run = None
@@ -149,7 +153,7 @@ def train_together(
         directory = run.path if run is not None else Path(f"{out}.partial")
         with ranks.together():
             trainer = ParallelTrainer(
-                ranks, fsdp, recipe, feed, directory, seed, ranks.device, weights_dtype(dtype), autocast
+                ranks, fsdp, recipe, telemetry, feed, directory, seed, ranks.device, weights_dtype(dtype), autocast
             )
         with ranks.together():
             if ranks.is_first:
@@ -179,6 +183,15 @@ def check_batches(recipe: Recipe, n: int) -> None:
             )
 
 
+def check_sharding(recipe: Recipe) -> None:
+    """Raise ValueError naming an intervention that reads weights outside their block, where none has them whole."""
+    for i, phase in enumerate(recipe.phases):
+        for own in make_interventions(phase.interventions):
+            if own.reads_weights:
+                where = f"phases.{i}.interventions.{own.name}"
+                raise ValueError(f"fsdp: {where} reads whole weights; expected another intervention, or no --fsdp")
+
+
 class ParallelTrainer(Trainer):
     """A `Trainer` that is one of several; every process goes through every step, process 0 measures and writes."""
 
@@ -186,17 +199,18 @@ class ParallelTrainer(Trainer):
 
     def __init__(self, ranks: Ranks, fsdp: bool, *arguments: Any) -> None:
         self.ranks, self.fsdp = ranks, fsdp
+        self.rank = ranks.rank
         self.processes = f"{ranks.n} processes, {'FSDP' if fsdp else 'DDP'}"
         super().__init__(*arguments)
 
     def _prepare(self, model: HookedLM) -> Gradients:
         if self.fsdp:
             shard(model)
-            return Gradients(model, self.phase, self.autocast)
+            return Gradients(model, self._prescription, self.phase.n_accumulation, self.autocast)
         device_ids = [self.device] if self.device.startswith("cuda") else None
         is_recurrent = model.cfg.extensions.recurrence is not None  # some of its weights are read in some passes only
         call = DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=is_recurrent)
-        return Gradients(model, self.phase, self.autocast, call)
+        return Gradients(model, self._prescription, self.phase.n_accumulation, self.autocast, call)
 
     def _build_optimizer(self, model: HookedLM) -> ShardedOptimizer:
         return ShardedOptimizer(model, self.phase.optimizer)
@@ -216,11 +230,9 @@ class ParallelTrainer(Trainer):
 
     def _record(self, parts: Sequence[Objective], grad_norm: Float[Tensor, ""]) -> StepRecord:
         own = super()._record(parts, grad_norm)
-        parts_of_loss = [torch.as_tensor(v, device=self.device).double() for v in (own.loss, own.vsm, own.sigma)]
-        loss, vsm, sigma = self.ranks.mean(torch.stack(parts_of_loss)).unbind()
-        if isinstance(own.vsm, float):
-            return StepRecord(loss, grad_norm, math.nan, math.nan)
-        return StepRecord(loss, grad_norm, vsm, sigma)
+        values = [torch.as_tensor(v, device=self.device).double() for v in (own.loss, *own.telemetry.values())]
+        loss, *telemetry = self.ranks.mean(torch.stack(values)).unbind()
+        return StepRecord(loss, grad_norm, dict(zip(own.telemetry, telemetry, strict=True)))
 
     def _after_step(self, request: StopRequest, meter: Meter) -> None:
         if self.ranks.count(bool(request)) and not request:

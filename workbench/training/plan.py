@@ -71,10 +71,6 @@ def cost_of_training(recipe: Recipe, device: str = "cpu", dtype: str = "auto") -
     return Cost(flops, saved if device.startswith("cuda") else 0, held, on_disk)
 
 
-def _weights_dtype(dtype: str) -> torch.dtype:
-    return torch.float64 if dtype == "float64" else torch.float32
-
-
 def _tokens(recipe: Recipe) -> list[int]:
     """Tokens that each phase reads."""
     return [phase.n_steps * n_tokens_per_step(recipe, i) for i, phase in enumerate(recipe.phases)]

@@ -6,22 +6,23 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args
+from types import MappingProxyType
+from typing import Any, Literal, TypeGuard
 
 import torch
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from workbench.data.nca import PRESETS, NCAConfig, check_trajectory
+from workbench.extend import Settings
 from workbench.models.config import AttnRes, ModelConfig, check_size
 from workbench.models.text_source import TextSource
 from workbench.runs import read_toml, shorten
 from workbench.runs.memory import check_memory
-from workbench.runs.records import Frozen, describe_errors, join_faults
-from workbench.training.auxiliary import Auxiliary, check_auxiliary
+from workbench.runs.records import Frozen, describe_errors, join_faults, nearest, nearest_key, within
+from workbench.training.interventions import find_intervention, make_interventions, parse_interventions
 from workbench.training.monitor import MonitorConfig, check_rank_layers
 from workbench.training.optimizers import OptimizerConfig
 from workbench.training.schedules import Schedule, check_schedule
-from workbench.training.vsm import Vsm
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -59,6 +60,17 @@ class DataConfig(Frozen):
         return TextSource(self.source, self.text_column, self.held_out_fraction, self.documents, self.held_out_split)
 
 
+# what stood in a phase before interventions did -> what to write in [[phases.interventions]]
+OLDER_FORM = MappingProxyType(
+    {
+        "vsm": 'kind = "vsm" with on, controller, steering, group_size; and kind = "coherence" with its weight',
+        "z_loss": 'kind = "z-loss" with its weight',
+        "auxiliary": 'one each of kind "temporal-difference", "gate-entropy", "thermodynamic", "compression", with '
+        "its weight",
+    }
+)
+
+
 class Phase(Frozen):
     """One stretch of training with one optimizer; a phase starts with fresh optimizer state."""
 
@@ -72,8 +84,9 @@ class Phase(Frozen):
     clip_norm: float | None = Field(
         default=1.0, description="largest norm of the whole gradient; none: not clipped", gt=0
     )
-    z_loss: float = Field(default=0.0, description="weight of logsumexp² in the loss", ge=0)
-    vsm: Vsm | None = Field(default=None, description="head-orthogonality pressure; none: no pressure")
+    interventions: tuple[SerializeAsAny[Settings], ...] = Field(
+        default=(), description="what acts on the training, in order: tables, each with its kind and settings"
+    )
     attn_res: Literal["off", "carry", "reset", "freeze"] = Field(
         default="carry",
         description="routing of an AttnRes model: not used, kept from the phase before, re-initialised (learned "
@@ -84,9 +97,21 @@ class Phase(Frozen):
         description="which automata: a preset's name, or settings, in which `preset` names what they change; small if "
         "none; only with kind = nca",
     )
-    auxiliary: Auxiliary | None = Field(default=None, description="losses of a recurrent model; none: none")
     eval_every: int = Field(default=200, description="steps between held-out losses", ge=1)
     log_every: int = Field(default=10, description="steps between rows of train_log.csv", ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_older_form(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (older := [key for key in OLDER_FORM if given.get(key) is not None]):
+            said = "; ".join(f"{key}: write {OLDER_FORM[key]}" for key in older)
+            raise ValueError(f"got the form of an earlier version ({said}); expected [[phases.interventions]]")
+        return given
+
+    @field_validator("interventions", mode="before")
+    @classmethod
+    def _of_their_kinds(cls, value: Any) -> Any:
+        return parse_interventions(() if value is None else value)  # "none", as for other parts
 
     @field_validator("nca", mode="before")
     @classmethod
@@ -164,17 +189,11 @@ class Recipe(Frozen):
                     raise ValueError(f"phases.{i}.{error}") from None
             if phase.attn_res == "freeze":
                 check_freeze(self, i)
-            if phase.auxiliary is not None:
-                check_auxiliary(phase.auxiliary, self.model, f"phases.{i}.auxiliary")
-            if phase.vsm is not None and self.model.n_heads < 2:
-                raise ValueError(
-                    f"phases.{i}.vsm: compares heads, and model.n_heads = 1; expected 2 or more, or no vsm"
-                )
-            size = phase.vsm.group_size if phase.vsm else None
-            if size and self.model.n_heads % size:
-                raise ValueError(
-                    f"phases.{i}.vsm.group_size: got {size}; expected a divisor of {self.model.n_heads} heads"
-                )
+            for own in make_interventions(phase.interventions):
+                try:
+                    own.check(self.model)
+                except ValueError as error:
+                    raise ValueError(f"phases.{i}.interventions.{own.name}: {error}") from None
         return self
 
 
@@ -280,7 +299,7 @@ def _read_with_base(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes`: tables key by key, but a table of another `kind` in place of the base's, and "none" (TOML
     has no null) for no value. `phases`, where given, are all of the phases: each starts from the base's phase of that
-    name. Other lists are replaced."""
+    name; so are a phase's `interventions`, by name or kind. Other lists are replaced."""
     laid = dict(base)
     for key, value in changes.items():
         below = base.get(key)
@@ -292,12 +311,22 @@ def _lay_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             and value.get("kind", below.get("kind")) == below.get("kind")
         ):
             laid[key] = _lay_over(below, value)
-        elif key == "phases" and _are_tables(value) and _are_tables(below):
-            named = {str(phase.get("name")): phase for phase in below}
-            laid[key] = [_lay_over(named.get(str(phase.get("name")), {}), phase) for phase in value]
+        elif key in ("phases", "interventions") and _are_tables(value) and _are_tables(below):
+            named = {_name_of(table): table for table in below}
+            laid[key] = [_lay_over(_of_that_kind(named.get(_name_of(table), {}), table), table) for table in value]
         else:
             laid[key] = None if value == "none" else value
     return laid
+
+
+def _of_that_kind(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """The base's table, unless it says another kind."""
+    return base if table.get("kind", base.get("kind")) == base.get("kind") else {}
+
+
+def _name_of(table: Mapping[str, Any]) -> str:
+    """What a phase or an intervention is called."""
+    return str(table.get("name") or table.get("kind"))
 
 
 def _are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
@@ -311,15 +340,17 @@ def parse_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
     except ValidationError as error:
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
         if unknown:
-            raise ValueError(f"{source}: {join_faults([_unknown_key(loc) for loc in unknown])}") from None
+            said = [f"unknown key '{shorten('.'.join(map(str, at)))}'{nearest_key(Recipe, at)}" for at in unknown]
+            raise ValueError(f"{source}: {join_faults(said)}") from None
         raise ValueError(f"{source}: {describe_errors(error)}") from None
 
 
 def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with settings replaced, keys as paths: {"phases.0.n_steps": 10, "model.n_layers": 2}.
 
-    A path may lead into a part that is absent (`phases.0.vsm.on`): the part is created with its defaults. Naming
-    another `controller.kind` starts that controller from its defaults.
+    Phases and interventions go by name or by index: `phases.language.interventions.vsm.steering`. A path may lead into
+    a part that is absent (`phases.0.nca.n_colours`): the part is created with its defaults. Naming another
+    `controller.kind` starts that controller from its defaults.
 
     Raises:
         ValueError: naming an unknown key and the nearest one, or what no longer fits together.
@@ -357,15 +388,16 @@ def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
     for depth, part in enumerate(parts):
         is_last = depth == len(parts) - 1
         if isinstance(data, list):
-            if not part.isdecimal() or int(part) >= len(data):
-                at = ".".join(parts[:depth])
-                raise ValueError(f"set {key}: got {part!r} after {at!r}; expected an index from 0 to {len(data) - 1}")
-            index: Any = int(part)
+            index: Any = _place(data, part, ".".join(parts[:depth]), key)
+            if isinstance(data[index], dict) and "kind" in data[index] and parts[depth - 1] == "interventions":
+                records = [find_intervention(data[index]["kind"]).Settings]
         elif isinstance(data, dict):
             index = part
             known = set(data).union(*(record.model_fields for record in records))
+            if part in OLDER_FORM and part not in known:
+                raise ValueError(f"set {shorten(key)}: write phases.….interventions.KIND.…, {OLDER_FORM[part]}")
             if part not in known:
-                raise ValueError(f"set {shorten(key)}: unknown key {shorten(repr(part))}{_nearest(part, known)}")
+                raise ValueError(f"set {shorten(key)}: unknown key {shorten(repr(part))}{nearest(part, known)}")
             if is_last and part == "kind" and depth and parts[-2] == "controller" and data.get(part) != value:
                 data.clear()  # each controller has its own fields
             if not is_last and data.get(part) is None:
@@ -375,33 +407,18 @@ def _set(data: Any, parts: list[str], value: Any, key: str) -> None:
         if is_last:
             data[index] = value
             return
-        records, data = _within(records, part), data[index]
+        if not isinstance(data, list):  # a phase's or an intervention's name is no key
+            records = within(records, part)
+        data = data[index]
 
 
-def _within(records: list[type[BaseModel]], part: str | int) -> list[type[BaseModel]]:
-    """The records that may stand at `part` of `records`: a field's, those of that `kind`, the same for an index."""
-    fields = [r.model_fields[part] for r in records if isinstance(part, str) and part in r.model_fields]
-    if fields:
-        return [record for field in fields for record in _records(field.annotation)]
-    tagged = [r for r in records if "kind" in r.model_fields and r.model_fields["kind"].default == part]
-    return tagged or records
-
-
-def _records(annotation: Any) -> list[type[BaseModel]]:
-    """Every record class within a field's annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [record for argument in get_args(annotation) for record in _records(argument)]
-
-
-def _unknown_key(location: tuple[int | str, ...]) -> str:
-    records: list[type[BaseModel]] = [Recipe]
-    for part in location[:-1]:
-        records = _within(records, part)
-    known = set().union(*(record.model_fields for record in records))
-    return f"unknown key '{shorten('.'.join(map(str, location)))}'{_nearest(str(location[-1]), known)}"
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-    return f"; nearest: {', '.join(near[:12])}{' …' if len(near) > 12 else ''}" if near else ""
+def _place(tables: list[Any], part: str, at: str, key: str) -> int:
+    """The index of a phase or an intervention by its name or index."""
+    names = [_name_of(table) for table in tables if isinstance(table, dict)]
+    if part in names:
+        return names.index(part)
+    if not part.isdecimal() or int(part) >= len(tables):
+        expected = f"an index from 0 to {len(tables) - 1}" if tables else "none, as there is none"
+        expected += f", or one of {', '.join(names)}" if names else ""
+        raise ValueError(f"set {shorten(key)}: got {shorten(repr(part))} after {at!r}; expected {expected}")
+    return int(part)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from workbench.models.cross_entropy import perplexity
 from workbench.training.boundaries import freeze
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.interrupts import Interrupted, StopRequest
-from workbench.training.log import NEWER, TrainLog
+from workbench.training.log import TrainLog
 from workbench.training.log_sinks import Write
 from workbench.training.monitor import measure, monitor_columns
 from workbench.training.objective import Objective, held_out_loss, reproducible
 from workbench.training.optimizers import Optimizer
+from workbench.training.prescription import Moment, Prescription, seed_of
 from workbench.training.progress import Meter
 from workbench.training.recipe import Phase, Recipe, phase_model
 from workbench.training.schedules import multiplier
@@ -40,9 +41,8 @@ from workbench.training.state import (
     step_name,
 )
 from workbench.training.training_data import SEEDS_APART, Feed, Source, judging_batches
-from workbench.training.vsm import Pressure
 
-OWN_COLUMNS = ("sigma_train",)  # σ of the training batches, as the controller sees it
+LAST_COLUMNS = ("held_out_perplexity",)
 
 
 class NonFiniteLoss(ValueError):
@@ -55,8 +55,8 @@ class StepRecord:
 
     loss: Float[Tensor, ""] | float
     grad_norm: Float[Tensor, ""] | float
-    vsm: Float[Tensor, ""] | float = math.nan
-    sigma: Float[Tensor, ""] | float = math.nan
+    telemetry: Mapping[str, Float[Tensor, ""] | float] = field(default_factory=dict)
+    """of the interventions, `<name>.<key>`"""
 
 
 class Trainer:
@@ -65,9 +65,13 @@ class Trainer:
     processes = "one process"
     """who trains: recorded in a checkpoint, since another number of processes adds up gradients in another order"""
 
+    rank = 0
+    """which of the processes this is"""
+
     def __init__(
         self,
         recipe: Recipe,
+        telemetry: Sequence[str],
         feed: Feed,
         directory: Path,
         seed: int,
@@ -76,10 +80,12 @@ class Trainer:
         autocast: torch.dtype | None = None,
         graphs: bool = True,
     ) -> None:
-        self.recipe, self.feed, self.directory, self.seed = recipe, feed, directory, seed
+        """telemetry: columns of the log that the interventions have (`telemetry_columns`)."""
+        self.recipe, self.telemetry, self.feed, self.directory, self.seed = recipe, telemetry, feed, directory, seed
         self.device, self.autocast, self.graphs = device, autocast, graphs
         self._weights_dtype = weights_dtype
         self._window: list[StepRecord] = []  # steps since the last row of the log
+        self._scalars: Mapping[str, Mapping[str, float]] = {}  # of the step
         self._log_at: dict[str, Any] | None = None  # length and sha256 of the log at the checkpoint
         self.position = Position()
         checkpoint = load_checkpoint(directory, device)
@@ -110,7 +116,8 @@ class Trainer:
         """Train all phases to their end, or raise as `train` says; `send_on` gets every row of the log."""
         self._send_on = send_on
         last_step = None if stop_after is None else self.position.step + stop_after
-        columns = (*OWN_COLUMNS, *monitor_columns(self.recipe.model, self.recipe.monitor), *NEWER)
+        monitored = monitor_columns(self.recipe.model, self.recipe.monitor)
+        columns = (*self.telemetry, *monitored, *LAST_COLUMNS)
         with self._open_log(columns), reproducible(self.device):
             if self.position.step == 0:
                 self._write_row(lr=math.nan, with_held_out=True, with_monitor=bool(self.recipe.monitor.every))
@@ -131,17 +138,19 @@ class Trainer:
     def _step(self) -> None:
         phase, step = self.phase, self.position.phase_step
         self._lr = self.optimizer.start(step, multiplier(phase.schedule, step, phase.n_steps))
-        weight = self._pressure.start(step) if self._pressure else 0.0
+        self._scalars = self._prescription.start(step)
         parts = []
         for i in range(phase.n_accumulation):
             self._prepare_micro_batch(is_last=i + 1 == phase.n_accumulation)
-            parts.append(self._gradients(self._source.next_batch(), weight, step))
+            if self._generator is not None:
+                self._generator.manual_seed(seed_of(self.seed, self.position.phase, step, i, self.rank))
+            moment = Moment(step, self._scalars, self._generator)
+            parts.append(self._gradients(self._source.next_batch(), moment))
         grad_norm = self._clip(phase.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         record = self._record(parts, grad_norm)
-        if self._pressure and isinstance(record.sigma, Tensor):
-            self._pressure.observe(record.sigma)
+        self._prescription.observe({k: v for k, v in record.telemetry.items() if isinstance(v, Tensor)})
         self._window.append(record)
         n_sequences = phase.batch_size * phase.n_accumulation
         self.position = replace(
@@ -174,17 +183,20 @@ class Trainer:
 
     def _read_window(self) -> None:
         """Bring the window's numbers to the host, and stop at the first that is not finite."""
-        fields = ("loss", "grad_norm", "vsm", "sigma")
         fresh = [r for r in self._window if isinstance(r.loss, Tensor)]
         if fresh:
-            values = torch.stack(
-                [torch.as_tensor(getattr(r, f), dtype=torch.float64, device=self.device) for r in fresh for f in fields]
-            ).reshape(len(fresh), -1)
-            n_read = len(self._window) - len(fresh)
-            self._window = self._window[:n_read] + [StepRecord(*row) for row in values.tolist()]
+            rows = [[r.loss, r.grad_norm, *r.telemetry.values()] for r in fresh]
+            numbers = [torch.as_tensor(v, dtype=torch.float64, device=self.device) for row in rows for v in row]
+            values = iter(torch.stack(numbers).tolist())
+            read = [StepRecord(next(values), next(values), {k: next(values) for k in r.telemetry}) for r in fresh]
+            self._window = self._window[: len(self._window) - len(fresh)] + read
         first = self.position.step - len(self._window) + 1
         for step, record in enumerate(self._window, start=first):
-            for what, value in (("loss", record.loss), ("gradient norm", record.grad_norm)):
+            terms = {
+                f"term of the intervention {name}": record.telemetry.get(f"{name}.loss", 0.0)
+                for name in self._prescription.interventions
+            }
+            for what, value in {"loss": record.loss, **terms, "gradient norm": record.grad_norm}.items():
                 if not math.isfinite(value):
                     raise NonFiniteLoss(f"train: the {what} is {value} at step {step}; {last_good(self.directory)}")
 
@@ -193,7 +205,7 @@ class Trainer:
     def _prepare(self, model: HookedLM) -> Gradients:
         """What makes the gradients of `model`, which it may change."""
         kind = RecordedGradients if self.graphs and self.device.startswith("cuda") else Gradients
-        return kind(model, self.phase, self.autocast)
+        return kind(model, self._prescription, self.phase.n_accumulation, self.autocast)
 
     def _build_optimizer(self, model: HookedLM) -> Optimizer:
         return Optimizer(model, self.phase.optimizer)
@@ -211,8 +223,7 @@ class Trainer:
         return StepRecord(
             loss=torch.stack([p.loss for p in parts]).mean(),
             grad_norm=grad_norm,
-            vsm=_mean([p.vsm for p in parts]),
-            sigma=_mean([p.sigma for p in parts]),
+            telemetry={name: torch.stack([p.telemetry[name] for p in parts]).mean() for name in parts[0].telemetry},
         )
 
     def _whole_model(self) -> HookedLM:
@@ -229,14 +240,15 @@ class Trainer:
             "phase": self.phase.name,
             "step": position.step,
             "n_tokens": position.n_tokens,
-            "lambda": self._pressure.weight if self._pressure else math.nan,
             "lr": lr,
             "tokens_per_s": self._rate() if window else math.nan,
         }
         if window:
-            names = {"loss": "loss", "grad_norm": "grad_norm", "vsm": "vsm_loss", "sigma": "sigma_train"}
-            for field, column in names.items():
-                row[column] = math.fsum(getattr(r, field) for r in window) / len(window)
+            row |= {f"{name}.{key}": value for name, own in self._scalars.items() for key, value in own.items()}
+            row["loss"] = math.fsum(r.loss for r in window) / len(window)
+            row["grad_norm"] = math.fsum(r.grad_norm for r in window) / len(window)
+            for name in dict.fromkeys(name for r in window for name in r.telemetry):
+                row[name] = math.fsum(r.telemetry.get(name, math.nan) for r in window) / len(window)
         model = self._whole_model() if with_held_out or with_monitor else self.model
         self._log_row(row, model, with_held_out=with_held_out, with_monitor=with_monitor)
         self._window = []
@@ -268,8 +280,8 @@ class Trainer:
             "processes": self.processes,
             "data": self._source.state_dict(),
             "text": self.feed.checksums,
-            "controller": self._pressure.state_dict() if self._pressure else None,
-            "window": [[r.loss, r.grad_norm, _or_none(r.vsm), _or_none(r.sigma)] for r in self._window],
+            "interventions": self._prescription.state_dict(),
+            "window": [[r.loss, r.grad_norm, r.telemetry] for r in self._window],
             "log": self._log.sync(),
         }
         keep = self.recipe.checkpoint.keep
@@ -299,9 +311,11 @@ class Trainer:
         if phase.attn_res == "freeze":
             model.boundaries.requires_grad_(False)
         model.tokenizer = self.feed.tokenizer if phase.kind == "language" else None
+        self._prescription = Prescription(phase.interventions, model.cfg, phase.n_steps)
+        self._prescription.check_hooks(model)
+        self._generator = torch.Generator(self.device) if self._prescription.may_draw else None
         self._gradients = self._prepare(model)
         self.optimizer = self._build_optimizer(model)
-        self._pressure = Pressure(phase.vsm.controller, phase.n_steps) if phase.vsm else None
         index = self.position.phase
         self._source = self._open_source(index)
         self._held_out, self._probe = judging_batches(self.recipe, index, self.feed, self.device)
@@ -337,10 +351,9 @@ class Trainer:
         prefix = "optimizer/"
         self.optimizer.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         self._source.load_state_dict(info["data"])
-        if self._pressure:
-            self._pressure.load_state_dict(info["controller"])
+        self._prescription.load_state_dict(info["interventions"])
         self._log_at = info["log"]
-        self._window = [StepRecord(*_with_nan(row)) for row in info["window"]]
+        self._window = [StepRecord(*row) for row in info["window"]]
         restore_random_state(tensors)
 
     # --- time
@@ -368,16 +381,3 @@ def take_over(model: HookedLM, previous: HookedLM, *, redraw_tables: bool, reset
         if name not in old or (is_table and redraw_tables) or (is_routing and reset_routing):
             continue
         parameter.copy_(old[name])
-
-
-def _mean(values: list[Tensor | None]) -> Tensor | float:
-    present = [v for v in values if v is not None]
-    return torch.stack(present).mean() if present else math.nan
-
-
-def _or_none(value: Tensor | float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _with_nan(row: list[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in row]

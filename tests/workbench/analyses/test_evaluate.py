@@ -386,15 +386,17 @@ def test_faults_of_the_verbs(saved, tmp_path):
 def test_the_full_recipe_takes_a_step_and_fits_its_budget():
     from workbench.training.objective import Batch, objective
     from workbench.training.optimizers import Optimizer
+    from workbench.training.prescription import Moment, Prescription
 
     recipe = load_recipe("recurrent-golf")
     model, phase = HookedLM(recipe.model), recipe.phases[0]
+    prescription = Prescription(phase.interventions, model.cfg, phase.n_steps)
     optimizer = Optimizer(model, phase.optimizer)
     tokens = torch.randint(0, 1024, (1, 256), generator=torch.Generator().manual_seed(0))
     losses = []
     for step in range(3):
         optimizer.start(step, 0.1)
-        part = objective(model, Batch(tokens), phase, 0.0, None, step)
+        part = objective(model, Batch(tokens), prescription, Moment(step))
         part.total.backward()
         optimizer.step()
         optimizer.zero_grad()

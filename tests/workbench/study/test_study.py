@@ -76,7 +76,8 @@ def test_the_default_study_is_the_janus_pair() -> None:
     assert saes.n_eval_tokens >= 100_000, "dead features need so many held-out tokens"
     recipes = [own.model_dump() for own in recipe.train_recipes()]
     for own in recipes:
-        assert own["phases"][0].pop("vsm") is None or own["name"] == "janus-v3-adaptive-nano"
+        acting = [of["kind"] for of in own["phases"][0].pop("interventions")]
+        assert acting == (["vsm"] if own["name"] == "janus-v3-adaptive-nano" else [])
         own.pop("name")
         own.pop("description")
     assert recipes[0] == recipes[1], "the two models differ in the pressure alone"
@@ -93,7 +94,7 @@ def test_the_default_study_is_the_janus_pair() -> None:
 )
 def test_the_variants_of_the_pressure_differ_in_one_setting(size, first, variant, key, value) -> None:
     adaptive, other = (load_recipe(f"janus-v3-{name}{size}").model_dump() for name in (first, variant))
-    adaptive["phases"][0]["vsm"][key] = value
+    adaptive["phases"][0]["interventions"][0][key] = value
     for own in (adaptive, other):
         own.pop("name")
         own.pop("description")
@@ -190,7 +191,7 @@ def test_jobs_stand_behind_what_they_need(place) -> None:
         assert set(job.needs) <= set(names[:i])
     kinds = pd.Series([job.kind for job in jobs]).value_counts().to_dict()
     assert kinds == {"train": 4, "sae-train": 4, "ablate": 4, "topology": 4, "attention": 4, "atlas": 2, "match": 1}
-    assert jobs[0].path == "models/tiny-control-seed0"
+    assert jobs[0].name == "models/tiny-control-seed0"
     (match,) = (job for job in jobs if job.kind == "match")
     assert match.models == (("tiny-control", 0), ("tiny-adaptive", 0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from typing import Any
 
 import pytest
 import tomli_w
@@ -11,8 +12,8 @@ import tomli_w
 from workbench.data.nca import PRESETS
 from workbench.models import HookedLM
 from workbench.training import Recipe, apply_overrides, build, load_recipe, parse_override, recipe_names
+from workbench.training.interventions.vsm import Proportional, Sigmoid, Trapezoid
 from workbench.training.recipe import automata, n_tokens_per_step, parse_recipe, phase_model
-from workbench.training.vsm import Proportional, Sigmoid, Trapezoid
 
 LINEAGE = (
     "p1-adamw",
@@ -26,11 +27,22 @@ LINEAGE = (
     "ddv1-reset",
 )
 JANUS = ("janus-v3-control", "janus-v3-adaptive", "janus-small")
+ACTING = "phases.0.interventions"
 TINY = {
     "name": "tiny",
     "model": {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4, "d_mlp": 16, "n_ctx": 8, "d_vocab": 4096},
     "phases": [{"n_steps": 4, "batch_size": 2}],
 }
+
+
+def acting(*tables: dict[str, Any]) -> dict[str, Any]:
+    """The phases of a recipe with these interventions."""
+    return {"phases": [TINY["phases"][0] | {"interventions": list(tables)}]}
+
+
+def interventions_of(phase) -> dict[str, Any]:
+    """kind -> settings of the interventions of a phase."""
+    return {own.kind: own for own in phase.interventions}
 
 
 def test_the_papers_systems_are_there_in_both_sizes():
@@ -77,12 +89,13 @@ def test_numbers_of_the_recurrent_model():
     phase = full.phases[0]
     assert (phase.n_steps, n_tokens_per_step(full, 0)) == (6956, 524_288)
     assert phase.optimizer.muon is not None
-    muon, adam, aux = phase.optimizer.muon, phase.optimizer.adamw, phase.auxiliary
+    muon, adam, aux = phase.optimizer.muon, phase.optimizer.adamw, interventions_of(phase)
     assert (muon.lr, muon.weight_decay, muon.momentum_start, muon.momentum) == (0.04, 0.01, 0.85, 0.95)
     assert (muon.n_momentum_steps, adam.embed_lr, adam.lr, adam.weight_decay) == (500, 0.05, 0.04, 0.0)
-    assert aux is not None
-    assert (aux.td, aux.gate_entropy, aux.thermodynamic, aux.temperature) == (0.001, 0.005, 0.05, 0.5)
-    assert (aux.n_temperature_steps, aux.compression > 0) == (5000, True)
+    assert list(aux) == ["temporal-difference", "gate-entropy", "thermodynamic", "compression"]
+    thermodynamic = aux["thermodynamic"]
+    assert [own.weight for own in aux.values()] == [0.001, 0.005, 0.05, 0.01]
+    assert (thermodynamic.temperature, thermodynamic.n_temperature_steps) == (0.5, 5000)
     for recipe in (full, nano):
         recurrence = recipe.model.extensions.recurrence
         assert recurrence is not None
@@ -114,17 +127,18 @@ def test_numbers_of_the_first_paper():
         assert phase.schedule.kind == "constant"
         assert phase.clip_norm == 1.0
         assert recipe.model.d_mlp == 1365
-    assert control.phases[0].vsm is None
-    vsm = adaptive.phases[0].vsm
-    assert vsm is not None
+    assert control.phases[0].interventions == ()
+    (vsm,) = adaptive.phases[0].interventions
+    assert vsm.kind == "vsm"
     assert (vsm.on, vsm.steering) == ("z", 3.0)
     assert vsm.controller == Proportional(
         n_warmup_steps=1500, warmup_weight=0.05, every=50, gain=0.5, target=0.0035, maximum=0.25
     )
     phase = small.phases[0]
     assert phase.n_steps * n_tokens_per_step(small, 0) == 20000 * 256 * 512
-    assert phase.vsm is not None
-    assert (phase.vsm.on, phase.vsm.steering, phase.vsm.coherence) == ("pattern", 3.0, 0.05)
+    vsm, coherence = phase.interventions
+    assert (vsm.kind, vsm.on, vsm.steering) == ("vsm", "pattern", 3.0)
+    assert (coherence.kind, coherence.weight) == ("coherence", 0.05)
     assert phase.schedule.floor * phase.optimizer.adamw.lr == pytest.approx(4e-5)
 
 
@@ -163,7 +177,9 @@ def test_numbers_of_the_second_paper(name):
     recipe = load_recipe(name)
     language = recipe.phases[-1]
     assert (language.n_steps, n_tokens_per_step(recipe, -1)) == (45776, 131072)
-    assert (language.z_loss, language.schedule.kind, language.schedule.n_warmup_steps) == (1e-5, "wsd", 2000)
+    assert (language.schedule.kind, language.schedule.n_warmup_steps) == ("wsd", 2000)
+    for phase in recipe.phases:
+        assert [(own.kind, own.weight) for own in phase.interventions] == [("z-loss", 1e-5)]
     rates = {phase.optimizer.muon and phase.optimizer.muon.lr for phase in recipe.phases}
     assert rates == {{"p1-adamw": None, "nca-003": 0.03}.get(name, 0.02)}
     n_automata = {
@@ -221,24 +237,41 @@ def test_overrides_reach_every_part():
             "phases.0.n_steps": 60,
             "model.n_layers": 2,
             "phases.0.optimizer.adamw.lr": "1e-3",
-            "phases.0.vsm.controller.kind": "sigmoid",
-            "phases.0.vsm.controller.peak": 0.3,
+            "phases.0.interventions": [{"kind": "vsm"}, {"kind": "vsm", "name": "maps", "on": "pattern"}],
+            "phases.0.interventions.vsm.controller.kind": "sigmoid",
+            "phases.0.interventions.0.controller.peak": 0.3,
+            "phases.language.interventions.maps.steering": 1,
             "checkpoint.keep": None,
         },
     )
     assert changed.phases[0].n_steps == 60
     assert changed.model.n_layers == 2
     assert changed.phases[0].optimizer.adamw.lr == 1e-3
-    assert changed.phases[0].vsm is not None
-    assert changed.phases[0].vsm.controller == Sigmoid(peak=0.3)
+    vsm, maps = changed.phases[0].interventions
+    assert (vsm.on, vsm.steering, vsm.controller) == ("z", 3.0, Sigmoid(peak=0.3))
+    assert (maps.on, maps.steering) == ("pattern", 1.0)
+    assert apply_overrides(changed, {"phases.0.interventions": []}).phases[0].interventions == ()
     assert changed.checkpoint.keep is None
     assert recipe.phases[0].n_steps != 60
 
 
 def test_another_controller_starts_from_its_defaults():
-    changed = apply_overrides(load_recipe("janus-v3-adaptive"), {"phases.0.vsm.controller.kind": "trapezoid"})
-    assert changed.phases[0].vsm is not None
-    assert changed.phases[0].vsm.controller == Trapezoid()
+    kind = "phases.0.interventions.vsm.controller.kind"
+    (vsm,) = apply_overrides(load_recipe("janus-v3-adaptive"), {kind: "trapezoid"}).phases[0].interventions
+    assert vsm.controller == Trapezoid()
+
+
+def test_the_name_of_a_phase_is_no_key():
+    """A phase may be called as one of its parts is, and overrides by its name reach the parts that it leaves out."""
+    recipe = load_recipe("nca-002-nano")
+    assert recipe.phases[0].name == "nca"
+    by_index, by_name = (
+        apply_overrides(recipe, {f"phases.{which}.optimizer.muon": None, f"phases.{which}.optimizer.muon.lr": 0.5})
+        for which in (0, "nca")
+    )
+    assert by_index == by_name
+    assert by_name.phases[0].optimizer.muon is not None
+    assert by_name.phases[0].optimizer.muon.lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -250,16 +283,22 @@ def test_another_controller_starts_from_its_defaults():
         ({"phases.1.n_steps": 3}, "got '1' after 'phases'; expected an index from 0 to 0"),
         ({"phases.first.n_steps": 3}, "got 'first' after 'phases'"),
         ({"name.x": 3}, "'name' is a single value"),
-        ({"phases.0.vsm.onn": "z"}, "unknown key 'onn'; nearest: on"),
+        ({ACTING: [{"kind": "vsm"}], f"{ACTING}.vsm.onn": "z"}, "unknown key 'onn'; nearest: on"),
+        ({ACTING: [{"kind": "vsm"}], f"{ACTING}.0.controler.peak": 1}, "unknown key 'controler'; nearest: controller"),
+        (
+            {ACTING: [{"kind": "vsm"}], f"{ACTING}.vsn.on": "z"},
+            "got 'vsn' after '.*'; expected an index from 0 to 0, or one",
+        ),
+        ({f"{ACTING}.vsm.on": "z"}, "got 'vsm' after 'phases.0.interventions'; expected none, as there is none"),
         ({"phases.0.n_steps": 0}, "phases.0.n_steps: .*greater than or equal to 1"),
         ({"phases.0.n_steps": "many"}, "phases.0.n_steps: .*valid integer"),
         ({"phases.0.schedule.n_warmup_steps": 5}, "got 5; expected at most 4 steps"),
         ({"phases.0.schedule.kind": "cosine", "phases.0.schedule.n_steps": 9}, "got 9; expected at most the phase's 4"),
-        ({"phases.0.vsm.group_size": 3}, "phases.0.vsm.group_size: got 3; expected a divisor of 2"),
-        ({"phases.0.vsm.controller.peak": 1}, "controller: has no 'kind'; expected one, which says what"),
+        ({ACTING: [{"kind": "vsm", "group_size": 3}]}, f"{ACTING}.vsm: group_size: got 3; expected a divisor of 2"),
+        ({ACTING: [{"kind": "vsm", "controller": {"peak": 1}}]}, "controller: has no 'kind'; expected one, which says"),
         (
-            {"model.n_heads": 1, "phases.0.vsm.on": "z"},
-            "phases.0.vsm: compares heads, and model.n_heads = 1; expected 2",
+            {"model.n_heads": 1, ACTING: [{"kind": "vsm"}]},
+            f"{ACTING}.vsm: compares heads, and model.n_heads = 1; expected 2",
         ),
         ({"phases.0.optimizer.adamw.betas": [0.9, 1.0]}, "adamw.betas.1: Input should be less than 1"),
         ({"phases.².n_steps": 3}, "got '²' after 'phases'"),
@@ -286,9 +325,18 @@ def test_faulty_overrides_name_the_key(overrides, message):
         ({"phases": [TINY["phases"][0], TINY["phases"][0]]}, "expected each name once"),
         ({"phases": [{"n_steps": 4, "batch_size": 2, "clip": 1}]}, "unknown key 'phases.0.clip'; nearest: clip_norm"),
         (
-            {"phases": [TINY["phases"][0] | {"vsm": {"controller": {"kind": "trapezoid", "peek": 1}}}]},
-            "unknown key 'phases.0.vsm.controller.trapezoid.peek'; nearest: peak",
+            acting({"kind": "vsm", "controller": {"kind": "trapezoid", "peek": 1}}),
+            r"phases.0.interventions: 0 \(vsm\): unknown key 'controller.trapezoid.peek'; nearest: peak",
         ),
+        (acting({"kind": "vsm"}, {"kind": "z-loss", "wait": 1}), r"1 \(z-loss\): unknown key 'wait'; nearest: weight"),
+        (acting({"kind": "vsn"}), r"phases.0.interventions: 0: kind: got 'vsn'; nearest: vsm; --plugin FILE brings"),
+        (acting({"kind": "zz"}), r"kind: got 'zz'; nearest: .*coherence.*vsm.*z-loss"),
+        (acting({"on": "z"}), "interventions: 0: has no kind; expected one of coherence, compression, gate-entropy"),
+        (acting({"kind": "vsm"}, {"kind": "vsm"}), "got two called 'vsm'; expected a name of its own for each"),
+        (acting({"kind": "vsm", "name": "a"}, {"kind": "z-loss", "name": "a"}), "got two called 'a'"),
+        (acting({"kind": "vsm", "name": "a.b"}), r"0 \(vsm\): name: String should match"),
+        (acting({"kind": "vsm", "name": "0"}), r"0 \(vsm\): name: String should match"),
+        ({"phases": [TINY["phases"][0] | {"interventions": {"kind": "vsm"}}]}, r"expected tables \[\[phases.interv"),
         ({"model": TINY["model"] | {"heads": 3}}, "unknown key 'model.heads'; nearest: n_heads"),
         ({"model": {"n_layers": 2}}, "model.d_model: Field required"),
         ({"name": ""}, "name: "),
@@ -334,21 +382,46 @@ def test_a_model_says_which_tokenizer_it_had():
     assert [phase_model(changed, i).tokenizer_name for i in range(2)] == [None, "gpt2"]
 
 
+@pytest.mark.parametrize(
+    ("older", "says"),
+    [
+        ({"vsm": {"on": "z", "steering": 0.0}}, 'vsm: write kind = "vsm" with on, controller, steering, group_size'),
+        ({"vsm": {"on": "pattern", "coherence": 0.05}}, 'and kind = "coherence" with its weight'),
+        ({"z_loss": 1e-5}, 'z_loss: write kind = "z-loss" with its weight'),
+        ({"auxiliary": {"td": 0.1}}, 'auxiliary: write one each of kind = "temporal-difference", "gate-entropy"'),
+        ({"vsm": {}, "z_loss": 1e-5}, 'z_loss: write kind = "z-loss" with its weight'),
+    ],
+)
+def test_a_recipe_of_the_older_form_is_refused_in_one_line_that_says_what_to_write(older, says, tmp_path):
+    with pytest.raises(ValueError, match="got the form of an earlier version") as caught:
+        load_recipe(written(tmp_path / "old.toml", **TINY | {"phases": [TINY["phases"][0] | older]}))
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'old.toml'}: phases.0: got the form of an earlier version (")
+    assert said.endswith("; expected [[phases.interventions]]")
+    assert says in said
+    assert "\n" not in said
+
+
 def written(path, **settings):
     path.write_text(tomli_w.dumps(settings))
     return path
 
 
 def test_a_base_gives_all_that_a_file_does_not_say(tmp_path):
-    vsm = {"on": "z", "controller": {"kind": "fixed", "weight": 0.5}}
-    whole = TINY | {"phases": [TINY["phases"][0] | {"name": "nca", "kind": "nca"}, TINY["phases"][0] | {"vsm": vsm}]}
-    whole["phases"][1]["name"] = "language"
+    vsm = {"kind": "vsm", "on": "z", "controller": {"kind": "fixed", "weight": 0.5}}
+    maps = {"kind": "vsm", "name": "maps", "on": "pattern", "group_size": 2}
+    automata, language = (TINY["phases"][0] | {"name": name, "kind": name} for name in ("nca", "language"))
+    whole = TINY | {"phases": [automata, language | {"interventions": [vsm, maps, {"kind": "z-loss"}]}]}
     whole["model"] = TINY["model"] | {"n_ctx": 64}
     written(tmp_path / "whole.toml", **whole)
     last = {
         "name": "language",
         "batch_size": 8,
-        "vsm": {"steering": 1.0, "controller": {"kind": "sigmoid", "peak": 2.0}},
+        "interventions": [
+            {"kind": "coherence"},
+            {"name": "maps", "steering": 2.0},
+            {"kind": "vsm", "steering": 1.0, "controller": {"kind": "sigmoid", "peak": 2.0}},
+        ],
     }
     (tmp_path / "below").mkdir()
     middle = written(tmp_path / "below" / "middle.toml", name="middle", base="../whole.toml", model={"n_layers": 3})
@@ -359,9 +432,11 @@ def test_a_base_gives_all_that_a_file_does_not_say(tmp_path):
     assert (recipe.model.n_layers, recipe.model.d_model) == (3, 8), "a table is changed key by key"
     (phase,) = recipe.phases  # automata are not listed, and so are left out
     assert (phase.name, phase.n_steps, phase.batch_size) == ("language", 4, 8)
-    assert phase.vsm is not None
-    assert (phase.vsm.on, phase.vsm.steering) == ("z", 1.0)
-    assert phase.vsm.controller == Sigmoid(peak=2.0), "another kind is another table: no weight is left of the first"
+    coherence, maps, vsm = phase.interventions  # those that are listed, in that order
+    assert coherence.kind == "coherence"
+    assert (maps.kind, maps.on, maps.group_size, maps.steering) == ("vsm", "pattern", 2, 2.0)
+    assert (vsm.on, vsm.steering) == ("z", 1.0)
+    assert vsm.controller == Sigmoid(peak=2.0), "another kind is another table: no weight is left of the first"
     assert [p.name for p in load_recipe(middle).phases] == ["nca", "language"]
     assert load_recipe(written(tmp_path / "own.toml", name="own", base="p3-muon-nano")).phases == (
         load_recipe("p3-muon-nano").phases
@@ -369,11 +444,12 @@ def test_a_base_gives_all_that_a_file_does_not_say(tmp_path):
 
 
 def test_none_takes_away_what_a_base_gives(tmp_path):
-    phase = TINY["phases"][0] | {"name": "language", "vsm": {"on": "z"}}
+    phase = TINY["phases"][0] | {"name": "language", "interventions": [{"kind": "vsm"}]}
     written(tmp_path / "whole.toml", **TINY | {"phases": [phase]})
-    last = {"name": "language", "vsm": "none", "clip_norm": "none"}
-    (found,) = load_recipe(written(tmp_path / "less.toml", name="less", base="whole.toml", phases=[last])).phases
-    assert (found.vsm, found.clip_norm, found.batch_size) == (None, None, 2)
+    for none in ("none", []):
+        last = {"name": "language", "interventions": none, "clip_norm": "none"}
+        (found,) = load_recipe(written(tmp_path / "less.toml", name="less", base="whole.toml", phases=[last])).phases
+        assert (found.interventions, found.clip_norm, found.batch_size) == ((), None, 2)
     path = written(tmp_path / "a.toml", name="a", base="whole.toml", phases=[last | {"n_steps": "none"}])
     with pytest.raises(ValueError, match="n_steps: Input should be a valid integer"):
         load_recipe(path)

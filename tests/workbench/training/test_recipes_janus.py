@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from workbench.training import load_recipe, recipe_names
-from workbench.training.vsm import Pressure, Trapezoid
+from workbench.training.interventions import make_interventions
+from workbench.training.interventions.vsm import Trapezoid, Vsm
 
 TELEMETRY = 0.225  # step 4,500 of 20,000
 SIZES = ("", "-nano")
@@ -16,9 +17,9 @@ SIZES = ("", "-nano")
 def weights_of(name: str) -> list[float]:
     """λ of every step of a recipe whose pressure does not depend on what the model does."""
     phase = load_recipe(name).phases[0]
-    assert phase.vsm is not None
-    pressure = Pressure(phase.vsm.controller, phase.n_steps)
-    return [pressure.start(step) for step in range(phase.n_steps)]
+    pressure = make_interventions(phase.interventions)[0]
+    assert isinstance(pressure, Vsm)
+    return [pressure.schedule(step, phase.n_steps)["lambda"] for step in range(phase.n_steps)]
 
 
 def differences(first: Any, second: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -41,7 +42,7 @@ def test_janus_small_is_in_its_release_with_the_pressure_of_the_telemetry(size) 
     weights = weights_of(f"janus-small{size}")
     at = round(TELEMETRY * len(weights))
     assert weights[at] == pytest.approx(0.009, abs=1e-12)
-    cfg = load_recipe(f"janus-small{size}").phases[0].vsm.controller
+    cfg = load_recipe(f"janus-small{size}").phases[0].interventions[0].controller
     assert isinstance(cfg, Trapezoid)
     assert cfg.release_from < TELEMETRY < cfg.release_to
     assert max(weights) == cfg.peak == 0.15
@@ -53,7 +54,7 @@ def test_janus_small_is_in_its_release_with_the_pressure_of_the_telemetry(size) 
 
 def test_no_pressure_acts_while_the_learning_rate_of_janus_small_warms_up() -> None:
     phase = load_recipe("janus-small").phases[0]
-    assert phase.n_steps * phase.vsm.controller.ramp_from == phase.schedule.n_warmup_steps == 500
+    assert phase.n_steps * phase.interventions[0].controller.ramp_from == phase.schedule.n_warmup_steps == 500
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -65,7 +66,7 @@ def test_the_schedules_described_earlier_are_named_variants(size) -> None:
     assert rising == sorted(rising)
     for name in ("late", "sigmoid"):
         assert all(
-            path.startswith("phases.0.vsm.controller")
+            path.startswith("phases.0.interventions.0.controller")
             for path in between(f"janus-small{size}", f"janus-small-{name}{size}")
         )
 
@@ -73,9 +74,10 @@ def test_the_schedules_described_earlier_are_named_variants(size) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_controls_of_janus_small_differ_in_one_thing(size) -> None:
     (path,) = between(f"janus-small{size}", f"janus-small-control{size}")
-    assert path == "phases.0.vsm"
-    assert load_recipe(f"janus-small-control{size}").phases[0].vsm is None
-    assert between(f"janus-small{size}", f"janus-small-uniform{size}") == {"phases.0.vsm.steering": (3.0, 0.0)}
+    assert path == "phases.0.interventions"
+    assert load_recipe(f"janus-small-control{size}").phases[0].interventions == ()
+    uniform = between(f"janus-small{size}", f"janus-small-uniform{size}")
+    assert uniform == {"phases.0.interventions.0.steering": (3.0, 0.0)}
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("janus-v3")])

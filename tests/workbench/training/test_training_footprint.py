@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from interventions_for_tests import objective_under
 from models_for_tests import ARCHITECTURES, small_model
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from workbench.training.monitor import monitor_columns
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import Optimizer
 from workbench.training.plan import plan
+from workbench.training.prescription import Moment, Prescription
 from workbench.training.recipe import phase_model
 
 BIG = "lang-ddv1-3b"
@@ -54,16 +56,26 @@ def test_the_size_of_the_recipe_and_of_its_family():
 def test_what_a_forward_keeps_is_what_a_real_one_keeps(kind, autocast):
     model = small_model(kind)
     tokens = torch.zeros(2, 16, dtype=torch.long)
-    phase = load_recipe("p3-muon-nano").phases[0].model_copy(update={"z_loss": 0.0})
-    real = really_kept(model, lambda: objective(model, Batch(tokens), phase, 0.0, autocast))
+    phase = load_recipe("p3-muon-nano").phases[0].model_copy(update={"interventions": ()})
+    none = Prescription((), model.cfg, 1)
+    real = really_kept(model, lambda: objective(model, Batch(tokens), none, Moment(0), autocast))
     assert kept_bytes(on_meta(model.cfg), phase, 2, 16, autocast) == pytest.approx(real, rel=0.02)
 
 
-@pytest.mark.parametrize("recipe", ["janus-v3-control-nano", "janus-v3-adaptive-nano", "p3-muon-nano"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "janus-v3-control-nano", "janus-v3-adaptive-nano", "janus-v3-pattern-nano", "janus-small-nano", "p3-muon-nano",
+        "recurrent-nano",
+    ],
+)  # fmt: skip
 def test_what_interventions_keep_is_counted(recipe):
     loaded = load_recipe(recipe)
     phase, model = loaded.phases[0], HookedLM(phase_model(loaded, 0))
-    real = really_kept(model, lambda: objective(model, Batch(torch.zeros(2, 16, dtype=torch.long)), phase, 0.01))
+    batch = Batch(torch.zeros(2, 16, dtype=torch.long))
+    tables = [own.model_dump() for own in phase.interventions]
+    pressed = {own.name or own.kind: {"lambda": 0.01} for own in phase.interventions if own.kind == "vsm"}
+    real = really_kept(model, lambda: objective_under(model, batch, *tables, **pressed))
     assert kept_bytes(on_meta(model.cfg), phase, 2, 16, None) == pytest.approx(real, rel=0.02)
 
 

@@ -34,12 +34,13 @@ from workbench.models.weights import weights_sha256
 from workbench.training import Interrupted, NonFiniteLoss, Recipe, apply_overrides, learned_boundaries, train
 from workbench.training.plan import plan
 from workbench.training.recipe import parse_recipe, phase_model
+from workbench.training.telemetry import telemetry_columns
 from workbench.training.trainer import Trainer
 from workbench.training.training_data import Source, judging_batches, open_feed
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
-PRESSURE = {"controller": {"kind": "proportional", "n_warmup_steps": 4, "every": 2}}
+PRESSURE = {"kind": "vsm", "controller": {"kind": "proportional", "n_warmup_steps": 4, "every": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def language(text: Path, **changes) -> Recipe:
         "n_steps": 12,
         "batch_size": 2,
         "n_accumulation": 2,
-        "vsm": PRESSURE,
+        "interventions": [PRESSURE],
         "eval_every": 5,
         "log_every": 2,
         "optimizer": {"adamw": {"lr": 3e-3, "weight_decay": 0.1}},
@@ -92,8 +93,8 @@ def language(text: Path, **changes) -> Recipe:
 def lineage(text: Path) -> Recipe:
     """Automata first, then language with attention residuals, both under Muon: every kind of state there is."""
     muon = {"muon": {"lr": 0.02, "momentum_start": 0.85, "n_momentum_steps": 5}, "adamw": {"lr": 3e-3}}
-    common = {"batch_size": 2, "optimizer": muon, "log_every": 1, "eval_every": 3, "z_loss": 1e-5}
-    nca = {"states": 4, "size": 4}
+    common = {"batch_size": 2, "optimizer": muon, "log_every": 1, "eval_every": 3}
+    nca, z_loss = {"states": 4, "size": 4}, {"kind": "z-loss", "weight": 1e-5}
     settings = {
         "name": "tiny-lineage",
         "model": MODEL | {"extensions": {"attn_res": {"boundaries": [0, 1]}}},
@@ -104,8 +105,9 @@ def lineage(text: Path) -> Recipe:
             "n_held_out_windows": 4,
         },
         "phases": [
-            common | {"name": "nca", "kind": "nca", "n_steps": 4, "nca": nca, "attn_res": "off"},
-            common | {"name": "language", "n_steps": 6, "vsm": PRESSURE},
+            common
+            | {"name": "nca", "kind": "nca", "n_steps": 4, "nca": nca, "attn_res": "off", "interventions": [z_loss]},
+            common | {"name": "language", "n_steps": 6, "interventions": [z_loss, PRESSURE]},
         ],
         "monitor": {"every": 4, "n_sequences": 2},
         "checkpoint": {"every": 3, "keep": 1},
@@ -164,7 +166,7 @@ def test_a_run_leaves_what_it_should(text, tmp_path):
     assert log["held_out_perplexity"].tolist() == pytest.approx(perplexities, rel=1e-15, nan_ok=True)
     assert log["sigma_residual"].notna().tolist() == [s in (0, 6, 12) for s in log["step"]]
     trained = log[log["step"] > 0]
-    for column in ("loss", "vsm_loss", "lambda", "lr", "grad_norm", "tokens_per_s", "sigma_train"):
+    for column in ("loss", "vsm.loss", "vsm.lambda", "vsm.sigma", "lr", "grad_norm", "tokens_per_s"):
         assert trained[column].notna().all(), column
     assert {"sigma_z.1", "sigma_pattern.0", "sigma_residual.1", "nuclear_rank.W_O.1", "bos_mass.0"} <= set(log.columns)
     assert set(log["model"]) == {"tiny"}
@@ -225,16 +227,14 @@ def test_training_lowers_the_held_out_loss(text, tmp_path):
 
 def test_pressure_lowers_sigma(text, tmp_path):
     # at initialisation the heads of so small a model share little: strong pressure, all layers alike
-    free = language(text, **{"phases.0.vsm": None, "phases.0.n_steps": 40})
-    pressed = language(
-        text,
-        **{"phases.0.n_steps": 40, "phases.0.vsm": {"controller": {"kind": "fixed", "weight": 1.0}, "steering": 0.0}},
-    )
+    free = language(text, **{"phases.0.interventions": [], "phases.0.n_steps": 40})
+    strong = {"kind": "vsm", "controller": {"kind": "fixed", "weight": 1.0}, "steering": 0.0}
+    pressed = language(text, **{"phases.0.n_steps": 40, "phases.0.interventions": [strong]})
     sigmas = {}
     for name, recipe in (("free", free), ("pressed", pressed)):
         log = read_table(run(recipe, tmp_path / name), "train_log")
         sigmas[name] = log["sigma_z"].dropna().iloc[-1]
-        assert log["lambda"].isna().all() == (name == "free")
+        assert ("vsm.lambda" in log) == (name == "pressed")
     assert sigmas["pressed"] < 0.5 * sigmas["free"]
 
 
@@ -276,7 +276,7 @@ def test_the_transition_resumes_exactly(text, tmp_path):
 def test_what_the_transition_keeps_and_what_it_draws_anew(text, tmp_path):
     recipe, feed = lineage(text), open_feed(lineage(text))
     tmp_path.joinpath("run").mkdir()
-    trainer = Trainer(recipe, feed, tmp_path / "run", seed=0, device="cpu")
+    trainer = Trainer(recipe, (), feed, tmp_path / "run", seed=0, device="cpu")
     first = trainer.model
     assert (first.cfg.d_vocab, first.cfg.extensions.attn_res, first.tokenizer) == (4**4 + 2, None, None)
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_routing_is_carried_or_reset(text, tmp_path, routing):
     settings["phases"][0]["attn_res"], settings["phases"][1]["attn_res"] = "carry", routing
     tmp_path.joinpath("run").mkdir()
     recipe = parse_recipe(settings)
-    trainer = Trainer(recipe, open_feed(recipe), tmp_path / "run", seed=0, device="cpu")
+    trainer = Trainer(recipe, telemetry_columns(recipe), open_feed(recipe), tmp_path / "run", seed=0, device="cpu")
     with torch.no_grad():
         trainer.model.route_final.query.add_(1)
     trainer._enter(1, trainer.model)

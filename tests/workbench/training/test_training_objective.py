@@ -1,4 +1,4 @@
-"""A micro-batch's loss with VSM against the cache and by finite differences; the monitor against direct computation."""
+"""A micro-batch's loss and its mask; the monitor against direct computation."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from interventions_for_tests import objective_under
 
 from workbench.models import AttnRes, Extensions, HookedLM, ModelConfig, geometry
 from workbench.training.monitor import MonitorConfig, measure, monitor_columns, weight_ranks
-from workbench.training.objective import Batch, autocast_dtype, held_out_loss, objective
-from workbench.training.recipe import Phase
-from workbench.training.vsm import Proportional, Vsm, attention_entropy, head_gram, pattern_gram, sigma, vsm_loss
+from workbench.training.objective import Batch, autocast_dtype, held_out_loss
 
 CFG = ModelConfig(n_layers=3, d_model=16, n_ctx=12, d_vocab=40, n_heads=4, n_key_value_heads=2, d_head=4, d_mlp=24)
 ROUTED = CFG.model_copy(update={"extensions": Extensions(attn_res=AttnRes(boundaries=(0, 2)))})
-
-
-def phase(**settings) -> Phase:
-    return Phase(n_steps=1, batch_size=2, **settings)
 
 
 def tokens(seed: int = 0, rows: int = 3) -> torch.Tensor:
@@ -31,77 +26,13 @@ def rough_model(cfg: ModelConfig, seed: int = 0) -> HookedLM:
     return HookedLM(cfg.model_copy(update={"initializer_range": 0.2}), seed=seed).double()
 
 
-@pytest.mark.parametrize("cfg", [CFG, ROUTED], ids=["plain", "routed"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_vsm_on_z_is_what_the_cache_gives(cfg, seed):
-    model, x = rough_model(cfg, seed), tokens(seed)
-    found = objective(model, Batch(x), phase(vsm=Vsm(steering=3.0)), weight=0.7)
-    loss, cache = model.run_with_cache(x, return_type="loss")
-    grams = [head_gram(cache[f"blocks.{layer}.attn.hook_z"]) for layer in range(3)]
-    assert found.vsm is not None
-    assert found.sigma is not None
-    assert float(found.loss) == pytest.approx(float(loss.detach()), abs=1e-12)
-    assert float(found.vsm) == pytest.approx(0.7 * float(vsm_loss(grams, 3.0).detach()), abs=1e-12)
-    assert float(found.sigma) == pytest.approx(np.mean([float(sigma(g).detach()) for g in grams]), abs=1e-12)
-    assert float(found.total.detach()) == pytest.approx(float(found.loss + found.vsm), abs=1e-12)
-
-
-def test_vsm_on_patterns_with_coherence_is_what_the_cache_gives():
-    model, x = rough_model(CFG), tokens()
-    vsm = Vsm(on="pattern", coherence=0.05, group_size=2)
-    found = objective(model, Batch(x), phase(vsm=vsm), weight=0.15)
-    _, cache = model.run_with_cache(x, return_type="loss")
-    patterns = [cache[f"blocks.{layer}.attn.hook_pattern"] for layer in range(3)]
-    expected = 0.15 * vsm_loss([pattern_gram(p, 2) for p in patterns], 3.0)
-    entropy = torch.stack([attention_entropy(p) for p in patterns]).mean()
-    assert found.vsm is not None
-    assert float(found.vsm) == pytest.approx(float(expected.detach()), abs=1e-12)
-    total = float((found.loss + expected + 0.05 * entropy).detach())
-    assert float(found.total.detach()) == pytest.approx(total, abs=1e-10)
-
-
-@pytest.mark.parametrize("vsm", [Vsm(), Vsm(on="pattern", coherence=0.05)], ids=["z", "pattern"])
-def test_gradient_agrees_with_finite_differences(vsm):
-    model, batch, p = rough_model(CFG), Batch(tokens()), phase(vsm=vsm)
-    objective(model, batch, p, weight=0.5).total.backward()
-    generator, h = torch.Generator().manual_seed(1), 1e-5
-    for name in ("blocks.0.attn.W_Q", "blocks.1.attn._W_V", "blocks.2.attn.W_O", "embed.W_E", "blocks.0.mlp.W_in"):
-        weight = model.get_parameter(name)
-        direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        assert weight.grad is not None
-        slope = float((weight.grad * direction).sum())
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                weight += sign * h * direction
-                values.append(float(objective(model, batch, p, weight=0.5).total))
-                weight -= sign * h * direction
-        # central differences: error h² times the third derivative, far below the tolerance
-        assert (values[0] - values[1]) / (2 * h) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
-
-
-def test_maps_are_formed_only_while_they_weigh_something():
-    model, x = HookedLM(CFG), Batch(tokens())
-    idle = objective(model, x, phase(vsm=Vsm(on="pattern")), weight=0.0)
-    assert idle.vsm is None
-    assert idle.sigma is None
-    assert objective(model, x, phase(vsm=Vsm(on="pattern")), weight=0.1).sigma is not None
-    # the σ that a controller needs is there at λ = 0 too: else λ would never leave it
-    assert objective(model, x, phase(vsm=Vsm(on="z")), weight=0.0).sigma is not None
-    followed = objective(model, x, phase(vsm=Vsm(on="pattern", controller=Proportional())), weight=0.0)
-    assert followed.sigma is not None
-    assert float(followed.total.detach()) == float(idle.total.detach())
-    assert objective(model, x, phase(), weight=0.0).vsm is None
-    assert not any(point._forward_hooks for point in model.hook_dict.values())
-
-
 def test_masked_predictions_do_not_count():
     model, x = rough_model(CFG), tokens()
     mask = torch.zeros(3, 11, dtype=torch.bool)
     mask[:, 5:] = True
     per_token = model(x, return_type="loss", loss_per_token=True).detach()
     want = float(per_token[:, 5:].mean())
-    assert float(objective(model, Batch(x, mask), phase(), 0.0).loss) == pytest.approx(want, abs=1e-12)
+    assert float(objective_under(model, Batch(x, mask)).loss) == pytest.approx(want, abs=1e-12)
     assert held_out_loss(model, Batch(x, mask), batch_size=2) == pytest.approx(want, abs=1e-12)
     assert held_out_loss(model, Batch(x), batch_size=2) == pytest.approx(float(per_token.mean()), abs=1e-12)
 

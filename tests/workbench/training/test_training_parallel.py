@@ -28,6 +28,7 @@ from workbench.training import Recipe, apply_overrides, load_recipe
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import Optimizer
 from workbench.training.parallel import check_batches
+from workbench.training.prescription import Moment, Prescription
 from workbench.training.recipe import parse_recipe, phase_model
 from workbench.training.sharded_optimizer import share_out
 from workbench.training.training_data import open_feed
@@ -41,6 +42,7 @@ MODEL = {
 }  # fmt: skip
 LEARNED = {"boundaries": "learned", "n_blocks": 2}
 MUON = {"muon": {"lr": 0.02, "momentum_start": 0.85, "n_momentum_steps": 5}, "adamw": {"lr": 3e-3}}
+Z_LOSS = {"kind": "z-loss", "weight": 1e-5}
 
 SCRIPT = """
 import json, os, socket, sys, traceback
@@ -118,14 +120,16 @@ def recipe_of(folder: Path, phases: list[dict], **changes) -> Recipe:
 
 def recipes(folder: Path) -> dict[str, Recipe]:
     """AdamW; Muon after automata; pressure on the heads; blocks learned and frozen, attention in its own channel."""
-    common = {"batch_size": 4, "n_accumulation": 2, "log_every": 5, "eval_every": 10, "z_loss": 1e-5}
+    common = {"batch_size": 4, "n_accumulation": 2, "log_every": 5, "eval_every": 10, "interventions": [Z_LOSS]}
     adamw = common | {"n_steps": 20, "optimizer": {"adamw": {"lr": 3e-3, "weight_decay": 0.1}}}
     nca = common | {"name": "nca", "kind": "nca", "n_steps": 5, "nca": {"states": 4, "size": 4}, "optimizer": MUON}
-    pressed = {"controller": {"kind": "proportional", "n_warmup_steps": 4, "every": 2}}
+    pressed = {"kind": "vsm", "controller": {"kind": "proportional", "n_warmup_steps": 4, "every": 2}}
     return {
         "adamw": recipe_of(folder, [adamw]),
         "lineage": recipe_of(folder, [nca, common | {"n_steps": 15, "optimizer": MUON}]),
-        "vsm": recipe_of(folder, [adamw | {"n_steps": 8, "vsm": pressed}], **{"model.extensions.attn_res": None}),
+        "vsm": recipe_of(
+            folder, [adamw | {"n_steps": 8, "interventions": [Z_LOSS, pressed]}], **{"model.extensions.attn_res": None}
+        ),
         "odd": recipe_of(folder, [adamw | {"batch_size": 3}]),
         "learned": recipe_of(
             folder,
@@ -314,6 +318,7 @@ def test_pressure_compares_the_heads_of_each_process_own_rows(place):
     """Eight steps by hand: every global micro-batch in two halves, each with its own Gram matrix, all averaged."""
     recipe = load_recipe(place / "vsm.toml")
     phase, model = recipe.phases[0], HookedLM(phase_model(recipe, 0), seed=0).double()
+    prescription = Prescription(phase.interventions, model.cfg, phase.n_steps)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_CACHE", str(place / "cache"))
         sampler = WindowSampler(open_feed(recipe).train, 16, 4, seed=0)
@@ -327,9 +332,9 @@ def test_pressure_compares_the_heads_of_each_process_own_rows(place):
         parts = []
         for _ in range(2):
             for rows in sampler.next_batch().split(2):
-                parts.append(objective(model, Batch(rows), phase, weight))
+                parts.append(objective(model, Batch(rows), prescription, Moment(step, {"vsm": {"lambda": weight}})))
                 (parts[-1].total / 4).backward()
-        last = sum(float(p.sigma) for p in parts if p.sigma is not None) / 4
+        last = sum(float(p.telemetry["vsm.sigma"]) for p in parts) / 4
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

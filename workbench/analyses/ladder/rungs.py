@@ -15,8 +15,9 @@ from workbench.models import HookedLM
 from workbench.models.checks import as_list
 from workbench.models.load import load
 from workbench.training import Recipe, apply_overrides, load_recipe, train
+from workbench.training.interventions import make_interventions
 
-_SWITCH, _LOSS = "model.extensions.recurrence.", "phases.0.auxiliary."
+_SWITCH, _LOSS = "model.extensions.recurrence.", "phases.0.interventions."
 # rung -> settings that are off below it and the recipe's own from it on, in the order in which they are added
 RUNGS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
@@ -28,14 +29,14 @@ RUNGS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "value embeddings": {_SWITCH + "value_embed": "off"},
         "resonant positions": {_SWITCH + "resonance": False},
         "carry": {_SWITCH + "carry_rank": None},
-        "exit gate": {_SWITCH + "exit_gate": "off", _LOSS + "gate_entropy": 0.0},
+        "exit gate": {_SWITCH + "exit_gate": "off", _LOSS + "gate-entropy.weight": 0.0},
         "confidence": {_SWITCH + "confidence": False},
         "memory": {_SWITCH + "memory": False},
         "skips": {_SWITCH + "skips": "off"},
-        "temporal difference": {_SWITCH + "td_rank": None, _LOSS + "td": 0.0},
+        "temporal difference": {_SWITCH + "td_rank": None, _LOSS + "temporal-difference.weight": 0.0},
         "eigenspace routing": {_SWITCH + "n_routes": None, _SWITCH + "routes": "free"},
-        "thermodynamic loss": {_LOSS + "thermodynamic": 0.0},
-        "compression-aware loss": {_LOSS + "compression": 0.0},
+        "thermodynamic loss": {_LOSS + "thermodynamic.weight": 0.0},
+        "compression-aware loss": {_LOSS + "compression.weight": 0.0},
     }
 )
 BASE = "base"
@@ -54,6 +55,8 @@ def ladder_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
         # from the last on: what needs another mechanism goes before it does
         for above in reversed(names[i + 1 :]):
             off |= RUNGS[above]
+        acting = {own.name for own in make_interventions(recipe.phases[0].interventions)}
+        off = {key: v for key, v in off.items() if not key.startswith(_LOSS) or key.split(".")[3] in acting}
         rungs.append((name, apply_overrides(recipe, {**off, "name": f"{recipe.name}-{i:02d}"})))
     return rungs
 
