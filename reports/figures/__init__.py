@@ -47,6 +47,7 @@ from reports.figures.training import (
     monitor_over_steps,
     pressure_and_redundancy,
     ranks_over_steps,
+    telemetry_over_steps,
 )
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "pareto",
     "pc_alignment",
     "pressure_and_redundancy",
+    "telemetry_over_steps",
     "rank_by_layer",
     "rank_over_phase",
     "ranks_over_steps",

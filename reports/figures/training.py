@@ -47,6 +47,13 @@ def pressure_and_redundancy(
     return over_steps(train_log, panels, "", models, columns=2, height=200)
 
 
+def telemetry_over_steps(
+    train_log: pd.DataFrame, panels: Mapping[str, pd.DataFrame], models: Sequence[str] | None = None
+) -> go.Figure:
+    """Return what an intervention reports over steps, a panel each with its own scale, as in `over_steps`."""
+    return over_steps(train_log, panels, "", models, columns=3, height=180)
+
+
 def since(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
     """Return rows with the column x: steps from the first that `part` has of the same model, and of the same seed where
     the rows have one."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from reports import figures, paper_tables
 from reports.panels.panel import Drawing, Panel, Section, needing, without_column
 from reports.study import Study
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
 PRESSURES = {
-    "lambda": "pressure λ",
+    "vsm.lambda": "pressure λ",
     "sigma_z": "σ on z",
     "sigma_pattern": "σ on the attention pattern",
     "sigma_residual": "σ on the residual",
@@ -44,6 +46,17 @@ def pressure(study: Study) -> list[Drawing]:
         title: study.means("train_log", name, "model", "step") for name, title in PRESSURES.items() if name in log
     }
     return [("", figures.pressure_and_redundancy(log, panels, study.models))]
+
+
+def telemetry(study: Study) -> list[Drawing]:
+    """Return what the interventions report over steps, a variant each."""
+    log = study.tables["train_log"]
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for column in log.columns:
+        name, _, key = str(column).rpartition(".")
+        if name and not key.isdigit() and column in study.measures("train_log"):
+            found.setdefault(name, {})[key] = study.means("train_log", column, "model", "step")
+    return [(name, figures.telemetry_over_steps(log, panels, study.models)) for name, panels in found.items()]
 
 
 def monitors(study: Study) -> list[Drawing]:
@@ -101,12 +114,26 @@ TRAINING = Section(
             "pressure",
             "Pressure λ and redundancy σ over steps",
             "σ on z is what the controller sees and presses on. The other two show whether anything else followed.",
-            needing("train_log", "model seed step lambda sigma_z", "seed_means"),
+            needing("train_log", "model seed step sigma_z", "seed_means"),
             pressure,
             detail=(
                 "σ is the mean |cos| between heads, here the mean over layers; every panel has its own scale, from 0."
             ),
             of_two="a line is their mean",
+        ),
+        Panel(
+            "telemetry",
+            "What the interventions report over training",
+            "A term that falls while its weight stands is being met; one that does not move is too weak, or cannot be "
+            "met.",
+            needing("train_log", "model seed step", "seed_means"),
+            telemetry,
+            detail=(
+                "loss is the intervention's term as it enters the loss, its weight included; the other names are its "
+                "own. Means over micro-batches and over the steps since the row before; every panel has its own scale."
+            ),
+            of_two="a line is their mean",
+            is_core=False,
         ),
         Panel(
             "rank-trajectories",

@@ -235,7 +235,8 @@ def write_training(directory: Path, rng: np.random.Generator, runs, n_layers: in
             sigma *= rng.uniform(0.95, 1.05, 3)
             row = {
                 "model": model, "seed": seed, "phase": "language", "step": step, "n_tokens": step * 4096, "loss": loss,
-                "held_out_loss": loss + 0.03 if index % 20 == 19 else np.nan, "vsm_loss": 3 * sigma[0], "lambda": lam,
+                "held_out_loss": loss + 0.03 if index % 20 == 19 else np.nan, 
+                "vsm.lambda": lam, "vsm.loss": 3 * lam * sigma[0], "vsm.sigma": sigma[0],
                 "lr": 2e-3 * min(1, index / 10), "grad_norm": 1 / (1 + index / 40),
                 "tokens_per_s": 11000 + rng.normal(0, 300),
                 "sigma_z": sigma[0], "sigma_pattern": sigma[1], "sigma_residual": sigma[2],

@@ -147,8 +147,12 @@ def check_training(report: Report) -> None:
         texts = [f"{name} {nats:.2f}" for name, nats in zip(baselines["name"], baselines["nats"], strict=True)]
         report.tally.see_all("loss names", dict(enumerate(plot["titles"])), dict(enumerate(texts)))
     for plot in report.plots("pressure"):
-        columns = ("lambda", "sigma_z", "sigma_pattern", "sigma_residual")
+        columns = ("vsm.lambda", "sigma_z", "sigma_pattern", "sigma_residual")
         report.lines("pressure", plot, over_steps(log, {i: [column] for i, column in enumerate(columns)}))
+    for plot in report.plots("telemetry"):
+        intervention = plot["name"] or next(c.rpartition(".")[0] for c in log if not c[-1].isdigit() and "." in c)
+        own = {i: [f"{intervention}.{title}"] for i, title in enumerate(plot["titles"])}
+        report.lines(f"telemetry {intervention}", plot, over_steps(log, own))
     for plot in report.plots("rank-trajectories"):
         rank = plot["name"].replace(" ", "_") if plot["name"] else "nuclear_rank"
         names = dict(enumerate(plot["titles"]))

@@ -173,8 +173,8 @@ def test_one_legend_entry_a_model(drawn):
 
 def test_the_legend_names_a_model_that_the_first_panel_does_not_show():
     log = pd.DataFrame({"model": ["a", "a", "b", "b"], "seed": 0, "step": [0, 1, 0, 1], "sigma_z": 0.1})
-    log = log.assign(**{"lambda": [np.nan, np.nan, 0.0, 0.1]})
-    panels = {name: average(log.dropna(subset=name), name, "model", "step") for name in ("lambda", "sigma_z")}
+    log = log.assign(**{"vsm.lambda": [np.nan, np.nan, 0.0, 0.1]})
+    panels = {name: average(log.dropna(subset=name), name, "model", "step") for name in ("vsm.lambda", "sigma_z")}
     figure = figures.pressure_and_redundancy(log, panels, ["a", "b"])
     assert sorted(trace.name for trace in figure.data if trace.showlegend) == ["a", "b"]
     shown = [trace.showlegend for trace in figure.data if trace.name == "b"]
@@ -403,7 +403,7 @@ def test_long_logs_are_thinned_evenly():
 
 def test_monitors_are_found_by_their_columns(study):
     names = [name for name in study.measures("train_log") if "." in name]
-    assert names == ["nuclear_rank.W_O", "stable_rank.W_O"]
+    assert sorted(names) == ["nuclear_rank.W_O", "stable_rank.W_O", "vsm.lambda", "vsm.loss", "vsm.sigma"]
 
 
 def test_names_cannot_become_markup():

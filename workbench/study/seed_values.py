@@ -25,7 +25,7 @@ MAX_INDICES = 80  # singular values of a spectrum that are averaged; the first a
 NUMBER = r"\d[\d.eE+\-]*"
 OPTIONAL = ("l1", "dictionary", "phase")  # columns that tables of earlier versions lack, whose rows are then all alike
 COSTS = ("ce_base", "ce_spliced", "ce_zero")
-LOGGED = ("held_out_loss", "lambda", "sigma_z", "sigma_pattern", "sigma_residual")
+LOGGED = ("held_out_loss", "sigma_z", "sigma_pattern", "sigma_residual")
 
 
 @dataclass(frozen=True)
@@ -222,17 +222,18 @@ def top_impacts(tables: Tables, roles: Mapping[str, str]) -> Iterator[SeedValues
 
 
 def over_steps(tables: Tables) -> Iterator[SeedValues]:
-    """Yield what the training log has at each step: losses and pressure, and the monitors by layer, of ranks the mean
-    over layers too."""
+    """Yield what the training log has at each step: losses, what interventions report, and the monitors by layer, of
+    ranks the mean over layers too."""
     log = table_of(tables, "train_log", ["step"])
     if log is None:
         return
     by = tuple(name for name in ("model", "phase", "step") if name in log)
-    for name in LOGGED:
+    pairs = [str(column).rpartition(".")[::2] for column in log.columns]
+    of_interventions = [f"{own}.{key}" for own, key in pairs if own and not key.isdigit()]
+    for name in (*LOGGED, *of_interventions):
         if name in log:
             rows = log[[*by, "seed"]].assign(value=log[name]).dropna(subset=["value"])
             yield SeedValues("train_log", name, by, rows, is_compared=False)
-    pairs = [str(column).rpartition(".")[::2] for column in log.columns]
     for name in dict.fromkeys(own for own, layer in pairs if layer.isdigit() and own not in LOGGED):
         columns = layer_columns(log, name)
         parts = [log[[*by, "seed"]].assign(layer=layer, value=log[column]) for layer, column in columns.items()]

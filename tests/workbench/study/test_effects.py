@@ -86,12 +86,13 @@ def test_a_log_has_means_of_what_it_measures_and_none_of_the_clock(tmp_path):
     runs = [(model, seed, "language", step) for model in ("x", "y") for seed in range(3) for step in (0, 10)]
     columns = list(COLUMNS["train_log"])
     rows = [(*run, *np.arange(len(columns) - 4.0) + run[1]) for run in runs]
-    write_table(pd.DataFrame(rows, columns=columns), tmp_path, "train_log")
+    log = pd.DataFrame(rows, columns=columns).assign(**{"vsm.lambda": 0.1, "vsm.loss": 0.2, "entropy.0": 0.3})
+    write_table(log, tmp_path, "train_log")
     write_effects(tmp_path)
     found = read_table(tmp_path, "seed_means")
-    assert {"held_out_loss", "lambda", "sigma_z"} <= set(found["measure"])
+    assert {"held_out_loss", "vsm.lambda", "vsm.loss", "sigma_z"} <= set(found["measure"])
     assert not {"tokens_per_s", "lr", "n_tokens"} & set(found["measure"])
-    assert not found.duplicated(["table", "measure", "model", "step"]).any()
+    assert not found.duplicated(["table", "measure", "model", "step", "layer"]).any()
 
 
 def test_effects_are_paired_by_seed_where_both_models_have_it(study):
