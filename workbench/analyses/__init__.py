@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from reports.contract import declare
-from workbench.extend import Analysis
+from workbench.extend import Analysis, Intervention
 
 GROUP = "workbench"  # of the entry points by which installed packages announce theirs
 BUILT_IN = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
@@ -74,18 +74,19 @@ def figures_of_tables() -> dict[str, Sequence[Callable[..., Any]]]:
 
 
 def load_plugin(source: str) -> list[Analysis]:
-    """The analyses of a file or importable module, which from then on are known by their names.
+    """The analyses of a file or importable module, which from then on are known by their names, as its interventions
+    are by their kinds.
 
     Raises:
-        ValueError: no such file or module, one that fails or holds no analysis, a name that is taken.
+        ValueError: no such file or module, one that fails or holds neither, a name or kind that is taken.
     """
+    module = _import(source)
+    own, interventions = _register(module), _register_interventions(module)
+    if not own and not interventions:
+        raise ValueError(f"plugin: {source} holds neither; expected an Analysis or Intervention of workbench.extend")
     if source not in _PLUGINS:
-        own = _register(_import(source))
-        if not own:
-            raise ValueError(f"plugin: {source} holds no analysis; expected an Analysis of workbench.extend")
         _PLUGINS.append(source)
-        return own
-    return _register(_import(source))
+    return own
 
 
 def loaded_plugins() -> tuple[str, ...]:
@@ -124,6 +125,17 @@ def _register(module: ModuleType) -> list[Analysis]:
     own = [value for value in vars(module).values() if isinstance(value, Analysis)]
     for analysis in own:
         _add(analysis)
+    return own
+
+
+def _register_interventions(module: ModuleType) -> list[type[Intervention]]:
+    if Intervention not in vars(module).values():  # torch is not loaded for a plug-in of analyses alone
+        return []
+    from workbench.training.interventions import interventions_of, register
+
+    own = interventions_of(module)
+    for intervention in own:
+        register(intervention)
     return own
 
 

@@ -91,7 +91,7 @@ def workbench(
         list[str],
         typer.Option(
             "--plugin",
-            help="Python file, or importable module, with analyses of your own. Repeatable.",
+            help="Python file, or importable module, with analyses and interventions of your own. Repeatable.",
             metavar="FILE",
             is_eager=True,
             callback=_load_plugins,

@@ -13,7 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.tables import read_table
+from reports.page import write_report
+from reports.tables import read_table, write_table
+from workbench.runs import sha256_file
+from workbench.study.effects import write_effects
 
 ROOT = Path(__file__).parents[3]
 PLUGINS = ROOT / "docs" / "plugins"
@@ -140,3 +143,60 @@ def test_faults_of_plugins_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             load_plugin(source)
         assert len(str(caught.value).splitlines()) == 1
+
+
+INTERVENTION = str(PLUGINS / "mlp_orthogonality.py")
+PRESSED = """
+name = "pressed"
+base = "janus-v3-control-nano"
+[[phases]]
+name = "language"
+n_steps = 40
+log_every = 1
+schedule = { n_warmup_steps = 0 }
+[[phases.interventions]]
+kind = "mlp-orthogonality"
+weight = 0.5
+[monitor]
+every = 0
+[checkpoint]
+every = 5
+"""
+
+
+@pytest.mark.slow
+def test_an_intervention_trains_logs_resumes_after_a_kill_and_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "pressed.toml").write_text(PRESSED)
+    (tmp_path / "free.toml").write_text(PRESSED.replace("weight = 0.5", "weight = 0.0").replace('"pressed"', '"free"'))
+    words = ("--plugin", INTERVENTION, "train", "pressed.toml", "--device", "cpu")
+    run(tmp_path, *words, "--out", "whole")
+    run(tmp_path, *words[:3], "free.toml", *words[4:], "--out", "free")
+    logs = {name: pd.read_csv(tmp_path / name / "train_log.csv") for name in ("whole", "free")}
+    ends = {name: log["mlp-orthogonality.cos"].iloc[-1] for name, log in logs.items()}
+    assert ends["whole"] < 0.5 * ends["free"]
+    assert logs["whole"]["mlp-orthogonality.loss"].iloc[-1] == pytest.approx(0.5 * ends["whole"], rel=1e-6)
+    process = begin(tmp_path, *words, "--out", "killed")
+    while not (tmp_path / "killed.partial" / "step_00000010").is_dir():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run(tmp_path, *words, "--out", "killed", "--resume")
+    weights = [next((tmp_path / name).glob("step_00000040/*.safetensors")) for name in ("whole", "killed")]
+    assert sha256_file(weights[0]) == sha256_file(weights[1])
+    write_table(pd.concat(list(logs.values())), tmp_path / "study", "train_log")
+    write_effects(tmp_path / "study")
+    page = write_report(tmp_path / "study").read_text(encoding="utf-8")
+    assert '<figure id="telemetry"' in page
+    assert "mlp-orthogonality" in page
+
+
+@pytest.mark.slow
+def test_a_recipe_with_an_intervention_that_is_not_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pressed.toml").write_text(PRESSED)
+    process = begin(tmp_path, "train", "pressed.toml", "--out", "out", "--device", "cpu")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 1
+    assert "got 'mlp-orthogonality'" in err
+    assert "--plugin FILE" in err
+    assert not (tmp_path / "out").exists()
