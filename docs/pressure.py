@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from workbench.training.interventions import make_interventions
 from workbench.training.recipe import load_recipe
-from workbench.training.vsm import Pressure
 
 PICTURE = Path(__file__).parent / "images" / "pressure.svg"
 WIDTH, HEIGHT, LEFT, TOP = 420, 250, 52, 44  # pixels of a panel, and before and above its axes
@@ -29,11 +31,11 @@ class Curve:
 def follow(name: str, sigma: float = 0.0) -> list[float]:
     """λ of every step of a recipe, under a σ that stays what it is where λ depends on one."""
     phase = load_recipe(name).phases[-1]
-    assert phase.vsm is not None
-    pressure, weights = Pressure(phase.vsm.controller, phase.n_steps), []
+    vsm = next(own for own in make_interventions(phase.interventions) if own.kind == "vsm")
+    weights = []
     for step in range(phase.n_steps):
-        weights.append(pressure.start(step))
-        pressure.observe(sigma)
+        weights.append(vsm.schedule(step, phase.n_steps)["lambda"])
+        vsm.observe({"sigma": torch.tensor(sigma, dtype=torch.float64)})
     return weights
 
 
