@@ -2,7 +2,7 @@
 over sliding windows beside plain ones.
 
 nano: width 128, vocabulary 4,096, 16 sequences of 128 tokens; golf: width 768, vocabulary 1,024, sequences of 2,048.
-Ours is the recipe with every mechanism and auxiliary loss; the peer the same blocks with weights of their own and full
+Ours is the recipe with every mechanism and loss; the peer the same blocks with weights of their own and full
 keys, trained by the same optimizer. Ratios are peer ÷ ours: a step of 1.25 times the peer's is .8.
 """
 
@@ -18,6 +18,7 @@ from workbench.models import Extensions, HookedLM, ModelConfig
 from workbench.training import load_recipe
 from workbench.training.objective import Batch, objective
 from workbench.training.optimizers import Optimizer
+from workbench.training.prescription import Moment, Prescription
 from workbench.training.recipe import Phase
 
 
@@ -30,10 +31,11 @@ def stepper(cfg: ModelConfig, phase: Phase, batch: Batch, dtype: torch.dtype | N
     """A closure that makes one step of the recipe's optimizer on a fixed batch."""
     model = HookedLM(cfg)
     optimizer = Optimizer(model, phase.optimizer)
+    prescription = Prescription(phase.interventions, cfg, phase.n_steps)
 
     def step() -> None:
         optimizer.start(0, 0.01)
-        objective(model, batch, phase, 0.0, dtype).total.backward()
+        objective(model, batch, prescription, Moment(0), dtype).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -47,7 +49,7 @@ def compare_steps(recipe_name: str, n_sequences: int, n_runs: int, dtype: torch.
     cfg, phase = recipe.model, recipe.phases[0]
     generator = torch.Generator().manual_seed(0)
     batch = Batch(torch.randint(0, cfg.d_vocab, (n_sequences, cfg.n_ctx), generator=generator))
-    plain = phase.model_copy(update={"auxiliary": None})
+    plain = phase.model_copy(update={"interventions": ()})
     times = by_turns(stepper(cfg, phase, batch, dtype), stepper(plain_config(cfg), plain, batch, dtype), n_runs)
     kind = "bf16" if dtype else "fp32"
     case = f"train step {recipe_name}, {n_sequences}×{cfg.n_ctx} tokens, {kind}"

@@ -24,6 +24,7 @@ from workbench.training import apply_overrides, load_recipe
 from workbench.training.monitor import measure
 from workbench.training.objective import autocast_dtype, precision
 from workbench.training.recipe import Recipe, phase_model
+from workbench.training.telemetry import telemetry_columns
 from workbench.training.trainer import Trainer
 from workbench.training.training_data import open_feed
 
@@ -36,7 +37,16 @@ def trainer_of(name: str, device: str = "cpu", graphs: bool = True, **changes: o
     embedded |= {"documents": None, "held_out_split": None}
     recipe = apply_overrides(load_recipe(name), {f"data.{key}": value for key, value in embedded.items()} | changes)
     autocast = autocast_dtype(device, "auto")
-    return Trainer(recipe, open_feed(recipe), Path(tempfile.mkdtemp()), 0, device, autocast=autocast, graphs=graphs)
+    return Trainer(
+        recipe,
+        telemetry_columns(recipe),
+        open_feed(recipe),
+        Path(tempfile.mkdtemp()),
+        0,
+        device,
+        autocast=autocast,
+        graphs=graphs,
+    )
 
 
 def steps_of(trainer: Trainer, n: int = N_STEPS) -> Callable[[], None]:
@@ -115,9 +125,23 @@ def interventions(n_runs: int, rows: list[dict[str, object]]) -> None:
     routed, plain = (gradient_step(name, 2, 256) for name in ("p3-attnres", "p3-muon"))
     times = by_turns(routed, plain, n_runs)
     rows.append(compare("AttnRes, 28 layers, N = 7, d_model 512", "s", times, "same model without", "≥ 0.80 (≤ 1.25×)"))
-    pressed, free = (trainer_of(f"janus-v3-{name}-nano") for name in ("adaptive", "control"))
-    times = by_turns(steps_of(pressed), steps_of(free), n_runs)
-    rows.append(compare("VSM on z, nano", "s", times, "Control nano", "≥ 0.91 (≤ 1.10×)"))
+    small = {
+        "phases.0.batch_size": 2,
+        "phases.0.n_accumulation": 2,
+    }  # of 40M parameters, what two cores step in seconds
+    for size, changes, n in (("-nano", {}, N_STEPS), ("", small, 1)):
+        free = trainer_of(f"janus-v3-control{size}", **changes)
+        for on, most in (("z", 1.05), ("residual", 1.15)):
+            own = {**changes, "phases.0.interventions.vsm.on": on}
+            pressed = trainer_of(f"janus-v3-adaptive{size}", **own)
+            times = by_turns(steps_of(pressed, n), steps_of(free, n), n_runs)
+            rows.append(
+                compare(
+                    f"VSM on {on}{', nano' if size else ''}", "s", times, f"Control{size}",
+                    f"≥ {1 / most:.2f} (≤ {most}×)",
+                )
+            )  # fmt: skip
+    free = trainer_of("janus-v3-control-nano")
     monitor = free.recipe.monitor
     started = time.perf_counter()
     for _ in range(3):
