@@ -65,7 +65,7 @@ OLDER_FORM = MappingProxyType(
     {
         "vsm": 'kind = "vsm" with on, controller, steering, group_size; and kind = "coherence" with its weight',
         "z_loss": 'kind = "z-loss" with its weight',
-        "auxiliary": 'one each of kind "temporal-difference", "gate-entropy", "thermodynamic", "compression", with '
+        "auxiliary": 'one each of kind = "temporal-difference", "gate-entropy", "thermodynamic", "compression" with '
         "its weight",
     }
 )

@@ -331,7 +331,7 @@ def test_faulty_overrides_name_the_key(overrides, message):
         (acting({"kind": "vsm"}, {"kind": "z-loss", "wait": 1}), r"1 \(z-loss\): unknown key 'wait'; nearest: weight"),
         (acting({"kind": "vsn"}), r"phases.0.interventions: 0: kind: got 'vsn'; nearest: vsm; --plugin FILE brings"),
         (acting({"kind": "zz"}), r"kind: got 'zz'; nearest: .*coherence.*vsm.*z-loss"),
-        (acting({"on": "z"}), "interventions: 0: has no kind; expected one of coherence, compression, gate-entropy"),
+        (acting({"on": "z"}), "interventions: 0: has no kind; expected one of attention-dropout, coherence"),
         (acting({"kind": "vsm"}, {"kind": "vsm"}), "got two called 'vsm'; expected a name of its own for each"),
         (acting({"kind": "vsm", "name": "a"}, {"kind": "z-loss", "name": "a"}), "got two called 'a'"),
         (acting({"kind": "vsm", "name": "a.b"}), r"0 \(vsm\): name: String should match"),
