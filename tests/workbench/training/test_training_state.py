@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -179,20 +178,6 @@ def test_the_log_is_cut_back_and_goes_on(tmp_path):
     assert table["step"].tolist() == [1, 2]
     assert table["loss"].tolist() == [0.1 + 0.2, 3.0]
     assert table["sigma_z.0"].isna().tolist() == [True, False]
-
-
-def test_a_log_from_before_perplexities_goes_on_without_them(tmp_path):
-    with TrainLog(tmp_path, ["x"]) as log:  # as an earlier version opened it
-        log.write({"step": 1, "held_out_loss": 2.0})
-        at = log.sync()
-    row = {"step": 2, "held_out_loss": 1.0, "held_out_perplexity": math.e}
-    with TrainLog(tmp_path, ["x", "held_out_perplexity"], at) as log:
-        log.write(row)
-    assert read_table(tmp_path, "train_log").columns[-1] == "x"
-    assert read_table(tmp_path, "train_log")["held_out_loss"].tolist() == [2.0, 1.0]
-    with TrainLog(tmp_path, ["x", "held_out_perplexity"]) as log:
-        log.write(row)
-    assert read_table(tmp_path, "train_log")["held_out_perplexity"].tolist() == [math.e]
 
 
 def test_a_log_that_does_not_fit_is_refused(tmp_path):
