@@ -443,6 +443,7 @@ class Intervention:
         }
         about_own = {"__doc__": own.__doc__ or cls.__doc__, "__module__": cls.__module__}
         cls.Settings = create_model(f"{cls.__name__}Settings", __base__=own, **about_own, **fields)
+        cls.Settings.__qualname__ = f"{cls.__qualname__}.Settings"  # where pickle finds it
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

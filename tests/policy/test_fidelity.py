@@ -19,7 +19,7 @@ from workbench.cli.app import app
 from workbench.data.claims import read_claims
 from workbench.data.concepts import read_concepts
 from workbench.study.recipe import StudyRecipe, load_study, study_names
-from workbench.training.interventions import find_intervention
+from workbench.training.interventions import find_intervention, intervention_kinds
 from workbench.training.monitor import monitor_columns
 from workbench.training.recipe import Recipe, load_recipe, recipe_names
 from workbench.training.telemetry import telemetry_columns
@@ -128,7 +128,7 @@ def is_field(record: Any, parts: list[str]) -> bool:
     if not parts:
         return True
     if parts[0] == "interventions" and len(parts) > 1:
-        return is_field(find_intervention(parts[1]).Settings, parts[2:])
+        return parts[1] in intervention_kinds() and is_field(find_intervention(parts[1]).Settings, parts[2:])
     if isinstance(record, type) and issubclass(record, BaseModel):
         field = record.model_fields.get(parts[0])
         return field is not None and is_field(field.annotation, parts[1:])

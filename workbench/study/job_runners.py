@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reports.tables import write_table
-from workbench.analyses import find_analysis, load_plugin
+from workbench.analyses import find_analysis
 from workbench.extend import Job, Settings, Subject
 from workbench.models.load import load
 from workbench.runs import open_run
@@ -29,8 +29,6 @@ def run_job(job: PlannedJob, context: Context, tell: Tell, *, is_shown: bool = F
         settings = {"device": context.device, "resume": True, "progress": is_shown, "cache": context.cache}
         train(recipe, context.directory / job.name, seed=job.seed, **settings)
         return
-    for source in context.plugins:
-        load_plugin(source)
     analysis = find_analysis(job.kind)
     own = make_job(job, context, context.recipe.settings_of(job.kind), tell)
     check(analysis, own)

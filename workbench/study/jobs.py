@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from workbench.analyses import load_plugin
 from workbench.extend import Analysis
 from workbench.study.recipe import StudyRecipe
-from workbench.training.recipe import Recipe, phase_model
+from workbench.training.recipe import Recipe, parse_recipe, phase_model
 
 TRAIN, MODELS = "train", "models"  # the job that trains, and the directory of its results
 
@@ -58,7 +60,16 @@ class Context:
     n_threads: int = 1
     """CPU threads of every job: sums in float32, and so results, depend on it"""
     plugins: tuple[str, ...] = ()
-    """files and modules that bring analyses, for processes that have not loaded them"""
+    """files and modules that bring analyses and interventions, for processes that have not loaded them"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: recipes as plain data, since a plug-in's interventions are not known there yet."""
+        return vars(self) | {"trainings": [own.model_dump(mode="json") for own in self.trainings]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for source in state["plugins"]:
+            load_plugin(source)
+        vars(self).update(state | {"trainings": tuple(parse_recipe(own) for own in state["trainings"])})
 
     def training(self, model: str) -> Recipe:
         """The training recipe of a model."""

@@ -47,8 +47,10 @@ def columns_of(settings: Sequence[Any], cfg: ModelConfig) -> list[str]:
     prescription = Prescription(settings, cfg, n_steps=1)
     scalars = pressing(prescription.start(0))
     columns = [f"{name}.{key}" for name, of in scalars.items() for key in of]
-    if all(type(own).terms is Intervention.terms for own in prescription.interventions.values()):
-        return columns
+    kinds = [type(own) for own in prescription.interventions.values()]
+    n_with_options = sum(kind.loss_options is not Intervention.loss_options for kind in kinds)
+    if n_with_options < 2 and all(kind.terms is Intervention.terms for kind in kinds):
+        return columns  # nothing that a forward pass would tell
     model = on_meta(cfg)
     prescription.check_hooks(model)
 
