@@ -133,7 +133,7 @@ def test_faults_of_plugins_are_one_line(tmp_path: Path) -> None:
     taken = (PLUGINS / "gap.py").read_text().replace('name="spectral-gap"', 'name="topology"')
     (tmp_path / "taken.py").write_text(taken)
     for name, message in {
-        "empty.py": "holds no analysis",
+        "empty.py": "holds neither",
         "broken.py": "fails .NameError",
         "taken.py": "the name 'topology' is taken",
         "absent.py": "no file",
