@@ -72,6 +72,8 @@ class RecordedGradients(Gradients):
         weighing = tuple(weighs(value) for own in moment.scalars.values() for value in own.values())
         if weighing not in self._recordings:
             self._recordings[weighing] = self._record(batch, moment)
+            if moment.generator is not None:  # as if it had not been drawn from to record: a resumed run records anew
+                moment.generator.manual_seed(moment.generator.initial_seed())
         recording = self._recordings[weighing]
         self._begin_step()
         recording.batch.tokens.copy_(batch.tokens)
