@@ -41,6 +41,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from reports.contract import Column, Table
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import pandas as pd
     import plotly.graph_objects as go
     import torch
@@ -502,3 +504,9 @@ class Intervention:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
+
+
+def interventions_of(module: ModuleType) -> list[type[Intervention]]:
+    """The interventions that a module defines, and not those that it imports."""
+    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Intervention)]
+    return [own for own in found if own.__module__ == module.__name__]

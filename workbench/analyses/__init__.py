@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from reports.contract import declare
-from workbench.extend import Analysis, Intervention
+from workbench.extend import Analysis, Intervention, interventions_of
 
 GROUP = "workbench"  # of the entry points by which installed packages announce theirs
 BUILT_IN = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
@@ -129,13 +129,12 @@ def _register(module: ModuleType) -> list[Analysis]:
 
 
 def _register_interventions(module: ModuleType) -> list[type[Intervention]]:
-    if Intervention not in vars(module).values():  # torch is not loaded for a plug-in of analyses alone
-        return []
-    from workbench.training.interventions import interventions_of, register
-
     own = interventions_of(module)
-    for intervention in own:
-        register(intervention)
+    if own:  # torch is loaded for them, and not for a plug-in of analyses alone
+        from workbench.training.interventions import register
+
+        for intervention in own:
+            register(intervention)
     return own
 
 

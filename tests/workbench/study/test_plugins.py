@@ -164,6 +164,20 @@ every = 5
 """
 
 
+def test_an_intervention_is_found_however_its_base_is_imported(tmp_path: Path, monkeypatch) -> None:
+    """And whatever else the file holds: an array compares by element."""
+    from workbench import analyses
+    from workbench.training import interventions
+
+    monkeypatch.setattr(analyses, "_PLUGINS", [])
+    monkeypatch.setattr(interventions, "_FOUND", {})
+    lines = ["import numpy as np", "import workbench.extend as wb", "X = np.arange(3)"]
+    file = tmp_path / "by_module.py"
+    file.write_text("\n".join([*lines, "class ByModule(wb.Intervention):", "    pass", ""]))
+    analyses.load_plugin(str(file))
+    assert interventions.find_intervention("by-module").__name__ == "ByModule"
+
+
 @pytest.mark.slow
 def test_an_intervention_trains_logs_resumes_after_a_kill_and_is_drawn(tmp_path: Path) -> None:
     (tmp_path / "pressed.toml").write_text(PRESSED)

@@ -9,12 +9,11 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
-from workbench.extend import Intervention, Settings
+from workbench.extend import Intervention, Settings, interventions_of
 from workbench.runs import shorten
 from workbench.runs.records import describe_errors
 
@@ -54,12 +53,6 @@ def register(intervention: type[Intervention]) -> None:
     """
     if intervention.kind in BUILT_IN or _FOUND.setdefault(intervention.kind, intervention) is not intervention:
         raise ValueError(f"plugin: the intervention {intervention.kind!r} is taken; expected another name of the class")
-
-
-def interventions_of(module: ModuleType) -> list[type[Intervention]]:
-    """The interventions that a module defines."""
-    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Intervention)]
-    return [own for own in found if own.__module__ == module.__name__]
 
 
 def parse_interventions(tables: Any) -> tuple[Settings, ...]:
