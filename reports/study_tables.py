@@ -30,6 +30,19 @@ TRAIN_LOG = Table(
     meaning="One logged step. What the interventions report follows (vsm.lambda, vsm.loss, vsm.sigma, …), then columns "
     "of layers (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and last held_out_perplexity, exp(held_out_loss).",
 )
+
+
+def split_telemetry(column: str) -> tuple[str, str] | None:
+    """(intervention, key) of a column of the log that an intervention reports; None of another, such as one of a layer,
+    which ends in a number.
+
+    >>> split_telemetry("vsm.lambda"), split_telemetry("sigma_z.3"), split_telemetry("loss")
+    (('vsm', 'lambda'), None, None)
+    """
+    name, _, key = column.rpartition(".")
+    return (name, key) if name and not key.isdigit() else None
+
+
 BASELINES = Table(
     "baselines",
     ("name",),

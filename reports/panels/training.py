@@ -7,6 +7,7 @@ import pandas as pd
 from reports import figures, paper_tables
 from reports.panels.panel import Drawing, Panel, Section, needing, without_column
 from reports.study import Study
+from reports.study_tables import split_telemetry
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
 PRESSURES = {
@@ -52,10 +53,10 @@ def telemetry(study: Study) -> list[Drawing]:
     """Return what the interventions report over steps, a variant each."""
     log = study.tables["train_log"]
     found: dict[str, dict[str, pd.DataFrame]] = {}
+    measured = study.measures("train_log")
     for column in log.columns:
-        name, _, key = str(column).rpartition(".")
-        if name and not key.isdigit() and column in study.measures("train_log"):
-            found.setdefault(name, {})[key] = study.means("train_log", column, "model", "step")
+        if (parts := split_telemetry(str(column))) and column in measured:
+            found.setdefault(parts[0], {})[parts[1]] = study.means("train_log", column, "model", "step")
     return [(name, figures.telemetry_over_steps(log, panels, study.models)) for name, panels in found.items()]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reports.contract import declared
-from reports.study_tables import STUDY_TABLES
+from reports.study_tables import STUDY_TABLES, split_telemetry
 from workbench.analyses import BUILT_IN, find_analysis
 from workbench.runs import shorten
 from workbench.study.measures import Frame, Tables
@@ -229,7 +229,7 @@ def over_steps(tables: Tables) -> Iterator[SeedValues]:
         return
     by = tuple(name for name in ("model", "phase", "step") if name in log)
     pairs = [str(column).rpartition(".")[::2] for column in log.columns]
-    of_interventions = [f"{own}.{key}" for own, key in pairs if own and not key.isdigit()]
+    of_interventions = [str(column) for column in log.columns if split_telemetry(str(column))]
     for name in (*LOGGED, *of_interventions):
         if name in log:
             rows = log[[*by, "seed"]].assign(value=log[name]).dropna(subset=["value"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -23,7 +22,7 @@ from workbench.training.optimizers import OptimizerConfig, is_hidden_matrix
 from workbench.training.prescription import Moment, Prescription
 from workbench.training.recipe import Phase, Recipe, phase_model
 from workbench.training.sharded_optimizer import share_matrices
-from workbench.training.telemetry import pressing
+from workbench.training.telemetry import on_shapes, pressing
 
 N_GPUS = (1, 2, 4, 8)
 WIDE = 4  # bytes of a weight, a gradient, a moment: float32
@@ -135,9 +134,6 @@ def kept_bytes(model: HookedLM, phase: Phase, n_rows: int, n_ctx: int, autocast:
         kept[storage._cdata] = storage
         return tensor
 
-    def call(tokens: Tensor, **settings: Any) -> Tensor:  # past the check of ids, which would read them
-        return model(model.embed_state(tokens), start_at_layer=0, tokens=tokens, **settings)
-
     prescription = Prescription(phase.interventions, model.cfg, phase.n_steps)
     prescription.check_hooks(model)
     scalars = pressing(prescription.start(0))
@@ -145,6 +141,6 @@ def kept_bytes(model: HookedLM, phase: Phase, n_rows: int, n_ctx: int, autocast:
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         tokens = torch.zeros(n_rows, n_ctx, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            part = objective(model, Batch(tokens), prescription, Moment(0, scalars), autocast, call)
+            part = objective(model, Batch(tokens), prescription, Moment(0, scalars), autocast, on_shapes(model))
         del part
         return sum(storage.nbytes() for place, storage in kept.items() if place not in owned)

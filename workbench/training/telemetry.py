@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.extend import Intervention
+from workbench.models import HookedLM
 from workbench.models.config import ModelConfig
 from workbench.models.costs import faked, on_meta
 from workbench.models.cross_entropy import Scalar, weighs
@@ -54,13 +55,10 @@ def columns_of(settings: Sequence[Any], cfg: ModelConfig) -> list[str]:
     model = on_meta(cfg)
     prescription.check_hooks(model)
 
-    def call(tokens: Tensor, **options: Any) -> Tensor:  # past the check of ids, which would read them
-        return model(model.embed_state(tokens), start_at_layer=0, tokens=tokens, **options)
-
     with faked(model):
         tokens = torch.zeros(1, min(cfg.n_ctx, 8), dtype=torch.long)
         try:
-            found = objective(model, Batch(tokens), prescription, Moment(0, scalars), call=call)
+            found = objective(model, Batch(tokens), prescription, Moment(0, scalars), call=on_shapes(model))
         except RuntimeError as error:
             names = ", ".join(prescription.interventions)
             raise ValueError(f"interventions {names}: fail on tensors without numbers ({str(error):.200})") from error
@@ -69,6 +67,15 @@ def columns_of(settings: Sequence[Any], cfg: ModelConfig) -> list[str]:
         if not column.rpartition(".")[2].isidentifier():
             raise ValueError(f"interventions: got the column {column!r}; expected a key of letters, digits and _")
     return columns
+
+
+def on_shapes(model: HookedLM) -> Callable[..., Tensor]:
+    """What to call in a model's place on tensors without numbers: past the check of ids, which would read them."""
+
+    def call(tokens: Tensor, **options: Any) -> Tensor:
+        return model(model.embed_state(tokens), start_at_layer=0, tokens=tokens, **options)
+
+    return call
 
 
 def pressing(scalars: Scalars) -> dict[str, dict[str, Scalar]]:
