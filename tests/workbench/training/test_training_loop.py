@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from typer.testing import CliRunner
 import workbench
 from reports.tables import COLUMNS, read_table
 from workbench.cli.app import app
-from workbench.data.tokenizer import train_bpe
 from workbench.data.tokens import WindowSampler
 from workbench.models import HookedLM
 from workbench.models.load import load
@@ -39,26 +37,9 @@ from workbench.training.trainer import Trainer
 from workbench.training.training_data import Source, judging_batches, open_feed
 
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
+pytestmark = pytest.mark.usefixtures("cache")
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
 PRESSURE = {"kind": "vsm", "controller": {"kind": "proportional", "n_warmup_steps": 4, "every": 2}}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    """Forty small documents of random words, and a tokenizer of 300 entries for them."""
-    folder, rng = tmp_path_factory.mktemp("text"), random.Random(0)
-    rows = [{"text": " ".join(rng.choices(WORDS.split(), k=120))} for _ in range(40)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_bpe((row["text"] for row in rows), 300).save(str(folder / "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Packed tokens go to a directory of the tests' own, also in subprocesses."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def language(text: Path, **changes) -> Recipe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from interventions_for_tests import prescribe
 from models_for_tests import small_model, tokens_for
 
 from reports.tables import COLUMNS, read_table
-from workbench.data.tokenizer import train_bpe
 from workbench.extend import Intervention, Settings, Terms
 from workbench.models.load import load
 from workbench.models.weights import weights_sha256
@@ -28,7 +26,7 @@ from workbench.training.recipe import parse_recipe
 from workbench.training.telemetry import telemetry_columns
 from workbench.training.training_data import judging_batches, open_feed
 
-WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
+pytestmark = pytest.mark.usefixtures("cache")
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
 FOLLOWING = {"kind": "vsm", "controller": {"kind": "proportional", "n_warmup_steps": 2, "every": 1}}
 
@@ -106,24 +104,6 @@ def plug_ins():
     yield
     for own in OWN:
         known._FOUND.pop(own.kind)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    """Forty small documents of random words, and a tokenizer of 300 entries for them."""
-    folder, rng = tmp_path_factory.mktemp("text"), random.Random(0)
-    rows = [{"text": " ".join(rng.choices(WORDS.split(), k=120))} for _ in range(40)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_bpe((row["text"] for row in rows), 300).save(str(folder / "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Packed tokens go to a directory of the tests' own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def recipe_of(text: Path, *tables: dict[str, Any], **changes: Any) -> Recipe:
