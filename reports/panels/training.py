@@ -114,7 +114,8 @@ TRAINING = Section(
         Panel(
             "pressure",
             "Pressure λ and redundancy σ over steps",
-            "σ on z is what the controller sees and presses on. The other two show whether anything else followed.",
+            "A controller sees σ of what is pressed on (z, unless a recipe says otherwise). The other two show whether "
+            "anything else followed.",
             needing("train_log", "model seed step sigma_z", "seed_means"),
             pressure,
             detail=(

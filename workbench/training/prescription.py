@@ -130,11 +130,17 @@ class Acting:
 
 
 def report(terms: Mapping[str, Terms]) -> dict[str, Float[Tensor, ""]]:
-    """`<name>.loss` and `<name>.<key>` of what interventions report."""
+    """`<name>.loss` and `<name>.<key>` of what interventions report.
+
+    Raises:
+        ValueError: a key that is the term's own.
+    """
     found = {}
     for name, own in terms.items():
         if own.loss is not None:
             found[f"{name}.loss"] = own.loss.detach()
+        if "loss" in own.telemetry:
+            raise ValueError(f"{name}: reports 'loss', which is the name of its term; expected another key")
         found |= {f"{name}.{key}": value.detach() for key, value in own.telemetry.items()}
     return found
 

@@ -62,7 +62,9 @@ def columns_of(settings: Sequence[Any], cfg: ModelConfig) -> list[str]:
         except RuntimeError as error:
             names = ", ".join(prescription.interventions)
             raise ValueError(f"interventions {names}: fail on tensors without numbers ({str(error):.200})") from error
-    columns = list(dict.fromkeys([*columns, *found.telemetry]))
+    if twice := sorted(found.telemetry.keys() & set(columns)):
+        raise ValueError(f"interventions: {twice[0]} is scheduled and reported too; expected another key to report")
+    columns += found.telemetry
     for column in columns:  # columns of layers end in a number
         if not column.rpartition(".")[2].isidentifier():
             raise ValueError(f"interventions: got the column {column!r}; expected a key of letters, digits and _")

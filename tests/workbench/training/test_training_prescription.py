@@ -93,7 +93,26 @@ class Reading(Intervention):
         return Terms(None, {"mean": torch.tensor(float(seen["blocks.0.hook_resid_post"].mean()))})
 
 
-OWN = (Watcher, Noise, Breaking, Reading)
+class Repeating(Intervention):
+    """Reports a number under a key that is taken."""
+
+    class Settings(Settings):
+        """Which key."""
+
+        key: str = "loss"
+
+    def watch(self, cfg):
+        return ["blocks.0.hook_resid_post"]
+
+    def schedule(self, step, n_steps):
+        return {"share": 1.0}
+
+    def terms(self, seen, context):
+        square = seen["blocks.0.hook_resid_post"].square().mean()
+        return Terms(square, {self.settings.key: square.detach()})
+
+
+OWN = (Watcher, Noise, Breaking, Reading, Repeating)
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +283,13 @@ def test_what_cannot_act_on_the_model_is_refused_and_leaves_nothing_behind(text,
 def test_a_plan_names_a_hook_that_the_model_has_not(text):
     with pytest.raises(ValueError, match="got the hook 'x', which the model has not"):
         plan(recipe_of(text, {"kind": "watcher", "hook": "x"}), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(("key", "message"), [("loss", "reports 'loss'"), ("share", "repeating.share is scheduled")])
+def test_a_key_that_is_taken_is_refused_before_a_step(text, tmp_path, key, message):
+    with pytest.raises(ValueError, match=message):
+        run(recipe_of(text, {"kind": "repeating", "key": key}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_that_set_the_same_option_are_refused_before_a_step(text, tmp_path):
