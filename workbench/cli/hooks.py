@@ -37,9 +37,11 @@ def hooks(
         1, window_length(model, min(16, model.cfg.n_ctx) if n_ctx is None else n_ctx), dtype=torch.long
     )
     with torch.no_grad():
-        _, shared = model.run_with_cache(tokens)
+        _, shared = model.run_with_cache(tokens, return_cache_object=False)
         # apart: while a head has its own input, the norm before it sees one input a head
-        _, per_head = model.run_with_cache(tokens, names_filter=lambda name: name not in shared)
+        _, per_head = model.run_with_cache(
+            tokens, names_filter=lambda name: name not in shared, return_cache_object=False
+        )
     cache = dict(per_head) | dict(shared)
     rows = [(name, list(cache[name].shape), str(cache[name].dtype).removeprefix("torch.")) for name in model.hook_dict]
     if as_json:

@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.config import ModelConfig
+from workbench.models.hooks import HookPoint
 from workbench.models.layers import is_watched
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.attn_residuals import RoutedStream, Routing
 from workbench.models.config import ModelConfig
+from workbench.models.hooks import HookPoint
 from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, hook_copy, is_watched, per_head_copies
 from workbench.models.learned_blocks import SegmentedStream
 from workbench.models.recurrence import RecurrentStream

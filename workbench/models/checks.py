@@ -15,10 +15,10 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from workbench.models import HookedLM
+from workbench.models.hooks import MAPS
 from workbench.runs import shorten
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
-MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
 STREAMS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
-from workbench.models.checks import MAPS, check_hooks, last_layer
+from workbench.models.checks import check_hooks, last_layer
 from workbench.models.config import ModelConfig
 from workbench.models.cross_entropy import chunk_bytes
+from workbench.models.hooks import MAPS, HookPoint
 from workbench.models.transformer import HookedLM
 
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.alignment import n_missing, pad
 from workbench.models.config import ModelConfig
+from workbench.models.hooks import HookPoint
 
 ACTIVATIONS = {
     "silu": F.silu,

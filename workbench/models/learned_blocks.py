@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.attn_residuals import Routing, inverse_rms_of, last, widened
 from workbench.models.config import AttnRes, ModelConfig
+from workbench.models.hooks import HookPoint
 
 
 class Boundaries(nn.Module):

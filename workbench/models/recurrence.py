@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.config import ModelConfig, Recurrence
+from workbench.models.hooks import HookPoint
 from workbench.models.layers import KeyValueCache, is_watched
 
 RESONANCE, FREQUENCY = 0.1, 0.01  # initial strength s_p; deviation of the frequencies f_p, radians per position

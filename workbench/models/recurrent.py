@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.block import Block, Blocks
 from workbench.models.config import ModelConfig, Recurrence
+from workbench.models.hooks import HookPoint
 from workbench.models.layers import MLP, Attention, KeyValueCache, hook_copy
 from workbench.models.recurrence import Pass, RecurrentStream, build_mechanisms
 

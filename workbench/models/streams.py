@@ -8,7 +8,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.models.checks import MAPS, check_hooks, checked_tokens, device_of, last_layer, run_watched
+from workbench.models.checks import check_hooks, checked_tokens, device_of, last_layer, run_watched
+from workbench.models.hooks import MAPS
 
 TOKENS_A_BATCH = 8192
 MAP_ELEMENTS_A_BATCH = 1 << 26  # of all maps of a batch together: 256 MiB in float32

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.FactoredMatrix import FactoredMatrix
-from transformer_lens.hook_points import HookPoint
 
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
 from workbench.models.block import Block, Blocks, Routed, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
 from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
-from workbench.models.hooking import CheckedHooks
+from workbench.models.hooks import HookedRootModule, HookPoint
 from workbench.models.layers import KeyValueCache, Norm, hook_copy
 from workbench.models.learned_blocks import Boundaries, SegmentedStream
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 from workbench.models.text_source import TextSource
 from workbench.models.tokenizer_files import begin_ids
+
+if TYPE_CHECKING:
+    from transformer_lens import FactoredMatrix
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
@@ -62,7 +63,7 @@ class Unembed(nn.Module):
             self.b_U = nn.Parameter(torch.empty(cfg.d_vocab, dtype=cfg.dtype))
 
 
-class HookedLM(CheckedHooks):
+class HookedLM(HookedRootModule):
     """A causal language model of any architecture of the workbench, as a TransformerLens `HookedRootModule`.
 
     Hook names, shapes, parameter names and config fields are TransformerLens's; attention is fused unless its scores or
@@ -346,12 +347,12 @@ class HookedLM(CheckedHooks):
     @property
     def QK(self) -> FactoredMatrix:
         """W_Q W_Kᵀ of every head, [layer head d_model d_model]; positions, norms and biases are not in it"""
-        return FactoredMatrix(self.W_Q, self.W_K.mT)
+        return _factored(self.W_Q, self.W_K.mT)
 
     @property
     def OV(self) -> FactoredMatrix:
         """W_V W_O of every head, [layer head d_model d_model]"""
-        return FactoredMatrix(self.W_V, self.W_O)
+        return _factored(self.W_V, self.W_O)
 
     def n_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, with or without token and position tables and unembedding."""
@@ -439,6 +440,12 @@ class HookedLM(CheckedHooks):
     def _check_tokenizer(self, who: str) -> None:
         if self.tokenizer is None:
             raise ValueError(f"{who}: this model has no tokenizer; expected one given at load, or token ids")
+
+
+def _factored(left: Tensor, right: Tensor) -> FactoredMatrix:
+    from transformer_lens import FactoredMatrix  # seconds: whoever asks for a product's factors waits for them
+
+    return FactoredMatrix(left, right)
 
 
 def check_ours(who: str, model: Any) -> None:

@@ -90,7 +90,7 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     found = _redundancy(model, tokens, monitor.use_attention)
     gates = [name for name in model.hook_dict if name.endswith("hook_exit_gate")]
     if gates:
-        _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None)
+        _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None, return_cache_object=False)
         found["exit_depth"] = float(exit_depth([cache[name].double() for name in gates]).mean())
     if monitor.use_trajectory:
         found["trajectory_consistency"] = trajectory_consistency(model, tokens)

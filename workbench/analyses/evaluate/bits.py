@@ -319,7 +319,7 @@ def mean_exit_depth(model: Any, text: EncodedText, windows: Sequence[Window]) ->
     with torch.no_grad():
         for window in windows[::step][:N_DEPTH_WINDOWS]:
             tokens = text.tokens[window.start : window.stop][None].to(device_of(model))
-            _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None)
+            _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None, return_cache_object=False)
             depths.append(exit_depth([cache[gate].double() for gate in gates]).flatten())
     return float(torch.cat(depths).mean())
 
