@@ -26,25 +26,20 @@ def hooks(
     debug: options.Debug = False,
 ) -> None:
     """List a model's hook points, each with its shape and dtype on one sequence."""
-    import pandas as pd
-    import torch
-
     from workbench.data.text_windows import window_length
-    from workbench.models.load import load
+    from workbench.models.config import parse_dtype
+    from workbench.models.costs import hooked_tensors, without_numbers
+    from workbench.models.load import load_config
 
-    model = load(ckpt, "cpu", dtype)
-    tokens = torch.zeros(
-        1, window_length(model, min(16, model.cfg.n_ctx) if n_ctx is None else n_ctx), dtype=torch.long
-    )
-    with torch.no_grad():
-        _, shared = model.run_with_cache(tokens, return_cache_object=False)
-        # apart: while a head has its own input, the norm before it sees one input a head
-        _, per_head = model.run_with_cache(
-            tokens, names_filter=lambda name: name not in shared, return_cache_object=False
-        )
-    cache = dict(per_head) | dict(shared)
-    rows = [(name, list(cache[name].shape), str(cache[name].dtype).removeprefix("torch.")) for name in model.hook_dict]
+    cfg, _ = load_config(ckpt)
+    if dtype is not None:
+        cfg = cfg.model_copy(update={"dtype": parse_dtype(dtype)})
+    model = without_numbers(cfg)
+    found = hooked_tensors(model, window_length(model, min(16, cfg.n_ctx) if n_ctx is None else n_ctx))
+    rows = [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in found.items()]
     if as_json:
+        import pandas as pd
+
         report(as_json=True, table=pd.DataFrame(rows, columns=["name", "shape", "dtype"]))
         return
     width = max(len(name) for name, _, _ in rows)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from workbench.models.config import ModelConfig
 from workbench.models.hooks import HookPoint
-from workbench.models.layers import is_watched
+from workbench.models.layers import is_watched, without_autocast
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class CommittedMeans(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, directions: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(directions.device.type, enabled=False):
+        with without_autocast(directions.device):
             v = _stacked(sources)
             inverse_rms = inverse_rms_of(v, eps)
             dots = v @ directions.to(v.dtype).T  # [batch·pos source routing]
@@ -188,7 +188,7 @@ class CommittedMeans(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_means: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         directions, inverse_rms, dots, p, *sources = ctx.saved_tensors
-        with torch.autocast(directions.device.type, enabled=False):
+        with without_autocast(directions.device):
             v = _stacked(sources)
             grad = grad_means.flatten(0, -3).to(v.dtype)
             grad_p = torch.bmm(v, grad.mT)
@@ -210,7 +210,7 @@ class _LetIn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, logsumexp: Tensor, partial: Tensor, direction: Tensor, eps: float) -> Tensor:
-        with torch.autocast(direction.device.type, enabled=False):
+        with without_autocast(direction.device):
             v = widened(partial)
             inverse_rms = inverse_rms_of(v, eps)
             dots = v @ direction.to(v.dtype)
@@ -222,7 +222,7 @@ class _LetIn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         mean, partial, direction, inverse_rms, dots, weight = ctx.saved_tensors
-        with torch.autocast(direction.device.type, enabled=False):
+        with without_autocast(direction.device):
             v, wide = widened(partial), widened(grad)
             grad_score = weight * (1 - weight) * ((v - mean) * wide).sum(-1)
             grad_dot = grad_score * inverse_rms

@@ -25,6 +25,13 @@ def on_meta(cfg: ModelConfig) -> HookedLM:
         return HookedLM(cfg.model_copy(update={"device": "meta"}), seed=None)
 
 
+def without_numbers(cfg: ModelConfig) -> HookedLM:
+    """The model of `cfg` for what does not depend on weights: theirs are whatever lay in memory, or, of a large model,
+    on meta, whose operations torch takes seconds to load."""
+    model = on_meta(cfg)
+    return HookedLM(cfg.model_copy(update={"device": "cpu"}), seed=None) if model.n_parameters() < 1e8 else model
+
+
 def weights_bytes(cfg: ModelConfig) -> int:
     """Bytes of all parameters in the model's dtype."""
     return on_meta(cfg).n_parameters() * cfg.dtype.itemsize
@@ -105,25 +112,37 @@ def hook_shapes(cfg: ModelConfig, names: Sequence[str], n_ctx: int = 1) -> dict[
     Raises:
         ValueError: a hook that the model lacks (the nearest are named).
     """
-    model, found = on_meta(cfg), {}
+    model, found = without_numbers(cfg), {}
     check_hooks(model, names)
     last = last_layer(names)
 
     def note(x: Tensor, hook: HookPoint) -> None:
         found[hook.name] = tuple(x.shape[1 if str(hook.name).endswith(MAPS) else 2 :])
 
-    with faked(model), torch.no_grad(), model.hooks(fwd_hooks=[(name, note) for name in names]):
-        # past the check of ids, which would read them
-        state = model.embed_state(torch.zeros(1, n_ctx, dtype=torch.int64))
-        model(state, start_at_layer=0, stop_at_layer=last, return_type="logits")
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, note) for name in names]):
+        model(_zeros(model, n_ctx), stop_at_layer=last)
     return {name: found[name] for name in names}
+
+
+def hooked_tensors(model: HookedLM, n_ctx: int) -> dict[str, Tensor]:
+    """For every hook, a tensor of the shape and dtype that it passes of one sequence."""
+    tokens = _zeros(model, n_ctx)
+    with torch.no_grad():
+        _, shared = model.run_with_cache(tokens, return_cache_object=False)
+        # apart: while a head has its own input, the norm before it sees one input a head
+        _, apart = model.run_with_cache(tokens, names_filter=lambda name: name not in shared, return_cache_object=False)
+    return {name: (apart | shared)[name] for name in model.hook_dict}
+
+
+def _zeros(model: HookedLM, n_ctx: int) -> Tensor:
+    return torch.zeros(1, n_ctx, dtype=torch.int64, device=model.cfg.device)
 
 
 @contextmanager
 def faked(model: HookedLM) -> Iterator[None]:
     """While it lasts, a model of `on_meta` has fake parameters of a CPU, and what is made of them is fake: tensors that
     have shapes, strides and dtypes and no numbers."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to load
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes seconds to load
 
     with FakeTensorMode(allow_non_fake_inputs=True), _on_cpu(model):
         yield

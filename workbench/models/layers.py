@@ -7,6 +7,7 @@ while a hook stands on it; unwatched, attention is one fused kernel and a norm o
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -319,10 +320,16 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
     return z.to(v.dtype)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which products keep their inputs' dtype."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype a product with x will run in: autocast's where it is on, else x's."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    # meta has none
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _project(x: Tensor, W: Float[Tensor, "head d_model d_head"], b: Tensor | None) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from workbench.models.attn_residuals import Routing, inverse_rms_of, last, widened
 from workbench.models.config import AttnRes, ModelConfig
 from workbench.models.hooks import HookPoint
+from workbench.models.layers import without_autocast
 
 
 class Boundaries(nn.Module):
@@ -121,7 +122,7 @@ class SegmentedStream:
         if routing is None or hook is None:
             assert self.main is not None, "only the first attention of an attention channel has no routing"
             return self.main
-        with torch.autocast(self.sums.device.type, enabled=False):
+        with without_autocast(self.sums.device):
             sources = self.sources
             v = widened(sources)
             scores = (v @ routing.direction.to(v.dtype)) * inverse_rms_of(v, routing.eps)

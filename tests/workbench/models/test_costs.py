@@ -15,9 +15,11 @@ from workbench.models.costs import (
     cache_bytes,
     forward_flops,
     hook_shapes,
+    hooked_tensors,
     loading_bytes,
     on_meta,
     weights_bytes,
+    without_numbers,
 )
 from workbench.models.layers import KeyValueCache
 
@@ -63,6 +65,18 @@ def test_hooks_pass_what_they_pass_in_a_real_forward(kind):
     assert found == {name: tuple(x.shape[1 if "pattern" in name else 2 :]) for name, x in real.items()}
     with pytest.raises(ValueError, match="hook_zz"):
         hook_shapes(model.cfg, ["blocks.0.attn.hook_zz"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_hook_is_shown_with_its_real_shape_and_dtype(kind):
+    model, tokens = small_model(kind), torch.zeros(1, 7, dtype=torch.long)
+    _, real = model.run_with_cache(tokens, return_cache_object=False)
+    _, apart = model.run_with_cache(tokens, names_filter=lambda name: name not in real, return_cache_object=False)
+    for stands_in in (on_meta(model.cfg), without_numbers(model.cfg)):
+        found = hooked_tensors(stands_in, 7)
+        assert list(found) == list(model.hook_dict)
+        for name, x in (apart | real).items():
+            assert (found[name].shape, found[name].dtype) == (x.shape, x.dtype), name
 
 
 def test_keys_and_values_are_those_of_a_cache():
