@@ -208,7 +208,7 @@ class TestFilesOfAFolder:
         changes = {"n_embd": 48, "n_layer": 1, "n_head": 6, "vocab_size": 61} if kind == "GPT2Config" else {}
         random_model(kind, **changes).save_pretrained(tmp_path)
         edit_tensors(tmp_path, **{name: torch.zeros(shape)})
-        with pytest.raises(ValueError, match=rf"{tmp_path.name}.*: {name.removeprefix('transformer.')} has shape"):
+        with pytest.raises(ValueError, match=rf"{tmp_path.name}.*: {name} has shape"):
             load(tmp_path)
 
     def test_numbers_of_eight_bits(self, tmp_path):
@@ -257,9 +257,9 @@ def test_unscaled_attention_is_exported_as_gpt2_and_no_other_scale(tmp_path):
     out = export(model, "hf", tmp_path / "out")
     assert load(out).cfg.attn_scale == 1.0
     assert weights_sha256(load(out)) == weights_sha256(model)
-    with pytest.raises(ValueError, match="an attn_scale other than √d_head and 1"):
+    with pytest.raises(ValueError, match="the nearest, has attn_scale = "):
         export(small_model("janus-small", attn_scale=2.0), "hf", tmp_path / "other")
-    with pytest.raises(ValueError, match="an attn_scale other than √d_head with RMSNorm"):
+    with pytest.raises(ValueError, match="the nearest, has attn_scale = "):
         export(small_model("kotodama", attn_scale=1.0), "hf", tmp_path / "other")
 
 
