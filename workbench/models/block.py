@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.models.attn_residuals import RoutedStream, Routing
@@ -22,8 +24,29 @@ Routed = RoutedStream | SegmentedStream
 State = Tensor | Routed | RecurrentStream
 
 
+@dataclass(frozen=True)
+class Attended:
+    """The plain stream after attention, where its sum alone does not say how the layer goes on, or how it would have
+    with other heads: a parallel MLP reads what attention read; a norm behind attention saw what heads wrote.
+
+    Attributes:
+        running: resid_pre and what attention added.
+        resid_pre: the stream before.
+        written: what heads wrote together, ahead of the norm; None where none stands there.
+    """
+
+    running: Float[Tensor, "batch pos d_model"]
+    resid_pre: Float[Tensor, "batch pos d_model"]
+    written: Float[Tensor, "batch pos d_model"] | None = None
+
+    def repeated(self, n: int, running: Float[Tensor, "n_batch pos d_model"]) -> Attended:
+        """This state n times over along the batch, with `running` in the stream's place."""
+        return Attended(running, self.resid_pre.repeat(n, 1, 1))
+
+
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each reading from the state and adding to it."""
+    """One layer: attention, then feed-forward, each reading from the state and adding to it; or both from the state
+    before them, where they are parallel."""
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -34,7 +57,11 @@ class Block(nn.Module):
         self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint()  # likewise; kv heads
         self.hook_mlp_in = HookPoint()  # [batch pos d_model]
         self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()  # [batch pos d_model]
-        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
+        self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+        if not cfg.parallel_attn_mlp:  # there is no stream in between
+            self.hook_resid_mid = HookPoint()
+        if cfg.use_normalization_before_and_after:
+            self.ln1_post, self.ln2_post = Norm(cfg), Norm(cfg)
         self.route_attn: Routing | None = None
         self.hook_route_attn: HookPoint | None = None
         if (attn_res := cfg.extensions.attn_res) is not None:
@@ -49,7 +76,7 @@ class Block(nn.Module):
         """The state after this layer. `read_out` turns a routed state into the stream hook_resid_post shows."""
         return self.feed_forward(self.attend(state, cache), read_out)
 
-    def attend(self, state: State, cache: KeyValueCache | None = None) -> State:
+    def attend(self, state: State, cache: KeyValueCache | None = None) -> State | Attended:
         """The state after the attention sub-layer: what `feed_forward` continues from."""
         if isinstance(state, Routed):
             state = state.enter()
@@ -59,10 +86,19 @@ class Block(nn.Module):
             state = state.commit() if self.is_boundary else state
             return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
         resid_pre = self.hook_resid_pre(state)
-        attn_out = self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
-        return resid_pre + attn_out
+        written = self.attn(self._attn_input(resid_pre), cache)
+        running = resid_pre + self.hook_attn_out(self.behind_attention(written))
+        if self.cfg.writes_linearly:
+            return Attended(running, resid_pre) if self.cfg.parallel_attn_mlp else running
+        return Attended(running, resid_pre, written)
 
-    def feed_forward(self, state: State, read_out: Callable | None = None) -> State:
+    def behind_attention(self, written: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What enters the stream of what heads wrote together: itself, or that under a norm."""
+        if self.cfg.use_normalization_before_and_after:
+            return self.ln1_post(written)
+        return self.ln1(written) if self.cfg.extensions.post_norm else written
+
+    def feed_forward(self, state: State | Attended, read_out: Callable | None = None) -> State:
         """The state after the feed-forward sub-layer, from the one `attend` returns."""
         if isinstance(state, Routed):
             resid_mid = self.hook_resid_mid(state.read(self.route_mlp, self.hook_route_mlp))
@@ -70,9 +106,17 @@ class Block(nn.Module):
             if read_out is not None and is_watched(self.hook_resid_post):
                 self._show(read_out(state))
             return state
-        resid_mid = self.hook_resid_mid(state)
-        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(hook_copy(self.hook_mlp_in, resid_mid))))
-        return self.hook_resid_post(resid_mid + mlp_out)
+        running = state.running if isinstance(state, Attended) else state
+        if self.cfg.parallel_attn_mlp:
+            assert isinstance(state, Attended), "attend returns one"
+            read = state.resid_pre
+        else:
+            running = read = self.hook_resid_mid(running)
+        mlp_in, ext = hook_copy(self.hook_mlp_in, read), self.cfg.extensions
+        out = self.mlp(mlp_in if ext.post_norm else self.ln2(mlp_in))
+        if self.cfg.use_normalization_before_and_after:
+            out = self.ln2_post(out)
+        return self.hook_resid_post(running + self.hook_mlp_out(self.ln2(out) if ext.post_norm else out))
 
     def _show(self, resid_post: Tensor) -> None:
         """hook_resid_post of a routed stream: a reading of its sums, which nothing after it reads.
@@ -92,8 +136,9 @@ class Block(nn.Module):
 
     def _attn_input(self, resid_pre: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        norm = nn.Identity() if self.cfg.extensions.post_norm else self.ln1
         if not is_watched(self.hook_attn_in, *points):
-            return self.ln1(resid_pre)
+            return norm(resid_pre)
         shared = resid_pre
         if is_watched(self.hook_attn_in):
             shared = hook_copy(self.hook_attn_in, per_head_copies(resid_pre, self.cfg.n_heads))
@@ -102,7 +147,7 @@ class Block(nn.Module):
             x = shared if shared.ndim == 3 else shared[:, :, :: self.cfg.n_heads // n_heads]
             if is_watched(point):
                 x = hook_copy(point, x if x.ndim == 4 else per_head_copies(x, n_heads))
-            inputs.append(self.ln1(x))
+            inputs.append(norm(x))
         return inputs[0], inputs[1], inputs[2]
 
 

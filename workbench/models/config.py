@@ -73,6 +73,20 @@ class AttentionFields(Frozen):
     use_qk_norm: bool = Field(default=False, description="RMSNorm of each head's q and k, before rotation")
     attn_scale: float = Field(default=-1.0, description="scores are divided by this; ≤ 0 means √d_head")
     attn_scores_soft_cap: float = Field(default=-1.0, description="c in c·tanh(score/c); ≤ 0 is none")
+    clip_qkv: float | None = Field(
+        default=None, description="q, k and v are kept within ± this; none: not", gt=0, exclude_if=is_default
+    )
+    window_size: int | None = Field(
+        default=None,
+        description="tokens that a query of a local layer sees, itself included",
+        ge=1,
+        exclude_if=is_default,
+    )
+    attn_types: tuple[Literal["global", "local"], ...] | None = Field(
+        default=None,
+        description="which layers see window_size tokens alone (local); none: all, where there is a window",
+        exclude_if=is_default,
+    )
 
 
 class PositionFields(Frozen):
@@ -90,6 +104,9 @@ class PositionFields(Frozen):
     NTK_by_parts_high_freq_factor: float = Field(default=4.0, description="see Peng et al. 2023, §3.2", gt=0)
     NTK_by_parts_factor: float = Field(default=8.0, description="stretch of the lowest frequencies", gt=0)
     NTK_original_ctx_len: int = Field(default=8192, description="context of the unstretched model, tokens", ge=1)
+    rotary_base_local: float | None = Field(
+        default=None, description="θ of local layers, not stretched; none: that of all", gt=0, exclude_if=is_default
+    )
 
 
 class MlpFields(Frozen):
@@ -106,8 +123,9 @@ class MlpFields(Frozen):
         default=False, description="field of TransformerLens; blocks here always have an MLP"
     )
     attention_dir: Literal["causal"] = Field(default="causal", description="field of TransformerLens; causal here")
-    parallel_attn_mlp: Literal[False] = Field(
-        default=False, description="field of TransformerLens; always sequential here"
+    parallel_attn_mlp: bool = Field(default=False, description="the MLP reads what attention reads, not what it left")
+    use_normalization_before_and_after: bool = Field(
+        default=False, description="a norm behind attention and MLP as well as before", exclude_if=is_default
     )
 
 
@@ -236,6 +254,36 @@ class Recurrence(Frozen):
         return {target: source for source, target in self.skips}
 
 
+class RopeScaling(Frozen):
+    """RoPE beyond the trained context, in transformers' names; `rotary.py` says what each kind computes."""
+
+    rope_type: Literal["dynamic", "yarn", "longrope"] = Field(description="which way")
+    factor: float | None = Field(default=None, description="how many times as long; none: n_ctx / the original", gt=0)
+    original_max_position_embeddings: int | None = Field(default=None, description="context before, tokens", ge=2)
+    attention_factor: float | None = Field(default=None, description="multiplies cos and sin; none: by its formula")
+    beta_fast: float = Field(default=32.0, description="yarn: pairs with more rotations are not stretched", gt=0)
+    beta_slow: float = Field(default=1.0, description="yarn: pairs with fewer rotations are stretched whole", gt=0)
+    truncate: bool = Field(default=True, description="yarn: whole pairs begin and end the ramp between")
+    mscale: float | None = Field(default=None, description="yarn: weight in the formula of attention_factor")
+    mscale_all_dim: float | None = Field(default=None, description="yarn: weight in what that is divided by")
+    short_factor: tuple[float, ...] | None = Field(default=None, description="longrope: divisors up to the original")
+    long_factor: tuple[float, ...] | None = Field(default=None, description="longrope: divisors of longer sequences")
+
+    @model_validator(mode="after")
+    def _agree(self) -> RopeScaling:
+        if self.rope_type != "dynamic" and self.original_max_position_embeddings is None:
+            raise ValueError(f"rope: {self.rope_type} without original_max_position_embeddings; expected it")
+        if self.rope_type == "longrope" and (self.short_factor is None or self.long_factor is None):
+            raise ValueError("rope: longrope without short_factor and long_factor; expected both")
+        return self
+
+    @property
+    def original_n_ctx(self) -> int:
+        """Context before, tokens."""
+        assert self.original_max_position_embeddings is not None, "checked above, of those that read it"
+        return self.original_max_position_embeddings
+
+
 class Extensions(Frozen):
     """Fields that HookedTransformerConfig does not have."""
 
@@ -260,6 +308,20 @@ class Extensions(Frozen):
     spectral_init: bool = Field(
         default=False, description="W_E starts with singular values falling as k^(−1/2), its norm kept"
     )
+    embed_scale: float | None = Field(
+        default=None, description="the embedding stream is this times W_E's rows; none: once", exclude_if=is_default
+    )
+    norm_plus_one: bool = Field(default=False, description="norms multiply by 1 + w", exclude_if=is_default)
+    post_norm: bool = Field(
+        default=False, description="norms stand behind attention and MLP, none before", exclude_if=is_default
+    )
+    wide_qk_norm: bool = Field(
+        default=False, description="the norm of queries, and of keys, is over all heads together", exclude_if=is_default
+    )
+    rope: RopeScaling | None = Field(default=None, description="RoPE beyond the trained context", exclude_if=is_default)
+    unrotated_layers: tuple[int, ...] | None = Field(
+        default=None, description="layers whose queries and keys are not rotated", exclude_if=is_default
+    )
 
 
 class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
@@ -283,6 +345,7 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
         if self.extensions.attn_res is not None:
             check_boundaries(self.extensions.attn_res, self.n_layers)
         check_ranks(self)
+        check_layers(self)
         if self.extensions.recurrence is not None:
             check_recurrence(self.extensions.recurrence, self)
         return self
@@ -291,6 +354,15 @@ class ModelConfig(Shape, AttentionFields, PositionFields, MlpFields):
     def kv_heads(self) -> int:
         """Number of key/value heads (n_heads where none is named)."""
         return self.n_key_value_heads or self.n_heads
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer's queries see window_size tokens alone."""
+        return self.window_size is not None and (self.attn_types is None or self.attn_types[layer] == "local")
+
+    @property
+    def writes_linearly(self) -> bool:
+        """Whether what a head writes, z W_O[h], enters the stream unchanged: no norm stands behind attention."""
+        return not (self.use_normalization_before_and_after or self.extensions.post_norm)
 
     @property
     def d_vocab_out(self) -> int:
@@ -352,6 +424,29 @@ def check_boundaries(attn_res: AttnRes, n_layers: int) -> None:
         raise ValueError(
             f"attn_res.boundaries: got {list(boundaries)}; expected layers that rise from 0 and stay below {n_layers}"
         )
+
+
+def check_layers(cfg: ModelConfig) -> None:
+    """Raise ValueError unless what single layers have fits the model."""
+    if cfg.attn_types is not None and (cfg.window_size is None or len(cfg.attn_types) != cfg.n_layers):
+        raise ValueError(
+            f"attn_types: got {len(cfg.attn_types)} of them and window_size = {cfg.window_size}; expected one for each "
+            f"of {cfg.n_layers} layers, and a window_size"
+        )
+    extensions = cfg.extensions
+    outside = [layer for layer in extensions.unrotated_layers or () if not 0 <= layer < cfg.n_layers]
+    if outside:
+        raise ValueError(f"unrotated_layers: got {outside[0]}; expected layers 0 to {cfg.n_layers - 1}")
+    if cfg.use_normalization_before_and_after and extensions.post_norm:
+        raise ValueError("post_norm: does not go with use_normalization_before_and_after; expected one of them")
+    n_pairs = (cfg.rotary_dim or cfg.d_head) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = None if extensions.rope is None else getattr(extensions.rope, name)
+        if factors is not None and len(factors) != n_pairs:
+            raise ValueError(f"rope.{name}: got {len(factors)} factors; expected {n_pairs}, one a rotated pair")
+    is_plain = extensions.attn_res is None and extensions.recurrence is None
+    if not is_plain and not (cfg.writes_linearly and not cfg.parallel_attn_mlp):
+        raise ValueError("parallel blocks and norms behind sub-layers: not with attention residuals or recurrence")
 
 
 def check_ranks(cfg: ModelConfig) -> None:

@@ -6,7 +6,7 @@ while a hook stands on it; unwatched, attention is one fused kernel and a norm o
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from workbench.models.alignment import n_missing, pad
 from workbench.models.config import ModelConfig
 from workbench.models.hooks import HookPoint
+from workbench.models.rotary import Rotary
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -51,7 +52,7 @@ def _head_parameter(n_heads: int, d_model: int, d_head: int, dtype: torch.dtype)
 
 
 class Norm(nn.Module):
-    """LayerNorm (`w`, `b`) or RMSNorm (`w`) over the last axis, of any length."""
+    """LayerNorm (`w`, `b`) or RMSNorm (`w`) over the last axis, of any length; `gain` is what it multiplies by."""
 
     def __init__(self, cfg: ModelConfig, length: int | None = None, kind: str | None = None) -> None:
         super().__init__()
@@ -59,8 +60,14 @@ class Norm(nn.Module):
         self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
         if self.kind == "LN":
             self.b = nn.Parameter(torch.zeros(self.length, dtype=cfg.dtype))
+        self.plus_one = cfg.extensions.norm_plus_one
         self.hook_scale = HookPoint()  # [batch pos 1]
         self.hook_normalized = HookPoint()  # [batch pos length]
+
+    @property
+    def gain(self) -> Float[Tensor, "length"]:
+        """w, or 1 + w where the configuration says so, then in float32 or float64."""
+        return 1.0 + self.w.to(torch.promote_types(self.w.dtype, torch.float32)) if self.plus_one else self.w
 
     def forward(self, x: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch length"]:
         if x.dtype != self.w.dtype:  # a bfloat16 product under autocast, or a caller's float64
@@ -68,81 +75,21 @@ class Norm(nn.Module):
         if is_watched(self.hook_scale, self.hook_normalized):
             return self._explicit(x)
         if self.kind == "LN":
-            return F.layer_norm(x, (self.length,), self.w, self.b, self.eps)
-        return F.rms_norm(x, (self.length,), self.w, self.eps)
+            return F.layer_norm(x, (self.length,), self.gain, self.b, self.eps)
+        if self.plus_one and x.dtype in (torch.bfloat16, torch.float16):  # where 1 + w would be rounded to w's grain
+            return F.rms_norm(x.float(), (self.length,), self.gain, self.eps).to(x.dtype)
+        return F.rms_norm(x, (self.length,), self.gain, self.eps)
 
     def _explicit(self, x: Tensor) -> Tensor:
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         if self.kind == "LN":
             wide = wide - wide.mean(-1, keepdim=True)
         scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
-        normalized = self.hook_normalized(wide / scale).to(x.dtype)
-        return normalized * self.w + self.b if self.kind == "LN" else normalized * self.w
-
-
-class Rotary(nn.Module):
-    """Rotation of queries and keys by position (Su et al. 2021), tables in float32, grown on demand up to n_ctx.
-
-    Pairs are (i, i + d/2) or, with `rotary_adjacent_pairs`, (2i, 2i + 1). Supports linear and NTK-by-parts stretching.
-    """
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.dim, self.adjacent = cfg.rotary_dim or cfg.d_head, cfg.rotary_adjacent_pairs
-        # no buffer: `.to(dtype)` would round it
-        self.inverse_frequency = _inverse_frequency(cfg, self.dim)
-        self.tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-
-    def cos_sin(self, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin of position × frequency, [n, dim/2] each, in `dtype`."""
-        size = 1 << max(0, n - 1).bit_length()
-        key = (size, device, dtype)
-        if key not in self.tables:
-            self.tables = {k: v for k, v in self.tables.items() if k[1:] != key[1:]}
-            with torch.inference_mode(False):  # kept for later calls, which may take gradients
-                angles = torch.outer(torch.arange(size, dtype=torch.float64), self.inverse_frequency)
-                self.tables[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
-        cos, sin = self.tables[key]
-        return cos[:n], sin[:n]
-
-    def forward(
-        self, x: Float[Tensor, "batch pos head d_head"], offset: int = 0
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        n = x.shape[1]
-        wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        cos, sin = (t[offset : offset + n, None, :] for t in self.cos_sin(offset + n, x.device, wide))
-        turned, rest = x[..., : self.dim], x[..., self.dim :]
-        if self.adjacent and not torch.compiler.is_compiling():  # the compiler has no complex numbers
-            # an adjacent pair is a complex number in memory: one product turns it, where four and two sums would
-            # (contiguous copies only what a hook, or a partial rotation, has laid out otherwise)
-            pairs = torch.view_as_complex(turned.to(wide).contiguous().unflatten(-1, (-1, 2)))
-            turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
-        elif self.adjacent:
-            a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
-        else:
-            a, b = turned.chunk(2, dim=-1)
-            turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
-        turned = turned.to(x.dtype)
-        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
-
-
-def _inverse_frequency(cfg: ModelConfig, dim: int) -> Float[Tensor, "half"]:
-    """Radians per position of each pair; NTK-by-parts as published for Llama 3.1 (Peng et al. 2023, §3.2)."""
-    # on the CPU also while a model is built on meta: these are numbers, not weights
-    inverse = 1.0 / cfg.rotary_base ** (torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
-    if cfg.use_NTK_by_parts_rope:
-        wavelength = 2 * math.pi / inverse
-        low = cfg.NTK_original_ctx_len / cfg.NTK_by_parts_low_freq_factor
-        high = cfg.NTK_original_ctx_len / cfg.NTK_by_parts_high_freq_factor
-        kept = ((cfg.NTK_original_ctx_len / wavelength) - cfg.NTK_by_parts_low_freq_factor) / (
-            cfg.NTK_by_parts_high_freq_factor - cfg.NTK_by_parts_low_freq_factor
-        )
-        mixed = (1 - kept) * inverse / cfg.NTK_by_parts_factor + kept * inverse
-        inverse = torch.where(
-            wavelength > low, inverse / cfg.NTK_by_parts_factor, torch.where(wavelength < high, inverse, mixed)
-        )
-    return inverse / cfg.rotary_scaling_factor
+        normalized = self.hook_normalized(wide / scale)
+        if self.plus_one:
+            return (normalized * self.gain).to(x.dtype)
+        normalized = normalized.to(x.dtype)
+        return normalized * self.gain + self.b if self.kind == "LN" else normalized * self.gain
 
 
 class KeyValueCache:
@@ -203,6 +150,7 @@ class Attention(nn.Module):
         self.cfg, self.layer = cfg, layer
         h, kv, d, e = cfg.n_heads, cfg.kv_heads, cfg.d_model, cfg.d_head
         self.is_grouped = cfg.n_key_value_heads is not None
+        self.window = cfg.window_size if cfg.is_local(layer) else None
         self.W_Q = _head_parameter(h, d, e, cfg.dtype)
         # TransformerLens stores grouped weights as _W_K, _W_V and shows them repeated to all heads as W_K, W_V
         prefix = "_" if self.is_grouped else ""
@@ -220,7 +168,8 @@ class Attention(nn.Module):
         if cfg.extensions.out_bias:
             self.b_O = _parameter(d, dtype=cfg.dtype)
         if cfg.use_qk_norm:
-            self.q_norm, self.k_norm = Norm(cfg, e, "RMS"), Norm(cfg, e, "RMS")
+            wide = cfg.extensions.wide_qk_norm
+            self.q_norm, self.k_norm = (Norm(cfg, n * e if wide else e, "RMS") for n in (h, kv))
         if cfg.extensions.q_gain is not None:
             self.q_gain = _parameter(h, dtype=cfg.dtype)
         self.hook_q, self.hook_k, self.hook_v, self.hook_z = HookPoint(), HookPoint(), HookPoint(), HookPoint()
@@ -228,7 +177,8 @@ class Attention(nn.Module):
         self.hook_result = HookPoint()  # [batch pos head d_model], when watched
         if cfg.positional_embedding_type == "rotary":
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
-            self.rotary = Rotary(cfg)
+            self.is_turned = layer not in (cfg.extensions.unrotated_layers or ())
+            self.rotary = Rotary(cfg, layer)
 
     def __getattr__(self, name: str):  # W_K, W_V, b_K, b_V of grouped or low-rank attention, repeated to all heads
         parameters = self.__dict__.get("_parameters", {})
@@ -257,19 +207,25 @@ class Attention(nn.Module):
         # under autocast each of three products would cast x for itself, and keep its own copy for the backward pass
         inputs = x if isinstance(x, tuple) else (x.to(_product_dtype(x)),) * 3
         has_bias = self.cfg.extensions.qkv_bias
-        q = self.hook_q(_project(inputs[0], self.W_Q, self.b_Q if has_bias else None))
-        k = self.hook_k(self._keys_or_values(inputs[1], "K"))
-        v = self.hook_v(self._keys_or_values(inputs[2], "V"))
+        clip = _clipped(self.cfg.clip_qkv)
+        q = self.hook_q(clip(_project(inputs[0], self.W_Q, self.b_Q if has_bias else None)))
+        k = self.hook_k(clip(self._keys_or_values(inputs[1], "K")))
+        v = self.hook_v(clip(self._keys_or_values(inputs[2], "V")))
         if self.cfg.use_qk_norm:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # their hooks see [batch pos head d_head]
+            q, k = self._normed(self.q_norm, q).to(v.dtype), self._normed(self.k_norm, k).to(v.dtype)
         if self.cfg.extensions.q_gain is not None:
             q = q * self.q_gain.to(q.dtype)[:, None]
         offset = cache.length if cache is not None else 0
         if self.cfg.positional_embedding_type == "rotary":
-            q, k = self.hook_rot_q(self.rotary(q, offset)), self.hook_rot_k(self.rotary(k, offset))
+            turned = (self.rotary(q, offset), self.rotary(k, offset)) if self.is_turned else (q, k)
+            q, k = self.hook_rot_q(turned[0]), self.hook_rot_k(turned[1])
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         return self._output(self.hook_z(self._mix(q, k, v)))
+
+    def _normed(self, norm: Norm, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        """A norm's hooks see [batch pos head d_head], or, of one over all heads together, [batch pos head·d_head]."""
+        return norm(x.flatten(2)).unflatten(2, x.shape[2:]) if self.cfg.extensions.wide_qk_norm else norm(x)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         """Σ over keys of pattern · v: fused unless someone watches the scores or the pattern."""
@@ -280,13 +236,14 @@ class Attention(nn.Module):
         cap = self.cfg.attn_scores_soft_cap
         if cap <= 0 and not is_watched(self.hook_attn_scores, self.hook_pattern):
             n_queries, n_keys = q.shape[2], k.shape[2]
-            is_square = n_queries == n_keys
-            mask = None if is_square or n_queries == 1 else _causal(n_queries, n_keys, q.device)
-            return _fused(q, k, v, mask, is_square and n_queries > 1, 1 / self.cfg.scale).transpose(1, 2)
+            is_whole = self.window is None or n_keys <= self.window
+            is_plain = is_whole and n_queries in (1, n_keys)
+            mask = None if is_plain else _causal(n_queries, n_keys, q.device, self.window)
+            return _fused(q, k, v, mask, is_plain and n_queries > 1, 1 / self.cfg.scale).transpose(1, 2)
         scores = (q @ k.transpose(2, 3)) / self.cfg.scale
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
-        scores = scores.masked_fill(~_causal(q.shape[2], k.shape[2], q.device), -torch.inf)
+        scores = scores.masked_fill(~_causal(q.shape[2], k.shape[2], q.device, self.window), -torch.inf)
         pattern = self.hook_pattern(self._softmax(self.hook_attn_scores(scores)))
         return (pattern.to(v.dtype) @ v).transpose(1, 2)
 
@@ -344,10 +301,16 @@ def _project(x: Tensor, W: Float[Tensor, "head d_model d_head"], b: Tensor | Non
     return out.unflatten(-1, (W.shape[0], W.shape[2]))
 
 
-def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """[n_queries n_keys], True where a key is not after its query; the queries are the last positions."""
-    queries = torch.arange(n_keys - n_queries, n_keys, device=device)
-    return torch.arange(n_keys, device=device)[None, :] <= queries[:, None]
+def _causal(n_queries: int, n_keys: int, device: torch.device, window: int | None = None) -> Tensor:
+    """[n_queries n_keys], True where a key is not after its query, and among the last `window` up to it; queries are
+    the last positions."""
+    queries = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
+    keys = torch.arange(n_keys, device=device)[None, :]
+    return keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
+
+
+def _clipped(limit: float | None) -> Callable[[Tensor], Tensor]:
+    return (lambda x: x) if limit is None else (lambda x: x.clamp(-limit, limit))
 
 
 class MLP(nn.Module):

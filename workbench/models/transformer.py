@@ -163,7 +163,8 @@ class HookedLM(HookedRootModule):
 
     def embed_state(self, tokens: Int[Tensor, "batch pos"], offset: int = 0) -> State:
         """The state entering layer 0."""
-        x = self.hook_embed(self.embed(tokens))
+        x, scale = self.embed(tokens), self.cfg.extensions.embed_scale
+        x = self.hook_embed(x if scale is None else x * torch.tensor(scale, dtype=x.dtype, device=x.device))
         if self.cfg.positional_embedding_type == "standard":
             x = x + hook_copy(self.hook_pos_embed, self.pos_embed(tokens, offset))
         extensions = self.cfg.extensions

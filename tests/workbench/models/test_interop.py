@@ -123,8 +123,8 @@ def test_export_is_verified_and_opens_in_the_other_library(kind, to, tmp_path):
 
 @pytest.mark.parametrize("kind", ["attn-res", "untied-softcap"])
 def test_what_cannot_be_expressed_is_refused_and_nothing_is_left(kind, tmp_path):
-    reason = {"attn-res": "attention residuals", "untied-softcap": "output_logits_soft_cap = 0.0 in place of 30.0"}[kind]
-    with pytest.raises(ValueError, match=reason):
+    reasons = {"attn-res": "attention residuals", "untied-softcap": "output_logits_soft_cap = 0.0 in place of 30.0"}
+    with pytest.raises(ValueError, match=reasons[kind]):
         export(small_model(kind), "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
