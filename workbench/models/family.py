@@ -93,6 +93,7 @@ class Entry:
     """One tensor of theirs, and the parameters of ours that it holds."""
 
     theirs: str
+    """empty: they have no such tensor"""
     ours: tuple[str, ...]
     shape: tuple[int, ...]
     """of theirs"""
@@ -137,15 +138,59 @@ def head_bias(theirs: str, ours: str, n_heads: int, d_head: int, turned: bool = 
     )
 
 
-def head_norm(theirs: str, ours: str, d_head: int, turned: bool = False) -> Entry:
-    """The weight of a norm of each head's queries or keys."""
+def head_norm(theirs: str, ours: str, n_heads: int, d_head: int, turned: bool = False) -> Entry:
+    """The weight of a norm of queries or keys: of each head (n_heads 1), or of all together."""
     return Entry(
         theirs,
         (ours,),
-        (d_head,),
-        lambda t: [_turn(t, turned, to_halves=False)],
-        lambda own: _turn(own, turned, to_halves=True),
+        (n_heads * d_head,),
+        lambda t: [_turn(t.unflatten(0, (n_heads, -1)), turned, to_halves=False).flatten()],
+        lambda own: _turn(own.unflatten(0, (n_heads, -1)), turned, to_halves=True).flatten(),
     )
+
+
+def interleaved(theirs: str, ours: Sequence[str], n_heads: int, d_head: int, d_model: int) -> Entry:
+    """Weights of queries, keys and values that are one there, head by head: [(head three d_head) d_model]."""
+    return Entry(
+        theirs,
+        tuple(ours),
+        (n_heads * len(ours) * d_head, d_model),
+        lambda t: rearrange(t, "(h n e) d -> n h d e", h=n_heads, n=len(ours)).unbind(0),
+        lambda *own: rearrange(torch.stack(own), "n h d e -> (h n e) d"),
+    )
+
+
+def interleaved_bias(theirs: str, ours: Sequence[str], n_heads: int, d_head: int) -> Entry:
+    """Their biases, likewise."""
+    return Entry(
+        theirs,
+        tuple(ours),
+        (n_heads * len(ours) * d_head,),
+        lambda t: rearrange(t, "(h n e) -> n h e", h=n_heads, n=len(ours)).unbind(0),
+        lambda *own: rearrange(torch.stack(own), "n h e -> (h n e)"),
+    )
+
+
+def given(ours: str, value: float, n: int) -> Entry:
+    """A parameter of ours that their architecture does not have, at the value at which it does nothing."""
+
+    def join(own: Tensor) -> Tensor:
+        if bool((own != value).any()):
+            raise ValueError(f"{ours} is not {value:g} everywhere; expected that, in a family without this parameter")
+        return own
+
+    return Entry("", (ours,), (n,), lambda t: [torch.full_like(t, value)], join)
+
+
+def shared(theirs: str, ours: Sequence[str], n: int) -> Entry:
+    """One vector of theirs that is several parameters of ours, which are equal."""
+
+    def join(*own: Tensor) -> Tensor:
+        if any(not torch.equal(own[0], other) for other in own[1:]):
+            raise ValueError(f"{ours[1]} is not {ours[0]}; expected equal ones, in a family that has one for both")
+        return own[0]
+
+    return Entry(theirs, tuple(ours), (n,), lambda t: [t] * len(ours), join)
 
 
 def out_of_heads(theirs: str, ours: str, n_heads: int, d_head: int, d_model: int) -> Entry:
@@ -231,3 +276,29 @@ class Family:
     stand_in: tuple[str, Mapping[str, Any]] | None = None
     """(model_type, keys): a family as which the model is written where transformers' tokenizer class for this one
     reads texts in its own way, and what its file then says besides"""
+
+
+# --- layers with windows, as several families name them
+
+
+def read_layer_types(config: Described, default: Sequence[str]) -> dict[str, Any]:
+    """Our fields of `layer_types` and sliding_window; windows as long as the context are none.
+
+    Raises:
+        ValueError: types that are not one a layer, or others than full_attention and sliding_attention.
+    """
+    types = config.get("layer_types") or list(default)
+    known = {"full_attention": "global", "sliding_attention": "local"}
+    if len(types) != config.count("num_hidden_layers") or not set(types) <= set(known):
+        raise config.wrong("layer_types", f"{' or '.join(known)} for each of num_hidden_layers")
+    if "sliding_attention" not in types or config.get("sliding_window") is None:
+        return {}
+    window = config.count("sliding_window")
+    if window >= config.count("max_position_embeddings") and not config.get("rope_local_base_freq"):
+        return {}
+    return {"window_size": window, "attn_types": tuple(known[own] for own in types)}
+
+
+def layer_types(cfg: ModelConfig) -> list[str]:
+    """Their name of each layer's kind."""
+    return ["sliding_attention" if cfg.is_local(layer) else "full_attention" for layer in range(cfg.n_layers)]

@@ -134,7 +134,7 @@ def _read_weights(
     Raises:
         ValueError: naming missing, unknown and misshapen tensors, or an unembedding of its own in a tied model.
     """
-    expected = {entry.theirs for entry in entries}
+    expected = {entry.theirs for entry in entries if entry.theirs}
     # a model that was saved without its head has names without a beginning
     readers = {name if name in expected else _with_base(name, expected, family): read for name, read in readers.items()}
     if cfg.tie_word_embeddings:
@@ -145,8 +145,10 @@ def _read_weights(
     if wrong:
         raise ValueError(f"{source}: {join_faults(wrong)}")
     out: dict[str, Tensor] = {}
-    for entry in entries:
-        tensor = readers[entry.theirs]()
+    for entry in sorted(
+        entries, key=lambda entry: not entry.theirs
+    ):  # what they do not have is of what dtype the rest is
+        tensor = readers[entry.theirs]() if entry.theirs else torch.empty(entry.shape, dtype=widest_dtype(out.values()))
         if tuple(tensor.shape) != entry.shape:
             raise ValueError(f"{source}: {entry.theirs} has shape {list(tensor.shape)}; expected {list(entry.shape)}")
         try:
@@ -176,11 +178,15 @@ def _one_end(readers: dict[str, Any], family: Family, source: str) -> dict[str, 
 
 
 def _write_weights(model: HookedLM, entries: Iterable[Entry]) -> dict[str, Tensor]:
-    own = dict(model.named_parameters())
-    return {
-        entry.theirs: entry.join(*(own[name].detach() for name in entry.ours)).to(model.cfg.dtype).cpu().contiguous()
-        for entry in entries
-    }
+    own, out = dict(model.named_parameters()), {}
+    for entry in entries:
+        try:
+            joined = entry.join(*(own[name].detach() for name in entry.ours))
+        except ValueError as error:
+            raise ValueError(f"export to Hugging Face: {error}") from error
+        if entry.theirs:
+            out[entry.theirs] = joined.to(model.cfg.dtype).cpu().contiguous()
+    return out
 
 
 # --- writing
@@ -240,8 +246,11 @@ def _expressed(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     for name in family_names():
         family = find_family(name, "export")
         config = _head(family) | family.write(cfg)
-        found = _function(_configuration(family, config, name))
-        lost = [key for key in wanted if wanted[key] != found.get(key)]
+        try:
+            found = _function(_configuration(family, config, name))
+        except ValueError:  # it has no word for some setting at all
+            continue
+        lost = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
         if not lost:
             return family, config
         if nearest is None or len(lost) < len(nearest[1]):
@@ -250,15 +259,15 @@ def _expressed(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     name, lost, found = nearest
     raise ValueError(
         f"export to Hugging Face: no family expresses the model: {name}, the nearest, has "
-        + ", ".join(f"{key} = {found.get(key)!r} in place of {wanted[key]!r}" for key in lost)
+        + ", ".join(f"{key} = {found.get(key)!r} in place of {wanted.get(key)!r}" for key in lost)
     )
 
 
 def _function(cfg: ModelConfig) -> dict[str, Any]:
     """What a configuration says of the function that a model computes, flat, and in one form for one function."""
-    fields = cfg.model_dump(exclude=_ASIDE | {"extensions", "n_key_value_heads"})
-    fields |= cfg.extensions.model_dump(exclude=_INITIAL)
-    fields |= {"kv_heads": cfg.kv_heads, "attn_scale": round(cfg.scale, 9), "act_fn": cfg.act_fn}
+    fields = {name: value for name, value in cfg if name not in _ASIDE | {"extensions", "n_key_value_heads"}}
+    fields |= {name: value for name, value in cfg.extensions if name not in _INITIAL}
+    fields |= {"kv_heads": cfg.kv_heads, "attn_scale": round(cfg.scale, 6)}
     fields["act_fn"] = "gelu_new" if cfg.act_fn == "gelu_pytorch_tanh" else cfg.act_fn
     for cap in ("output_logits_soft_cap", "attn_scores_soft_cap"):
         fields[cap] = max(fields[cap], 0.0)

@@ -129,8 +129,9 @@ class TestRotarySettings:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
-            ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),
+            ({"rope_scaling": {"type": "proportional"}}, "rope_type = 'proportional'; expected default, linear"),
+            ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope without short_factor and long_factor"),
+            ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "got 1 factors; exp"),
             ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
             ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5; expected 1"),
             ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "expected one object for all layers"),
@@ -142,12 +143,12 @@ class TestRotarySettings:
             load(folder)
 
     @pytest.mark.parametrize(
-        ("changes", "n_ctx"), [({}, 48), ({"sliding_window": None}, 64), ({"use_sliding_window": False}, 48)]
+        ("changes", "window"), [({}, 20), ({"sliding_window": None}, None), ({"use_sliding_window": False}, 20)]
     )
-    def test_a_window_of_mistral_bounds_the_context(self, changes, n_ctx, tmp_path):
-        random_model("MistralConfig", sliding_window=48).save_pretrained(tmp_path)
+    def test_a_window_of_mistral_is_in_every_layer(self, changes, window, tmp_path):
+        random_model("MistralConfig", sliding_window=20).save_pretrained(tmp_path)
         edit_config(tmp_path, **changes)
-        assert load(tmp_path).cfg.n_ctx == n_ctx
+        assert load(tmp_path).cfg.window_size == window
         assert difference(tmp_path) < 1e-4
 
     def test_a_window_that_is_no_number(self, tmp_path):

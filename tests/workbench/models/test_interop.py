@@ -394,7 +394,7 @@ class TestBadCheckpoints:
 
     HF = {
         "family": ({"model_type": "mamba"}, "model_type = 'mamba'"),
-        "rope": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = 'yarn'"),
+        "rope": ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rope_type = 'proportional'"),
         "mlp bias": ({"mlp_bias": True}, "mlp_bias"),
         "activation": ({"hidden_act": "tanh"}, "activation 'tanh'"),
         "size missing": ({"hidden_size": None}, "hidden_size is missing"),

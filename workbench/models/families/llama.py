@@ -27,7 +27,7 @@ MARK = "workbench_rotary_adjacent_pairs"
 MARK_ZERO_BIAS = "workbench_zero_output_bias"
 
 
-def read_llama(config: Described, **changes: Any) -> ModelConfig:
+def read_llama(config: Described, *, partial: float | None = None, **changes: Any) -> ModelConfig:
     """The fields that the families built like Llama share; `changes` are a family's own."""
     heads, width = config.count("num_attention_heads"), config.count("hidden_size")
     kv_heads = config.get("num_key_value_heads") or heads
@@ -52,13 +52,15 @@ def read_llama(config: Described, **changes: Any) -> ModelConfig:
         "positional_embedding_type": "rotary",
         "rotary_adjacent_pairs": bool(config.get(MARK, False)),
     }
-    return ModelConfig(**fields | read_rope(config) | changes)
+    rope = read_rope(config, fields["d_head"], partial=partial)
+    extensions = {"rope": rope.pop("rope", None)} | changes.pop("extensions", {})
+    return ModelConfig(**fields | rope | changes, extensions=Extensions(**extensions))
 
 
 def read(config: Described) -> ModelConfig:
     """Biases of queries, keys and values, and, unless it is zeros that were added, of the output."""
     bias = bool(config.get("attention_bias", False))
-    return read_llama(config, extensions=Extensions(qkv_bias=bias, out_bias=bias and not config.get(MARK_ZERO_BIAS)))
+    return read_llama(config, extensions={"qkv_bias": bias, "out_bias": bias and not config.get(MARK_ZERO_BIAS)})
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
@@ -82,22 +84,35 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-def layout(cfg: ModelConfig, config: Mapping[str, Any]) -> Iterator[Entry]:
+NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+
+
+def layout(cfg: ModelConfig, config: Mapping[str, Any], norms: Mapping[str, str] = NORMS) -> Iterator[Entry]:
     """Tensors under Llama's names; of queries, keys and values as many heads as there are, and norms and biases."""
-    yield whole("model.embed_tokens.weight", "embed.W_E", cfg.d_vocab, cfg.d_model)
+    yield from ends(cfg)
     yield whole("model.norm.weight", "ln_final.w", cfg.d_model)
-    if not cfg.tie_word_embeddings:
-        yield product("lm_head.weight", "unembed.W_U", cfg.d_model, cfg.d_vocab)
     for layer in range(cfg.n_layers):
         src, dst = f"model.layers.{layer}.", f"blocks.{layer}."
-        yield whole(src + "input_layernorm.weight", dst + "ln1.w", cfg.d_model)
-        yield whole(src + "post_attention_layernorm.weight", dst + "ln2.w", cfg.d_model)
+        for theirs, ours in norms.items():
+            yield whole(f"{src}{theirs}.weight", f"{dst}{ours}.w", cfg.d_model)
         yield from attention(cfg, src + "self_attn.", dst + "attn.")
         if config.get(MARK_ZERO_BIAS):
             yield _zeros(src + "self_attn.o_proj.bias", cfg.d_model)
-        for theirs, ours in (("gate", "W_gate"), ("up", "W_in")):
-            yield product(f"{src}mlp.{theirs}_proj.weight", f"{dst}mlp.{ours}", cfg.d_model, cfg.d_mlp)
-        yield product(src + "mlp.down_proj.weight", dst + "mlp.W_out", cfg.d_mlp, cfg.d_model)
+        yield from gated_mlp(cfg, src + "mlp.", dst + "mlp.")
+
+
+def ends(cfg: ModelConfig) -> Iterator[Entry]:
+    """Embedding, and the unembedding where it is not the same."""
+    yield whole("model.embed_tokens.weight", "embed.W_E", cfg.d_vocab, cfg.d_model)
+    if not cfg.tie_word_embeddings:
+        yield product("lm_head.weight", "unembed.W_U", cfg.d_model, cfg.d_vocab)
+
+
+def gated_mlp(cfg: ModelConfig, src: str, dst: str) -> Iterator[Entry]:
+    """gate_proj, up_proj, down_proj of one layer."""
+    for theirs, ours in (("gate", "W_gate"), ("up", "W_in")):
+        yield product(f"{src}{theirs}_proj.weight", dst + ours, cfg.d_model, cfg.d_mlp)
+    yield product(src + "down_proj.weight", dst + "W_out", cfg.d_mlp, cfg.d_model)
 
 
 def attention(cfg: ModelConfig, src: str, dst: str) -> Iterator[Entry]:
@@ -109,7 +124,8 @@ def attention(cfg: ModelConfig, src: str, dst: str) -> Iterator[Entry]:
         if cfg.extensions.qkv_bias:
             yield head_bias(f"{theirs}proj.bias", f"{dst}{prefix}b_{letter}", heads, cfg.d_head, turned)
         if cfg.use_qk_norm and letter != "V":
-            yield head_norm(f"{theirs}norm.weight", f"{dst}{letter.lower()}_norm.w", cfg.d_head, turned)
+            n_normed = heads if cfg.extensions.wide_qk_norm else 1
+            yield head_norm(f"{theirs}norm.weight", f"{dst}{letter.lower()}_norm.w", n_normed, cfg.d_head, turned)
     yield out_of_heads(src + "o_proj.weight", dst + "W_O", cfg.n_heads, cfg.d_head, cfg.d_model)
     if cfg.extensions.out_bias:
         yield whole(src + "o_proj.bias", dst + "b_O", cfg.d_model)
