@@ -39,6 +39,21 @@ RECURRENT = GOLF | {
         k_rank=6, q_gain=1.5, embed_norm=True, embed_init=0.1, spectral_init=True, recurrence=EVERYTHING
     )
 }
+# GPT-NeoX's blocks, Gemma 2's and OLMo 2's
+PARALLEL = {
+    "normalization_type": "LN", "parallel_attn_mlp": True, "rotary_dim": 4, "act_fn": "gelu", "gated_mlp": False,
+    "d_mlp": 80, "extensions": Extensions(qkv_bias=True, out_bias=True, mlp_bias=True),
+}  # fmt: skip
+NORMED_TWICE = {
+    "n_key_value_heads": 2, "use_normalization_before_and_after": True, "attn_scale": 3.0, "act_fn": "gelu_new",
+    "attn_scores_soft_cap": 8.0, "output_logits_soft_cap": 20.0, "window_size": 5,
+    "attn_types": ("local", "global", "local"), "tie_word_embeddings": True, "d_mlp": 80,
+    "extensions": Extensions(norm_plus_one=True, embed_scale=32**0.5),
+}  # fmt: skip
+POST_NORMED = {
+    "n_key_value_heads": 2, "use_qk_norm": True, "d_mlp": 80,
+    "extensions": Extensions(post_norm=True, wide_qk_norm=True),
+}  # fmt: skip
 ARCHITECTURES = {
     "janus-small": JANUS_SMALL,
     "janus-v3": JANUS_V3,
@@ -49,6 +64,9 @@ ARCHITECTURES = {
     "attn-res-learned": LEARNED,
     "attn-res-learned-attention": LEARNED_CHANNEL,
     "recurrent": RECURRENT,
+    "parallel": PARALLEL,
+    "normed-twice": NORMED_TWICE,
+    "post-normed": POST_NORMED,
 }
 
 

@@ -75,15 +75,17 @@ def figures_of_tables() -> dict[str, Sequence[Callable[..., Any]]]:
 
 def load_plugin(source: str) -> list[Analysis]:
     """The analyses of a file or importable module, which from then on are known by their names, as its interventions
-    are by their kinds.
+    are by their kinds and its families of models by their `model_type`.
 
     Raises:
-        ValueError: no such file or module, one that fails or holds neither, a name or kind that is taken.
+        ValueError: no such file or module, one that fails or holds none of these, a name that is taken.
     """
     module = _import(source)
     own, interventions = _register(module), _register_interventions(module)
-    if not own and not interventions:
-        raise ValueError(f"plugin: {source} holds neither; expected an Analysis or Intervention of workbench.extend")
+    if not any((own, interventions, _register_families(module))):
+        raise ValueError(
+            f"plugin: {source} holds neither; expected an Analysis or Intervention of workbench.extend, or a Family"
+        )
     if source not in _PLUGINS:
         _PLUGINS.append(source)
     return own
@@ -135,6 +137,18 @@ def _register_interventions(module: ModuleType) -> list[type[Intervention]]:
 
         for intervention in own:
             register(intervention)
+    return own
+
+
+def _register_families(module: ModuleType) -> list[Any]:
+    if "workbench.models.family" not in sys.modules:  # who makes one has imported it, and torch with it
+        return []
+    from workbench.models.families import register
+    from workbench.models.family import Family
+
+    own = [value for value in vars(module).values() if isinstance(value, Family)]
+    for family in own:
+        register(family)
     return own
 
 

@@ -94,9 +94,14 @@ class Block(nn.Module):
 
     def behind_attention(self, written: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What enters the stream of what heads wrote together: itself, or that under a norm."""
+        return written if self.norm_behind is None else getattr(self, self.norm_behind)(written)
+
+    @property
+    def norm_behind(self) -> str | None:
+        """Name of the norm behind attention, where one stands there."""
         if self.cfg.use_normalization_before_and_after:
-            return self.ln1_post(written)
-        return self.ln1(written) if self.cfg.extensions.post_norm else written
+            return "ln1_post"
+        return "ln1" if self.cfg.extensions.post_norm else None
 
     def feed_forward(self, state: State | Attended, read_out: Callable | None = None) -> State:
         """The state after the feed-forward sub-layer, from the one `attend` returns."""

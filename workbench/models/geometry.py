@@ -91,6 +91,7 @@ class HeadRedundancy:
 
     def __init__(self) -> None:
         self.moment: Float64[Tensor, "head d_head head d_head"] | None = None
+        self.scaled: Float64[Tensor, "head d_head head d_head"] | None = None  # of z over the norm's scale behind it
         self.pattern: Float64[Tensor, "head head"] | None = None
         self.n_tokens = 0
 
@@ -98,10 +99,14 @@ class HeadRedundancy:
         self,
         z: Float[Tensor, "batch pos head d_head"],
         pattern: Float[Tensor, "batch head query key"] | None = None,
+        scale: Float[Tensor, "batch pos 1"] | None = None,
     ) -> None:
-        """Count one batch in."""
+        """Count one batch in; scale: what a norm behind attention divides by."""
         moment = second_moment(z)
         self.moment = moment if self.moment is None else self.moment + moment
+        if scale is not None:
+            scaled = second_moment(exact(z) / exact(scale)[..., None])
+            self.scaled = scaled if self.scaled is None else self.scaled + scaled
         self.n_tokens += z.shape[0] * z.shape[1]
         if pattern is not None:
             gram = gram_pattern(pattern)
@@ -110,7 +115,7 @@ class HeadRedundancy:
     def cosines(
         self, basis: str, W_O: Float[Tensor, "head d_head d_model"] | None = None
     ) -> Float64[Tensor, "head head"]:
-        """Cosine matrix so far in one of `BASES`; "residual" needs W_O.
+        """Cosine matrix so far in one of `BASES`; "residual" needs W_O, times the weight of a norm behind attention.
 
         Raises ValueError if the basis is unknown, or nothing was added that it can be read from.
         """
@@ -125,7 +130,7 @@ class HeadRedundancy:
             return cosines(gram_z(self.moment))
         if W_O is None:
             raise ValueError("cosines on residual: got no W_O; expected the layer's W_O [head, d_head, d_model]")
-        return cosines(gram_residual(self.moment, W_O))
+        return cosines(gram_residual(self.moment if self.scaled is None else self.scaled, W_O))
 
 
 def exact(x: Tensor) -> Tensor:

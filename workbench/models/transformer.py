@@ -431,6 +431,8 @@ class HookedLM(HookedRootModule):
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, "d_model"]:
         """Σ of b_O and, unless told otherwise, b_out of the layers before `layer`; with mlp_input, its b_O as well."""
+        if not self.cfg.writes_linearly:
+            raise ValueError("accumulated_bias: norms stand behind sub-layers, so that no bias is added as it is")
         total, has = torch.zeros_like(self.ln_final.w), self.cfg.extensions
         for index in range(layer + mlp_input):
             block = self.blocks[index]

@@ -20,6 +20,7 @@ from workbench.runs.records import describe_errors
 CONFIG, WEIGHTS = "hooked_transformer_config.json", "model.safetensors"
 # fields of ours that the class would act upon at building time (fetch a tokenizer) or that belong to the machine
 _NOT_EXPORTED = {"extensions", "tokenizer_name", "device", "dtype"}
+_NOT_EXPRESSED = ("embed_scale", "norm_plus_one", "post_norm", "wide_qk_norm", "rope", "unrotated_layers")
 _LAYER_NORMS = {"LN": "LN", "LNPre": "LN", "RMS": "RMS", "RMSPre": "RMS"}
 
 
@@ -35,7 +36,13 @@ def to_config(cfg: ModelConfig) -> dict[str, Any]:
         raise ValueError(
             "export to TransformerLens: the model has attention residuals; HookedTransformer has only the plain stream"
         )
+    for name in _NOT_EXPRESSED:
+        if getattr(cfg.extensions, name):
+            raise ValueError(f"export to TransformerLens: the model has {name}; HookedTransformer has no field for it")
     fields = cfg.model_dump(mode="json", exclude=_NOT_EXPORTED, exclude_none=True)
+    if cfg.window_size is not None:
+        types = ["local" if cfg.is_local(layer) else "global" for layer in range(cfg.n_layers)]
+        fields |= {"use_local_attn": True, "attn_types": types}
     return fields | {"init_weights": False, "seed": None}
 
 

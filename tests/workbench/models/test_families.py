@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from workbench.models import KeyValueCache
-from workbench.models.families import family_names
+from workbench.analyses import load_plugin
+from workbench.models.families import BUILT_IN
 from workbench.models.interop import export
 from workbench.models.load import load
 from workbench.models.weights import weights_sha256
@@ -187,7 +188,7 @@ def pair(tmp_path_factory):
 
 
 def test_every_family_is_tried():
-    assert set(CASES) == set(family_names())
+    assert set(CASES) == set(BUILT_IN)
     assert min(len(changes) for _, changes in CASES.values()) >= 6
 
 
@@ -247,3 +248,21 @@ def test_shards_of_sixteen_bits(family, dtype, tmp_path):
     with torch.no_grad():
         difference = (ours.float()(TOKENS) - wide.eval()(TOKENS).logits).abs().max()
     assert difference <= 1e-4
+
+
+@torch.no_grad()
+def test_a_family_of_ones_own_is_one_file(tmp_path):
+    import transformers
+
+    load_plugin("docs/plugins/stablelm.py")
+    config = transformers.StableLmConfig(**SIZES | GROUPED, use_qkv_bias=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "in")
+    ours = load(tmp_path / "in")
+    difference = float((ours(TOKENS) - model(TOKENS).logits).abs().max())
+    assert difference <= 1e-4
+    assert weights_sha256(load(export(ours, "hf", tmp_path / "out"))) == weights_sha256(ours)

@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.analyses.ablate.losses import Reference, loss_gradient
 from workbench.analyses.ablate.records import CleanPass, Part, Replacements
 from workbench.models import HookedLM
+from workbench.models.block import Attended, Block
 
 
 def attribute(
@@ -74,8 +75,18 @@ def _gradients(
         running = behind[_place_of_running(clean.mid[layer])]
         assert running is not None, "all that follows reads the stream"
         W_O = model.blocks[layer].attn.W_O.detach().to(running.dtype)
-        of_z = einsum(running, W_O, "batch pos d, head e d -> batch pos head e")
+        written = _ahead_of_norm(model.blocks[layer], clean.mid[layer], running)
+        of_z = einsum(written, W_O, "batch pos d, head e d -> batch pos head e")
         yield layer, of_z, caught[0].detach(), of_mlp
+
+
+def _ahead_of_norm(block: Block, mid: Any, running: Float[Tensor, "batch pos d_model"]) -> Tensor:
+    """The gradient by what heads wrote together, from that by the stream behind them."""
+    if not isinstance(mid, Attended) or mid.written is None:
+        return running
+    with torch.enable_grad():
+        written = mid.written.detach().requires_grad_()
+        return torch.autograd.grad(block.behind_attention(written), written, running)[0]
 
 
 def _place_of_running(state: Any) -> int:

@@ -1,7 +1,8 @@
 """Ablated losses of one batch: all heads of a layer continue together from the clean stream.
 
 One clean forward keeps, per layer, the state after attention and z. The state without some heads is that state plus
-Σ (z'_h − z_h) W_O[h]: everything before it is shared, so an ablation costs the layers behind it and the unembedding.
+Σ (z'_h − z_h) W_O[h], or, where a norm stands behind attention, has that sum ahead of the norm: everything before it is
+shared, so an ablation costs the layers behind it and the unembedding.
 An ablated MLP begins at the same state, with its output replaced.
 """
 
@@ -20,6 +21,7 @@ from workbench.analyses.ablate.losses import MAX_COLUMNS, compare, reference
 from workbench.analyses.ablate.records import CleanPass, Part, Replacements, SequenceLosses, losses_of
 from workbench.extend import TextSize
 from workbench.models import HookedLM, ModelConfig
+from workbench.models.block import Attended, Block
 from workbench.models.costs import block_width, state_streams
 from workbench.models.transformer import State
 
@@ -99,7 +101,7 @@ def _streams_of_a_layer(cfg: ModelConfig) -> int:
     """Tensors [batch pos d_model] that the state after a layer's attention shares with no other layer's."""
     attn_res = cfg.extensions.attn_res
     if attn_res is None:
-        return 1
+        return (2 if cfg.parallel_attn_mlp else 1) if cfg.writes_linearly else 3
     has_main = attn_res.streams == "attention"
     return 1 + has_main + (attn_res.n_sums + (not has_main) if attn_res.is_learned else 0)
 
@@ -112,13 +114,13 @@ def clean_pass(model: HookedLM, tokens: Int[Tensor, "batch pos"], layers: Sequen
     return _keep(model, lambda: model.embed_state(tokens), 0, layers)
 
 
-def pass_behind(model: HookedLM, mid: State, layer: int, layers: Sequence[int]) -> CleanPass:
+def pass_behind(model: HookedLM, mid: State | Attended, layer: int, layers: Sequence[int]) -> CleanPass:
     """The forward that goes on from the state `mid` after the attention of `layer`, keeping as `clean_pass` does."""
     return _keep(model, lambda: model.blocks[layer].feed_forward(mid, model.read_out), layer + 1, layers)
 
 
 def _keep(model: HookedLM, begin: Callable[[], State], first: int, layers: Sequence[int]) -> CleanPass:
-    mid: dict[int, State] = {}
+    mid: dict[int, State | Attended] = {}
     z: dict[int, Tensor] = {}
     hooks: list = [(f"blocks.{layer}.attn.hook_z", _keeper(z, layer)) for layer in layers]
     with model.hooks(fwd_hooks=hooks):
@@ -140,7 +142,7 @@ def _keeper(into: dict[int, Tensor], layer: int) -> Callable[[Tensor, object], N
 
 def ablated_states(
     model: HookedLM, clean: CleanPass, layer: int, heads: Sequence[int], replacement: Tensor | None
-) -> State:
+) -> State | Attended:
     """States after the attention of `layer` without each head in turn, [head·batch pos d_model].
 
     replacement: z' of all heads, broadcast to [batch pos head d_head]; None is zero.
@@ -148,22 +150,34 @@ def ablated_states(
     attn, z = model.blocks[layer].attn, clean.z[layer]
     change = -z if replacement is None else replacement - z
     change = rearrange(change[:, :, list(heads)], "batch pos head d_head -> head (batch pos) d_head")
-    mid = clean.mid[layer]
-    stream = mid if isinstance(mid, Tensor) else mid.running
-    shared = stream.flatten(0, 1).expand(len(heads), -1, -1)
+    shared = _added_to(clean.mid[layer]).flatten(0, 1).expand(len(heads), -1, -1)
     summed = torch.baddbmm(shared, change, attn.W_O[list(heads)].to(change.dtype))
     ablated = rearrange(summed, "head (batch pos) d -> (head batch) pos d", pos=z.shape[1])
-    return ablated if isinstance(mid, Tensor) else mid.repeated(len(heads), ablated)
+    return _with_added(model.blocks[layer], clean.mid[layer], ablated, len(heads))
 
 
-def state_without_heads(model: HookedLM, clean: CleanPass, layer: int, replacement: Tensor | None) -> State:
+def state_without_heads(model: HookedLM, clean: CleanPass, layer: int, replacement: Tensor | None) -> State | Attended:
     """The state after the attention of `layer` without all of its heads; replacement as `ablated_states`."""
     attn, z = model.blocks[layer].attn, clean.z[layer]
     change = -z if replacement is None else replacement - z
-    mid = clean.mid[layer]
-    stream = mid if isinstance(mid, Tensor) else mid.running
-    ablated = stream + change.flatten(2) @ attn.W_O.flatten(0, 1).to(change.dtype)
-    return ablated if isinstance(mid, Tensor) else mid.repeated(1, ablated)
+    ablated = _added_to(clean.mid[layer]) + change.flatten(2) @ attn.W_O.flatten(0, 1).to(change.dtype)
+    return _with_added(model.blocks[layer], clean.mid[layer], ablated, 1)
+
+
+def _added_to(mid: State | Attended) -> Float[Tensor, "batch pos d_model"]:
+    """The sum that a head's output is a term of: the stream, or, ahead of a norm behind attention, what heads wrote."""
+    if isinstance(mid, Tensor):
+        return mid
+    return mid.written if isinstance(mid, Attended) and mid.written is not None else mid.running
+
+
+def _with_added(block: Block, mid: State | Attended, ablated: Tensor, n: int) -> State | Attended:
+    """The state `mid` n times over, with another such sum."""
+    if isinstance(mid, Tensor):
+        return ablated
+    if isinstance(mid, Attended) and mid.written is not None:
+        ablated = mid.resid_pre.repeat(n, 1, 1) + block.behind_attention(ablated)
+    return mid.repeated(n, ablated)
 
 
 def residuals_without(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64, Int64
 from safetensors.torch import save
 from torch import Tensor
 
+from workbench.models.block import Attended
 from workbench.models.transformer import State
 
 Component = Literal["head", "layer", "mlp"]
@@ -83,6 +84,6 @@ def join(runs: Sequence[SequenceLosses]) -> SequenceLosses:
 class CleanPass:
     """What one forward leaves: per layer the state after attention and z; the state after the last layer."""
 
-    mid: Mapping[int, State]
+    mid: Mapping[int, State | Attended]
     z: Mapping[int, Float[Tensor, "batch pos head d_head"]]
     final: State

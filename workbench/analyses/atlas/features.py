@@ -279,7 +279,7 @@ def final_gain(model: Any) -> Float[Tensor, "d_model"]:
     Of another model than ours it is measured: its weight may be folded into W_U, or be less by 1 (Gemma's).
     """
     if isinstance(model, HookedLM):
-        return model.ln_final.w
+        return model.ln_final.gain
     signs = torch.ones(model.cfg.d_model, dtype=model.W_U.dtype, device=model.W_U.device)
     signs[::2] = -1  # mean 0 and mean square 1 already; 100 times that, so that the norm's eps is nothing beside it
     plus, minus = model.ln_final(100 * torch.stack([signs, -signs])[:, None])[:, 0]
@@ -309,6 +309,8 @@ def _is_normed(model: Any, layer: int, part: str) -> bool:
     """Whether what attention or the MLP writes passes a norm on its way to the stream (Gemma 2, OLMo 2)."""
     out = model.hook_dict.get(f"blocks.{layer}.hook_{part}_out")
     behind = out is not None and ".ln" in f".{out.name.split('.', 2)[-1]}"  # a bridge's alias of the norm's output
+    if isinstance(model, HookedLM):
+        return not model.cfg.writes_linearly
     return behind or bool(getattr(model.cfg, "use_normalization_before_and_after", False))
 
 

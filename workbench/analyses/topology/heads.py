@@ -44,7 +44,8 @@ def topology(
     residual).
 
     max_cos and mean_cos are over i ≠ j of |cos| of the heads, flattened over all tokens: of z, of the attention maps,
-    of the residual contributions z_h W_O[h]. The ranks are of the concatenated z [tokens, H·d_head], the same in the
+    of the residual contributions z_h W_O[h] (where a norm stands behind attention, of what it makes of them: over its
+    scale at each position, times its weight). The ranks are of the concatenated z [tokens, H·d_head], the same in the
     three rows of a layer: nuclear, effective and stable rank uncentred, participation ratio centred, rank_utilization =
     nuclear rank / (H·d_head). They are nan, with a warning, below 4,096 tokens, and for a layer whose z is zero;
     cosines are nan where a head is zero, and in a model of one head.
@@ -162,9 +163,14 @@ class LayerHeads:
         self.redundancy = HeadRedundancy()
         self.sum: Float64[Tensor, " width"] | None = None
 
-    def add(self, z: Float[Tensor, "batch pos head d_head"], pattern: Float[Tensor, "batch head query key"]) -> None:
+    def add(
+        self,
+        z: Float[Tensor, "batch pos head d_head"],
+        pattern: Float[Tensor, "batch head query key"],
+        scale: Float[Tensor, "batch pos 1"] | None = None,
+    ) -> None:
         """Count one batch in."""
-        self.redundancy.add(z, pattern)
+        self.redundancy.add(z, pattern, scale)
         total = exact(z).sum((0, 1)).flatten()
         self.sum = total if self.sum is None else self.sum + total
 
@@ -195,6 +201,7 @@ def read_heads(
     heads = {layer: LayerHeads() for layer in layers}
     maps = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
     outputs = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
+    scales = _norms_behind(model, layers)
     n_ctx = tokens.shape[1]
     batch_size = max(1, MAP_ELEMENTS // (model.cfg.n_heads * n_ctx**2))
     pending: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
@@ -202,7 +209,7 @@ def read_heads(
     def counter(layer: int, what: str) -> Callable[[Tensor, object], None]:
         def count(tensor: Tensor, hook: object) -> None:
             pending[layer][what] = tensor
-            if len(pending[layer]) == 2:  # z or the map, whichever this model passes last
+            if len(pending[layer]) == 2 + (layer in scales):  # whichever this model passes last
                 heads[layer].add(**pending[layer])
                 pending[layer].clear()
 
@@ -210,6 +217,7 @@ def read_heads(
 
     hooks = [(maps[layer], counter(layer, "pattern")) for layer in layers]
     hooks += [(outputs[layer], counter(layer, "z")) for layer in layers]
+    hooks += [(scale, counter(layer, "scale")) for layer, scale in scales.items()]
     done = 0
     with torch.no_grad():
         for part in tokens.split(batch_size):
@@ -229,7 +237,16 @@ def _writer(model: Any, layer: int, measured: LayerHeads) -> Float[Tensor, "head
     if not isinstance(W_O, Tensor) or tuple(W_O.shape) != wanted:
         got = list(W_O.shape) if isinstance(W_O, Tensor) else type(W_O).__name__
         raise ValueError(f"topology: blocks.{layer}.attn.W_O is {got}; expected {list(wanted)} for the basis residual")
+    if isinstance(model, HookedLM) and (norm := model.blocks[layer].norm_behind) is not None:
+        return W_O * getattr(model.blocks[layer], norm).gain
     return W_O
+
+
+def _norms_behind(model: Any, layers: Sequence[int]) -> dict[int, str]:
+    """By layer, the hook of what a norm behind attention divides by, where one stands there."""
+    if not isinstance(model, HookedLM) or model.cfg.writes_linearly:
+        return {}
+    return {layer: f"blocks.{layer}.{model.blocks[layer].norm_behind}.hook_scale" for layer in layers}
 
 
 # --- ranks

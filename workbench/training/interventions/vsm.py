@@ -107,6 +107,8 @@ class Vsm(Intervention):
         size = self.settings.group_size
         if size and cfg.n_heads % size:
             raise ValueError(f"group_size: got {size}; expected a divisor of {cfg.n_heads} heads")
+        if self.settings.on == "residual" and not cfg.writes_linearly:
+            raise ValueError('on: got "residual", and a norm stands behind attention; expected "z" or "pattern"')
 
     def watch(self, cfg: Any) -> list[str]:
         """z, or the attention maps, of every layer."""
