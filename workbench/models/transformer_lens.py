@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ CONFIG, WEIGHTS = "hooked_transformer_config.json", "model.safetensors"
 _NOT_EXPORTED = {"extensions", "tokenizer_name", "device", "dtype"}
 _NOT_EXPRESSED = ("embed_scale", "norm_plus_one", "post_norm", "wide_qk_norm", "rope", "unrotated_layers")
 _LAYER_NORMS = {"LN": "LN", "LNPre": "LN", "RMS": "RMS", "RMSPre": "RMS"}
+
+
+def _classes() -> tuple[Any, Any]:
+    """(HookedTransformer, HookedTransformerConfig).
+
+    Raises:
+        ValueError: a version of TransformerLens that has them no longer.
+    """
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise ValueError(
+            f"TransformerLens {version('transformer-lens')} has no HookedTransformer; expected transformer-lens<4 for it"
+        ) from error
+    return HookedTransformer, HookedTransformerConfig
 
 
 def to_config(cfg: ModelConfig) -> dict[str, Any]:
@@ -87,9 +103,8 @@ def to_hooked_transformer(model: HookedLM) -> Any:
     Raises:
         ValueError: no `HookedLM`, or one with attention residuals.
     """
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
     check_ours("to_hooked_transformer", model)
+    HookedTransformer, HookedTransformerConfig = _classes()
     fields = to_config(model.cfg) | {"device": model.cfg.device, "dtype": model.cfg.dtype}
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields), move_to_device=True)
     # buffers (masks, rotary tables) stay as the class built them
@@ -105,8 +120,7 @@ def from_hooked_transformer(hooked: Any) -> HookedLM:
     Raises:
         ValueError: another class, a bridge too; or naming the first feature that `ModelConfig` cannot express.
     """
-    from transformer_lens import HookedTransformer
-
+    HookedTransformer, _ = _classes()
     if not isinstance(hooked, HookedTransformer):
         raise ValueError(f"from TransformerLens: got a {type(hooked).__name__}; expected a HookedTransformer")
     theirs: Any = hooked.cfg
@@ -191,9 +205,9 @@ def read_folder(directory: Path) -> Any:
     Raises:
         ValueError: a damaged file.
     """
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
     from workbench.models.weights import open_tensors
+
+    HookedTransformer, HookedTransformerConfig = _classes()
 
     fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields | {"device": "cpu"}))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workbench.models import KeyValueCache
 from workbench.analyses import load_plugin
+from workbench.models import KeyValueCache
 from workbench.models.families import BUILT_IN
 from workbench.models.interop import export
 from workbench.models.load import load
