@@ -39,9 +39,9 @@ class Attended:
     resid_pre: Float[Tensor, "batch pos d_model"]
     written: Float[Tensor, "batch pos d_model"] | None = None
 
-    def repeated(self, n: int, running: Float[Tensor, "n_batch pos d_model"]) -> Attended:
-        """This state n times over along the batch, with `running` in the stream's place."""
-        return Attended(running, self.resid_pre.repeat(n, 1, 1))
+    def repeated(self, n: int, running: Tensor, written: Tensor | None = None) -> Attended:
+        """This state n times over along the batch, with other sums, [n·batch pos d_model]."""
+        return Attended(running, self.resid_pre.repeat(n, 1, 1), written)
 
 
 class Block(nn.Module):

@@ -214,7 +214,7 @@ def write_folder(model: HookedLM, directory: Path) -> None:
             raise ValueError(f"export to Hugging Face: {difference}")
         name, keys = family.stand_in
         family = find_family(name, "export")
-        config |= _head(family) | keys
+        config |= _head(family) | dict(keys)
         if (difference := _put_config(directory, config, model)) is not None:
             raise ValueError(f"export to Hugging Face: {difference}")
     tensors = _write_weights(model, family.layout(cfg, config))

@@ -35,7 +35,7 @@ def _classes() -> tuple[Any, Any]:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
     except ImportError as error:
         raise ValueError(
-            f"TransformerLens {version('transformer-lens')} has no HookedTransformer; expected transformer-lens<4 for it"
+            f"TransformerLens {version('transformer-lens')} has no HookedTransformer; expected transformer-lens<4"
         ) from error
     return HookedTransformer, HookedTransformerConfig
 

@@ -176,7 +176,7 @@ def _with_added(block: Block, mid: State | Attended, ablated: Tensor, n: int) ->
     if isinstance(mid, Tensor):
         return ablated
     if isinstance(mid, Attended) and mid.written is not None:
-        ablated = mid.resid_pre.repeat(n, 1, 1) + block.behind_attention(ablated)
+        return mid.repeated(n, mid.resid_pre.repeat(n, 1, 1) + block.behind_attention(ablated), ablated)
     return mid.repeated(n, ablated)
 
 
