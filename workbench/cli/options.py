@@ -12,13 +12,19 @@ from typing import Annotated
 import typer
 
 Checkpoint = Annotated[
-    str, typer.Option("--ckpt", help="Run directory, Hugging Face folder or hub name, or GGUF file.", metavar="MODEL")
+    str,
+    typer.Option(
+        "--ckpt",
+        help="Run directory, Hugging Face folder or hub name, or GGUF file; RUN@step400, NAME@REVISION.",
+        metavar="MODEL",
+    ),
 ]
 Checkpoints = Annotated[
     list[str],
     typer.Option(
         "--ckpt",
-        help="Run directory, Hugging Face folder or hub name, or GGUF file. Repeat it for several models.",
+        help="Run directory, Hugging Face folder or hub name, or GGUF file; RUN@step400, NAME@REVISION. Repeat it for "
+        "several models.",
         metavar="MODEL",
     ),
 ]

@@ -26,6 +26,7 @@ from workbench.runs import CONFIG as RUN_CONFIG
 from workbench.runs import read_config, read_settings, shorten, verify_files
 
 WEIGHTS, CONFIG = "model.safetensors", "hooked_config.json"
+_STEP = "step_"  # what the directories of a training's checkpoints begin with
 _READ = TOKENIZER_FILES | {WEIGHTS, CONFIG}
 
 
@@ -47,6 +48,29 @@ def find_checkpoint(path: Path) -> Path | None:
             f"{pointer}: names {shorten(repr(name))}; expected a step directory beside it that holds {CONFIG}"
         )
     return directory
+
+
+def at_revision(source: str | Path) -> tuple[str, str | None]:
+    """(path or hub name, revision of a hub's repository) that a source means, which may end in `@REVISION`.
+
+    Of a run of ours a revision is a step that it kept (`@step400`, `@400`), whose directory then is the path.
+
+    Raises:
+        ValueError: a step that the run did not keep; those that it did are named.
+    """
+    name, sign, revision = str(source).rpartition("@")
+    if not sign or not revision or Path(source).exists():
+        return str(source), None
+    if not (Path(name) / "latest").is_file():
+        return name, revision
+    kept = {
+        int(own.name[len(_STEP) :]): own for own in Path(name).glob(f"{_STEP}*") if own.name[len(_STEP) :].isdigit()
+    }
+    step = revision.removeprefix("step").lstrip("_")
+    if not step.isdigit() or int(step) not in kept:
+        steps = ", ".join(f"step{own}" for own in sorted(kept)) or "none"
+        raise ValueError(f"{name}: got the step {shorten(repr(revision))}; expected one that it kept: {steps}")
+    return str(kept[int(step)]), None
 
 
 def load_checkpoint(directory: Path) -> HookedLM:

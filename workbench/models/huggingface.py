@@ -29,13 +29,16 @@ _ASIDE = {"model_name", "device", "dtype", "tokenizer_name", "default_prepend_bo
 _INITIAL = {"residual_init_scale", "embed_init", "spectral_init"}
 
 
-def find_folder(name: str) -> Path:
-    """The local folder that `name` means: itself, or a hub repository's files (safetensors, JSON, tokenizer only).
+def find_folder(name: str, revision: str | None = None) -> Path:
+    """The local folder that `name` means: itself, or a hub repository's files (safetensors, JSON, tokenizer only) at a
+    branch, tag or commit.
 
     Raises:
-        ValueError: no such folder, and no such repository within reach.
+        ValueError: no such folder, and no such repository within reach; a revision of a folder.
     """
     path = Path(name)
+    if name and revision is not None and path.is_dir():
+        raise ValueError(f"{name}@{revision}: a folder has no revisions; expected its path alone, or a hub name")
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{name}: holds neither latest, hooked_config.json nor config.json; expected a checkpoint")
@@ -50,9 +53,10 @@ def find_folder(name: str) -> Path:
 
     wanted = ["model*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{name}: no such folder, and the hub did not give it ({type(error).__name__})") from error
+        shown = name if revision is None else f"{name}@{revision}"
+        raise ValueError(f"{shown}: no such folder, and the hub did not give it ({type(error).__name__})") from error
 
 
 def load_folder(folder: Path) -> HookedLM:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 
-from workbench.models.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint_config, training_config
+from workbench.models.checkpoint import (
+    at_revision,
+    find_checkpoint,
+    load_checkpoint,
+    read_checkpoint_config,
+    training_config,
+)
 from workbench.models.config import ModelConfig, parse_dtype
 from workbench.models.tokenizer_files import begin_ids
 from workbench.models.transformer import HookedLM
@@ -16,8 +22,9 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
     """Return the model that `source` names, in evaluation mode, with its tokenizer where there is one.
 
     Args:
-        source: a run or checkpoint directory of ours (`latest` is followed), a Hugging Face folder or hub name of a
-            supported family (llama, mistral, qwen2, qwen3, gpt2), or a .gguf file of the Llama family.
+        source: a run or checkpoint directory of ours (`latest` is followed; RUN@step400 is an earlier one that it
+            kept), a Hugging Face folder or hub name of a family of `families/` (NAME@REVISION: a branch, tag or
+            commit), or a .gguf file of the Llama family.
         device: "auto" (CUDA where there is one), or a torch device.
         dtype: of the weights; None keeps what is stored (float32 for GGUF; for mixed weights the dtype that can hold
             all).
@@ -26,7 +33,8 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
         ValueError: nothing there, a damaged file, missing, extra or misshapen tensors (each named), a model that
             `ModelConfig` cannot express, or a tokenizer larger than the vocabulary.
     """
-    path = Path(source)
+    name, revision = at_revision(source)
+    path = Path(name)
     wanted = None if dtype is None else parse_dtype(dtype)
     if path.is_file() and path.suffix == ".gguf":
         from workbench.models.gguf import load_gguf
@@ -37,7 +45,7 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
     else:
         from workbench.models.huggingface import find_folder, load_folder
 
-        model = load_folder(find_folder(str(source)))
+        model = load_folder(find_folder(name, revision))
     _check_tokenizer(model, source)
     if model.tokenizer is not None:  # what TransformerLens goes by, wherever the model goes
         begins = bool(begin_ids(model.tokenizer))
@@ -51,7 +59,8 @@ def load_config(source: str | Path) -> tuple[ModelConfig, bool]:
     Raises:
         ValueError: as `load`.
     """
-    path = Path(source)
+    name, revision = at_revision(source)
+    path = Path(name)
     if path.is_file() and path.suffix == ".gguf":
         from workbench.models.gguf import read_gguf_config
 
@@ -60,7 +69,7 @@ def load_config(source: str | Path) -> tuple[ModelConfig, bool]:
         return read_checkpoint_config(directory), bool(training_config(directory))
     from workbench.models.huggingface import find_folder, read_folder_config
 
-    return read_folder_config(find_folder(str(source))), False
+    return read_folder_config(find_folder(name, revision)), False
 
 
 def resolve_device(device: str) -> str:

@@ -157,12 +157,12 @@ def own_seed(analysis: Analysis, trained_with: int) -> int:
 def name_subjects(sources: Sequence[Any], models: Sequence[Any], seed: int | None) -> list[Subject]:
     """The models as rows name them: by the name in their configuration, which of a run of ours is its recipe's, and
     their training's seed (else `seed`, else 0); where two would look alike, all by their paths."""
-    from workbench.models.checkpoint import training_config
+    from workbench.models.checkpoint import at_revision, training_config
 
     found = []
     for source, model in zip(sources, models, strict=True):
         path = str(source) if isinstance(source, str | Path) else ""
-        trained = training_config(Path(path)) if path else {}
+        trained = training_config(Path(at_revision(path)[0])) if path else {}
         found.append(Subject(model, model.cfg.model_name, int(trained.get("seed", seed or 0)), path))
     if len({(own.name, own.seed) for own in found}) < len(found):
         found = [replace(own, name=own.source or own.name) for own in found]

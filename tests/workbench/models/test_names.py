@@ -93,3 +93,27 @@ def test_an_untrained_model_has_the_name_that_its_training_will_give_it(runs, te
     ignored = {"tokenizer_name", "device"}
     assert untrained.cfg.model_dump(exclude=ignored) == trained.cfg.model_dump(exclude=ignored)
     assert not torch.equal(untrained.W_E, trained.W_E)
+
+
+def test_a_step_that_a_run_kept_is_named_behind_it(runs):
+    for revision in ("step1", "1", "step_00000001"):
+        source = f"{runs[0]}@{revision}"
+        assert torch.equal(load(source).W_E, load(runs[0] / "step_00000001").W_E)
+        (own,) = name_subjects([source], [load(source)], 9)
+        assert (own.name, own.seed) == ("control", 3)
+    assert not torch.equal(load(f"{runs[0]}@step1").W_E, load(runs[0]).W_E)
+    with pytest.raises(ValueError, match=r"control: got the step 'step7'; expected one that it kept: step1, step2$"):
+        load(f"{runs[0]}@step7")
+
+
+def test_a_revision_of_the_hub_is_asked_for_and_of_a_folder_refused(runs, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder, asked = export(load(runs[0]), "hf", tmp_path / "hf"), {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options, name=name) or str(folder)
+    )
+    assert torch.equal(load("someone/something@step1000").W_E, load(folder).W_E)
+    assert (asked["name"], asked["revision"]) == ("someone/something", "step1000")
+    with pytest.raises(ValueError, match=r"hf@main: a folder has no revisions"):
+        load(f"{folder}@main")
