@@ -39,6 +39,9 @@ class Attended:
     resid_pre: Float[Tensor, "batch pos d_model"]
     written: Float[Tensor, "batch pos d_model"] | None = None
 
+    def __add__(self, change: Float[Tensor, "batch pos d_model"]) -> Attended:
+        return Attended(self.running + change, self.resid_pre, self.written)
+
     def repeated(self, n: int, running: Tensor, written: Tensor | None = None) -> Attended:
         """This state n times over along the batch, with other sums, [n·batch pos d_model]."""
         return Attended(running, self.resid_pre.repeat(n, 1, 1), written)

@@ -13,6 +13,8 @@ from workbench.models import Extensions, HookedLM, KeyValueCache, ModelConfig, R
 from workbench.models.attn_residuals import RoutedStream
 
 KINDS = sorted(ARCHITECTURES)
+CONFIGS = {kind: small_config(kind) for kind in KINDS}
+OF_EACH_HEAD = [kind for kind, cfg in CONFIGS.items() if cfg.use_qk_norm and not cfg.extensions.wide_qk_norm]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,7 +212,7 @@ def test_hook_shapes_with_grouped_keys():
     torch.testing.assert_close(cache["blocks.0.attn.hook_result"].sum(2), cache["blocks.0.hook_attn_out"])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if small_config(kind).use_qk_norm])
+@pytest.mark.parametrize("kind", OF_EACH_HEAD)
 def test_hooks_of_the_norms_of_queries_and_keys_keep_batch_position_and_head(kind):
     model = small_model(kind)
     cfg, tokens = model.cfg, tokens_for(model)
