@@ -127,9 +127,14 @@ def recipes(folder: Path) -> dict[str, Recipe]:
     return {
         "adamw": recipe_of(folder, [adamw]),
         "lineage": recipe_of(folder, [nca, common | {"n_steps": 15, "optimizer": MUON}]),
-        "vsm": recipe_of(
-            folder, [adamw | {"n_steps": 8, "interventions": [Z_LOSS, pressed]}], **{"model.extensions.attn_res": None}
-        ),
+        **{
+            name: recipe_of(
+                folder,
+                [adamw | {"n_steps": 8, "interventions": [Z_LOSS, pressed | {"on": on}]}],
+                **{"model.extensions.attn_res": None},
+            )
+            for name, on in (("vsm", "z"), ("residual", "residual"))
+        },
         "odd": recipe_of(folder, [adamw | {"batch_size": 3}]),
         "learned": recipe_of(
             folder,
@@ -154,7 +159,8 @@ def jobs(place: Path) -> list[dict]:
         ("lineage-fsdp", "lineage", 2, f64 | fsdp),
         ("lineage32-1", "lineage", 1, {"dtype": "float32"}),
         ("lineage32-2", "lineage", 2, {"dtype": "float32"}),
-        ("vsm-2", "vsm", 2, f64),
+        *((f"{name}-2", name, 2, f64) for name in ("vsm", "residual")),
+        *((f"{name}-fsdp", name, 2, f64 | fsdp) for name in ("vsm", "residual")),
         ("cut", "lineage", 2, f64 | stopped),
         ("cut-other", "lineage", 1, f64 | {"resume": True}),
         ("cut-fsdp-other", "lineage", 2, f64 | fsdp | {"resume": True}),
@@ -314,9 +320,10 @@ def test_a_finished_run_is_returned(place):
 
 
 @pytest.mark.slow
-def test_pressure_compares_the_heads_of_each_process_own_rows(place):
+@pytest.mark.parametrize("name", ["vsm", "residual"])
+def test_pressure_compares_the_heads_of_each_process_own_rows(name, place):
     """Eight steps by hand: every global micro-batch in two halves, each with its own Gram matrix, all averaged."""
-    recipe = load_recipe(place / "vsm.toml")
+    recipe = load_recipe(place / f"{name}.toml")
     phase, model = recipe.phases[0], HookedLM(phase_model(recipe, 0), seed=0).double()
     prescription = Prescription(phase.interventions, model.cfg, phase.n_steps)
     with pytest.MonkeyPatch.context() as patch:
@@ -338,10 +345,11 @@ def test_pressure_compares_the_heads_of_each_process_own_rows(place):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    assert outcome(place, "vsm-2") == ([0, 0], "")
-    trained = dict(load(place / "vsm-2", device="cpu").named_parameters())
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(trained[name], parameter, rtol=1e-9, atol=1e-11, msg=name)
+    for run in (f"{name}-2", f"{name}-fsdp"):
+        assert outcome(place, run) == ([0, 0], "")
+        trained = dict(load(place / run, device="cpu").named_parameters())
+        for weight_name, parameter in model.named_parameters():
+            torch.testing.assert_close(trained[weight_name], parameter, rtol=1e-9, atol=1e-11, msg=weight_name)
 
 
 def test_matrices_are_shared_out_evenly():
