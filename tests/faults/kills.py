@@ -106,6 +106,10 @@ def warm() -> None:
     import workbench.data.text_windows
     import workbench.study.study
     import workbench.training.loop  # noqa: F401
+    from workbench.data.tokenizer import load_tokenizer
+    from workbench.models.tokenizer_files import wrap_tokenizer
+
+    wrap_tokenizer(load_tokenizer("embedded"))  # as that of every checkpoint, by classes that transformers loads late
 
 
 def begin(command: str, before: Callable[[], object] = dict, log: str = "last.log") -> int:

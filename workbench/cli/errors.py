@@ -112,8 +112,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if is_panic(error):
         return "ThreadPoolBuildError" in str(error)
-    return isinstance(error, RuntimeError) and any(
-        w in str(error) for w in ("can't allocate memory", "start new thread")
+    # an ImportError where a library finds no room
+    return isinstance(error, RuntimeError | ImportError) and any(
+        w in str(error) for w in ("can't allocate memory", "start new thread", "failed to map segment")
     )
 
 

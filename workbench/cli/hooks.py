@@ -27,15 +27,11 @@ def hooks(
 ) -> None:
     """List a model's hook points, each with its shape and dtype on one sequence."""
     from workbench.data.text_windows import window_length
-    from workbench.models.config import parse_dtype
-    from workbench.models.costs import hooked_tensors, without_numbers
-    from workbench.models.load import load_config
+    from workbench.models.costs import hooked_tensors
+    from workbench.models.load import load
 
-    cfg, _ = load_config(ckpt)
-    if dtype is not None:
-        cfg = cfg.model_copy(update={"dtype": parse_dtype(dtype)})
-    model = without_numbers(cfg)
-    found = hooked_tensors(model, window_length(model, min(16, cfg.n_ctx) if n_ctx is None else n_ctx))
+    model = load(ckpt, "cpu", dtype)
+    found = hooked_tensors(model, window_length(model, min(16, model.cfg.n_ctx) if n_ctx is None else n_ctx))
     rows = [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in found.items()]
     if as_json:
         import pandas as pd

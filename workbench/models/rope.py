@@ -53,9 +53,10 @@ def read_one_rope(config: Described, rope: dict[str, Any]) -> dict[str, Any]:
         }
     elif kind in _STRETCHED:
         before = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-        known: dict[str, Any] = {"original_max_position_embeddings": before}
-        known |= {key: own.get(key) for key in RopeScaling.model_fields if own.get(key) is not None}
-        fields["rope"] = RopeScaling(**known | {"rope_type": kind})
+        known: dict[str, Any] = {key: own.get(key) for key in RopeScaling.model_fields if own.get(key) is not None}
+        if kind != "longrope" and "original_max_position_embeddings" not in known:
+            own.need("factor")  # how far, if nothing says from where
+        fields["rope"] = RopeScaling(**{"original_max_position_embeddings": before, **known, "rope_type": kind})
     elif kind != "default":
         expected = ", ".join(("default", "linear", "llama3", *_STRETCHED[:-1]))
         raise ValueError(f"{source}: rope_type = {shorten(repr(kind))}; expected {expected} or {_STRETCHED[-1]}")
