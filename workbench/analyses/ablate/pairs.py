@@ -270,7 +270,7 @@ def _without_first(
     """The forward without one head, kept as the clean one is at `layers`, which are that head's or later."""
     mid = ablated_states(model, clean, layer, [head], replacement[Part(layer, "head").hook])
     later = sorted({own for own in layers if own > layer})
-    # where no layer follows, nobody reads the state behind the last one
+    # without a later layer the final state is not read
     behind = pass_behind(model, mid, layer, later) if later else CleanPass({}, {}, clean.final)
     return CleanPass({**behind.mid, layer: mid}, {**behind.z, layer: clean.z[layer]}, behind.final)
 

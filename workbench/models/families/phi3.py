@@ -7,6 +7,7 @@ from typing import Any
 
 from workbench.models.config import ModelConfig
 from workbench.models.families.llama import NORMS, ends, read_llama, write
+from workbench.models.families.mistral import read_window
 from workbench.models.family import Described, Entry, Family, into_heads, joined, out_of_heads, product, whole
 
 _AS_LONGROPE = ("su", "yarn")  # older names of what the class computes
@@ -20,11 +21,7 @@ def read(config: Described) -> ModelConfig:
     if kind in _AS_LONGROPE:
         values |= {"rope_scaling": dict(rope) | {"rope_type": "longrope"}}
     own = Described(values, config.source)
-    window = own.get("sliding_window")
-    windows = {"window_size": own.count("sliding_window")} if window else {}
-    if windows and windows["window_size"] >= own.count("max_position_embeddings"):
-        windows = {}
-    return read_llama(own, partial=1.0, **windows)
+    return read_llama(own, partial=1.0, **read_window(own))
 
 
 def own_write(cfg: ModelConfig) -> dict[str, Any]:
@@ -67,5 +64,5 @@ FAMILY = Family(
     write=own_write,
     layout=layout,
     embedding="model.embed_tokens.weight",
-    defaults={"rms_norm_eps": 1e-5},
+    defaults={"rms_norm_eps": 1e-5, "sliding_window": None},
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 from workbench.models.config import ModelConfig
 from workbench.models.families.llama import layout, read_llama, write
-from workbench.models.family import Described, Family, layer_types, read_layer_types
+from workbench.models.families.qwen2 import write_windows
+from workbench.models.family import Described, Family, read_layer_types
 
 
 def read(config: Described) -> ModelConfig:
@@ -25,12 +26,9 @@ def read(config: Described) -> ModelConfig:
 def own_write(cfg: ModelConfig) -> dict[str, Any]:
     """Their file."""
     unrotated = cfg.extensions.unrotated_layers or ()
-    windows = {}
-    if cfg.window_size is not None:
-        windows = {"use_sliding_window": True, "sliding_window": cfg.window_size, "layer_types": layer_types(cfg)}
     turned = [int(layer not in unrotated) for layer in range(cfg.n_layers)]
     # the class's own padding id is beyond a small vocabulary
-    return write(cfg) | {"no_rope_layers": turned, "pad_token_id": None} | windows
+    return write(cfg) | {"no_rope_layers": turned, "pad_token_id": None} | write_windows(cfg)
 
 
 FAMILY = Family(
