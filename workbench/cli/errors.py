@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import signal
 import sys
@@ -105,10 +106,15 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or the device did not suffice: torch says so on a CPU by a bare RuntimeError, and a
-    thread that has no room for its stack by the words of who wanted it."""
+    """Whether memory of the machine or the device did not suffice, to this error or to the one it was raised from:
+    torch says so on a CPU by a bare RuntimeError, a thread that has no room for its stack by the words of who wanted
+    it, the system by ENOMEM (opening a file, listing a folder), and libraries written in Rust by its number."""
+    if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+        return True
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds & {"MemoryError", "OutOfMemoryError"}:
+    if kinds & {"MemoryError", "OutOfMemoryError"} or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if f"(os error {errno.ENOMEM})" in str(error):
         return True
     if is_panic(error):
         return "ThreadPoolBuildError" in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -43,6 +44,7 @@ from workbench.training.log import TrainLog
 
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
 ROOT = Path(__file__).parents[3]
+EXPECTED = "expected less at once: a smaller batch, window, budget or model"
 HEAVY = ("torch", "pandas", "scipy", "plotly", "transformer_lens", "pydantic")
 
 
@@ -547,6 +549,32 @@ def test_json_is_of_letters_that_stdout_has(encoding, monkeypatch):
 )
 def test_an_error_is_of_letters_that_a_terminal_shows(error, line):
     assert describe(error) == line
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory", "lib/sympy"),
+            "[Errno 12] Cannot allocate memory: 'lib/sympy'",
+        ),
+        (RuntimeError("Cannot allocate memory (os error 12)"), "Cannot allocate memory (os error 12)"),
+        (caused(ValueError("resume: s is altered"), MemoryError()), "resume: s is altered"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
+        (MemoryError(), "no room"),
+    ],
+)
+def test_memory_that_ends_is_said_whatever_raised_it(error, said):
+    assert describe(error) == f"error: out of memory ({said}); {EXPECTED}"
+
+
+def test_another_error_of_the_system_is_not_one_of_memory():
+    assert describe(OSError(errno.ENOSPC, "No space left")) == "error: [Errno 28] No space left"
 
 
 def test_an_error_says_which_setting_and_not_where_its_library_explains_itself(subject):
