@@ -1,4 +1,8 @@
-"""Statistics of representations: arrays in, frozen results out; NumPy and SciPy only, no files, no models."""
+"""Statistics of representations: arrays in, frozen results out; NumPy and SciPy only, no files, no models.
+
+Its modules `import scipy` whole, which loads `scipy.stats` and its kin where they are first used: they take as long to
+import as half of torch.
+"""
 
 from probes.bootstrap import ConfidenceInterval
 from probes.checks import (

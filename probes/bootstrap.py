@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Float64
-from scipy import stats
 
 from probes.condensed import spread
 
@@ -110,7 +110,7 @@ def ratio_limits(
     ratios = np.concatenate(replicates)
     if 2 * len(ratios) < n_draws:
         return undefined, undefined
-    tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))
+    tail = float(scipy.stats.norm.cdf(math.sqrt(n / (n - 1)) * scipy.stats.t.ppf((1 - LEVEL) / 2, n - 1)))
     low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
     return low, high
 

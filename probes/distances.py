@@ -10,10 +10,10 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Real
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
-from scipy.spatial.distance import pdist, squareform
 
 from probes.checks import as_matrix, as_real, near_one
 
@@ -138,7 +138,7 @@ def euclidean_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     [0.0, 5.0]
     """
     points, exponent = near_one(as_matrix("euclidean_distances", "X", X))
-    return rounded(np.ldexp(squareform(pdist(points)), exponent))
+    return rounded(np.ldexp(scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(points)), exponent))
 
 
 def cosine_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
@@ -157,4 +157,4 @@ def cosine_distances(X: Real[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
         raise ValueError(f"cosine_distances: row {np.argmin(largest)} of X is all zero; expected rows with a direction")
     unit = matrix / largest
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    return rounded(squareform(pdist(unit, "sqeuclidean") / 2))
+    return rounded(scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(unit, "sqeuclidean") / 2))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Integer, Real
-from scipy.optimize import root_scalar
 
 from probes.checks import (
     ConstantInputWarning,
@@ -378,7 +378,7 @@ def _gride_maximum(log_mu: np.ndarray, n1: int) -> tuple[float, float]:
         low /= 2
     while score(high) > 0:
         high *= 2
-    d = float(root_scalar(score, bracket=(low, high), rtol=1e-14).root) if low < high else low
+    d = float(scipy.optimize.root_scalar(score, bracket=(low, high), rtol=1e-14).root) if low < high else low
     curvature = float(np.sum(ratio_term(d) ** 2 * np.exp(-d * log_mu)))  # −∂²/∂d² of ln(μᵈ − 1)
     information = n / d**2 + (n2 - n1 - 1) * curvature
     return d, float(1 / np.sqrt(information))

@@ -15,9 +15,8 @@ from math import factorial
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Integer, Real
-from scipy.spatial.distance import squareform
-from scipy.stats import rankdata
 
 from probes.bootstrap import ConfidenceInterval, ItemBootstrap, partial_correlation
 from probes.checks import ConstantInputWarning, warn
@@ -376,10 +375,10 @@ def _null(
     A single x is permuted; else the others are, together. Where undefined, the most extreme value there is.
     """
     if is_single:
-        sums = permuted_sums(squareform(x[0]), others.T, plan)[:, None]
+        sums = permuted_sums(scipy.spatial.distance.squareform(x[0]), others.T, plan)[:, None]
     else:
         columns = np.ascontiguousarray(x.T)
-        sums = np.stack([permuted_sums(squareform(other), columns, plan) for other in others])
+        sums = np.stack([permuted_sums(scipy.spatial.distance.squareform(other), columns, plan) for other in others])
     if len(others) == 1:
         return sums[0]
     null = partial_correlation(sums[0], sums[1], r_yz)
@@ -422,6 +421,6 @@ def _constant_notes(who: str, names: list[str], is_bad: np.ndarray) -> tuple[str
 
 def _standardized(pairs: np.ndarray, method: Method) -> np.ndarray:
     """Ranks or values along the last axis with mean 0 and sum of squares 1, so that a product is a correlation."""
-    scores = rankdata(pairs, axis=-1) if method == "spearman" else spread(pairs)
+    scores = scipy.stats.rankdata(pairs, axis=-1) if method == "spearman" else spread(pairs)
     scores = scores - scores.mean(axis=-1, keepdims=True)
     return scores / np.linalg.norm(scores, axis=-1, keepdims=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.stats import false_discovery_control
 
 from probes.checks import as_numbers
 
@@ -53,7 +53,7 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray
     if known.size and (known.min() < 0 or known.max() > 1):
         raise ValueError(f"benjamini_hochberg: p spans [{known.min():g}, {known.max():g}]; expected values in [0, 1]")
     q = np.full(p.shape, np.nan)
-    q[~np.isnan(p)] = false_discovery_control(known)
+    q[~np.isnan(p)] = scipy.stats.false_discovery_control(known)
     return q
 
 

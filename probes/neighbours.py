@@ -10,8 +10,8 @@ bound proves to be further away. Every distance returned is computed from differ
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Real
-from scipy.spatial import KDTree
 
 from probes.checks import near_one
 
@@ -97,7 +97,7 @@ class _Search:
     def by_tree(self) -> tuple[np.ndarray, np.ndarray]:
         """Distances [n, k] and whether each row is certain, from a k-d tree: certain where no square underflows."""
         points, exponent = near_one(self.X)
-        distances = np.asarray(KDTree(points).query(points, k=self.k + 1)[0])[:, 1:]
+        distances = np.asarray(scipy.spatial.KDTree(points).query(points, k=self.k + 1)[0])[:, 1:]
         return np.ldexp(distances, exponent), distances[:, 0] > 1e-140
 
     def by_float32_products(self) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from math import factorial, isqrt
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.spatial.distance import squareform
 
 EXACT_UP_TO = 8  # 8! = 40,320: what `exact="auto"` enumerates
 EXACT_LIMIT = 10  # 10! = 3,628,800: what `exact=True` may still ask for
@@ -156,7 +156,7 @@ def permuted_sums(square: np.ndarray, weights: np.ndarray, plan: PermutationPlan
 def _grid_sums(square: np.ndarray, weights: np.ndarray, grid: PermutationGrid) -> np.ndarray:
     """The sums under a∘c⁻¹ as products of `square` permuted by a and the weights permuted by c, block by block."""
     (n_left, n), (n_right, k) = grid.left.shape, (len(grid.right), weights.shape[1])
-    columns = np.stack([squareform(column).reshape(-1) for column in weights.T])
+    columns = np.stack([scipy.spatial.distance.squareform(column).reshape(-1) for column in weights.T])
     first, second = np.triu_indices(n, 1)
     sums = np.zeros((n_left, k * n_right))
     size = max(1, ENTRIES_A_GRID_BLOCK // (n_left + k * n_right))

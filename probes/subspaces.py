@@ -8,8 +8,8 @@ space, where both live.
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Real
-from scipy.special import gammaln
 
 from probes.checks import ConstantInputWarning, as_matrix, centered, warn
 
@@ -81,7 +81,7 @@ def random_pc_cosine(d: int) -> float:
     """
     if d < 1:
         raise ValueError(f"random_pc_cosine: d is {d}; expected ≥ 1")
-    return float(np.exp(gammaln(d / 2) - gammaln((d + 1) / 2)) / np.sqrt(np.pi))
+    return float(np.exp(scipy.special.gammaln(d / 2) - scipy.special.gammaln((d + 1) / 2)) / np.sqrt(np.pi))
 
 
 def principal_angles(

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from reports.contract import declared
 from reports.study import leave_out_infinite, order_models, read_record
@@ -109,7 +109,7 @@ def _rounded(effect: Effect) -> Effect:
 @cache
 def quantile(freedom: float) -> float:
     """The quantile of Student's t that bounds a two-sided 95 % interval."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def student(values: Sequence[float]) -> Bounds:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float, Float64
-from scipy import stats
 
 from probes import ConstantInputWarning, gini
 from probes.bootstrap import ratio_limits
@@ -88,7 +88,7 @@ def attribution_agreement(ablation_results: pd.DataFrame) -> pd.DataFrame:
     found = []
     for key, pairs in of_model.items():
         values = np.array(pairs)
-        ranks = stats.rankdata(values, axis=0)
+        ranks = scipy.stats.rankdata(values, axis=0)
         is_defined = len(values) > 2 and bool(np.isfinite(values).all()) and bool((ranks.std(0) > 0).all())
         found.append((*key, float(np.corrcoef(ranks.T)[0, 1]) if is_defined else math.nan, len(values)))
     return pd.DataFrame(found, columns=pd.Index([*keys, "rank_correlation", "n"]))
