@@ -282,11 +282,12 @@ class Job:
     def texts(self) -> list[str]:
         """The documents that the settings ask for: the beginning of each, the same share of all."""
         from workbench.data.text_windows import spread_documents, text_of
+        from workbench.models.tokenizer_files import tokenizer_of
 
         own = self.settings
         if self.recipe is None:
             model = self.subject.model
-            text, tokenizer = text_of(model, own.data), model.tokenizer
+            text, tokenizer = text_of(model, own.data), tokenizer_of(model)
         else:
             from workbench.data.corpus import as_trained
             from workbench.data.tokenizer import open_tokenizer

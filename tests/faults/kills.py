@@ -109,7 +109,8 @@ def warm() -> None:
     from workbench.data.tokenizer import load_tokenizer
     from workbench.models.tokenizer_files import wrap_tokenizer
 
-    wrap_tokenizer(load_tokenizer("embedded"))  # as that of every checkpoint, by classes that transformers loads late
+    # transformers loads its classes late
+    assert wrap_tokenizer(load_tokenizer("embedded")).wrapped is not None
 
 
 def begin(command: str, before: Callable[[], object] = dict, log: str = "last.log") -> int:

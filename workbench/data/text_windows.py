@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.data.corpus import TextSource, as_trained, local_files, read_documents, read_parts
 from workbench.data.tokens import TokenFile, held_out_windows, pack_cached
-from workbench.models.tokenizer_files import separator_text
+from workbench.models.tokenizer_files import separator_text, tokenizer_of
 
 MAX_N_CTX = 512  # tokens per window of a model that is no run of ours; longer only on request
 SPLITS = ("held_out", "train")
@@ -137,7 +137,7 @@ def window_length(model: Any, n_ctx: int | None, max_n_ctx: int | None = None) -
 
 
 def _pack(model: Any, text: TextSource, split: str, cache: str | Path | None) -> TokenFile:
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError("data: this model has no tokenizer; expected a model with one, or token ids")
     if split not in SPLITS:

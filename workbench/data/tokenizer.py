@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from workbench.data.corpus import EMBEDDED
 from workbench.models.tokenizer_files import (
     TOKENIZER,
+    DescribedTokenizer,
     is_described,
     read_tokenizer,
     read_tokenizer_json,
@@ -77,9 +78,9 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     return read_tokenizer_json(find_tokenizer(name))
 
 
-def open_tokenizer(source: str) -> Any:
-    """The tokenizer of `source` (as `load_tokenizer` takes it) as a Hugging Face fast tokenizer, with what the files
-    beside it say; of a tokenizer.json alone, as `wrap_tokenizer` takes it.
+def open_tokenizer(source: str) -> DescribedTokenizer:
+    """The tokenizer of `source` (as `load_tokenizer` takes it) with what the files beside it say; of a
+    tokenizer.json alone, as `wrap_tokenizer` takes it.
 
     Raises:
         ValueError: as `load_tokenizer`, and files that cannot be read.

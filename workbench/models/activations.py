@@ -70,7 +70,7 @@ def choose_slots(
 
 def special_ids(model: Any) -> frozenset[int]:
     """The ids of the special tokens of the model's tokenizer; none for a model without one."""
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_files.tokenizer_of(model)
     return frozenset() if tokenizer is None else tokenizer_files.special_ids(tokenizer)
 
 

@@ -14,7 +14,7 @@ from workbench.models.checkpoint import (
     training_config,
 )
 from workbench.models.config import ModelConfig, parse_dtype
-from workbench.models.tokenizer_files import begin_ids
+from workbench.models.tokenizer_files import begin_ids, tokenizer_of
 from workbench.models.transformer import HookedLM
 
 
@@ -47,8 +47,8 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
 
         model = load_folder(find_folder(name, revision))
     _check_tokenizer(model, source)
-    if model.tokenizer is not None:  # what TransformerLens goes by, wherever the model goes
-        begins = bool(begin_ids(model.tokenizer))
+    if (tokenizer := tokenizer_of(model)) is not None:  # what TransformerLens goes by, wherever the model goes
+        begins = bool(begin_ids(tokenizer))
         model.cfg = model.cfg.model_copy(update={"default_prepend_bos": begins})
     return model.to(device=resolve_device(device), dtype=wanted or model.cfg.dtype).eval()
 
@@ -90,8 +90,8 @@ def resolve_device(device: str) -> str:
 
 
 def _check_tokenizer(model: HookedLM, source: str | Path) -> None:
-    if model.tokenizer is None:
+    if (tokenizer := tokenizer_of(model)) is None:
         return
-    size = max(model.tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps, so their number may be less
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps, so their number may be less
     if size > model.cfg.d_vocab:
         raise ValueError(f"{source}: the tokenizer has {size} entries; expected at most d_vocab = {model.cfg.d_vocab}")

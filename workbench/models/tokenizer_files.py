@@ -4,6 +4,9 @@
 tokenizer_config.json, else by the post-processor in tokenizer.json, else, of a checkpoint of ours, by the model's
 configuration; never by the name of a family or of a token. What is found is put into the post-processor of the
 tokenizer that is returned, so that every later question is put to the tokenizer itself.
+
+A verb asks for ids and never needs transformers' class around them, which takes half as long to import as torch: what
+is read is a `DescribedTokenizer`, and `model.tokenizer` makes that class of it when someone asks.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, models, processors
 
 from workbench.runs import decode_text, shorten
 from workbench.runs.foreign_files import read_object, refuse_pointer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TOKENIZER, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 OLD_SETTINGS = "special_tokens.json"  # of checkpoints that version 0.1 wrote first
@@ -41,8 +49,70 @@ HARD_TEXTS = (
 )  # fmt: skip
 
 
-def read_tokenizer(folder: Path, begins: bool = False) -> Any:
-    """The Hugging Face fast tokenizer of a folder with a tokenizer.json, as its files describe it.
+@dataclass(frozen=True)
+class DescribedTokenizer:
+    """A tokenizer with what files say of its tokens: what transformers' class is made of, without that class."""
+
+    backend_tokenizer: Tokenizer
+    named: Mapping[str, str] = field(default_factory=dict)
+    """role ("eos_token", …) -> token; each is in the vocabulary"""
+    extra: Sequence[str] = ()
+    """further special tokens"""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """chat template and the class's own settings, in the form of tokenizer_config.json"""
+
+    @cached_property
+    def wrapped(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face fast tokenizer."""
+        from transformers import PreTrainedTokenizerFast
+
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=_ONE_TOKEN, **self.settings)
+        # the constructor would copy it through its JSON form, a tenth of a second for 50,000 entries
+        wrapped._tokenizer = self.backend_tokenizer
+        # set afterwards: the constructor would add what the vocabulary lacks
+        for name, token in self.named.items():
+            setattr(wrapped, name, token)
+        wrapped.extra_special_tokens = list(self.extra)
+        return wrapped
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Id of the token that begins a text."""
+        return self._id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the token that ends a text."""
+        return self._id("eos_token")
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Id of what the vocabulary lacks."""
+        return self._id("unk_token")
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the tokens with a role, and of the further special ones."""
+        return [self.backend_tokenizer.token_to_id(token) for token in (*self.named.values(), *self.extra)]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text; special tokens that it spells are recognised."""
+        return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
+        """The entry of each id; None where there is none."""
+        return [self.backend_tokenizer.id_to_token(i) for i in ids]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Entry -> id."""
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    def _id(self, role: str) -> int | None:
+        return self.backend_tokenizer.token_to_id(self.named[role]) if role in self.named else None
+
+
+def read_tokenizer(folder: Path, begins: bool = False) -> DescribedTokenizer:
+    """The tokenizer of a folder with a tokenizer.json, as its files describe it.
 
     Args:
         begins: whether a token begins a text where neither settings nor post-processor say so; it is BOS, or EOS where
@@ -77,8 +147,10 @@ def read_tokenizer_json(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def wrap_described(tokenizer: Tokenizer, settings: Mapping[str, Any], source: str, *, begins: bool = False) -> Any:
-    """A Hugging Face fast tokenizer around `tokenizer`, which is altered, with what `settings` say of it.
+def wrap_described(
+    tokenizer: Tokenizer, settings: Mapping[str, Any], source: str, *, begins: bool = False
+) -> DescribedTokenizer:
+    """`tokenizer`, which is altered, with what `settings` say of it.
 
     Args:
         settings: in the form of tokenizer_config.json; the contents of config.json under "model_config".
@@ -104,12 +176,12 @@ def wrap_described(tokenizer: Tokenizer, settings: Mapping[str, Any], source: st
         named["bos_token"] = str(tokenizer.id_to_token(lead[0]))
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     values = extra.values() if isinstance(extra, dict) else extra
-    return _wrap(tokenizer, named, [_content(token, "extra_special_tokens", source) for token in values], settings)
+    return _known(tokenizer, named, [_content(token, "extra_special_tokens", source) for token in values], settings)
 
 
-def wrap_tokenizer(tokenizer: Tokenizer, bos: str | None = None, eos: str | None = None) -> Any:
-    """A Hugging Face fast tokenizer around a `tokenizers.Tokenizer` that comes without further files, as a model of
-    ours is trained with it: every text follows the token that ends the one before.
+def wrap_tokenizer(tokenizer: Tokenizer, bos: str | None = None, eos: str | None = None) -> DescribedTokenizer:
+    """A `tokenizers.Tokenizer` that comes without further files, as a model of ours is trained with it: every text
+    follows the token that ends the one before.
 
     Args:
         bos: the token that begins a text; its post-processor's, else EOS.
@@ -124,12 +196,13 @@ def wrap_tokenizer(tokenizer: Tokenizer, bos: str | None = None, eos: str | None
     _surround(tokenizer, lead, tail)
     ids = {"bos_token": lead[0] if lead else None, "eos_token": end}
     named = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
-    return _wrap(tokenizer, named, [], {})
+    return _known(tokenizer, named, [], {})
 
 
 def write_tokenizer(tokenizer: Any, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json, from which `read_tokenizer` and transformers' AutoTokenizer give
     the same tokenizer: ids, special tokens, what begins and ends a text, chat template."""
+    tokenizer = getattr(tokenizer, "wrapped", tokenizer)
     lead, tail = _around(_backend(tokenizer))
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings |= {name: None if (token := getattr(tokenizer, name)) is None else str(token) for name in _SPECIAL}
@@ -166,7 +239,12 @@ def write_generation(generation: Mapping[str, Any] | None, directory: Path) -> N
         (directory / GENERATION).write_text(text, encoding="utf-8")
 
 
-# --- questions to a tokenizer: a Hugging Face tokenizer or a `tokenizers.Tokenizer`
+# --- questions to a tokenizer: a `DescribedTokenizer`, a Hugging Face tokenizer or a `tokenizers.Tokenizer`
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer of a model, of ours as it was described; None where there is none. For the questions below."""
+    return getattr(model, "described_tokenizer", None) or getattr(model, "tokenizer", None)
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
@@ -225,7 +303,7 @@ def unknown_id(tokenizer: Any) -> int | None:
 def stop_ids(model: Any) -> frozenset[int]:
     """Every id that ends a generation: what generation_config.json and config.json list, and the tokenizer's EOS."""
     listed = (getattr(model, "generation", None) or {}).get("eos_token_id", [])
-    eos = getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
+    eos = getattr(tokenizer_of(model), "eos_token_id", None)
     return frozenset(listed) | ({eos} if eos is not None else set())
 
 
@@ -284,19 +362,13 @@ def _surround(tokenizer: Tokenizer, lead: list[int], tail: list[int]) -> None:
     )
 
 
-def _wrap(tokenizer: Tokenizer, named: Mapping[str, str], extra: list[str], settings: Mapping[str, Any]) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
+def _known(
+    tokenizer: Tokenizer, named: Mapping[str, str], extra: Sequence[str], settings: Mapping[str, Any]
+) -> DescribedTokenizer:
+    """Of the tokens named, only those that the vocabulary has."""
     kept = {name: settings[name] for name in (*_KEPT, "chat_template") if settings.get(name) is not None}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=_ONE_TOKEN, **kept)
-    # the constructor would copy it through its JSON form, a tenth of a second for 50,000 entries
-    wrapped._tokenizer = tokenizer
-    # set afterwards, and only those with an id: the constructor would add the others to the vocabulary
-    for name, token in named.items():
-        if tokenizer.token_to_id(token) is not None:
-            setattr(wrapped, name, token)
-    wrapped.extra_special_tokens = [token for token in extra if tokenizer.token_to_id(token) is not None]
-    return wrapped
+    roles = {name: token for name, token in named.items() if tokenizer.token_to_id(token) is not None}
+    return DescribedTokenizer(tokenizer, roles, [t for t in extra if tokenizer.token_to_id(t) is not None], kept)
 
 
 def is_described(folder: Path) -> bool:

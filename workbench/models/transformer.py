@@ -21,7 +21,7 @@ from workbench.models.learned_blocks import Boundaries, SegmentedStream
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 from workbench.models.text_source import TextSource
-from workbench.models.tokenizer_files import begin_ids
+from workbench.models.tokenizer_files import DescribedTokenizer, begin_ids
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -73,7 +73,7 @@ class HookedLM(HookedRootModule):
         cfg: the architecture.
         seed: initial weights, drawn on the CPU by a generator of their own, so equal on every device; None leaves the
             weights unset, for a caller about to fill every one.
-        tokenizer: a Hugging Face tokenizer for `to_tokens` and `generate`, or none.
+        tokenizer: for `to_tokens` and `generate`: a Hugging Face tokenizer, a `DescribedTokenizer`, or none.
 
     Raises:
         ValueError: a model that memory cannot hold.
@@ -83,6 +83,8 @@ class HookedLM(HookedRootModule):
     """the text of the run that it was loaded from, where it is one of ours"""
     generation: dict[str, Any] | None = None
     """what its folder's generation_config.json says; `eos_token_id` lists the ids that config.json names too"""
+    described_tokenizer: Any = None
+    """the tokenizer as it was given: that of a file is without transformers' class, which `tokenizer` puts around it"""
 
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
@@ -109,6 +111,16 @@ class HookedLM(HookedRootModule):
         if seed is not None:
             initialize(self, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
         self.to(cfg.device)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer, or None."""
+        own = self.described_tokenizer
+        return own.wrapped if isinstance(own, DescribedTokenizer) else own
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.described_tokenizer = tokenizer
 
     def forward(
         self,
@@ -381,13 +393,14 @@ class HookedLM(HookedRootModule):
         """
         self._check_tokenizer("to_tokens")
         texts = [text] if isinstance(text, str) else text
-        lead = [] if prepend_bos is False else begin_ids(self.tokenizer)
+        tokenizer = self.described_tokenizer
+        lead = [] if prepend_bos is False else begin_ids(tokenizer)
         if prepend_bos and not lead:
-            named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            named = (tokenizer.bos_token_id, tokenizer.eos_token_id)
             lead = [token for token in named if token is not None][:1]
             if not lead:
                 raise ValueError("to_tokens: the tokenizer has no BOS token; expected prepend_bos=False")
-        rows = [lead + self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
+        rows = [lead + tokenizer.encode(t, add_special_tokens=False) for t in texts]
         rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
         if len({len(r) for r in rows}) > 1:
             raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; expected equal lengths")
@@ -441,7 +454,7 @@ class HookedLM(HookedRootModule):
         return total
 
     def _check_tokenizer(self, who: str) -> None:
-        if self.tokenizer is None:
+        if self.described_tokenizer is None:
             raise ValueError(f"{who}: this model has no tokenizer; expected one given at load, or token ids")
 
 

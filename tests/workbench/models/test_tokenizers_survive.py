@@ -44,6 +44,18 @@ def facts(tokenizer) -> dict[str, object]:
     }  # fmt: skip
 
 
+def test_what_was_described_answers_as_the_class_around_it_does(model, kind):
+    own, wrapped = model.described_tokenizer, model.tokenizer
+    for ask in (begin_ids, special_ids, unknown_id, lambda tokenizer: separator_id(tokenizer, required=False)):
+        assert ask(own) == ask(wrapped)
+    assert (own.bos_token_id, own.eos_token_id) == (wrapped.bos_token_id, wrapped.eos_token_id)
+    assert own.get_vocab() == wrapped.get_vocab()
+    for text in TEXTS:
+        assert encode(own, text) == encode(wrapped, text)
+        assert own.encode(text) == wrapped.encode(text)
+        assert own.convert_ids_to_tokens(own.encode(text)) == wrapped.convert_ids_to_tokens(wrapped.encode(text))
+
+
 def test_ids_are_those_of_tokenizer_json_and_survive_every_way(kind, folder, model, tmp_path, record_property):
     from transformers import AutoTokenizer
 
@@ -54,7 +66,7 @@ def test_ids_are_those_of_tokenizer_json_and_survive_every_way(kind, folder, mod
     back = load(exported)  # without a warning: what we export, transformers reads as we do
     readers = {
         "load": model.tokenizer,
-        "train": open_tokenizer(str(folder)),
+        "train": open_tokenizer(str(folder)).wrapped,
         "export": back.tokenizer,
         "transformers": AutoTokenizer.from_pretrained(str(exported)),
         "checkpoint": load(import_model(exported, tmp_path / "again")).tokenizer,

@@ -21,6 +21,7 @@ from workbench.analyses.probe.states import TOKENS_A_BATCH, state_hooks
 from workbench.analyses.spectra.weights import Spectra, divergence_rows, matrix_spectra, spectra_tables
 from workbench.models.checks import as_list, checked_tokens, matching_layer
 from workbench.models.streams import stream
+from workbench.models.tokenizer_files import tokenizer_of
 
 MIN_SEQUENCES = 4  # below, the unbiased CKA is undefined
 N_SHUFFLED = 20  # draws of the null of shuffled items
@@ -120,7 +121,7 @@ def check_pair(a: Any, b: Any, n_sequences: int, n_components: int) -> None:
     """Raise the ValueErrors of `compare` that need no forward pass."""
     if a.cfg.d_vocab != b.cfg.d_vocab:
         raise ValueError(f"compare: vocabularies of {a.cfg.d_vocab} and {b.cfg.d_vocab}; expected one for both models")
-    first, second = (getattr(model, "tokenizer", None) for model in (a, b))
+    first, second = (tokenizer_of(model) for model in (a, b))
     if first is not None and second is not None and first.get_vocab() != second.get_vocab():
         raise ValueError(
             "compare: the models' tokenizers differ; expected one for both, so that both read the same tokens"

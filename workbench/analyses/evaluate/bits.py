@@ -29,7 +29,7 @@ from workbench.models import HookedLM
 from workbench.models.checks import device_of, run_hooked
 from workbench.models.cross_entropy import linear_cross_entropy, perplexity
 from workbench.models.recurrence import exit_depth
-from workbench.models.tokenizer_files import begin_ids, separator_id
+from workbench.models.tokenizer_files import begin_ids, separator_id, tokenizer_of
 from workbench.models.transformer import check_ours
 from workbench.training.quantization import pack_model, unpack_model
 
@@ -296,7 +296,7 @@ def check_evaluation(
         check_ours("evaluate with int8 weights", model)
     length = window_length(model, n_ctx)
     stride = min(STRIDE, length) if stride is None else stride
-    text = encode_text(getattr(model, "tokenizer", None), texts)
+    text = encode_text(tokenizer_of(model), texts)
     plan_windows(len(text.tokens), length, stride)
     return text, length, stride
 

@@ -14,6 +14,7 @@ from workbench.analyses.evaluate.bits import EncodedText, bits_per_byte, encode_
 from workbench.models import HookedLM
 from workbench.models.checks import as_list
 from workbench.models.load import load
+from workbench.models.tokenizer_files import tokenizer_of
 from workbench.training import Recipe, apply_overrides, load_recipe, train
 from workbench.training.interventions import make_interventions
 
@@ -86,7 +87,7 @@ def ladder(
             directory = Path(out) / "rungs" / f"{own.name}-seed{seed}"
             train(own, directory, seed=seed, device=device, resume=True, progress=False, cache=cache)
             model = load(directory, device)
-            text = text or encode_text(model.tokenizer, texts)
+            text = text or encode_text(tokenizer_of(model), texts)
             bits = _plain_bits(model, text)
             rows.append(
                 {

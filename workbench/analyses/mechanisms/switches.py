@@ -16,6 +16,7 @@ from workbench.analyses.evaluate.bits import (
     window_length,
 )
 from workbench.models import HookedLM
+from workbench.models.tokenizer_files import tokenizer_of
 from workbench.models.transformer import check_ours
 
 # mechanism -> what its switch becomes; absence is the identity. The gate that no longer acts is still read: what it
@@ -56,7 +57,7 @@ def without(model: HookedLM, mechanism: str) -> HookedLM:
     assert extensions.recurrence is not None, "switched_on has looked"
     recurrence = extensions.recurrence.model_copy(update={mechanism: OFF[mechanism]})
     cfg = model.cfg.model_copy(update={"extensions": extensions.model_copy(update={"recurrence": recurrence})})
-    reduced = HookedLM(cfg, seed=None, tokenizer=model.tokenizer)
+    reduced = HookedLM(cfg, seed=None, tokenizer=model.described_tokenizer)
     for name, parameter in reduced.named_parameters():
         parameter.data = model.get_parameter(name).data
     return reduced.train(model.training)
@@ -82,7 +83,7 @@ def mechanisms(
     """
     found = switched_on(model)
     length = window_length(model, n_ctx)
-    text = encode_text(model.tokenizer, texts)
+    text = encode_text(tokenizer_of(model), texts)
     windows = plan_windows(len(text.tokens), length)
     base = token_nats(model, text, windows)
     rows = []

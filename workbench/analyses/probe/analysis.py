@@ -19,9 +19,9 @@ TESTED = ("concept_mantel", "antonym_parallelism")  # tables with a p, whose q i
 
 def check(job: Job) -> None:
     """Raise ValueError for a set that does not exist and a word that the tokenizer cannot place."""
-    from workbench.analyses.probe.states import build_prompts, tokenizer_of
+    from workbench.analyses.probe.states import build_prompts, required_tokenizer
 
-    build_prompts(tokenizer_of(job.subject.model), _chosen(job.settings), job.settings.template)
+    build_prompts(required_tokenizer(job.subject.model), _chosen(job.settings), job.settings.template)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:

@@ -23,7 +23,7 @@ from workbench.analyses.probe.settings import TEMPLATES
 from workbench.data.concepts import ConceptSet
 from workbench.models.checks import as_list, checked_tokens
 from workbench.models.streams import stream
-from workbench.models.tokenizer_files import begin_ids, unknown_id
+from workbench.models.tokenizer_files import begin_ids, tokenizer_of, unknown_id
 
 PLACE = "{X}"
 HALF = (torch.bfloat16, torch.float16)
@@ -148,7 +148,7 @@ def concept_states(
     Raises:
         ValueError: a model without tokenizer, prompts longer than its context, and as `build_prompts`.
     """
-    tokenizer = tokenizer_of(model)
+    tokenizer = required_tokenizer(model)
     prompts, used = build_prompts(tokenizer, sets, templates)
     _warn_half(model)
     hooks = state_hooks(model)
@@ -223,9 +223,9 @@ def text_states(
     return states
 
 
-def tokenizer_of(model: Any) -> Any:
+def required_tokenizer(model: Any) -> Any:
     """The model's tokenizer. Raises ValueError where it has none."""
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError("concepts: this model has no tokenizer; expected a model with one")
     return tokenizer

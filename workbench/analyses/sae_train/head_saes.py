@@ -53,6 +53,7 @@ from workbench.analyses.sae_train.shard_activations import (
 from workbench.data.shards import Shards, open_shards
 from workbench.models.activations import ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
+from workbench.models.tokenizer_files import tokenizer_of
 from workbench.models.weights import weights_sha256
 from workbench.runs import open_run, verify_files
 from workbench.runs.resume_state import read_state, write_state
@@ -479,7 +480,7 @@ def find_stack(path: str | Path) -> StackedSAE:
 
 def begins_with_bos(model: Any, tokens: Int[Tensor, "n n_ctx"] | Shards) -> bool:
     """Whether every sequence, of shards those of the first, begins with the BOS of the model's tokenizer."""
-    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    bos = getattr(tokenizer_of(model), "bos_token_id", None)
     if bos is None:
         return False
     own = shard_sequences(tokens, tokens.shards[0]) if isinstance(tokens, Shards) else tokens

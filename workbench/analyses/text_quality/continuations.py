@@ -12,7 +12,7 @@ import torch
 
 from workbench.data.batteries import PromptSet
 from workbench.models.generate import continue_prompts
-from workbench.models.tokenizer_files import decode_continuation, stop_ids
+from workbench.models.tokenizer_files import decode_continuation, stop_ids, tokenizer_of
 
 ROWS_TOGETHER = 64  # continuations that grow side by side; more gain little and hold more keys and values
 
@@ -91,7 +91,7 @@ def encode_prompts(model: Any, prompts: Sequence[PromptSet], max_new_tokens: int
         ValueError: no prompt, a model without tokenizer, or a prompt that with max_new_tokens more is longer than the
             model's context.
     """
-    if getattr(model, "tokenizer", None) is None:
+    if tokenizer_of(model) is None:
         raise ValueError("text_quality: this model has no tokenizer; expected one, prompts are text")
     texts = [prompt for one in prompts for prompt in one.prompts]
     if not texts:

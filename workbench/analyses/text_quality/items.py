@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.data.batteries import Item
 from workbench.models.checks import device_of
 from workbench.models.generate import last_positions
-from workbench.models.tokenizer_files import begin_ids, unknown_id
+from workbench.models.tokenizer_files import begin_ids, tokenizer_of, unknown_id
 
 LOGITS_TOGETHER = 1 << 24  # logits held at once, 64 MiB in float32
 TOKENS_TOGETHER = 2048
@@ -63,7 +63,7 @@ def encode_items(model: Any, items: Sequence[Item]) -> list[EncodedItem]:
     Raises:
         ValueError: a model without tokenizer, an item longer than the model's context, and as `encode_item`.
     """
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ValueError(f"{items[0].battery}: this model has no tokenizer; expected one, items are text")
     encoded = [encode_item(tokenizer, item) for item in items]
