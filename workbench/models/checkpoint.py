@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from workbench.models.config import ModelConfig
@@ -73,15 +74,17 @@ def at_revision(source: str | Path) -> tuple[str, str | None]:
     return str(kept[int(step)]), None
 
 
-def load_checkpoint(directory: Path) -> HookedLM:
+def load_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> HookedLM:
     """The model of a directory with hooked_config.json, on the CPU, with its tokenizer where it has one.
+
+    dtype: of its weights, by default as stored; read into that dtype, they take no memory in another.
 
     Raises:
         ValueError: a file that its run's manifest does not cover as it is, or as `load` says.
     """
     _verify(directory, _READ)
     cfg, recipe = _read_config(directory), _recipe_of(directory)
-    model = HookedLM(cfg, seed=None)
+    model = HookedLM(cfg.model_copy(update={"dtype": dtype or cfg.dtype}), seed=None)
     fill(model, open_tensors(directory / WEIGHTS), str(directory / WEIGHTS))
     if (directory / TOKENIZER).is_file():
         model.tokenizer = read_tokenizer(directory, begins=cfg.default_prepend_bos)

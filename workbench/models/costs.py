@@ -38,10 +38,10 @@ def weights_bytes(cfg: ModelConfig) -> int:
 
 
 def loading_bytes(configs: Sequence[ModelConfig]) -> int:
-    """The host's peak while models come out of files, one after another: the pages of a file, which are mapped, beside
-    those that are there."""
-    weights = [weights_bytes(cfg) for cfg in configs]
-    return sum(weights) + max(weights)
+    """The host's peak while models come out of files, one after another: all weights, and the tensor that is being
+    copied from its file."""
+    largest = max(p.numel() * cfg.dtype.itemsize for cfg in configs for p in on_meta(cfg).parameters())
+    return sum(weights_bytes(cfg) for cfg in configs) + largest
 
 
 # --- floating-point operations

@@ -4,7 +4,7 @@ written."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from workbench.models.families import family_names, find_family
 from workbench.models.family import Described, Entry, Family
 from workbench.models.tokenizer_files import read_generation, write_generation, write_tokenizer
 from workbench.models.transformer import HookedLM
-from workbench.models.weights import fill, open_tensors, widest_dtype
+from workbench.models.weights import StoredTensor, check_numbers, open_tensors, widest_dtype
 from workbench.runs import shorten
 from workbench.runs.foreign_files import read_object
 from workbench.runs.records import describe_errors, join_faults
@@ -59,17 +59,17 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         raise ValueError(f"{shown}: no such folder, and the hub did not give it ({type(error).__name__})") from error
 
 
-def load_folder(folder: Path) -> HookedLM:
-    """The model of a Hugging Face folder in the dtype of its weights, with its tokenizer where one is there.
+def load_folder(folder: Path, dtype: torch.dtype | None = None) -> HookedLM:
+    """The model of a Hugging Face folder, by default in the dtype of its weights, with its tokenizer where it has one.
 
     Raises:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
     """
     family, config, cfg = _read_configs(folder)
-    entries = list(family.layout(cfg, config))
-    weights = _read_weights(_open_all(folder), entries, family, cfg, str(folder))
-    model = HookedLM(cfg.model_copy(update={"dtype": widest_dtype(weights.values())}), seed=None)
-    fill(model, weights, str(folder))
+    stored, entries = _open_all(folder), list(family.layout(cfg, config))
+    found = _match(stored, entries, family, cfg, str(folder))
+    model = HookedLM(cfg.model_copy(update={"dtype": dtype or widest_dtype(found.values())}), seed=None)
+    _fill(model, found, entries, str(folder))
     model.tokenizer, model.generation = load_tokenizer(folder), read_generation(folder)
     return model
 
@@ -98,8 +98,8 @@ def _configuration(family: Family, config: dict[str, Any], source: str) -> Model
 # --- weights
 
 
-def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
-    """Readers of every tensor in the folder's safetensors files, by name.
+def _open_all(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor in the folder's safetensors files, by name.
 
     As in transformers: model.safetensors alone, else the files that the index lists (beside them may lie an adapter, or
     the same weights in the maker's own form); without either, all.
@@ -118,63 +118,80 @@ def _open_all(folder: Path) -> dict[str, Callable[[], Tensor]]:
         raise ValueError(
             f"{folder}: no .safetensors file; expected weights in that form (pickled weights are never opened)"
         )
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        for name, tensor in open_tensors(file).items():
-            readers[name] = lambda tensor=tensor: tensor
-    absent = [n for n in listed if n not in readers]
+    stored = {name: tensor for file in files for name, tensor in open_tensors(file).items()}
+    absent = [n for n in listed if n not in stored]
     if absent:
         raise ValueError(
             f"{index}: lists {shorten(repr(absent[0]))} in {shorten(str(listed[absent[0]]))}, which is not there"
         )
-    return readers
+    return stored
 
 
-def _read_weights(
-    readers: dict[str, Callable[[], Tensor]], entries: list[Entry], family: Family, cfg: ModelConfig, source: str
-) -> dict[str, Tensor]:
-    """Our parameters by name, as views of theirs where that can be.
+def _match(
+    stored: Mapping[str, StoredTensor], entries: Sequence[Entry], family: Family, cfg: ModelConfig, source: str
+) -> dict[str, StoredTensor]:
+    """The tensors of the entries by their names, none of which has been read.
 
     Raises:
         ValueError: naming missing, unknown and misshapen tensors, or an unembedding of its own in a tied model.
     """
-    expected = {entry.theirs for entry in entries if entry.theirs}
+    shapes = {entry.theirs: entry.shape for entry in entries if entry.theirs}
     # a model that was saved without its head has names without a beginning
-    readers = {name if name in expected else _with_base(name, expected, family): read for name, read in readers.items()}
+    stored = {name if name in shapes else _with_base(name, shapes, family): own for name, own in stored.items()}
     if cfg.tie_word_embeddings:
-        readers = _one_end(readers, family, source)
-    unknown = [name for name in readers if name not in expected and not name.endswith(family.passed_over)]
-    wrong = [f"{name} is missing" for name in sorted(expected - set(readers))]
+        stored = _one_end(stored, family, source)
+    unknown = [name for name in stored if name not in shapes and not name.endswith(family.passed_over)]
+    wrong = [f"{name} is missing" for name in sorted(shapes.keys() - stored.keys())]
     wrong += [f"{shorten(name)} is unknown" for name in sorted(unknown)]
     if wrong:
         raise ValueError(f"{source}: {join_faults(wrong)}")
-    out: dict[str, Tensor] = {}
-    for entry in sorted(
-        entries, key=lambda entry: not entry.theirs
-    ):  # what they do not have is of what dtype the rest is
-        tensor = readers[entry.theirs]() if entry.theirs else torch.empty(entry.shape, dtype=widest_dtype(out.values()))
-        if tuple(tensor.shape) != entry.shape:
-            raise ValueError(f"{source}: {entry.theirs} has shape {list(tensor.shape)}; expected {list(entry.shape)}")
+    for name, shape in shapes.items():
+        if stored[name].shape != shape:
+            raise ValueError(f"{source}: {name} has shape {list(stored[name].shape)}; expected {list(shape)}")
+    return {name: stored[name] for name in shapes}
+
+
+@torch.no_grad()
+def _fill(model: HookedLM, found: Mapping[str, StoredTensor], entries: Sequence[Entry], source: str) -> None:
+    """Copy what the entries hold into the parameters, one tensor of theirs after another.
+
+    Raises:
+        ValueError: entries that give other parameters than the model has, or of another shape, and tensors without
+            finite numbers, named.
+    """
+    parameters, given = dict(model.named_parameters()), [name for entry in entries for name in entry.ours]
+    wrong = [f"{name} is not given by the family" for name in parameters if name not in given]
+    wrong += [f"{name} is given by the family and unknown" for name in given if name not in parameters]
+    if wrong:
+        raise ValueError(f"{source}: {join_faults(wrong)}")
+    for entry in entries:
+        # what they do not have is of the dtype of the rest
+        tensor = found[entry.theirs].read() if entry.theirs else torch.zeros(entry.shape, dtype=model.cfg.dtype)
+        check_numbers(tensor, entry.theirs, source)  # as it lies there: a turned view takes ten times as long
         try:
-            out |= zip(entry.ours, entry.split(tensor), strict=True)
+            parts = entry.split(tensor)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-    return out
+        for name, part in zip(entry.ours, parts, strict=True):
+            if part.shape != parameters[name].shape:
+                shapes = f"{list(part.shape)}; expected {list(parameters[name].shape)}"
+                raise ValueError(f"{source}: {name} is given by the family with shape {shapes}")
+            parameters[name].copy_(part)
 
 
-def _with_base(name: str, expected: set[str], family: Family) -> str:
+def _with_base(name: str, expected: Container[str], family: Family) -> str:
     return family.base + name if family.base + name in expected else name
 
 
-def _one_end(readers: dict[str, Any], family: Family, source: str) -> dict[str, Any]:
-    """Readers of a tied model without its unembedding: where it is stored, it is the embedding, or stands for it where
-    that is not (the name that safetensors' save_model keeps of the two)."""
-    if family.head not in readers:
-        return readers
-    rest = {name: read for name, read in readers.items() if name != family.head}
+def _one_end(stored: dict[str, StoredTensor], family: Family, source: str) -> dict[str, StoredTensor]:
+    """The tensors of a tied model without its unembedding: where it is stored, it is the embedding, or stands for it
+    where that is not (the name that safetensors' save_model keeps of the two)."""
+    if family.head not in stored:
+        return stored
+    rest = {name: own for name, own in stored.items() if name != family.head}
     if family.embedding not in rest:
-        return rest | {family.embedding: readers[family.head]}
-    if not torch.equal(readers[family.head](), rest[family.embedding]()):
+        return rest | {family.embedding: stored[family.head]}
+    if not torch.equal(stored[family.head].read(), rest[family.embedding].read()):
         raise ValueError(
             f"{source}: {family.head} is not the tied {family.embedding}; expected tie_word_embeddings = false"
         )

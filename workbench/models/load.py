@@ -41,11 +41,11 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
 
         model = load_gguf(path)
     elif (directory := find_checkpoint(path)) is not None:
-        model = load_checkpoint(directory)
+        model = load_checkpoint(directory, wanted)
     else:
         from workbench.models.huggingface import find_folder, load_folder
 
-        model = load_folder(find_folder(name, revision))
+        model = load_folder(find_folder(name, revision), wanted)
     _check_tokenizer(model, source)
     if (tokenizer := tokenizer_of(model)) is not None:  # what TransformerLens goes by, wherever the model goes
         begins = bool(begin_ids(tokenizer))

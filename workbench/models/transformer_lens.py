@@ -211,7 +211,7 @@ def read_folder(directory: Path) -> Any:
 
     fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     hooked = HookedTransformer(HookedTransformerConfig.from_dict(fields | {"device": "cpu"}))
-    tensors = open_tensors(directory / WEIGHTS)
+    tensors = {name: stored.read() for name, stored in open_tensors(directory / WEIGHTS).items()}
     dtype = torch.promote_types(tensors["embed.W_E"].dtype, torch.float32)
     hooked.to(dtype, print_details=False)  # stdout is for what a verb says
     hooked.load_state_dict(hooked.state_dict() | tensors, strict=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,28 @@ from workbench.runs import shorten
 from workbench.runs.foreign_files import refuse_pointer
 from workbench.runs.records import join_faults
 
+_KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-def open_tensors(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, memory-mapped.
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file, of which no more than the header has been read."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    """None: one that weights do not have"""
+
+    def read(self) -> Tensor:
+        """The tensor, memory-mapped by a mapping of its own: its pages are let go with the last view of it, where those
+        of a mapping of the file would stay, so that a model is loaded in the memory of its weights and one tensor."""
+        with _opened(self.file) as f:
+            return f.get_tensor(self.name)
+
+
+def open_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, by name.
 
     Raises:
         ValueError: the file is missing, truncated or not safetensors.
@@ -28,15 +49,25 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"{file}: not there; expected a safetensors file")
     refuse_pointer(file)
+    found = {}
+    with _opened(file) as f:
+        for name in f.keys():  # noqa: SIM118 (not a dict)
+            header = f.get_slice(name)
+            found[name] = StoredTensor(file, name, tuple(header.get_shape()), _KINDS.get(header.get_dtype()))
+    return found
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+            yield f
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
 
 
 @torch.no_grad()
-def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
+def fill(model: HookedLM, tensors: Mapping[str, StoredTensor], source: str) -> None:
     """Copy tensors into the model's parameters; all names and shapes are checked before the first is copied.
 
     Raises:
@@ -49,18 +80,19 @@ def fill(model: HookedLM, tensors: Mapping[str, Tensor], source: str) -> None:
     wrong += [
         f"{n} has shape {list(t.shape)}, expected {list(parameters[n].shape)}"
         for n, t in tensors.items()
-        if n in parameters and t.shape != parameters[n].shape
+        if n in parameters and t.shape != tuple(parameters[n].shape)
     ]
     if wrong:
         raise ValueError(f"{source}: {join_faults(wrong)}")
     for name, parameter in parameters.items():
-        check_numbers(tensors[name], name, source)
-        parameter.copy_(tensors[name])
+        tensor = tensors[name].read()
+        check_numbers(tensor, name, source)
+        parameter.copy_(tensor)
 
 
-def widest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+def widest_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
     """The narrowest dtype of weights that holds every number of those tensors that have one; float32 if none has."""
-    kinds = {t.dtype for t in tensors} & set(DTYPES.values())
+    kinds = {t.dtype for t in tensors if t.dtype is not None}
     return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 
