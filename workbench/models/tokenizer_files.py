@@ -93,7 +93,8 @@ class DescribedTokenizer:
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of the tokens with a role, and of the further special ones."""
-        return [self.backend_tokenizer.token_to_id(token) for token in (*self.named.values(), *self.extra)]
+        ids = (self.backend_tokenizer.token_to_id(token) for token in (*self.named.values(), *self.extra))
+        return [i for i in ids if i is not None]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells are recognised."""
