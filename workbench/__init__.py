@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.analyses.text_quality.quality import text_quality
     from workbench.analyses.topology.heads import topology
     from workbench.data.text_windows import analysis_tokens
+    from workbench.models.direct_attribution import direct_logit_attribution
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
     from workbench.models.load import load
@@ -40,6 +41,7 @@ _WHERE = MappingProxyType(
         "analysis_tokens": "workbench.data.text_windows:analysis_tokens",
         "attention_patterns": "workbench.analyses.attention.patterns:attention_patterns",
         "build": "workbench.training:build",
+        "direct_logit_attribution": "workbench.models.direct_attribution:direct_logit_attribution",
         "export": "workbench.models.interop:export",
         "from_hooked_transformer": "workbench.models.transformer_lens:from_hooked_transformer",
         "generate": "workbench.models.generate:generate",
@@ -60,6 +62,7 @@ __all__ = [
     "attention_patterns",
     "build",
     "compare",
+    "direct_logit_attribution",
     "evaluate",
     "export",
     "from_hooked_transformer",

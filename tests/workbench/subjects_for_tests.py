@@ -116,7 +116,7 @@ class Subject:
 
 def tokenizer() -> Any:
     """Byte-level, of D_VOCAB entries, <|endoftext|> first."""
-    return wrap_tokenizer(load_tokenizer(f"embedded-{D_VOCAB}"))
+    return wrap_tokenizer(load_tokenizer(f"embedded-{D_VOCAB}")).wrapped
 
 
 # --- HookedTransformer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -453,9 +454,30 @@ class HookedLM(HookedRootModule):
             total = total + block.mlp.b_out if has.mlp_bias and include_mlp_biases and index < layer else total
         return total
 
+    def _as_cache_object(self, cache: dict[str, Tensor], remove_batch_dim: bool) -> Any:
+        made = super()._as_cache_object(cache, remove_batch_dim)
+        if not self.cfg.writes_linearly and made is not cache:
+            for name in _PER_PART:
+                setattr(made, name, functools.partial(_refuse_part, name))
+        return made
+
     def _check_tokenizer(self, who: str) -> None:
         if self.described_tokenizer is None:
             raise ValueError(f"{who}: this model has no tokenizer; expected one given at load, or token ids")
+
+
+# methods of TransformerLens's ActivationCache that take z W_O[h], or a neuron's W_out, for what enters the stream
+_PER_PART = (
+    "compute_head_results", "stack_head_results", "get_neuron_results", "stack_neuron_results",
+    "get_full_resid_decomposition",
+)  # fmt: skip
+
+
+def _refuse_part(name: str, *_: Any, **__: Any) -> None:
+    raise ValueError(
+        f"{name}: norms stand behind attention and MLP, so that no head or neuron enters the stream as it is; expected "
+        "direct_logit_attribution, or decompose_resid"
+    )
 
 
 def _factored(left: Tensor, right: Tensor) -> FactoredMatrix:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.topology.heads import head_cosines
+from workbench.models.direct_attribution import direct_logit_attribution
 from workbench.models.load import load
 
 SIZES = {
@@ -26,6 +28,7 @@ KINDS = {
 }
 N_HEADS, D_HEAD, N_LAYERS = 4, 8, 3
 TOKENS = torch.randint(2, 97, (4, 16), generator=torch.Generator().manual_seed(3))
+POST_NORMED = ("Gemma2Config", "Gemma3TextConfig", "Olmo2Config")
 NORMS = {"Gemma2Config": "post_attention_layernorm", "Olmo2Config": "post_attention_layernorm"}
 
 
@@ -105,6 +108,74 @@ def test_heads_are_taken_out_as_by_hand(kind, way, pair):
 
         with editing(theirs, layer, edit):
             assert row["ablated_loss"] == pytest.approx(loss(theirs), abs=1e-6), (layer, head)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_heads_take_another_sequence_s_z_as_by_hand(kind, pair):
+    theirs, ours = pair(kind)
+    table = ablate(ours, TOKENS, kind="resample", seed=5, n_resamples=2, n_bootstrap=100)
+    heads = table[table["component"] == "head"].set_index(["layer", "head"])
+    cycle = np.random.default_rng([5, 1]).permutation(len(TOKENS))  # followed one step, and two
+    for (layer, head), row in heads.iterrows():
+        z, losses = z_of(theirs, layer), []
+        for step in (1, 2):
+            donors = torch.empty(len(TOKENS), dtype=torch.long)
+            donors[cycle] = torch.from_numpy(np.roll(cycle, -step))
+
+            def edit(own, head=head, stand_in=z[donors][:, :, head]):
+                own = own.clone()
+                own[:, :, head] = stand_in
+                return own
+
+            with editing(theirs, layer, edit):
+                losses.append(loss(theirs))
+        assert row["ablated_loss"] == pytest.approx(sum(losses) / 2, abs=1e-6), (layer, head)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_direct_attribution_is_that_by_hand_and_adds_up(kind, pair):
+    theirs, ours = pair(kind)
+    text, answers, foils = TOKENS[:, :-1], TOKENS[:, -1], TOKENS[:, 0]
+    found = direct_logit_attribution(ours, text, answers, foils)
+    effects = dict(zip(found.parts, found.effects, strict=True))
+    stream, final, head = stream_before_norm(theirs, text)[:, -1], final_norm(theirs), theirs.get_output_embeddings()
+    logits = head(final(stream))  # ahead of any soft cap
+    picked = [logits.gather(1, ids[:, None])[:, 0] for ids in (answers, foils)]
+    torch.testing.assert_close(found.effects.sum(0), picked[0] - picked[1], atol=1e-5, rtol=0)
+    u = head.weight[answers] - head.weight[foils]
+    for layer in range(N_LAYERS):
+        own, z = layers_of(theirs)[layer], z_of(theirs, layer)[:, -2]  # what follows changes nothing before it
+        W = writer(own).weight.unflatten(1, (N_HEADS, D_HEAD))
+        for h in range(N_HEADS):
+            written = z[:, h] @ W[:, h].T
+            if kind in POST_NORMED:
+                together = torch.einsum("bhe,dhe->bd", z, W)
+                written = written * (own.post_attention_layernorm(together) / together)
+            wanted = (u * frozen(final, stream, written)).sum(1)
+            torch.testing.assert_close(effects["head", layer, h], wanted, atol=1e-5, rtol=0)
+
+
+def final_norm(theirs: Any) -> torch.nn.Module:
+    base = theirs.base_model
+    return next(getattr(base, name) for name in ("norm", "final_layer_norm", "final_layernorm") if hasattr(base, name))
+
+
+def stream_before_norm(theirs: Any, tokens: torch.Tensor) -> torch.Tensor:
+    found: list[torch.Tensor] = []
+    handle = final_norm(theirs).register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    theirs(tokens)
+    handle.remove()
+    return found[0]
+
+
+def frozen(norm: torch.nn.Module, stream: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """What a norm makes of a part of a stream, with the scale of the stream."""
+    if isinstance(norm, torch.nn.LayerNorm):
+        scale = (stream.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+        return norm.weight * (written - written.mean(-1, keepdim=True)) / scale
+    return written * (norm(stream) / stream)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -56,7 +56,7 @@ def metaspace_bpe():
         vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return wrap_tokenizer(tokenizer, bos="<s>", eos="</s>")
+    return wrap_tokenizer(tokenizer, bos="<s>", eos="</s>").wrapped
 
 
 def plain(tokenizer):
@@ -68,7 +68,7 @@ def plain(tokenizer):
 
 @pytest.fixture(scope="module")
 def embedded():
-    return wrap_tokenizer(load_tokenizer("embedded"))
+    return wrap_tokenizer(load_tokenizer("embedded")).wrapped
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_bad_choices_are_named(tmp_path):
 @pytest.mark.parametrize("kind", ["embedded", "gpt2", "metaspace"])
 def test_spans_hold_the_word_and_nothing_else(kind, embedded):
     tokenizer = {"embedded": lambda: embedded, "metaspace": metaspace_bpe}.get(
-        kind, lambda: wrap_tokenizer(load_tokenizer("gpt2"))
+        kind, lambda: wrap_tokenizer(load_tokenizer("gpt2")).wrapped
     )()
     prompts, used = build_prompts(tokenizer, SETS)
     assert used == TEMPLATES
@@ -189,13 +189,13 @@ def test_a_word_that_merges_with_its_neighbour_cannot_be_placed():
     )
     glued.train_from_iterator(["In the fruit of plum, In the fruit of plum, apple pear fig"] * 50, trainer)
     with pytest.raises(ValueError, match=r"fruit: the tokenizer cannot place '\w+' in 'In the fruit of \w+,', tokens"):
-        build_prompts(wrap_tokenizer(glued), [FRUIT], ["In the {category} of {X},"])
+        build_prompts(wrap_tokenizer(glued).wrapped, [FRUIT], ["In the {category} of {X},"])
 
 
 def test_an_unknown_word_cannot_be_placed():
     words = Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "The": 2, "apple": 3}, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = wrap_tokenizer(words, bos="<s>")
+    tokenizer = wrap_tokenizer(words, bos="<s>").wrapped
     assert tokenizer.unk_token is None  # what the vocabulary lacks is named by the model in tokenizer.json alone
     with pytest.raises(ValueError, match="cannot place 'pear' in 'pear'"):
         build_prompts(tokenizer, [FRUIT], ["{X}"])
@@ -206,7 +206,7 @@ def test_words_that_a_tokenizer_cannot_tell_apart():
     lower.normalizer = tokenizers.normalizers.Lowercase()
     names = ConceptSet(name="case", category="case", topology="free", words=("May", "may", "be"))
     with pytest.raises(ValueError, match="case: 'May' and 'may' have the same tokens; expected others"):
-        build_prompts(wrap_tokenizer(lower), [names])
+        build_prompts(wrap_tokenizer(lower).wrapped, [names])
 
 
 def test_nothing_is_read_at_position_0_where_no_token_begins_a_text():

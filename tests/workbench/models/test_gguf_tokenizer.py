@@ -43,7 +43,7 @@ def test_sentencepiece_s_vocabulary_gives_sentencepiece_s_ids(has_prefix, has_by
         "scores": [theirs.get_score(i) for i in range(n)], "unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
         "add_space_prefix": has_prefix,
     }  # fmt: skip
-    ours = read_gguf_tokenizer({f"tokenizer.ggml.{key}": value for key, value in own.items()}, tmp_path)
+    ours = read_gguf_tokenizer({f"tokenizer.ggml.{key}": value for key, value in own.items()}, tmp_path).wrapped
     texts = [
         t for t in TEXTS if "\x00" not in t and "<s>" not in t and "</s>" not in t
     ]  # which llama.cpp takes as tokens
@@ -73,7 +73,7 @@ def test_roles_kinds_and_templates_are_read(tmp_path):
         "tokenizer.chat_template.tools": "y",
         "tokenizer.chat_templates": ["tools"],
     }
-    tokenizer = read_gguf_tokenizer(own | templates, tmp_path)
+    tokenizer = read_gguf_tokenizer(own | templates, tmp_path).wrapped
     assert (tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token) == ("<e>", "<u>", "<u>")
     assert tokenizer.chat_template == {"default": "x", "tools": "y"}
     assert special_ids(tokenizer) == {3, 4, 5}

@@ -27,7 +27,7 @@ HATS = RecallSet(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return wrap_tokenizer(load_tokenizer("embedded"))
+    return wrap_tokenizer(load_tokenizer("embedded")).wrapped
 
 
 def recall(sets):
@@ -108,7 +108,7 @@ def test_what_ignores_the_beginning_is_right_in_exactly_half(tokenizer):
 
 @pytest.mark.parametrize("name", ["embedded", "gpt2"])
 def test_every_item_that_comes_along_fits_the_tokenizers_that_come_along(name):
-    own = wrap_tokenizer(load_tokenizer(name))
+    own = wrap_tokenizer(load_tokenizer(name)).wrapped
     for battery in read_batteries():
         for item in battery_items(battery):
             encoded = encode_item(own, item)
