@@ -51,25 +51,38 @@ def find_checkpoint(path: Path) -> Path | None:
     return directory
 
 
+def is_training(path: Path) -> bool:
+    """Whether a directory is a training of ours that has saved a checkpoint."""
+    return (path / "latest").is_file()
+
+
+def kept_steps(run: Path) -> dict[int, Path]:
+    """Step -> directory of every checkpoint that a training kept, in the order of steps."""
+    found = {own.name[len(_STEP) :]: own for own in run.glob(f"{_STEP}*")}
+    return dict(sorted((int(step), own) for step, own in found.items() if step.isdigit()))
+
+
 def at_revision(source: str | Path) -> tuple[str, str | None]:
     """(path or hub name, revision of a hub's repository) that a source means, which may end in `@REVISION`.
 
     Of a run of ours a revision is a step that it kept (`@step400`, `@400`), whose directory then is the path.
 
     Raises:
-        ValueError: a step that the run did not keep; those that it did are named.
+        ValueError: a step that the run did not keep (those that it did are named); a revision of anything else that
+            is here.
     """
     name, sign, revision = str(source).rpartition("@")
     if not sign or not revision or Path(source).exists():
         return str(source), None
-    if not (Path(name) / "latest").is_file():
+    if not is_training(Path(name)):
+        if name and Path(name).exists():
+            what = "folder" if Path(name).is_dir() else "file"
+            raise ValueError(f"{name}@{revision}: a {what} has no revisions; expected its path alone, or a hub name")
         return name, revision
-    kept = {
-        int(own.name[len(_STEP) :]): own for own in Path(name).glob(f"{_STEP}*") if own.name[len(_STEP) :].isdigit()
-    }
+    kept = kept_steps(Path(name))
     step = revision.removeprefix("step").lstrip("_")
     if not step.isdigit() or int(step) not in kept:
-        steps = ", ".join(f"step{own}" for own in sorted(kept)) or "none"
+        steps = ", ".join(f"step{own}" for own in kept) or "none"
         raise ValueError(f"{name}: got the step {shorten(repr(revision))}; expected one that it kept: {steps}")
     return str(kept[int(step)]), None
 

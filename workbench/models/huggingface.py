@@ -34,11 +34,9 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     branch, tag or commit.
 
     Raises:
-        ValueError: no such folder, and no such repository within reach; a revision of a folder.
+        ValueError: no such folder, and no such repository within reach.
     """
     path = Path(name)
-    if name and revision is not None and path.is_dir():
-        raise ValueError(f"{name}@{revision}: a folder has no revisions; expected its path alone, or a hub name")
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{name}: holds neither latest, hooked_config.json nor config.json; expected a checkpoint")

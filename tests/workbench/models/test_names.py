@@ -11,7 +11,7 @@ from workbench.analyses.attention.statistics import attention
 from workbench.analyses.compare.comparison import compare
 from workbench.analyses.probe.concept_tests import probe
 from workbench.models.interop import export, import_model
-from workbench.models.load import load
+from workbench.models.load import load, load_config
 from workbench.models.transformer_lens import from_hooked_transformer, read_folder
 from workbench.study.measuring import name_subjects
 from workbench.training import build, train, trainer
@@ -117,3 +117,12 @@ def test_a_revision_of_the_hub_is_asked_for_and_of_a_folder_refused(runs, tmp_pa
     assert (asked["name"], asked["revision"]) == ("someone/something", "step1000")
     with pytest.raises(ValueError, match=r"hf@main: a folder has no revisions"):
         load(f"{folder}@main")
+
+
+def test_a_revision_of_what_has_none_is_refused_and_never_ignored(runs, tmp_path):
+    for place in (runs[0] / "step_00000001", import_model(runs[1], tmp_path / "imported")):
+        with pytest.raises(ValueError, match=r"@main: a folder has no revisions; expected its path alone, or a hub"):
+            load(f"{place}@main")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"model.gguf@main: a file has no revisions"):
+        load_config(f"{tmp_path / 'model.gguf'}@main")
