@@ -8,13 +8,13 @@ Loads nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["number", "integer", "text"]
 
 _TEXTS = "model model_a model_b other set topology basis matrix part term kind mechanism measure claim name comparison"
-_TEXTS += " weights windows phase item table task site dictionary group log10_density_bin"
+_TEXTS += " weights windows phase item table task site dictionary group log10_density_bin revision"
 _PLACES = (
     "seed seed_a seed_b sae_seed other_seed layer layer_a layer_b head head_a head_b head_i head_j feature step lag"
 )
@@ -71,6 +71,20 @@ class Table:
         """What a column holds; None for one that the contract does not know, which holds what it looks like."""
         known: dict[str, Kind] = {own.name: own.kind for own in (*self.columns, *self.trailing)}
         return known.get(column) or KEYS.get(column)
+
+
+def over_training(table: Table) -> Table:
+    """The contract of a table that holds several checkpoints of each model: a key column `step` behind the seed, and
+    `revision` where the checkpoints are a hub repository's. A table that is told apart by steps already is as it was.
+
+    >>> over_training(Table("gap", key=("model", "seed", "layer"))).key
+    ('model', 'seed', 'step', 'layer')
+    """
+    if "step" in table.key:
+        return table
+    i = max((table.key.index(name) + 1 for name in ("model", "seed") if name in table.key), default=0)
+    revision = Column("revision", "of the hub's repository", kind="text")
+    return replace(table, key=(*table.key[:i], "step", *table.key[i:]), trailing=(*table.trailing, revision))
 
 
 _DECLARED: dict[str, Table] = {}

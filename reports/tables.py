@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.contract import PACKAGE, PLACES, Table, declare, declared, describe_table, read_resource
+from reports.contract import (
+    PACKAGE,
+    PLACES,
+    Table,
+    declare,
+    declared,
+    describe_table,
+    over_training,
+    read_resource,
+)
 from reports.study_tables import STUDY_TABLES
 
 declare(STUDY_TABLES)
@@ -68,29 +77,32 @@ def unplaced(df: pd.DataFrame, name: str, columns: Iterable[str]) -> list[str]:
     return found
 
 
-def write_table(df: pd.DataFrame, directory: str | Path, name: str) -> Path:
+def write_table(df: pd.DataFrame, directory: str | Path, name: str, *, is_over_training: bool = False) -> Path:
     """Return the path of `<directory>/<name>.csv`, written whole or not at all.
 
     The leading columns of `COLUMNS[name]` come first, then the others in the order they have. Floats keep every digit
     that tells them apart; the index is not written; lone surrogates, which UTF-8 cannot hold, become U+FFFD.
 
+    is_over_training: the table has several checkpoints of each model, told apart by the column `step`.
+
     Raises:
         ValueError: for an unknown name or missing leading columns.
     """
     _check_name(name, declared())
-    missing = missing_columns(df.columns, COLUMNS[name])
+    table = over_training(declared()[name]) if is_over_training else declared()[name]
+    missing = missing_columns(df.columns, table.leading)
     if missing:
-        raise ValueError(f"{name}: the table lacks {', '.join(missing)}; expected {', '.join(COLUMNS[name])} first")
+        raise ValueError(f"{name}: the table lacks {', '.join(missing)}; expected {', '.join(table.leading)} first")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    trailing = [column for column in df.columns if column not in COLUMNS[name]]
-    ordered = df[[*COLUMNS[name], *trailing]]
+    trailing = [column for column in df.columns if column not in table.leading]
+    ordered = df[[*table.leading, *trailing]]
     text = ordered.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # a carriage return is quoted only where it ends lines; unquoted it would split its row
         text = ordered.to_csv(index=False, lineterminator="\r\n")
     path = directory / f"{name}.csv"
     write_atomically(path, replace_surrogates(text).encode("utf-8"))
-    _note_contract(directory, declared()[name], list(ordered.columns))
+    _note_contract(directory, table, list(ordered.columns))
     return path
 
 
@@ -115,14 +127,18 @@ def _read_package(file: Path) -> list[dict[str, Any]]:
 
 
 def read_contracts(directory: str | Path) -> dict[str, Table]:
-    """Return the contracts of the tables that may lie in a directory, by name: those that are declared here, and those
-    that its data package describes.
+    """Return the contracts of the tables that may lie in a directory, by name: those that are declared here, with a key
+    column `step` where its data package says that they are over training, and those that the package alone describes.
 
     Raises:
         ValueError: a data package that cannot be read.
     """
-    described = [read_resource(own) for own in _read_package(Path(directory) / PACKAGE)]
-    return {table.name: table for table in described} | dict(declared())
+    described = {own.name: own for own in map(read_resource, _read_package(Path(directory) / PACKAGE))}
+    known = dict(declared())
+    for name in known.keys() & described.keys():
+        if described[name].key == (longer := over_training(known[name])).key:
+            known[name] = longer
+    return described | known
 
 
 def read_table(directory: str | Path, name: str) -> pd.DataFrame:
