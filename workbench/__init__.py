@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from workbench.models.load import load
     from workbench.models.streams import stream
     from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
+    from workbench.study.over_training import over_training
     from workbench.study.study import study
     from workbench.training import build, train
     from workbench.training import recipe_names as recipes
@@ -47,6 +48,7 @@ _WHERE = MappingProxyType(
         "generate": "workbench.models.generate:generate",
         "import_model": "workbench.models.interop:import_model",
         "load": "workbench.models.load:load",
+        "over_training": "workbench.study.over_training:over_training",
         "recipes": "workbench.training:recipe_names",
         "stream": "workbench.models.streams:stream",
         "study": "workbench.study.study:study",
@@ -72,6 +74,7 @@ __all__ = [
     "ladder",
     "load",
     "mechanisms",
+    "over_training",
     "probe",
     "recipes",
     "sae_train",

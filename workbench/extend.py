@@ -354,6 +354,9 @@ class Analysis:
     """sentences that a reader of the page needs beside its figures"""
     has_common_seed: bool = False
     """whether every model is measured with seed 0 (the same permutations) rather than with its training's"""
+    over_training: bool = False
+    """whether the verb follows a model over its training (--steps, --revisions): one table of all checkpoints, told
+    apart by the column `step`; for an analysis of one model whose rows mean the same at every step"""
     is_first_seed_only: bool = False
     """whether a study measures the first seed of each model and no other"""
     noun: str = ""
@@ -368,6 +371,8 @@ class Analysis:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
             raise ValueError(f"analysis: got the name {self.name!r}; expected lower-case words joined by dashes")
+        if self.over_training:
+            self._check_over_training()
         own = {
             name: value for name, value in _reading_fields(self.reads).items() if name not in self.settings.model_fields
         }
@@ -377,6 +382,15 @@ class Analysis:
                 __module__=self.settings.__module__, **own,
             )  # fmt: skip
             object.__setattr__(self, "settings", full)
+
+    def _check_over_training(self) -> None:
+        where = f"analysis: {self.name} is over training and"
+        if self.takes != "model" or self.needs:
+            raise ValueError(f'{where} takes {self.takes!r}, needs {self.needs}; expected takes="model" and no needs')
+        if taken := sorted({"steps", "revisions"} & self.settings.model_fields.keys()):
+            raise ValueError(f"{where} has the setting {taken[0]!r}; expected another name: it is the verb's")
+        if taken := [own.name for own in self.tables if {"step", "revision"} & {*own.leading}]:
+            raise ValueError(f"{where} has steps of its own in {taken[0]}; expected no column step or revision")
 
     @property
     def python_name(self) -> str:

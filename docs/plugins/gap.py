@@ -29,4 +29,5 @@ spectral_gap = Analysis(
     settings=GapSettings,
     tables=[Table("spectral_gap", key=("model", "seed", "layer"), columns=[Column("gap", "σ_i / σ_{i+1}", unit="1")])],
     measure=measure,
+    over_training=True,  # --steps and --revisions
 )

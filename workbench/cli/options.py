@@ -28,6 +28,23 @@ Checkpoints = Annotated[
         metavar="MODEL",
     ),
 ]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        "--steps",
+        help="Checkpoints that a run of ours kept, all or such as 0,50,100-400: one table with a column step.",
+        metavar="LIST",
+    ),
+]
+Revisions = Annotated[
+    str | None,
+    typer.Option(
+        "--revisions",
+        help="Revisions of a hub's repository, such as step1000,step2000: one table with the columns step and "
+        "revision.",
+        metavar="LIST",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Directory to write; must not exist yet.", show_default="runs/VERB")
 ]

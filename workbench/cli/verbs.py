@@ -68,6 +68,8 @@ def _subjects(analysis: Analysis) -> dict[str, tuple[Any, Any]]:
         found["ckpt"] = (Annotated[list[str] | None, hint], None)
     else:
         found["ckpt"] = (options.Checkpoints, empty)
+    if analysis.over_training:
+        found |= {"steps": (options.Steps, None), "revisions": (options.Revisions, None)}
     for name in analysis.needs:
         help_ = f"Directory that {name} wrote, one for each model in their order."
         hint = typer.Option(f"--{_needed_option(name)}", help=help_, metavar="DIR")
@@ -206,6 +208,7 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
     from reports.tables import read_table
     from workbench.study import measuring
 
+    over_training = _over_training(given) if analysis.over_training else {}
     request = measuring.Request(
         analysis,
         settings,
@@ -217,21 +220,43 @@ def run_verb(analysis: Analysis, ctx: typer.Context, given: dict[str, Any]) -> N
         seed=given.get("seed"),
         device=given["device"],
         dtype=None if "dtype" in own else given.get("dtype"),
+        **over_training,
     )
     if given["dry_run"]:
         from workbench.study.plan import plan_request
 
         report(as_json=given["as_json"], facts=plan_request(request))
         return
-    out = measuring.measure(
-        request, given["out"] or Path("runs") / analysis.name, resume=given["resume"], show=progress
-    )
+    measure = measuring.measure
+    if over_training:
+        from workbench.study.over_training import measure_over_training as measure
+    out = measure(request, given["out"] or Path("runs") / analysis.name, resume=given["resume"], show=progress)
     if analysis.page is not None:
         report(as_json=given["as_json"], out=out / f"{analysis.name}.html")
         return
     found = [table.name for table in analysis.tables if (out / f"{table.name}.csv").is_file()]
-    facts = analysis.facts(out) if analysis.facts is not None else None
+    facts = analysis.facts(out) if analysis.facts is not None and not over_training else None
     report(as_json=given["as_json"], out=out, table=read_table(out, found[0]) if found else None, facts=facts)
+
+
+def _over_training(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request says of the checkpoints of --steps or --revisions; nothing where neither is given."""
+    steps, revisions = given["steps"], given["revisions"]
+    if steps is not None and revisions is not None:
+        raise UsageError("--steps, --revisions: got both; expected one of the two")
+    if steps is not None:
+        from workbench.study.over_training import parse_steps
+
+        try:
+            return {"steps": parse_steps(steps)}
+        except ValueError as error:
+            raise UsageError(f"--steps: {error}") from None
+    if revisions is None:
+        return {}
+    names = tuple(name.strip() for name in revisions.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"--revisions: got {revisions!r}; expected names such as step1000,step2000, each once")
+    return {"revisions": names}
 
 
 def _draw(analysis: Analysis, given: Mapping[str, Any], is_given: set[str]) -> None:

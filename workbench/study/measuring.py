@@ -43,6 +43,10 @@ class Request:
     tokens: Any = None
     """to read instead of the text"""
     cache: Path | None = None
+    steps: tuple[range, ...] = ()
+    """of a training of ours, whose checkpoints there are measured: each of these ranges holds one at least"""
+    revisions: tuple[str, ...] = ()
+    """of a hub's repository, which are measured; with either, `workbench.study.over_training` does it"""
 
 
 def measure(request: Request, out: str | Path, *, resume: bool = False, show: Show | None = None) -> Path:
@@ -198,7 +202,7 @@ def describe_job(job: Job) -> dict[str, Any]:
     elif hasattr(job.settings, "n_ctx") and job.models:
         said["tokens"] = hashlib.sha256(job.tokens.numpy().tobytes()).hexdigest()
     for name, directories in job.needs.items():
-        said[name] = [_identify(directory) for directory in directories]
+        said[name] = [identify_path(directory) for directory in directories]
     return said
 
 
@@ -207,13 +211,13 @@ def identify_settings(settings: Settings) -> dict[str, Any]:
     dump = settings.model_dump(mode="json")
     for name, value in settings:
         if isinstance(value, Path):
-            dump[name] = _identify(value)
+            dump[name] = identify_path(value)
         elif isinstance(value, tuple) and any(isinstance(file, Path) for file in value):
-            dump[name] = [_identify(file) for file in value]
+            dump[name] = [identify_path(file) for file in value]
     return dump
 
 
-def _identify(path: Path) -> str:
+def identify_path(path: Path) -> str:
     """The digest of a file, or of the manifest of a directory that has one; else the name."""
     files = [file for file in (path, path / "manifest.json") if file.is_file()]
     return sha256_file(files[0]) if files else str(path)

@@ -17,6 +17,7 @@ from workbench.models.load import load_config, resolve_device
 from workbench.runs.memory import planned_bytes
 from workbench.study.jobs import TRAIN, left_out, plan_jobs
 from workbench.study.measuring import Request
+from workbench.study.over_training import follow
 from workbench.study.recipe import StudyRecipe, load_study
 from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
@@ -38,7 +39,10 @@ def plan_request(request: Request) -> dict[str, Any]:
         if reason := analysis.requires(*group):
             raise ValueError(f"{analysis.name}: {group[0].model_name} {reason}")
     sizes = [size_of_text(analysis, request.settings, cfg, own) for cfg, own in zip(configs, ours, strict=True)]
-    facts: dict[str, Any] = {"n_models": len(configs)}
+    facts: dict[str, Any] = {"n_models": len(request.sources) or len(configs)}
+    is_over_training = bool(request.steps or request.revisions)
+    if is_over_training:
+        facts["n_checkpoints"] = len(configs)
     if analysis.reads is not None:
         facts["n_tokens"] = sum(size.n_tokens for size in sizes)
     if analysis.cost is None:
@@ -46,6 +50,8 @@ def plan_request(request: Request) -> dict[str, Any]:
     costs = [analysis.cost(own, request.settings, size) for own, size in zip(subjects, sizes, strict=True)]
     if analysis.takes == "recipe":  # trains one model after another, and loads none
         return facts | describe_cost(sum(costs, Cost()), device)
+    if is_over_training:  # one model at a time
+        return facts | describe_cost(sum(costs, Cost()), device, loading=max(loading_bytes([cfg]) for cfg in configs))
     return facts | describe_cost(_together(costs, configs), device, loading=loading_bytes(configs))
 
 
@@ -56,7 +62,10 @@ def _subjects(request: Request, device: str) -> tuple[Sequence[Any], Sequence[Mo
     if request.analysis.takes == "recipe":
         recipe = apply_overrides(load_recipe(request.recipe), request.overrides)
         return [recipe] * n, [phase_model(recipe, -1)] * n, [True] * n
-    found = [load_config(source) for source in request.sources]
+    if request.steps or request.revisions:
+        found = [(own.cfg, own.is_ours) for model in follow(request) for own in model.checkpoints]
+    else:
+        found = [load_config(source) for source in request.sources]
     changes = {"device": device} | ({} if request.dtype is None else {"dtype": parse_dtype(request.dtype)})
     configs = [cfg.model_copy(update=changes) for cfg, _ in found]
     return configs, configs, [is_ours for _, is_ours in found]

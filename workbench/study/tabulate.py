@@ -21,7 +21,7 @@ def tabulate_run(directory: Path, *, is_asked: bool = True) -> list[str]:
     if "verb" not in config:
         raise ValueError(f"tabulate: {directory} is not what an analysis or a study wrote; expected a directory of one")
     analysis = find_analysis(str(config["verb"]))
-    if analysis.tabulate is None or len(config["models"]) != 1:
+    if analysis.tabulate is None or len(config["models"]) != 1 or "steps" in config["models"][0]:
         if is_asked:
             raise ValueError(f"tabulate: {directory} keeps no state of one model; expected saved losses or texts")
         return []

@@ -268,6 +268,7 @@ ablate = Analysis(
         ),
     ],
     measure=measure,
+    over_training=True,
     tabulate=tabulate,
     cost=cost,
     check=check,

@@ -74,6 +74,7 @@ attention = Analysis(
         ),
     ],
     measure=measure,
+    over_training=True,
     cost=cost,
     check=check,
     function="workbench.analyses.attention.statistics:attention",

@@ -82,6 +82,7 @@ evaluate = Analysis(
         )
     ],
     measure=measure,
+    over_training=True,
     cost=cost,
     check=check,
     function="workbench.analyses.evaluate.bits:evaluate",

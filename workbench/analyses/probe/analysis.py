@@ -207,6 +207,7 @@ probe = Analysis(
         ),
     ],
     measure=measure,
+    over_training=True,
     has_common_seed=True,
     cost=cost,
     check=check,

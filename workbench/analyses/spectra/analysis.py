@@ -62,5 +62,6 @@ spectra = Analysis(
         ),
     ],
     measure=measure,
+    over_training=True,
     cost=cost,
 )

@@ -91,6 +91,7 @@ topology = Analysis(
         ),
     ],
     measure=measure,
+    over_training=True,
     cost=cost,
     check=check,
     merge=merge,
