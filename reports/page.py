@@ -19,6 +19,7 @@ from reports.continuations import Continuations
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
+from reports.panels.checkpoints import tables_over_training, training_section
 from reports.panels.others import Figures, other_section
 from reports.seed_means import FORMULA
 from reports.study import Study, problems, read_study
@@ -69,8 +70,15 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
     counts = {"Table": 0, "Figure": 0}
     payload: dict[str, list[Any]] = {}
     own = {name for section in SECTIONS for panel in section.panels for name in (*panel.needs, *panel.uses)}
-    every = (*SECTIONS, other_section(study, own, figures or {}))
-    sections = [(section, show_section(study, section, counts, payload)) for section in every]
+    followed = tables_over_training(study)
+    rest = study.without(followed)  # a panel of one state of each model would take steps for rows of it
+    sections = [
+        (section, show_section(part, section, counts, payload))
+        for part, section in (
+            (study, training_section(study, followed)),
+            *((rest, section) for section in (*SECTIONS, other_section(rest, own, figures or {}))),
+        )
+    ]
     numbers = {item.panel.key: item.number for _, shown in sections for item in shown}
     sections = [(section, [name_panels(item, numbers) for item in shown]) for section, shown in sections]
     groups = ledger_groups(study)
@@ -91,7 +99,7 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
         formula=FORMULA,
         n_seeds=count_seeds(study),
         sections=[(section, shown) for section, shown in sections if shown],
-        absent=absent_panels(study),
+        absent=[] if followed else absent_panels(study),
         sources=source_rows(study),
         atlas="atlas.html" if has_atlas else "",
         page_data=pack_json({"figures": payload, "names": {short: name for name, short in study.names.items()}}),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,11 @@ class Study:
     def models(self) -> list[str]:
         """Short names in the study's order; the first is what the others are compared with."""
         return list(self.names.values())
+
+    def without(self, names: Collection[str]) -> Study:
+        """The study as it would be without these tables."""
+        tables = {name: df for name, df in self.tables.items() if name not in names}
+        return replace(self, tables=tables, paths={name: own for name, own in self.paths.items() if name not in names})
 
     def means(self, table: str, measure: str, *by: str) -> pd.DataFrame:
         """Means over seeds of a table's measure at the places that the columns `by` name: these and the numbers."""

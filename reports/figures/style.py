@@ -29,6 +29,9 @@ COOL, MIDDLE, WARM, PALE = "#2166AC", "#F7F7F6", "#B2182B", "#F1F4F7"
 DIVERGING = ((0.0, COOL), (0.5, MIDDLE), (1.0, WARM))
 SEQUENTIAL = ((0.0, PALE), (0.5, "#67A9CF"), (1.0, "#0B3C5D"))
 
+# of lines in an order, such as layers, from the first to the last
+DEPTH = ("#2348C4", "#5B36C9", "#8A2BB5", "#B5248F", "#D1305F", "#D94A2B", "#C46A00", "#8F7A00")
+
 # light colour -> the same role on a dark page
 DARK = MappingProxyType(
     {
@@ -52,6 +55,13 @@ DARK = MappingProxyType(
         PALE: "#20262c",
         "#67A9CF": "#2F74A3",
         "#0B3C5D": "#A6DBFF",
+        **dict(
+            zip(
+                DEPTH,
+                ("#84A9FF", "#A994FF", "#CB86F7", "#EE7FD6", "#FF86A6", "#FF9676", "#F2AE4E", "#D8C34A"),
+                strict=True,
+            )
+        ),
     }
 )
 

@@ -6,12 +6,13 @@ RGB; distances are CIE76 in CIELAB (D65), of which about 2.3 can just be noticed
 
 from __future__ import annotations
 
+import itertools
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from reports.figures.style import DARK, DASHES, PALETTE, PAPER, SYMBOLS, marks_of
+from reports.figures.style import DARK, DASHES, DEPTH, PALETTE, PAPER, SYMBOLS, marks_of
 
 VISIONS = {
     "normal": np.eye(3),
@@ -89,4 +90,11 @@ def test_no_two_of_nine_look_alike(palette, vision):
 
 @pytest.mark.parametrize(("palette", "paper"), [(PALETTE, PAPER), (DARK_PALETTE, DARK[PAPER])], ids=["light", "dark"])
 def test_every_colour_stands_out_from_the_page(palette, paper):
-    assert min(contrast(colour, paper) for colour in palette) >= 3  # WCAG 2.2, 1.4.11
+    depth = DEPTH if palette is PALETTE else tuple(DARK[colour] for colour in DEPTH)
+    assert min(contrast(colour, paper) for colour in (*palette, *depth)) >= 3  # WCAG 2.2, 1.4.11
+
+
+@pytest.mark.parametrize("depth", [DEPTH, tuple(DARK[colour] for colour in DEPTH)], ids=["light", "dark"])
+def test_neighbours_in_an_order_are_told_apart(depth):
+    for one, other in itertools.pairwise(depth):
+        assert distance(one, other, "normal") > 15
