@@ -81,9 +81,9 @@ class RoutedStream:
         return self.partial
 
     @property
-    def n_positions(self) -> int:
-        """Number of positions."""
-        return (self.sources[0] if self.main is None else self.main).shape[1]
+    def shape(self) -> torch.Size:
+        """[batch pos d_model], as of the plain stream."""
+        return (self.sources[0] if self.main is None else self.main).shape
 
     def last(self, n: int) -> RoutedStream:
         """The state at the last n positions."""

@@ -16,6 +16,7 @@ from workbench.models.config import ModelConfig
 from workbench.models.hooks import HookPoint
 from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, hook_copy, is_watched, per_head_copies
 from workbench.models.learned_blocks import SegmentedStream
+from workbench.models.masks import Padding
 from workbench.models.recurrence import RecurrentStream
 
 # What flows between blocks: the plain residual stream [batch pos d_model], the sums that routing chooses from (of
@@ -75,11 +76,19 @@ class Block(nn.Module):
                 self.route_attn, self.hook_route_attn = Routing(cfg), HookPoint()  # [batch pos source]
             self.route_mlp, self.hook_route_mlp = Routing(cfg), HookPoint()
 
-    def forward(self, state: State, cache: KeyValueCache | None = None, read_out: Callable | None = None) -> State:
+    def forward(
+        self,
+        state: State,
+        cache: KeyValueCache | None = None,
+        read_out: Callable | None = None,
+        padding: Padding | None = None,
+    ) -> State:
         """The state after this layer. `read_out` turns a routed state into the stream hook_resid_post shows."""
-        return self.feed_forward(self.attend(state, cache), read_out)
+        return self.feed_forward(self.attend(state, cache, padding), read_out)
 
-    def attend(self, state: State, cache: KeyValueCache | None = None) -> State | Attended:
+    def attend(
+        self, state: State, cache: KeyValueCache | None = None, padding: Padding | None = None
+    ) -> State | Attended:
         """The state after the attention sub-layer: what `feed_forward` continues from."""
         if isinstance(state, Routed):
             state = state.enter()
@@ -87,9 +96,9 @@ class Block(nn.Module):
             # without routing it is the main stream itself, which goes on
             resid_pre = hook_copy(self.hook_resid_pre, read) if self.route_attn is None else self.hook_resid_pre(read)
             state = state.commit() if self.is_boundary else state
-            return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache))
+            return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache, padding))
         resid_pre = self.hook_resid_pre(state)
-        written = self.attn(self._attn_input(resid_pre), cache)
+        written = self.attn(self._attn_input(resid_pre), cache, padding)
         running = resid_pre + self.hook_attn_out(self.behind_attention(written))
         if self.cfg.writes_linearly:
             return Attended(running, resid_pre) if self.cfg.parallel_attn_mlp else running

@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from workbench.models.alignment import n_missing, pad
 from workbench.models.config import ModelConfig
 from workbench.models.hooks import HookPoint
+from workbench.models.masks import Padding, causal
 from workbench.models.rotary import Rotary
 
 ACTIVATIONS = {
@@ -102,6 +103,7 @@ class KeyValueCache:
         self.capacity, self.length = capacity, 0
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
         self.filled: dict[int, int] = {}  # layer -> positions of its pair that hold something
+        self.is_token: Bool[Tensor, "batch length"] | None = None  # False at padding; None: there has been none
         self.sums: dict[int, Tensor] = {}  # pass -> Σ over the tokens seen of what its carry reads, [batch d_model]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,6 +204,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch pos d_model"] | tuple[Tensor, Tensor, Tensor],
         cache: KeyValueCache | None = None,
+        padding: Padding | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attention of normalised input x; a triple gives q, k, v their own inputs, [batch pos head d_model] each."""
         # under autocast each of three products would cast x for itself, and keep its own copy for the backward pass
@@ -217,17 +220,20 @@ class Attention(nn.Module):
             q = q * self.q_gain.to(q.dtype)[:, None]
         offset = cache.length if cache is not None else 0
         if self.cfg.positional_embedding_type == "rotary":
-            turned = (self.rotary(q, offset), self.rotary(k, offset)) if self.is_turned else (q, k)
+            places = None if padding is None else padding.places
+            turned = (self.rotary(q, offset, places), self.rotary(k, offset, places)) if self.is_turned else (q, k)
             q, k = self.hook_rot_q(turned[0]), self.hook_rot_k(turned[1])
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self._output(self.hook_z(self._mix(q, k, v)))
+        return self._output(self.hook_z(self._mix(q, k, v, padding)))
 
     def _normed(self, norm: Norm, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         """A norm's hooks see [batch pos head d_head], or, of one over all heads together, [batch pos head·d_head]."""
         return norm(x.flatten(2)).unflatten(2, x.shape[2:]) if self.cfg.extensions.wide_qk_norm else norm(x)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, padding: Padding | None = None
+    ) -> Float[Tensor, "batch pos head d_head"]:
         """Σ over keys of pattern · v: fused unless someone watches the scores or the pattern."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [batch head pos d_head]
         groups = self.cfg.n_heads // self.cfg.kv_heads
@@ -237,19 +243,25 @@ class Attention(nn.Module):
         if cap <= 0 and not is_watched(self.hook_attn_scores, self.hook_pattern):
             n_queries, n_keys = q.shape[2], k.shape[2]
             is_whole = self.window is None or n_keys <= self.window
-            is_plain = is_whole and n_queries in (1, n_keys)
-            mask = None if is_plain else _causal(n_queries, n_keys, q.device, self.window)
+            is_plain = is_whole and n_queries in (1, n_keys) and padding is None
+            mask = None if is_plain else self._allowed(q, k, padding)
             return _fused(q, k, v, mask, is_plain and n_queries > 1, 1 / self.cfg.scale).transpose(1, 2)
         scores = (q @ k.transpose(2, 3)) / self.cfg.scale
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
-        scores = scores.masked_fill(~_causal(q.shape[2], k.shape[2], q.device, self.window), -torch.inf)
+        scores = scores.masked_fill(~self._allowed(q, k, padding), -torch.inf)
         pattern = self.hook_pattern(self._softmax(self.hook_attn_scores(scores)))
         return (pattern.to(v.dtype) @ v).transpose(1, 2)
 
+    def _allowed(self, q: Tensor, k: Tensor, padding: Padding | None) -> Tensor:
+        """[query key], or with padding [batch 1 query key]: True where a query may read a key."""
+        if padding is not None:
+            return padding.allowed(self.window)
+        return causal(q.shape[2], k.shape[2], q.device, self.window)
+
     def _softmax(self, scores: Tensor) -> Float[Tensor, "batch head query key"]:
         """Softmax over keys; zeros where a hook has masked every key, as in TransformerLens."""
-        if not is_watched(self.hook_attn_scores):  # the causal mask leaves every query itself
+        if not is_watched(self.hook_attn_scores):  # the mask leaves every query itself
             return torch.softmax(scores, dim=-1)
         # masked before the softmax as well, of which the backward pass would be nan in such a row
         is_masked = (scores == -torch.inf).all(-1, keepdim=True)
@@ -299,14 +311,6 @@ def _project(x: Tensor, W: Float[Tensor, "head d_model d_head"], b: Tensor | Non
     if b is not None:
         out = out + b.flatten().to(out.dtype)
     return out.unflatten(-1, (W.shape[0], W.shape[2]))
-
-
-def _causal(n_queries: int, n_keys: int, device: torch.device, window: int | None = None) -> Tensor:
-    """[n_queries n_keys], True where a key is not after its query, and among the last `window` up to it; queries are
-    the last positions."""
-    queries = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
-    keys = torch.arange(n_keys, device=device)[None, :]
-    return keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
 
 
 def _clipped(limit: float | None) -> Callable[[Tensor], Tensor]:

@@ -145,9 +145,9 @@ class SegmentedStream:
         return self.partial
 
     @property
-    def n_positions(self) -> int:
-        """Number of positions."""
-        return self.sums.shape[2]
+    def shape(self) -> torch.Size:
+        """[batch pos d_model], as of the plain stream."""
+        return self.sums.shape[1:]
 
     def last(self, n: int) -> SegmentedStream:
         """The state at the last n positions."""

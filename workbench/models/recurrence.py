@@ -54,9 +54,9 @@ class RecurrentStream:
         return self.x
 
     @property
-    def n_positions(self) -> int:
-        """Number of positions."""
-        return self.x.shape[1]
+    def shape(self) -> torch.Size:
+        """[batch pos d_model], as of the plain stream."""
+        return self.x.shape
 
     def last(self, n: int) -> RecurrentStream:
         """The stream at the last n positions; no pass goes on from it."""

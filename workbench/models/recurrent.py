@@ -16,6 +16,7 @@ from workbench.models.block import Block, Blocks
 from workbench.models.config import ModelConfig, Recurrence
 from workbench.models.hooks import HookPoint
 from workbench.models.layers import MLP, Attention, KeyValueCache, hook_copy
+from workbench.models.masks import Padding
 from workbench.models.recurrence import Pass, RecurrentStream, build_mechanisms
 
 
@@ -82,7 +83,10 @@ class RecurrentBlock(Block):
         """This block is the last of pass `of`."""
         self._ends = (of,)
 
-    def attend(self, state: RecurrentStream, cache: KeyValueCache | None = None) -> RecurrentStream:  # type: ignore[override]
+    def attend(  # type: ignore[override]
+        self, state: RecurrentStream, cache: KeyValueCache | None = None, padding: Padding | None = None
+    ) -> RecurrentStream:
+        assert padding is None, "the model refuses it: carry and resonance count positions"
         for of in self._begins:
             state = of.begin(state, cache)
         x = state.x

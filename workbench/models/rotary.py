@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.models.config import ModelConfig, RopeScaling
@@ -37,7 +37,22 @@ class Rotary(nn.Module):
 
     def cos_sin(self, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin of position × frequency of a sequence of n tokens, [n, dim/2] each, in `dtype`."""
-        size, is_long = 1 << max(0, n - 1).bit_length(), self.long_frequency is not None and n > self.switch
+        return self._table(n, self.long_frequency is not None and n > self.switch, device, dtype)
+
+    def cos_sin_at(
+        self, places: Int[Tensor, "batch pos"], n: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """As `cos_sin` at places below n of sequences of unequal lengths, [batch pos dim/2] each: every sequence, as
+        long as its last place says, has the frequencies that it would have alone."""
+        cos, sin = (table[places] for table in self._table(n, False, device, dtype))
+        if self.long_frequency is None or n <= self.switch:
+            return cos, sin
+        is_long = (places[:, -1:] >= self.switch)[..., None]
+        long_cos, long_sin = (table[places] for table in self._table(n, True, device, dtype))
+        return torch.where(is_long, long_cos, cos), torch.where(is_long, long_sin, sin)
+
+    def _table(self, n: int, is_long: bool, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        size = 1 << max(0, n - 1).bit_length()
         key = (size, is_long, device, dtype)
         if key not in self.tables:
             self.tables = {k: v for k, v in self.tables.items() if k[1:] != key[1:]}
@@ -50,11 +65,15 @@ class Rotary(nn.Module):
         return cos[:n], sin[:n]
 
     def forward(
-        self, x: Float[Tensor, "batch pos head d_head"], offset: int = 0
+        self, x: Float[Tensor, "batch pos head d_head"], offset: int = 0, places: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos head d_head"]:
-        n = x.shape[1]
+        """x turned by its positions, `offset` and those behind it, or in each sequence by its own `places`."""
+        n = offset + x.shape[1]
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        cos, sin = (t[offset : offset + n, None, :] for t in self.cos_sin(offset + n, x.device, wide))
+        if places is None:
+            cos, sin = (t[offset:, None, :] for t in self.cos_sin(n, x.device, wide))
+        else:
+            cos, sin = (t[:, :, None, :] for t in self.cos_sin_at(places, n, x.device, wide))
         turned, rest = x[..., : self.dim], x[..., self.dim :]
         if self.adjacent and not torch.compiler.is_compiling():  # the compiler has no complex numbers
             # an adjacent pair is a complex number in memory: one product turns it, where four and two sums would

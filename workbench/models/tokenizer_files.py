@@ -91,6 +91,11 @@ class DescribedTokenizer:
         return self._id("unk_token")
 
     @property
+    def pad_token_id(self) -> int | None:
+        """Id of what fills up a shorter text."""
+        return self._id("pad_token")
+
+    @property
     def all_special_ids(self) -> list[int]:
         """Ids of the tokens with a role, and of the further special ones."""
         ids = (self.backend_tokenizer.token_to_id(token) for token in (*self.named.values(), *self.extra))
@@ -282,6 +287,13 @@ def separator_id(tokenizer: Any, *, required: bool = True) -> int | None:
             f"expected eos_token in {SETTINGS} beside {TOKENIZER}"
         )
     return found
+
+
+def pad_id(tokenizer: Any) -> int | None:
+    """The id that fills up shorter texts beside longer ones: the tokenizer's pad token, else its EOS, as in
+    TransformerLens; None where it names neither. It may stand in a text too: only a mask says which is padding."""
+    found = getattr(tokenizer, "pad_token_id", None)
+    return separator_id(tokenizer, required=False) if found is None else int(found)
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
@@ -19,10 +19,11 @@ from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooks import HookedRootModule, HookPoint
 from workbench.models.layers import KeyValueCache, Norm, hook_copy
 from workbench.models.learned_blocks import Boundaries, SegmentedStream
+from workbench.models.masks import AttentionMask, Padding, PaddingSide, pad_rows, read_padding
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 from workbench.models.text_source import TextSource
-from workbench.models.tokenizer_files import DescribedTokenizer, begin_ids
+from workbench.models.tokenizer_files import DescribedTokenizer, begin_ids, pad_id
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -48,7 +49,11 @@ class PosEmbed(nn.Module):
         super().__init__()
         self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model, dtype=cfg.dtype))
 
-    def forward(self, tokens: Int[Tensor, "batch pos"], offset: int = 0) -> Float[Tensor, "batch pos d_model"]:
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], offset: int = 0, places: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        if places is not None:
+            return F.embedding(places, self.W_pos)
         return self.W_pos[offset : offset + tokens.shape[1]].expand(len(tokens), -1, -1)
 
 
@@ -137,13 +142,15 @@ class HookedLM(HookedRootModule):
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
+        attention_mask: AttentionMask | None = None,
     ) -> Any:
         """Return logits [batch pos d_vocab], the loss, both (logits, loss: TransformerLens's order), or a state.
 
         Args:
-            input: token ids, text, or, with `start_at_layer`, the state entering that layer.
+            input: token ids, text (texts of unequal lengths are padded and masked), or, with `start_at_layer`, the
+                state entering that layer.
             return_type: "logits", "loss" (mean nats over pos − 1 predictions), "both" (logits, loss) or None.
-            loss_per_token: losses [batch, pos − 1] instead of their mean.
+            loss_per_token: losses [batch, pos − 1] instead of their mean; 0 where `attention_mask` has padding.
             tokens: the ids to score when `start_at_layer` is given and a loss is wanted.
             loss_mask: [batch, pos − 1], which predictions the mean counts.
             z_loss: weight of logsumexp² added to the loss.
@@ -151,35 +158,45 @@ class HookedLM(HookedRootModule):
             start_at_layer: layer to begin at (negative from the end); 0 needs the embedded state.
             stop_at_layer: return the state entering this layer, before any norm.
             past_kv_cache: `KeyValueCache` to read and extend; `input` then holds only the new tokens.
+            attention_mask: [batch pos] of the positions of `input`, 1 at a token, 0 at padding, on either side or
+                between tokens. A text then reads as without its padding, where the output means nothing; the loss is
+                that of its tokens. A cache keeps the mask: later calls give one only for padding of their own.
 
         Raises:
-            ValueError: ids outside the vocabulary, more tokens than n_ctx, a layer out of range, no tokenizer for text.
+            ValueError: ids outside the vocabulary, more positions than n_ctx (padding counts), a layer out of range, no
+                tokenizer for text, a mask of another shape or with other values, or of a recurrent model.
         """
         start, stop = self._layer(start_at_layer, 0), self._layer(stop_at_layer, self.cfg.n_layers)
         if start_at_layer is None:
             if not isinstance(input, Tensor):
-                input = self.to_tokens(input, prepend_bos=prepend_bos)  # type: ignore[arg-type]
+                input, is_token = self.to_batch(input, prepend_bos=prepend_bos)  # type: ignore[arg-type]
+                attention_mask = is_token if attention_mask is None else attention_mask
             tokens = self._checked(input, past_kv_cache)
-            state: State = self.embed_state(tokens, past_kv_cache.length if past_kv_cache is not None else 0)
+            padding = self._read_padding(attention_mask, tokens.shape, past_kv_cache)
+            n_past = 0 if past_kv_cache is None else past_kv_cache.length
+            state: State = self.embed_state(tokens, n_past, padding)
         else:
             state = self._checked_state(input)
+            padding = self._read_padding(attention_mask, state.shape, past_kv_cache)
         if isinstance(state, RoutedStream) and self.shares_routing:
             state = replace(state, shared=SharedMeans(self._routings()))
         for layer in range(start, stop):
-            state = self.blocks[layer](state, past_kv_cache, self.read_out)
+            state = self.blocks[layer](state, past_kv_cache, self.read_out, padding)
         if past_kv_cache is not None:
-            past_kv_cache.length += state.shape[1] if isinstance(state, Tensor) else state.n_positions
+            past_kv_cache.length += state.shape[1]
+            past_kv_cache.is_token = None if padding is None else padding.is_token
         if stop_at_layer is not None or return_type is None:
             return state
-        extras = {"loss_mask": loss_mask, "z_loss": z_loss, "entropy_bonus": entropy_bonus}
-        return self._finish(state, tokens, return_type, per_token=loss_per_token, **extras)
+        extras = {"per_token": loss_per_token, "z_loss": z_loss, "entropy_bonus": entropy_bonus}
+        return self._finish(state, tokens, return_type, padding, loss_mask, **extras)
 
-    def embed_state(self, tokens: Int[Tensor, "batch pos"], offset: int = 0) -> State:
+    def embed_state(self, tokens: Int[Tensor, "batch pos"], offset: int = 0, padding: Padding | None = None) -> State:
         """The state entering layer 0."""
         x, scale = self.embed(tokens), self.cfg.extensions.embed_scale
         x = self.hook_embed(x if scale is None else x * torch.tensor(scale, dtype=x.dtype, device=x.device))
         if self.cfg.positional_embedding_type == "standard":
-            x = x + hook_copy(self.hook_pos_embed, self.pos_embed(tokens, offset))
+            places = None if padding is None else padding.places
+            x = x + hook_copy(self.hook_pos_embed, self.pos_embed(tokens, offset, places))
         extensions = self.cfg.extensions
         if extensions.recurrence is not None:
             return self._recurrent_state(x, tokens, extensions.recurrence)
@@ -249,7 +266,9 @@ class HookedLM(HookedRootModule):
         )
         return loss.unflatten(0, x.shape[:2]) if per_token else loss
 
-    def _finish(self, state, tokens, return_type, **settings: Any) -> Any:
+    def _finish(
+        self, state, tokens, return_type, padding: Padding | None, loss_mask: Tensor | None, **settings: Any
+    ) -> Any:
         if return_type == "logits":
             return self.to_logits(state)
         if return_type not in ("loss", "both"):
@@ -258,8 +277,27 @@ class HookedLM(HookedRootModule):
             raise ValueError("return_type='loss' with start_at_layer: no tokens given; expected tokens=[batch pos]")
         if tokens.shape[1] < 2:
             raise ValueError(f"loss: got {tokens.shape[1]} token per sequence; expected at least 2")
-        loss = self.state_loss(state, tokens, **settings)
+        is_pair = None if padding is None else padding.pairs()
+        if is_pair is not None:
+            loss_mask = is_pair if loss_mask is None else is_pair * loss_mask
+        loss = self.state_loss(state, tokens, loss_mask=loss_mask, **settings)
+        if is_pair is not None and settings["per_token"]:
+            loss = loss.masked_fill(~is_pair, 0.0)
         return loss if return_type == "loss" else (self.to_logits(state), loss)
+
+    def _read_padding(
+        self, attention_mask: AttentionMask | None, shape: torch.Size, cache: KeyValueCache | None
+    ) -> Padding | None:
+        if attention_mask is not None:
+            attention_mask = torch.as_tensor(attention_mask, device=self.W_E.device)
+        past, n_past = (None, None) if cache is None else (cache.is_token, cache.length)
+        padding = read_padding(attention_mask, (shape[0], shape[1]), past, n_past)
+        if padding is not None and self.cfg.extensions.recurrence is not None:
+            raise ValueError(
+                "attention_mask: got padding in a recurrent model, whose passes sum over positions; expected texts of "
+                "one length (or, on the right, padding without a mask: no token reads what follows it)"
+            )
+        return padding
 
     def _layer(self, layer: int | None, default: int) -> int:
         if layer is None:
@@ -381,19 +419,45 @@ class HookedLM(HookedRootModule):
         return result
 
     def to_tokens(
-        self, text: str | list[str], prepend_bos: bool | None = None, truncate: bool = True, **_: Any
+        self,
+        input: str | list[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        move_to_device: bool = True,
+        truncate: bool = True,
     ) -> Int[Tensor, "batch pos"]:
-        """Token ids of text; several texts must come out equally long: nothing pads.
+        """Token ids of text; shorter texts are padded to the longest, on the right unless told otherwise.
+
+        No token reads what follows it: padded on the right, all but the padding is right without a mask. On the left
+        the model needs the mask, which ids do not tell (EOS may pad, and may stand in a text): see `to_batch`.
 
         Unless `prepend_bos` is False, first comes what the tokenizer itself puts before a text, often nothing
         (TransformerLens puts BOS before every text); with True, where the tokenizer puts nothing, BOS, or EOS where
         there is no BOS.
 
         Raises:
-            ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or texts of unequal length.
+            ValueError: as `to_batch`.
+        """
+        tokens, _ = self.to_batch(input, prepend_bos, padding_side, truncate)
+        return tokens if move_to_device else tokens.cpu()
+
+    def to_batch(
+        self,
+        input: str | list[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        truncate: bool = True,
+    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """(tokens, attention_mask): `to_tokens`, and True where these are the texts', False at padding.
+
+        Raises:
+            ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or without any token to pad with
+                when the texts are of unequal lengths.
         """
         self._check_tokenizer("to_tokens")
-        texts = [text] if isinstance(text, str) else text
+        if padding_side not in (None, "left", "right"):
+            raise ValueError(f"padding_side: got {padding_side!r}; expected 'left' or 'right'")
+        texts = [input] if isinstance(input, str) else input
         tokenizer = self.described_tokenizer
         lead = [] if prepend_bos is False else begin_ids(tokenizer)
         if prepend_bos and not lead:
@@ -403,9 +467,14 @@ class HookedLM(HookedRootModule):
                 raise ValueError("to_tokens: the tokenizer has no BOS token; expected prepend_bos=False")
         rows = [lead + tokenizer.encode(t, add_special_tokens=False) for t in texts]
         rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
-        if len({len(r) for r in rows}) > 1:
-            raise ValueError(f"to_tokens: texts come out {[len(r) for r in rows]} tokens long; expected equal lengths")
-        return torch.tensor(rows, dtype=torch.long, device=self.cfg.device)
+        filler = pad_id(tokenizer)
+        if filler is None and len({len(r) for r in rows}) > 1:
+            raise ValueError(
+                f"to_tokens: texts are {[len(r) for r in rows]} tokens long, and the tokenizer names neither pad_token "
+                "nor eos_token; expected one of them, or texts of one length"
+            )
+        tokens, is_token = pad_rows(rows, filler or 0, padding_side or "right")
+        return tokens.to(self.cfg.device), is_token.to(self.cfg.device)
 
     def to_string(self, tokens: Tensor | list[int]) -> str | list[str]:
         """The text of token ids [pos], or the texts of [batch pos]."""

@@ -1,4 +1,4 @@
-"""Every family beside transformers: logits, weights there and back, caches; tiny models of random weights."""
+"""Every family beside transformers: logits, weights there and back, caches, padding; tiny models of random weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from workbench.models import KeyValueCache
 from workbench.models.families import BUILT_IN
 from workbench.models.interop import export
 from workbench.models.load import load
+from workbench.models.masks import pad_rows
 from workbench.models.weights import weights_sha256
 
 pytestmark = [
@@ -155,6 +156,12 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
 EACH = [(family, i) for family, (_, changes) in CASES.items() for i in range(len(changes))]
 # a dozen lines of theirs that need more than two positions to show a window, a cap or a long context
 TOKENS = torch.randint(0, 211, (2, 50), generator=torch.Generator().manual_seed(1))
+# texts of unequal lengths, all longer than windows; of LongRoPE's long kind, which transformers chooses by the longest
+# of a batch, and of its short kind, which alone lets a cache grow
+TEXTS, SHORT_TEXTS = (
+    [torch.randint(0, 211, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths]
+    for lengths in ((50, 41, 33), (31, 22, 14))
+)
 
 
 def theirs(family: str, i: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -233,6 +240,35 @@ def test_no_token_changes_an_earlier_one_and_a_cache_changes_nothing(family, i, 
     parts = [model(tokens[:, a:b], past_kv_cache=cache) for a, b in ((0, 9), (9, 10), (10, 31))]
     difference = float((torch.cat(parts, dim=1) - whole).abs().max())
     assert difference < 1e-10
+
+
+@pytest.mark.parametrize(("family", "i"), EACH)
+@torch.no_grad()
+def test_padding_changes_no_text(family, i, pair):
+    """Padded on either side, each text has the logits that transformers gives it, that it has alone, and with a cache
+    that is read in parts."""
+    model, folder = pair(family, i)
+    ours = load(folder)
+    batches = {side: pad_rows(TEXTS, 3, side) for side in ("left", "right")}
+    for tokens, mask in batches.values():
+        position_ids = (mask.cumsum(1) - 1).clamp_min(0)
+        wanted = model(tokens, attention_mask=mask.long(), position_ids=position_ids).logits
+        watched = ours.run_with_hooks(
+            tokens, attention_mask=mask, fwd_hooks=[(lambda name: "pattern" in name, lambda x, hook: x)]
+        )
+        for found in (ours(tokens, attention_mask=mask), watched):
+            assert bool(found.isfinite().all())
+            assert float((found - wanted)[mask].abs().max()) <= 1e-4
+    ours = ours.double()
+    alone = torch.cat([ours(torch.tensor([text]))[0] for text in TEXTS])
+    for tokens, mask in batches.values():
+        assert float((ours(tokens, attention_mask=mask)[mask] - alone).abs().max()) < 1e-10
+    alone = torch.cat([ours(torch.tensor([text]))[0] for text in SHORT_TEXTS])
+    for side in batches:
+        tokens, mask = pad_rows(SHORT_TEXTS, 3, side)
+        cache, parts = KeyValueCache(31), ((0, 9), (9, 10), (10, 31))
+        logits = [ours(tokens[:, a:b], past_kv_cache=cache, attention_mask=mask[:, a:b]) for a, b in parts]
+        assert float((torch.cat(logits, dim=1)[mask] - alone).abs().max()) < 1e-10
 
 
 @pytest.mark.parametrize("family", CASES)
