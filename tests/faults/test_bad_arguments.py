@@ -203,6 +203,7 @@ PATHS: dict[str, Callable[[], object]] = {
     "generate, nothing new": lambda: workbench.generate(MODEL, GOOD, 0, temperature=0),
     "generate, no prompt": lambda: workbench.generate(MODEL, GOOD[:, :0], temperature=0),
     "generate, too long": lambda: workbench.generate(MODEL, torch.ones(1, 24, dtype=torch.long), temperature=0),
+    "generate, mask": lambda: workbench.generate(MODEL, GOOD, temperature=0, attention_mask=torch.zeros_like(GOOD)),
     "stream, no hook": lambda: next(workbench.stream(MODEL, GOOD, [])),
     "stream, a word": lambda: next(workbench.stream(MODEL, GOOD, HOOK)),
     "stream, a hook twice": lambda: next(workbench.stream(MODEL, GOOD, [HOOK, HOOK])),

@@ -7,10 +7,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from workbench.models.layers import KeyValueCache
+from workbench.models.masks import AttentionMask, read_padding
+from workbench.models.tokenizer_files import decode_continuation
 from workbench.models.transformer import check_ours
 
 
@@ -26,11 +29,17 @@ def generate(
     stop_at: int | Collection[int] | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    attention_mask: AttentionMask | None = None,
 ) -> Int[Tensor, "batch length"]:
-    """The prompts, all of one length, with up to max_new_tokens more tokens each.
+    """The prompts with up to max_new_tokens more tokens each.
 
     At temperature 0 the likeliest token is taken. A sequence that has produced a token of `stop_at` is padded with it;
     generation ends when all have, or at the model's n_ctx. With `use_cache` each token is read once.
+
+    Prompts of unequal lengths are padded in front, and `attention_mask` says where (`model.to_batch(texts,
+    padding_side="left")` gives both; `continue_texts` takes the texts themselves). At temperature 0 each then grows as
+    it would alone. Draws are of one generator for the whole batch, so that with other prompts beside it a prompt
+    grows otherwise; `continue_prompts` draws each prompt by numbers of its own.
 
     Args:
         temperature: logits are divided by this, ≥ 0.
@@ -38,10 +47,12 @@ def generate(
         top_p: sample only from the smallest set of likeliest tokens that hold this much probability, 0 < top_p ≤ 1.
         stop_at: id of the token that ends a sequence, or several (`stop_ids` of the model, say).
         generator: source of randomness, on the CPU; needed at a temperature above 0.
+        attention_mask: 1 at the prompts' tokens, 0 at the padding in front of them.
 
     Raises:
-        ValueError: a model that is no `HookedLM`, a setting out of its range, an empty or too long prompt, or no
-            generator where one is needed.
+        ValueError: a model that is no `HookedLM`, a setting out of its range, an empty or too long prompt (padded ones
+            must leave room for max_new_tokens in n_ctx), no generator where one is needed, padding behind a prompt, or
+            as `HookedLM.forward` of a mask.
     """
     check_ours("generate", model)
     _check(temperature, top_k, top_p, max_new_tokens)
@@ -52,22 +63,80 @@ def generate(
     n_prompt, limit = tokens.shape[1], model.cfg.n_ctx
     if not 1 <= n_prompt < limit:
         raise ValueError(f"generate: the prompt has {n_prompt} tokens; expected 1 to {limit - 1}")
-    tokens = tokens.to(model.cfg.device)
-    end = min(limit, n_prompt + max_new_tokens)
+    tokens, end = tokens.to(model.cfg.device), min(limit, n_prompt + max_new_tokens)
+    mask = _mask_in_front(attention_mask, tokens, limit - max_new_tokens, limit)
     cache = KeyValueCache(end) if use_cache else None
     stops = torch.tensor(sorted(_stops(stop_at)), dtype=torch.long, device=tokens.device)
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     unread = tokens
     while tokens.shape[1] < end and not (len(stops) and bool(is_done.all())):
-        state = model(unread, return_type=None, past_kv_cache=cache) if use_cache else model(tokens, return_type=None)
+        state = model(unread, return_type=None, past_kv_cache=cache, attention_mask=mask)
         logits = model.to_logits(last_positions(state))[:, -1].float()
         new = _draw(logits, temperature, top_k, top_p, generator)
         if len(stops):
             new = torch.where(is_done, tokens[:, -1], new)
             is_done |= torch.isin(new, stops)
-        unread = new[:, None]
-        tokens = torch.cat((tokens, unread), dim=1)
+        tokens = torch.cat((tokens, new[:, None]), dim=1)
+        if cache is not None:  # which keeps the mask
+            unread, mask = new[:, None], None
+        else:
+            unread, mask = tokens, None if mask is None else F.pad(mask, (0, 1), value=True)
     return tokens
+
+
+def continue_texts(
+    model: Any,
+    texts: Sequence[str],
+    max_new_tokens: int = 50,
+    *,
+    stop_at: int | Collection[int] | None = None,
+    **settings: Any,
+) -> list[str]:
+    """What the model adds to each text, side by side: up to max_new_tokens, or to one of `stop_at`, left out.
+
+    Args:
+        model: with a tokenizer.
+        stop_at: as for `generate`.
+        settings: others of `generate`.
+
+    Raises:
+        ValueError: as `generate` and `HookedLM.to_batch`.
+    """
+    check_ours("continue_texts", model)
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"texts: got {texts!r}; expected a list of at least one text")
+    tokens, mask = model.to_batch(list(texts), padding_side="left", truncate=False)
+    grown = generate(model, tokens, max_new_tokens, stop_at=stop_at, attention_mask=mask, **settings)
+    n_prompt, stops = tokens.shape[1], _stops(stop_at)
+    return [
+        decode_continuation(model.tokenizer, row[n_prompt - n_own : n_prompt], _until(stops, row[n_prompt:]))
+        for row, n_own in zip(grown.tolist(), mask.sum(1).tolist(), strict=True)
+    ]
+
+
+def _mask_in_front(
+    attention_mask: AttentionMask | None, tokens: Int[Tensor, "batch pos"], n_room: int, limit: int
+) -> Bool[Tensor, "batch pos"] | None:
+    """Where the prompts have tokens, if there is padding in front of some."""
+    if attention_mask is None:
+        return None
+    shape = (tokens.shape[0], tokens.shape[1])
+    padding = read_padding(torch.as_tensor(attention_mask, device=tokens.device), shape)
+    if padding is None:
+        return None
+    is_last = padding.is_token[:, -1]
+    if not bool(is_last.all()):
+        row = is_last.tolist().index(False)
+        raise ValueError(
+            f"attention_mask: got padding behind the prompt in row {row}; expected it in front, as "
+            "to_batch(texts, padding_side='left') gives it"
+        )
+    if tokens.shape[1] > n_room:  # the end of n_ctx would cut short the others with the longest
+        raise ValueError(
+            f"generate: the longest of the padded prompts has {tokens.shape[1]} tokens; expected at most {n_room}, "
+            f"max_new_tokens short of the model's n_ctx = {limit}"
+        )
+    return padding.is_token
 
 
 @torch.no_grad()
@@ -127,7 +196,12 @@ def continue_prompts(
         if bool(is_done.all()):
             break
     found = [row[n : n + max_new_tokens] for row, n in zip(tokens.tolist(), lengths, strict=True)]
-    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in found]
+    return [_until(stops, row) for row in found]
+
+
+def _until(stops: set[int], tokens: list[int]) -> list[int]:
+    """The tokens before the first of `stops`."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]
 
 
 def _stops(stop_at: int | Collection[int] | None) -> set[int]:

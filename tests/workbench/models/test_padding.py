@@ -8,9 +8,10 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for, worded_mode
 
 from workbench.models import Extensions, KeyValueCache, layers
 from workbench.models.config import RopeScaling
+from workbench.models.generate import continue_texts, generate
 from workbench.models.hooks import MAPS
 from workbench.models.masks import pad_rows
-from workbench.models.tokenizer_files import pad_id
+from workbench.models.tokenizer_files import decode_continuation, pad_id
 from workbench.models.transformer_lens import to_hooked_transformer
 
 KINDS = sorted(set(ARCHITECTURES) - {"recurrent"})
@@ -198,6 +199,58 @@ def test_logits_and_losses_are_those_of_transformer_lens(kind):
         torch.testing.assert_close(losses, theirs, atol=1e-4, rtol=0)
 
 
+# --- generation
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_padded_prompt_grows_as_it_would_alone(kind, use_cache):
+    model = small_model(kind).double()
+    tokens, mask = pad_rows(TEXTS, PAD, "left")
+    found = generate(model, tokens, 8, temperature=0, use_cache=use_cache, attention_mask=mask)
+    for row, own, text in zip(found, mask, TEXTS, strict=True):
+        single = generate(model, torch.tensor([text]), 8, temperature=0)[0]
+        assert torch.equal(row[: len(own)][own], torch.tensor(text))
+        assert torch.equal(row[len(own) :], single[len(text) :])
+
+
+def test_each_prompt_ends_at_its_own_stop():
+    model = small_model("janus-v3").double()
+    tokens, mask = pad_rows(TEXTS, PAD, "left")
+    free = generate(model, tokens, 8, temperature=0, attention_mask=mask)[:, 16:].tolist()
+    stop = free[1][3]
+    found = generate(model, tokens, 8, temperature=0, attention_mask=mask, stop_at=stop)[:, 16:].tolist()
+    for row_free, row in zip(free, found, strict=True):
+        end = row_free.index(stop) if stop in row_free else 8
+        assert row[: end + 1] == row_free[: end + 1]
+        assert set(row[end + 1 :]) <= {stop}
+
+
+def test_draws_under_padding_do_not_depend_on_the_cache():
+    model = small_model("kotodama").double()
+    tokens, mask = pad_rows(TEXTS, PAD, "left")
+    draws = [
+        generate(
+            model, tokens, 8, use_cache=c, attention_mask=mask, top_k=9, generator=torch.Generator().manual_seed(0)
+        )
+        for c in (True, False)
+    ]
+    assert torch.equal(*draws)
+
+
+def test_texts_are_continued_as_each_alone():
+    model = worded_model("janus-v3").double()
+    free = continue_texts(model, WORDS, 6, temperature=0)
+    assert free == [continue_texts(model, [text], 6, temperature=0)[0] for text in WORDS]
+    tokens = model.to_tokens(WORDS[0])
+    grown = generate(model, tokens, 6, temperature=0)[0].tolist()
+    n_prompt = tokens.shape[1]
+    assert free[0] == decode_continuation(model.tokenizer, grown[:n_prompt], grown[n_prompt:])
+    stopped = continue_texts(model, WORDS, 6, temperature=0, stop_at=grown[n_prompt + 2])
+    n_kept = grown[n_prompt:].index(grown[n_prompt + 2])
+    assert stopped[0] == decode_continuation(model.tokenizer, grown[:n_prompt], grown[n_prompt : n_prompt + n_kept])
+
+
 # --- texts
 
 
@@ -243,6 +296,8 @@ def test_bad_texts_are_named():
     model = worded_model("janus-v3")
     with pytest.raises(ValueError, match="padding_side: got 'middle'; expected 'left' or 'right'"):
         model.to_tokens(WORDS, padding_side="middle")
+    with pytest.raises(ValueError, match="texts: got 'Once'; expected a list"):
+        continue_texts(model, "Once")
     model.tokenizer.eos_token = model.tokenizer.pad_token = None
     with pytest.raises(ValueError, match="tokens long, and the tokenizer names neither pad_token nor eos_token"):
         model.to_tokens(WORDS, prepend_bos=False)
@@ -265,6 +320,10 @@ BAD_MASKS = {
         lambda m: m(T, return_type="loss", attention_mask=torch.eye(3, 20, dtype=torch.bool)),
         "got no two tokens side by side",
     ),
+    "behind a prompt": (
+        lambda m: generate(m, T, 2, temperature=0, attention_mask=M),
+        "got padding behind the prompt in row 0; expected it in front",
+    ),
 }
 
 
@@ -273,6 +332,15 @@ def test_bad_masks_are_named(case):
     call, message = BAD_MASKS[case]
     with pytest.raises(ValueError, match=f"^attention_mask: {message}"):
         call(small_model("janus-v3"))
+
+
+def test_a_padded_prompt_needs_room_in_the_context():
+    tokens, mask = pad_rows(TEXTS, PAD, "left")
+    message = (
+        "the longest of the padded prompts has 16 tokens; expected at most 14, max_new_tokens short of .* n_ctx = 24"
+    )
+    with pytest.raises(ValueError, match=message):
+        generate(small_model("janus-v3"), tokens, 10, temperature=0, attention_mask=mask)
 
 
 def test_another_batch_than_the_caches_is_refused():
@@ -289,3 +357,5 @@ def test_a_recurrent_model_takes_padding_on_the_right_without_a_mask():
     torch.testing.assert_close(model(T)[M], torch.cat(alone(model)), atol=1e-11, rtol=0)
     with pytest.raises(ValueError, match="^attention_mask: got padding in a recurrent model"):
         model(T, attention_mask=M)
+    with pytest.raises(ValueError, match="^attention_mask: got padding in a recurrent model"):
+        generate(model, *pad_rows(TEXTS, PAD, "left")[:1], 2, temperature=0, attention_mask=padded("left")[1][:, 4:])
