@@ -27,7 +27,7 @@ def generate(
         float | None, typer.Option("--top-p", help="Sample from the likeliest tokens that hold this much probability.")
     ] = None,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
+    device: options.Devices = "auto",
     dtype: options.Dtype = None,
     as_json: options.Json = False,
     debug: options.Debug = False,

@@ -50,6 +50,13 @@ Out = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda or cuda:N; or several, such as cuda:0,cuda:1, over which a model's layers are spread.",
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

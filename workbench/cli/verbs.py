@@ -91,7 +91,7 @@ def _shared(analysis: Analysis) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {"out": (options.Out, None)}
     if analysis.takes != "recipe":
         found["seed"] = (SEED, None)
-    found["device"] = (options.Device, "auto")
+    found["device"] = (options.Device if analysis.takes == "recipe" else options.Devices, "auto")
     if analysis.takes != "recipe":
         found["dtype"] = (options.Dtype, None)
     return found | {

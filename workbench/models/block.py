@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workbench.models.attn_residuals import RoutedStream, Routing
 from workbench.models.config import ModelConfig
 from workbench.models.hooks import HookPoint
-from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, hook_copy, is_watched, per_head_copies
+from workbench.models.layers import MLP, Attention, KeyValueCache, Norm, beside, hook_copy, is_watched, per_head_copies
 from workbench.models.learned_blocks import SegmentedStream
 from workbench.models.masks import Padding
 from workbench.models.recurrence import RecurrentStream
@@ -97,6 +97,8 @@ class Block(nn.Module):
             resid_pre = hook_copy(self.hook_resid_pre, read) if self.route_attn is None else self.hook_resid_pre(read)
             state = state.commit() if self.is_boundary else state
             return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache, padding))
+        state = beside(state, self.ln1.w)
+        padding = None if padding is None else padding.at(state.device)
         resid_pre = self.hook_resid_pre(state)
         written = self.attn(self._attn_input(resid_pre), cache, padding)
         running = resid_pre + self.hook_attn_out(self.behind_attention(written))

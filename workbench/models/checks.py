@@ -28,6 +28,12 @@ def device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+def is_whole(model: Any) -> bool:
+    """Whether a model is one of ours on one device, so that analyses may go from layer to layer themselves; others are
+    read by hooks alone."""
+    return isinstance(model, HookedLM) and not model.is_spread
+
+
 def checked_tokens(who: str, model: Any, tokens: Int[Tensor, "n n_ctx"], min_ctx: int = 1) -> Int64[Tensor, "n n_ctx"]:
     """The tokens as int64 on the CPU.
 
@@ -93,7 +99,10 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
             if fault := _describe_shape(f"hook {name!r}", tensor, _shape_of(name, model.cfg, tokens)):
                 faults.append(fault)
                 return None
-            return function(tensor, hook)
+            if not getattr(model, "is_spread", False):
+                return function(tensor, hook)
+            out = function(tensor.to(device_of(model)), hook)  # analyses combine what layers give on one device
+            return None if out is None else out.to(tensor.device)
 
         return call
 

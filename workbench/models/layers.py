@@ -42,6 +42,11 @@ def hook_copy(point: HookPoint, x: Tensor) -> Tensor:
     return point(x.clone() if is_watched(point) else x)
 
 
+def beside(x: Tensor, weight: Tensor) -> Tensor:
+    """x on the device of a weight: another than its own only where layers are spread over several."""
+    return x if x.device == weight.device else x.to(weight.device)
+
+
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, dtype=dtype))
 

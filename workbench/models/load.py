@@ -25,7 +25,8 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
         source: a run or checkpoint directory of ours (`latest` is followed; RUN@step400 is an earlier one that it
             kept), a Hugging Face folder or hub name of a family of `families/` (NAME@REVISION: a branch, tag or
             commit), or a .gguf file of the Llama family.
-        device: "auto" (CUDA where there is one), or a torch device.
+        device: "auto" (CUDA where there is one), a torch device, or several ("cuda:0,cuda:1"), over which the layers
+            are spread.
         dtype: of the weights; None keeps what is stored (float32 for GGUF; for mixed weights the dtype that can hold
             all).
 
@@ -50,7 +51,13 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
     if (tokenizer := tokenizer_of(model)) is not None:  # what TransformerLens goes by, wherever the model goes
         begins = bool(begin_ids(tokenizer))
         model.cfg = model.cfg.model_copy(update={"default_prepend_bos": begins})
-    return model.to(device=resolve_device(device), dtype=wanted or model.cfg.dtype).eval()
+    devices = resolve_devices(device)
+    model = model.to(dtype=wanted or model.cfg.dtype).eval()
+    if len(devices) == 1:
+        return model.to(devices[0])
+    from workbench.models.spread import spread
+
+    return spread(model, devices)
 
 
 def load_config(source: str | Path) -> tuple[ModelConfig, bool]:
@@ -87,6 +94,18 @@ def resolve_device(device: str) -> str:
             f"device: got {device!r} ({str(error).splitlines()[0]}); expected auto, cpu or cuda[:n]"
         ) from error
     return device
+
+
+def resolve_devices(device: str) -> list[str]:
+    """The devices of a list such as "cuda:0,cuda:1", over which a model's layers are spread; of one device, that.
+
+    Raises:
+        ValueError: as `resolve_device`, and a device that is given twice.
+    """
+    names = [part.strip() for part in device.split(",")]
+    if len(names) > 1 and (len(set(names)) < len(names) or "auto" in names):
+        raise ValueError(f"device: got {device!r}; expected different devices, such as cuda:0,cuda:1")
+    return [resolve_device(name) for name in names]
 
 
 def _check_tokenizer(model: HookedLM, source: str | Path) -> None:

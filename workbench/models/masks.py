@@ -34,6 +34,7 @@ class Padding:
         self._places_of_keys = (is_token.long().cumsum(1) - 1).clamp_min(0)
         self.places: Int[Tensor, "batch query"] = self._places_of_keys[:, -n_queries:]
         self._allowed: dict[int | None, Tensor] = {}
+        self._elsewhere: dict[torch.device, Padding] = {}
 
     def allowed(self, window: int | None) -> Bool[Tensor, "batch 1 query key"]:
         """As `causal`, without padding, and a window of so many tokens of the text; made once for all layers.
@@ -48,6 +49,14 @@ class Padding:
                 may &= self._places_of_keys[:, None] > self.places[:, :, None] - window
             self._allowed[window] = may[:, None]
         return self._allowed[window]
+
+    def at(self, device: torch.device) -> Padding:
+        """The same padding on another device, made once for each."""
+        if device == self.is_token.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Padding(self.is_token.to(device), self._n_queries)
+        return self._elsewhere[device]
 
     def pairs(self) -> Bool[Tensor, "batch pairs"]:
         """[batch, pos − 1] of the new positions, where a loss counts: one and the next are tokens, as in

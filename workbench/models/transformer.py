@@ -17,7 +17,7 @@ from workbench.models.block import Block, Blocks, Routed, State
 from workbench.models.config import ModelConfig, Recurrence, check_size
 from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooks import HookedRootModule, HookPoint
-from workbench.models.layers import KeyValueCache, Norm, hook_copy
+from workbench.models.layers import KeyValueCache, Norm, beside, hook_copy
 from workbench.models.learned_blocks import Boundaries, SegmentedStream
 from workbench.models.masks import AttentionMask, Padding, PaddingSide, pad_rows, read_padding
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
@@ -89,6 +89,8 @@ class HookedLM(HookedRootModule):
     """the text of the run that it was loaded from, where it is one of ours"""
     generation: dict[str, Any] | None = None
     """what its folder's generation_config.json says; `eos_token_id` lists the ids that config.json names too"""
+    is_spread = False
+    """whether its layers are on several devices: see `spread`"""
     described_tokenizer: Any = None
     """the tokenizer as it was given: that of a file is without transformers' class, which `tokenizer` puts around it"""
 
@@ -234,8 +236,10 @@ class HookedLM(HookedRootModule):
 
     def to_logits(self, state: State) -> Float[Tensor, "batch pos d_vocab"]:
         """Final norm and unembedding of a state."""
-        logits = self.ln_final(self.read_out(state)) @ self.W_U
-        return softcap(logits if self.b_U is None else logits + self.b_U, self.cfg.output_logits_soft_cap)
+        W_U = self.W_U
+        logits = beside(self.ln_final(beside(self.read_out(state), self.ln_final.w)), W_U) @ W_U
+        logits = softcap(logits if self.b_U is None else logits + self.b_U, self.cfg.output_logits_soft_cap)
+        return beside(logits, self.W_E)
 
     def state_loss(
         self,
@@ -248,15 +252,16 @@ class HookedLM(HookedRootModule):
         entropy_bonus: Scalar = 0.0,
     ) -> Tensor:
         """Next-token loss of a state after the last layer, by chunked cross-entropy: scalar, or [batch, pos − 1]."""
-        x = self.ln_final(self.read_out(state))[:, :-1]
+        W_U = self.W_U
+        x = beside(self.ln_final(beside(self.read_out(state), self.ln_final.w))[:, :-1], W_U)
         weights = None
         if loss_mask is not None:
-            counted = loss_mask.flatten().to(torch.promote_types(x.dtype, torch.float32))
+            counted = beside(loss_mask, W_U).flatten().to(torch.promote_types(x.dtype, torch.float32))
             weights = counted / counted.sum().clamp_min(1)
         loss = linear_cross_entropy(
             x.flatten(0, 1),
-            self.W_U,
-            tokens[:, 1:].flatten(),
+            W_U,
+            beside(tokens, W_U)[:, 1:].flatten(),
             b_U=self.b_U,
             weights=weights,
             soft_cap=self.cfg.output_logits_soft_cap,
@@ -264,7 +269,7 @@ class HookedLM(HookedRootModule):
             entropy_bonus=entropy_bonus,
             per_row=per_token,
         )
-        return loss.unflatten(0, x.shape[:2]) if per_token else loss
+        return beside(loss.unflatten(0, x.shape[:2]) if per_token else loss, self.W_E)
 
     def _finish(
         self, state, tokens, return_type, padding: Padding | None, loss_mask: Tensor | None, **settings: Any
@@ -416,6 +421,7 @@ class HookedLM(HookedRootModule):
         result = super()._apply(fn, recurse)
         weight = self.embed.W_E
         self.cfg = self.cfg.model_copy(update={"device": str(weight.device), "dtype": weight.dtype})
+        self.is_spread = len({p.device for p in self.parameters()}) > 1
         return result
 
     def to_tokens(

@@ -125,9 +125,9 @@ def join_tables(parts: Sequence[Tables]) -> dict[str, pd.DataFrame]:
 
 def make_jobs(request: Request) -> Iterator[Job]:
     """The jobs that a request means: one for each model, or one of all."""
-    from workbench.models.load import load, resolve_device
+    from workbench.models.load import load, resolve_devices
 
-    analysis, device = request.analysis, resolve_device(request.device)
+    analysis, device = request.analysis, resolve_devices(request.device)[0]
     common: dict[str, Any] = {"settings": request.settings, "directory": Path(), "cache": request.cache}
     common |= {"device": device}
     if analysis.takes == "recipe":
@@ -139,7 +139,9 @@ def make_jobs(request: Request) -> Iterator[Job]:
         return
     if analysis.takes == "pair" and len(request.sources) != 2:
         raise ValueError(f"{analysis.name}: got {len(request.sources)} models; expected two")
-    models = [load(own, device, request.dtype) if isinstance(own, str | Path) else own for own in request.sources]
+    models = [
+        load(own, request.device, request.dtype) if isinstance(own, str | Path) else own for own in request.sources
+    ]
     subjects = name_subjects(request.sources, models, request.seed)
     groups = [(subject,) for subject in subjects] if analysis.takes == "model" else [tuple(subjects)]
     for name, directories in request.needs.items():

@@ -23,7 +23,7 @@ from workbench.analyses import find_analysis
 from workbench.extend import Analysis
 from workbench.models.checkpoint import at_revision, is_training, kept_steps
 from workbench.models.config import ModelConfig
-from workbench.models.load import load_config, resolve_device
+from workbench.models.load import load_config, resolve_devices
 from workbench.runs import open_run
 from workbench.study.measuring import (
     Request,
@@ -196,7 +196,7 @@ def measure_over_training(request: Request, out: str | Path, *, resume: bool = F
         "settings": identify_settings(request.settings),
     }
     seed = int(record["models"][0]["seed"])
-    with open_run(out, record, resume=resume, device=resolve_device(request.device), seed=seed) as run:
+    with open_run(out, record, resume=resume, device=resolve_devices(request.device)[0], seed=seed) as run:
         if not run.is_complete:
             parts = []
             for model, place in zip(found, _directories(found), strict=True):

@@ -13,7 +13,7 @@ from workbench.data.text_windows import MAX_N_CTX
 from workbench.extend import BYTES_PER_TOKEN, Analysis, Cost, Documents, Settings, TextSize
 from workbench.models.config import ModelConfig, parse_dtype
 from workbench.models.costs import loading_bytes, weights_bytes
-from workbench.models.load import load_config, resolve_device
+from workbench.models.load import load_config, resolve_device, resolve_devices
 from workbench.runs.memory import planned_bytes
 from workbench.study.jobs import TRAIN, left_out, plan_jobs
 from workbench.study.measuring import Request
@@ -32,7 +32,7 @@ def plan_request(request: Request) -> dict[str, Any]:
     Raises:
         ValueError: a model that is not there or that the analysis does not hold for.
     """
-    analysis, device = request.analysis, resolve_device(request.device)
+    analysis, device = request.analysis, resolve_devices(request.device)[0]
     subjects, configs, ours = _subjects(request, device)
     groups = [[cfg] for cfg in configs] if analysis.takes in ("model", "recipe") else [configs]
     for group in groups:

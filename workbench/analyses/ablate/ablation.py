@@ -22,7 +22,7 @@ from workbench.analyses.ablate.load_bearing import load_bearing
 from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.models import HookedLM
-from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, run_watched
+from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, is_whole, run_watched
 from workbench.models.streams import stream
 
 Kind = Literal["zero", "mean", "resample"]
@@ -185,7 +185,7 @@ def iterate_ablation(
     limits = {"n_resamples": n_resamples, "memory_budget_bytes": memory_budget_bytes}
     parts, sizes = check_ablation(model, tokens, layers, heads, kind, components=components, **limits)
     check_start(start, len(tokens), sizes)
-    if not isinstance(model, HookedLM):
+    if not is_whole(model):
         check_read(model, tokens, list(dict.fromkeys(part.hook for part in parts)))
     stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
     return _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress)
@@ -210,7 +210,7 @@ def check_ablation(
         raise ValueError("components: got 'mlp' for a model of attention alone; expected head or layer")
     check_hooks(model, list(dict.fromkeys(part.hook for part in parts)))
     check_kind(kind, n_resamples, len(tokens))
-    size = plan_sizes if isinstance(model, HookedLM) else plan_generic
+    size = plan_sizes if is_whole(model) else plan_generic
     n_layers = cfg.n_layers - parts[0].layer
     n_parts = max(sum(part.layer == own.layer for own in parts) for part in parts)
     return parts, size(cfg, tokens.shape[1], n_layers, n_parts, memory_budget_bytes)
@@ -247,7 +247,7 @@ def check_start(start: int, n: int, sizes: Sizes) -> None:
 
 def _batches(model, tokens, parts, stand_in, sizes, has_estimate, start, on_progress) -> Iterator[SequenceLosses]:
     device, n = device_of(model), len(tokens)
-    run = ablate_batch if isinstance(model, HookedLM) else ablate_batch_generic
+    run = ablate_batch if is_whole(model) else ablate_batch_generic
 
     def tell_of(which: slice) -> Callable[[int], None]:
         def tell(n_done: int) -> None:

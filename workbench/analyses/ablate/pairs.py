@@ -41,6 +41,7 @@ from workbench.models.checks import (
     checked_tokens,
     choose,
     device_of,
+    is_whole,
     run_hooked,
 )
 
@@ -164,7 +165,7 @@ def iterate_pairs(
     chosen, sizes = check_pairs(model, tokens, pairs, kind, **limits)
     check_start(start, len(tokens), sizes)
     parts = [Part(layer, "head", head) for layer, head in _heads_of(chosen)]
-    if not isinstance(model, HookedLM):
+    if not is_whole(model):
         check_read(model, tokens, list(dict.fromkeys(part.hook for part in parts)))
     stand_in = stand_ins(model, tokens, parts, kind, seed, n_resamples, sizes.batch_size)
     return _batches(model, tokens, chosen, stand_in, sizes, start, on_progress)
@@ -196,7 +197,7 @@ def check_pairs(
         raise ValueError("pairs: got one twice; expected each once")
     check_hooks(model, list(dict.fromkeys(Part(layer, "head", head).hook for layer, head in _heads_of(chosen))))
     check_kind(kind, n_resamples, len(tokens))
-    size = plan_sizes if isinstance(model, HookedLM) else plan_generic
+    size = plan_sizes if is_whole(model) else plan_generic
     n_layers = model.cfg.n_layers - min(a[0] for a, _ in chosen)
     sizes = size(model.cfg, tokens.shape[1], n_layers, model.cfg.n_heads, memory_budget_bytes, n_passes=2)
     return sorted(chosen), sizes
@@ -217,7 +218,7 @@ def _heads_of(pairs: Sequence[Pair]) -> list[Head]:
 
 def _batches(model, tokens, pairs, stand_in, sizes, start, on_progress) -> Iterator[PairLosses]:
     device, n = device_of(model), len(tokens)
-    run = _pairs_of_batch if isinstance(model, HookedLM) else _pairs_of_batch_generic
+    run = _pairs_of_batch if is_whole(model) else _pairs_of_batch_generic
     for begin in range(start, n, sizes.batch_size):
         which = slice(begin, min(begin + sizes.batch_size, n))
         with torch.no_grad():

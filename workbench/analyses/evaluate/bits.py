@@ -25,8 +25,7 @@ from torch import Tensor
 
 from workbench.analyses.ablate.impacts import impacts
 from workbench.data.tokenizer import text_encoder
-from workbench.models import HookedLM
-from workbench.models.checks import device_of, run_hooked
+from workbench.models.checks import device_of, is_whole, run_hooked
 from workbench.models.cross_entropy import linear_cross_entropy, perplexity
 from workbench.models.recurrence import exit_depth
 from workbench.models.tokenizer_files import begin_ids, separator_id, tokenizer_of
@@ -171,7 +170,7 @@ def _alike(windows: Sequence[Window], tokens_together: int) -> Iterator[list[Win
 def _last_nats(model: Any, inputs: Tensor, targets: Tensor) -> Float[Tensor, "batch scored"]:
     """Loss of the targets, predicted from the last positions; only these are unembedded."""
     n = targets.shape[1]
-    if not isinstance(model, HookedLM):
+    if not is_whole(model):
         logits = run_hooked(model, inputs, [], return_type="logits")[:, -n:]
         log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
         return -log_p.gather(-1, targets[..., None]).squeeze(-1)

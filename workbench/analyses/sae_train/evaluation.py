@@ -30,7 +30,7 @@ from workbench.analyses.ablate.engine import (
 )
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
-from workbench.models.checks import device_of, run_hooked
+from workbench.models.checks import device_of, is_whole, run_hooked
 
 FORWARD_TOKENS = 4096  # tokens in one forward pass
 CONTROL_TOKENS = 4096  # training tokens that the random dictionary's bias is fitted on
@@ -235,7 +235,7 @@ def splice_batches(
 
 
 def _is_linear(model: Any, slots: Sequence[Slot]) -> bool:
-    return isinstance(model, HookedLM) and all(slot.head is not None for slot in slots)
+    return is_whole(model) and all(slot.head is not None for slot in slots)
 
 
 def _standard_error(differences: Float64[Tensor, "*n sequence"]) -> Float64[Tensor, "*n"]:
@@ -307,7 +307,7 @@ def _spliced_hooks(
     losses = torch.empty(*rounds.shape[:2], len(tokens), dtype=torch.float64)
     # other models than ours go from the tokens to the end each time: bridges start nowhere else, and the blocks of a
     # shortformer are given the positions too, which a state does not hold
-    state, reached = (model(tokens, stop_at_layer=0), 0) if isinstance(model, HookedLM) else (tokens, None)
+    state, reached = (model(tokens, stop_at_layer=0), 0) if is_whole(model) else (tokens, None)
     for i in sorted(range(len(slots)), key=lambda i: slots[i].layer):
         slot = slots[i]
         if reached is not None:
