@@ -23,7 +23,7 @@ from workbench.models.masks import AttentionMask, Padding, PaddingSide, pad_rows
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 from workbench.models.text_source import TextSource
-from workbench.models.tokenizer_files import DescribedTokenizer, begin_ids, pad_id
+from workbench.models.tokenization import Tokenized
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -69,7 +69,7 @@ class Unembed(nn.Module):
             self.b_U = nn.Parameter(torch.empty(cfg.d_vocab, dtype=cfg.dtype))
 
 
-class HookedLM(HookedRootModule):
+class HookedLM(HookedRootModule, Tokenized):
     """A causal language model of any architecture of the workbench, as a TransformerLens `HookedRootModule`.
 
     Hook names, shapes, parameter names and config fields are TransformerLens's; attention is fused unless its scores or
@@ -85,14 +85,13 @@ class HookedLM(HookedRootModule):
         ValueError: a model that memory cannot hold.
     """
 
+    cfg: ModelConfig
     trained_on: TextSource | None = None
     """the text of the run that it was loaded from, where it is one of ours"""
     generation: dict[str, Any] | None = None
     """what its folder's generation_config.json says; `eos_token_id` lists the ids that config.json names too"""
     is_spread = False
     """whether its layers are on several devices: see `spread`"""
-    described_tokenizer: Any = None
-    """the tokenizer as it was given: that of a file is without transformers' class, which `tokenizer` puts around it"""
 
     def __init__(self, cfg: ModelConfig, seed: int | torch.Generator | None = 0, tokenizer: Any = None) -> None:
         super().__init__()
@@ -119,16 +118,6 @@ class HookedLM(HookedRootModule):
         if seed is not None:
             initialize(self, seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed))
         self.to(cfg.device)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer, or None."""
-        own = self.described_tokenizer
-        return own.wrapped if isinstance(own, DescribedTokenizer) else own
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self.described_tokenizer = tokenizer
 
     def forward(
         self,
@@ -424,91 +413,6 @@ class HookedLM(HookedRootModule):
         self.is_spread = len({p.device for p in self.parameters()}) > 1
         return result
 
-    def to_tokens(
-        self,
-        input: str | list[str],
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
-        move_to_device: bool = True,
-        truncate: bool = True,
-    ) -> Int[Tensor, "batch pos"]:
-        """Token ids of text; shorter texts are padded to the longest, on the right unless told otherwise.
-
-        No token reads what follows it: padded on the right, all but the padding is right without a mask. On the left
-        the model needs the mask, which ids do not tell (EOS may pad, and may stand in a text): see `to_batch`.
-
-        Unless `prepend_bos` is False, first comes what the tokenizer itself puts before a text, often nothing
-        (TransformerLens puts BOS before every text); with True, where the tokenizer puts nothing, BOS, or EOS where
-        there is no BOS.
-
-        Raises:
-            ValueError: as `to_batch`.
-        """
-        tokens, _ = self.to_batch(input, prepend_bos, padding_side, truncate)
-        return tokens if move_to_device else tokens.cpu()
-
-    def to_batch(
-        self,
-        input: str | list[str],
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
-        truncate: bool = True,
-    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """(tokens, attention_mask): `to_tokens`, and True where these are the texts', False at padding.
-
-        Raises:
-            ValueError: no tokenizer, a tokenizer without BOS when one is asked for, or without any token to pad with
-                when the texts are of unequal lengths.
-        """
-        self._check_tokenizer("to_tokens")
-        if padding_side not in (None, "left", "right"):
-            raise ValueError(f"padding_side: got {padding_side!r}; expected 'left' or 'right'")
-        texts = [input] if isinstance(input, str) else input
-        tokenizer = self.described_tokenizer
-        lead = [] if prepend_bos is False else begin_ids(tokenizer)
-        if prepend_bos and not lead:
-            named = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-            lead = [token for token in named if token is not None][:1]
-            if not lead:
-                raise ValueError("to_tokens: the tokenizer has no BOS token; expected prepend_bos=False")
-        rows = [lead + tokenizer.encode(t, add_special_tokens=False) for t in texts]
-        rows = [r[: self.cfg.n_ctx] if truncate else r for r in rows]
-        filler = pad_id(tokenizer)
-        if filler is None and len({len(r) for r in rows}) > 1:
-            raise ValueError(
-                f"to_tokens: texts are {[len(r) for r in rows]} tokens long, and the tokenizer names neither pad_token "
-                "nor eos_token; expected one of them, or texts of one length"
-            )
-        tokens, is_token = pad_rows(rows, filler or 0, padding_side or "right")
-        return tokens.to(self.cfg.device), is_token.to(self.cfg.device)
-
-    def to_string(self, tokens: Tensor | list[int]) -> str | list[str]:
-        """The text of token ids [pos], or the texts of [batch pos]."""
-        self._check_tokenizer("to_string")
-        tokens = torch.as_tensor(tokens)
-        decode = self.tokenizer.batch_decode if tokens.ndim == 2 else self.tokenizer.decode
-        return decode(tokens, clean_up_tokenization_spaces=False)
-
-    def to_str_tokens(self, input: str | Tensor | list, prepend_bos: bool | None = None) -> list:
-        """The text of each token of a text or of ids [pos] or [1 pos]; of a list, one such list for each of it."""
-        self._check_tokenizer("to_str_tokens")
-        if isinstance(input, list):
-            return [self.to_str_tokens(one, prepend_bos) for one in input]
-        tokens = self.to_tokens(input, prepend_bos)[0] if isinstance(input, str) else input
-        ids = [[int(token)] for token in tokens.flatten()]
-        return self.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token.
-
-        Raises:
-            ValueError: it is none, or several.
-        """
-        ids = self.to_tokens(text, prepend_bos=False)[0].tolist()
-        if len(ids) != 1:
-            raise ValueError(f"to_single_token: {text!r} is {len(ids)} tokens; expected a text that is one")
-        return ids[0]
-
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*tokens d_model"]:
         """The column of W_U that each token's logit reads; of one token, also given as text, [d_model]."""
         if isinstance(tokens, str):
@@ -536,10 +440,6 @@ class HookedLM(HookedRootModule):
                 setattr(made, name, functools.partial(_refuse_part, name))
         return made
 
-    def _check_tokenizer(self, who: str) -> None:
-        if self.described_tokenizer is None:
-            raise ValueError(f"{who}: this model has no tokenizer; expected one given at load, or token ids")
-
 
 # methods of TransformerLens's ActivationCache that take z W_O[h], or a neuron's W_out, for what enters the stream
 _PER_PART = (
@@ -563,11 +463,23 @@ def _factored(left: Tensor, right: Tensor) -> FactoredMatrix:
 
 def check_ours(who: str, model: Any) -> None:
     """Raise ValueError for a model that is no `HookedLM`."""
-    if not isinstance(model, HookedLM):
+    if isinstance(model, HookedLM):
+        return
+    if isinstance(model, Tokenized):
         raise ValueError(
-            f"{who}: got a {type(model).__name__}; "
-            f"expected a HookedLM (from_hooked_transformer makes one of that class)"
+            f"{who}: got {model.cfg.model_name}, a model by the generic path, whose weights have no names here; "
+            "expected one of a family (docs/models.md)"
         )
+    raise ValueError(
+        f"{who}: got a {type(model).__name__}; expected a HookedLM (from_hooked_transformer makes one of that class)"
+    )
+
+
+def check_tokenized(who: str, model: Any) -> None:
+    """Raise ValueError for a model that is neither a `HookedLM` nor a `Generic`: its texts would be read by other rules
+    than those of its tokenizer's files."""
+    if not isinstance(model, Tokenized):
+        check_ours(who, model)
 
 
 @torch.no_grad()
