@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,9 +125,12 @@ def hook_shapes(cfg: ModelConfig, names: Sequence[str], n_ctx: int = 1) -> dict[
     return {name: found[name] for name in names}
 
 
-def hooked_tensors(model: HookedLM, n_ctx: int) -> dict[str, Tensor]:
-    """For every hook, a tensor of the shape and dtype that it passes of one sequence."""
+def hooked_tensors(model: Any, n_ctx: int) -> dict[str, Tensor]:
+    """For every hook, a tensor of the shape and dtype that it passes of one sequence; of a model by the generic path,
+    for every hook that a plain forward passes."""
     tokens = _zeros(model, n_ctx)
+    if not isinstance(model, HookedLM):
+        return model.hooked_tensors(tokens)
     with torch.no_grad():
         _, shared = model.run_with_cache(tokens, return_cache_object=False)
         # apart: while a head has its own input, the norm before it sees one input a head
@@ -134,7 +138,7 @@ def hooked_tensors(model: HookedLM, n_ctx: int) -> dict[str, Tensor]:
     return {name: (apart | shared)[name] for name in model.hook_dict}
 
 
-def _zeros(model: HookedLM, n_ctx: int) -> Tensor:
+def _zeros(model: Any, n_ctx: int) -> Tensor:
     return torch.zeros(1, n_ctx, dtype=torch.int64, device=model.cfg.device)
 
 

@@ -64,7 +64,7 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None) -> HookedLM:
         ValueError: another family, a setting `ModelConfig` cannot express, no safetensors, damaged or missing tensors.
     """
     family, config, cfg = _read_configs(folder)
-    stored, entries = _open_all(folder), list(family.layout(cfg, config))
+    stored, entries = open_all(folder), list(family.layout(cfg, config))
     found = _match(stored, entries, family, cfg, str(folder))
     model = HookedLM(cfg.model_copy(update={"dtype": dtype or widest_dtype(found.values())}), seed=None)
     _fill(model, found, entries, str(folder))
@@ -77,6 +77,15 @@ def read_folder_config(folder: Path) -> ModelConfig:
     _, config, cfg = _read_configs(folder)
     name = str(config.get("dtype", config.get("torch_dtype")))
     return cfg.model_copy(update={"dtype": DTYPES.get(name, cfg.dtype)})
+
+
+def has_family(folder: Path) -> bool:
+    """Whether a file of `families/` is to read a folder: by its `model_type`, which may be nonsense, unless its weights
+    are quantized."""
+    config = read_object(folder / "config.json")
+    model_type = config.get("model_type")
+    is_other = isinstance(model_type, str) and model_type not in family_names()
+    return not is_other and config.get("quantization_config") is None
 
 
 def _read_configs(folder: Path) -> tuple[Family, dict[str, Any], ModelConfig]:
@@ -96,7 +105,7 @@ def _configuration(family: Family, config: dict[str, Any], source: str) -> Model
 # --- weights
 
 
-def _open_all(folder: Path) -> dict[str, StoredTensor]:
+def open_all(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor in the folder's safetensors files, by name.
 
     As in transformers: model.safetensors alone, else the files that the index lists (beside them may lie an adapter, or

@@ -53,12 +53,14 @@ def export(model: HookedLM, to: Literal["transformer-lens", "hf"], out: str | Pa
 
 
 def import_model(source: str | Path, out: str | Path) -> Path:
-    """Write any model that `load` takes as a checkpoint directory of ours, and return it.
+    """Write a model that `load` takes as a checkpoint directory of ours, and return it.
 
     Raises:
-        ValueError: as `load`; an existing `out`; or weights or token ids that do not come back as they were.
+        ValueError: as `load`; a model by the generic path; an existing `out`; or weights or token ids that do not come
+            back as they were.
     """
     model = load(source, device="cpu")
+    check_ours("import", model)
     digest = weights_sha256(model)
     with runs.open_run(out, {"verb": "import", "source": str(source), "model": digest}) as run:
         save(model, run.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,18 +16,18 @@ from workbench.models.checkpoint import (
 )
 from workbench.models.config import ModelConfig, parse_dtype
 from workbench.models.tokenizer_files import begin_ids, tokenizer_of
-from workbench.models.transformer import HookedLM
 
 
-def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None) -> HookedLM:
-    """Return the model that `source` names, in evaluation mode, with its tokenizer where there is one.
+def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None) -> Any:
+    """Return the model that `source` names, in evaluation mode, with its tokenizer where there is one: a `HookedLM`, or
+    a `Generic` of a Hugging Face folder of any other family or of quantized weights, with a warning.
 
     Args:
         source: a run or checkpoint directory of ours (`latest` is followed; RUN@step400 is an earlier one that it
-            kept), a Hugging Face folder or hub name of a family of `families/` (NAME@REVISION: a branch, tag or
-            commit), or a .gguf file of the Llama family.
+            kept), a Hugging Face folder or hub name (NAME@REVISION: a branch, tag or commit), or a .gguf file of the
+            Llama family.
         device: "auto" (CUDA where there is one), a torch device, or several ("cuda:0,cuda:1"), over which the layers
-            are spread.
+            of a `HookedLM` are spread.
         dtype: of the weights; None keeps what is stored (float32 for GGUF; for mixed weights the dtype that can hold
             all).
 
@@ -44,9 +45,7 @@ def load(source: str | Path, device: str = "auto", dtype: str | torch.dtype | No
     elif (directory := find_checkpoint(path)) is not None:
         model = load_checkpoint(directory, wanted)
     else:
-        from workbench.models.huggingface import find_folder, load_folder
-
-        model = load_folder(find_folder(name, revision), wanted)
+        model = _load_foreign(name, revision, wanted)
     _check_tokenizer(model, source)
     if (tokenizer := tokenizer_of(model)) is not None:  # what TransformerLens goes by, wherever the model goes
         begins = bool(begin_ids(tokenizer))
@@ -64,7 +63,7 @@ def load_config(source: str | Path) -> tuple[ModelConfig, bool]:
     """(configuration of the model that `source` names, whether it is a run of ours), without its weights.
 
     Raises:
-        ValueError: as `load`.
+        ValueError: as `load`; a model by the generic path, whose costs no formula here knows.
     """
     name, revision = at_revision(source)
     path = Path(name)
@@ -74,9 +73,24 @@ def load_config(source: str | Path) -> tuple[ModelConfig, bool]:
         return read_gguf_config(path), False
     if (directory := find_checkpoint(path)) is not None:
         return read_checkpoint_config(directory), bool(training_config(directory))
-    from workbench.models.huggingface import find_folder, read_folder_config
+    from workbench.models.huggingface import find_folder, has_family, read_folder_config
 
-    return read_folder_config(find_folder(name, revision)), False
+    folder = find_folder(name, revision)
+    if not has_family(folder):
+        raise ValueError(f"{source}: goes by the generic path, of which no plan is made; expected no --dry-run")
+    return read_folder_config(folder), False
+
+
+def _load_foreign(name: str, revision: str | None, dtype: torch.dtype | None) -> Any:
+    """The model of a Hugging Face folder or hub name, by its family's file or by the generic path."""
+    from workbench.models.huggingface import find_folder, has_family, load_folder
+
+    folder = find_folder(name, revision)
+    if has_family(folder):
+        return load_folder(folder, dtype)
+    from workbench.models.bridge import load_generic
+
+    return load_generic(folder, dtype)
 
 
 def resolve_device(device: str) -> str:
@@ -108,7 +122,7 @@ def resolve_devices(device: str) -> list[str]:
     return [resolve_device(name) for name in names]
 
 
-def _check_tokenizer(model: HookedLM, source: str | Path) -> None:
+def _check_tokenizer(model: Any, source: str | Path) -> None:
     if (tokenizer := tokenizer_of(model)) is None:
         return
     size = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps, so their number may be less

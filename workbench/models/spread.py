@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from workbench.models.transformer import HookedLM
+from workbench.models.transformer import HookedLM, check_ours
 
 
 def spread(model: HookedLM, devices: Sequence[str]) -> HookedLM:
@@ -21,6 +21,7 @@ def spread(model: HookedLM, devices: Sequence[str]) -> HookedLM:
         ValueError: fewer layers than devices, or a model whose layers read more than the stream (attention residuals,
             recurrence).
     """
+    check_ours("device, given several", model)
     extensions = model.cfg.extensions
     if extensions.attn_res is not None or extensions.recurrence is not None:
         raise ValueError("device: got several for a model whose layers read more than one stream; expected one")

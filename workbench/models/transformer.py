@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.models.attn_residuals import RoutedStream, Routing, SharedMeans
@@ -19,7 +19,7 @@ from workbench.models.cross_entropy import Scalar, linear_cross_entropy, softcap
 from workbench.models.hooks import HookedRootModule, HookPoint
 from workbench.models.layers import KeyValueCache, Norm, beside, hook_copy
 from workbench.models.learned_blocks import Boundaries, SegmentedStream
-from workbench.models.masks import AttentionMask, Padding, PaddingSide, pad_rows, read_padding
+from workbench.models.masks import AttentionMask, Padding, read_padding
 from workbench.models.recurrence import RecurrentStream, reset_mechanisms
 from workbench.models.recurrent import build_chassis
 from workbench.models.text_source import TextSource

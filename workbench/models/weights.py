@@ -90,9 +90,9 @@ def fill(model: HookedLM, tensors: Mapping[str, StoredTensor], source: str) -> N
         parameter.copy_(tensor)
 
 
-def widest_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
+def widest_dtype(tensors: Iterable[StoredTensor | Tensor]) -> torch.dtype:
     """The narrowest dtype of weights that holds every number of those tensors that have one; float32 if none has."""
-    kinds = {t.dtype for t in tensors if t.dtype is not None}
+    kinds = {t.dtype for t in tensors if t.dtype in DTYPES.values()}
     return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 

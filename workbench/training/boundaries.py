@@ -10,6 +10,7 @@ import torch
 
 from workbench.models import HookedLM
 from workbench.models.load import load
+from workbench.models.transformer import check_ours
 from workbench.training.monitor import weight_ranks
 from workbench.training.recipe import Recipe, apply_overrides
 
@@ -107,6 +108,7 @@ def resolve_boundaries(recipe: Recipe) -> Recipe:
         return recipe
     n_blocks, source = attn_res.source
     model, n_layers = load(source, device="cpu"), recipe.model.n_layers
+    check_ours("attn_res.boundaries", model)
     if model.cfg.n_layers != n_layers:
         raise ValueError(f"attn_res.boundaries: {source} has {model.cfg.n_layers} layers; expected {n_layers}")
     found = segment(stable_rank_profile(model), n_blocks) if n_blocks is not None else learned_boundaries(model)
