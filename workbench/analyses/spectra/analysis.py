@@ -16,6 +16,13 @@ class SpectraSettings(Settings):
     """None: every matrix of every layer is decomposed."""
 
 
+def check(job: Job) -> None:
+    """Raise ValueError for a model without a matrix; warn of those that layers lack."""
+    from workbench.analyses.spectra.weights import check_matrices
+
+    check_matrices(job.subject.model, job.subject.name)
+
+
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     """The tables of the model's weights; no text is read."""
     from workbench.analyses.spectra.weights import matrix_spectra, spectra_tables
@@ -64,4 +71,5 @@ spectra = Analysis(
     measure=measure,
     over_training=True,
     cost=cost,
+    check=check,
 )

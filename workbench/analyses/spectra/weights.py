@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ MLP = ("W_gate", "W_in", "W_out")
 KEY = ("model", "seed", "layer", "matrix")
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio")
 Spectra = dict[tuple[int, str], probes.MatrixSpectrum]  # (layer, matrix) -> its spectrum, in the order of depth
+
+
+class MatrixWarning(UserWarning):
+    """A model has other matrices than those that are named here, and these are left out."""
 
 
 def weight_spectra(model: Any, *, name: str | None = None, seed: int = 0) -> pd.DataFrame:
@@ -41,6 +46,24 @@ def matrix_spectra(model: Any, on_progress: Callable[[float], None] | None = Non
         if on_progress is not None:
             on_progress((layer + 1) / len(model.blocks))
     return found
+
+
+def check_matrices(model: Any, name: str) -> None:
+    """Raise ValueError for a model none of whose blocks shows a matrix; warn of those that layers lack: experts have
+    several of each, latent attention, convolutions and state spaces have others."""
+    shown = [weight_matrices(block) for block in model.blocks]
+    if not any(shown):
+        raise ValueError(
+            f"spectra: {name} shows no weight matrix of attention or an MLP by name; expected one with W_Q … W_out"
+        )
+    lacking = {
+        matrix: layers
+        for matrix in ("W_Q", "W_O", "W_in", "W_out")
+        if (layers := [layer for layer, own in enumerate(shown) if matrix not in own])
+    }
+    if lacking:
+        said = "; ".join(f"{matrix} in layers {layers}" for matrix, layers in lacking.items())
+        warnings.warn(f"spectra: {name} shows no {said}: left out", MatrixWarning, stacklevel=2)
 
 
 def spectra_tables(spectra: Spectra, name: str, seed: int) -> dict[str, pd.DataFrame]:
@@ -139,7 +162,7 @@ def divergence_rows(a: Spectra, b: Spectra, layers: Sequence[tuple[int, int]]) -
 def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
     """The matrices that one layer has, by name, the heads of each side by side."""
     attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
-    heads = {name: w for name in ATTENTION if (w := _matrix(attn, name)) is not None}
+    heads = {name: w for name in ATTENTION if (w := own_weight(attn, name)) is not None}
     # grouped keys and values stand beside the form that repeats them for every query head: ours, then TransformerLens's
     for name in ("W_K", "W_V"):
         if isinstance(attn, Attention):
@@ -150,10 +173,10 @@ def weight_matrices(block: Any) -> dict[str, Float[Tensor, "rows cols"]]:
         name: rearrange(w, "h e d -> (h e) d") if name == "W_O" else rearrange(w, "h d e -> d (h e)")
         for name, w in heads.items()
     }
-    return found | {name: w for name in MLP if (w := _matrix(mlp, name)) is not None}
+    return found | {name: w for name in MLP if (w := own_weight(mlp, name)) is not None}
 
 
-def _matrix(part: Any, name: str) -> Tensor | None:
+def own_weight(part: Any, name: str) -> Tensor | None:
     """A weight of an attention or an MLP; None where there is none."""
     try:
         found = getattr(part, name, None)
