@@ -20,12 +20,19 @@ from sae.metrics import nearest_features
 from sae.stack import StackedSAE, check_model
 from sae.top_activations import TopActivations
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
+from workbench.analyses.spectra.weights import own_weight
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, collect, special_ids
-from workbench.models.checks import checked_tokens, device_of
+from workbench.models.checks import checked_tokens, device_of, run_hooked
 from workbench.models.weights import weights_sha256
+from workbench.models.writes import fitted_factor, probed_tokens, write_factor
 
 ACTS_HELD = 1 << 24  # activations of one forward pass that are held at once
+# hooks that write to the stream, and through which weight of the block
+WRITERS = {
+    "attn.hook_z": "attn.W_O", "mlp.hook_post": "mlp.W_out", "attn.hook_result": None, "hook_attn_out": None,
+    "hook_mlp_out": None,
+}  # fmt: skip
 DIGITS = 4  # of activations in contexts and of logit effects, where they are less than 1 counted from the first that
 # is not 0: an activation's unit is its decoder row's to choose
 
@@ -254,7 +261,10 @@ def logit_effects(
     """((values, token ids) [d_sae n] of the n largest, and of the n smallest, direct logit effects) of each SAE; None
     for a hook that does not write to the stream, or only through a norm of its own."""
     n = min(n, model.cfg.d_vocab)
-    W_U = (final_gain(model)[:, None] * model.W_U).float()
+    unembeds = unembedding_factor(model)
+    if unembeds is None:
+        return [None] * len(slots), [None] * len(slots)
+    W_U = unembeds * (final_gain(model)[:, None] * model.W_U).float()
     W_U = W_U - W_U.mean(dim=1, keepdim=True)
     promoted: list[tuple[Tensor, Tensor] | None] = []
     suppressed: list[tuple[Tensor, Tensor] | None] = []
@@ -286,32 +296,55 @@ def final_gain(model: Any) -> Float[Tensor, "d_model"]:
     return (plus - minus) / 2 * signs
 
 
+def unembedding_factor(model: Any) -> float | None:
+    """What logits are multiples of, in terms of the final norm's output times W_U; None where they are none.
+
+    Of another model than ours it is measured (Granite's logits are divided, say); a soft cap is passed over, as it is
+    in ours.
+    """
+    if isinstance(model, HookedLM) or getattr(model.cfg, "output_logits_soft_cap", 0) > 0:
+        return 1.0
+    tokens = probed_tokens(model)
+    kept: list[Tensor] = []
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    logits = run_hooked(model, tokens, [(last, lambda x, hook: kept.append(x))], return_type="logits").float()[0]
+    expected = (model.ln_final(kept[0])[0] @ model.W_U).float()
+    logits, expected = logits[1:] - logits[:1], expected[1:] - expected[:1]  # a bias is the same at every position
+    return fitted_factor(logits, expected, kept[0].dtype)
+
+
 def write_directions(
     model: Any, slot: Slot, rows: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_model"] | None:
     """What decoder rows of a slot write to the residual stream; None for a hook that writes through something else."""
     name = slot.hook_name.split(".", 2)[-1]
-    block = model.blocks[slot.layer]
-    if _is_normed(model, slot.layer, "attn" if name.startswith("attn.") else "mlp") and "." in name:
+    if name.startswith("hook_resid_"):
+        return rows
+    weight = _writer(model.blocks[slot.layer], name, rows.device)
+    if name not in WRITERS or (weight is None and WRITERS[name] is not None):
         return None
-    if name == "attn.hook_z":
-        W_O = block.attn.W_O.float().to(rows.device)
-        return rows @ (W_O.flatten(0, 1) if slot.head is None else W_O[slot.head])
-    if name == "mlp.hook_post":
-        return rows @ block.mlp.W_out.float().to(rows.device)
-    if name == "attn.hook_result":  # what each head writes, side by side
-        return rows.unflatten(1, (-1, model.cfg.d_model)).sum(dim=1)
-    writes = name.startswith("hook_resid_") or name in ("hook_attn_out", "hook_mlp_out")
-    return rows if writes else None
 
+    def write(x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
+        if weight is not None:
+            return x.float() @ weight.flatten(0, -2)
+        return x.unflatten(-1, (-1, model.cfg.d_model)).sum(dim=-2)  # of hook_result, what each head writes
 
-def _is_normed(model: Any, layer: int, part: str) -> bool:
-    """Whether what attention or the MLP writes passes a norm on its way to the stream (Gemma 2, OLMo 2)."""
-    out = model.hook_dict.get(f"blocks.{layer}.hook_{part}_out")
-    behind = out is not None and ".ln" in f".{out.name.split('.', 2)[-1]}"  # a bridge's alias of the norm's output
     if isinstance(model, HookedLM):
-        return not model.cfg.writes_linearly
-    return behind or bool(getattr(model.cfg, "use_normalization_before_and_after", False))
+        factor = None if "." in name and not model.cfg.writes_linearly else 1.0
+    else:
+        factor = write_factor(model, slot.layer, name, lambda change: write(change.flatten(2)))
+    if factor is None:
+        return None
+    return factor * (write(rows) if slot.head is None or weight is None else rows @ weight[slot.head])
+
+
+def _writer(block: Any, name: str, device: torch.device) -> Float[Tensor, "*n d_in d_model"] | None:
+    """The weight through which a hook of a block writes; None for a hook without one, or where the block shows none."""
+    if (place := WRITERS.get(name)) is None:
+        return None
+    part, leaf = place.split(".")
+    weight = own_weight(getattr(block, part, None), leaf)
+    return None if weight is None or not weight.is_floating_point() else weight.detach().float().to(device)
 
 
 def token_decoder(model: Any) -> Callable[[int], str]:

@@ -40,10 +40,9 @@ def check(job: Job) -> None:
 def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
     """effective_size: every further model against the reference of the same seed."""
     from workbench.analyses.topology.heads import Size, effective_sizes
-    from workbench.models.costs import on_meta
 
     stats, reference = merged.tables["topology_stats"], next(iter(merged.configs))
-    sizes = {name: Size.of(on_meta(cfg)) for name, cfg in merged.configs.items()}
+    sizes = {name: Size.of(cfg) for name, cfg in merged.configs.items()}
     found = effective_sizes(stats, [sizes[name] for name in stats.drop_duplicates(["model", "seed"])["model"]])
     is_told = (found["model_b"] == reference) & (found["model_a"] != reference) & (found["seed_a"] == found["seed_b"])
     return {"effective_size": found[is_told]} if is_told.any() else {}

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probes import SmallSampleWarning, ranks_of_spectrum
 from reports.tables import COLUMNS
-from workbench.models import HookedLM
+from workbench.models import HookedLM, ModelConfig
+from workbench.models.bridge import GenericConfig
 from workbench.models.checks import checked_tokens, choose, device_of, matching_layer, run_hooked
+from workbench.models.costs import on_meta
 from workbench.models.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
 from workbench.models.streams import stream
+from workbench.models.writes import write_factor
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
 RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
@@ -29,6 +32,10 @@ SIZES = {"n_parameters": "n_eff", "n_parameters_no_embedding": "n_eff_no_embeddi
 SIZE_COLUMNS = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")  # behind the contract's
 MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
 GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
+
+
+class ResidualWarning(UserWarning):
+    """What heads write to the stream is not known, and their cosines there are left out."""
 
 
 def topology(
@@ -45,7 +52,8 @@ def topology(
 
     max_cos and mean_cos are over i ≠ j of |cos| of the heads, flattened over all tokens: of z, of the attention maps,
     of the residual contributions z_h W_O[h] (where a norm stands behind attention, of what it makes of them: over its
-    scale at each position, times its weight). The ranks are of the concatenated z [tokens, H·d_head], the same in the
+    scale at each position, times its weight; of another library's model whose stream does not get z_h W_O[h] these rows
+    are left out, with a warning). The ranks are of the concatenated z [tokens, H·d_head], the same in the
     three rows of a layer: nuclear, effective and stable rank uncentred, participation ratio centred, rank_utilization =
     nuclear rank / (H·d_head). They are nan, with a warning, below 4,096 tokens, and for a layer whose z is zero;
     cosines are nan where a head is zero, and in a model of one head.
@@ -72,9 +80,12 @@ class Size:
     n_layers: int
 
     @classmethod
-    def of(cls, model: HookedLM) -> Size:
-        """The size of a model."""
-        return cls(model.n_parameters(), model.n_parameters(embeddings=False), model.cfg.n_layers)
+    def of(cls, cfg: ModelConfig | GenericConfig) -> Size:
+        """The size of a model of this configuration."""
+        if isinstance(cfg, GenericConfig):
+            return cls(cfg.n_parameters, cfg.n_parameters_no_embedding, cfg.n_layers)
+        model = on_meta(cfg)
+        return cls(model.n_parameters(), model.n_parameters(embeddings=False), cfg.n_layers)
 
 
 def effective_sizes(stats: pd.DataFrame, sizes: Sequence[Size]) -> pd.DataFrame:
@@ -143,10 +154,18 @@ def topology_tables(
     spectra = _spectra(model, tokens, heads)
     keys = {"model": name or model.cfg.model_name, "seed": seed}
     stats, pairs = [], []
+    writers = {layer: _writer(model, layer, measured) for layer, measured in heads.items()}
+    if unknown := [layer for layer, writer in writers.items() if writer is None]:
+        warnings.warn(
+            f"topology: what heads write to the stream is not z W_O in layers {unknown} of {keys['model']}; basis "
+            "residual left out there",
+            ResidualWarning,
+            stacklevel=3,
+        )
     for layer, measured in heads.items():
         ranks = _ranks(spectra[layer], measured) if spectra else dict.fromkeys(RANKS, math.nan)
-        writer = _writer(model, layer, measured)
-        for basis in BASES:
+        writer = writers[layer]
+        for basis in BASES if writer is not None else BASES[:-1]:
             cos = measured.redundancy.cosines(basis, writer)
             place = keys | {"layer": layer, "basis": basis}
             extremes = {"max_cos": max_abs_cos(cos), "mean_cos": mean_abs_cos(cos)}
@@ -229,17 +248,19 @@ def read_heads(
     return heads
 
 
-def _writer(model: Any, layer: int, measured: LayerHeads) -> Float[Tensor, "head d_head d_model"]:
-    """W_O of a layer. Raises ValueError where the model shows none that fits its z."""
+def _writer(model: Any, layer: int, measured: LayerHeads) -> Float[Tensor, "head d_head d_model"] | None:
+    """What z_h is multiplied by on its way to the stream; None where another library's model shows none, or where its
+    stream does not get z W_O (a norm stands behind attention)."""
     assert measured.redundancy.moment is not None, "at least one batch was added"
+    if isinstance(model, HookedLM):
+        block = model.blocks[layer]
+        return block.attn.W_O if block.norm_behind is None else block.attn.W_O * getattr(block, block.norm_behind).gain
     wanted = (*measured.redundancy.moment.shape[:2], model.cfg.d_model)
     W_O = getattr(model.blocks[layer].attn, "W_O", None)
-    if not isinstance(W_O, Tensor) or tuple(W_O.shape) != wanted:
-        got = list(W_O.shape) if isinstance(W_O, Tensor) else type(W_O).__name__
-        raise ValueError(f"topology: blocks.{layer}.attn.W_O is {got}; expected {list(wanted)} for the basis residual")
-    if isinstance(model, HookedLM) and (norm := model.blocks[layer].norm_behind) is not None:
-        return W_O * getattr(model.blocks[layer], norm).gain
-    return W_O
+    if not isinstance(W_O, Tensor) or tuple(W_O.shape) != wanted or not W_O.is_floating_point():
+        return None
+    written = lambda change: einsum(change, W_O.detach().to(change), "b p h e, h e d -> b p d")  # noqa: E731
+    return None if write_factor(model, layer, "attn.hook_z", written) is None else W_O
 
 
 def _norms_behind(model: Any, layers: Sequence[int]) -> dict[int, str]:
