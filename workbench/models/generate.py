@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from workbench.models.checks import run_hooked
 from workbench.models.layers import KeyValueCache
 from workbench.models.masks import AttentionMask, read_padding
 from workbench.models.tokenizer_files import decode_continuation
-from workbench.models.transformer import check_ours
+from workbench.models.transformer import HookedLM, check_ours, check_tokenized
+
+LOGITS_HELD = 1 << 26  # of whole forward passes: 256 MiB in float32
 
 
 @torch.no_grad()
@@ -34,7 +37,8 @@ def generate(
     """The prompts with up to max_new_tokens more tokens each.
 
     At temperature 0 the likeliest token is taken. A sequence that has produced a token of `stop_at` is padded with it;
-    generation ends when all have, or at the model's n_ctx. With `use_cache` each token is read once.
+    generation ends when all have, or at the model's n_ctx. With `use_cache` a `HookedLM` reads each token once; a model
+    by the generic path reads all of them for each new one.
 
     Prompts of unequal lengths are padded in front, and `attention_mask` says where (`model.to_batch(texts,
     padding_side="left")` gives both; `continue_texts` takes the texts themselves). At temperature 0 each then grows as
@@ -50,11 +54,11 @@ def generate(
         attention_mask: 1 at the prompts' tokens, 0 at the padding in front of them.
 
     Raises:
-        ValueError: a model that is no `HookedLM`, a setting out of its range, an empty or too long prompt (padded ones
-            must leave room for max_new_tokens in n_ctx), no generator where one is needed, padding behind a prompt, or
-            as `HookedLM.forward` of a mask.
+        ValueError: neither a `HookedLM` nor a `Generic`, a setting out of its range, an empty or too long prompt
+            (padded ones must leave room for max_new_tokens in n_ctx), no generator where one is needed, padding behind
+            a prompt or of a `Generic`, or as `HookedLM.forward` of a mask.
     """
-    check_ours("generate", model)
+    check_tokenized("generate", model)
     _check(temperature, top_k, top_p, max_new_tokens)
     if temperature > 0 and generator is None:
         raise ValueError("generate: no generator given; expected a torch.Generator, or temperature 0")
@@ -65,22 +69,21 @@ def generate(
         raise ValueError(f"generate: the prompt has {n_prompt} tokens; expected 1 to {limit - 1}")
     tokens, end = tokens.to(model.cfg.device), min(limit, n_prompt + max_new_tokens)
     mask = _mask_in_front(attention_mask, tokens, limit - max_new_tokens, limit)
-    cache = KeyValueCache(end) if use_cache else None
+    cache = KeyValueCache(end) if use_cache and isinstance(model, HookedLM) else None
     stops = torch.tensor(sorted(_stops(stop_at)), dtype=torch.long, device=tokens.device)
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    unread = tokens
+    start = 0  # of what is unread
     while tokens.shape[1] < end and not (len(stops) and bool(is_done.all())):
-        state = model(unread, return_type=None, past_kv_cache=cache, attention_mask=mask)
-        logits = model.to_logits(last_positions(state))[:, -1].float()
+        unread = tokens if cache is None else tokens[:, start:]
+        logits = last_logits(model, unread, cache=cache, attention_mask=mask)[:, -1].float()
+        start = tokens.shape[1]
         new = _draw(logits, temperature, top_k, top_p, generator)
         if len(stops):
             new = torch.where(is_done, tokens[:, -1], new)
             is_done |= torch.isin(new, stops)
         tokens = torch.cat((tokens, new[:, None]), dim=1)
-        if cache is not None:  # which keeps the mask
-            unread, mask = new[:, None], None
-        else:
-            unread, mask = tokens, None if mask is None else F.pad(mask, (0, 1), value=True)
+        if mask is not None:  # a cache keeps it
+            mask = F.pad(mask, (0, 1), value=True) if cache is None else None
     return tokens
 
 
@@ -159,7 +162,7 @@ def continue_prompts(
     Raises:
         ValueError: as `generate`; a prompt with its new tokens longer than the model's n_ctx; uniforms misshapen.
     """
-    check_ours("generate", model)
+    check_tokenized("generate", model)
     if not prompts:
         raise ValueError("prompts: got none; expected at least one")
     _check(temperature, None, None, max_new_tokens)
@@ -182,11 +185,11 @@ def continue_prompts(
     stops = _stops(stop_at)
     endings = torch.tensor(sorted(stops), dtype=torch.long, device=device)
     is_done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    rows, cache, start = torch.arange(len(prompts)), KeyValueCache(end), 0
+    cache = KeyValueCache(end) if isinstance(model, HookedLM) else None
+    rows, start = torch.arange(len(prompts)), 0
     for n in range(min(lengths), end):
-        state = model(tokens[:, start:n], return_type=None, past_kv_cache=cache)
+        logits = last_logits(model, tokens[:, 0 if cache is None else start : n], cache=cache)[:, -1].float()
         start, step = n, (n - n_given).cpu()  # index of the new token in each prompt; below 0 while it is being read
-        logits = model.to_logits(last_positions(state))[:, -1].float()
         own = uniforms[rows, step.clamp(0, max_new_tokens - 1)].to(device)
         new = logits.argmax(-1) if temperature == 0 else _draw_at(logits / temperature, own)
         is_growing = n >= n_given
@@ -214,6 +217,24 @@ def _draw_at(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor, "
     # by the last sum, not by 1, so that rounding leaves no place behind the last token
     found = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True)[:, 0]
     return found.clamp(max=logits.shape[-1] - 1)  # the product itself may round up to the last sum
+
+
+def last_logits(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    n: int = 1,
+    cache: KeyValueCache | None = None,
+    attention_mask: AttentionMask | None = None,
+) -> Float[Tensor, "batch n d_vocab"]:
+    """Logits at the last n positions. Of a `HookedLM` no others are made, and with a cache only new tokens are given;
+    of a model by the generic path all are, of as many sequences at once as LOGITS_HELD allows."""
+    if isinstance(model, HookedLM):
+        state = model(tokens, return_type=None, past_kv_cache=cache, attention_mask=attention_mask)
+        return model.to_logits(last_positions(state, n))
+    if attention_mask is not None:
+        raise ValueError("attention_mask: got padding for a model by the generic path; expected prompts of one length")
+    size = max(1, LOGITS_HELD // (tokens.shape[1] * model.cfg.d_vocab))
+    return torch.cat([run_hooked(model, part, [], return_type="logits")[:, -n:] for part in tokens.split(size)])
 
 
 def last_positions(state: Any, n: int = 1) -> Any:

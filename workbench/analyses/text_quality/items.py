@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.data.batteries import Item
 from workbench.models.checks import device_of
-from workbench.models.generate import last_positions
+from workbench.models.generate import last_logits
 from workbench.models.tokenizer_files import begin_ids, tokenizer_of, unknown_id
 
 LOGITS_TOGETHER = 1 << 24  # logits held at once, 64 MiB in float32
@@ -116,6 +116,5 @@ def _last_log_probabilities(
     model: Any, batch: Sequence[tuple[int, ...]], n: int
 ) -> Float64[Tensor, "batch last d_vocab"]:
     """What each sequence's last n positions predict, as log-probabilities."""
-    state = model(torch.tensor(batch, device=device_of(model)), return_type=None)
-    logits = model.to_logits(last_positions(state, n))
+    logits = last_logits(model, torch.tensor(batch, device=device_of(model)), n)
     return torch.log_softmax(logits.double(), -1).cpu()

@@ -32,7 +32,7 @@ from workbench.data.batteries import (
     battery_items,
     read_prompts,
 )
-from workbench.models.transformer import check_ours
+from workbench.models.transformer import check_tokenized
 
 NO_TAGGER = "none"
 N_BOOTSTRAP = 2000
@@ -119,7 +119,7 @@ def text_quality(
     Measures are defined in docs/definitions.md, "Text quality".
 
     Args:
-        model: a `HookedLM` with its tokenizer.
+        model: a `HookedLM`, or a model by the generic path, with its tokenizer.
         prompts: texts, or sets of them (`read_prompts` reads a file); the built-in ones by default.
         recall: kinds of recall (`read_recall` reads a file); the built-in ones by default, () for none.
         batteries: those beside recall (`read_battery`); grammar and cause by default, () for none.
@@ -131,11 +131,11 @@ def text_quality(
         name: fills the column model; the config's name by default.
 
     Raises:
-        ValueError: no `HookedLM`; settings out of range; prompts or items that do not fit the model's context or
+        ValueError: any other model; settings out of range; prompts or items that do not fit the model's context or
             tokenizer; batteries with measures of one name.
         TaggerMissing: a tagger was named and is not there.
     """
-    check_ours("text_quality", model)
+    check_tokenized("text_quality", model)
     tagging = choose_tagger(tagger)
     texts = read_prompts() if prompts is None else as_prompts(prompts)
     scored = as_batteries(recall, batteries)
@@ -246,7 +246,7 @@ def check_batteries(
     model: Any, prompts: Sequence[PromptSet], batteries: Sequence[Battery], max_new_tokens: int
 ) -> None:
     """Raise ValueError where a prompt or an item does not fit the model, before anything is written."""
-    check_ours("text_quality", model)
+    check_tokenized("text_quality", model)
     check_names(batteries)
     encode_prompts(model, prompts, max_new_tokens)
     for battery in batteries:
