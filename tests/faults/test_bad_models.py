@@ -117,7 +117,9 @@ HF = [
         ("not UTF-8", b"\xff"), ("no family", b"{}"), ("a family of a list", b'{"model_type": ["llama"]}'),
     )),
     *((f"{key} = {value!r}", edit("config.json", **{key: value}), message) for key, value, message in (
-        ("model_type", "mamba", "model_type = 'mamba'; expected one of"),
+        ("model_type", "mamba", "x: backbone.embeddings.weight is missing"),
+        ("model_type", "spiral", "model_type = 'spiral': neither a family here (gemma, gemma2,"),
+        ("quantization_config", {"quant_method": "spiral"}, "x: weights quantized by spiral; expected one of"),
         ("hidden_size", Gone(), "hidden_size is missing"),
         ("hidden_size", "wide", "hidden_size is"),
         ("hidden_size", -32, "hidden_size is"),

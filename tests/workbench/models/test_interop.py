@@ -393,7 +393,7 @@ class TestBadCheckpoints:
             load(folder, device="cuda:99")
 
     HF = {
-        "family": ({"model_type": "mamba"}, "model_type = 'mamba'"),
+        "family": ({"model_type": "spiral"}, "model_type = 'spiral': neither a family here"),
         "rope": ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rope_type = 'proportional'"),
         "mlp bias": ({"mlp_bias": True}, "mlp_bias"),
         "activation": ({"hidden_act": "tanh"}, "activation 'tanh'"),
