@@ -77,12 +77,16 @@ class Generic(Tokenized):
         cfg: the sizes, by the names of `ModelConfig`.
         tokenizer: of the folder, by our reading of its files; None where it has none.
         generation: what generation_config.json says.
+        folder: where it was read.
     """
 
     trained_on = None
 
-    def __init__(self, bridge: Any, cfg: GenericConfig, tokenizer: Any, generation: dict[str, Any] | None) -> None:
+    def __init__(
+        self, bridge: Any, cfg: GenericConfig, tokenizer: Any, generation: dict[str, Any] | None, folder: Path
+    ) -> None:
         self.bridge, self.cfg, self.tokenizer, self.generation = bridge, cfg, tokenizer, generation
+        self.folder = folder
 
     def __call__(self, tokens: Int[Tensor, "batch pos"], **span: Any) -> Any:
         return self.bridge(tokens, **span)
@@ -136,6 +140,18 @@ class Generic(Tokenized):
         """Every module, those of the bridge included."""
         return self.bridge.modules()
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether weights are numbers of a quantizer, which are not to be cast."""
+        return any(parameter.dtype not in DTYPES.values() for parameter in self.parameters())
+
+    def in_dtype(self, dtype: torch.dtype) -> Generic:
+        """The same model in another dtype, read from its folder again: what transformers keeps in float32, and what it
+        rounds (a multiplier of embeddings), a cast of the weights would not know."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GenericPathWarning)
+            return load_generic(self.folder, dtype).to(self.cfg.device)
+
     def to(self, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the weights.
 
@@ -183,7 +199,7 @@ def load_generic(folder: Path, dtype: torch.dtype | None = None) -> Generic:
     cfg = _describe(bridge, model, folder, str(config.get("_name_or_path") or model_type), model_type, sizes)
     tokenizer, generation = load_tokenizer(folder), read_generation(folder)
     _warn(folder, config, model_type)
-    return Generic(bridge, cfg, tokenizer, generation)
+    return Generic(bridge, cfg, tokenizer, generation, folder)
 
 
 def _warn(folder: Path, config: Mapping[str, Any], model_type: str) -> None:

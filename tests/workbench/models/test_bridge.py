@@ -41,6 +41,7 @@ from typer.testing import CliRunner
 
 import probes
 from reports.tables import read_table
+from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.evaluate.bits import encode_text
 from workbench.analyses.probe.states import build_prompts
 from workbench.analyses.sae_train.head_saes import find_stack
@@ -471,7 +472,6 @@ OURS = {
     "export --to transformer-lens": "export: got mixtral, a model by the generic path",
     "evaluate --use-int8 --data {text}": "evaluate with int8 weights: got mixtral, a model by the generic path",
     "topology --dry-run": "goes by the generic path, of which no plan is made; expected no --dry-run",
-    "ablate --dtype bfloat16 --data {text} --n-ctx 24": "dtype: got 'bfloat16' for a Generic; expected none",
     "topology --layers 5 --data {text} --n-ctx 24": "layers: got 5; expected 0…1",
     "attention --n-ctx 65 --data {text}": "n_ctx: got 65; expected 2 to the model's n_ctx = 64",
 }
@@ -537,6 +537,23 @@ def test_weights_keep_their_dtype_or_take_the_one_asked_for(given_of, tmp_path):
         torch.testing.assert_close(wide(tokens), wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"mixtral: is of torch.bfloat16; expected torch.float32 given when it is"):
         narrow.to(dtype=torch.float32)
+
+
+def test_an_ablation_runs_in_float32_and_measures_what_a_narrower_dtype_costs(given_of, tmp_path):
+    about = ARCHITECTURES["bloom"]
+    build(about.config, about.settings).to(torch.bfloat16).save_pretrained(tmp_path / "x")
+    model, plain = load(tmp_path / "x", "cpu"), Plain(tmp_path / "x", about)
+    plain.model.float()
+    tokens = given_of("bloom").tokens
+    table = ablate(model, tokens, [1], n_bootstrap=100)
+    losses = [float(plain.losses(tokens, {("z", 1): without(head)})[0].mean()) for head in range(N_HEADS)]
+    np.testing.assert_allclose(table["ablated_loss"], losses, rtol=1e-5)
+    assert table["dtype"].unique().tolist() == ["float32"]
+    assert table["error_pct"].isna().all()
+    narrow = ablate(model, tokens, [1], n_bootstrap=100, dtype="bfloat16")
+    wanted = np.abs(narrow["impact_pct"] - table["impact_pct"])  # all sequences fit into the batches that are checked
+    assert wanted.max() > 1e-3
+    np.testing.assert_allclose(narrow["error_pct"], wanted, atol=1e-4)
 
 
 # --- folders that cannot be taken

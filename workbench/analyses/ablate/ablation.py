@@ -19,7 +19,7 @@ from workbench.analyses.ablate.engine import Sizes, ablate_batch, plan_sizes
 from workbench.analyses.ablate.generic import ablate_batch_generic, plan_generic
 from workbench.analyses.ablate.impacts import check_bootstrap, impacts, summarize
 from workbench.analyses.ablate.load_bearing import load_bearing
-from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, measure_errors
+from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, is_narrow, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.models import HookedLM
 from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, is_whole, run_watched
@@ -64,8 +64,8 @@ def ablate(
             "mlp". In rows of the last two, head is -1.
         n_resamples: donors of each sequence, averaged over; only for resample.
         has_estimate: whether to compute the gradient's estimate (`attribution`) too; otherwise estimate_pct is nan.
-        dtype: what a `HookedLM` runs in: float32 unless it is float64, or "bfloat16", whose error on the impacts is
-            then measured on the first sequences (`ablation_precision`).
+        dtype: what a `HookedLM`, or a model by the generic path, runs in: float32 unless it is float64, or "bfloat16",
+            whose error on the impacts is then measured on the first sequences (`ablation_precision`).
         memory_budget_bytes: for everything held besides weights and tokens.
         name: fills the column model; the config's name by default.
 
@@ -97,8 +97,8 @@ def rounding_errors(
     **options: Any,
 ) -> Float64[np.ndarray, " row"]:
     """|impact_pct of `subject` − impact_pct of the model in float32| of each row, on the first batches,
-    N_CHECKED sequences at least; nan where the subject is no `HookedLM` narrower than float32."""
-    if not isinstance(subject, HookedLM) or torch.finfo(subject.cfg.dtype).bits >= 32:
+    N_CHECKED sequences at least; nan where the subject is not narrower than float32, or cannot be had in that."""
+    if not is_narrow(subject):
         return np.full(len(losses.ablated), np.nan)
     runs, n_done = [], 0
     own: dict[str, Any] = options | {"has_estimate": False}

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 
 from workbench.analyses.ablate.records import SequenceLosses
 from workbench.models import HookedLM, parse_dtype
+from workbench.models.bridge import Generic
 
 N_CHECKED = 8  # sequences that are run in float32 as well
 
@@ -18,26 +19,36 @@ N_CHECKED = 8  # sequences that are run in float32 as well
 def in_precision(model: Any, dtype: str | None) -> Any:
     """The model to run: itself where it has that dtype, else a copy that has.
 
-    dtype None means float32, or float64 for a float64 model; a model that is no `HookedLM` stays as it is.
+    dtype None means float32, or float64 for a float64 model; a model of another library stays as it is.
 
     Raises:
-        ValueError: an unknown dtype, or any for a model that is no `HookedLM`.
+        ValueError: an unknown dtype, or any for a model of another library or of packed weights.
     """
     if dtype is None:
         return as_float32(model)
-    if not isinstance(model, HookedLM):
+    if not _has_dtypes(model):
         raise ValueError(f"dtype: got {dtype!r} for a {type(model).__name__}; expected none, or a HookedLM")
     return _in(model, parse_dtype(dtype))
 
 
 def as_float32(model: Any) -> Any:
-    """The model in float32, or itself where it is wider or no `HookedLM`."""
-    is_narrow = isinstance(model, HookedLM) and torch.finfo(model.cfg.dtype).bits < 32
-    return _in(model, torch.float32) if is_narrow else model
+    """The model in float32, or itself where it is wider, of another library, or of packed weights."""
+    return _in(model, torch.float32) if is_narrow(model) else model
 
 
-def _in(model: HookedLM, dtype: torch.dtype) -> HookedLM:
-    return model if model.cfg.dtype == dtype else copy.deepcopy(model).to(dtype)
+def is_narrow(model: Any) -> bool:
+    """Whether a model is of a dtype narrower than float32 and may be had in that."""
+    return _has_dtypes(model) and torch.finfo(model.cfg.dtype).bits < 32
+
+
+def _has_dtypes(model: Any) -> bool:
+    return isinstance(model, HookedLM) or (isinstance(model, Generic) and not model.is_packed)
+
+
+def _in(model: Any, dtype: torch.dtype) -> Any:
+    if model.cfg.dtype == dtype:
+        return model
+    return model.in_dtype(dtype) if isinstance(model, Generic) else copy.deepcopy(model).to(dtype)
 
 
 def measure_errors(narrow: SequenceLosses, wide: SequenceLosses) -> Float64[np.ndarray, " row"]:
