@@ -97,8 +97,9 @@ class Block(nn.Module):
             resid_pre = hook_copy(self.hook_resid_pre, read) if self.route_attn is None else self.hook_resid_pre(read)
             state = state.commit() if self.is_boundary else state
             return state + self.hook_attn_out(self.attn(self._attn_input(resid_pre), cache, padding))
-        state = beside(state, self.ln1.w)
-        padding = None if padding is None else padding.at(state.device)
+        if isinstance(state, Tensor):
+            state = beside(state, self.ln1.w)
+            padding = None if padding is None else padding.at(state.device)
         resid_pre = self.hook_resid_pre(state)
         written = self.attn(self._attn_input(resid_pre), cache, padding)
         running = resid_pre + self.hook_attn_out(self.behind_attention(written))

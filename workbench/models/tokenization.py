@@ -16,18 +16,19 @@ class Tokenized:
     """The calls of a model that has a tokenizer, in TransformerLens's names."""
 
     cfg: Any
-    described_tokenizer: Any = None
-    """the tokenizer as it was given: that of a file is without transformers' class, which `tokenizer` puts around it"""
+    own_tokenizer: Any = None
+    """the tokenizer as it was given; that of a file is described alone until someone asks for `tokenizer`"""
 
     @property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer, or None."""
-        own = self.described_tokenizer
-        return own.wrapped if isinstance(own, DescribedTokenizer) else own
+        """The Hugging Face tokenizer, or None. Once it has been asked for, it is the one: what a caller sets counts."""
+        if isinstance(self.own_tokenizer, DescribedTokenizer):
+            self.own_tokenizer = self.own_tokenizer.wrapped
+        return self.own_tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
-        self.described_tokenizer = tokenizer
+        self.own_tokenizer = tokenizer
 
     def to_tokens(
         self,
@@ -69,7 +70,7 @@ class Tokenized:
         if padding_side not in (None, "left", "right"):
             raise ValueError(f"padding_side: got {padding_side!r}; expected 'left' or 'right'")
         texts = [input] if isinstance(input, str) else input
-        tokenizer = self.described_tokenizer
+        tokenizer = self.own_tokenizer
         lead = [] if prepend_bos is False else begin_ids(tokenizer)
         if prepend_bos and not lead:
             named = (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -115,5 +116,5 @@ class Tokenized:
         return ids[0]
 
     def _check_tokenizer(self, who: str) -> None:
-        if self.described_tokenizer is None:
+        if self.own_tokenizer is None:
             raise ValueError(f"{who}: this model has no tokenizer; expected one given at load, or token ids")

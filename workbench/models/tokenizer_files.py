@@ -250,7 +250,7 @@ def write_generation(generation: Mapping[str, Any] | None, directory: Path) -> N
 
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer of a model, of ours as it was described; None where there is none. For the questions below."""
-    return getattr(model, "described_tokenizer", None) or getattr(model, "tokenizer", None)
+    return getattr(model, "own_tokenizer", None) or getattr(model, "tokenizer", None)
 
 
 def begin_ids(tokenizer: Any) -> list[int]:

@@ -92,7 +92,7 @@ def fill(model: HookedLM, tensors: Mapping[str, StoredTensor], source: str) -> N
 
 def widest_dtype(tensors: Iterable[StoredTensor | Tensor]) -> torch.dtype:
     """The narrowest dtype of weights that holds every number of those tensors that have one; float32 if none has."""
-    kinds = {t.dtype for t in tensors if t.dtype in DTYPES.values()}
+    kinds = {t.dtype for t in tensors if t.dtype is not None and t.dtype in DTYPES.values()}
     return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 

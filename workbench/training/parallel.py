@@ -243,7 +243,7 @@ class ParallelTrainer(Trainer):
         """The model; with FSDP a copy that holds all weights, on every process for as long as it is needed."""
         if not self.fsdp:
             return self.model
-        copy = HookedLM(self.model.cfg, seed=None, tokenizer=self.model.described_tokenizer)
+        copy = HookedLM(self.model.cfg, seed=None, tokenizer=self.model.own_tokenizer)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 copy.get_parameter(name).copy_(whole(parameter))

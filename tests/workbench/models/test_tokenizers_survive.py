@@ -13,7 +13,15 @@ from tokenizers_for_tests import KINDS, TEXTS, write_folder
 from workbench.data.tokenizer import open_tokenizer
 from workbench.models.interop import export, import_model
 from workbench.models.load import load
-from workbench.models.tokenizer_files import begin_ids, encode, separator_id, special_ids, stop_ids, unknown_id
+from workbench.models.tokenizer_files import (
+    begin_ids,
+    encode,
+    read_tokenizer,
+    separator_id,
+    special_ids,
+    stop_ids,
+    unknown_id,
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,8 +52,9 @@ def facts(tokenizer) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_what_was_described_answers_as_the_class_around_it_does(model, kind):
-    own, wrapped = model.described_tokenizer, model.tokenizer
+def test_what_was_described_answers_as_the_class_around_it_does(folder):
+    own = read_tokenizer(folder)
+    wrapped = own.wrapped
     for ask in (begin_ids, special_ids, unknown_id, lambda tokenizer: separator_id(tokenizer, required=False)):
         assert ask(own) == ask(wrapped)
     assert (own.bos_token_id, own.eos_token_id) == (wrapped.bos_token_id, wrapped.eos_token_id)

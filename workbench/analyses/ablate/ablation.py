@@ -21,7 +21,6 @@ from workbench.analyses.ablate.impacts import check_bootstrap, impacts, summariz
 from workbench.analyses.ablate.load_bearing import load_bearing
 from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, is_narrow, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
-from workbench.models import HookedLM
 from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, is_whole, run_watched
 from workbench.models.streams import stream
 

@@ -57,7 +57,7 @@ def without(model: HookedLM, mechanism: str) -> HookedLM:
     assert extensions.recurrence is not None, "switched_on has looked"
     recurrence = extensions.recurrence.model_copy(update={mechanism: OFF[mechanism]})
     cfg = model.cfg.model_copy(update={"extensions": extensions.model_copy(update={"recurrence": recurrence})})
-    reduced = HookedLM(cfg, seed=None, tokenizer=model.described_tokenizer)
+    reduced = HookedLM(cfg, seed=None, tokenizer=model.own_tokenizer)
     for name, parameter in reduced.named_parameters():
         parameter.data = model.get_parameter(name).data
     return reduced.train(model.training)
