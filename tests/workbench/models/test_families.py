@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from workbench.analyses import load_plugin
 from workbench.models import KeyValueCache
@@ -153,6 +155,18 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{}, UNTIED, {"scale_attn_weights": False}, {"n_inner": 60}, {"activation_function": "relu"}, {"n_head": 3}],
     ),
 }  # fmt: skip
+# keys of config.json that hold what no model of ours can do
+ACTIVATION = {"gpt2": "activation_function", "gpt_neo": "activation_function", "gemma2": "hidden_activation",
+              "gemma3_text": "hidden_activation"}  # fmt: skip
+UNSUPPORTED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "llama": [({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type = 'spiral'; expected ")],
+    "gpt2": [({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True; expected False")],
+    "gpt_neo": [({"attention_types": [[["ring"], 4]]}, "attention_")],
+    "qwen3": [({"layer_types": ["ring_attention"] * 4}, "layer_types is ['ring_attention'")],
+    "qwen2": [({"layer_types": ["ring_attention"] * 4}, "layer_types is ['ring_attention'")],
+    "smollm3": [({"layer_types": ["ring_attention"] * 4}, "layer_types is ['ring_attention'")],
+    "olmo2": [({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected a whole number, 1 or more")],
+}
 EACH = [(family, i) for family, (_, changes) in CASES.items() for i in range(len(changes))]
 # a dozen lines of theirs that need more than two positions to show a window, a cap or a long context
 TOKENS = torch.randint(0, 211, (2, 50), generator=torch.Generator().manual_seed(1))
@@ -284,6 +298,34 @@ def test_shards_of_sixteen_bits(family, dtype, tmp_path):
     with torch.no_grad():
         difference = (ours.float()(TOKENS) - wide.eval()(TOKENS).logits).abs().max()
     assert difference <= 1e-4
+
+
+def rewritten(folder: Path, out: Path, config: dict[str, Any], **tensors: torch.Tensor | None) -> Path:
+    """The folder's model with other entries of config.json, and other tensors, or none of that name."""
+    said = json.loads((folder / "config.json").read_text()) | config
+    (out / "config.json").write_text(json.dumps(said))
+    kept = load_file(folder / "model.safetensors") | tensors
+    save_file({name: own for name, own in kept.items() if own is not None}, out / "model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_what_is_wrong_with_a_folder_is_named(family, pair, tmp_path):
+    _, folder = pair(family, 0)
+    names = sorted(load_file(folder / "model.safetensors"))
+    some = next(name for name in names if "2" in name)  # of a layer
+    wrong = load_file(folder / "model.safetensors")[some][:-1]
+    for tensors, said in (
+        ({some: None}, f"{some} is missing"),
+        ({"model.extra.weight": torch.ones(2)}, "model.extra.weight is unknown"),
+        ({some: wrong}, f"{some} has shape {list(wrong.shape)}; expected "),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: {said}")):
+            load(rewritten(folder, tmp_path, {}, **tensors))
+    mish = ({ACTIVATION.get(family, "hidden_act"): "mish"}, "activation 'mish'; expected silu")
+    for config, said in (mish, *UNSUPPORTED.get(family, [])):
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'config.json'}: {said}")):
+            load(rewritten(folder, tmp_path, config))
 
 
 @torch.no_grad()

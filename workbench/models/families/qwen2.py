@@ -19,9 +19,8 @@ def read(config: Described) -> ModelConfig:
 
 def read_windows(config: Described) -> dict[str, Any]:
     """Windows of the layers that `layer_types` names, or from max_window_layers on."""
-    if not config.get("use_sliding_window", False) or not config.get("sliding_window", WINDOW):
-        return {}
-    own = Described({"sliding_window": WINDOW} | config.values, config.source)
+    window = config.get("sliding_window", WINDOW) if config.get("use_sliding_window", False) else None
+    own = Described({**config.values, "sliding_window": window or None}, config.source)
     n_layers, first = own.count("num_hidden_layers"), own.get("max_window_layers", _FIRST_LOCAL)
     default = ["full_attention" if layer < first else "sliding_attention" for layer in range(n_layers)]
     return read_layer_types(own, default)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from workbench.models.config import ModelConfig
 from workbench.models.families.llama import layout, read_llama, write
 from workbench.models.families.qwen2 import write_windows
@@ -15,9 +13,9 @@ def read(config: Described) -> ModelConfig:
     n_layers, every = config.count("num_hidden_layers"), config.get("no_rope_layer_interval", 4)
     turned = config.get("no_rope_layers") or [int((layer + 1) % every != 0) for layer in range(n_layers)]
     unrotated = tuple(layer for layer in range(n_layers) if not turned[layer])
-    windows: dict[str, Any] = {}
-    if config.get("use_sliding_window") and config.get("sliding_window"):
-        windows = read_layer_types(config, ["full_attention" if own else "sliding_attention" for own in turned])
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    own = Described({**config.values, "sliding_window": window or None}, config.source)
+    windows = read_layer_types(own, ["full_attention" if own else "sliding_attention" for own in turned])
     bias = bool(config.get("attention_bias", False))
     extensions = {"qkv_bias": bias, "out_bias": bias, "unrotated_layers": unrotated or None}
     return read_llama(config, **windows, extensions=extensions)
