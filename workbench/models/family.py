@@ -108,6 +108,12 @@ def whole(theirs: str, ours: str, *shape: int) -> Entry:
     return Entry(theirs, (ours,), shape, lambda t: [t], lambda own: own)
 
 
+def layer_norm(theirs: str, ours: str, n: int) -> Iterator[Entry]:
+    """Weight and bias of a LayerNorm."""
+    yield whole(theirs + ".weight", ours + ".w", n)
+    yield whole(theirs + ".bias", ours + ".b", n)
+
+
 def product(theirs: str, ours: str, n_in: int, n_out: int) -> Entry:
     """The weight of a linear layer, [n_out n_in] there and [n_in n_out] here."""
     return Entry(theirs, (ours,), (n_out, n_in), lambda t: [t.T], lambda own: own.T)

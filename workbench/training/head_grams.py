@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.extend import Intervention, StepContext
+
 TINY = 1e-12  # below this a head's norm or a probability counts as zero; far under what float32 sums leave
 
 
@@ -144,3 +146,20 @@ def off_diagonal(gram: Float[Tensor, "group member member"]) -> Float[Tensor, "g
 def widen(x: Tensor) -> Tensor:
     """In float32, or in float64 as it is."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+class OnHeads(Intervention):
+    """An intervention with a weight on the outputs of a layer's heads."""
+
+    def check(self, cfg: Any) -> None:
+        """Heads to compare."""
+        if cfg.n_heads < 2:
+            raise ValueError(f"model.n_heads: got {cfg.n_heads}; expected 2 or more, or no {self.kind}")
+
+    def watch(self, cfg: Any) -> list[str]:
+        """z of every layer."""
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
+
+    def is_watching(self, context: StepContext) -> bool:
+        """Only where it weighs something."""
+        return self.settings.weight != 0

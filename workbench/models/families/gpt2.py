@@ -13,6 +13,7 @@ from workbench.models.family import (
     head_bias,
     into_heads,
     joined,
+    layer_norm,
     out_of_heads,
     product,
     transposed,
@@ -65,20 +66,24 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
+def frame(cfg: ModelConfig) -> Iterator[Entry]:
+    """Embeddings, norms and unembedding under GPT-2's names."""
+    yield whole("transformer.wte.weight", "embed.W_E", cfg.d_vocab, cfg.d_model)
+    yield whole("transformer.wpe.weight", "pos_embed.W_pos", cfg.n_ctx, cfg.d_model)
+    yield from layer_norm("transformer.ln_f", "ln_final", cfg.d_model)
+    if not cfg.tie_word_embeddings:
+        yield product("lm_head.weight", "unembed.W_U", cfg.d_model, cfg.d_vocab)
+    for layer in range(cfg.n_layers):
+        for norm in "12":
+            yield from layer_norm(f"transformer.h.{layer}.ln_{norm}", f"blocks.{layer}.ln{norm}", cfg.d_model)
+
+
 def layout(cfg: ModelConfig, config: Mapping[str, Any]) -> Iterator[Entry]:
     """Tensors under GPT-2's names."""
     width, shape = cfg.d_model, (cfg.n_heads, cfg.d_head)
-    yield whole("transformer.wte.weight", "embed.W_E", cfg.d_vocab, width)
-    yield whole("transformer.wpe.weight", "pos_embed.W_pos", cfg.n_ctx, width)
-    for leaf, own in (("weight", "w"), ("bias", "b")):
-        yield whole(f"transformer.ln_f.{leaf}", f"ln_final.{own}", width)
-    if not cfg.tie_word_embeddings:
-        yield product("lm_head.weight", "unembed.W_U", width, cfg.d_vocab)
+    yield from frame(cfg)
     for layer in range(cfg.n_layers):
         src, dst = f"transformer.h.{layer}.", f"blocks.{layer}."
-        for norm in ("1", "2"):
-            for leaf, own in (("weight", "w"), ("bias", "b")):
-                yield whole(f"{src}ln_{norm}.{leaf}", f"{dst}ln{norm}.{own}", width)
         weights = [into_heads("", f"{dst}attn.W_{letter}", *shape, width) for letter in "QKV"]
         yield transposed(joined(src + "attn.c_attn.weight", weights))
         yield joined(src + "attn.c_attn.bias", [head_bias("", f"{dst}attn.b_{letter}", *shape) for letter in "QKV"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workbench.models.config import Extensions, ModelConfig
+from workbench.models.families.gpt2 import frame
 from workbench.models.family import Described, Entry, Family, into_heads, out_of_heads, product, whole
 
 
@@ -64,17 +65,9 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 def layout(cfg: ModelConfig, config: Mapping[str, Any]) -> Iterator[Entry]:
     """Tensors under GPT-Neo's names."""
     width, shape = cfg.d_model, (cfg.n_heads, cfg.d_head)
-    yield whole("transformer.wte.weight", "embed.W_E", cfg.d_vocab, width)
-    yield whole("transformer.wpe.weight", "pos_embed.W_pos", cfg.n_ctx, width)
-    for leaf, own in (("weight", "w"), ("bias", "b")):
-        yield whole(f"transformer.ln_f.{leaf}", f"ln_final.{own}", width)
-    if not cfg.tie_word_embeddings:
-        yield product("lm_head.weight", "unembed.W_U", width, cfg.d_vocab)
+    yield from frame(cfg)
     for layer in range(cfg.n_layers):
         src, dst = f"transformer.h.{layer}.", f"blocks.{layer}."
-        for norm in ("1", "2"):
-            for leaf, own in (("weight", "w"), ("bias", "b")):
-                yield whole(f"{src}ln_{norm}.{leaf}", f"{dst}ln{norm}.{own}", width)
         for letter in "QKV":
             yield into_heads(
                 f"{src}attn.attention.{letter.lower()}_proj.weight", f"{dst}attn.W_{letter}", *shape, width

@@ -12,6 +12,7 @@ from workbench.models.family import (
     Family,
     interleaved,
     interleaved_bias,
+    layer_norm,
     out_of_heads,
     product,
     whole,
@@ -70,13 +71,13 @@ def layout(cfg: ModelConfig, config: Mapping[str, Any]) -> Iterator[Entry]:
     """Tensors under GPT-NeoX's names."""
     width, shape, ext = cfg.d_model, (cfg.n_heads, cfg.d_head), cfg.extensions
     yield whole("gpt_neox.embed_in.weight", "embed.W_E", cfg.d_vocab, width)
-    yield from _norm("gpt_neox.final_layer_norm", "ln_final", width)
+    yield from layer_norm("gpt_neox.final_layer_norm", "ln_final", width)
     if not cfg.tie_word_embeddings:
         yield product("embed_out.weight", "unembed.W_U", width, cfg.d_vocab)
     for layer in range(cfg.n_layers):
         src, dst = f"gpt_neox.layers.{layer}.", f"blocks.{layer}."
-        yield from _norm(src + "input_layernorm", dst + "ln1", width)
-        yield from _norm(src + "post_attention_layernorm", dst + "ln2", width)
+        yield from layer_norm(src + "input_layernorm", dst + "ln1", width)
+        yield from layer_norm(src + "post_attention_layernorm", dst + "ln2", width)
         names = [f"{dst}attn.W_{letter}" for letter in "QKV"]
         yield interleaved(src + "attention.query_key_value.weight", names, *shape, width)
         yield out_of_heads(src + "attention.dense.weight", dst + "attn.W_O", *shape, width)
@@ -88,11 +89,6 @@ def layout(cfg: ModelConfig, config: Mapping[str, Any]) -> Iterator[Entry]:
         for theirs, own, n_in, n_out in (("h_to_4h", "in", width, cfg.d_mlp), ("4h_to_h", "out", cfg.d_mlp, width)):
             yield product(f"{src}mlp.dense_{theirs}.weight", f"{dst}mlp.W_{own}", n_in, n_out)
             yield whole(f"{src}mlp.dense_{theirs}.bias", f"{dst}mlp.b_{own}", n_out)
-
-
-def _norm(theirs: str, ours: str, n: int) -> Iterator[Entry]:
-    yield whole(theirs + ".weight", ours + ".w", n)
-    yield whole(theirs + ".bias", ours + ".b", n)
 
 
 FAMILY = Family(

@@ -12,6 +12,7 @@ from workbench.models.family import (
     Family,
     head_bias,
     into_heads,
+    layer_norm,
     out_of_heads,
     product,
     shared,
@@ -77,8 +78,7 @@ def layout(cfg: ModelConfig, config: Mapping[str, Any]) -> Iterator[Entry]:
     if not cfg.tie_word_embeddings:
         yield product("lm_head.weight", "unembed.W_U", width, cfg.d_vocab)
     yield whole("lm_head.bias", "unembed.b_U", cfg.d_vocab)
-    for leaf, own in (("weight", "w"), ("bias", "b")):
-        yield whole(f"model.final_layernorm.{leaf}", f"ln_final.{own}", width)
+    yield from layer_norm("model.final_layernorm", "ln_final", width)
     for layer in range(cfg.n_layers):
         src, dst = f"model.layers.{layer}.", f"blocks.{layer}."
         for leaf, own in (("weight", "w"), ("bias", "b")):

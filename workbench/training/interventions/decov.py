@@ -12,37 +12,23 @@ small: covariances, unlike cosines, have z's scale.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from workbench.extend import Intervention, Settings, StepContext, Terms
-from workbench.training.head_grams import cosines, gram, off_diagonal, sigma, widen
+from workbench.extend import Settings, StepContext, Terms
+from workbench.training.head_grams import OnHeads, cosines, gram, off_diagonal, sigma, widen
 
 
-class Decov(Intervention):
+class Decov(OnHeads):
     """weight · half the sum of squared covariances between units of heads' outputs (Cogswell et al. 2016)."""
 
     class Settings(Settings):
         """How strongly."""
 
         weight: float = Field(default=0.1, description="weight of half the sum of squared covariances of z", ge=0)
-
-    def check(self, cfg: Any) -> None:
-        """Heads to compare."""
-        if cfg.n_heads < 2:
-            raise ValueError(f"model.n_heads: got {cfg.n_heads}; expected 2 or more, or no {self.kind}")
-
-    def watch(self, cfg: Any) -> list[str]:
-        """z of every layer."""
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
-
-    def is_watching(self, context: StepContext) -> bool:
-        """Only where it weighs something."""
-        return self.settings.weight != 0
 
     def reduce(self, hook: str, activation: Tensor, context: StepContext) -> Tensor:
         """The layer's covariances."""

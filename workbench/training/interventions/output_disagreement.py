@@ -14,37 +14,23 @@ heads are orthogonal but where their directions cancel, at a mean cosine of diff
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from workbench.extend import Intervention, Settings, StepContext, Terms
-from workbench.training.head_grams import TINY, widen
+from workbench.extend import Settings, StepContext, Terms
+from workbench.training.head_grams import TINY, OnHeads, widen
 
 
-class OutputDisagreement(Intervention):
+class OutputDisagreement(OnHeads):
     """weight · mean cosine between heads' outputs at the same position (Li et al. 2018)."""
 
     class Settings(Settings):
         """How strongly."""
 
         weight: float = Field(default=1.0, description="weight of the mean cosine between heads (no unit)", ge=0)
-
-    def check(self, cfg: Any) -> None:
-        """Heads to compare."""
-        if cfg.n_heads < 2:
-            raise ValueError(f"model.n_heads: got {cfg.n_heads}; expected 2 or more, or no {self.kind}")
-
-    def watch(self, cfg: Any) -> list[str]:
-        """z of every layer."""
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
-
-    def is_watching(self, context: StepContext) -> bool:
-        """Only where it weighs something."""
-        return self.settings.weight != 0
 
     def reduce(self, hook: str, activation: Tensor, context: StepContext) -> Tensor:
         """The layer's mean cosines."""
