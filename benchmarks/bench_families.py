@@ -16,8 +16,9 @@ from workbench.models.families import BUILT_IN
 from workbench.models.load import load
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 8000,
-    "max_position_embeddings": 512, "head_dim": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
+    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "vocab_size": 8000, "max_position_embeddings": 512, "head_dim": 64,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 512, "n_head": 8, "n_layer": 8, "n_positions": 512, "vocab_size": 8000},
