@@ -95,6 +95,12 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # scipy and transformers load their parts late
+    import scipy.optimize
+    import scipy.spatial.distance
+    import scipy.special
+    import scipy.stats
+
     import reports.atlas
     import reports.page
     import workbench.analyses.ablate.ablation
@@ -109,7 +115,6 @@ def warm() -> None:
     from workbench.data.tokenizer import load_tokenizer
     from workbench.models.tokenizer_files import wrap_tokenizer
 
-    # transformers loads its classes late
     assert wrap_tokenizer(load_tokenizer("embedded")).wrapped is not None
 
 

@@ -120,7 +120,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return "ThreadPoolBuildError" in str(error)
     # an ImportError where a library finds no room
     return isinstance(error, RuntimeError | ImportError) and any(
-        w in str(error) for w in ("can't allocate memory", "start new thread", "failed to map segment")
+        w in str(error) for w in ("allocate memory", "start new thread", "failed to map segment")
     )
 
 

@@ -566,6 +566,10 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("Cannot allocate memory (os error 12)"), "Cannot allocate memory (os error 12)"),
         (caused(ValueError("resume: s is altered"), MemoryError()), "resume: s is altered"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
+        (
+            ImportError("_stats.so: cannot allocate memory in static TLS block"),
+            "_stats.so: cannot allocate memory in static TLS block",
+        ),
         (MemoryError(), "no room"),
     ],
 )
