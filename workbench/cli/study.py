@@ -109,6 +109,6 @@ def _print_plan(recipe: str | None, *, as_json: bool, **settings: Any) -> None:
     from workbench.study.plan import plan
 
     facts = plan(recipe, **settings)
-    columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "bytes_on_disk", "bytes_in_memory", "seconds"]
+    columns = ["recipe", "n_parameters", "n_steps", "n_tokens", "flops", "bytes_on_disk", "bytes_in_memory"]
     table = None if as_json else pd.DataFrame(facts.pop("trainings").values())[columns]
     report(as_json=as_json, facts=facts, table=table)

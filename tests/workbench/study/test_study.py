@@ -485,6 +485,9 @@ def test_a_plan_makes_nothing(place, tmp_path, monkeypatch) -> None:
     assert facts["n_jobs"] == len(plan_jobs(load_study(place / "tiny.toml", {"n_seeds": 3})))
     assert facts["trainings"]["tiny-control"]["n_steps"] == 4
     assert facts["n_train_tokens"] == 3 * 2 * 4 * 2 * 16
+    told = RUN.invoke(app, ["study", str(place / "tiny.toml"), "--dry-run"])
+    assert told.exit_code == 0, told.output
+    assert all(name in told.stdout for name in facts["trainings"])
     assert not list(tmp_path.iterdir())
 
 
