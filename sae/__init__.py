@@ -1,8 +1,10 @@
 """Sparse autoencoders in stacks: tensors in, tensors out."""
 
+from sae.architecture import Architecture, LossAndGradients
+from sae.architectures import architecture_names, find_architecture
 from sae.config import SAEConfig, SAESource, StackInfo, TrainConfig
 from sae.controls import random_dictionary, shuffle_coordinates
-from sae.gradients import LossAndGradients, loss_and_gradients
+from sae.gradients import loss_and_gradients
 from sae.metrics import (
     MatchedL0,
     MetricSums,
@@ -20,6 +22,7 @@ from sae.top_activations import TopActivations
 from sae.train import StepStats, Trainer, l1_share_at, lr_at, train_stack
 
 __all__ = [
+    "Architecture",
     "LossAndGradients",
     "MatchedL0",
     "MetricSums",
@@ -33,8 +36,10 @@ __all__ = [
     "TopActivations",
     "TrainConfig",
     "Trainer",
+    "architecture_names",
     "check_model",
     "density_histogram",
+    "find_architecture",
     "geometric_median",
     "interpolate_at_l0",
     "l1_share_at",

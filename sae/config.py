@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-Architecture = Literal["relu", "topk", "batchtopk", "jumprelu"]
+from sae.architectures import find_architecture
+
+_OPTIONS = ("k", "widths", "gate_detach", "aux_coefficient")  # each None where the architecture does not read it
 
 
 class SAEConfig(BaseModel):
@@ -21,10 +31,17 @@ class SAEConfig(BaseModel):
     """Width of the activations that are read and reconstructed (d_head for one head's z)."""
     d_sae: int = Field(ge=1)
     """Features of one SAE."""
-    architecture: Architecture = "relu"
-    """Activation function: relu (L1), topk (Gao 2024), batchtopk (Bussmann 2024), jumprelu (Rajamanoharan 2024)."""
+    architecture: str = "relu"
+    """Name of a file of `sae/architectures/`, or of a plug-in's architecture."""
     k: float | None = None
-    """Features kept per token: an integer for topk, the batch mean for batchtopk; else None. 0 < k ≤ d_sae."""
+    """Features kept per token: an integer for topk, the batch mean for batchtopk and matryoshka. 0 < k ≤ d_sae."""
+    widths: tuple[int, ...] | None = None
+    """matryoshka: numbers of first features that reconstruct by themselves, rising to d_sae; by default d_sae/16, /8,
+    /4, /2 and d_sae."""
+    gate_detach: bool | None = None
+    """gated: whether the gates' own reconstruction leaves the decoder alone (Rajamanoharan 2024a); by default True."""
+    aux_coefficient: float | None = Field(default=None, ge=0)
+    """matryoshka: weight of the dead features' reconstruction of what the living leave; by default 1/32."""
     apply_b_dec_to_input: bool = True
     """Whether the encoder reads x − b_dec (metrics' definition) or x."""
     use_unit_norm_decoder: bool = False
@@ -38,22 +55,32 @@ class SAEConfig(BaseModel):
     bandwidth: float = Field(default=0.05, gt=0)
     """jumprelu: width of the rectangle kernel of the straight-through gradient, in units of the pre-activation."""
 
+    @field_validator("architecture")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        find_architecture(name)
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> SAEConfig:
-        uses_k = self.architecture in ("topk", "batchtopk")
-        if uses_k and (self.k is None or not 0 < self.k <= self.d_sae):
-            raise ValueError(
-                f"SAEConfig.k: got {self.k} for {self.architecture}; expected 0 < k ≤ d_sae = {self.d_sae}"
-            )
-        if self.architecture == "topk" and self.k != int(self.k or 0):
-            raise ValueError(f"SAEConfig.k: got {self.k} for topk; expected an integer")
-        if not uses_k and self.k is not None:
-            raise ValueError(f"SAEConfig.k: got {self.k} for {self.architecture}; expected None")
+        own = find_architecture(self.architecture)
+        for option in _OPTIONS:
+            if getattr(self, option) is not None and option not in own.options:
+                raise ValueError(
+                    f"SAEConfig.{option}: got {getattr(self, option)} for {self.architecture}; expected None"
+                )
+        own.check(self)
         if self.use_unit_norm_decoder and self.decoder_init_norm != 1:
             raise ValueError(
                 f"SAEConfig.decoder_init_norm: got {self.decoder_init_norm}; expected 1 with use_unit_norm_decoder"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without options that are not set, so that a file stays readable for versions that do not know them; k was
+        always written."""
+        return {name: value for name, value in handler(self).items() if value is not None or name == "k"}
 
 
 class TrainConfig(BaseModel):
@@ -84,8 +111,8 @@ class TrainConfig(BaseModel):
     resample_scale: float = Field(default=0.2, gt=0)
     """Norm of a resampled feature's encoder column, as a share of the living columns' mean norm."""
     batchtopk_decay: float | None = Field(default=None, gt=0, le=1)
-    """batchtopk: weight of the newest batch in the running threshold that inference uses; None: .01, or 10/n_steps
-    where that is more: a mean over more than the last tenth of the steps would still hold the start's thresholds."""
+    """batchtopk, matryoshka: weight of the newest batch in the running threshold that inference uses; None: .01, or
+    10/n_steps where that is more: a mean over more than the last tenth of the steps would still hold the start's."""
     use_bf16: bool = False
     """Multiply in bfloat16; the weights, their gradients' sums and the optimizer stay in the parameters' dtype."""
     use_compile: bool = False

@@ -28,15 +28,16 @@ def resample_dead(
     For every SAE with dead features: a token of its input x[slots[k]] is drawn for each with probability proportional
     to its squared loss (without replacement while there are enough tokens), from generators[k]. Its direction
     u = (x − b_dec)/‖x − b_dec‖ becomes the feature's decoder row, with the living rows' mean norm, and its encoder
-    column, with `scale` times the living columns' mean norm; b_enc becomes 0, a jumprelu threshold its start. If no
-    feature lives, decoder_init_norm stands for both means. Nothing is resampled where every token is reconstructed
-    exactly.
+    column, with `scale` times the living columns' mean norm; its biases and threshold become what they were at the
+    start. If no feature lives, decoder_init_norm stands for both means. Nothing is resampled where every token is
+    reconstructed exactly.
 
     Source: Bricken et al. 2023, "Towards Monosemanticity", neuron resampling. Theirs draws from 819,200 inputs, the
     batch of the step here; takes x for the direction, where x − b_dec is what the encoder reads; and has rows of
     norm 1, as a unit-norm decoder has here.
     """
     resampled = torch.zeros_like(dead)
+    specs = sae.architecture.tensors(sae.config)
     for k in dead.any(dim=-1).nonzero().flatten().tolist():
         one = sae.select([k])
         tokens = x[slots[k]].to(sae.dtype)
@@ -58,8 +59,8 @@ def resample_dead(
         column_norm = sae.W_enc[k][:, living].norm(dim=0).mean() if bool(living.any()) else start
         sae.W_dec[k, dead[k]] = direction * row_norm
         sae.W_enc[k, :, dead[k]] = direction.T * (scale * column_norm)
-        sae.b_enc[k, dead[k]] = 0
-        if sae.config.architecture == "jumprelu":
-            sae.threshold[k, dead[k]] = sae.config.threshold_init
+        for name, spec in specs.items():
+            if spec.dims == "d_sae":
+                sae.tensors[name][k, dead[k]] = spec.start
         resampled[k] = dead[k]
     return resampled

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae.architecture import SAELensForm
+from sae.architectures import architecture_names, find_architecture
 from sae.checkpoint import Stored, describe_validation, new_directory, read_json, read_tensors, shorten
 from sae.config import SAEConfig, SAESource, StackInfo
 from sae.tensors import check_finite, check_tensors
@@ -31,8 +33,6 @@ _DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
-_TO_SAE_LENS = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
-_FROM_SAE_LENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
 
 
 def save_sae_lens(
@@ -42,8 +42,8 @@ def save_sae_lens(
 
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
     SAE of all heads' hook_z takes them as the hook gives them, [… n_heads d_head], as SAELens's own of that hook do.
-    relu is SAELens's standard; batchtopk becomes jumprelu with one threshold for all features, as SAELens's own
-    training does. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
+    relu is SAELens's standard; batchtopk and matryoshka become jumprelu with one threshold for all features, as in
+    SAELens's own training. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
 
     Raises ValueError if the directory exists and is not to be overwritten, or if a parameter is not finite.
     """
@@ -54,10 +54,9 @@ def save_sae_lens(
             folder = partial / name
             folder.mkdir()
             own = {key: tensor[k].detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-            if "threshold" in own:
-                own["threshold"] = own["threshold"].expand(config.d_sae).contiguous()
-            save_file(own, folder / WEIGHTS_FILE)
-            text = json.dumps(_describe(config, tensors["W_dec"].dtype, info, k), indent=1)
+            form = find_architecture(config.architecture).to_sae_lens(config, own)
+            save_file(form.tensors, folder / WEIGHTS_FILE)
+            text = json.dumps(_describe(config, form, tensors["W_dec"].dtype, info, k), indent=1)
             (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return [Path(directory) / name for name in names]
 
@@ -65,9 +64,9 @@ def save_sae_lens(
 def load_sae_lens(directory: str | Path) -> Stored:
     """Config, tensors and info of a SAELens folder, or of all SAELens folders directly in a directory, by name.
 
-    standard, topk and jumprelu SAEs are taken, in their dtype (all of one); a folder written before SAELens 6 too. A
-    jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where training kept it in
-    float32, and as 0 where the last step of training left it below. A topk SAE with rescale_acts_by_decoder_norm has
+    standard, topk, jumprelu and gated SAEs are taken, in their dtype (all of one); a folder written before SAELens 6
+    too. A jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where training kept it
+    in float32, and as 0 where the last step of training left it below. A topk SAE with rescale_acts_by_decoder_norm has
     its decoder norms folded into the encoder, which changes its activations by rounding only; all others keep their
     bits.
 
@@ -101,7 +100,7 @@ def load_sae_lens(directory: str | Path) -> Stored:
     return first.model_copy(update={"n_saes": len(loaded)}), joined, info
 
 
-def _describe(config: SAEConfig, dtype: torch.dtype, info: StackInfo, k: int) -> dict[str, Any]:
+def _describe(config: SAEConfig, form: SAELensForm, dtype: torch.dtype, info: StackInfo, k: int) -> dict[str, Any]:
     """cfg.json of SAE k."""
     source = info.sources[k] if info.sources else SAESource()
     metadata: dict[str, Any] = {
@@ -122,7 +121,7 @@ def _describe(config: SAEConfig, dtype: torch.dtype, info: StackInfo, k: int) ->
         "include_special": info.include_special,
     }
     description: dict[str, Any] = {
-        "architecture": _TO_SAE_LENS[config.architecture],
+        "architecture": form.architecture,
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "dtype": _DTYPES[dtype],
@@ -132,9 +131,7 @@ def _describe(config: SAEConfig, dtype: torch.dtype, info: StackInfo, k: int) ->
         "reshape_activations": _reshaping(source),
         "metadata": metadata,
     }
-    if config.architecture == "topk":
-        description |= {"k": int(config.k or 0), "rescale_acts_by_decoder_norm": False}
-    return description
+    return description | form.fields
 
 
 def _reshaping(source: SAESource) -> str:
@@ -152,20 +149,15 @@ def _load_one(folder: Path) -> Stored:
     # before SAELens 6 the metadata's fields stood beside the others
     metadata = metadata if isinstance(metadata, dict) else fields
     config = _read_config(path, fields)
-    shapes = {"W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,)}
-    shapes |= {"W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)}
-    if config.architecture == "jumprelu":
-        shapes["threshold"] = (config.d_sae,)
+    own = find_architecture(config.architecture)
+    shapes = {name: spec.shape(config) for name, spec in own.tensors(config).items()}
     tensors = read_tensors(folder / WEIGHTS_FILE, shapes, optional=frozenset({"scaling_factor"}))
     scaling = tensors.pop("scaling_factor", torch.ones(()))
     if not bool((scaling == 1).all()):
         raise ValueError(
             f"{folder / WEIGHTS_FILE}: tensor scaling_factor is not all 1; expected it folded into the weights"
         )
-    if "threshold" in tensors and tensors["W_dec"].is_floating_point():
-        tensors["threshold"] = tensors["threshold"].to(tensors["W_dec"].dtype).clamp_min(0)
-    if fields.get("rescale_acts_by_decoder_norm") and config.architecture == "topk":
-        tensors = _fold_decoder_norm(tensors)
+    tensors = own.tensors_from_sae_lens(fields, tensors)
     try:
         info = StackInfo(
             sources=(_read_source(metadata),),
@@ -185,16 +177,15 @@ def _load_one(folder: Path) -> Stored:
 def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
     architecture = fields.get("architecture", "standard")
     activation = fields.get("activation_fn", fields.get("activation_fn_str", "relu"))
-    old_kwargs = fields.get("activation_fn_kwargs")
-    k = fields.get("k", old_kwargs.get("k") if isinstance(old_kwargs, dict) else None)
-    if architecture == "standard" and activation == "topk":
+    if (architecture, activation) == ("standard", "topk"):  # before SAELens 6
         architecture = "topk"
     elif architecture == "standard" and activation != "relu":
         raise ValueError(f"{path}: activation_fn: got {shorten(repr(activation))}; expected 'relu' or 'topk'")
-    if not isinstance(architecture, str) or architecture not in _FROM_SAE_LENS:
-        raise ValueError(
-            f"{path}: architecture: got {shorten(repr(architecture))}; expected one of {sorted(_FROM_SAE_LENS)}"
-        )
+    every = [find_architecture(name) for name in architecture_names()]
+    readers = {own.read_from: own for own in every if own.read_from is not None}
+    if not isinstance(architecture, str) or architecture not in readers:
+        raise ValueError(f"{path}: architecture: got {shorten(repr(architecture))}; expected one of {sorted(readers)}")
+    own = readers[architecture]
     normalisation = fields.get("normalize_activations", "none")
     if normalisation not in ("none", None, False):
         raise ValueError(
@@ -207,9 +198,9 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
             n_saes=1,
             d_in=fields.get("d_in"),  # pyright: ignore[reportArgumentType]
             d_sae=fields.get("d_sae"),  # pyright: ignore[reportArgumentType]
-            architecture=_FROM_SAE_LENS[architecture],  # pyright: ignore[reportArgumentType]
-            k=k if architecture == "topk" else None,
+            architecture=own.name,
             apply_b_dec_to_input=fields.get("apply_b_dec_to_input", True),
+            **own.options_from_sae_lens(fields),
         )
     except ValidationError as error:
         raise ValueError(f"{path}: {describe_validation(error)}") from error
@@ -229,14 +220,3 @@ def _read_source(metadata: dict[str, Any]) -> SAESource:
         seed=metadata.get("seed"),
         dictionary=metadata.get("dictionary") or "trained",
     )
-
-
-def _fold_decoder_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that give the same reconstruction with decoder rows of norm 1."""
-    norms = tensors["W_dec"].norm(dim=-1).clamp_min(1e-8)
-    return {
-        "W_enc": tensors["W_enc"] * norms,
-        "b_enc": tensors["b_enc"] * norms,
-        "W_dec": tensors["W_dec"] / norms.unsqueeze(-1),
-        "b_dec": tensors["b_dec"],
-    }

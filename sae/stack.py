@@ -15,6 +15,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae.architecture import Architecture
+from sae.architectures import find_architecture
 from sae.checkpoint import load_stack, save_stack, shorten
 from sae.config import SAEConfig, StackInfo, as_list
 from sae.sae_lens_format import load_sae_lens, save_sae_lens
@@ -91,16 +93,15 @@ def check_input_index(
 
 
 class StackedSAE(nn.Module):
-    """A stack of SAEs of one size and architecture. Parameters, with n_saes leading:
-
-    W_enc [n_saes, d_in, d_sae], b_enc [n_saes, d_sae], W_dec [n_saes, d_sae, d_in], b_dec [n_saes, d_in]; jumprelu:
-    threshold [n_saes, d_sae] ≥ 0; batchtopk: buffer threshold [n_saes, 1], which training keeps.
+    """A stack of SAEs of one size and architecture. Parameters, with n_saes leading, are those of its architecture's
+    file: W_enc [n_saes, d_in, d_sae], W_dec [n_saes, d_sae, d_in] and b_dec [n_saes, d_in] in all, b_enc [n_saes,
+    d_sae] in most; some have a threshold.
 
         acts = A((x − b_dec) W_enc + b_enc),  recon = acts W_dec + b_dec
 
-    (without `− b_dec` if config.apply_b_dec_to_input is False). A is relu; topk: relu of the k largest of a token;
-    jumprelu and batchtopk: z·[z > max(threshold, 0)]. Gradients for training come from `loss_and_gradients`, which
-    alone knows the straight-through gradient of the threshold; autograd through encode gives it none.
+    (without `− b_dec` if config.apply_b_dec_to_input is False), where A is relu, topk …; gated has two such products.
+    Gradients for training come from `loss_and_gradients`, which alone knows the straight-through gradient of a
+    threshold; autograd through encode gives it none.
     """
 
     W_enc: nn.Parameter
@@ -122,11 +123,11 @@ class StackedSAE(nn.Module):
     ) -> None:
         """A stack at its start.
 
-        Rows of W_dec are uniform directions times decoder_init_norm, W_enc = W_decᵀ, b_enc = 0; b_dec is 0 or the
-        mean or geometric median of `data` (`input_index[k]` names SAE k's slot in it). One generator is spawned into
-        one stream per SAE (`spawn_generators`); a sequence gives each SAE its own, so that its start does not depend on
-        the rest of the stack. Draws are made in float64 and rounded to `dtype`. Without a generator the parameters
-        are nan until they are loaded.
+        Rows of W_dec are uniform directions times decoder_init_norm, W_enc = W_decᵀ; b_dec is 0 or the mean or
+        geometric median of `data` (`input_index[k]` names SAE k's slot in it). One generator is spawned into one stream
+        per SAE (`spawn_generators`); a sequence gives each SAE its own, so that its start does not depend on the rest
+        of the stack. Draws are made in float64 and rounded to `dtype`. Without a generator the parameters are nan until
+        they are loaded.
 
         Raises ValueError for data or generators that do not fit the config.
         """
@@ -135,24 +136,21 @@ class StackedSAE(nn.Module):
         self.info = info if info is not None else StackInfo()
         if self.info.sources and len(self.info.sources) != config.n_saes:
             raise ValueError(f"StackedSAE: {len(self.info.sources)} sources; expected {config.n_saes}, one a SAE")
-        n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
-        start = torch.full((n, d_sae, d_in), torch.nan, dtype=torch.float64)
+        n = config.n_saes
+        start = torch.full((n, config.d_sae, config.d_in), torch.nan, dtype=torch.float64)
         if generator is not None:
             start = _draw_directions(config, generator) * config.decoder_init_norm
         b_dec = _start_b_dec(config, data, input_index) if generator is not None else start[:, 0]
         fill = 0.0 if generator is not None else torch.nan
 
-        def place(values: Tensor) -> nn.Parameter:
-            return nn.Parameter(values.to(device=device, dtype=dtype).contiguous().clone())
-
-        self.W_dec = place(start)
-        self.W_enc = place(rearrange(start, "n f d -> n d f"))
-        self.b_enc = place(torch.full((n, d_sae), fill))
-        self.b_dec = place(b_dec)
-        if config.architecture == "jumprelu":
-            self.threshold = place(torch.full((n, d_sae), config.threshold_init + fill))
-        elif config.architecture == "batchtopk":
-            self.register_buffer("threshold", torch.full((n, 1), fill, dtype=dtype, device=device))
+        drawn = {"W_dec": start, "W_enc": rearrange(start, "n f d -> n d f"), "b_dec": b_dec}
+        for name, spec in self.architecture.tensors(config).items():
+            values = drawn[name] if name in drawn else torch.full((n, *spec.shape(config)), spec.start + fill)
+            tensor = values.to(device=device, dtype=dtype).contiguous().clone()
+            if spec.is_trained:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
 
     @classmethod
     def from_tensors(cls, config: SAEConfig, tensors: dict[str, Tensor], info: StackInfo | None = None) -> StackedSAE:
@@ -169,6 +167,16 @@ class StackedSAE(nn.Module):
         return sae
 
     @property
+    def architecture(self) -> Architecture:
+        """What the stack computes, and how it is trained."""
+        return find_architecture(self.config.architecture)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, in the architecture's order."""
+        return {name: getattr(self, name) for name in self.architecture.tensors(self.config)}
+
+    @property
     def dtype(self) -> torch.dtype:
         """dtype of the parameters."""
         return self.W_dec.dtype
@@ -179,8 +187,7 @@ class StackedSAE(nn.Module):
         x is cast to the parameters' dtype. Raises ValueError for another shape or an integer tensor.
         """
         stacked = self._with_axis(x, self.config.d_in, "encode: x")
-        inputs = stacked - self.b_dec.unsqueeze(1) if self.config.apply_b_dec_to_input else stacked
-        acts = activate(self.config, stacked_matmul(inputs, self.W_enc, self.b_enc), self._threshold())
+        acts = self.architecture.encode(self.config, self.tensors, stacked)
         return acts if x.ndim == 3 else acts[0]
 
     def decode(self, acts: Acts) -> Inputs:
@@ -189,7 +196,7 @@ class StackedSAE(nn.Module):
         Raises ValueError for another shape or an integer tensor.
         """
         stacked = self._with_axis(acts, self.config.d_sae, "decode: acts")
-        recon = stacked_matmul(stacked, self.W_dec, self.b_dec)
+        recon = self.architecture.decode(self.config, self.tensors, stacked)
         return recon if acts.ndim == 3 else recon[0]
 
     def forward(self, x: Inputs) -> tuple[Acts, Inputs]:
@@ -226,9 +233,6 @@ class StackedSAE(nn.Module):
         """The stack of one SAELens folder or of a folder of them, see `sae.sae_lens_format.load_sae_lens`."""
         return StackedSAE.from_tensors(*load_sae_lens(directory))
 
-    def _threshold(self) -> Tensor | None:
-        return self.threshold if self.config.architecture in ("jumprelu", "batchtopk") else None
-
     def _with_axis(self, x: Tensor, width: int, what: str) -> Tensor:
         n = self.config.n_saes
         fits = x.ndim == 3 and x.shape[0] == n or x.ndim == 2 and n == 1
@@ -254,47 +258,6 @@ def check_model(sae: StackedSAE, model_sha256: str, model_name: str | None = Non
             f"check_model: the SAEs belong to {shorten(sae.info.model_name or 'a model')} with sha256 {shorten(own)}; "
             f"expected {given}"
         )
-
-
-def stacked_matmul(
-    x: Float[Tensor, "n_saes tokens i"], W: Float[Tensor, "n_saes i o"], b: Float[Tensor, "n_saes o"]
-) -> Float[Tensor, "n_saes tokens o"]:
-    """x[k] @ W[k] + b[k] for every k.
-
-    On a CPU each SAE is a product of its own: as fast there as a batched one, and the same bits as the SAE alone has
-    (the batched kernel sums in another order for some shapes) where tokens · i and tokens · o fill whole cache lines;
-    elsewhere some processors sum an unaligned part in another order.
-    """
-    if x.device.type != "cpu":
-        return torch.bmm(x, W) + b.unsqueeze(1)
-    if torch.is_grad_enabled():
-        return torch.stack([x[k] @ W[k] for k in range(len(x))]) + b.unsqueeze(1)
-    product = torch.empty(x.shape[0], x.shape[1], W.shape[2], dtype=x.dtype)
-    for k in range(len(x)):
-        torch.mm(x[k], W[k], out=product[k])
-    return product.add_(b.unsqueeze(1))
-
-
-def activate(
-    config: SAEConfig, pre: Float[Tensor, "n_saes tokens d_sae"], threshold: Tensor | None
-) -> Float[Tensor, "n_saes tokens d_sae"]:
-    """Activations of pre-activations at inference; `pre` may be overwritten."""
-    if config.architecture == "topk":
-        return keep_top(pre, int(config.k or 0))
-    if threshold is not None:
-        return torch.where(pre > threshold.unsqueeze(1), pre, 0).relu()
-    return pre.relu() if torch.is_grad_enabled() else pre.relu_()
-
-
-def keep_top(pre: Float[Tensor, "... n"], k: int) -> Float[Tensor, "... n"]:
-    """relu of the k largest entries along the last axis, 0 elsewhere."""
-    values, index = pre.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(pre).scatter(-1, index, values.relu())
-
-
-def decoder_norms(W_dec: Float[Tensor, "n_saes d_sae d_in"]) -> Float[Tensor, "n_saes d_sae"]:
-    """Euclidean norm of every decoder row."""
-    return W_dec.norm(dim=-1)
 
 
 def _draw_directions(

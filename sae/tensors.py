@@ -8,28 +8,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sae.architectures import find_architecture
 from sae.config import SAEConfig
 
 
 def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a stack, by name."""
-    n, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (n, d_in, d_sae),
-        "b_enc": (n, d_sae),
-        "W_dec": (n, d_sae, d_in),
-        "b_dec": (n, d_in),
-    }
-    if config.architecture == "jumprelu":
-        shapes["threshold"] = (n, d_sae)
-    elif config.architecture == "batchtopk":
-        shapes["threshold"] = (n, 1)
-    return shapes
+    specs = find_architecture(config.architecture).tensors(config)
+    return {name: (config.n_saes, *spec.shape(config)) for name, spec in specs.items()}
 
 
 def check_tensors(config: SAEConfig, tensors: Mapping[str, Tensor], where: str = "") -> None:
     """Raise ValueError naming the first tensor that does not fit the config, is not finite or is negative
-    where a threshold stands; `where` begins the message."""
+    where it may not be; `where` begins the message."""
     shapes = tensor_shapes(config)
     if set(tensors) != set(shapes):
         raise ValueError(f"{where}tensors: got {sorted(tensors)}; expected {sorted(shapes)}")
@@ -44,8 +35,9 @@ def check_tensors(config: SAEConfig, tensors: Mapping[str, Tensor], where: str =
             raise ValueError(
                 f"{where}tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; expected finite numbers"
             )
-    if "threshold" in shapes and bool((tensors["threshold"] < 0).any()):
-        raise ValueError(f"{where}tensor threshold has a minimum of {float(tensors['threshold'].min())}; expected ≥ 0")
+    for name, spec in find_architecture(config.architecture).tensors(config).items():
+        if spec.is_nonnegative and bool((tensors[name] < 0).any()):
+            raise ValueError(f"{where}tensor {name} has a minimum of {float(tensors[name].min())}; expected ≥ 0")
 
 
 def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:

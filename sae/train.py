@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sae.architecture import Architecture
 from sae.config import TrainConfig, as_list
-from sae.gradients import LossAndGradients, loss_and_gradients, sum_block
+from sae.gradients import loss_and_gradients
 from sae.resample import resample_dead
 from sae.stack import StackedSAE, check_input_index, spawn_generators
 
@@ -27,11 +28,11 @@ class StepStats(NamedTuple):
     step: int
     """Completed steps."""
     loss: Float[Tensor, " n_saes"]
-    """squared_error + l1 · sparsity."""
+    """squared_error + l1 · sparsity + auxiliary."""
     squared_error: Float[Tensor, " n_saes"]
     """Squared error summed over d_in, mean over tokens."""
     sparsity: Float[Tensor, " n_saes"]
-    """Σ acts·‖W_dec row‖, mean over tokens; jumprelu: l0."""
+    """What l1 multiplies: Σ acts·‖W_dec row‖, mean over tokens; jumprelu: l0."""
     l0: Float[Tensor, " n_saes"]
     """Active features per token."""
     grad_norm: Float[Tensor, " n_saes"]
@@ -46,6 +47,8 @@ class StepStats(NamedTuple):
     """Learning rate of this step."""
     is_compiled: bool
     """Whether the arithmetic ran compiled; False after a fallback, of which a warning tells the reason."""
+    auxiliary: Float[Tensor, " n_saes"]
+    """Other terms of the loss, mean over tokens; 0 where the architecture has none."""
 
 
 def lr_at(config: TrainConfig, step: int) -> float:
@@ -65,7 +68,8 @@ class Trainer:
 
     Every SAE is trained as if alone: its own loss, sparsity coefficient, gradient clip, dead features and random
     stream. A step is: gradients; with a unit-norm decoder their part along each decoder row removed; clip per SAE;
-    AdamW; rows back to norm 1, thresholds back to ≥ 0; after the steps of `resample_steps`, dead features resampled.
+    AdamW; rows back to norm 1; what the architecture keeps by itself, such as thresholds; after the steps of
+    `resample_steps`, dead features resampled.
     """
 
     def __init__(
@@ -114,9 +118,9 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._steps_since_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
+        self._steps_since_fired = torch.zeros(n_saes, sae.config.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self._has_warned_dead = torch.zeros(n_saes, dtype=torch.bool)
-        self._block = _Block(config.use_compile)
+        self._block = _Block(sae.architecture, config.use_compile)
 
     def step(self, x: Float[Tensor, "n_inputs tokens d_in"]) -> StepStats:
         """Update every SAE on one batch; returns the batch's losses and counts.
@@ -130,9 +134,10 @@ class Trainer:
         l1 = self._l1 * l1_share_at(self.config, step)
         lr = lr_at(self.config, step)
         result = loss_and_gradients(
-            self.sae, x, l1, self._input_index, use_bf16=self.config.use_bf16, block_sums=self._block
-        )
-        loss = result.squared_error + l1 * result.sparsity
+            self.sae, x, l1, self._input_index, use_bf16=self.config.use_bf16, block_sums=self._block,
+            progress=step / self.config.n_steps, dead=self._dead_features(),
+        )  # fmt: skip
+        loss = result.squared_error + l1 * result.sparsity + result.auxiliary
         steps_since_fired = torch.where(result.n_active > 0, 0, self._steps_since_fired + 1)
         dead = steps_since_fired >= self.config.dead_window
         # read together: each read waits for the device
@@ -140,7 +145,8 @@ class Trainer:
         if bool(is_bad.any()):
             raise ValueError(self._describe_bad_loss(loss, x))
         grad_norm = self._update(result.gradients, lr)
-        self._keep_batchtopk_threshold(result)
+        with torch.no_grad():
+            self.sae.architecture.after_step(self.sae.config, self.sae.tensors, result, self.config)
         self._steps_since_fired.copy_(steps_since_fired)
         self.n_steps_done += 1
         self._warn_all_dead(is_all_dead)
@@ -159,6 +165,7 @@ class Trainer:
             l1=l1,
             lr=lr,
             is_compiled=self._block.is_compiled,
+            auxiliary=result.auxiliary,
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -238,20 +245,14 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         if self.sae.config.use_unit_norm_decoder:
             W_dec.div_(W_dec.norm(dim=-1, keepdim=True))
-        if self.sae.config.architecture == "jumprelu":
-            self.sae.threshold.clamp_(min=0)
         return grad_norm
 
-    @torch.no_grad()
-    def _keep_batchtopk_threshold(self, result: LossAndGradients) -> None:
-        """Running mean of the batches' least kept activation (Bussmann et al. 2024 take the mean over the training
-        set), from the first on that has one; a batch without an active feature leaves it."""
-        if self.sae.config.architecture != "batchtopk":
-            return
-        decay = self.config.batchtopk_decay or min(1.0, max(0.01, 10 / self.config.n_steps))
-        threshold, least = self.sae.threshold, result.least_active.unsqueeze(-1)
-        weight = torch.where(threshold > 0, decay, 1.0).to(threshold.dtype)
-        threshold.copy_(torch.where(least.isfinite(), threshold.lerp(least, weight), threshold))
+    def _dead_features(self) -> Tensor | None:
+        """Features that are dead before a step, for an architecture whose loss has a term of them; None if none is."""
+        if not self.sae.architecture.uses_dead:
+            return None
+        dead = self._steps_since_fired >= self.config.dead_window
+        return dead if bool(dead.any()) else None
 
     def _warn_all_dead(self, is_all_dead: Bool[Tensor, " n_saes"]) -> None:
         is_new = is_all_dead & ~self._has_warned_dead
@@ -269,10 +270,13 @@ class Trainer:
         slots = check_input_index(self._input_index, self.sae.config.n_saes, x.shape[0])
         resampled = resample_dead(self.sae, dead, x, slots, self._generators, self.config.resample_scale)
         self._steps_since_fired.masked_fill_(resampled, 0)
-        by_row = {"W_dec": resampled.unsqueeze(-1), "W_enc": resampled.unsqueeze(1)}
+        specs = self.sae.architecture.tensors(self.sae.config)
         for name, parameter in self._parameters.items():
-            if name != "b_dec":
-                mask = by_row.get(name, resampled)
+            axis = specs[name].feature_axis
+            if axis is not None:
+                sizes = [len(resampled), *[1] * (parameter.ndim - 1)]
+                sizes[axis + 1] = -1
+                mask = resampled.view(sizes)
                 for key in ("exp_avg", "exp_avg_sq"):
                     self._moments(parameter)[key].masked_fill_(mask, 0)
         return resampled.sum(dim=-1)
@@ -303,14 +307,17 @@ def train_stack(trainer: Trainer, batches: Iterable[Float[Tensor, "n_inputs toke
 class _Block:
     """The block's arithmetic, compiled if it can be; after a failure plain, having warned of it."""
 
-    def __init__(self, use_compile: bool) -> None:
+    def __init__(self, architecture: Architecture, use_compile: bool) -> None:
         self.is_compiled = use_compile
+        self._plain = architecture.sum_block
         if use_compile:
             # a copy of the code object: recompilations are counted by code object, and one trainer's shapes
             # must not use up another's
-            code, names = sum_block.__code__.replace(), sum_block.__globals__
-            copy = types.FunctionType(code, names, sum_block.__name__, None, sum_block.__closure__)
-            self._compiled = torch.compile(copy, dynamic=False, fullgraph=True)
+            function = self._plain.__func__
+            code, names = function.__code__.replace(), function.__globals__
+            copy = types.FunctionType(code, names, function.__name__, None, function.__closure__)
+            method = types.MethodType(copy, architecture)
+            self._compiled = torch.compile(method, dynamic=False, fullgraph=True)
 
     def __call__(self, *args: Any) -> Any:
         if self.is_compiled:
@@ -325,7 +332,7 @@ class _Block:
                     f"torch.compile failed ({type(error).__name__}: {reason}); training goes on uncompiled",
                     stacklevel=2,
                 )
-        return sum_block(*args)
+        return self._plain(*args)
 
 
 def _is_number(value: object) -> bool:

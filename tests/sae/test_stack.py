@@ -169,7 +169,7 @@ def test_select_copies_the_saes_and_their_sources():
         {"n_saes": 0},
         {"d_in": 0},
         {"d_sae": 0},
-        {"architecture": "gated"},
+        {"architecture": "magic"},
         {"k": 3},
         {"architecture": "topk"},
         {"architecture": "topk", "k": 0},

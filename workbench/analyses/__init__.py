@@ -75,16 +75,17 @@ def figures_of_tables() -> dict[str, Sequence[Callable[..., Any]]]:
 
 def load_plugin(source: str) -> list[Analysis]:
     """The analyses of a file or importable module, which from then on are known by their names, as its interventions
-    are by their kinds and its families of models by their `model_type`.
+    are by their kinds, its families of models by their `model_type`, and its architectures of SAEs by their names.
 
     Raises:
         ValueError: no such file or module, one that fails or holds none of these, a name that is taken.
     """
     module = _import(source)
     own, interventions = _register(module), _register_interventions(module)
-    if not any((own, interventions, _register_families(module))):
+    if not any((own, interventions, _register_families(module), _register_architectures(module))):
         raise ValueError(
-            f"plugin: {source} holds neither; expected an Analysis or Intervention of workbench.extend, or a Family"
+            f"plugin: {source} holds neither; expected an Analysis or Intervention of workbench.extend, a Family, or "
+            "an Architecture of sae"
         )
     if source not in _PLUGINS:
         _PLUGINS.append(source)
@@ -149,6 +150,18 @@ def _register_families(module: ModuleType) -> list[Any]:
     own = [value for value in vars(module).values() if isinstance(value, Family)]
     for family in own:
         register(family)
+    return own
+
+
+def _register_architectures(module: ModuleType) -> list[Any]:
+    if "sae.architecture" not in sys.modules:  # as with families
+        return []
+    from sae.architecture import Architecture
+    from sae.architectures import register
+
+    own = [value for value in vars(module).values() if isinstance(value, Architecture)]
+    for architecture in own:
+        register(architecture)
     return own
 
 

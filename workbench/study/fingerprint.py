@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from sae.architectures import architecture_names, find_architecture
 from workbench.analyses import all_analyses
 from workbench.data.claims import EMBEDDED_CLAIMS
 from workbench.extend import Analysis
@@ -38,14 +39,14 @@ def fingerprint(analysis: Analysis) -> str:
     package = ".".join(module.split(".")[:3])
     if package.startswith("workbench.analyses."):
         folder = ROOTS["workbench"].joinpath(*package.split(".")[1:])
-        return _digest((package, *(f"{package}.{file.stem}" for file in sorted(folder.glob("*.py")))))
-    return _digest((module,))
+        return _digest((package, *(f"{package}.{file.stem}" for file in sorted(folder.glob("*.py")))), _named())
+    return _digest((module,), _named())
 
 
 def training_fingerprint(recipe: Recipe) -> str:
     """The digest of what trains a model: the trainer, and the interventions of the recipe."""
     acting = {type(own).__module__ for phase in recipe.phases for own in make_interventions(phase.interventions)}
-    return _digest((TRAINING, *sorted(acting)))
+    return _digest((TRAINING, *sorted(acting)), _named())
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,15 +60,20 @@ def pages_fingerprint() -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _named() -> tuple[str, ...]:
+    """Modules of the architectures of SAEs, which `sae.architectures` imports by their names."""
+    return tuple(type(find_architecture(name)).__module__ for name in architecture_names())
+
+
 @functools.lru_cache(maxsize=256)
-def _digest(roots: tuple[str, ...]) -> str:
+def _digest(roots: tuple[str, ...], named: tuple[str, ...]) -> str:
     seen: dict[str, str] = {}
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
         if name not in seen and (path := _source(name)) is not None:
             seen[name], imported = _read(path)
-            waiting += imported
+            waiting += [*imported, *named] if name == "sae.architectures" else imported
     lines = [f"{name} {digest}\n" for name, digest in sorted(seen.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -110,8 +110,8 @@ def sae_train(
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
         l1: sparsity coefficient ≥ 0, or several, which make a sweep. See `HeadSaeSettings.normalize` for their unit. By
-            default 2, and 0 for topk and batchtopk: k alone makes those sparse, and a penalty would only shrink what is
-            kept.
+            default 2, and 0 for topk, batchtopk and matryoshka: k alone makes those sparse, and a penalty would only
+            shrink what is kept.
         seeds: one or several, by default 0, for the initial weights of the SAEs and for resampling. The order of tokens
             is the same for all, so that an SAE comes out the same whatever it is trained together with.
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
@@ -455,15 +455,9 @@ def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1
 def fold_scale(sae: StackedSAE, scale: Float[Tensor, "n_saes"]) -> StackedSAE:
     """The stack that does on x what `sae` does on scale·x, its reconstruction over scale; the activations are the same
     or, where decoder rows stay at norm 1, themselves over scale."""
-    tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
-    if sae.config.use_unit_norm_decoder:
-        for name in tensors.keys() & {"b_enc", "threshold"}:
-            tensors[name] /= scale.view(-1, *[1] * (tensors[name].ndim - 1))
-    else:
-        tensors["W_enc"] *= scale.view(-1, 1, 1)
-        tensors["W_dec"] /= scale.view(-1, 1, 1)
-    tensors["b_dec"] /= scale.view(-1, 1)
-    return StackedSAE.from_tensors(sae.config, tensors, sae.info)
+    with torch.no_grad():
+        folded = sae.architecture.fold_scale(sae.config, sae.tensors, scale)
+    return StackedSAE.from_tensors(sae.config, folded, sae.info)
 
 
 def find_stack(path: str | Path) -> StackedSAE:

@@ -99,7 +99,8 @@ def make_plan(
 
 
 def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeSettings) -> None:
-    """Raise ValueError unless the parameters, gradients and moments of the stack and the buffer have room."""
+    """Raise ValueError unless there is such a stack, and its parameters, gradients and moments and the buffer have
+    room."""
     device = device_of(model)
     names = list(dict.fromkeys(slot.hook_name for slot in slots))
     token = torch.zeros(1, 1, dtype=torch.int64, device=device)  # its activations say how wide they are
@@ -113,6 +114,7 @@ def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeS
         )
     d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
     d_sae = settings.expansion * d_in
+    stack_config(settings, n_saes, d_in)
     check_memory(
         f"a stack of {n_saes} SAEs of {d_sae:,} features beside a buffer of {settings.buffer_tokens:,} tokens",
         16 * n_saes * (2 * d_in * d_sae + d_in + d_sae) + 4 * len(slots) * settings.buffer_tokens * d_in,
@@ -142,13 +144,17 @@ def train_config(settings: HeadSaeSettings, n_steps: int, n_saes: int = 1) -> Tr
 
 
 def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:
-    """The configuration of the stack that these settings describe."""
-    return SAEConfig(
-        n_saes=n_saes,
-        d_in=d_in,
-        d_sae=settings.expansion * d_in,
-        architecture=settings.architecture,
-        k=settings.k,
-        use_unit_norm_decoder=settings.use_unit_norm_decoder,
-        decoder_init_norm=1.0 if settings.use_unit_norm_decoder else DECODER_INIT_NORM,
-    )
+    """The configuration of the stack that these settings describe. Raises ValueError for options that do not fit."""
+    try:
+        return SAEConfig(
+            n_saes=n_saes,
+            d_in=d_in,
+            d_sae=settings.expansion * d_in,
+            architecture=settings.architecture,
+            k=settings.k,
+            widths=settings.widths,
+            use_unit_norm_decoder=settings.use_unit_norm_decoder,
+            decoder_init_norm=1.0 if settings.use_unit_norm_decoder else DECODER_INIT_NORM,
+        )
+    except ValidationError as error:
+        raise ValueError(f"sae_train: {describe_errors(error, SAEConfig.model_fields)}") from None

@@ -15,8 +15,6 @@ from workbench.extend import Integers, Numbers, Settings
 if TYPE_CHECKING:
     from workbench.models.config import ModelConfig
 
-WITHOUT_PENALTY = ("topk", "batchtopk")  # architectures that k alone makes sparse
-
 
 class TargetSettings(Settings):
     """On what, and how often."""
@@ -29,7 +27,7 @@ class TargetSettings(Settings):
     heads: Integers | None = Field(default=None, description="heads, such as 0,2,5-7; by default all")
     l1: Numbers = Field(
         default=(2.0,),
-        description="sparsity coefficients, several of which make a sweep; of topk and batchtopk 0",
+        description="sparsity coefficients, several of which make a sweep; 0 where k makes an SAE sparse",
         min_length=1,
     )
     seeds: Integers = Field(default=(0,), description="seeds of the SAEs, such as 0-2", min_length=1)
@@ -44,10 +42,19 @@ class TargetSettings(Settings):
 class DictionarySettings(Settings):
     """What an SAE is."""
 
-    architecture: Literal["relu", "topk", "batchtopk", "jumprelu"] = Field(  # sae.config's, which loads torch
-        default="relu", description="activation function; relu and jumprelu have an l1"
+    architecture: str = Field(
+        default="relu",
+        description="relu, gated or jumprelu, which l1 makes sparse; topk, batchtopk or matryoshka, which k does; or a "
+        "plug-in's",
     )
-    k: float | None = Field(default=None, description="features kept per token, for topk and batchtopk", gt=0)
+    k: float | None = Field(
+        default=None, description="features kept per token, for topk, batchtopk and matryoshka", gt=0
+    )
+    widths: Integers | None = Field(
+        default=None,
+        description="for matryoshka: numbers of first features that reconstruct by themselves, rising to d_sae, such "
+        "as 64,256,512; by default d_sae/16, /8, /4, /2 and d_sae",
+    )
     expansion: int = Field(default=8, description="features per dimension of the input, d_sae / d_in", ge=1)
     use_unit_norm_decoder: bool = Field(
         default=False, description="hold decoder rows at norm 1; else l1 weighs each activation by its row's norm"
@@ -128,7 +135,7 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
     def _follow_others(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        own: dict[str, Any] = {"l1": (0.0,)} if given.get("architecture") in WITHOUT_PENALTY else {}
+        own: dict[str, Any] = {} if is_penalised(str(given.get("architecture", "relu"))) else {"l1": (0.0,)}
         if given.get("shards") is not None:
             own["n_train_tokens"] = None
         return own | given
@@ -143,8 +150,15 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
 def check_coefficients(l1: Sequence[float], architecture: str) -> None:
     """Raise ValueError unless an SAE of this architecture can have each of these sparsity coefficients."""
     check_numbers("l1", l1)
-    if architecture in WITHOUT_PENALTY and any(l1):
+    if any(l1) and not is_penalised(architecture):
         raise ValueError(f"l1: got {list(l1)} for {architecture}, which k alone makes sparse; expected 0")
+
+
+def is_penalised(architecture: str) -> bool:
+    """Whether l1 makes it sparse, and not k alone. Raises ValueError for an architecture that is not known."""
+    from sae.architectures import find_architecture  # torch
+
+    return find_architecture(architecture).has_penalty
 
 
 def check_numbers(what: str, given: Sequence[Any], kind: type = Real) -> None:

@@ -1,0 +1,46 @@
+"""The architectures of SAEs: each a file of this folder, and a user's own from plug-ins; known by their names.
+
+`sae/architecture.py` says what such a file holds. Nothing else names an architecture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from sae.architecture import Architecture
+
+BUILT_IN = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+_FOUND: dict[str, Architecture] = {}
+
+
+def architecture_names() -> list[str]:
+    """The names of all architectures: the package's and those of loaded plug-ins."""
+    return list(dict.fromkeys([*BUILT_IN, *_FOUND]))
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        ValueError: no such architecture; those that there are are named.
+    """
+    if name in BUILT_IN:
+        return importlib.import_module(f"{__name__}.{name}").ARCHITECTURE
+    if name not in _FOUND:
+        raise ValueError(
+            f"architecture: got {name!r:.60}; expected one of {', '.join(architecture_names())}, "
+            "or of a plug-in that is loaded (--plugin FILE)"
+        )
+    return _FOUND[name]
+
+
+def register(architecture: Architecture) -> None:
+    """Make a plug-in's architecture known by its name.
+
+    Raises:
+        ValueError: a name that is taken.
+    """
+    if architecture.name in BUILT_IN or _FOUND.setdefault(architecture.name, architecture) is not architecture:
+        raise ValueError(f"plugin: the architecture {architecture.name!r} is taken; expected another name")
