@@ -204,18 +204,18 @@ class Architecture:
         """Sums over the tokens of a block, for `finish`. Pure tensor arithmetic, so it compiles."""
         trained = {name: w[name] for name, spec in self.tensors(config).items() if spec.is_trained}
 
-        def loss(trained: dict[str, Tensor]) -> tuple[Tensor, Terms]:
+        def loss(trained: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             terms = self.terms(config, {**w, **trained}, x, batch)
             total = terms.squared_error + batch.l1.to(terms.sparsity) * terms.sparsity
-            return (total if terms.auxiliary is None else total + terms.auxiliary).sum(), terms
+            if terms.auxiliary is not None:
+                total = total + terms.auxiliary
+            return total.sum(), {name: term for name, term in terms._asdict().items() if term is not None}
 
-        gradients, terms = torch.func.grad(loss, has_aux=True)(trained)
-        sums = {"squared_error": terms.squared_error, "sparsity": terms.sparsity}
-        sums["n_active"] = terms.acts.sign().sum(dim=1)
-        if terms.auxiliary is not None:
-            sums["auxiliary"] = terms.auxiliary
+        gradients, sums = torch.func.grad(loss, has_aux=True)(trained)
+        acts = sums.pop("acts")
+        sums["n_active"] = acts.sign().sum(dim=1)
         if self.chooses_in_batch:
-            sums["least_active"] = least_positive(terms.acts)
+            sums["least_active"] = least_positive(acts)
         return sums | {f"grad.{name}": gradient for name, gradient in gradients.items()}
 
     def finish(
@@ -270,6 +270,20 @@ def decoder_norms(W_dec: Float[Tensor, "*n d_sae d_in"]) -> Float[Tensor, "*n d_
     return W_dec.norm(dim=-1)
 
 
+def weigh_by_norms(
+    W_dec: Float[Tensor, "n_saes d_sae d_in"],
+    l1: Float[Tensor, " n_saes"],
+    mean_acts: Float[Tensor, "n_saes d_sae"],
+    grad_W_dec: Float[Tensor, "n_saes d_sae d_in"],
+) -> Float[Tensor, " n_saes"]:
+    """Σ mean_acts · ‖W_dec row‖; l1 times its gradient for W_dec is added to `grad_W_dec`, in place."""
+    norms = decoder_norms(W_dec)
+    # a zero row has no direction: its norm's subgradient 0 is taken
+    pull = torch.where(norms > 0, l1.to(norms).unsqueeze(1) * mean_acts / norms, 0)
+    grad_W_dec.addcmul_(pull.unsqueeze(-1), W_dec)
+    return (mean_acts * norms).sum(dim=-1)
+
+
 def keep_top(pre: Float[Tensor, "... n"], k: int) -> Float[Tensor, "... n"]:
     """relu of the k largest entries along the last axis, 0 elsewhere."""
     values, index = pre.topk(k, dim=-1, sorted=False)
@@ -279,6 +293,11 @@ def keep_top(pre: Float[Tensor, "... n"], k: int) -> Float[Tensor, "... n"]:
 def least_positive(acts: Float[Tensor, "n_saes tokens d_sae"]) -> Float[Tensor, " n_saes"]:
     """Smallest positive activation of every SAE; inf if there is none."""
     return torch.where(acts > 0, acts, torch.inf).amin(dim=(1, 2))
+
+
+def running_decay(train: TrainConfig) -> float:
+    """Weight of the newest batch in the running threshold."""
+    return train.batchtopk_decay or min(1.0, max(0.01, 10 / train.n_steps))
 
 
 def stacked_matmul(

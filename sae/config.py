@@ -39,7 +39,7 @@ class SAEConfig(BaseModel):
     """matryoshka: numbers of first features that reconstruct by themselves, rising to d_sae; by default d_sae/16, /8,
     /4, /2 and d_sae."""
     gate_detach: bool | None = None
-    """gated: whether the gates' own reconstruction leaves the decoder alone (Rajamanoharan 2024a); by default True."""
+    """gated: whether what the gates learn from leaves the decoder alone (Rajamanoharan 2024a); by default True."""
     aux_coefficient: float | None = Field(default=None, ge=0)
     """matryoshka: weight of the dead features' reconstruction of what the living leave; by default 1/32."""
     apply_b_dec_to_input: bool = True

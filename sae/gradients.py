@@ -93,9 +93,9 @@ def _sum_blocks(
     """The block's sums over all blocks, n_saes leading; of `least_active` the least."""
     config, w = sae.config, sae.tensors
     products = torch.bfloat16 if use_bf16 else sae.dtype
+    given = {**w, **sae.architecture.prepare(config, w, batch.l1)}
     # matrices are what products read
-    given = {name: tensor.to(products) if tensor.ndim == 3 else tensor for name, tensor in w.items()}
-    given |= sae.architecture.prepare(config, w, batch.l1)
+    given = {name: tensor.to(products) if tensor.ndim == 3 else tensor for name, tensor in given.items()}
     totals: dict[str, Tensor] = {}
     sae_slices, token_slices = _block_slices(sae, x.shape[1], x.device.type)
     for part in sae_slices:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae.architecture import Architecture, Batch, LossAndGradients, Weights, decoder_norms
+from sae.architecture import Architecture, Batch, LossAndGradients, Weights, decoder_norms, weigh_by_norms
 
 if TYPE_CHECKING:
     from sae.config import SAEConfig
@@ -78,9 +78,4 @@ class OneLayer(Architecture):
         self, w: Weights, l1: Tensor, n_tokens: int, sums: dict[str, Tensor], gradients: dict[str, Tensor]
     ) -> Tensor:
         """Mean of the penalty; its gradient for what it weighs activations by is added."""
-        norms = decoder_norms(w["W_dec"])
-        mean_acts = sums["acts"] / n_tokens
-        # a zero row has no direction: its norm's subgradient 0 is taken
-        pull = torch.where(norms > 0, l1.to(norms).unsqueeze(1) * mean_acts / norms, 0)
-        gradients["W_dec"].addcmul_(pull.unsqueeze(-1), w["W_dec"])
-        return (mean_acts * norms).sum(dim=-1)
+        return weigh_by_norms(w["W_dec"], l1, sums["acts"] / n_tokens, gradients["W_dec"])

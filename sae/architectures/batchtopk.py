@@ -23,6 +23,7 @@ from sae.architecture import (
     check_k,
     keep_top,
     least_positive,
+    running_decay,
 )
 from sae.one_layer import OneLayer
 
@@ -61,11 +62,6 @@ class BatchTopK(OneLayer):
 
     def to_sae_lens(self, config: SAEConfig, w: Weights) -> SAELensForm:
         return SAELensForm("jumprelu", {**w, "threshold": w["threshold"].expand(config.d_sae).contiguous()})
-
-
-def running_decay(train: TrainConfig) -> float:
-    """Weight of the newest batch in the running threshold."""
-    return train.batchtopk_decay or min(1.0, max(0.01, 10 / train.n_steps))
 
 
 ARCHITECTURE = BatchTopK()

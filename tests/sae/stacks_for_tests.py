@@ -5,6 +5,18 @@ from __future__ import annotations
 import torch
 
 from sae import SAEConfig, StackedSAE
+from sae.architectures import BUILT_IN
+
+KINDS = [
+    ("relu", None),
+    ("topk", 3),
+    ("batchtopk", 2.5),
+    ("jumprelu", None),
+    ("gated", None),
+    ("matryoshka", 2.5),
+]
+"""Every architecture of the package, with a k."""
+assert {name for name, _ in KINDS} == set(BUILT_IN)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -20,6 +32,6 @@ def random_stack(architecture: str = "relu", k: float | None = None, *, seed: in
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.5)
-            if name == "threshold":
+            if name.startswith("threshold"):
                 tensor.abs_()
     return sae

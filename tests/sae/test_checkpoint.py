@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stacks_for_tests import KINDS
 
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo, check_model
 from sae.checkpoint import new_directory
 from sae.tensors import hash_tensor
-
-ARCHITECTURES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
 
 
 def stack(architecture: str = "relu", k: float | None = None, dtype: torch.dtype = torch.float32) -> StackedSAE:
@@ -29,7 +28,7 @@ def stack(architecture: str = "relu", k: float | None = None, dtype: torch.dtype
     return sae
 
 
-@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_round_trip_is_exact(tmp_path, architecture, k, dtype):
     sae = stack(architecture, k, dtype)
@@ -153,7 +152,7 @@ def _swap(change):
         ("sae.json", lambda p: p.write_bytes(b"\xff\xfe"), "sae.json: cannot be read"),
         ("sae.json", _edit(lambda c: c["config"].update(d_sae=10)), r"tensor \w+ has shape"),
         ("sae.json", _edit(lambda c: c["config"].update(d_sae=10**12)), r"tensor \w+ has shape"),
-        ("sae.json", _edit(lambda c: c["config"].update(architecture="gated")), "config.architecture: got 'gated'"),
+        ("sae.json", _edit(lambda c: c["config"].update(architecture="magic")), "config.architecture: got 'magic'"),
         ("sae.json", _edit(lambda c: c["config"].pop("d_in")), "sae.json: config.d_in"),
         ("sae.json", _edit(lambda c: c.update(pickle="x")), "sae.json: pickle"),
         ("sae.json", _edit(lambda c: c.update(version=2)), "sae.json: version"),

@@ -4,17 +4,57 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stacks_for_tests import random_stack, seeded
+from stacks_for_tests import KINDS, random_stack, seeded
 from torch import Tensor
 
 from sae import SAEConfig, StackedSAE, gradients, loss_and_gradients
+from sae.architecture import Architecture, Batch
 from sae.gradients import split_evenly
+
+
+def naive_gated_loss(sae: StackedSAE, x: Tensor, l1: Tensor) -> Tensor:
+    """Rajamanoharan et al. 2024a by autograd; gate_detach False: as SAELens has it."""
+    config, losses = sae.config, []
+    for s in range(config.n_saes):
+        W_dec, b_dec = sae.W_dec[s], sae.b_dec[s]
+        inputs = x[s] - b_dec if config.apply_b_dec_to_input else x[s]
+        gates = torch.relu(inputs @ sae.W_enc[s] + sae.b_gate[s])
+        acts = (gates > 0) * torch.relu(inputs @ (sae.W_enc[s] * sae.r_mag[s].exp()) + sae.b_mag[s])
+        frozen = (W_dec, b_dec) if config.gate_detach is False else (W_dec.detach(), b_dec.detach())
+        errors = acts @ W_dec + b_dec - x[s], gates @ frozen[0] + frozen[1] - x[s]
+        penalty = (gates * frozen[0].norm(dim=-1)).sum(-1)
+        losses.append((sum(error.square().sum(-1) for error in errors) + l1[s] * penalty).mean())
+    return torch.stack(losses)
+
+
+def naive_matryoshka_loss(sae: StackedSAE, x: Tensor, l1: Tensor, dead: Tensor | None = None) -> Tensor:
+    """Bussmann et al. 2025 by autograd, width by width; the term of dead features as SAELens's, token by token."""
+    config, losses = sae.config, []
+    for s in range(config.n_saes):
+        W_dec, norms = sae.W_dec[s], sae.W_dec[s].norm(dim=-1)
+        z = norms * ((x[s] - sae.b_dec[s] * config.apply_b_dec_to_input) @ sae.W_enc[s] + sae.b_enc[s])
+        least = z.flatten().sort(descending=True).values[int(config.k * len(z)) - 1]
+        acts = torch.where((z >= least) & (z > 0), z, 0)
+        rows = W_dec / norms.unsqueeze(-1)
+        errors = [acts[:, :width] @ rows[:width] + sae.b_dec[s] - x[s] for width in config.widths]
+        loss = sum(error.square().sum(-1).mean() for error in errors) + l1[s] * acts.sum(-1).mean()
+        if dead is not None and (n_dead := int(dead[s].sum())) > 0:
+            most = config.d_in // 2
+            n = min(most, n_dead)
+            chosen = [own.topk(n) for own in z[:, dead[s]]]
+            by_dead = [own.values @ rows[dead[s]][own.indices] for own in chosen]
+            left = (torch.stack(by_dead) + errors[-1].detach()).square().sum(-1).mean()
+            loss = loss + 1 / 32 * min(1, n_dead / most) * left
+        losses.append(loss)
+    return torch.stack(losses)
 
 
 def naive_loss(sae: StackedSAE, x: Tensor, l1: Tensor, slots: list[int] | None = None) -> Tensor:
     """metrics' definition, one token and one feature at a time; batchtopk keeps the batch's largest k·tokens."""
     config = sae.config
     losses = []
+    if config.architecture in OF_THEIR_OWN:
+        return OF_THEIR_OWN[config.architecture](sae, x, l1)
     for s in range(config.n_saes):
         own = x[s if slots is None else slots[s]]
         total = own.new_zeros(())
@@ -42,19 +82,25 @@ def naive_loss(sae: StackedSAE, x: Tensor, l1: Tensor, slots: list[int] | None =
     return torch.stack(losses)
 
 
-CASES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
+OF_THEIR_OWN = {"gated": naive_gated_loss, "matryoshka": naive_matryoshka_loss}
+CASES = [(name, k, {"widths": (2, 7, 11)} if name == "matryoshka" else {}) for name, k in KINDS]
+NO_STOP = ("gated", None, {"gate_detach": False})  # where no gradient is stopped, differences of the loss show it all
 
 
-@pytest.mark.parametrize(("architecture", "k"), CASES)
+def total(result) -> Tensor:
+    return result.squared_error + result.auxiliary
+
+
+@pytest.mark.parametrize(("architecture", "k", "options"), [*CASES, NO_STOP])
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 @pytest.mark.parametrize("seed", [0, 3])
-def test_loss_is_the_definition_and_gradients_are_its_derivatives(architecture, k, apply_b_dec_to_input, seed):
-    sae = random_stack(architecture, k, seed=seed, apply_b_dec_to_input=apply_b_dec_to_input)
+def test_loss_is_the_definition_and_gradients_are_its_derivatives(architecture, k, options, apply_b_dec_to_input, seed):
+    sae = random_stack(architecture, k, seed=seed, apply_b_dec_to_input=apply_b_dec_to_input, **options)
     x = torch.randn(3, 8, 5, generator=seeded(seed + 50), dtype=torch.float64)
     l1 = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
     result = loss_and_gradients(sae, x, l1)
     loss = naive_loss(sae, x, l1)
-    torch.testing.assert_close(result.squared_error + l1 * result.sparsity, loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total(result) + l1 * result.sparsity, loss, rtol=1e-12, atol=1e-12)
     loss.sum().backward()
     for name, parameter in sae.named_parameters():
         if name != "threshold":
@@ -62,16 +108,31 @@ def test_loss_is_the_definition_and_gradients_are_its_derivatives(architecture, 
     assert set(result.gradients) == {name for name, _ in sae.named_parameters()}
 
 
-@pytest.mark.parametrize(("architecture", "k"), CASES)
-def test_gradients_equal_central_differences_of_the_loss(architecture, k):
-    sae = random_stack(architecture, k, seed=2)
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("n_dead", [1, 5])
+def test_dead_features_learn_what_the_living_leave(seed, n_dead):
+    sae = random_stack("matryoshka", 2.5, seed=seed, widths=(2, 7, 11))
+    x = torch.randn(3, 8, 5, generator=seeded(seed + 50), dtype=torch.float64)
+    dead = torch.zeros(3, 11, dtype=torch.bool)
+    dead[:2, 4 : 4 + n_dead] = True  # the third has none
+    l1 = torch.zeros(3, dtype=torch.float64)
+    result, loss = loss_and_gradients(sae, x, l1, dead=dead), naive_matryoshka_loss(sae, x, l1, dead)
+    torch.testing.assert_close(total(result), loss, rtol=1e-12, atol=1e-12)
+    loss.sum().backward()
+    for name, parameter in sae.named_parameters():
+        torch.testing.assert_close(result.gradients[name], parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("architecture", "k", "options"), [case for case in CASES if case[0] != "gated"] + [NO_STOP])
+def test_gradients_equal_central_differences_of_the_loss(architecture, k, options):
+    sae = random_stack(architecture, k, seed=2, **options)
     x = torch.randn(3, 16, 5, generator=seeded(9), dtype=torch.float64)
     l1 = torch.tensor([0.1, 0.5, 1.5], dtype=torch.float64)
     grads = loss_and_gradients(sae, x, l1).gradients
 
     def loss() -> Tensor:
         now = loss_and_gradients(sae, x, l1)
-        return now.squared_error + l1 * now.sparsity
+        return total(now) + l1 * now.sparsity
 
     step = 1e-6
     for name, parameter in sae.named_parameters():
@@ -159,7 +220,23 @@ def test_a_loss_by_hand():
     assert float(result.gradients["W_dec"][0, 1, 0]) == pytest.approx(-2.5, abs=1e-14)
 
 
-@pytest.mark.parametrize(("architecture", "k"), CASES)
+@pytest.mark.parametrize(("architecture", "k"), [("relu", None), ("topk", 3), ("batchtopk", 2.5)])
+def test_autograd_of_the_plain_definition_gives_the_same(architecture, k):
+    """What a file gets that brings no gradients of its own."""
+    sae = random_stack(architecture, k)
+    x = torch.randn(3, 40, 5, generator=seeded(4), dtype=torch.float64)
+    l1 = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
+    batch = Batch(l1, l1[0], None)
+    sums = Architecture.sum_block(sae.architecture, sae.config, sae.tensors, x, batch)
+    plain = Architecture.finish(sae.architecture, sae.config, sae.tensors, l1, 40, sums)
+    by_hand = loss_and_gradients(sae, x, l1)
+    for name, value in by_hand.gradients.items():
+        torch.testing.assert_close(plain.gradients[name], value, rtol=1e-12, atol=1e-12)
+    for field in ("squared_error", "sparsity", "n_active", "least_active", "auxiliary"):
+        torch.testing.assert_close(getattr(plain, field), getattr(by_hand, field), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 def test_blocks_do_not_change_the_sums(architecture, k, monkeypatch):
     sae = random_stack(architecture, k, n_saes=5)
     x = torch.randn(5, 37, 5, generator=seeded(4), dtype=torch.float64)
@@ -170,7 +247,7 @@ def test_blocks_do_not_change_the_sums(architecture, k, monkeypatch):
     parts = loss_and_gradients(sae, x, l1)
     for name, value in whole.gradients.items():
         torch.testing.assert_close(parts.gradients[name], value, rtol=1e-12, atol=1e-13)
-    for field in ("squared_error", "sparsity", "n_active", "least_active"):
+    for field in ("squared_error", "sparsity", "n_active", "least_active", "auxiliary"):
         torch.testing.assert_close(getattr(parts, field), getattr(whole, field), rtol=1e-12, atol=1e-13)
 
 
@@ -186,8 +263,9 @@ def test_input_index_equals_copied_inputs(slots):
     torch.testing.assert_close(mapped.squared_error, copied.squared_error, rtol=1e-13, atol=0)
 
 
-def test_bf16_products_are_close_to_float32():
-    sae = random_stack(dtype=torch.float32, d_in=64, d_sae=256)
+@pytest.mark.parametrize("architecture", ["relu", "gated"])
+def test_bf16_products_are_close_to_float32(architecture):
+    sae = random_stack(architecture, dtype=torch.float32, d_in=64, d_sae=256)
     x = torch.randn(3, 512, 64, generator=seeded(4)) + 20
     with torch.no_grad():
         sae.b_dec.copy_(x.mean(dim=1))

@@ -8,11 +8,9 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stacks_for_tests import seeded
+from stacks_for_tests import KINDS, seeded
 
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo
-
-ARCHITECTURES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
 
 
 def stack(
@@ -28,12 +26,12 @@ def stack(
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=seeded(len(name))).to(dtype))
-            if name == "threshold":
+            if name.startswith("threshold"):
                 tensor.abs_()
     return sae
 
 
-@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sae_lens_opens_our_folders_and_computes_the_same_bits(tmp_path, architecture, k, apply_b_dec_to_input, dtype):
@@ -56,7 +54,7 @@ def test_sae_lens_opens_our_folders_and_computes_the_same_bits(tmp_path, archite
     assert (acts > 0).any()
 
 
-@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 def test_a_sae_of_all_heads_stands_in_hook_z_of_their_model(tmp_path, architecture, k):
     sae_lens = pytest.importorskip("sae_lens")
     transformer_lens = pytest.importorskip("transformer_lens")
@@ -83,13 +81,14 @@ def test_a_sae_of_all_heads_stands_in_hook_z_of_their_model(tmp_path, architectu
     assert StackedSAE.from_sae_lens(folder).info == sae.info
 
 
-@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 def test_our_folders_come_back(tmp_path, architecture, k):
     sae = stack(architecture, k)
     sae.to_sae_lens(tmp_path / "out")
     again = StackedSAE.from_sae_lens(tmp_path / "out")
     assert again.info == sae.info
-    assert again.config.architecture == ("jumprelu" if architecture == "batchtopk" else architecture)
+    as_jumprelu = ("batchtopk", "matryoshka")
+    assert again.config.architecture == ("jumprelu" if architecture in as_jumprelu else architecture)
     x = torch.randn(3, 50, 32, generator=seeded(5))
     assert torch.equal(again.encode(x), sae.encode(x))
     assert torch.equal(again.decode(sae.encode(x)), sae.decode(sae.encode(x)))
@@ -99,7 +98,7 @@ def test_our_folders_come_back(tmp_path, architecture, k):
     assert torch.equal(one.encode(x[1]), sae.encode(x)[1])
 
 
-@pytest.mark.parametrize("architecture", ["standard", "topk", "topk_rescaled", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["standard", "topk", "topk_rescaled", "jumprelu", "gated"])
 def test_we_open_sae_lens_folders_and_compute_the_same(tmp_path, architecture):
     saes = pytest.importorskip("sae_lens.saes")
     torch.manual_seed(0)
@@ -109,10 +108,15 @@ def test_we_open_sae_lens_folders_and_compute_the_same(tmp_path, architecture):
     elif architecture == "jumprelu":
         theirs = saes.JumpReLUSAE(saes.JumpReLUSAEConfig(**common))
         theirs.threshold.data.uniform_(0, 0.5)
+    elif architecture == "gated":
+        theirs = saes.GatedSAE(saes.GatedSAEConfig(**common))
+        for name in ("b_gate", "b_mag", "r_mag"):
+            getattr(theirs, name).data.normal_(std=0.1)
     else:
         is_rescaled = architecture == "topk_rescaled"
         theirs = saes.TopKSAE(saes.TopKSAEConfig(**common, k=7, rescale_acts_by_decoder_norm=is_rescaled))
-    theirs.b_enc.data.normal_(std=0.1)
+    if theirs.b_enc is not None:
+        theirs.b_enc.data.normal_(std=0.1)
     theirs.b_dec.data.normal_(std=0.1)
     theirs.save_model(tmp_path / "theirs")
     ours = StackedSAE.from_sae_lens(tmp_path / "theirs")

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from stacks_for_tests import random_stack, seeded
+from stacks_for_tests import KINDS, random_stack, seeded
 from torch import Tensor
 
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo, geometric_median, spawn_generators
-
-ARCHITECTURES = [("relu", None), ("topk", 3), ("batchtopk", 2.5), ("jumprelu", None)]
 
 
 @torch.no_grad()
@@ -21,7 +19,15 @@ def naive_encode(sae: StackedSAE, x: Tensor) -> Tensor:
     for s in range(x.shape[0]):
         for t in range(x.shape[1]):
             inputs = x[s, t] - sae.b_dec[s] if config.apply_b_dec_to_input else x[s, t]
+            if config.architecture == "gated":
+                for f in range(config.d_sae):
+                    product = float(inputs @ sae.W_enc[s, :, f])
+                    size = product * float(sae.r_mag[s, f].exp()) + float(sae.b_mag[s, f])
+                    acts[s, t, f] = max(size, 0.0) if product + float(sae.b_gate[s, f]) > 0 else 0.0
+                continue
             pre = [float(inputs @ sae.W_enc[s, :, f] + sae.b_enc[s, f]) for f in range(config.d_sae)]
+            if config.architecture == "matryoshka":
+                pre = [z * float(norm) for z, norm in zip(pre, sae.W_dec[s].norm(dim=-1), strict=True)]
             for f, z in enumerate(pre):
                 if config.architecture == "relu":
                     acts[s, t, f] = max(z, 0.0)
@@ -34,7 +40,7 @@ def naive_encode(sae: StackedSAE, x: Tensor) -> Tensor:
     return acts
 
 
-@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_encode_and_decode_equal_the_naive_loop(architecture, k, apply_b_dec_to_input):
     sae = random_stack(architecture, k, apply_b_dec_to_input=apply_b_dec_to_input)
@@ -43,7 +49,8 @@ def test_encode_and_decode_equal_the_naive_loop(architecture, k, apply_b_dec_to_
     acts, recon = sae(x)
     # float64 sums of 5 to 11 terms
     torch.testing.assert_close(acts, expected, rtol=1e-12, atol=1e-12)
-    naive_recon = torch.stack([expected[s] @ sae.W_dec[s] + sae.b_dec[s] for s in range(3)])
+    norms = sae.W_dec.norm(dim=-1, keepdim=True) if architecture == "matryoshka" else torch.ones(3, 1, 1)
+    naive_recon = torch.stack([expected[s] @ (sae.W_dec / norms)[s] + sae.b_dec[s] for s in range(3)])
     torch.testing.assert_close(recon, naive_recon, rtol=1e-12, atol=1e-12)
     assert (expected > 0).any()
     assert (expected == 0).any()
@@ -52,7 +59,7 @@ def test_encode_and_decode_equal_the_naive_loop(architecture, k, apply_b_dec_to_
         torch.testing.assert_close(sae.decode(acts), recon, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("architecture", "k"), ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 def test_a_sae_of_a_stack_has_the_bits_it_has_alone(architecture, k):
     sae = random_stack(architecture, k, dtype=torch.float32, d_in=64, d_sae=512)
     x = torch.randn(3, 100, 64, generator=seeded(5))
@@ -175,6 +182,15 @@ def test_select_copies_the_saes_and_their_sources():
         {"architecture": "topk", "k": 0},
         {"architecture": "topk", "k": 2.5},
         {"architecture": "topk", "k": 17},
+        {"architecture": "matryoshka"},
+        {"architecture": "matryoshka", "k": 2, "widths": (4, 4, 16)},
+        {"architecture": "matryoshka", "k": 2, "widths": (8, 4, 16)},
+        {"architecture": "matryoshka", "k": 2, "widths": (0, 16)},
+        {"architecture": "matryoshka", "k": 2, "widths": (4, 8)},
+        {"architecture": "matryoshka", "k": 2, "widths": ()},
+        {"architecture": "matryoshka", "k": 2, "gate_detach": False},
+        {"architecture": "gated", "k": 2},
+        {"widths": (4, 16)},
         {"architecture": "batchtopk", "k": -1},
         {"use_unit_norm_decoder": True},
         {"decoder_init_norm": 0.0},

@@ -8,10 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
-from stacks_for_tests import seeded
+from stacks_for_tests import KINDS, seeded
 from torch import Tensor
 
 from sae import (
+    LossAndGradients,
     SAEConfig,
     StackedSAE,
     TrainConfig,
@@ -42,10 +43,7 @@ def batches_of(x: Tensor, n: int, size: int, seed: int = 0) -> list[Tensor]:
     return [x[:, rows] for rows in index]
 
 
-CASES = [("relu", None), ("topk", 4), ("batchtopk", 4), ("jumprelu", None)]
-
-
-@pytest.mark.parametrize(("architecture", "k"), CASES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 @pytest.mark.parametrize("use_unit_norm_decoder", [False, True])
 def test_a_sae_trained_with_others_equals_it_trained_alone(architecture, k, use_unit_norm_decoder):
     """Five SAEs on two inputs, resampling twice, float64: each equals the one trained by itself to 1e-10."""
@@ -60,7 +58,8 @@ def test_a_sae_trained_with_others_equals_it_trained_alone(architecture, k, use_
         n_steps=60, lr=3e-3, lr_warm_up_steps=5, lr_decay_steps=20, l1_warm_up_steps=10, dead_window=1,
         resample_steps=(20, 40), grad_clip=0.5,
     )  # fmt: skip
-    batches = batches_of(x, 60, 16)
+    # with a k more tokens than features, so that none is drawn for two dead ones: equal features would tie among k
+    batches = batches_of(x, 60, 16 if k is None else 48)
 
     def trained(which: list[int]) -> tuple[StackedSAE, list]:
         keys = [(k,) for k in which]
@@ -228,7 +227,7 @@ def test_dead_features_are_counted_resampled_and_given_fresh_moments():
     assert int(trainer.step(batches[11]).n_dead) == 0
 
 
-@pytest.mark.parametrize(("architecture", "k"), CASES)
+@pytest.mark.parametrize(("architecture", "k"), KINDS)
 def test_resume_is_exact_bit_for_bit(architecture, k):
     """Stopped before, at and after a resampling step, through safetensors bytes: the same weights and losses."""
     x = sparse_data(2, 500, 12, 30, seed=1)[1]
@@ -288,11 +287,37 @@ def test_known_sparse_features_are_recovered_and_controls_are_worse(seed):
     assert max_cosine(features[0], sae.W_dec[1]).mean() < found.mean() - 0.1
 
 
-@pytest.mark.parametrize("n_steps", [60, 150, 300, 1200])
+RECOVERY = {  # l1, options
+    "relu": (0.3, {}),
+    "topk": (0.0, {"k": 2}),
+    "batchtopk": (0.0, {"k": 2}),
+    "jumprelu": (0.1, {"threshold_init": 0.1, "bandwidth": 0.1}),
+    "gated": (1.0, {}),
+    "matryoshka": (0.0, {"k": 2, "widths": (48, 64)}),
+}
+
+
+@pytest.mark.parametrize("architecture", [name for name, _ in KINDS])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_architecture_recovers_known_features(architecture, seed):
+    features, x = sparse_data(1, 20_000, 16, 40, seed=seed)
+    l1, options = RECOVERY[architecture]
+    sae = StackedSAE(SAEConfig(n_saes=1, d_in=16, d_sae=64, architecture=architecture, **options), seeded(seed))
+    config = TrainConfig(
+        n_steps=800, lr=5e-3, lr_decay_steps=200, l1_warm_up_steps=100, dead_window=100, resample_steps=(200,)
+    )
+    train_stack(Trainer(sae, config, l1, seeded(seed)), batches_of(x, 800, 256, seed))
+    assert max_cosine(features[0], sae.W_dec[0]).mean() >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("architecture", "n_steps"),
+    [("batchtopk", n) for n in (60, 150, 300, 1200)] + [("matryoshka", 60), ("matryoshka", 300)],
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_batchtopk_threshold_keeps_about_k_features_at_inference(n_steps, seed):
+def test_threshold_keeps_about_k_features_at_inference(architecture, n_steps, seed):
     x = sparse_data(1, 8000, 16, 40, seed=seed)[1]
-    sae = StackedSAE(SAEConfig(n_saes=1, d_in=16, d_sae=64, architecture="batchtopk", k=3), seeded(seed))
+    sae = StackedSAE(SAEConfig(n_saes=1, d_in=16, d_sae=64, architecture=architecture, k=3), seeded(seed))
     config = TrainConfig(n_steps=n_steps, lr=3e-3, lr_decay_steps=n_steps // 3)
     stats = train_stack(Trainer(sae, config, 0.0, seeded()), batches_of(x, n_steps, 512))
     assert float(stats[-1].l0) == 3
@@ -313,6 +338,32 @@ def test_batchtopk_threshold_begins_with_the_first_batch_that_has_one():
     trainer.step(x)
     with torch.no_grad():
         assert (sae.encode(x) > 0).sum(-1).double().mean() == pytest.approx(3, rel=0.01)
+
+
+def test_matryoshka_threshold_is_the_weighted_mean_of_the_batches_minima():
+    """Σ d(1−d)^(n−i) m_i / Σ d(1−d)^(n−i) over the batches that have a minimum; a batch without one changes nothing."""
+    sae = StackedSAE(SAEConfig(n_saes=2, d_in=4, d_sae=8, architecture="matryoshka", k=2), seeded())
+    minima = torch.tensor([[0.7, torch.inf, 0.2, 0.9], [torch.inf, 0.4, 0.3, torch.inf]])
+    train = TrainConfig(n_steps=4, batchtopk_decay=0.3)
+    with torch.no_grad():
+        for least in minima.T:
+            result = LossAndGradients(least, least, torch.ones(2, 8), least, {}, least)
+            sae.architecture.after_step(sae.config, sae.tensors, result, train)
+    for s, own in enumerate(minima):
+        own = own[own.isfinite()]
+        weights = 0.3 * 0.7 ** torch.arange(len(own) - 1, -1, -1)
+        assert float(sae.threshold[s]) == pytest.approx(float((weights * own).sum() / weights.sum()), rel=1e-6)
+
+
+def test_matryoshka_gives_its_dead_features_a_gradient():
+    x = sparse_data(1, 400, 8, 20, seed=3)[1]
+    sae = StackedSAE(SAEConfig(n_saes=1, d_in=8, d_sae=32, architecture="matryoshka", k=2), seeded())
+    trainer = Trainer(sae, TrainConfig(n_steps=8, dead_window=2), 0.0, seeded())
+    with torch.no_grad():
+        sae.b_enc[0, :5] = -100
+    stats = [trainer.step(batch) for batch in batches_of(x, 8, 64)]
+    assert [int(s.n_dead) >= 5 for s in stats] == [False] + [True] * 7
+    assert bool((sae.b_enc[0, :5] != -100).all())
 
 
 def test_all_features_dead_warns_once_with_the_step_and_goes_on():
@@ -367,14 +418,16 @@ def test_a_failing_compiler_falls_back_and_says_so(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_shapes")  # torch.compile cannot trace what checks them
+@pytest.mark.parametrize(("architecture", "k"), [("relu", None), ("gated", None), ("matryoshka", 2.5)])
 @pytest.mark.parametrize("use_bf16", [False, True])
-def test_compiled_training_equals_plain(use_bf16):
+def test_compiled_training_equals_plain(architecture, k, use_bf16):
     x = sparse_data(3, 2000, 32, 80, seed=1)[1]
     config = {"n_steps": 50, "lr": 2e-3, "dead_window": 5, "resample_steps": (30,), "use_bf16": use_bf16}
     losses = []
     for use_compile in (False, True):
-        sae = StackedSAE(SAEConfig(n_saes=3, d_in=32, d_sae=128), seeded())
-        trainer = Trainer(sae, TrainConfig(**config, use_compile=use_compile), 0.1, seeded())
+        sae = StackedSAE(SAEConfig(n_saes=3, d_in=32, d_sae=128, architecture=architecture, k=k), seeded())
+        l1 = 0.1 if sae.architecture.has_penalty else 0.0
+        trainer = Trainer(sae, TrainConfig(**config, use_compile=use_compile), l1, seeded())
         stats = train_stack(trainer, batches_of(x, 50, 300))
         assert stats[-1].is_compiled == use_compile
         losses.append(torch.stack([s.loss for s in stats]))

@@ -14,6 +14,7 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for
 
 from reports.tables import COLUMNS, read_table
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
+from sae import architectures as sae_architectures
 from workbench.analyses.sae_train import evaluation as sae_evaluation
 from workbench.analyses.sae_train import head_saes
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, measure, random_control, recovered, splice
@@ -467,35 +468,46 @@ def test_all_positions_are_taken_where_asked(sink, tmp_path) -> None:
 # --- training
 
 
-def test_the_scale_is_folded_exactly() -> None:
+@pytest.mark.parametrize("architecture", sae_architectures.BUILT_IN)
+def test_the_scale_is_folded_exactly(architecture) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 50, 4, generator=generator, dtype=torch.float64) * torch.tensor([0.01, 1.0, 30.0])[:, None, None]
     scale = input_scale(x)
     assert (x * scale).norm(dim=-1).mean(1).tolist() == pytest.approx([2.0] * 3)
     assert input_scale(torch.zeros(1, 5, 4)).item() == 1
-    sae = StackedSAE(SAEConfig(n_saes=3, d_in=4, d_sae=9), generator, dtype=torch.float64)
+    k = 2 if sae_architectures.find_architecture(architecture).options >= {"k"} else None
+    sae = StackedSAE(
+        SAEConfig(n_saes=3, d_in=4, d_sae=9, architecture=architecture, k=k), generator, dtype=torch.float64
+    )
     with torch.no_grad():
-        sae.b_enc.normal_(generator=generator)
-        sae.b_dec.normal_(generator=generator)
+        for name in sae.tensors.keys() - {"W_enc", "W_dec"}:
+            sae.tensors[name].normal_(generator=generator)
+            if name.startswith("threshold"):
+                sae.tensors[name].abs_().mul_(0.1)
         acts, recon = sae(x * scale)
         folded_acts, folded_recon = fold_scale(sae, scale[:, 0, 0])(x)
-    torch.testing.assert_close(folded_acts, acts, rtol=1e-12, atol=1e-12)
+    # what matryoshka's features add to the reconstruction is over scale as that is
+    wide = scale if architecture == "matryoshka" else 1
+    assert (acts > 0).any()
+    torch.testing.assert_close(folded_acts * wide, acts, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(folded_recon * scale, recon, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", sae_architectures.BUILT_IN)
 def test_the_scale_of_a_unit_norm_decoder_goes_into_the_activations(architecture) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 50, 4, generator=generator, dtype=torch.float64)
     scale = torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)
-    k = 2 if "topk" in architecture else None
+    k = 2 if sae_architectures.find_architecture(architecture).options >= {"k"} else None
     config = SAEConfig(
         n_saes=3, d_in=4, d_sae=9, architecture=architecture, k=k, use_unit_norm_decoder=True, decoder_init_norm=1
     )
     sae = StackedSAE(config, generator, dtype=torch.float64).eval()
     with torch.no_grad():
-        sae.b_enc.normal_(generator=generator)
-        sae.b_dec.normal_(generator=generator)
+        for name in sae.tensors.keys() - {"W_enc", "W_dec"}:
+            sae.tensors[name].normal_(generator=generator)
+            if name.startswith("threshold"):
+                sae.tensors[name].abs_().mul_(0.1)
         wide = scale[:, None, None]
         acts, recon = sae(x * wide)
         folded = fold_scale(sae, scale)
@@ -624,6 +636,17 @@ def test_evenly_spaced_sequences() -> None:
         ({"l1": [1.0, 1.0]}, "each once"),
         ({"architecture": "topk", "k": 4, "l1": [0.0, 2.0]}, "for topk, which k alone makes sparse; expected 0"),
         ({"architecture": "batchtopk", "k": 4}, "l1: got .1.0. for batchtopk, which k alone makes sparse; expected 0"),
+        (
+            {"architecture": "topk", "l1": 0.0, "k": 999},
+            "sae_train: SAEConfig.k: got 999.0 for topk; expected 0 < k ≤ d_sae",
+        ),
+        ({"architecture": "topk", "l1": 0.0}, "SAEConfig.k: got None for topk"),
+        ({"k": 4}, "SAEConfig.k: got 4.0 for relu; expected None"),
+        (
+            {"architecture": "matryoshka", "l1": 0.0, "k": 4, "widths": (8, 4, 24)},
+            r"SAEConfig.widths: got \[8, 4, 24\]; expected numbers ≥ 1 that rise strictly to d_sae = 24",
+        ),
+        ({"architecture": "relu6"}, "architecture: got 'relu6'; expected one of batchtopk, gated, .* .--plugin FILE"),
         ({"seeds": [0, 0]}, "seeds: got"),
         ({"seeds": [-1]}, "seeds: got"),
         ({"l1": "25"}, "l1: got '25'; expected a number or a list of numbers"),
@@ -756,9 +779,10 @@ def test_a_state_is_not_taken_for_that_of_seeds_in_another_order(
             sae_train(model, tokens, [1], out=tmp_path / "run", resume=True, **chosen, **arguments)
 
 
-@pytest.mark.parametrize(("architecture", "l1"), [("topk", 0.0), ("batchtopk", 0.0), ("relu", 2.0), ("jumprelu", 2.0)])
-def test_the_default_coefficient_is_none_where_k_makes_sparse(model, tokens, held_out, architecture, l1) -> None:
-    k = 4 if "topk" in architecture else None
+@pytest.mark.parametrize("architecture", sae_architectures.BUILT_IN)
+def test_the_default_coefficient_is_none_where_k_makes_sparse(model, tokens, held_out, architecture) -> None:
+    l1 = 2.0 if sae_architectures.find_architecture(architecture).has_penalty else 0.0
+    k = None if l1 else 4
     arguments = {"held_out": held_out, "architecture": architecture, "k": k} | QUICK
     stack, table = sae_train(model, tokens, [1], [0], **arguments)
     given, _ = sae_train(model, tokens, [1], [0], l1=l1, **arguments)
