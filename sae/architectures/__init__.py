@@ -42,5 +42,7 @@ def register(architecture: Architecture) -> None:
     Raises:
         ValueError: a name that is taken.
     """
-    if architecture.name in BUILT_IN or _FOUND.setdefault(architecture.name, architecture) is not architecture:
-        raise ValueError(f"plugin: the architecture {architecture.name!r} is taken; expected another name")
+    name = architecture.name
+    known = find_architecture(name) if name in BUILT_IN else _FOUND.setdefault(name, architecture)
+    if known is not architecture:
+        raise ValueError(f"plugin: the architecture {name!r} is taken; expected another name")

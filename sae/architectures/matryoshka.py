@@ -131,8 +131,10 @@ class Matryoshka(Architecture):
         }
         if config.apply_b_dec_to_input:
             gradients["b_dec"] -= torch.einsum("ndf,nf->nd", w["W_enc"], gradients["b_enc"])
-        means = [sums[name] / n_tokens for name in ("squared_error", "sparsity")]
-        return LossAndGradients(*means, sums["n_active"], sums["least_active"], gradients, sums["auxiliary"] / n_tokens)
+        squared_error, sparsity, auxiliary = (
+            sums[name] / n_tokens for name in ("squared_error", "sparsity", "auxiliary")
+        )
+        return LossAndGradients(squared_error, sparsity, sums["n_active"], sums["least_active"], gradients, auxiliary)
 
     def after_step(self, config: SAEConfig, w: Weights, result: LossAndGradients, train: TrainConfig) -> None:
         """Debiased running mean of the batches' least kept activation; a batch without an active feature leaves it."""

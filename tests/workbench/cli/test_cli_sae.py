@@ -10,10 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from reports.tables import read_table
-from workbench import runs
+from sae import StackedSAE, architectures
+from workbench import analyses, runs
 from workbench.analyses.sae_train import head_saes
 from workbench.analyses.sae_train.head_saes import find_stack
 from workbench.cli.app import app
+
+PLUGIN = Path(__file__).parents[3] / "docs" / "plugins" / "p_annealed.py"
 
 
 def call(*arguments):
@@ -102,6 +105,54 @@ def test_what_k_makes_sparse_has_no_l1_by_default(small):
     refused = call("sae-train", *topk, "--l1", "2", "--out", "t")
     assert refused.exit_code == 2
     assert "l1: got [2.0] for topk, which k alone makes sparse; expected 0" in refused.stderr
+    assert not list(Path().glob("t*"))
+
+
+def test_architectures_and_their_options_are_options(small):
+    nested = [*small, "--layer", 0, "--n-train-tokens", 480, "--architecture", "matryoshka", "--k", "2"]
+    assert call("sae-train", *nested, "--widths", "4,16", "--out", "s").exit_code == 0
+    assert find_stack("s").config.widths == (4, 16)
+    for words, message in {
+        ("--widths", "4,8"): "SAEConfig.widths: got [4, 8]; expected numbers ≥ 1 that rise strictly to d_sae = 16",
+        ("--widths", "8,4,16"): "SAEConfig.widths: got [8, 4, 16]",
+        ("--k", "17"): "SAEConfig.k: got 17.0 for matryoshka; expected 0 < k ≤ d_sae = 16",
+    }.items():
+        refused = call("sae-train", *nested, *words, "--out", "t")
+        assert refused.exit_code != 0
+        assert message in refused.stderr
+        assert not list(Path().glob("t*"))
+
+
+def test_a_plug_ins_architecture_trains_resumes_and_is_refused_without_it(small, monkeypatch):
+    monkeypatch.setattr(analyses, "_PLUGINS", [])
+    monkeypatch.setattr(architectures, "_FOUND", {})
+    annealed = ["sae-train", *small, "--layer", 1, "--n-train-tokens", 960, "--architecture", "p-annealed"]
+    with_plugin = ["--plugin", PLUGIN, *annealed]
+    result = call(*with_plugin, "--out", "whole")
+    assert result.exit_code == 0, result.output
+    step = head_saes.Trainer.step
+    with monkeypatch.context() as patched:
+        patched.setattr(head_saes.Trainer, "step", lambda own, x: step(own, x) if own.n_steps_done < 7 else 1 / 0)
+        assert call(*with_plugin, "--out", "cut").exit_code == 1
+    assert call(*with_plugin, "--out", "cut", "--resume").exit_code == 0
+    for name in ("sae/sae.safetensors", "sae/sae.json", "sae_training_results.csv", "sae_curves.csv"):
+        assert (Path("cut") / name).read_bytes() == (Path("whole") / name).read_bytes()
+    stack = find_stack("whole")
+    assert stack.config.architecture == "p-annealed"
+    stack.to_sae_lens("lens")
+    as_relu, x = StackedSAE.from_sae_lens("lens"), torch.randn(len(stack.W_dec), 9, stack.config.d_in)
+    assert as_relu.config.architecture == "relu"
+    assert torch.equal(as_relu.encode(x), stack.encode(x))
+
+    monkeypatch.setattr(architectures, "_FOUND", {})
+    with pytest.raises(
+        ValueError, match=r"sae.json: config.architecture: got 'p-annealed'; .* \(--plugin FILE\)"
+    ) as caught:
+        find_stack("whole")
+    assert len(str(caught.value).splitlines()) == 1
+    refused = call(*annealed, "--out", "t")
+    assert refused.exit_code != 0
+    assert "architecture: got 'p-annealed'; expected one of batchtopk" in refused.stderr
     assert not list(Path().glob("t*"))
 
 
