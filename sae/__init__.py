@@ -1,7 +1,6 @@
 """Sparse autoencoders in stacks: tensors in, tensors out."""
 
 from sae.architecture import Architecture, LossAndGradients
-from sae.architectures import architecture_names, find_architecture
 from sae.config import SAEConfig, SAESource, StackInfo, TrainConfig
 from sae.controls import random_dictionary, shuffle_coordinates
 from sae.gradients import loss_and_gradients
@@ -36,10 +35,8 @@ __all__ = [
     "TopActivations",
     "TrainConfig",
     "Trainer",
-    "architecture_names",
     "check_model",
     "density_histogram",
-    "find_architecture",
     "geometric_median",
     "interpolate_at_l0",
     "l1_share_at",

@@ -56,7 +56,7 @@ def loss_and_gradients(
         raise ValueError(f"loss_and_gradients: l1 has shape {tuple(l1.shape)}; expected ({config.n_saes},)")
     slots = check_input_index(input_index, config.n_saes, x.shape[0])
     with torch.no_grad():
-        batch = Batch(l1, sae.b_dec.new_tensor(progress), dead)
+        batch = Batch(l1, sae.b_dec.new_full((), progress), dead)
         sums = _sum_blocks(sae, x, batch, slots, use_bf16, block_sums or architecture.sum_block)
         return architecture.finish(config, sae.tensors, l1, x.shape[1], sums)
 

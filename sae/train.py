@@ -119,6 +119,7 @@ class Trainer:
             fused=True,
         )
         self._steps_since_fired = torch.zeros(n_saes, sae.config.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self._has_dead = False
         self._has_warned_dead = torch.zeros(n_saes, dtype=torch.bool)
         self._block = _Block(sae.architecture, config.use_compile)
 
@@ -133,15 +134,16 @@ class Trainer:
             raise ValueError(f"Trainer.step: {step} steps are done; expected < n_steps = {self.config.n_steps}")
         l1 = self._l1 * l1_share_at(self.config, step)
         lr = lr_at(self.config, step)
+        needs_dead = self._has_dead and self.sae.architecture.uses_dead
         result = loss_and_gradients(
             self.sae, x, l1, self._input_index, use_bf16=self.config.use_bf16, block_sums=self._block,
-            progress=step / self.config.n_steps, dead=self._dead_features(),
+            progress=step / self.config.n_steps, dead=self._dead() if needs_dead else None,
         )  # fmt: skip
         loss = result.squared_error + l1 * result.sparsity + result.auxiliary
         steps_since_fired = torch.where(result.n_active > 0, 0, self._steps_since_fired + 1)
         dead = steps_since_fired >= self.config.dead_window
         # read together: each read waits for the device
-        is_bad, is_all_dead = torch.stack([~loss.isfinite(), dead.all(dim=-1)]).cpu()
+        is_bad, is_all_dead, has_dead = torch.stack([~loss.isfinite(), dead.all(dim=-1), dead.any(dim=-1)]).cpu()
         if bool(is_bad.any()):
             raise ValueError(self._describe_bad_loss(loss, x))
         grad_norm = self._update(result.gradients, lr)
@@ -153,6 +155,8 @@ class Trainer:
         n_resampled = torch.zeros_like(dead.sum(dim=-1))
         if self.n_steps_done in self.config.resample_steps:
             n_resampled = self._resample(dead, x)
+            has_dead = self._dead().any()
+        self._has_dead = bool(has_dead.any())
         return StepStats(
             step=self.n_steps_done,
             loss=loss,
@@ -199,6 +203,7 @@ class Trainer:
         for k, generator in enumerate(self._generators):
             generator.set_state(state[f"generator.{k}"].cpu())
         self.n_steps_done = int(state["n_steps_done"])
+        self._has_dead = bool(self._dead().any())
         for parameter in self._parameters.values():
             self._moments(parameter)["step"].fill_(self.n_steps_done)
 
@@ -247,12 +252,8 @@ class Trainer:
             W_dec.div_(W_dec.norm(dim=-1, keepdim=True))
         return grad_norm
 
-    def _dead_features(self) -> Tensor | None:
-        """Features that are dead before a step, for an architecture whose loss has a term of them; None if none is."""
-        if not self.sae.architecture.uses_dead:
-            return None
-        dead = self._steps_since_fired >= self.config.dead_window
-        return dead if bool(dead.any()) else None
+    def _dead(self) -> Bool[Tensor, "n_saes d_sae"]:
+        return self._steps_since_fired >= self.config.dead_window
 
     def _warn_all_dead(self, is_all_dead: Bool[Tensor, " n_saes"]) -> None:
         is_new = is_all_dead & ~self._has_warned_dead

@@ -28,7 +28,7 @@ def find_architecture(name: str) -> Architecture:
     """
     if name in BUILT_IN:
         return importlib.import_module(f"{__name__}.{name}").ARCHITECTURE
-    if name not in _FOUND:
+    if not isinstance(name, str) or name not in _FOUND:
         raise ValueError(
             f"architecture: got {name!r:.60}; expected one of {', '.join(architecture_names())}, "
             "or of a plug-in that is loaded (--plugin FILE)"

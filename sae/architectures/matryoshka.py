@@ -119,20 +119,17 @@ class Matryoshka(Architecture):
     ) -> LossAndGradients:
         norms = decoder_norms(w["W_dec"]).clamp_min(LEAST_NORM)
         row = w["W_dec"] / norms.unsqueeze(-1)
-        own = {name: sums[name].mul_(2 / n_tokens) for name in LINEAR}
-        # of a row itself, and of its norm, which is in all three
-        grad_norm = (own["W_enc"] * w["W_enc"]).sum(dim=1) + own["b_enc"] * w["b_enc"]
-        grad_norm -= (own["W_dec"] * row).sum(dim=-1) / norms
-        gradients = {
-            "W_dec": (own["W_dec"] / norms.unsqueeze(-1)).addcmul_(grad_norm.unsqueeze(-1), row),
-            "W_enc": own["W_enc"] * norms.unsqueeze(1),
-            "b_enc": own["b_enc"] * norms,
-            "b_dec": own["b_dec"],
-        }
+        gradients = {name: sums[name].mul_(2 / n_tokens) for name in LINEAR}
+        # a row's norm is in all three
+        grad_norm = (gradients["W_enc"] * w["W_enc"]).sum(dim=1) + gradients["b_enc"] * w["b_enc"]
+        grad_norm -= (gradients["W_dec"] * row).sum(dim=-1) / norms
+        gradients["W_dec"].div_(norms.unsqueeze(-1)).addcmul_(grad_norm.unsqueeze(-1), row)
+        gradients["W_enc"].mul_(norms.unsqueeze(1))
+        gradients["b_enc"].mul_(norms)
         if config.apply_b_dec_to_input:
             gradients["b_dec"] -= torch.einsum("ndf,nf->nd", w["W_enc"], gradients["b_enc"])
         squared_error, sparsity, auxiliary = (
-            sums[name] / n_tokens for name in ("squared_error", "sparsity", "auxiliary")
+            sums[key] / n_tokens for key in ("squared_error", "sparsity", "auxiliary")
         )
         return LossAndGradients(squared_error, sparsity, sums["n_active"], sums["least_active"], gradients, auxiliary)
 

@@ -15,8 +15,10 @@ ARCHITECTURES = (
     {"architecture": "topk", "k": 4},
     {"architecture": "batchtopk", "k": 4},
     {"architecture": "jumprelu"},
+    {"architecture": "gated"},
+    {"architecture": "matryoshka", "k": 4},
 )
-IDS = ("relu", "topk", "batchtopk", "jumprelu")
+IDS = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
 N_STEPS = 8
 
 
