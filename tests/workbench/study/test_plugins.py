@@ -145,6 +145,28 @@ def test_faults_of_plugins_are_one_line(tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_files_of_architectures_are_part_of_what_trains_saes(tmp_path: Path, monkeypatch) -> None:
+    """They are imported by their names, the package's and a plug-in's: no import statement leads to them."""
+    from sae import architectures
+    from workbench import analyses
+    from workbench.study import fingerprint
+
+    monkeypatch.setattr(analyses, "_PLUGINS", [])
+    monkeypatch.setattr(architectures, "_FOUND", {})
+    names = ("sae-train", "attention")
+
+    def digests() -> list[str]:
+        return [fingerprint.fingerprint(analyses.find_analysis(name)) for name in names]
+
+    before, own = digests(), fingerprint._named()
+    assert {f"sae.architectures.{name}" for name in architectures.BUILT_IN} == set(own)
+    (tmp_path / "annealed_more.py").write_text((PLUGINS / "p_annealed.py").read_text())
+    analyses.load_plugin(str(tmp_path / "annealed_more.py"))
+    assert [a == b for a, b in zip(before, digests(), strict=True)] == [False, True]
+    monkeypatch.setattr(fingerprint, "_named", lambda: own[1:])
+    assert digests()[0] != before[0]
+
+
 INTERVENTION = str(PLUGINS / "mlp_orthogonality.py")
 PRESSED = """
 name = "pressed"
