@@ -3,6 +3,7 @@
 from sae.architecture import Architecture, LossAndGradients
 from sae.config import SAEConfig, SAESource, StackInfo, TrainConfig
 from sae.controls import random_dictionary, shuffle_coordinates
+from sae.edits import set_feature, steer
 from sae.gradients import loss_and_gradients
 from sae.metrics import (
     MatchedL0,
@@ -46,8 +47,10 @@ __all__ = [
     "max_cosine",
     "nearest_features",
     "random_dictionary",
+    "set_feature",
     "shuffle_coordinates",
     "spawn_generators",
     "stability",
+    "steer",
     "train_stack",
 ]
