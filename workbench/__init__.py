@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.analyses.text_quality.quality import text_quality
     from workbench.analyses.topology.heads import topology
     from workbench.data.text_windows import analysis_tokens
+    from workbench.models.attached import attached
     from workbench.models.direct_attribution import direct_logit_attribution
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
@@ -40,6 +41,7 @@ _WHERE = MappingProxyType(
     {
         "ablate_pairs": "workbench.analyses.ablate.pairs:ablate_pairs",
         "analysis_tokens": "workbench.data.text_windows:analysis_tokens",
+        "attached": "workbench.models.attached:attached",
         "attention_patterns": "workbench.analyses.attention.patterns:attention_patterns",
         "build": "workbench.training:build",
         "direct_logit_attribution": "workbench.models.direct_attribution:direct_logit_attribution",
@@ -60,6 +62,7 @@ __all__ = [
     "ablate",
     "ablate_pairs",
     "analysis_tokens",
+    "attached",
     "attention",
     "attention_patterns",
     "build",

@@ -333,7 +333,7 @@ class HookedRootModule(nn.Module):
             for name in names:
                 watchers.enter_context(self.hook_dict[name].watched_by(note))
             with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-                out = self.forward(*model_args, **model_kwargs)
+                out = self(*model_args, **model_kwargs)
         _check_fired(names, fired, model_kwargs)
         return out
 

@@ -325,7 +325,7 @@ def test_another_models_saes_are_refused(model, sae, tokens) -> None:
     with pytest.raises(ValueError, match="check_model: the SAEs belong to m with sha256"):
         atlas_features(other, sae, tokens)
     nameless = StackedSAE(sae.config, torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="does not say which hooks its SAEs read"):
+    with pytest.raises(ValueError, match="does not say which hooks it reads"):
         atlas_features(model, nameless, tokens)
     with pytest.raises(ValueError, match="atlas: token id 99"):
         atlas_features(model, sae, torch.full((2, 8), 99))

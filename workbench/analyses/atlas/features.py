@@ -15,14 +15,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from sae.config import SAESource
 from sae.metrics import nearest_features
 from sae.stack import StackedSAE, check_model
 from sae.top_activations import TopActivations
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.analyses.spectra.weights import own_weight
 from workbench.models import HookedLM
-from workbench.models.activations import EVERYWHERE, Positions, Slot, collect, special_ids
+from workbench.models.activations import EVERYWHERE, Positions, Slot, collect, special_ids, stack_slots
 from workbench.models.checks import checked_tokens, device_of, run_hooked
 from workbench.models.weights import weights_sha256
 from workbench.models.writes import fitted_factor, probed_tokens, write_factor
@@ -146,23 +145,9 @@ def atlas_features(
     return pd.concat(parts, ignore_index=True)
 
 
-def stack_slots(sae: StackedSAE) -> list[Slot]:
-    """The slot that each SAE of a stack reads. Raises ValueError if the stack does not say."""
-    sources = sae.info.sources
-    if not sources or any(source.hook_name is None or source.layer is None for source in sources):
-        raise ValueError("atlas: the stack does not say which hooks its SAEs read; expected one saved by sae-train")
-    return [_slot(source) for source in sources]
-
-
 def stack_positions(model: Any, *stacks: StackedSAE) -> Positions:
     """The positions that all of these stacks of the model's are meant for."""
     return Positions(special_ids(model), all(stack.info.include_special for stack in stacks))
-
-
-def _slot(source: SAESource) -> Slot:
-    assert source.hook_name is not None
-    assert source.layer is not None
-    return Slot(source.hook_name, source.layer, source.head)
 
 
 @torch.no_grad()

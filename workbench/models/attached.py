@@ -1,0 +1,287 @@
+"""SAEs in the forward pass: each in the place of what it reads, its error kept or not, its features open to edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae.stack import StackedSAE, check_model
+from workbench.models import HookedLM
+from workbench.models.activations import Positions, Slot, special_ids, stack_slots
+from workbench.models.checks import check_hooks
+from workbench.models.weights import weights_sha256
+
+Feature = tuple[int, int, int]
+"""layer, head (−1: the SAE reads the hook whole), index"""
+Edit = Callable[[Tensor, Slot], Tensor | None]
+"""(activations of an SAE's features [batch pos d_sae], what it reads) -> those to go on with; None: as they are"""
+BLOCK_TOKENS = 512  # tokens encoded at once on a CPU: their activations stay in the cache
+
+
+@contextmanager
+def attached(
+    model: Any,
+    sae: StackedSAE,
+    *,
+    error: bool = True,
+    features: Mapping[Feature, float] | None = None,
+    edit: Edit | None = None,
+    include_special: bool | None = None,
+) -> Iterator[Any]:
+    """The model with every SAE of the stack in the place of what it reads; as it was when the context ends, also by an
+    exception.
+
+    The activation x becomes x̂ + sg(x − x̂), with sg no gradient: by value x itself, while the gradient flows through the
+    features; without `error` it becomes x̂. Edited activations f′ of the features give x̂(f′) + sg(x − x̂(f)). Where
+    several SAEs stand, a later one reads what the earlier ones left. Contexts may be nested, and forwards may use a
+    cache: a token is treated as it is without one.
+
+        with attached(model, sae, features={(2, 1, 37): 0.0}):   # feature 37 of head 1 of layer 2, ablated
+            loss = model(tokens, return_type="loss")
+
+    Args:
+        model: a `HookedLM`, or a TransformerLens model (without a cache).
+        sae: at most one SAE for each hook and head; it must say what it reads (`info.sources`), and where it says
+            which model it belongs to, that must be this one.
+        error: whether what an SAE does not reconstruct is kept.
+        features: (layer, head, index) -> what the feature's activation is set to.
+        edit: called with each SAE's activations, behind `features`, in every forward. They are 0 at positions that
+            are passed by, and what it puts there is not used.
+        include_special: whether position 0 and special tokens are treated as others; by default as the SAEs were
+            trained, and without where that is not known.
+
+    Raises:
+        ValueError: a stack that does not say what it reads, two SAEs in one place, a hook that the model lacks or of
+            another width, SAEs of another model, a feature that the stack lacks or a value that is not finite; in a
+            forward: tokens that are not known (`start_at_layer` without `tokens`).
+    """
+    parts = _parts(model, sae, features or {})
+    is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
+    positions = Positions(special_ids(model), is_everywhere)
+    with ExitStack() as stack:
+        reading = None if is_everywhere else stack.enter_context(_reading(model))
+
+        def replaced_by(part: _Part) -> Callable[[Tensor, Any], Tensor | None]:
+            def replace(x: Tensor, hook: Any) -> Tensor | None:
+                is_counted = None if reading is None else reading.counted(positions, x, part.hook_name)
+                return part.replace(x, is_counted, error, edit)
+
+            return replace
+
+        stack.enter_context(model.hooks(fwd_hooks=[(part.hook_name, replaced_by(part)) for part in parts]))
+        yield model
+
+
+# --- what stands where
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The SAEs of one hook."""
+
+    hook_name: str
+    slots: tuple[Slot, ...]
+    sae: StackedSAE
+    values: tuple[Mapping[int, float], ...]
+    """of each SAE: feature -> what its activation is set to"""
+
+    def replace(
+        self, x: Tensor, is_counted: Bool[Tensor, "batch pos"] | None, error: bool, edit: Edit | None
+    ) -> Tensor | None:
+        """What takes the place of the hook's activation; None where that is itself."""
+        has_edit = edit is not None or any(self.values)
+        if error and not has_edit and not torch.is_grad_enabled():
+            return None  # x̂ + (x − x̂)
+        own = self._read(x)
+        if has_edit:
+            acts = self.sae.encode(own)
+            new = self._edited(acts, x.shape[:2], is_counted, edit)
+            kept = self.sae.decode(acts) if error else None
+            recon = self.sae.decode(new)
+        else:
+            size = BLOCK_TOKENS if own.device.type == "cpu" else max(1, own.shape[1])
+            recon = torch.cat([self.sae.decode(self.sae.encode(block)) for block in own.split(size, dim=1)], dim=1)
+            kept = recon if error else None
+        # in this order the value is x itself, to the last bit, where no feature is edited
+        out = recon.to(own) if kept is None else own.detach() + (recon - kept.detach()).to(own)
+        return self._written(x, out.to(x), is_counted)
+
+    def _read(self, x: Tensor) -> Float[Tensor, "n_saes tokens d_in"]:
+        heads, width = [slot.head for slot in self.slots], self.sae.config.d_in
+        rows = x.flatten(2).unsqueeze(2) if heads == [None] else x[:, :, heads]
+        if rows.shape[-1] != width:
+            raise ValueError(
+                f"attached: {self.hook_name} is {rows.shape[-1]} wide; expected {width}, what the SAE reads"
+            )
+        device = self.sae.W_dec.device  # of a model on several devices, the hook's may be another
+        return rearrange(rows, "batch pos sae d -> sae (batch pos) d").to(device)
+
+    def _edited(
+        self,
+        acts: Float[Tensor, "n_saes tokens d_sae"],
+        shape: tuple[int, ...],
+        is_counted: Bool[Tensor, "batch pos"] | None,
+        edit: Edit | None,
+    ) -> Float[Tensor, "n_saes tokens d_sae"]:
+        edited = []
+        for own, slot, values in zip(acts, self.slots, self.values, strict=True):
+            new = own
+            if values:
+                new = own.clone()
+                for feature, value in values.items():
+                    new[:, feature] = value
+            if edit is not None:
+                shown = rearrange(new, "(batch pos) feature -> batch pos feature", batch=shape[0])
+                shown = shown if is_counted is None else shown * is_counted.to(shown).unsqueeze(-1)
+                changed = edit(shown, slot)
+                if changed is not None and changed.shape != shown.shape:
+                    got, expected = list(changed.shape), list(shown.shape)
+                    raise ValueError(f"edit: got activations of shape {got} at {self.hook_name}; expected {expected}")
+                new = new if changed is None else changed.flatten(0, 1)
+            edited.append(new)
+        return torch.stack(edited)
+
+    def _written(
+        self, x: Tensor, out: Float[Tensor, "n_saes tokens d_in"], is_counted: Bool[Tensor, "batch pos"] | None
+    ) -> Tensor:
+        new = rearrange(out, "sae (batch pos) d -> batch pos sae d", batch=len(x))
+        heads = [slot.head for slot in self.slots]
+        old = x.flatten(2).unsqueeze(2) if heads == [None] else x[:, :, heads]
+        if is_counted is not None:
+            new = torch.where(is_counted[:, :, None, None], new, old)
+        if heads == [None]:
+            return new.view(x.shape)
+        whole = x.clone()
+        whole[:, :, heads] = new
+        return whole
+
+
+def _parts(model: Any, sae: StackedSAE, features: Mapping[Feature, float]) -> list[_Part]:
+    """The SAEs by hook, checked; errors as `attached`."""
+    if not hasattr(model, "hooks"):
+        raise ValueError(
+            f"attached: got a {type(model).__name__}, on which no hook stays; expected a HookedLM or a TransformerLens "
+            "model"
+        )
+    slots = stack_slots(sae)
+    if len(set(slots)) < len(slots):
+        again = next(slot for slot in slots if slots.count(slot) > 1)
+        raise ValueError(
+            f"attached: got {slots.count(again)} SAEs for {_spelt(again)}; expected one (StackedSAE.select takes some)"
+        )
+    names = list(dict.fromkeys(slot.hook_name for slot in slots))
+    check_hooks(model, names)
+    for slot in slots:
+        check_width(model, slot, sae.config.d_in)
+    if sae.info.model_sha256 is not None:
+        check_model(sae, weights_sha256(model), model.cfg.model_name)
+    values = _values_of(sae, slots, features)
+    parts = []
+    for name in names:
+        at = [i for i, slot in enumerate(slots) if slot.hook_name == name]
+        own = sae if len(at) == len(slots) else sae.select(at)
+        parts.append(_Part(name, tuple(slots[i] for i in at), own, tuple(values[i] for i in at)))
+    return parts
+
+
+def _values_of(sae: StackedSAE, slots: Sequence[Slot], features: Mapping[Feature, float]) -> list[dict[int, float]]:
+    """Of each SAE: feature -> value."""
+    places = {(slot.layer, slot.column): i for i, slot in enumerate(slots)}
+    values: list[dict[int, float]] = [{} for _ in slots]
+    for (layer, head, feature), value in features.items():
+        if (layer, head) not in places or not 0 <= feature < sae.config.d_sae:
+            raise ValueError(
+                f"features: got {layer}.{head}.{feature}; expected LAYER.HEAD.FEATURE of the stack, with (layer, head) "
+                f"in {sorted(places)} and 0 ≤ feature < {sae.config.d_sae}"
+            )
+        if not torch.isfinite(torch.tensor(float(value))):
+            raise ValueError(f"features: got {value} for {layer}.{head}.{feature}; expected a finite number")
+        values[places[layer, head]][feature] = float(value)
+    return values
+
+
+def check_width(model: Any, slot: Slot, d_in: int) -> None:
+    """Raise ValueError for an SAE that cannot read a slot of this model: another width, a head that it has not, a hook
+    that shows what the stream goes past. Widths of hooks other than z and the streams are seen in the forward."""
+    leaf, cfg = slot.hook_name.rsplit(".", 1)[-1], model.cfg
+    if slot.head is not None and not (leaf == "hook_z" and slot.head < cfg.n_heads):
+        raise ValueError(f"attached: got {_spelt(slot)}; expected hook_z and a head below {cfg.n_heads}")
+    widths = {"hook_z": cfg.d_head if slot.head is not None else cfg.n_heads * cfg.d_head}
+    widths |= dict.fromkeys(
+        ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"), cfg.d_model
+    )
+    if widths.get(leaf, d_in) != d_in:
+        raise ValueError(f"attached: got an SAE that reads {d_in} numbers of {_spelt(slot)}; expected {widths[leaf]}")
+    point = getattr(model.hook_dict[slot.hook_name], "name", slot.hook_name)
+    if leaf == "hook_resid_mid" and point != slot.hook_name:
+        raise ValueError(
+            f"attached: got {slot.hook_name}, which this model shows to its norm alone; expected hook_resid_pre or "
+            "hook_resid_post"
+        )
+
+
+def _spelt(slot: Slot) -> str:
+    return slot.hook_name + ("" if slot.head is None else f", head {slot.head}")
+
+
+# --- which tokens a forward reads
+
+
+@dataclass
+class _Reading:
+    """Which tokens the forward in progress reads, and how many of their texts come before them."""
+
+    ids: Int[Tensor, "batch pos"] | None = None
+    n_past: int = 0
+    is_token: Bool[Tensor, "batch pos"] | None = None
+    """False at padding; None: there is none"""
+
+    def counted(self, positions: Positions, x: Tensor, hook_name: str) -> Bool[Tensor, "batch pos"]:
+        """Where an SAE stands in for the activation x."""
+        if self.ids is None or self.ids.shape != x.shape[:2]:
+            got = "none" if self.ids is None else f"those of {list(self.ids.shape)}"
+            raise ValueError(
+                f"attached: {hook_name} shows {list(x.shape[:2])} positions, and of their tokens {got} are known; "
+                "expected tokens=[batch pos] beside start_at_layer, or include_special=True"
+            )
+        ids = self.ids.to(x.device)
+        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if self.is_token is not None:
+            place = self.is_token.to(ids).cumsum(1) - 1  # padding in front is before the first token
+        return positions.among(ids, place + self.n_past)
+
+
+@contextmanager
+def _reading(model: Any) -> Iterator[_Reading]:
+    """What is known of the tokens, kept up to date by hooks on the model and on its embedding."""
+    reading = _Reading()
+
+    def begin(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        cache, mask = kwargs.get("past_kv_cache"), kwargs.get("attention_mask")
+        if cache is not None and not isinstance(model, HookedLM):
+            raise ValueError(
+                f"attached: got a cache with a {type(model).__name__}, which does not say how much it holds; expected "
+                "none, or include_special=True"
+            )
+        is_begun = kwargs.get("start_at_layer") is not None
+        reading.ids = kwargs.get("tokens") if is_begun else None
+        reading.n_past = 0 if cache is None else cache.length
+        reading.is_token = None if mask is None else torch.as_tensor(mask).bool()
+
+    def take(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        reading.ids = args[0] if args else next(iter(kwargs.values()))
+
+    handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+    handles.append(model.embed.register_forward_pre_hook(take, with_kwargs=True))
+    try:
+        yield reading
+    finally:
+        for handle in handles:
+            handle.remove()
