@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.analyses.attention.statistics import attention
     from workbench.analyses.compare.comparison import compare
     from workbench.analyses.evaluate.bits import evaluate
+    from workbench.analyses.feature_effects.effects import feature_effects
     from workbench.analyses.harvest.storing import harvest
     from workbench.analyses.ladder.rungs import ladder
     from workbench.analyses.mechanisms.switches import mechanisms
@@ -70,6 +71,7 @@ __all__ = [
     "direct_logit_attribution",
     "evaluate",
     "export",
+    "feature_effects",
     "from_hooked_transformer",
     "generate",
     "harvest",

@@ -28,7 +28,7 @@ LITTLE = " ".join(
 # a step of each of the ladder's seventeen trainings
 ONE = "--set phases.0.n_steps=1 --set phases.0.schedule.n_warmup_steps=0 --set monitor.every=0"
 ONE += " --set data.n_held_out_windows=16"
-OUT = "m-"  # before the name of a command: where it writes; atlas and match read what sae-train has written
+OUT = "m-"  # before the name of a command: where it writes; what takes --sae reads what sae-train has written
 COMMANDS = {
     "train": f"train janus-v3-control-nano {FEW}",
     "train, recurrent": f"train recurrent-nano {FEW}",
@@ -45,6 +45,7 @@ COMMANDS = {
     "spectra": "spectra --ckpt train",
     "compare": "compare train train --n-sequences 32",
     "atlas": f"atlas --ckpt train --sae {OUT}sae-train --n-tokens 8192",
+    "feature-effects": f"feature-effects --ckpt train --sae {OUT}sae-train --n-exact 2 --n-tokens 1024",
     "match": f"match train train --sae {OUT}sae-train --sae {OUT}sae-train --n-tokens 4096",
     "text-quality": "text-quality --ckpt train --n-samples 1 --max-new-tokens 24 --tagger none",
     "mechanisms": "mechanisms --ckpt recurrent --n-bytes 20000",

@@ -204,6 +204,8 @@ PATHS: dict[str, Callable[[], object]] = {
     "over_training, another analysis": lambda: workbench.over_training("atlas", "nowhere", steps="all"),
     "over_training, nowhere": lambda: workbench.over_training("topology", "nowhere", steps="all"),
     "over_training, steps": lambda: workbench.over_training("topology", "nowhere", steps="4-2"),
+    "feature_effects, no source": lambda: workbench.feature_effects(MODEL, STACK, GOOD),
+    "feature_effects, n_exact": lambda: workbench.feature_effects(MODEL, STACK, GOOD, n_exact=-1),
     "generate, no generator": lambda: workbench.generate(MODEL, GOOD),
     "generate, temperature": lambda: workbench.generate(MODEL, GOOD, temperature=float("nan")),
     "generate, top_k": lambda: workbench.generate(MODEL, GOOD, temperature=0, top_k=0),

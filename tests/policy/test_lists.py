@@ -13,6 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "workbench"))
 from models_for_tests import small_model
+from saes_for_tests import stack_for
 
 import probes
 import reports
@@ -21,6 +22,7 @@ import workbench
 from workbench.analyses.ladder import rungs
 from workbench.data.batteries import PromptSet, read_prompts
 from workbench.data.tokenizer import load_tokenizer, vocabulary_size
+from workbench.models.activations import choose_slots
 from workbench.models.tokenizer_files import wrap_tokenizer
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -34,6 +36,11 @@ SMALL = {"batch_size": 8, "buffer_tokens": 16, "n_ce_tokens": 16, "expansion": 2
 SPEAKER = small_model("janus-v3", n_layers=1, d_vocab=vocabulary_size(load_tokenizer("embedded")), n_ctx=32)
 SPEAKER.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
 TRAIN = sae.TrainConfig(n_steps=1)
+SAES = stack_for(MODEL, choose_slots(MODEL.cfg, [0, 1], [0, 1]), dtype=torch.float32)
+
+
+def effects(layers: Any = None, heads: Any = None) -> str:
+    return workbench.feature_effects(MODEL, SAES, TOKENS, layers, heads, n_exact=1, n_bootstrap=100).to_csv()
 
 
 def trainer(l1: Any = 1.0, index: Any = None) -> object:
@@ -47,6 +54,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.attention.layers": lambda x: workbench.attention(MODEL, TOKENS, x).to_csv(),
     "workbench.attention_patterns.layers": lambda x: workbench.attention_patterns(MODEL, TOKENS, x).to_csv(),
     "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
+    "workbench.feature_effects.layers": effects,
+    "workbench.feature_effects.heads": lambda x: effects(heads=x),
     "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),
     "workbench.sae_train.heads": lambda x: workbench.sae_train(MODEL, TOKENS, [0], x, **SMALL)[1].to_csv(),
     "workbench.sae_train.l1": lambda x: workbench.sae_train(MODEL, TOKENS, [0], [0], l1=x, **SMALL)[1].to_csv(),

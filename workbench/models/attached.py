@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.stack import StackedSAE, check_model
+from sae.stack import StackedSAE
 from workbench.models import HookedLM
 from workbench.models.activations import Positions, Slot, special_ids, stack_slots
-from workbench.models.checks import check_hooks
-from workbench.models.weights import weights_sha256
+from workbench.models.sae_places import HookSAEs, saes_by_hook
 
 Feature = tuple[int, int, int]
 """layer, head (−1: the SAE reads the hook whole), index"""
@@ -70,12 +70,12 @@ def attached(
 
         def replaced_by(part: _Part) -> Callable[[Tensor, Any], Tensor | None]:
             def replace(x: Tensor, hook: Any) -> Tensor | None:
-                is_counted = None if reading is None else reading.counted(positions, x, part.hook_name)
+                is_counted = None if reading is None else reading.counted(positions, x, part.at.hook_name)
                 return part.replace(x, is_counted, error, edit)
 
             return replace
 
-        stack.enter_context(model.hooks(fwd_hooks=[(part.hook_name, replaced_by(part)) for part in parts]))
+        stack.enter_context(model.hooks(fwd_hooks=[(part.at.hook_name, replaced_by(part)) for part in parts]))
         yield model
 
 
@@ -84,13 +84,11 @@ def attached(
 
 @dataclass(frozen=True)
 class _Part:
-    """The SAEs of one hook."""
+    """The SAEs of one hook, and what their features are set to."""
 
-    hook_name: str
-    slots: tuple[Slot, ...]
-    sae: StackedSAE
+    at: HookSAEs
     values: tuple[Mapping[int, float], ...]
-    """of each SAE: feature -> what its activation is set to"""
+    """of each SAE: feature -> its activation"""
 
     def replace(
         self, x: Tensor, is_counted: Bool[Tensor, "batch pos"] | None, error: bool, edit: Edit | None
@@ -99,68 +97,43 @@ class _Part:
         has_edit = edit is not None or any(self.values)
         if error and not has_edit and not torch.is_grad_enabled():
             return None  # x̂ + (x − x̂)
-        own = self._read(x)
+        own, sae = self.at.read(x), self.at.sae
         if has_edit:
-            acts = self.sae.encode(own)
-            new = self._edited(acts, x.shape[:2], is_counted, edit)
-            kept = self.sae.decode(acts) if error else None
-            recon = self.sae.decode(new)
+            acts = sae.encode(own)
+            kept = sae.decode(acts) if error else None
+            recon = sae.decode(self._edited(acts, len(x), is_counted, edit))
         else:
             size = BLOCK_TOKENS if own.device.type == "cpu" else max(1, own.shape[1])
-            recon = torch.cat([self.sae.decode(self.sae.encode(block)) for block in own.split(size, dim=1)], dim=1)
+            recon = torch.cat([sae.decode(sae.encode(block)) for block in own.split(size, dim=1)], dim=1)
             kept = recon if error else None
         # in this order the value is x itself, to the last bit, where no feature is edited
-        out = recon.to(own) if kept is None else own.detach() + (recon - kept.detach()).to(own)
-        return self._written(x, out.to(x), is_counted)
-
-    def _read(self, x: Tensor) -> Float[Tensor, "n_saes tokens d_in"]:
-        heads, width = [slot.head for slot in self.slots], self.sae.config.d_in
-        rows = x.flatten(2).unsqueeze(2) if heads == [None] else x[:, :, heads]
-        if rows.shape[-1] != width:
-            raise ValueError(
-                f"attached: {self.hook_name} is {rows.shape[-1]} wide; expected {width}, what the SAE reads"
-            )
-        device = self.sae.W_dec.device  # of a model on several devices, the hook's may be another
-        return rearrange(rows, "batch pos sae d -> sae (batch pos) d").to(device)
+        out = recon if kept is None else own.detach() + (recon - kept.detach()).to(own)
+        return self.at.written(x, out, is_counted)
 
     def _edited(
         self,
         acts: Float[Tensor, "n_saes tokens d_sae"],
-        shape: tuple[int, ...],
+        n_batch: int,
         is_counted: Bool[Tensor, "batch pos"] | None,
         edit: Edit | None,
     ) -> Float[Tensor, "n_saes tokens d_sae"]:
         edited = []
-        for own, slot, values in zip(acts, self.slots, self.values, strict=True):
+        for own, slot, values in zip(acts, self.at.slots, self.values, strict=True):
             new = own
             if values:
                 new = own.clone()
                 for feature, value in values.items():
                     new[:, feature] = value
             if edit is not None:
-                shown = rearrange(new, "(batch pos) feature -> batch pos feature", batch=shape[0])
+                shown = rearrange(new, "(batch pos) feature -> batch pos feature", batch=n_batch)
                 shown = shown if is_counted is None else shown * is_counted.to(shown).unsqueeze(-1)
                 changed = edit(shown, slot)
                 if changed is not None and changed.shape != shown.shape:
                     got, expected = list(changed.shape), list(shown.shape)
-                    raise ValueError(f"edit: got activations of shape {got} at {self.hook_name}; expected {expected}")
+                    raise ValueError(f"edit: got activations of shape {got} at {slot.hook_name}; expected {expected}")
                 new = new if changed is None else changed.flatten(0, 1)
             edited.append(new)
         return torch.stack(edited)
-
-    def _written(
-        self, x: Tensor, out: Float[Tensor, "n_saes tokens d_in"], is_counted: Bool[Tensor, "batch pos"] | None
-    ) -> Tensor:
-        new = rearrange(out, "sae (batch pos) d -> batch pos sae d", batch=len(x))
-        heads = [slot.head for slot in self.slots]
-        old = x.flatten(2).unsqueeze(2) if heads == [None] else x[:, :, heads]
-        if is_counted is not None:
-            new = torch.where(is_counted[:, :, None, None], new, old)
-        if heads == [None]:
-            return new.view(x.shape)
-        whole = x.clone()
-        whole[:, :, heads] = new
-        return whole
 
 
 def _parts(model: Any, sae: StackedSAE, features: Mapping[Feature, float]) -> list[_Part]:
@@ -170,29 +143,14 @@ def _parts(model: Any, sae: StackedSAE, features: Mapping[Feature, float]) -> li
             f"attached: got a {type(model).__name__}, on which no hook stays; expected a HookedLM or a TransformerLens "
             "model"
         )
-    slots = stack_slots(sae)
-    if len(set(slots)) < len(slots):
-        again = next(slot for slot in slots if slots.count(slot) > 1)
-        raise ValueError(
-            f"attached: got {slots.count(again)} SAEs for {_spelt(again)}; expected one (StackedSAE.select takes some)"
-        )
-    names = list(dict.fromkeys(slot.hook_name for slot in slots))
-    check_hooks(model, names)
-    for slot in slots:
-        check_width(model, slot, sae.config.d_in)
-    if sae.info.model_sha256 is not None:
-        check_model(sae, weights_sha256(model), model.cfg.model_name)
-    values = _values_of(sae, slots, features)
-    parts = []
-    for name in names:
-        at = [i for i, slot in enumerate(slots) if slot.hook_name == name]
-        own = sae if len(at) == len(slots) else sae.select(at)
-        parts.append(_Part(name, tuple(slots[i] for i in at), own, tuple(values[i] for i in at)))
-    return parts
+    places = saes_by_hook(model, sae)
+    values = _values_of(sae, features)
+    return [_Part(place, tuple(values[i] for i in place.index)) for place in places]
 
 
-def _values_of(sae: StackedSAE, slots: Sequence[Slot], features: Mapping[Feature, float]) -> list[dict[int, float]]:
+def _values_of(sae: StackedSAE, features: Mapping[Feature, float]) -> list[dict[int, float]]:
     """Of each SAE: feature -> value."""
+    slots = stack_slots(sae)
     places = {(slot.layer, slot.column): i for i, slot in enumerate(slots)}
     values: list[dict[int, float]] = [{} for _ in slots]
     for (layer, head, feature), value in features.items():
@@ -201,34 +159,10 @@ def _values_of(sae: StackedSAE, slots: Sequence[Slot], features: Mapping[Feature
                 f"features: got {layer}.{head}.{feature}; expected LAYER.HEAD.FEATURE of the stack, with (layer, head) "
                 f"in {sorted(places)} and 0 ≤ feature < {sae.config.d_sae}"
             )
-        if not torch.isfinite(torch.tensor(float(value))):
+        if not math.isfinite(value):
             raise ValueError(f"features: got {value} for {layer}.{head}.{feature}; expected a finite number")
         values[places[layer, head]][feature] = float(value)
     return values
-
-
-def check_width(model: Any, slot: Slot, d_in: int) -> None:
-    """Raise ValueError for an SAE that cannot read a slot of this model: another width, a head that it has not, a hook
-    that shows what the stream goes past. Widths of hooks other than z and the streams are seen in the forward."""
-    leaf, cfg = slot.hook_name.rsplit(".", 1)[-1], model.cfg
-    if slot.head is not None and not (leaf == "hook_z" and slot.head < cfg.n_heads):
-        raise ValueError(f"attached: got {_spelt(slot)}; expected hook_z and a head below {cfg.n_heads}")
-    widths = {"hook_z": cfg.d_head if slot.head is not None else cfg.n_heads * cfg.d_head}
-    widths |= dict.fromkeys(
-        ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"), cfg.d_model
-    )
-    if widths.get(leaf, d_in) != d_in:
-        raise ValueError(f"attached: got an SAE that reads {d_in} numbers of {_spelt(slot)}; expected {widths[leaf]}")
-    point = getattr(model.hook_dict[slot.hook_name], "name", slot.hook_name)
-    if leaf == "hook_resid_mid" and point != slot.hook_name:
-        raise ValueError(
-            f"attached: got {slot.hook_name}, which this model shows to its norm alone; expected hook_resid_pre or "
-            "hook_resid_post"
-        )
-
-
-def _spelt(slot: Slot) -> str:
-    return slot.hook_name + ("" if slot.head is None else f", head {slot.head}")
 
 
 # --- which tokens a forward reads

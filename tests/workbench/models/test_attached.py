@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models_for_tests import ARCHITECTURES, small_model, tokens_for, worded_model
+from saes_for_tests import stack_for
 
 import workbench
 from sae import SAEConfig, SAESource, StackedSAE, StackInfo
@@ -14,22 +15,8 @@ from workbench.models import generate as generation
 from workbench.models.activations import Positions, Slot, choose_slots, special_ids
 from workbench.models.attached import attached
 from workbench.models.layers import KeyValueCache
-from workbench.models.weights import weights_sha256
 
 Z1 = "blocks.1.attn.hook_z"
-
-
-def stack_for(model, slots, *, seed=0, dtype=torch.float64, d_sae=12, include_special=None, **config) -> StackedSAE:
-    """Random SAEs that read these slots of this model."""
-    widths = {"hook_z": model.cfg.d_head if slots[0].head is not None else model.cfg.n_heads * model.cfg.d_head}
-    d_in = widths.get(slots[0].hook_name.rsplit(".", 1)[-1], model.cfg.d_model)
-    sources = tuple(SAESource(hook_name=s.hook_name, layer=s.layer, head=s.head) for s in slots)
-    info = StackInfo(sources=sources, model_sha256=weights_sha256(model), include_special=include_special)
-    own = SAEConfig(n_saes=len(slots), d_in=d_in, d_sae=d_sae, decoder_init_norm=1.0, **config)
-    sae = StackedSAE(own, torch.Generator().manual_seed(seed), info=info, dtype=dtype)
-    with torch.no_grad():
-        sae.b_dec.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
-    return sae
 
 
 def double(kind="janus-v3", **changes):
@@ -273,11 +260,11 @@ def test_bad_stacks_and_features_are_refused(model, tokens) -> None:
     cases: Any = (
         (sources(one), {}, "SAEs: the stack does not say which hooks it reads; expected one saved"),
         (sources(one, of("blocks.1.hook_zz")), {}, "hook 'blocks.1.hook_zz' does not exist; nearest:"),
-        (sources(one, of("blocks.1.hook_mlp_out")), {}, "attached: got an SAE that reads 8 numbers of blocks.1.hook_"),
-        (sources(one, of(Z1)), {}, "attached: got an SAE that reads 8 numbers of blocks.1.attn.hook_z; expected 32"),
-        (sources(one, of(Z1, head=4)), {}, "attached: got blocks.1.attn.hook_z, head 4; expected hook_z and a head"),
-        (sources(wide, of("blocks.1.mlp.hook_post")), {"error": False}, "attached: blocks.1.mlp.hook_post is 86 wide"),
-        (sources(good.select([0, 1]), of(Z1, head=1), of(Z1, head=1)), {}, "attached: got 2 SAEs for blocks.1.attn.ho"),
+        (sources(one, of("blocks.1.hook_mlp_out")), {}, "SAEs: got one that reads 8 numbers of blocks.1.hook_mlp"),
+        (sources(one, of(Z1)), {}, "SAEs: got one that reads 8 numbers of blocks.1.attn.hook_z; expected 32"),
+        (sources(one, of(Z1, head=4)), {}, "SAEs: got blocks.1.attn.hook_z, head 4; expected hook_z and a head"),
+        (sources(wide, of("blocks.1.mlp.hook_post")), {"error": False}, "SAEs: blocks.1.mlp.hook_post is 86 wide"),
+        (sources(good.select([0, 1]), of(Z1, head=1), of(Z1, head=1)), {}, "SAEs: got 2 for blocks.1.attn.ho"),
         (stack_for(other, choose_slots(other.cfg)), {}, "check_model: the SAEs belong to a model with sha256"),
         (good, features((2, 0, 0)), "features: got 2.0.0; expected LAYER.HEAD.FEATURE of the stack, with (layer, head"),
         (good, features((1, 0, 12)), "features: got 1.0.12; expected LAYER.HEAD.FEATURE"),

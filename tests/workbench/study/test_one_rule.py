@@ -20,6 +20,7 @@ from workbench.study.study import study
 SETTINGS = {
     "ablate": {"n_tokens": 256},
     "atlas": {"n_tokens": 256, "n_contexts": 2},
+    "feature-effects": {"n_tokens": 256, "n_exact": 2, "n_bootstrap": 100},
     "match": {"n_tokens": 256},
     "sae-train": {
         "l1": [0.5, 1.0], "seeds": [3], "expansion": 3, "n_eval_tokens": 512, "n_train_tokens": 512, "batch_size": 64,

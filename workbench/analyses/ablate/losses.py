@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -94,6 +95,18 @@ def reference(model: HookedLM, final: State, tokens: Int[Tensor, "batch pos"], l
     bias = 0.0 if b is None else b[targets].to(lse.dtype)
     linear = LinearPart(lse, mean, rounded_mean, W.T[targets], bias, top < _SAFE_LOGIT)
     return Reference(x, targets, linear.lse - _dot(x, linear.target_writer) - bias, linear)
+
+
+def at_rows(clean: Reference, rows: Int[Tensor, " n"]) -> Reference:
+    """The clean prediction at these of its rows, which may repeat."""
+
+    def taken(own: Any) -> Any:
+        return own[rows] if isinstance(own, Tensor) else own
+
+    linear = clean.linear
+    if linear is not None:
+        linear = replace(linear, **{own.name: taken(getattr(linear, own.name)) for own in fields(linear)})
+    return Reference(clean.x[rows], clean.targets[rows], clean.loss[rows], linear)
 
 
 def compare(
