@@ -33,10 +33,13 @@ SCRIPTS = (
 STYLES = ("base.css", "atlas.css")
 
 ABLATION_COLUMNS = ("model", "layer", "head", "kind", "impact_pct")
+# column of feature_effects -> its name among a feature's numbers
+EFFECTS = {"estimate": "effect_estimate", "delta_loss": "effect", "ci_low": "effect_low", "ci_high": "effect_high"}
 
 
 def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path) -> Path:
-    """Return `out`, the page of the feature atlas: every row of `feature_atlas`, and `ablation_results` if it is there.
+    """Return `out`, the page of the feature atlas: every row of `feature_atlas`, and what `ablation_results` and
+    `feature_effects` say of heads and features, if they are there.
 
     `source` is a study directory, or the tables by name. Strings of tokens reach the page as text only.
 
@@ -59,6 +62,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     if missing:
         raise ValueError(f"feature_atlas: the columns {', '.join(missing)} are missing; got {', '.join(table.columns)}")
     check_once(table)
+    if "feature_effects" in tables:
+        table = with_effects(table, tables["feature_effects"])
     names = short_names(order(record, list(dict.fromkeys(table["model"]))))
     ranks = {model: rank for rank, model in enumerate(names)}
     table = table.assign(rank=table["model"].map(ranks)).sort_values(
@@ -101,11 +106,32 @@ def check_once(table: pd.DataFrame) -> None:
         )
 
 
+def with_effects(table: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """Return the features with what ablating them does, where effects have a row for them: of the same SAE, which
+    another l1 is not.
+
+    Raises:
+        ValueError: if effects lack columns, hold text for numbers, or two rows of one feature.
+    """
+    places = [name for name in ("model", "seed", "layer", "head", "feature", "l1") if name in table]
+    missing = missing_columns(effects.columns, [*EFFECTS, *(name for name in places if name != "l1")])
+    if missing:
+        raise ValueError(f"feature_effects: the columns {', '.join(missing)} are missing")
+    if text := [name for name in EFFECTS if not pd.api.types.is_numeric_dtype(effects[name])]:
+        raise ValueError(f"feature_effects: {text[0]} holds text; expected numbers")
+    keys = [name for name in places if name in effects]
+    own = effects[[*keys, *EFFECTS]].rename(columns=EFFECTS)
+    if (again := own.duplicated(keys)).any():
+        which = ", ".join(f"{key} {own.loc[again, key].iloc[0]}" for key in keys)
+        raise ValueError(f"feature_effects: {which} stands in several rows; expected one for each feature")
+    return table.merge(own, on=keys, how="left")
+
+
 def read_tables(source: str | Path | Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Return the tables that an atlas draws, and the study's record, of a directory or of tables as they are."""
     if not isinstance(source, str | Path):
         return dict(source), {}
-    wanted = ("feature_atlas", "ablation_results")
+    wanted = ("feature_atlas", "ablation_results", "feature_effects")
     paths = {name: path for name, path in find_tables(source).items() if name in wanted}
     return {name: read_csv(path) for name, path in paths.items()}, read_record(Path(source) / "study.json")
 

@@ -24,6 +24,7 @@ import pandas as pd
 from reports.overlap import overlay
 from reports.tables import replace_surrogates, unplaced
 
+EFFECTS = ("effect", "effect_low", "effect_high", "effect_estimate")  # of ablating a feature, where it was measured
 NUMBERS = ("layer", "head", "feature", "density", "max_act", "mean_act")
 LARGEST, MISSING = 2**31 - 1, -(2**31)  # of a number in units of its last decimal; what stands for nan and infinity
 
@@ -238,7 +239,7 @@ def feature_arrays(df: pd.DataFrame, models: list[str], seeds: list[str]) -> dic
         "feature": fit(df["feature"].to_numpy()),
         "dead": dead.to_numpy(dtype=np.uint8),
     }
-    for column in ("density", "max_act", "mean_act"):
+    for column in ("density", "max_act", "mean_act", *(name for name in EFFECTS if name in df)):
         arrays[column] = df[column].to_numpy(dtype=np.float64, na_value=np.nan)
     return arrays
 

@@ -91,3 +91,11 @@ function matchOf(atlas, row) {
   const other = siblingOf(atlas, row, atlas.match_model[row], atlas.match_feature[row]);
   return other < 0 ? null : { row: other, score: decimalOf(atlas, "match", row, row) };
 }
+
+// What ablating a feature does to the loss, in nats per token: exact with its interval, or by the gradient alone.
+function effectOf(atlas, row) {
+  if (!atlas.effect_estimate || Number.isNaN(atlas.effect_estimate[row])) return null;
+  const isExact = !Number.isNaN(atlas.effect[row]);
+  const value = isExact ? atlas.effect[row] : atlas.effect_estimate[row];
+  return { isExact, value, low: atlas.effect_low[row], high: atlas.effect_high[row] };
+}

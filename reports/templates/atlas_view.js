@@ -120,6 +120,12 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
   addFact("density", formatDensity(atlas.density[row]));
   addFact("max", formatNumber(atlas.max_act[row]));
   addFact("mean", formatNumber(atlas.mean_act[row]));
+  const effect = effectOf(atlas, row);
+  if (effect) {
+    const [value, low, high] = [effect.value, effect.low, effect.high].map((number) => (number > 0 ? "+" : "") + formatNumber(number));
+    const interval = Number.isNaN(effect.low) ? "" : ` [${low}, ${high}]`;
+    addFact("removing this feature", effect.isExact ? `${value} nats per token${interval}` : `about ${value} nats per token, by the gradient`);
+  }
   const impactOf = (seed) => heads.get([atlas.models[atlas.model[row]], seed, atlas.layer[row], atlas.head[row]].join("|"));
   const head = impactOf(atlas.seeds[atlas.seed[row]]) ?? impactOf("");
   if (head) {

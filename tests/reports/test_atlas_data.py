@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from fake_study import HOSTILE, feature_atlas
 
+from reports.atlas import with_effects
 from reports.atlas_data import encode_atlas, fit
-from reports.tables import replace_surrogates
+from reports.tables import read_table, replace_surrogates
 
 
 def decode(data: bytes) -> dict:
@@ -199,3 +200,41 @@ def test_malformed_cells_are_named(cells, message):
 )
 def test_whole_numbers_take_the_smallest_type(largest, dtype):
     assert fit([0, largest]).dtype == dtype
+
+
+def effects_of(table):
+    """feature_effects of every feature, exact for the first of each head."""
+    own = table[["model", "seed", "layer", "head", "feature", "l1"]].reset_index(drop=True)
+    is_exact = own["feature"] == 0
+    numbers = {"estimate": np.arange(len(own)) * 1e-5, "delta_loss": np.where(is_exact, 2e-4, np.nan)}
+    return own.assign(**numbers, ci_low=np.where(is_exact, -1e-4, np.nan), ci_high=np.where(is_exact, 3e-4, np.nan))
+
+
+def test_effects_come_to_their_features_and_to_no_other_sae_s(made_study):
+    table = read_table(made_study, "feature_atlas").assign(seed=0, l1=2.0)
+    effects = effects_of(table)
+    found = with_effects(table, effects.sample(frac=1, random_state=0))
+    assert found["feature"].tolist() == table["feature"].tolist()
+    np.testing.assert_array_equal(found["effect_estimate"], effects["estimate"])
+    np.testing.assert_array_equal(found["effect"], effects["delta_loss"])
+    np.testing.assert_array_equal(found["effect_high"], effects["ci_high"])
+    assert with_effects(table, effects.assign(l1=0.5))["effect_estimate"].isna().all()
+    assert with_effects(table, effects.drop(columns="l1"))["effect_estimate"].notna().all()
+    some = with_effects(table, effects.iloc[3:])
+    assert some["effect_estimate"].isna().sum() == 3
+    packed = decode(encode_atlas(some, {}))
+    for name in ("effect", "effect_low", "effect_high", "effect_estimate"):
+        np.testing.assert_array_equal(packed[name], some[name])
+    assert "effect" not in decode(encode_atlas(table, {}))
+
+
+def test_bad_effects_are_refused(made_study):
+    table = read_table(made_study, "feature_atlas").assign(seed=0, l1=2.0)
+    effects = effects_of(table)
+    for bad, message in (
+        (effects.drop(columns="ci_low"), "feature_effects: the columns ci_low are missing"),
+        (pd.concat([effects, effects.iloc[:1]]), "stands in several rows; expected one for each feature"),
+        (effects.assign(estimate="x"), "feature_effects: estimate holds text; expected numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_effects(table, bad)
