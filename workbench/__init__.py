@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from workbench.models.generate import generate
     from workbench.models.interop import export, import_model
     from workbench.models.load import load
+    from workbench.models.steering import steered
     from workbench.models.streams import stream
     from workbench.models.transformer_lens import from_hooked_transformer, to_hooked_transformer
     from workbench.study.over_training import over_training
@@ -53,6 +54,7 @@ _WHERE = MappingProxyType(
         "load": "workbench.models.load:load",
         "over_training": "workbench.study.over_training:over_training",
         "recipes": "workbench.training:recipe_names",
+        "steered": "workbench.models.steering:steered",
         "stream": "workbench.models.streams:stream",
         "study": "workbench.study.study:study",
         "to_hooked_transformer": "workbench.models.transformer_lens:to_hooked_transformer",
@@ -83,6 +85,7 @@ __all__ = [
     "probe",
     "recipes",
     "sae_train",
+    "steered",
     "stream",
     "study",
     "text_quality",

@@ -66,7 +66,7 @@ def attached(
     is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
     positions = Positions(special_ids(model), is_everywhere)
     with ExitStack() as stack:
-        reading = None if is_everywhere else stack.enter_context(_reading(model))
+        reading = None if is_everywhere else stack.enter_context(reading_tokens(model))
 
         def replaced_by(part: _Part) -> Callable[[Tensor, Any], Tensor | None]:
             def replace(x: Tensor, hook: Any) -> Tensor | None:
@@ -169,7 +169,7 @@ def _values_of(sae: StackedSAE, features: Mapping[Feature, float]) -> list[dict[
 
 
 @dataclass
-class _Reading:
+class ReadTokens:
     """Which tokens the forward in progress reads, and how many of their texts come before them."""
 
     ids: Int[Tensor, "batch pos"] | None = None
@@ -193,9 +193,9 @@ class _Reading:
 
 
 @contextmanager
-def _reading(model: Any) -> Iterator[_Reading]:
+def reading_tokens(model: Any) -> Iterator[ReadTokens]:
     """What is known of the tokens, kept up to date by hooks on the model and on its embedding."""
-    reading = _Reading()
+    reading = ReadTokens()
 
     def begin(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         cache, mask = kwargs.get("past_kv_cache"), kwargs.get("attention_mask")

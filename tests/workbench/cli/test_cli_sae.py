@@ -15,6 +15,12 @@ from workbench import analyses, runs
 from workbench.analyses.sae_train import head_saes
 from workbench.analyses.sae_train.head_saes import find_stack
 from workbench.cli.app import app
+from workbench.cli.generate import N_MEASURED
+from workbench.data.text_windows import spread_windows
+from workbench.models.generate import generate
+from workbench.models.load import load
+from workbench.models.steering import measure_constants, steered
+from workbench.models.tokenizer_files import decode_continuation, stop_ids
 
 PLUGIN = Path(__file__).parents[3] / "docs" / "plugins" / "p_annealed.py"
 
@@ -327,3 +333,26 @@ def test_an_atlas_of_other_saes_is_another_run(place, small):
     result = call("atlas", "--sae", "s1", *common)
     assert result.exit_code == 1
     assert "resume: models" in result.output
+
+
+def test_generation_is_steered_by_a_feature_as_python_steers_it(small, place):
+    assert call("sae-train", *small, "--layer", 1, "--n-train-tokens", 960, "--out", "s").exit_code == 0
+    model, stack = load(place / "shallow"), find_stack("s")
+    tokens = spread_windows(model, None, n_tokens=N_MEASURED)
+    found = {j: measure_constants(model, stack, (1, 0, j), tokens) for j in range(stack.config.d_sae)}
+    strongest = max(found, key=lambda j: found[j].max_act)
+    words = ["generate", "The cat", "--ckpt", place / "shallow", "--max-new-tokens", 8, "--temperature", 0, "--json"]
+    said = {}
+    for how in ("max_act", "norm", "clamp", "remove"):
+        option = ["--sae", "s", "--steer", f"1.0.{strongest}:40", "--how", how]
+        said[how] = json.loads(call(*words, *option).stdout)["rows"][0]["continuation"]
+        prompt = model.to_tokens("The cat", truncate=False)
+        with steered(model, stack, (1, 0, strongest), how, 40.0, **found[strongest]._asdict()):
+            grown = generate(model, prompt, 8, temperature=0, stop_at=stop_ids(model))[0].tolist()
+        n = prompt.shape[1]
+        assert said[how] == decode_continuation(model.tokenizer, grown[:n], grown[n:])
+    plain = json.loads(call(*words).stdout)["rows"][0]["continuation"]
+    assert said["max_act"] != plain
+    dead = call(*words, "--sae", "s", "--steer", f"1.0.{strongest}:nan")
+    assert dead.exit_code == 1
+    assert dead.stderr.startswith("error: alpha: got nan; expected a finite number")

@@ -1,0 +1,139 @@
+"""Steering: a model whose activations are pushed along one feature of an SAE, in every forward for a while."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae.edits import How, check_steering, steer
+from sae.stack import StackedSAE
+from workbench.models.activations import Positions, special_ids, stack_slots
+from workbench.models.attached import Feature, reading_tokens
+from workbench.models.checks import checked_tokens, device_of, run_watched
+from workbench.models.sae_places import HookSAEs, saes_by_hook
+
+BATCH_TOKENS = 4096
+
+
+class Constants(NamedTuple):
+    """What steering is measured in, on held-out text at the positions that count."""
+
+    max_act: float
+    """largest activation of the feature"""
+    mean_norm: float
+    """mean ‖x‖ of what its SAE reads"""
+
+
+@contextmanager
+def steered(
+    model: Any,
+    sae: StackedSAE,
+    feature: Feature,
+    how: How = "max_act",
+    alpha: float = 0.0,
+    *,
+    max_act: float | None = None,
+    mean_norm: float | None = None,
+    include_special: bool | None = None,
+) -> Iterator[Any]:
+    """The model with the activation that a feature's SAE reads pushed along the feature's decoder row, in every forward
+    from position 1 on, the prompt's tokens among them; as it was when the context ends. See `sae.steer` for the four
+    ways. With a cache and without, the same; contexts may be nested to steer by several features.
+
+    Args:
+        model, sae, include_special: as for `attached`.
+        feature: (layer, head, index); head −1 where the SAE reads the hook whole.
+        how, alpha, max_act, mean_norm: as for `sae.steer`; `measure_constants` gives the last two.
+
+    Raises:
+        ValueError: as `attached` and `sae.steer`, before anything runs; a feature that never fires with max_act 0.
+    """
+    check_steering(how, alpha, max_act=max_act, mean_norm=mean_norm)
+    place, index = place_of_feature(model, sae, feature)
+    row = place.sae.W_dec[0, index].detach()
+    is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
+    positions = Positions(special_ids(model), is_everywhere)
+    with ExitStack() as stack:
+        reading = None if is_everywhere else stack.enter_context(reading_tokens(model))
+
+        def push(x: Tensor, hook: Any) -> Tensor:
+            is_counted = None if reading is None else reading.counted(positions, x, place.hook_name)
+            own = place.read(x)
+            acts = place.sae.encode(own)[0, :, index] if how == "clamp" else None
+            new = steer(own[0], row, how, alpha, acts=acts, max_act=max_act, mean_norm=mean_norm)
+            return place.written(x, new[None], is_counted)
+
+        stack.enter_context(model.hooks(fwd_hooks=[(place.hook_name, push)]))
+        yield model
+
+
+def place_of_feature(model: Any, sae: StackedSAE, feature: Feature) -> tuple[HookSAEs, int]:
+    """The one SAE that has a feature, checked against the model, and the feature's index. Raises ValueError for a
+    feature that the stack lacks, and as `saes_by_hook`."""
+    layer, head, index = feature
+    slots = stack_slots(sae)
+    own = [i for i, slot in enumerate(slots) if (slot.layer, slot.column) == (layer, head)]
+    if not own or not 0 <= index < sae.config.d_sae:
+        have = sorted({(slot.layer, slot.column) for slot in slots})
+        raise ValueError(
+            f"feature: got {layer}.{head}.{index}; expected LAYER.HEAD.FEATURE of the SAEs, with (layer, head) in "
+            f"{have} and 0 ≤ feature < {sae.config.d_sae}"
+        )
+    if not hasattr(model, "hooks"):
+        raise ValueError(f"steered: got a {type(model).__name__}, on which no hook stays; expected a HookedLM")
+    (place,) = saes_by_hook(model, sae.select(own))
+    return place, index
+
+
+@torch.no_grad()
+def measure_constants(
+    model: Any,
+    sae: StackedSAE,
+    feature: Feature,
+    tokens: Int[Tensor, "n n_ctx"],
+    include_special: bool | None = None,
+) -> Constants:
+    """f_max and mean ‖x‖ of a feature on these tokens, at the positions that its SAE is meant for.
+
+    Raises:
+        ValueError: as `steered`; no token at these positions.
+    """
+    place, index = place_of_feature(model, sae, feature)
+    tokens = checked_tokens("steering", model, tokens)
+    is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
+    positions = Positions(special_ids(model), is_everywhere)
+    most, total, n = 0.0, 0.0, 0
+    for batch in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
+        found = run_watched(model, batch.to(device_of(model)), [place.hook_name], place.layer + 1)
+        own = place.read(found[place.hook_name])
+        own = own[:, positions.of(batch).flatten().to(own.device)]
+        if own.shape[1]:
+            most = max(most, float(place.sae.encode(own)[0, :, index].max()))
+            total, n = total + float(own[0].norm(dim=-1).sum(dtype=torch.float64)), n + own.shape[1]
+    if not n:
+        raise ValueError("steering: got no token but special ones and position 0; expected others")
+    return Constants(most, total / n)
+
+
+def parse_steering(text: str) -> tuple[Feature, float]:
+    """The feature and α of LAYER.HEAD.FEATURE:ALPHA, HEAD being `all` where an SAE reads all heads or a whole hook.
+
+    >>> parse_steering("2.1.37:4")
+    ((2, 1, 37), 4.0)
+    >>> parse_steering("2.all.37:-0.5")
+    ((2, -1, 37), -0.5)
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})\.(\d{1,6}|all)\.(\d{1,9}):(.+)", text)
+    try:
+        if match is None:
+            raise ValueError
+        layer, head, index, alpha = match.groups()
+        return (int(layer), -1 if head == "all" else int(head), int(index)), float(alpha)
+    except ValueError:
+        raise ValueError(f"steer: got {text!r:.60}; expected LAYER.HEAD.FEATURE:ALPHA, such as 2.1.37:4") from None
