@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -116,12 +117,26 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if f"(os error {errno.ENOMEM})" in str(error):
         return True
+    if isinstance(error, SystemError):  # of an extension that found no room and did not say so
+        return _is_at_limit()
     if is_panic(error):
         return "ThreadPoolBuildError" in str(error)
     # an ImportError where a library finds no room
     return isinstance(error, RuntimeError | ImportError) and any(
         w in str(error) for w in ("allocate memory", "start new thread", "failed to map segment")
     )
+
+
+def _is_at_limit() -> bool:
+    """Whether a limit of this process's address space leaves it next to nothing."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return False
+    limit, statm = resource.getrlimit(resource.RLIMIT_AS)[0], Path("/proc/self/statm")
+    if limit == resource.RLIM_INFINITY or not statm.is_file():
+        return False
+    return limit - int(statm.read_text().split()[0]) * resource.getpagesize() < 64 << 20
 
 
 def is_panic(error: BaseException) -> bool:

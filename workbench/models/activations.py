@@ -17,7 +17,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.stack import StackedSAE
 from workbench.models import tokenizer_files
 from workbench.models.checks import choose, count_bad, device_of, run_watched
 
@@ -73,18 +72,6 @@ def special_ids(model: Any) -> frozenset[int]:
     """The ids of the special tokens of the model's tokenizer; none for a model without one."""
     tokenizer = tokenizer_files.tokenizer_of(model)
     return frozenset() if tokenizer is None else tokenizer_files.special_ids(tokenizer)
-
-
-def stack_slots(sae: StackedSAE) -> list[Slot]:
-    """The slot that each SAE of a stack reads. Raises ValueError if the stack does not say."""
-    found = []
-    for source in sae.info.sources:
-        if source.hook_name is None or source.layer is None:
-            break
-        found.append(Slot(source.hook_name, source.layer, source.head))
-    if len(found) != sae.config.n_saes:
-        raise ValueError("SAEs: the stack does not say which hooks it reads; expected one saved by sae-train")
-    return found
 
 
 @dataclass(frozen=True)

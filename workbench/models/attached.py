@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sae.stack import StackedSAE
 from workbench.models import HookedLM
-from workbench.models.activations import Positions, Slot, special_ids, stack_slots
-from workbench.models.sae_places import HookSAEs, saes_by_hook
+from workbench.models.activations import Positions, Slot, special_ids
+from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 
 Feature = tuple[int, int, int]
 """layer, head (−1: the SAE reads the hook whole), index"""

@@ -10,11 +10,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.stack import StackedSAE, check_model
-from workbench.models.activations import Slot, stack_slots
+from workbench.models.activations import Slot
 from workbench.models.checks import check_hooks
 from workbench.models.weights import weights_sha256
 
 STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+
+
+def stack_slots(sae: StackedSAE) -> list[Slot]:
+    """The slot that each SAE of a stack reads. Raises ValueError if the stack does not say."""
+    found = []
+    for source in sae.info.sources:
+        if source.hook_name is None or source.layer is None:
+            break
+        found.append(Slot(source.hook_name, source.layer, source.head))
+    if len(found) != sae.config.n_saes:
+        raise ValueError("SAEs: the stack does not say which hooks it reads; expected one saved by sae-train")
+    return found
 
 
 @dataclass(frozen=True)

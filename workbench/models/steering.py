@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sae.edits import How, check_steering, steer
 from sae.stack import StackedSAE
-from workbench.models.activations import Positions, special_ids, stack_slots
+from workbench.models.activations import Positions, special_ids
 from workbench.models.attached import Feature, reading_tokens
 from workbench.models.checks import checked_tokens, device_of, run_watched
-from workbench.models.sae_places import HookSAEs, saes_by_hook
+from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 
 BATCH_TOKENS = 4096
 

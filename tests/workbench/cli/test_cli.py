@@ -577,6 +577,15 @@ def test_memory_that_ends_is_said_whatever_raised_it(error, said):
     assert describe(error) == f"error: out of memory ({said}); {EXPECTED}"
 
 
+def test_an_extension_that_fails_without_a_word_has_no_memory_only_at_the_limit(monkeypatch):
+    error = SystemError("error return without exception set")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert describe(error) == f"error: SystemError: {error} (--debug shows where)"
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (held + (8 << 20), held + (8 << 20)))
+    assert describe(error) == f"error: out of memory ({error}); {EXPECTED}"
+
+
 def test_another_error_of_the_system_is_not_one_of_memory():
     assert describe(OSError(errno.ENOSPC, "No space left")) == "error: [Errno 28] No space left"
 

@@ -21,8 +21,9 @@ from sae.top_activations import TopActivations
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.analyses.spectra.weights import own_weight
 from workbench.models import HookedLM
-from workbench.models.activations import EVERYWHERE, Positions, Slot, collect, special_ids, stack_slots
+from workbench.models.activations import EVERYWHERE, Positions, Slot, collect, special_ids
 from workbench.models.checks import checked_tokens, device_of, run_hooked
+from workbench.models.sae_places import stack_slots
 from workbench.models.weights import weights_sha256
 from workbench.models.writes import fitted_factor, probed_tokens, write_factor
 

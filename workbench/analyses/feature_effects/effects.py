@@ -24,9 +24,9 @@ from workbench.analyses.ablate.losses import Reference, at_rows, compare, refere
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
 from workbench.models import HookedLM
-from workbench.models.activations import Positions, special_ids, stack_slots
+from workbench.models.activations import Positions, special_ids
 from workbench.models.checks import as_list, checked_tokens, device_of, is_whole
-from workbench.models.sae_places import HookSAEs, saes_by_hook
+from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 from workbench.models.transformer import check_ours
 
 Kind = Literal["zero", "mean"]

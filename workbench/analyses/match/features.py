@@ -13,10 +13,11 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from sae.stack import StackedSAE, check_model
-from workbench.analyses.atlas.features import DIGITS, stack_positions, stack_slots
+from workbench.analyses.atlas.features import DIGITS, stack_positions
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.models.activations import at, collect
 from workbench.models.checks import checked_tokens, device_of
+from workbench.models.sae_places import stack_slots
 from workbench.models.weights import weights_sha256
 
 
