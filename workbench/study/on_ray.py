@@ -15,7 +15,9 @@ from typing import Any
 from workbench.study.executors import Ended, Show, Task, describe_error
 from workbench.study.jobs import Context
 from workbench.study.worker import GRACE_S, N_RETRIES, do_in_worker
-from workbench.training.interrupts import Interrupted, raising_on_sigterm
+from workbench.training.interrupts import Interrupted, stop_requests
+
+POLL_S = 0.2  # seconds that a signal waits at most until it is acted on
 
 
 class OnRay:
@@ -30,8 +32,9 @@ class OnRay:
         self._n_ended = 0
         self._stack = contextlib.ExitStack()
         self._connect(address)
-        # Ray's own answer to SIGTERM is to abort the process
-        self._stack.enter_context(raising_on_sigterm())
+        # noted, not raised: Ray's own answer to SIGTERM is to abort the process, and an exception that a handler raises
+        # while Ray's core waits comes out as a SystemError, or breaks the core's own accounts
+        self._request = self._stack.enter_context(stop_requests())
         if self.n_slots == 0:
             self._stack.close()
             gpu = " and a GPU" if self._needs_gpu else ""
@@ -72,8 +75,13 @@ class OnRay:
         self._tasks[self._remote.remote(task, self._context, str(Path.cwd()))] = task
 
     def wait(self) -> Ended:
-        """The next task that ends. Raises Interrupted where a job was asked to stop."""
-        (reference,), _ = self._ray.wait(list(self._tasks), num_returns=1)
+        """The next task that ends. Raises Interrupted where this process or a job was asked to stop."""
+        ended: list[Any] = []
+        while not ended:
+            ended, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=POLL_S)
+            if self._request:
+                raise Interrupted(f"stopped by {self._request.reason}; go on with --resume")
+        (reference,) = ended
         task = self._tasks.pop(reference)
         self._n_ended += 1
         self._tell(self._n_ended / self._n_jobs)
