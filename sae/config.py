@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from sae.architectures import find_architecture
+from sae.token_norms import TokenNorm
 
 _OPTIONS = ("k", "widths", "gate_detach", "aux_coefficient")  # each None where the architecture does not read it
 
@@ -54,6 +55,9 @@ class SAEConfig(BaseModel):
     """jumprelu: threshold of every feature at the start, in units of the pre-activation."""
     bandwidth: float = Field(default=0.05, gt=0)
     """jumprelu: width of the rectangle kernel of the straight-through gradient, in units of the pre-activation."""
+    normalize_inputs: TokenNorm | None = None
+    """How each token is normalised on the way in and back on the way out (`sae.token_norms`); such SAEs come from
+    elsewhere and are not trained here."""
 
     @field_validator("architecture")
     @classmethod
@@ -70,6 +74,8 @@ class SAEConfig(BaseModel):
                     f"SAEConfig.{option}: got {getattr(self, option)} for {self.architecture}; expected None"
                 )
         own.check(self)
+        if self.normalize_inputs == "layer_norm" and self.d_in == 1:
+            raise ValueError("SAEConfig.d_in: got 1 with normalize_inputs = 'layer_norm'; expected ≥ 2")
         if self.use_unit_norm_decoder and self.decoder_init_norm != 1:
             raise ValueError(
                 f"SAEConfig.decoder_init_norm: got {self.decoder_init_norm}; expected 1 with use_unit_norm_decoder"

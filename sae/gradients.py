@@ -47,6 +47,10 @@ def loss_and_gradients(
     Raises ValueError for an x, l1 or input_index that does not fit.
     """
     config, architecture = sae.config, sae.architecture
+    if config.normalize_inputs is not None:
+        raise ValueError(
+            f"loss_and_gradients: got normalize_inputs = {config.normalize_inputs!r}; expected None, as in training"
+        )
     if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != config.d_in or not x.is_floating_point():
         raise ValueError(
             f"loss_and_gradients: x has shape {tuple(x.shape)} and is {x.dtype}; "

@@ -6,8 +6,9 @@ returns tensors without that axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from sae.architecture import Architecture
 from sae.architectures import find_architecture
 from sae.checkpoint import load_stack, save_stack, shorten
 from sae.config import SAEConfig, StackInfo, as_list
+from sae.gemma_scope import load_gemma_scope
 from sae.sae_lens_format import load_sae_lens, save_sae_lens
 from sae.tensors import check_tensors
+from sae.token_norms import normalise, output_scale, restore
 
 Acts = Float[Tensor, "n_saes tokens d_sae"] | Float[Tensor, "tokens d_sae"]
 Inputs = Float[Tensor, "n_saes tokens d_in"] | Float[Tensor, "tokens d_in"]
@@ -187,22 +190,35 @@ class StackedSAE(nn.Module):
         x is cast to the parameters' dtype. Raises ValueError for another shape or an integer tensor.
         """
         stacked = self._with_axis(x, self.config.d_in, "encode: x")
+        if (norm := self.config.normalize_inputs) is not None:
+            stacked = normalise(norm, stacked)
         acts = self.architecture.encode(self.config, self.tensors, stacked)
         return acts if x.ndim == 3 else acts[0]
 
-    def decode(self, acts: Acts) -> Inputs:
+    def decode(self, acts: Acts, x: Inputs | None = None) -> Inputs:
         """Reconstruction acts W_dec + b_dec, [n_saes, tokens, d_in]; [tokens, d_in] for [tokens, d_sae] and one SAE.
 
-        Raises ValueError for another shape or an integer tensor.
+        x is what is reconstructed: read, and needed, only where each token is normalised (config.normalize_inputs), and
+        the reconstruction scaled back. Raises ValueError for another shape, an integer tensor or an x that is missing.
         """
         stacked = self._with_axis(acts, self.config.d_sae, "decode: acts")
         recon = self.architecture.decode(self.config, self.tensors, stacked)
+        if (norm := self.config.normalize_inputs) is not None:
+            if x is None:
+                raise ValueError(f"decode: got no x with normalize_inputs = {norm!r}; expected what was encoded")
+            recon = restore(norm, recon, self._with_axis(x, self.config.d_in, "decode: x"))
         return recon if acts.ndim == 3 else recon[0]
+
+    def output_scale(self, x: Float[Tensor, "n_saes tokens d_in"]) -> Float[Tensor, "n_saes tokens"] | None:
+        """What one unit of activation adds to the reconstruction of each token, in multiples of its decoder row; None
+        where that is 1 for all, since no token is normalised."""
+        norm = self.config.normalize_inputs
+        return None if norm is None else output_scale(norm, self._with_axis(x, self.config.d_in, "output_scale: x"))
 
     def forward(self, x: Inputs) -> tuple[Acts, Inputs]:
         """(acts, recon) of x: `encode`, then `decode`."""
         acts = self.encode(x)
-        return acts, self.decode(acts)
+        return acts, self.decode(acts, x)
 
     def select(self, indices: Sequence[int] | int) -> StackedSAE:
         """A new stack with copies of these SAEs, in this order. Raises ValueError for an index that does not exist."""
@@ -229,9 +245,16 @@ class StackedSAE(nn.Module):
         return save_sae_lens(directory, self.config, self.state_dict(), self.info, overwrite=overwrite)
 
     @staticmethod
-    def from_sae_lens(directory: str | Path) -> StackedSAE:
+    def from_sae_lens(
+        directory: str | Path, *, norm_scale: float | None = None, overrides: Mapping[str, Any] | None = None
+    ) -> StackedSAE:
         """The stack of one SAELens folder or of a folder of them, see `sae.sae_lens_format.load_sae_lens`."""
-        return StackedSAE.from_tensors(*load_sae_lens(directory))
+        return StackedSAE.from_tensors(*load_sae_lens(directory, norm_scale=norm_scale, overrides=overrides))
+
+    @staticmethod
+    def from_gemma_scope(path: str | Path, *, hook_name: str | None = None, layer: int | None = None) -> StackedSAE:
+        """The stack of one SAE of Gemma Scope, see `sae.gemma_scope.load_gemma_scope`."""
+        return StackedSAE.from_tensors(*load_gemma_scope(path, hook_name=hook_name, layer=layer))
 
     def _with_axis(self, x: Tensor, width: int, what: str) -> Tensor:
         n = self.config.n_saes

@@ -100,11 +100,11 @@ class _Part:
         own, sae = self.at.read(x), self.at.sae
         if has_edit:
             acts = sae.encode(own)
-            kept = sae.decode(acts) if error else None
-            recon = sae.decode(self._edited(acts, len(x), is_counted, edit))
+            kept = sae.decode(acts, own) if error else None
+            recon = sae.decode(self._edited(acts, len(x), is_counted, edit), own)
         else:
             size = BLOCK_TOKENS if own.device.type == "cpu" else max(1, own.shape[1])
-            recon = torch.cat([sae.decode(sae.encode(block)) for block in own.split(size, dim=1)], dim=1)
+            recon = torch.cat([sae(block)[1] for block in own.split(size, dim=1)], dim=1)
             kept = recon if error else None
         # in this order the value is x itself, to the last bit, where no feature is edited
         out = recon if kept is None else own.detach() + (recon - kept.detach()).to(own)

@@ -66,7 +66,11 @@ def steered(
             is_counted = None if reading is None else reading.counted(positions, x, place.hook_name)
             own = place.read(x)
             acts = place.sae.encode(own)[0, :, index] if how == "clamp" else None
-            new = steer(own[0], row, how, alpha, acts=acts, max_act=max_act, mean_norm=mean_norm)
+            constants: Any = {"acts": acts, "max_act": max_act, "mean_norm": mean_norm}
+            if how in ("max_act", "clamp") and (scale := place.sae.output_scale(own)) is not None:
+                new = own[0] + scale[0, :, None] * steer(torch.zeros_like(own[0]), row, how, alpha, **constants)
+            else:
+                new = steer(own[0], row, how, alpha, **constants)
             return place.written(x, new[None], is_counted)
 
         stack.enter_context(model.hooks(fwd_hooks=[(place.hook_name, push)]))

@@ -224,10 +224,14 @@ def _changes(
     value: Float64[Tensor, "n_saes d_sae"],
     is_counted: Tensor,
 ) -> Float[Tensor, "feature batch pos"]:
-    """f′ − f of each feature (SAE of the place, index), 0 where it does not count and behind the last prediction."""
+    """f′ − f of each feature (SAE of the place, index), in multiples of its decoder row; 0 where it does not count and
+    behind the last prediction."""
     saes, index = which.unbind(1)
-    acts = place.sae.encode(place.read(x))[saes, :, index]
+    own = place.read(x)
+    acts = place.sae.encode(own)[saes, :, index]
     change = value[saes, index].to(acts)[:, None] - acts
+    if (scale := place.sae.output_scale(own)) is not None:
+        change = change * scale[saes]
     change = change.view(len(which), *is_counted.shape) * is_counted.to(acts)
     change[:, :, -1] = 0
     return change

@@ -115,6 +115,8 @@ def _sums(
     for own, slope in zip(rows.split(BLOCK_TOKENS, dim=1), slopes.split(BLOCK_TOKENS, dim=1), strict=True):
         acts = place.sae.encode(own)
         along = slope.to(acts) @ place.sae.W_dec.mT
+        if (scale := place.sae.output_scale(own)) is not None:
+            along *= scale.unsqueeze(-1)
         fired += (acts > 0).sum(dim=1)
         total += ((stands.to(acts) - acts) * along).sum(dim=1, dtype=torch.float64)
     return fired.cpu(), total.cpu()

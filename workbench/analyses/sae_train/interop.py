@@ -54,5 +54,5 @@ def _verify(stack: StackedSAE, directory: Path) -> None:
         theirs = SAE.load_from_disk(str(folder))
         theirs.turn_off_forward_pass_hook_z_reshaping()  # x has the heads side by side
         acts = own.encode(x)
-        if not (torch.equal(theirs.encode(x), acts) and torch.equal(theirs.decode(acts), own.decode(acts))):
+        if not (torch.equal(theirs.encode(x), acts) and torch.equal(theirs.decode(acts), own.decode(acts, x))):
             raise ValueError(f"export to sae-lens: {folder.name} encodes or decodes to other bits; expected the same")
