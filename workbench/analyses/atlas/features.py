@@ -93,7 +93,8 @@ def atlas_features(
     several SAEs of one head; n_tokens is the number of tokens that density is a share of.
 
     Args:
-        sae: the stack; it must say which hook each SAE reads, and belong to `model`.
+        sae: the stack; it must say which hook each SAE reads, and where it says which model it belongs to, that must
+            be this one.
         tokens: held-out tokens.
         name, seed: the columns model and seed.
 
@@ -102,7 +103,8 @@ def atlas_features(
             that is negative, or no context.
     """
     slots = stack_slots(sae)
-    check_model(sae, weights_sha256(model), name)
+    if sae.info.model_sha256 is not None:
+        check_model(sae, weights_sha256(model), name)
     tokens = checked_tokens("atlas", model, tokens, min_ctx=2)
     for what, given, least in (
         ("n_contexts", n_contexts, 1),
