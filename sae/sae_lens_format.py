@@ -31,6 +31,8 @@ CONFIG_FILE = "cfg.json"
 FORMAT_VERSION = "6.54.12"
 SCALER_FILE = "activation_scaler.json"
 AVERAGE = "expected_average_only_in"
+# what TransformerLens does to weights at loading, by which some activations change
+_PROCESSING = ("fold_ln", "center_writing_weights", "fold_value_biases", "refactor_factored_attn_matrices")
 
 _DTYPES = {
     torch.float64: "float64",
@@ -271,10 +273,11 @@ def _read_source(metadata: dict[str, Any]) -> SAESource:
 
 def _warn_of_loading(path: Path, fields: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     kwargs = fields.get("model_from_pretrained_kwargs") or metadata.get("model_from_pretrained_kwargs")
-    if kwargs:
+    changed = [name for name in _PROCESSING if isinstance(kwargs, dict) and kwargs.get(name) is True]
+    if changed:
         warnings.warn(
-            f"{path}: trained on a TransformerLens model loaded with {shorten(repr(kwargs))}; one whose weights are as "
-            "its files have them may differ, in the stream's mean with center_writing_weights",
+            f"{path}: trained on a TransformerLens model loaded with {', '.join(changed)}; one with the weights of its "
+            "files may show other activations (a stream with its mean, z with its bias)",
             stacklevel=2,
         )
 

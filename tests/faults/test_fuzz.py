@@ -47,9 +47,9 @@ READERS: dict[str, tuple[str, Callable, Callable[[Path], object]]] = {
     "shards": ("d/shards.json", lambda g: g.run("harvest"), lambda p: open_shards(p.parent)),
     "SAELens": ("d/cfg.json", lambda g: _sae_lens(g), lambda p: sae.StackedSAE.from_sae_lens(p.parent)),
     "Gemma Scope": (
-        "gemma-scope-2b-pt-res/layer_1/params.npz",
+        "params.npz",
         lambda g: _gemma_scope(g["gemma_scope"]),
-        sae.StackedSAE.from_gemma_scope,
+        lambda p: sae.StackedSAE.from_gemma_scope(p, hook_name="hook_mlp_out", layer=1),
     ),
 }
 
