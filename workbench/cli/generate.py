@@ -31,15 +31,7 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option("--top-p", help="Sample from the likeliest tokens that hold this much probability.")
     ] = None,
-    sae: Annotated[
-        str | None,
-        typer.Option(
-            "--sae",
-            help="SAEs by which to steer: a directory of sae-train, a SAELens folder, Gemma Scope's params.npz, "
-            "RELEASE/ID of SAELens's registry, or OWNER/REPO/PATH of the hub.",
-            metavar="SOURCE",
-        ),
-    ] = None,
+    sae: options.SAEs = None,
     steer: Annotated[
         list[str] | None,
         typer.Option(
