@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.architecture import SAELensForm
-from sae.architectures import architecture_names, find_architecture
+from sae.architectures import architecture_names, architecture_of, find_architecture
 from sae.checkpoint import Stored, describe_validation, new_directory, read_json, read_tensors, shorten
 from sae.config import SAEConfig, SAESource, StackInfo
 from sae.tensors import check_finite, check_tensors
@@ -43,9 +43,11 @@ def save_sae_lens(
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
     SAE of all heads' hook_z takes them as the hook gives them, [… n_heads d_head], as SAELens's own of that hook do.
     relu is SAELens's standard; batchtopk and matryoshka become jumprelu with one threshold for all features, as in
-    SAELens's own training. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
+    SAELens's own training. A transcoder's `forward` gives the same bits too, and its decode but for W_skip, which
+    SAELens adds in `forward` alone. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
 
-    Raises ValueError if the directory exists and is not to be overwritten, or if a parameter is not finite.
+    Raises ValueError if the directory exists and is not to be overwritten, if a parameter is not finite, or for a topk
+    transcoder, which SAELens does not have.
     """
     check_finite("to_sae_lens", tensors)
     names = [f"sae_{k:03d}" for k in range(config.n_saes)]
@@ -54,7 +56,7 @@ def save_sae_lens(
             folder = partial / name
             folder.mkdir()
             own = {key: tensor[k].detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-            form = find_architecture(config.architecture).to_sae_lens(config, own)
+            form = architecture_of(config).to_sae_lens(config, own)
             save_file(form.tensors, folder / WEIGHTS_FILE)
             text = json.dumps(_describe(config, form, tensors["W_dec"].dtype, info, k), indent=1)
             (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
@@ -64,7 +66,7 @@ def save_sae_lens(
 def load_sae_lens(directory: str | Path) -> Stored:
     """Config, tensors and info of a SAELens folder, or of all SAELens folders directly in a directory, by name.
 
-    standard, topk, jumprelu and gated SAEs are taken, in their dtype (all of one); a folder written before SAELens 6
+    standard, topk, jumprelu and gated SAEs and transcoders of all four kinds are taken, in their dtype (all of one); a folder written before SAELens 6
     too. A jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where training kept it
     in float32, and as 0 where the last step of training left it below. A topk SAE with rescale_acts_by_decoder_norm has
     its decoder norms folded into the encoder, which changes its activations by rounding only; all others keep their
@@ -120,6 +122,8 @@ def _describe(config: SAEConfig, form: SAELensForm, dtype: torch.dtype, info: St
         "n_train_tokens": info.n_train_tokens,
         "include_special": info.include_special,
     }
+    if source.hook_name_out is not None:
+        metadata["hook_name_out"] = source.hook_name_out
     description: dict[str, Any] = {
         "architecture": form.architecture,
         "d_in": config.d_in,
@@ -138,6 +142,7 @@ def _reshaping(source: SAESource) -> str:
     """SAELens's name of what lies between the hook and the SAE: with hook_z, the heads are laid side by side and the
     reconstruction is parted again, so that the SAE can stand in the hook's place in a model."""
     is_of_all_heads = source.head is None and source.hook_name is not None and source.hook_name.endswith("hook_z")
+    is_of_all_heads = is_of_all_heads and source.hook_name_out is None  # their transcoders reshape nothing
     return "hook_z" if is_of_all_heads else "none"
 
 
@@ -149,7 +154,7 @@ def _load_one(folder: Path) -> Stored:
     # before SAELens 6 the metadata's fields stood beside the others
     metadata = metadata if isinstance(metadata, dict) else fields
     config = _read_config(path, fields)
-    own = find_architecture(config.architecture)
+    own = architecture_of(config)
     shapes = {name: spec.shape(config) for name, spec in own.tensors(config).items()}
     tensors = read_tensors(folder / WEIGHTS_FILE, shapes, optional=frozenset({"scaling_factor"}))
     scaling = tensors.pop("scaling_factor", torch.ones(()))
@@ -181,7 +186,8 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
         architecture = "topk"
     elif architecture == "standard" and activation != "relu":
         raise ValueError(f"{path}: activation_fn: got {shorten(repr(activation))}; expected 'relu' or 'topk'")
-    every = [find_architecture(name) for name in architecture_names()]
+    named = [find_architecture(name) for name in architecture_names()]
+    every = [form for own in named for form in own.forms.values() or (own,)]
     readers = {own.read_from: own for own in every if own.read_from is not None}
     if not isinstance(architecture, str) or architecture not in readers:
         raise ValueError(f"{path}: architecture: got {shorten(repr(architecture))}; expected one of {sorted(readers)}")
@@ -199,7 +205,7 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
             d_in=fields.get("d_in"),  # pyright: ignore[reportArgumentType]
             d_sae=fields.get("d_sae"),  # pyright: ignore[reportArgumentType]
             architecture=own.name,
-            apply_b_dec_to_input=fields.get("apply_b_dec_to_input", True),
+            apply_b_dec_to_input=fields.get("apply_b_dec_to_input", not own.reads_pair),
             **own.options_from_sae_lens(fields),
         )
     except ValidationError as error:
@@ -214,6 +220,7 @@ def _read_source(metadata: dict[str, Any]) -> SAESource:
         layer = int(found[1])
     return SAESource(
         hook_name=hook_name,
+        hook_name_out=metadata.get("hook_name_out"),
         layer=layer,
         head=metadata.get("hook_head_index", metadata.get("hook_point_head_index")),
         l1=metadata.get("l1"),
