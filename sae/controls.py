@@ -52,7 +52,7 @@ def random_dictionary(
     start = SAEConfig(**sizes, architecture=architecture, decoder_init_norm=1.0, b_dec_init="mean")
     sae = StackedSAE(start, generator, data=target, device=x.device)
     for k, own_l0 in enumerate(wanted):
-        centre = sae.b_dec[k] if y is None else x[k].mean(dim=0)
+        centre = sae.b_dec[k] if y is None else x[k].mean(dim=0).to(sae.dtype)
         tokens, left = x[k].to(sae.dtype) - centre, target[k].to(sae.dtype) - sae.b_dec[k]
         pre = tokens @ sae.W_enc[k]
         sae.b_enc[k] = -_level_above(pre, round(own_l0 * len(tokens)))
