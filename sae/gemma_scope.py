@@ -1,8 +1,10 @@
 """SAEs of Gemma Scope: params.npz (Gemma 2; Lieberum et al. 2024) or params.safetensors (Gemma 3), with model, hook and
 layer in the path alone.
 
-jumprelu with one threshold per feature, whose encoder reads x itself: acts = z·[z > θ], z = x W_enc + b_enc. They were
-trained without special tokens, on sequences of 1024 tokens that begin with BOS. Tensors are named W_enc … or w_enc ….
+jumprelu with one threshold per feature, whose encoder reads x itself: acts = z·[z > θ], z = x W_enc + b_enc.
+Transcoders are such too, from x/rms, what the MLP's norm makes of the stream before its gain, to the MLP's output. All
+were trained without special tokens, on sequences of 1024 tokens that begin with BOS. Tensors are named W_enc … or
+w_enc ….
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _NAMES = {"w_enc": "W_enc", "w_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"
 # what part of a repository's or a folder's name says of the hook
 _HOOKS = {
     "res": "hook_resid_post", "resid_post": "hook_resid_post", "mlp": "hook_mlp_out", "mlp_out": "hook_mlp_out",
-    "att": "attn.hook_z", "attn_out": "attn.hook_z",
+    "att": "attn.hook_z", "attn_out": "attn.hook_z", "transcoders": "ln2.hook_normalized",
 }  # fmt: skip
 _REPOSITORY = re.compile(r"gemma-scope-(2-)?(\d+[bm])-(pt|it)(?:-([a-z]+))?")
 _GROWTH = 64  # times as many bytes as the file; float numbers hardly shrink
@@ -56,19 +58,22 @@ def load_gemma_scope(path: str | Path, *, hook_name: str | None = None, layer: i
 
     Raises:
         ValueError: naming the file, and the tensor, for what is missing, altered, pickled, nan, of another shape or
-            larger than its file can hold; a transcoder; a hook or layer that nobody says, or that the path says
-            otherwise.
+            larger than its file can hold; a transcoder of Gemma 3; a hook or layer that is not said, or that the path
+            says otherwise.
     """
     file = find_params(path)
     if file is None:
         raise ValueError(f"{path}: holds neither {' nor '.join(FILES)}; expected an SAE of Gemma Scope")
-    source, model_name, is_embedding = _read_path(file, hook_name, layer)
+    source, model_name = _read_path(file, hook_name, layer)
     tensors = _named(file, _read_npz(file) if file.suffix == ".npz" else read_any_tensors(file))
     if tensors["W_enc"].ndim != 2:
         raise ValueError(f"{file}: tensor W_enc has shape {tuple(tensors['W_enc'].shape)}; expected (d_in, d_sae)")
     d_in, d_sae = tensors["W_enc"].shape
     try:
-        config = SAEConfig(n_saes=1, d_in=d_in, d_sae=d_sae, architecture="jumprelu", apply_b_dec_to_input=False)
+        kind: dict[str, Any] = {"architecture": "jumprelu"}
+        if source.hook_name_out is not None:
+            kind = {"architecture": "transcoder", "activation": "jumprelu", "d_out": tensors["W_dec"].shape[-1]}
+        config = SAEConfig(n_saes=1, d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, **kind)
         info = StackInfo(
             sources=(source,), model_name=model_name, context_size=CONTEXT_SIZE, prepend_bos=True, include_special=False
         )
@@ -76,7 +81,7 @@ def load_gemma_scope(path: str | Path, *, hook_name: str | None = None, layer: i
         raise ValueError(f"{file}: {describe_validation(error)}") from error
     stacked = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
     check_tensors(config, stacked, f"{file}: ")
-    if is_embedding:
+    if source.hook_name == "hook_embed":
         scale = torch.tensor([d_in**-0.5])
         stacked = find_architecture("jumprelu").fold_scale(config, stacked, scale)
     return config, stacked, info
@@ -85,20 +90,22 @@ def load_gemma_scope(path: str | Path, *, hook_name: str | None = None, layer: i
 # --- what the path says
 
 
-def _read_path(file: Path, hook_name: str | None, layer: int | None) -> tuple[SAESource, str | None, bool]:
-    """(what it reads, the model's name, whether it is of the embedding). Only the last folders speak for a layer."""
+def _read_path(file: Path, hook_name: str | None, layer: int | None) -> tuple[SAESource, str | None]:
+    """(what it reads, the model's name). Only the last folders speak for a layer."""
     text = file.absolute().as_posix()
     repository = next(iter([*_REPOSITORY.finditer(text)][::-1]), None)
     tail = text[repository.end() :] if repository else "/".join(text.split("/")[-5:])
     parts = tail.split("/")
-    if (repository and repository[4] == "transcoders") or re.search("transcoder|/clt", tail):
-        raise ValueError(f"{file}: is a transcoder, by its path; expected an SAE of res, mlp or att")
-    is_embedding = "embedding" in parts
-    kind = _HOOKS.get(repository[4] or "") if repository else None
-    kind = kind or next((_HOOKS[own] for part in parts if (own := part.removesuffix("_all")) in _HOOKS), None)
+    if re.search("transcoder|/clt", tail):
+        raise ValueError(
+            f"{file}: is a transcoder of Gemma 3, by its path, which reads behind the norm's gain, where no hook is; "
+            "expected resid_post, mlp_out or attn_out"
+        )
+    own_hook = _HOOKS.get(repository[4] or "") if repository else None
+    own_hook = own_hook or next((_HOOKS[own] for part in parts if (own := part.removesuffix("_all")) in _HOOKS), None)
     layers = re.findall(r"layer_(\d{1,6})(?!\d)", tail)
-    own_layer, own_hook = (int(layers[-1]) if layers else None), kind
-    if is_embedding:
+    own_layer = int(layers[-1]) if layers else None
+    if is_embedding := "embedding" in parts:
         own_layer, own_hook = 0, "hook_embed"
     layer = _agreed(file, "layer", own_layer, layer)
     if hook_name is not None and (found := re.fullmatch(r"blocks\.(\d{1,6})\.(.+)", hook_name)):
@@ -110,12 +117,13 @@ def _read_path(file: Path, hook_name: str | None, layer: int | None) -> tuple[SA
             f"{file}: the path does not say which {missing} it reads; expected …/gemma-scope-2b-pt-res/layer_20/…, or "
             f"{missing}="
         )
-    full = hook_name if is_embedding else f"blocks.{layer}.{hook_name}"
-    model_name = None
-    if repository:
-        size, kind = repository[2], repository[3]
-        model_name = f"gemma-3-{size}-{kind}" if repository[1] else f"gemma-2-{size}" + ("-it" if kind == "it" else "")
-    return SAESource(hook_name=full, layer=layer), model_name, is_embedding
+    block = "" if is_embedding else f"blocks.{layer}."
+    out = f"{block}hook_mlp_out" if own_hook == _HOOKS["transcoders"] else None
+    source = SAESource(hook_name=block + hook_name, hook_name_out=out, layer=layer)
+    if not repository:
+        return source, None
+    size, kind = repository[2], repository[3]
+    return source, f"gemma-3-{size}-{kind}" if repository[1] else f"gemma-2-{size}" + ("-it" if kind == "it" else "")
 
 
 def _agreed(file: Path, what: str, said: Any, given: Any) -> Any:

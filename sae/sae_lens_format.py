@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.architecture import SAELensForm
-from sae.architectures import architecture_names, find_architecture
+from sae.architectures import architecture_names, architecture_of, find_architecture
 from sae.checkpoint import Stored, describe_validation, new_directory, read_json, read_tensors, shorten
 from sae.config import SAEConfig, SAESource, StackInfo
 from sae.tensors import check_finite, check_tensors
@@ -50,9 +50,11 @@ def save_sae_lens(
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
     SAE of all heads' hook_z takes them as the hook gives them, [… n_heads d_head], as SAELens's own of that hook do.
     relu is SAELens's standard; batchtopk and matryoshka become jumprelu with one threshold for all features, as in
-    SAELens's own training. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
+    SAELens's own training. A transcoder's `forward` gives the same bits too, and its decode but for W_skip, which
+    SAELens adds in `forward` alone. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
 
-    Raises ValueError if the directory exists and is not to be overwritten, or if a parameter is not finite.
+    Raises ValueError if the directory exists and is not to be overwritten, if a parameter is not finite, or for a topk
+    transcoder, which SAELens does not have.
     """
     check_finite("to_sae_lens", tensors)
     names = [f"sae_{k:03d}" for k in range(config.n_saes)]
@@ -61,7 +63,7 @@ def save_sae_lens(
             folder = partial / name
             folder.mkdir()
             own = {key: tensor[k].detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-            form = find_architecture(config.architecture).to_sae_lens(config, own)
+            form = architecture_of(config).to_sae_lens(config, own)
             save_file(form.tensors, folder / WEIGHTS_FILE)
             text = json.dumps(_describe(config, form, tensors["W_dec"].dtype, info, k), indent=1)
             (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
@@ -73,12 +75,13 @@ def load_sae_lens(
 ) -> Stored:
     """Config, tensors and info of a SAELens folder, or of all SAELens folders directly in a directory, by name.
 
-    standard, topk, jumprelu and gated SAEs are taken, in the dtype that cfg.json names (all of one); a folder written
-    before SAELens 6 too. A jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where
-    training kept it in float32, and as 0 where the last step of training left it below. What changes activations or
-    reconstructions by rounding only, for it is folded into the weights: rescale_acts_by_decoder_norm (topk), the factor
-    of normalize_activations = expected_average_only_in, and a finetuning_scaling_factor, of reconstructions alone. All
-    others keep their bits, layer_norm and constant_norm_rescale among them (`sae.token_norms`).
+    standard, topk, jumprelu and gated SAEs and SAELens's four kinds of transcoders are taken, in the dtype that
+    cfg.json names (all of one); a folder written before SAELens 6 too. A jumprelu threshold is read as SAELens's own
+    encoder reads it: in the weights' dtype, where training kept it in float32, and as 0 where the last step of training
+    left it below. What changes activations or reconstructions by rounding only, for it is folded into the weights:
+    rescale_acts_by_decoder_norm (topk), the factor of normalize_activations = expected_average_only_in, and a
+    finetuning_scaling_factor, of reconstructions alone. All others keep their bits, layer_norm and
+    constant_norm_rescale among them (`sae.token_norms`).
 
     Args:
         norm_scale: √d_in / E‖x‖, the factor of expected_average_only_in, where neither activation_scaler.json beside
@@ -139,6 +142,8 @@ def _describe(config: SAEConfig, form: SAELensForm, dtype: torch.dtype, info: St
         "n_train_tokens": info.n_train_tokens,
         "include_special": info.include_special,
     }
+    if source.hook_name_out is not None:
+        metadata["hook_name_out"] = source.hook_name_out
     description: dict[str, Any] = {
         "architecture": form.architecture,
         "d_in": config.d_in,
@@ -157,6 +162,7 @@ def _reshaping(source: SAESource) -> str:
     """SAELens's name of what lies between the hook and the SAE: with hook_z, the heads are laid side by side and the
     reconstruction is parted again, so that the SAE can stand in the hook's place in a model."""
     is_of_all_heads = source.head is None and source.hook_name is not None and source.hook_name.endswith("hook_z")
+    is_of_all_heads = is_of_all_heads and source.hook_name_out is None  # their transcoders reshape nothing
     return "hook_z" if is_of_all_heads else "none"
 
 
@@ -169,7 +175,7 @@ def _load_one(folder: Path, norm_scale: float | None, overrides: Mapping[str, An
     metadata = fields if is_old else fields["metadata"]
     config = _read_config(path, fields)
     dtype = _read_dtype(path, fields)
-    own = find_architecture(config.architecture)
+    own = architecture_of(config)
     shapes = {name: spec.shape(config) for name, spec in own.tensors(config).items()}
     tensors = read_tensors(weights, shapes, optional=frozenset({"scaling_factor"}))
     tensors = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
@@ -205,7 +211,8 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
         architecture = "topk"
     elif architecture == "standard" and activation != "relu":
         raise ValueError(f"{path}: activation_fn: got {shorten(repr(activation))}; expected 'relu' or 'topk'")
-    every = [find_architecture(name) for name in architecture_names()]
+    named = [find_architecture(name) for name in architecture_names()]
+    every = [form for own in named for form in own.forms.values() or (own,)]
     readers = {own.read_from: own for own in every if own.read_from is not None}
     if not isinstance(architecture, str) or architecture not in readers:
         raise ValueError(f"{path}: architecture: got {shorten(repr(architecture))}; expected one of {sorted(readers)}")
@@ -216,9 +223,14 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
             f"{path}: normalize_activations: got {shorten(repr(normalisation))}; expected none, {AVERAGE}, "
             f"{' or '.join(TOKEN_NORMS)} (SAELens folds a whitening into the weights at the end of training)"
         )
+    if own.reads_pair and normalisation != "none":
+        raise ValueError(
+            f"{path}: normalize_activations: got {normalisation!r} with {architecture}; expected 'none': what it "
+            "reconstructs has another scale"
+        )
     if (reshaping := fields.get("reshape_activations", "none")) not in ("none", "hook_z"):
         raise ValueError(f"{path}: reshape_activations: got {shorten(repr(reshaping))}; expected 'none' or 'hook_z'")
-    for key in ("d_in", "d_sae"):
+    for key in ("d_in", "d_sae", "d_out"):
         if isinstance(fields.get(key), str | bool):
             raise ValueError(f"{path}: {key}: got {shorten(repr(fields[key]))}; expected a whole number")
     try:
@@ -227,7 +239,7 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
             d_in=fields.get("d_in"),  # pyright: ignore[reportArgumentType]
             d_sae=fields.get("d_sae"),  # pyright: ignore[reportArgumentType]
             architecture=own.name,
-            apply_b_dec_to_input=fields.get("apply_b_dec_to_input", True),
+            apply_b_dec_to_input=fields.get("apply_b_dec_to_input", not own.reads_pair),
             normalize_inputs=normalisation if normalisation in TOKEN_NORMS else None,
             **own.options_from_sae_lens(fields),
         )
@@ -263,6 +275,7 @@ def _read_source(metadata: dict[str, Any]) -> SAESource:
         layer = int(found[1])
     return SAESource(
         hook_name=hook_name,
+        hook_name_out=metadata.get("hook_name_out"),
         layer=layer,
         head=metadata.get("hook_head_index", metadata.get("hook_point_head_index")),
         l1=metadata.get("l1"),

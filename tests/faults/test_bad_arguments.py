@@ -292,6 +292,8 @@ OF_SAES: dict[str, Callable[[], object]] = {
     "decode, no x": lambda: NORMED.decode(torch.ones(10, 6)),
     "loss_and_gradients, normalised": lambda: sae.loss_and_gradients(NORMED, ACTIVATIONS[:1], torch.ones(1)),
     "SAEConfig, layer_norm of one": lambda: sae.SAEConfig(n_saes=1, d_in=1, d_sae=2, normalize_inputs="layer_norm"),
+    "SAEConfig, normalize_inputs of a transcoder": lambda: sae.SAEConfig(
+        n_saes=1, d_in=4, d_sae=2, architecture="transcoder", normalize_inputs="layer_norm"),
     "SAEConfig, normalize_inputs": lambda: sae.SAEConfig(
         n_saes=1, d_in=4, d_sae=2, normalize_inputs="twice"),  # type: ignore[arg-type]
     "StackedSAE.save, nan": lambda: _poisoned().save("out"),

@@ -108,6 +108,23 @@ def test_what_their_training_saves_for_inference_is_read(tmp_path, architecture)
         assert torch.equal(ours(x)[1], theirs(x))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d_out", [12, 7])
+@pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
+def test_transcoders(tmp_path, kind, d_out, dtype):
+    folder = save(build(kind, d_out=d_out, apply_b_dec_to_input=False, dtype=dtype), tmp_path / "theirs")
+    theirs, ours = sae_lens.SAE.load_from_disk(str(folder)), StackedSAE.from_sae_lens(folder)
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(2)).to(ours.dtype)
+    with torch.no_grad():
+        assert torch.equal(ours.encode(x), theirs.encode(x))
+        if "skip" in kind:  # some widths' products with W_skipᵀ are summed in another order
+            torch.testing.assert_close(ours(x)[1], theirs(x))
+        else:
+            assert torch.equal(ours(x)[1], theirs(x))
+    with pytest.raises(ValueError, match=f"normalize_activations: got 'layer_norm' with {kind}; expected 'none'"):
+        StackedSAE.from_sae_lens(save(theirs, folder, normalize_activations="layer_norm"))
+
+
 # --- factors
 
 

@@ -184,9 +184,37 @@ def test_every_cut_of_a_file_is_refused_or_the_same(tmp_path):
     assert len(said) > 300  # of 400: the rest stand in what a zip file says twice
 
 
-def test_transcoders_and_nothing_are_named(tmp_path):
-    file = write_gemma(tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_3")
-    with pytest.raises(ValueError, match="is a transcoder"):
-        StackedSAE.from_gemma_scope(file)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("d_out", [12, 7])
+def test_transcoders_are_sae_lens_own(tmp_path, monkeypatch, d_out, seed):
+    loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
+    from sae_lens import SAE
+
+    path = "gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_54"
+    arrays, rng = gemma_arrays(12, 40, seed=seed), np.random.default_rng(seed)
+    arrays["W_dec"], arrays["b_dec"] = (rng.standard_normal(s).astype(np.float32) for s in ((40, d_out), (d_out,)))
+    file = write_gemma(tmp_path / path, arrays)
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda *args, **kwargs: str(file))
+    own, _, folder = path.partition("/")
+    given = ("cpu", False, {"d_in": 12, "d_sae": 40, "d_out": d_out})
+    cfg, state, _ = loaders.gemma_2_transcoder_huggingface_loader(f"google/{own}", folder, *given)
+    theirs = SAE.from_dict(loaders.handle_config_defaulting(cfg))
+    theirs.load_state_dict(state)
+    ours, x = StackedSAE.from_gemma_scope(file), torch.randn(60, 12, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        acts, recon = ours(x)
+        assert (acts > 0).any()
+        assert torch.equal(acts, theirs.encode(x))
+        assert torch.equal(recon, theirs(x))
+    (source,) = ours.info.sources
+    assert (source.hook_name, source.layer) == (theirs.cfg.metadata.hook_name, 3)
+    assert source.hook_name_out == theirs.cfg.metadata.hook_name_out == "blocks.3.hook_mlp_out"
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    place = tmp_path / "gemma-scope-2-4b-pt" / "transcoder_all" / "layer_0_width_16k_l0_big"
+    with pytest.raises(ValueError, match="is a transcoder of Gemma 3, by its path"):
+        StackedSAE.from_gemma_scope(write_gemma(place))
     with pytest.raises(ValueError, match="holds neither params.npz nor params.safetensors"):
         StackedSAE.from_gemma_scope(tmp_path)

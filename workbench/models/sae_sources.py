@@ -17,7 +17,9 @@ from workbench.runs import shorten
 
 REGISTRY = "pretrained_saes.yaml"
 # SAELens's names of the forms that are read here; None: its own
-_FORMS = {None: "SAELens's", "sae_lens": "SAELens's", "gemma_2": "Gemma Scope's", "gemma_3": "Gemma Scope's"}
+_FORMS = {None: "SAELens's", "sae_lens": "SAELens's"} | dict.fromkeys(
+    ("gemma_2", "gemma_2_transcoder", "gemma_3"), "Gemma Scope's"
+)
 _WANTED = (CONFIG_FILE, WEIGHTS_FILE, SCALER_FILE, *FILES)
 EXPECTED = (
     "a directory of sae-train, a SAELens folder, Gemma Scope's params.npz, RELEASE/ID of SAELens's registry, or "

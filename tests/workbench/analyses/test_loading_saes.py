@@ -138,6 +138,41 @@ def test_a_hash_decides_alone(model, tmp_path):
         load_sae(folder, model)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_transcoders_are_tried_on_what_they_reconstruct(model, tmp_path, skip):
+    """One that gives the MLP's output exactly, by a linear MLP, and the same with its sign turned."""
+    width, hooks = model.cfg.d_model, ("blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out")
+    tokens = tokens_for(model, batch=20)
+    _, cache = model.run_with_cache(tokens)
+    x, y = (cache[hook].flatten(0, 1).double() for hook in hooks)
+    linear = torch.linalg.lstsq(x, y).solution.float()
+    kind = "skip_transcoder" if skip else "transcoder"
+    theirs = build(kind, width, 2 * width, d_out=width, apply_b_dec_to_input=False)
+    eye = torch.eye(width)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.zero_()
+        if skip:
+            theirs.W_skip.copy_(linear.T)
+        else:
+            theirs.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+            theirs.W_dec.copy_(torch.cat([linear, -linear]))
+    metadata = {"hook_name": hooks[0], "hook_name_out": hooks[1], "sae_lens_version": "6.54.12"}
+    sae = load_sae(save(theirs, tmp_path / "s", metadata=metadata))
+    counts = ~torch.isin(tokens, torch.tensor(sorted(special_ids(model))))
+    counts[:, 0] = False
+    rest, kept = (y - x @ linear.double())[counts.flatten()], y[counts.flatten()]
+    expected = float(rest.square().sum() / (kept - kept.mean(0)).square().sum())
+    assert 1e-3 < expected < 1
+    assert float(measure_fvu(model, sae, tokens)) == pytest.approx(expected, rel=1e-4)
+    check_saes(model, sae, tokens)
+    sae.info = sae.info.model_copy(
+        update={"sources": (sae.info.sources[0].model_copy(update={"hook_name_out": None}),)}
+    )
+    with pytest.raises(ValueError, match="got transcoders to .*None.*; expected one hook that they reconstruct"):
+        check_saes(model, sae, tokens)
+
+
 # --- sources
 
 
@@ -151,8 +186,10 @@ def test_hook_and_layer_are_given_where_nothing_says_them(tmp_path):
     for given in ({"hook": "hook_mlp_out"}, {"layer": 0}, {"hook": "blocks.2.hook_resid_post"}):
         with pytest.raises(ValueError, match=rf"got hook .* where it says {HOOK}, layer 1; expected what is missing"):
             load_sae(said, **given)
-    with pytest.raises(ValueError, match="expected what is missing"):
-        load_sae(folder, hook="hook_mlp_out")
+    first = perfect(tmp_path / "first", 6, hook="blocks.0.hook_resid_post")
+    for place, given in ((folder, {"hook": "hook_mlp_out"}), (first, {"layer": 1}), (first, {"layer": 1, "hook": "x"})):
+        with pytest.raises(ValueError, match="expected what is missing"):
+            load_sae(place, **given)
 
 
 def test_every_form_is_found(tmp_path):
@@ -226,7 +263,7 @@ def test_the_registry_is_read_as_sae_lens_reads_it(hub, tmp_path):
     n_read = n_other = 0
     for name, release in directory.get_pretrained_saes_directory().items():
         ids = list(release.saes_map)
-        is_read = release.conversion_func in (None, "sae_lens", "gemma_2", "gemma_3")
+        is_read = release.conversion_func in (None, "sae_lens", "gemma_2", "gemma_2_transcoder", "gemma_3")
         for sae_id in {ids[0], ids[-1]}:
             if not is_read:
                 with pytest.raises(ValueError, match="is in the form '.*' of SAELens's registry; expected"):

@@ -107,7 +107,7 @@ def _placed(sae: StackedSAE, path: Path, hook: str | None, layer: int | None) ->
             number = name.split(".")[1]
             where = int(number) if number.isdecimal() else None
         name = own.hook_name if name is None else name
-        if name is None or where is None or (own.hook_name or name) != name or (own.layer or where) != where:
+        if name is None or where is None or own.hook_name not in (None, name) or own.layer not in (None, where):
             said = f"{own.hook_name}, layer {own.layer}"
             raise ValueError(f"{path}: got hook {hook!r}, layer {layer} where it says {said}; expected what is missing")
         sources.append(own.model_copy(update={"hook_name": name, "layer": where}))
@@ -152,7 +152,8 @@ def check_saes(model: Any, sae: StackedSAE, tokens: Int[Tensor, "n n_ctx"] | Non
 
 @torch.no_grad()
 def measure_fvu(model: Any, sae: StackedSAE, tokens: Int[Tensor, "n n_ctx"]) -> Float64[Tensor, " n_saes"]:
-    """Share of the variance that each SAE leaves unexplained, over the tokens at the positions that it was trained on.
+    """Share of the variance of what it reconstructs that each SAE leaves unexplained, over the tokens at the positions
+    that it was trained on.
 
     Raises:
         ValueError: as `saes_by_hook`; tokens that do not fit, or none at these positions.
@@ -163,19 +164,36 @@ def measure_fvu(model: Any, sae: StackedSAE, tokens: Int[Tensor, "n n_ctx"]) -> 
     if not bool(positions.of(tokens).any()):
         raise ValueError("SAEs: got no token but special ones and position 0; expected others")
     sums = [MetricSums(place.sae.config, place.sae.W_dec.device) for place, _ in places]
-    names = list(dict.fromkeys(place.hook_name for place, _ in places))
+    targets = [_target_name(sae, index) for _, index in places]
+    names = list(dict.fromkeys([place.hook_name for place, _ in places] + [own for own in targets if own is not None]))
     last = max(place.layer for place, _ in places) + 1
     for batch in tokens.split(max(1, FORWARD_TOKENS // tokens.shape[1])):
         found = run_watched(model, batch.to(device_of(model)), names, last)
         counts = positions.of(batch).flatten()
-        for (place, _), own in zip(places, sums, strict=True):
-            x = place.read(found[place.hook_name])[:, counts.to(place.sae.W_dec.device)]
-            for block in x.split(BLOCK_TOKENS, dim=1):
-                own.update(block, *place.sae(block))
+        for (place, _), target, own in zip(places, targets, sums, strict=True):
+            x = place.read(found[place.hook_name])
+            y = x if target is None else found[target].flatten(2).flatten(0, 1).to(x.device).expand(len(x), -1, -1)
+            rows = counts.nonzero().squeeze(1).to(x.device)
+            parts = (all_rows.index_select(1, rows).split(BLOCK_TOKENS, dim=1) for all_rows in (x, y))
+            for block, wanted in zip(*parts, strict=True):
+                own.update(wanted, *place.sae(block))
     fvu = torch.full((sae.config.n_saes,), torch.nan, dtype=torch.float64)
     for (_, index), own in zip(places, sums, strict=True):
         fvu[index] = own.result().fvu.cpu()
     return fvu
+
+
+def _target_name(sae: StackedSAE, index: list[int]) -> str | None:
+    """The hook that transcoders of one place reconstruct; None: they reconstruct what they read.
+
+    Raises ValueError for transcoders that do not say which, or of several.
+    """
+    if not sae.architecture.reads_pair:
+        return None
+    names = {sae.info.sources[i].hook_name_out for i in index}
+    if len(names) > 1 or None in names:
+        raise ValueError(f"SAEs: got transcoders to {sorted(map(str, names))}; expected one hook that they reconstruct")
+    return names.pop()
 
 
 def _one_a_place(sae: StackedSAE) -> Iterator[list[int]]:
