@@ -240,7 +240,7 @@ def _read_config(path: Path, fields: dict[str, Any]) -> SAEConfig:
             d_sae=fields.get("d_sae"),  # pyright: ignore[reportArgumentType]
             architecture=own.name,
             apply_b_dec_to_input=fields.get("apply_b_dec_to_input", not own.reads_pair),
-            normalize_inputs=normalisation if normalisation in TOKEN_NORMS else None,
+            normalize_inputs=normalisation if normalisation in TOKEN_NORMS else None,  # pyright: ignore[reportArgumentType]
             **own.options_from_sae_lens(fields),
         )
     except ValidationError as error:
