@@ -17,7 +17,14 @@ from pydantic import (
 
 from sae.architectures import architecture_names, architecture_of, find_architecture
 
-_OPTIONS = ("d_out", "activation", "k", "widths", "gate_detach", "aux_coefficient")  # each None where the architecture does not read it
+_OPTIONS = (
+    "d_out",
+    "activation",
+    "k",
+    "widths",
+    "gate_detach",
+    "aux_coefficient",
+)  # each None where the architecture does not read it
 
 
 class SAEConfig(BaseModel):
@@ -69,8 +76,9 @@ class SAEConfig(BaseModel):
     @classmethod
     def _fill_own_defaults(cls, given: Any) -> Any:
         name = given.get("architecture") if isinstance(given, dict) else None
-        is_known = isinstance(name, str) and name in architecture_names()
-        return {**find_architecture(name).defaults, **given} if is_known else given
+        if not isinstance(name, str) or name not in architecture_names():
+            return given  # to be refused by its own check, if it is there at all
+        return {**find_architecture(name).defaults, **given}
 
     @field_validator("architecture")
     @classmethod
@@ -176,9 +184,7 @@ class SAESource(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the hook that only a transcoder has, so that a file stays readable for versions without it."""
-        return {
-            name: value for name, value in handler(self).items() if value is not None or name != "hook_name_out"
-        }
+        return {name: value for name, value in handler(self).items() if value is not None or name != "hook_name_out"}
 
 
 class StackInfo(BaseModel):

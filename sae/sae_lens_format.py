@@ -43,8 +43,8 @@ def save_sae_lens(
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
     SAE of all heads' hook_z takes them as the hook gives them, [… n_heads d_head], as SAELens's own of that hook do.
     relu is SAELens's standard; batchtopk and matryoshka become jumprelu with one threshold for all features, as in
-    SAELens's own training. A transcoder's `forward` gives the same bits too, and its decode but for W_skip, which
-    SAELens adds in `forward` alone. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
+    SAELens's own training. A skip transcoder's bits are those of SAELens's `forward`, whose decode leaves W_skip out.
+    cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
 
     Raises ValueError if the directory exists and is not to be overwritten, if a parameter is not finite, or for a topk
     transcoder, which SAELens does not have.
@@ -66,11 +66,11 @@ def save_sae_lens(
 def load_sae_lens(directory: str | Path) -> Stored:
     """Config, tensors and info of a SAELens folder, or of all SAELens folders directly in a directory, by name.
 
-    standard, topk, jumprelu and gated SAEs and transcoders of all four kinds are taken, in their dtype (all of one); a folder written before SAELens 6
+    standard, topk, jumprelu and gated SAEs are taken, in their dtype (all of one); a folder written before SAELens 6
     too. A jumprelu threshold is read as SAELens's own encoder reads it: in the weights' dtype, where training kept it
     in float32, and as 0 where the last step of training left it below. A topk SAE with rescale_acts_by_decoder_norm has
     its decoder norms folded into the encoder, which changes its activations by rounding only; all others keep their
-    bits.
+    bits. Transcoders are taken too, with a skip connection and without, of relu and of jumprelu.
 
     Raises ValueError naming the file, and the tensor or field, for what is missing, altered, of another architecture,
     normalised (normalize_activations) or not alike within one directory.
