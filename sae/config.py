@@ -80,8 +80,9 @@ class SAEConfig(BaseModel):
     @classmethod
     def _fill_own_defaults(cls, given: Any) -> Any:
         name = given.get("architecture") if isinstance(given, dict) else None
-        is_known = isinstance(name, str) and name in architecture_names()
-        return {**find_architecture(name).defaults, **given} if is_known else given
+        if not isinstance(name, str) or name not in architecture_names():
+            return given  # to be refused by its own check, if it is there at all
+        return {**find_architecture(name).defaults, **given}
 
     @field_validator("architecture")
     @classmethod

@@ -30,9 +30,10 @@ def random_dictionary(
     multiplied by the one number that makes the squared error on x least: without it the control would fail by the
     shrinkage t alone, not for lack of the right directions.
 
-    Of transcoders, which reconstruct y, the control is one of relu: its encoder is as random, of x − mean(x), and a row
-    of its decoder is what y has along with the feature, Σ acts (y − mean y) / Σ acts²; for a random row would say
-    nothing of the features. A skip transcoder's W_skip is the least squares of y on x, and rows are of what it leaves.
+    Of transcoders, which reconstruct y, the control is a relu transcoder: its encoder is as random, of x − mean(x), and
+    each row of its decoder is fitted to y by its own feature alone, Σ acts (y − mean y) / Σ acts², since a random row
+    would say nothing of the feature. A skip transcoder's W_skip is the least squares of y on x, and rows are fitted to
+    what it leaves.
 
     Raises ValueError for an x or y that does not fit or is not finite, or an l0 outside (0, d_sae).
     """
@@ -88,7 +89,8 @@ def shuffle_coordinates(
     """x with every coordinate of every SAE permuted over the tokens, each by a permutation of its own.
 
     Each coordinate keeps its distribution, all dependence between coordinates goes: what an SAE still reconstructs of
-    it is not structure of the model. For a stream, call it on each batch; of a pair of activations, on each. Raises ValueError unless x has three axes.
+    it is not structure of the model. For a stream, call it on each batch; of a pair of activations, on each. Raises
+    ValueError unless x has three axes.
     """
     if x.ndim != 3:
         raise ValueError(f"shuffle_coordinates: x has shape {tuple(x.shape)}; expected (n_saes, tokens, d_in)")

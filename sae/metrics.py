@@ -64,7 +64,8 @@ class MetricSums:
         acts: Float[Tensor, "n_saes tokens d_sae"],
         recon: Float[Tensor, "n_saes tokens d_out"],
     ) -> None:
-        """Add a batch; x is what recon is of, so of a transcoder y. Raises ValueError for a shape that does not fit or for nan or inf in x."""
+        """Add a batch; x is what recon is of, so of a transcoder y. Raises ValueError for a shape that does not fit or
+        for nan or inf in x."""
         n_saes, d_out, d_sae = self._shape
         n_new = x.shape[1] if x.ndim == 3 else -1
         for name, tensor, width in (("x", x, d_out), ("acts", acts, d_sae), ("recon", recon, d_out)):

@@ -50,8 +50,8 @@ def save_sae_lens(
     `sae_lens.SAE.load_from_disk` opens each; its encode and decode then give the same bits as the stack's on a CPU. A
     SAE of all heads' hook_z takes them as the hook gives them, [… n_heads d_head], as SAELens's own of that hook do.
     relu is SAELens's standard; batchtopk and matryoshka become jumprelu with one threshold for all features, as in
-    SAELens's own training. A transcoder's `forward` gives the same bits too, and its decode but for W_skip, which
-    SAELens adds in `forward` alone. cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
+    SAELens's own training. A skip transcoder's bits are those of SAELens's `forward`, whose decode leaves W_skip out.
+    cfg.json's metadata has the hook's name, the head, the model's name and sha256, l1 and seed.
 
     Raises ValueError if the directory exists and is not to be overwritten, if a parameter is not finite, or for a topk
     transcoder, which SAELens does not have.

@@ -303,7 +303,8 @@ def train_stack(
         | tuple[Float[Tensor, "n_inputs tokens d_in"], Float[Tensor, "n_inputs tokens d_out"]]
     ],
 ) -> list[StepStats]:
-    """Stats of every step until the config's last one; transcoders' batches are pairs (x, y). Raises ValueError if the batches end before it."""
+    """Stats of every step until the config's last one; transcoders' batches are pairs (x, y). Raises ValueError if the
+    batches end before it."""
     stats: list[StepStats] = []
     if trainer.n_steps_done >= trainer.config.n_steps:
         return stats

@@ -6,19 +6,16 @@
 A and what l1 multiplies are those of relu, topk, batchtopk or jumprelu (`SAEConfig.activation`), and so are further
 tensors. W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out], b_dec [d_out]. At the start W_dec is 0 and b_dec the
 mean of y, so that training begins from the best constant, and W_enc has random columns of norm decoder_init_norm: the
-first step moves W_dec alone, towards Σ acts (y − mean y), and from then on all learn. SAELens's transcoder and
-jumprelu_transcoder; a topk one it has not.
+first step moves W_dec alone, towards Σ acts (y − mean y), and from then on all learn (a penalty by ‖W_dec row‖ has the
+subgradient 0 at 0). SAELens has them as transcoder and jumprelu_transcoder, and none of topk.
 
-Source: Dunefsky et al. 2024, whose penalty is Σ acts alone; the start of Paulo et al. 2025. SAELens starts both matrices
-at random and trains neither.
+Source: Dunefsky et al. 2024, whose penalty is Σ acts alone; the start of Paulo et al. 2025.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from sae.architecture import Architecture, SAELensForm, Weights
 from sae.architectures.batchtopk import BatchTopK

@@ -1,8 +1,9 @@
-"""Transcoders: loss and gradients by the definition, known features found, stacks, resume, controls, SAELens's folders."""
+"""Transcoders: loss and gradients by the definition, known neurons found, stacks, resume, controls, SAELens's form."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -31,13 +32,14 @@ L1 = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
 FORMS = pytest.mark.parametrize(("architecture", "activation", "k"), PAIRS)
 
 
-def stack(architecture, activation, k, *, d_out=4, **options) -> StackedSAE:
+def stack(architecture, activation, k, *, d_out: int | None = 4, **options) -> StackedSAE:
     return random_stack(architecture, k, activation=activation, d_out=d_out, **options)
 
 
 def pair(n_inputs=3, n_tokens=20, d_in=5, d_out=4, seed=0, dtype=torch.float64) -> tuple[Tensor, Tensor]:
     generator = seeded(seed + 50)
-    return tuple(torch.randn(n_inputs, n_tokens, d, generator=generator, dtype=dtype) for d in (d_in, d_out))
+    x, y = (torch.randn(n_inputs, n_tokens, d, generator=generator, dtype=dtype) for d in (d_in, d_out))
+    return x, y
 
 
 def naive_loss(sae: StackedSAE, x: Tensor, y: Tensor, l1: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def naive_loss(sae: StackedSAE, x: Tensor, y: Tensor, l1: Tensor) -> Tensor:
             least = {
                 "topk": sorted(float(z.detach()) for z in pre)[-int(config.k or 1)],
                 "batchtopk": ranked[int((config.k or 1) * len(own)) - 1],
-            }.get(config.activation, -torch.inf)
+            }.get(config.activation or "relu", -torch.inf)
             for f, z in enumerate(pre):
                 bar = float(sae.threshold[s, f].detach()) if config.activation == "jumprelu" else 0
                 if float(z.detach()) > bar and float(z.detach()) >= least:
@@ -179,7 +181,7 @@ def mlp(seed: int, linear: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def fresh(architecture, activation, k, seed, y, n_saes=1, d_sae=64) -> StackedSAE:
-    sizes = {"n_saes": n_saes, "d_in": 16, "d_out": y.shape[2], "d_sae": d_sae}
+    sizes: dict[str, Any] = {"n_saes": n_saes, "d_in": 16, "d_out": y.shape[2], "d_sae": d_sae}
     config = SAEConfig(**sizes, architecture=architecture, activation=activation, k=k)
     return StackedSAE(config, seeded(seed), data=y, input_index=[0] * n_saes)
 
@@ -244,7 +246,7 @@ def test_one_of_a_stack_trains_as_alone(architecture, activation, k):
     config = TrainConfig(n_steps=60, lr=3e-3, l1_warm_up_steps=10, dead_window=1, resample_steps=(20, 40))
     rows, l1, ends = torch.randint(600, (60, 48), generator=seeded(3)), [0.1, 0.4, 0.01], []
     for which in ([0, 1, 2], [1]):
-        sizes = {"n_saes": len(which), "d_in": 12, "d_out": 9, "d_sae": 40}
+        sizes: dict[str, Any] = {"n_saes": len(which), "d_in": 12, "d_out": 9, "d_sae": 40}
         own = SAEConfig(**sizes, architecture=architecture, activation=activation, k=k)
         streams = [spawn_generators(seeded(n), len(which), [(s,) for s in which]) for n in (1, 2)]
         slots = [0] * len(which)
@@ -367,7 +369,7 @@ def test_the_random_control_is_a_fit_of_y_on_random_features(seed):
 
 @FORMS
 def test_scales_of_x_and_of_y_are_folded_exactly(architecture, activation, k):
-    sae, (x, y) = stack(architecture, activation, k), pair()
+    sae, (x, _) = stack(architecture, activation, k), pair()
     scale, out = (torch.tensor(own, dtype=torch.float64) for own in ([0.01, 1.0, 30.0], [5.0, 0.2, 1.0]))
     folded = sae.architecture.fold_scale(sae.config, sae.tensors, scale, out)
     with torch.no_grad():
@@ -470,7 +472,7 @@ def trainer(architecture="transcoder", **options) -> Trainer:
 X, Y = torch.zeros(3, 6, 5), torch.zeros(3, 6, 4)
 REFUSED = {
     "no y": (lambda: trainer(d_out=4).step(X), r"loss_and_gradients: got no y with transcoder; expected what it rec"),
-    "width": (lambda: trainer(d_out=4).step(X, X), r"got a y of shape \(3, 6, 5\), torch.float32, with transcoder; .*4"),
+    "width": (lambda: trainer(d_out=4).step(X, X), r"got a y of shape \(3, 6, 5\), torch.float32, with .*4"),
     "tokens": (lambda: trainer(d_out=4).step(X, Y[:, 1:]), r"got a y of shape \(3, 5, 4\)"),
     "integers": (lambda: trainer(d_out=4).step(X, Y.int()), r"got a y of shape .*, torch.int32"),
     "an SAE": (lambda: trainer("relu").step(X, X), "got a y with relu, which reconstructs x; expected none"),

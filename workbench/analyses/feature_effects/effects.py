@@ -70,7 +70,7 @@ def feature_effects(
 
     Args:
         model: a `HookedLM` on one device; run in float32 unless it is float64.
-        sae: one SAE for each hook and head, of this model.
+        sae: one SAE for each hook and head, of this model; of a transcoder x is its output.
         tokens: held-out tokens.
         layers, heads: which SAEs of the stack; all by default.
         n_exact: features of each SAE that are ablated; 0: none, the estimates alone.
@@ -273,10 +273,10 @@ def _go_on(
     tokens: Int[Tensor, "batch pos"],
     row: Int64[Tensor, " pair"],
     saes: Sequence[int],
-    delta: Float[Tensor, "pair pos d_in"],
+    delta: Float[Tensor, "pair pos d_out"],
 ) -> Float[Tensor, "pair pos d_model"]:
-    """The final stream of these sequences, with delta added to what one SAE each reads; a state that is more than the
-    stream is made again from the tokens."""
+    """The final stream of these sequences, with delta added to what one SAE each stands in for; a state that is more
+    than the stream is made again from the tokens."""
     heads = [place.slots[k].head for k in saes]
 
     def add(x: Tensor, hook: Any) -> Tensor:
@@ -287,7 +287,7 @@ def _go_on(
         return out
 
     start = clean.starts[place.layer]
-    hooks = [(place.hook_name, add)]
+    hooks = [(place.hook_name_out, add)]
     if isinstance(start, Tensor):
         final = model.run_with_hooks(start[row], start_at_layer=place.layer, return_type=None, fwd_hooks=hooks)
     else:

@@ -22,7 +22,7 @@ from workbench.data.text_windows import spread_windows, window_length
 from workbench.models.activations import Positions, special_ids
 from workbench.models.checks import checked_tokens, device_of, run_watched
 from workbench.models.config import parse_dtype
-from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
+from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots, written_slots
 from workbench.models.sae_sources import find_sae
 from workbench.models.tokenizer_files import tokenizer_of
 from workbench.models.weights import weights_sha256
@@ -164,15 +164,13 @@ def measure_fvu(model: Any, sae: StackedSAE, tokens: Int[Tensor, "n n_ctx"]) -> 
     if not bool(positions.of(tokens).any()):
         raise ValueError("SAEs: got no token but special ones and position 0; expected others")
     sums = [MetricSums(place.sae.config, place.sae.W_dec.device) for place, _ in places]
-    targets = [_target_name(sae, index) for _, index in places]
-    names = list(dict.fromkeys([place.hook_name for place, _ in places] + [own for own in targets if own is not None]))
+    names = list(dict.fromkeys(name for place, _ in places for name in (place.hook_name, place.hook_name_out)))
     last = max(place.layer for place, _ in places) + 1
     for batch in tokens.split(max(1, FORWARD_TOKENS // tokens.shape[1])):
         found = run_watched(model, batch.to(device_of(model)), names, last)
         counts = positions.of(batch).flatten()
-        for (place, _), target, own in zip(places, targets, sums, strict=True):
-            x = place.read(found[place.hook_name])
-            y = x if target is None else found[target].flatten(2).flatten(0, 1).to(x.device).expand(len(x), -1, -1)
+        for (place, _), own in zip(places, sums, strict=True):
+            x, y = place.read(found[place.hook_name]), place.reconstructed(found[place.hook_name_out])
             rows = counts.nonzero().squeeze(1).to(x.device)
             parts = (all_rows.index_select(1, rows).split(BLOCK_TOKENS, dim=1) for all_rows in (x, y))
             for block, wanted in zip(*parts, strict=True):
@@ -183,24 +181,11 @@ def measure_fvu(model: Any, sae: StackedSAE, tokens: Int[Tensor, "n n_ctx"]) -> 
     return fvu
 
 
-def _target_name(sae: StackedSAE, index: list[int]) -> str | None:
-    """The hook that transcoders of one place reconstruct; None: they reconstruct what they read.
-
-    Raises ValueError for transcoders that do not say which, or of several.
-    """
-    if not sae.architecture.reads_pair:
-        return None
-    names = {sae.info.sources[i].hook_name_out for i in index}
-    if len(names) > 1 or None in names:
-        raise ValueError(f"SAEs: got transcoders to {sorted(map(str, names))}; expected one hook that they reconstruct")
-    return names.pop()
-
-
 def _one_a_place(sae: StackedSAE) -> Iterator[list[int]]:
     """Indices of the stack's SAEs in groups that have at most one in each place."""
     seen: dict[Any, int] = {}
     groups: dict[int, list[int]] = {}
-    for i, slot in enumerate(stack_slots(sae)):
+    for i, slot in enumerate(written_slots(sae)):
         seen[slot] = seen.get(slot, -1) + 1
         groups.setdefault(seen[slot], []).append(i)
     yield from groups.values()
