@@ -160,9 +160,14 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
             for entry in archive.infolist():
                 _check_entry(archive, entry, file)
         with np.load(file, allow_pickle=False) as arrays:
-            return {key: torch.from_numpy(arrays[key].astype(arrays[key].dtype.newbyteorder("="))) for key in arrays}
+            return {key: _native(array) for key, array in arrays.items()}
     except (OSError, EOFError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: cannot be read ({shorten(str(error))}); expected an npz file of arrays") from error
+
+
+def _native(array: np.ndarray) -> Tensor:
+    """The array in this machine's order of bytes, copied only where it has another."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> None:
