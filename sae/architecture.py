@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -21,10 +22,11 @@ class TensorSpec(NamedTuple):
 
     dims: str
     """Its axes: names of `SAEConfig`'s sizes, or numbers: "d_in d_sae"."""
-    unit: Literal["none", "encoder", "decoder", "pre", "input"] = "none"
+    unit: Literal["none", "encoder", "decoder", "pre", "input", "output", "skip"] = "none"
     """How it follows a scale of the inputs: see `Architecture.fold_scale`."""
     start: float = 0.0
-    """Value at the start, and of a resampled feature. W_dec, W_enc and b_dec have starts of their own."""
+    """Value at the start, and of a resampled feature. W_enc and b_dec have starts of their own, and W_dec but where
+    another activation is reconstructed than is read."""
     is_trained: bool = True
     """Whether gradients move it; else it is a buffer, which `after_step` keeps."""
     is_nonnegative: bool = False
@@ -50,6 +52,8 @@ class Batch(NamedTuple):
     """Share of the training's steps that are done, in [0, 1)."""
     dead: Bool[Tensor, "n_saes d_sae"] | None
     """Features that are dead; None if there are none, or it is not known."""
+    y: Float[Tensor, "n_saes tokens d_out"] | None = None
+    """What is reconstructed; None: the input."""
 
 
 class Terms(NamedTuple):
@@ -67,7 +71,7 @@ class LossAndGradients(NamedTuple):
     """What one batch says of a stack; every mean is over the batch's tokens."""
 
     squared_error: Float[Tensor, " n_saes"]
-    """Squared error summed over d_in, mean."""
+    """Squared error summed over d_out, mean."""
     sparsity: Float[Tensor, " n_saes"]
     """Σ acts·‖W_dec row‖, mean; jumprelu: number of active features, mean."""
     n_active: Float[Tensor, "n_saes d_sae"]
@@ -92,10 +96,10 @@ class SAELensForm(NamedTuple):
 
 
 LINEAR = {
-    "W_dec": TensorSpec("d_sae d_in", "decoder"),
+    "W_dec": TensorSpec("d_sae d_target", "decoder"),
     "W_enc": TensorSpec("d_in d_sae", "encoder"),
     "b_enc": TensorSpec("d_sae", "pre"),
-    "b_dec": TensorSpec("d_in", "input"),
+    "b_dec": TensorSpec("d_target", "output"),
 }
 """Tensors of an encoder and a decoder that are one product each."""
 
@@ -121,6 +125,15 @@ class Architecture:
     """Whether a token's features depend on the batch's other tokens in training."""
     uses_dead: bool = False
     """Whether its loss has a term of dead features."""
+    reads_pair: bool = False
+    """Whether it reconstructs another activation y than the x that it reads: W_dec then starts at its `TensorSpec`'s
+    value, since it is no transpose of W_enc."""
+    has_skip: bool = False
+    """Whether a reconstruction needs x beside the activations: see `skip`."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Fields of `SAEConfig` whose default is another for it."""
+    forms: Mapping[str, Architecture] = MappingProxyType({})
+    """Its forms by what `SAEConfig.activation` says, the first one by default; empty where it has one form."""
     read_from: str | None = None
     """SAELens's name of what is read as this architecture; None if nothing is."""
 
@@ -133,21 +146,38 @@ class Architecture:
         """Its tensors by name; W_enc, W_dec and b_dec among them."""
         return LINEAR
 
-    def fold_scale(self, config: SAEConfig, w: Weights, scale: Float[Tensor, " n_saes"]) -> dict[str, Tensor]:
-        """Tensors that do on x what these do on scale·x, the reconstruction over scale.
+    def fold_scale(
+        self,
+        config: SAEConfig,
+        w: Weights,
+        scale: Float[Tensor, " n_saes"],
+        scale_out: Float[Tensor, " n_saes"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Tensors that do on x what these do on scale·x, the reconstruction over scale_out, which is scale by default.
 
-        The scale goes into W_enc, and over scale into W_dec, and activations stay as they are; where decoder rows are
-        held at norm 1, W_enc and W_dec stay, and pre-activations are over scale. What has the inputs' unit is over
-        scale in both.
+        The scale goes into W_enc, and over scale_out into W_dec, and activations stay as they are; where decoder rows
+        are held at norm 1, W_dec stays, and pre-activations are over scale_out. What has the inputs' or the
+        reconstruction's unit is over its scale in both; a product of x that enters the reconstruction is times one
+        over the other.
         """
-        moved = {"pre", "input"} if config.use_unit_norm_decoder else {"encoder", "decoder", "input"}
+        out = scale if scale_out is None else scale_out
+        times, over = {"encoder": scale, "skip": scale}, {"input": scale, "output": out, "skip": out}
+        if config.use_unit_norm_decoder:
+            over |= {"pre": out, "encoder": out}
+        else:
+            over["decoder"] = out
+        if scale_out is None:  # the two cancel, to the last bit
+            shared = [unit for unit in times if unit in over]
+            times = {unit: factor for unit, factor in times.items() if unit not in shared}
+            over = {unit: factor for unit, factor in over.items() if unit not in shared}
         folded = {}
         for name, spec in self.tensors(config).items():
-            factor = scale.view(-1, *[1] * (w[name].ndim - 1))
-            if spec.unit not in moved:
-                folded[name] = w[name]
-            else:
-                folded[name] = w[name] * factor if spec.unit == "encoder" else w[name] / factor
+            folded[name] = w[name]
+            sizes = (-1, *[1] * (w[name].ndim - 1))
+            if spec.unit in times:
+                folded[name] = folded[name] * times[spec.unit].view(sizes)
+            if spec.unit in over:
+                folded[name] = folded[name] / over[spec.unit].view(sizes)
         return folded
 
     # --- at inference
@@ -166,9 +196,15 @@ class Architecture:
 
     def decode(
         self, config: SAEConfig, w: Weights, acts: Float[Tensor, "n_saes tokens d_sae"]
-    ) -> Float[Tensor, "n_saes tokens d_in"]:
+    ) -> Float[Tensor, "n_saes tokens d_out"]:
         """The reconstruction that activations make."""
         return stacked_matmul(acts, w["W_dec"], w["b_dec"])
+
+    def skip(
+        self, config: SAEConfig, w: Weights, x: Float[Tensor, "n_saes tokens d_in"]
+    ) -> Float[Tensor, "n_saes tokens d_out"]:
+        """What of x enters the reconstruction past the features; asked for where `has_skip`."""
+        raise NotImplementedError
 
     # --- in training
 
@@ -184,11 +220,17 @@ class Architecture:
         """What l1 multiplies, summed over tokens."""
         return (acts.sum(dim=1) * decoder_norms(w["W_dec"].to(acts.dtype))).sum(dim=-1)
 
+    def inputs_and_target(
+        self, config: SAEConfig, w: Weights, x: Float[Tensor, "n_saes tokens d_in"], batch: Batch
+    ) -> tuple[Float[Tensor, "n_saes tokens d_in"], Float[Tensor, "n_saes tokens d_out"]]:
+        """(what the encoder reads, in the products' dtype; what the features have to add up to, in that of sums)."""
+        target = (x if batch.y is None else batch.y).to(w["b_dec"].dtype) - w["b_dec"].unsqueeze(1)
+        return (target if config.apply_b_dec_to_input else x).to(w["W_enc"].dtype), target
+
     def terms(self, config: SAEConfig, w: Weights, x: Float[Tensor, "n_saes tokens d_in"], batch: Batch) -> Terms:
         """The loss of a block, differentiable. W_enc and W_dec set the dtype of the products, b_dec that of sums."""
         narrow, wide = w["W_enc"].dtype, w["b_dec"].dtype
-        target = x.to(wide) - w["b_dec"].unsqueeze(1)
-        inputs = (target if config.apply_b_dec_to_input else x).to(narrow)
+        inputs, target = self.inputs_and_target(config, w, x, batch)
         pre = torch.bmm(inputs, w["W_enc"]).to(wide) + w["b_enc"].unsqueeze(1)
         acts = self.activate_in_training(config, w, pre)
         residual = torch.bmm(acts.to(narrow), w["W_dec"]).to(wide) - target
@@ -301,19 +343,19 @@ def running_decay(train: TrainConfig) -> float:
 
 
 def stacked_matmul(
-    x: Float[Tensor, "n_saes tokens i"], W: Float[Tensor, "n_saes i o"], b: Float[Tensor, "n_saes o"]
+    x: Float[Tensor, "n_saes tokens i"], W: Float[Tensor, "n_saes i o"], b: Float[Tensor, "n_saes o"] | None = None
 ) -> Float[Tensor, "n_saes tokens o"]:
-    """x[k] @ W[k] + b[k] for every k.
+    """x[k] @ W[k] + b[k] for every k; without b the products alone.
 
     On a CPU each SAE is a product of its own: as fast there as a batched one, and the same bits as the SAE alone has
     (the batched kernel sums in another order for some shapes) where tokens · i and tokens · o fill whole cache lines;
     elsewhere some processors sum an unaligned part in another order.
     """
-    if x.device.type != "cpu":
-        return torch.bmm(x, W) + b.unsqueeze(1)
-    if torch.is_grad_enabled():
-        return torch.stack([x[k] @ W[k] for k in range(len(x))]) + b.unsqueeze(1)
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        on_cpu = x.device.type == "cpu"
+        product = torch.stack([x[k] @ W[k] for k in range(len(x))]) if on_cpu else torch.bmm(x, W)
+        return product if b is None else product + b.unsqueeze(1)
     product = torch.empty(x.shape[0], x.shape[1], W.shape[2], dtype=x.dtype)
     for k in range(len(x)):
         torch.mm(x[k], W[k], out=product[k])
-    return product.add_(b.unsqueeze(1))
+    return product if b is None else product.add_(b.unsqueeze(1))

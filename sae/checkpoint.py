@@ -121,6 +121,15 @@ def read_tensors(
         raise ValueError(f"{path}: cannot be read ({error}); expected a safetensors file") from error
 
 
+def read_any_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ValueError naming the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); expected a safetensors file") from error
+
+
 def describe_validation(error: ValidationError) -> str:
     """The first fault of a pydantic error in one line: field, what is wrong, what was given; no text of the file is
     quoted at length."""

@@ -15,9 +15,17 @@ from pydantic import (
     model_validator,
 )
 
-from sae.architectures import find_architecture
+from sae.architectures import architecture_names, architecture_of, find_architecture
+from sae.token_norms import TokenNorm
 
-_OPTIONS = ("k", "widths", "gate_detach", "aux_coefficient")  # each None where the architecture does not read it
+_OPTIONS = (
+    "d_out",
+    "activation",
+    "k",
+    "widths",
+    "gate_detach",
+    "aux_coefficient",
+)  # each None where the architecture does not read it
 
 
 class SAEConfig(BaseModel):
@@ -31,8 +39,12 @@ class SAEConfig(BaseModel):
     """Width of the activations that are read and reconstructed (d_head for one head's z)."""
     d_sae: int = Field(ge=1)
     """Features of one SAE."""
+    d_out: int | None = Field(default=None, ge=1)
+    """transcoder, skip_transcoder: width of the activations that are reconstructed; by default d_in."""
     architecture: str = "relu"
     """Name of a file of `sae/architectures/`, or of a plug-in's architecture."""
+    activation: str | None = None
+    """transcoder, skip_transcoder: the activation function, relu (by default), topk, batchtopk or jumprelu."""
     k: float | None = None
     """Features kept per token: an integer for topk, the batch mean for batchtopk and matryoshka. 0 < k ≤ d_sae."""
     widths: tuple[int, ...] | None = None
@@ -43,17 +55,34 @@ class SAEConfig(BaseModel):
     aux_coefficient: float | None = Field(default=None, ge=0)
     """matryoshka: weight of the dead features' reconstruction of what the living leave; by default 1/32."""
     apply_b_dec_to_input: bool = True
-    """Whether the encoder reads x − b_dec (metrics' definition) or x."""
+    """Whether the encoder reads x − b_dec (metrics' definition) or x; a transcoder's reads x."""
     use_unit_norm_decoder: bool = False
     """Hold every decoder row at norm 1 in training; the gradient is made orthogonal to the row."""
     decoder_init_norm: float = Field(default=0.1, gt=0)
-    """Norm of every decoder row at the start; 1 with use_unit_norm_decoder. W_enc starts as W_dec transposed."""
+    """Norm of every decoder row at the start; 1 with use_unit_norm_decoder. W_enc starts as W_dec transposed; a
+    transcoder's alone has this start, its decoder being 0."""
     b_dec_init: Literal["zero", "mean", "geometric_median"] = "zero"
-    """Where b_dec starts; the two others need data."""
+    """Where b_dec starts; the two others need data of what is reconstructed. A transcoder's default is mean."""
     threshold_init: float = Field(default=0.01, ge=0)
     """jumprelu: threshold of every feature at the start, in units of the pre-activation."""
     bandwidth: float = Field(default=0.05, gt=0)
     """jumprelu: width of the rectangle kernel of the straight-through gradient, in units of the pre-activation."""
+    normalize_inputs: TokenNorm | None = None
+    """How each token is normalised on the way in and back on the way out (`sae.token_norms`); such SAEs come from
+    elsewhere and are not trained here."""
+
+    @property
+    def d_target(self) -> int:
+        """Width of what is reconstructed."""
+        return self.d_in if self.d_out is None else self.d_out
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_own_defaults(cls, given: Any) -> Any:
+        name = given.get("architecture") if isinstance(given, dict) else None
+        if not isinstance(name, str) or name not in architecture_names():
+            return given  # to be refused by its own check, if it is there at all
+        return {**find_architecture(name).defaults, **given}
 
     @field_validator("architecture")
     @classmethod
@@ -63,13 +92,19 @@ class SAEConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> SAEConfig:
-        own = find_architecture(self.architecture)
+        own = architecture_of(self)
         for option in _OPTIONS:
             if getattr(self, option) is not None and option not in own.options:
                 raise ValueError(
                     f"SAEConfig.{option}: got {getattr(self, option)} for {self.architecture}; expected None"
                 )
         own.check(self)
+        if self.normalize_inputs is not None and own.reads_pair:
+            raise ValueError(
+                f"SAEConfig.normalize_inputs: got {self.normalize_inputs!r} for {self.architecture}; expected None"
+            )
+        if self.normalize_inputs == "layer_norm" and self.d_in == 1:
+            raise ValueError("SAEConfig.d_in: got 1 with normalize_inputs = 'layer_norm'; expected ≥ 2")
         if self.use_unit_norm_decoder and self.decoder_init_norm != 1:
             raise ValueError(
                 f"SAEConfig.decoder_init_norm: got {self.decoder_init_norm}; expected 1 with use_unit_norm_decoder"
@@ -143,6 +178,8 @@ class SAESource(BaseModel):
 
     hook_name: str | None = None
     """TransformerLens name of the hook whose activations it reads, e.g. blocks.9.attn.hook_z."""
+    hook_name_out: str | None = None
+    """Of a transcoder, the hook whose activations it reconstructs, e.g. blocks.9.hook_mlp_out."""
     layer: int | None = Field(default=None, ge=0)
     """Layer of the hook, from 0."""
     head: int | None = Field(default=None, ge=0)
@@ -153,6 +190,11 @@ class SAESource(BaseModel):
     """Seed of its training."""
     dictionary: Literal["trained", "random", "shuffled"] = "trained"
     """trained, or which control it is."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the hook that only a transcoder has, so that a file stays readable for versions without it."""
+        return {name: value for name, value in handler(self).items() if value is not None or name != "hook_name_out"}
 
 
 class StackInfo(BaseModel):

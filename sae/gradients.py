@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.architecture import Batch, LossAndGradients
-from sae.stack import StackedSAE, check_input_index
+from sae.stack import StackedSAE, check_input_index, check_target
 
 # activations of one block; on a CPU 2 to 4 MB, the size of a core's second-level cache
 _BLOCK_ACTS = {"cpu": 2**20}
@@ -34,30 +34,39 @@ def loss_and_gradients(
     block_sums: BlockSums | None = None,
     progress: float = 0.0,
     dead: Bool[Tensor, "n_saes d_sae"] | None = None,
+    y: Float[Tensor, "n_inputs tokens d_out"] | None = None,
 ) -> LossAndGradients:
     """Loss of every SAE on x and its gradients, as its architecture's file says.
 
         loss = mean over tokens of ( Σ over d_in (recon − x)² + l1 · sparsity ) + auxiliary
+
+    A transcoder's target is y, slot by slot of the same tokens as x, in the place of x.
 
     `input_index[k]` names SAE k's slot in x (default: slot k), so a sweep does not copy its input. With `use_bf16` the
     products run in bfloat16 on weights rounded once; x − b_dec is taken before the rounding. `block_sums` stands in
     for the block's arithmetic (its compiled form). `progress` is the share of the training that is done, `dead` the
     features that an auxiliary loss of dead ones is of.
 
-    Raises ValueError for an x, l1 or input_index that does not fit.
+    Raises ValueError for an x, y, l1 or input_index that does not fit, and for a y that is missing or that the SAEs do
+    not read.
     """
     config, architecture = sae.config, sae.architecture
+    if config.normalize_inputs is not None:
+        raise ValueError(
+            f"loss_and_gradients: got normalize_inputs = {config.normalize_inputs!r}; expected None, as in training"
+        )
     if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != config.d_in or not x.is_floating_point():
         raise ValueError(
             f"loss_and_gradients: x has shape {tuple(x.shape)} and is {x.dtype}; "
             f"expected floating-point (n_inputs, tokens ≥ 1, {config.d_in})"
         )
+    check_target("loss_and_gradients", config, x, y)
     if l1.shape != (config.n_saes,):
         raise ValueError(f"loss_and_gradients: l1 has shape {tuple(l1.shape)}; expected ({config.n_saes},)")
     slots = check_input_index(input_index, config.n_saes, x.shape[0])
     with torch.no_grad():
         batch = Batch(l1, sae.b_dec.new_full((), progress), dead)
-        sums = _sum_blocks(sae, x, batch, slots, use_bf16, block_sums or architecture.sum_block)
+        sums = _sum_blocks(sae, x, y, batch, slots, use_bf16, block_sums or architecture.sum_block)
         return architecture.finish(config, sae.tensors, l1, x.shape[1], sums)
 
 
@@ -88,7 +97,13 @@ def _take_inputs(x: Tensor, slots: list[int], tokens: slice) -> Tensor:
 
 
 def _sum_blocks(
-    sae: StackedSAE, x: Tensor, batch: Batch, slots: list[int], use_bf16: bool, block_sums: BlockSums
+    sae: StackedSAE,
+    x: Tensor,
+    y: Tensor | None,
+    batch: Batch,
+    slots: list[int],
+    use_bf16: bool,
+    block_sums: BlockSums,
 ) -> dict[str, Tensor]:
     """The block's sums over all blocks, n_saes leading; of `least_active` the least."""
     config, w = sae.config, sae.tensors
@@ -102,6 +117,8 @@ def _sum_blocks(
         weights = {name: tensor[part] for name, tensor in given.items()}
         own = Batch(batch.l1[part], batch.progress, None if batch.dead is None else batch.dead[part])
         for tokens in token_slices:
+            if y is not None:
+                own = own._replace(y=_take_inputs(y, slots[part], tokens))
             for name, addend in block_sums(config, weights, _take_inputs(x, slots[part], tokens), own).items():
                 if name not in totals:
                     start = torch.inf if name == "least_active" else 0.0

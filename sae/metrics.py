@@ -26,7 +26,8 @@ class SAEMetrics(NamedTuple):
     mse: Float[Tensor, " n_saes"]
     """Squared error, mean over tokens and dims."""
     fvu: Float[Tensor, " n_saes"]
-    """Σ‖x − recon‖² / Σ‖x − mean(x)‖² pooled over tokens; nan where x does not vary."""
+    """Σ‖x − recon‖² / Σ‖x − mean(x)‖² pooled over tokens; nan where x does not vary. Of a transcoder x is what it
+    reconstructs."""
     explained_variance: Float[Tensor, " n_saes"]
     """1 − fvu."""
     dead_fraction: Float[Tensor, " n_saes"]
@@ -48,25 +49,26 @@ class MetricSums:
 
     def __init__(self, config: SAEConfig, device: torch.device | str = "cpu") -> None:
         """Sums of no token, for stacks of this config."""
-        n_saes, d_in, d_sae = config.n_saes, config.d_in, config.d_sae
-        self._shape = (n_saes, d_in, d_sae)
+        n_saes, d_out, d_sae = config.n_saes, config.d_target, config.d_sae
+        self._shape = (n_saes, d_out, d_sae)
         self._n_tokens = 0
         self._n_active = torch.zeros(n_saes, d_sae, dtype=torch.float64, device=device)
         self._squared_error = torch.zeros(n_saes, dtype=torch.float64, device=device)
-        self._mean = torch.zeros(n_saes, d_in, dtype=torch.float64, device=device)
+        self._mean = torch.zeros(n_saes, d_out, dtype=torch.float64, device=device)
         self._deviation = torch.zeros(n_saes, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(
         self,
-        x: Float[Tensor, "n_saes tokens d_in"],
+        x: Float[Tensor, "n_saes tokens d_out"],
         acts: Float[Tensor, "n_saes tokens d_sae"],
-        recon: Float[Tensor, "n_saes tokens d_in"],
+        recon: Float[Tensor, "n_saes tokens d_out"],
     ) -> None:
-        """Add a batch. Raises ValueError for a shape that does not fit or for nan or inf in x."""
-        n_saes, d_in, d_sae = self._shape
+        """Add a batch; x is what recon is of, so of a transcoder y. Raises ValueError for a shape that does not fit or
+        for nan or inf in x."""
+        n_saes, d_out, d_sae = self._shape
         n_new = x.shape[1] if x.ndim == 3 else -1
-        for name, tensor, width in (("x", x, d_in), ("acts", acts, d_sae), ("recon", recon, d_in)):
+        for name, tensor, width in (("x", x, d_out), ("acts", acts, d_sae), ("recon", recon, d_out)):
             if tuple(tensor.shape) != (n_saes, n_new, width):
                 raise ValueError(
                     f"MetricSums.update: {name} has shape {tuple(tensor.shape)}; expected ({n_saes}, tokens, {width})"
@@ -95,7 +97,7 @@ class MetricSums:
     def merge(self, other: MetricSums) -> None:
         """Add what another has seen. Raises ValueError for one of another config."""
         if other._shape != self._shape:
-            sizes = "(n_saes, d_in, d_sae)"
+            sizes = "(n_saes, d_out, d_sae)"
             raise ValueError(f"MetricSums.merge: got sums of {sizes} {other._shape}; expected {self._shape}")
         n = self._n_tokens + other._n_tokens
         if other._n_tokens:
@@ -109,14 +111,14 @@ class MetricSums:
 
     def result(self) -> SAEMetrics:
         """Measures of all tokens so far."""
-        _, d_in, d_sae = self._shape
+        _, d_out, d_sae = self._shape
         n = self._n_tokens if self._n_tokens else torch.nan
         fvu = torch.where(self._deviation > 0, self._squared_error / self._deviation, torch.nan)
         n_dead = (self._n_active == 0).sum(dim=-1).double()
         return SAEMetrics(
             n_tokens=self._n_tokens,
             l0=self._n_active.sum(dim=-1) / n,
-            mse=self._squared_error / (n * d_in),
+            mse=self._squared_error / (n * d_out),
             fvu=fvu,
             explained_variance=1 - fvu,
             dead_fraction=n_dead / d_sae if self._n_tokens else torch.full_like(n_dead, torch.nan),

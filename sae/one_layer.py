@@ -30,8 +30,7 @@ class OneLayer(Architecture):
     def sum_block(self, config: SAEConfig, w: Weights, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         W_enc, W_dec = w["W_enc"], w["W_dec"]
         dtype, wide = W_enc.dtype, w["b_enc"].dtype
-        target = x.to(wide) - w["b_dec"].unsqueeze(1)
-        inputs = (target if config.apply_b_dec_to_input else x).to(dtype)
+        inputs, target = self.inputs_and_target(config, w, x, batch)
         pre = torch.bmm(inputs, W_enc).to(wide).add_(w["b_enc"].unsqueeze(1))
         acts = self.activate_in_training(config, w, pre)
         is_active = acts.sign()
@@ -41,6 +40,7 @@ class OneLayer(Architecture):
         residual = torch.bmm(acts, W_dec).to(wide).sub_(target)
         sums |= {"squared_error": residual.square().sum(dim=(1, 2)), "b_dec": residual.sum(dim=1)}
         narrow = residual.to(dtype)
+        sums |= self.observe_residual(inputs, narrow)
         sums["W_dec"] = torch.bmm(acts.mT, narrow)
         grad_acts = torch.bmm(narrow, W_dec.mT).to(wide)
         grad_pre, others = self.pass_back(config, w, pre, grad_acts, is_active)
@@ -50,6 +50,10 @@ class OneLayer(Architecture):
 
     def observe(self, acts: Tensor) -> dict[str, Tensor]:
         """Further sums of the activations."""
+        return {}
+
+    def observe_residual(self, inputs: Tensor, residual: Tensor) -> dict[str, Tensor]:
+        """Further sums of what is left, recon − target."""
         return {}
 
     def pass_back(

@@ -22,6 +22,7 @@ def resample_dead(
     slots: Sequence[int],
     generators: Sequence[torch.Generator],
     scale: float,
+    y: Float[Tensor, "n_inputs tokens d_out"] | None = None,
 ) -> Bool[Tensor, "n_saes d_sae"]:
     """Mask of the features resampled; the stack is changed in place.
 
@@ -29,7 +30,8 @@ def resample_dead(
     to its squared loss (without replacement while there are enough tokens), from generators[k]. Its direction
     u = (x − b_dec)/‖x − b_dec‖ becomes the feature's decoder row, with the living rows' mean norm, and its encoder
     column, with `scale` times the living columns' mean norm; its biases and threshold become what they were at the
-    start. If no feature lives, decoder_init_norm stands for both means. Nothing is resampled where every token is
+    start. Of a transcoder, whose losses are of y, the row has the direction of y − recon, and the column that of
+    x − mean(x). If no feature lives, decoder_init_norm stands for both means. Nothing is resampled where every token is
     reconstructed exactly.
 
     Source: Bricken et al. 2023, "Towards Monosemanticity", neuron resampling. Theirs draws from 819,200 inputs, the
@@ -41,9 +43,11 @@ def resample_dead(
     for k in dead.any(dim=-1).nonzero().flatten().tolist():
         one = sae.select([k])
         tokens = x[slots[k]].to(sae.dtype)
-        losses = [(one(part)[1] - part).square().sum(dim=-1) for part in tokens.split(_TOKENS_AT_ONCE)]
-        loss = torch.cat(losses).double().cpu()
-        centred = tokens - sae.b_dec[k]
+        wanted = tokens if y is None else y[slots[k]].to(sae.dtype)
+        parts = zip(tokens.split(_TOKENS_AT_ONCE), wanted.split(_TOKENS_AT_ONCE), strict=True)
+        residual = torch.cat([one(own)[1] - target for own, target in parts])
+        loss = residual.square().sum(dim=-1).double().cpu()
+        centred = tokens - (sae.b_dec[k] if y is None else tokens.mean(dim=0))
         norms = centred.norm(dim=-1)
         weight = torch.where(norms.cpu() > 0, (loss / loss.max()).square(), 0)
         n_candidates = int((weight > 0).sum())
@@ -57,7 +61,8 @@ def resample_dead(
         start = direction.new_tensor(sae.config.decoder_init_norm)
         row_norm = sae.W_dec[k][living].norm(dim=-1).mean() if bool(living.any()) else start
         column_norm = sae.W_enc[k][:, living].norm(dim=0).mean() if bool(living.any()) else start
-        sae.W_dec[k, dead[k]] = direction * row_norm
+        row = direction if y is None else -residual[drawn] / residual[drawn].norm(dim=-1, keepdim=True)
+        sae.W_dec[k, dead[k]] = row * row_norm
         sae.W_enc[k, :, dead[k]] = direction.T * (scale * column_norm)
         for name, spec in specs.items():
             if spec.dims == "d_sae":

@@ -6,8 +6,9 @@ returns tensors without that axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.architecture import Architecture
-from sae.architectures import find_architecture
+from sae.architectures import architecture_of
 from sae.checkpoint import load_stack, save_stack, shorten
 from sae.config import SAEConfig, StackInfo, as_list
+from sae.gemma_scope import load_gemma_scope
 from sae.sae_lens_format import load_sae_lens, save_sae_lens
 from sae.tensors import check_tensors
+from sae.token_norms import normalise, output_scale, restore
 
 Acts = Float[Tensor, "n_saes tokens d_sae"] | Float[Tensor, "tokens d_sae"]
 Inputs = Float[Tensor, "n_saes tokens d_in"] | Float[Tensor, "tokens d_in"]
+Outputs = Float[Tensor, "n_saes tokens d_out"] | Float[Tensor, "tokens d_out"]
 
 
 def spawn_generators(
@@ -92,10 +96,25 @@ def check_input_index(
     return slots
 
 
+def check_target(who: str, config: SAEConfig, x: Tensor, y: Tensor | None) -> None:
+    """Raise ValueError unless y is there where the SAEs reconstruct another activation than x, of the same slots and
+    tokens, and only there."""
+    if not architecture_of(config).reads_pair:
+        if y is not None:
+            raise ValueError(f"{who}: got a y with {config.architecture}, which reconstructs x; expected none")
+        return
+    expected = (*x.shape[:2], config.d_target)
+    if y is None or tuple(y.shape) != expected or not y.is_floating_point():
+        got = "no y" if y is None else f"a y of shape {tuple(y.shape)}, {y.dtype},"
+        raise ValueError(
+            f"{who}: got {got} with {config.architecture}; expected what it reconstructs, floating-point {expected}"
+        )
+
+
 class StackedSAE(nn.Module):
     """A stack of SAEs of one size and architecture. Parameters, with n_saes leading, are those of its architecture's
-    file: W_enc [n_saes, d_in, d_sae], W_dec [n_saes, d_sae, d_in] and b_dec [n_saes, d_in] in all, b_enc [n_saes,
-    d_sae] in most; some have a threshold.
+    file: W_enc [n_saes, d_in, d_sae], W_dec [n_saes, d_sae, d_out] and b_dec [n_saes, d_out] in all, b_enc [n_saes,
+    d_sae] in most; some have a threshold. d_out is d_in but of transcoders, which reconstruct another activation.
 
         acts = A((x − b_dec) W_enc + b_enc),  recon = acts W_dec + b_dec
 
@@ -109,13 +128,14 @@ class StackedSAE(nn.Module):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
     threshold: Tensor
+    W_skip: Tensor
 
     def __init__(
         self,
         config: SAEConfig,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         *,
-        data: Float[Tensor, "n_inputs tokens d_in"] | None = None,
+        data: Float[Tensor, "n_inputs tokens d_out"] | None = None,
         input_index: Int[Tensor, " n_saes"] | Sequence[int] | int | None = None,
         info: StackInfo | None = None,
         dtype: torch.dtype = torch.float32,
@@ -124,7 +144,8 @@ class StackedSAE(nn.Module):
         """A stack at its start.
 
         Rows of W_dec are uniform directions times decoder_init_norm, W_enc = W_decᵀ; b_dec is 0 or the mean or
-        geometric median of `data` (`input_index[k]` names SAE k's slot in it). One generator is spawned into one stream
+        geometric median of `data`, which is of what is reconstructed (`input_index[k]` names SAE k's slot in it).
+        A transcoder's W_dec is 0. One generator is spawned into one stream
         per SAE (`spawn_generators`); a sequence gives each SAE its own, so that its start does not depend on the rest
         of the stack. Draws are made in float64 and rounded to `dtype`. Without a generator the parameters are nan until
         they are loaded.
@@ -140,10 +161,13 @@ class StackedSAE(nn.Module):
         start = torch.full((n, config.d_sae, config.d_in), torch.nan, dtype=torch.float64)
         if generator is not None:
             start = _draw_directions(config, generator) * config.decoder_init_norm
-        b_dec = _start_b_dec(config, data, input_index) if generator is not None else start[:, 0]
         fill = 0.0 if generator is not None else torch.nan
 
-        drawn = {"W_dec": start, "W_enc": rearrange(start, "n f d -> n d f"), "b_dec": b_dec}
+        drawn = {"W_enc": rearrange(start, "n f d -> n d f")}
+        if not self.architecture.reads_pair:
+            drawn["W_dec"] = start
+        if generator is not None:
+            drawn["b_dec"] = _start_b_dec(config, data, input_index)
         for name, spec in self.architecture.tensors(config).items():
             values = drawn[name] if name in drawn else torch.full((n, *spec.shape(config)), spec.start + fill)
             tensor = values.to(device=device, dtype=dtype).contiguous().clone()
@@ -169,7 +193,7 @@ class StackedSAE(nn.Module):
     @property
     def architecture(self) -> Architecture:
         """What the stack computes, and how it is trained."""
-        return find_architecture(self.config.architecture)
+        return architecture_of(self.config)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -187,22 +211,42 @@ class StackedSAE(nn.Module):
         x is cast to the parameters' dtype. Raises ValueError for another shape or an integer tensor.
         """
         stacked = self._with_axis(x, self.config.d_in, "encode: x")
+        if (norm := self.config.normalize_inputs) is not None:
+            stacked = normalise(norm, stacked)
         acts = self.architecture.encode(self.config, self.tensors, stacked)
         return acts if x.ndim == 3 else acts[0]
 
-    def decode(self, acts: Acts) -> Inputs:
-        """Reconstruction acts W_dec + b_dec, [n_saes, tokens, d_in]; [tokens, d_in] for [tokens, d_sae] and one SAE.
+    def decode(self, acts: Acts, x: Inputs | None = None) -> Outputs:
+        """Reconstruction acts W_dec + b_dec, [n_saes, tokens, d_out]; [tokens, d_out] for [tokens, d_sae] and one SAE.
 
-        Raises ValueError for another shape or an integer tensor.
+        x is what was encoded, which changes something, and is needed, in two cases: a skip transcoder adds x W_skipᵀ,
+        and where each token is normalised (config.normalize_inputs) the reconstruction is scaled back.
+
+        Raises ValueError for another shape, an integer tensor or an x that is missing.
         """
-        stacked = self._with_axis(acts, self.config.d_sae, "decode: acts")
+        stacked, norm = self._with_axis(acts, self.config.d_sae, "decode: acts"), self.config.normalize_inputs
         recon = self.architecture.decode(self.config, self.tensors, stacked)
+        if norm is not None or self.architecture.has_skip:
+            if x is None or x.shape[:-1] != acts.shape[:-1]:
+                got = "none" if x is None else f"shape {tuple(x.shape)}"
+                with_norm = "" if norm is None else f" with normalize_inputs = {norm!r}"
+                raise ValueError(f"decode: x is {got}; expected what a {self.config.architecture} encoded{with_norm}")
+            own = self._with_axis(x, self.config.d_in, "decode: x")
+            if self.architecture.has_skip:
+                recon = recon + self.architecture.skip(self.config, self.tensors, own)
+            recon = recon if norm is None else restore(norm, recon, own)
         return recon if acts.ndim == 3 else recon[0]
 
-    def forward(self, x: Inputs) -> tuple[Acts, Inputs]:
+    def output_scale(self, x: Float[Tensor, "n_saes tokens d_in"]) -> Float[Tensor, "n_saes tokens"] | None:
+        """What one unit of activation adds to the reconstruction of each token, in multiples of its decoder row; None
+        where that is 1 for all, since no token is normalised."""
+        norm = self.config.normalize_inputs
+        return None if norm is None else output_scale(norm, self._with_axis(x, self.config.d_in, "output_scale: x"))
+
+    def forward(self, x: Inputs) -> tuple[Acts, Outputs]:
         """(acts, recon) of x: `encode`, then `decode`."""
         acts = self.encode(x)
-        return acts, self.decode(acts)
+        return acts, self.decode(acts, x)
 
     def select(self, indices: Sequence[int] | int) -> StackedSAE:
         """A new stack with copies of these SAEs, in this order. Raises ValueError for an index that does not exist."""
@@ -229,9 +273,16 @@ class StackedSAE(nn.Module):
         return save_sae_lens(directory, self.config, self.state_dict(), self.info, overwrite=overwrite)
 
     @staticmethod
-    def from_sae_lens(directory: str | Path) -> StackedSAE:
+    def from_sae_lens(
+        directory: str | Path, *, norm_scale: float | None = None, overrides: Mapping[str, Any] | None = None
+    ) -> StackedSAE:
         """The stack of one SAELens folder or of a folder of them, see `sae.sae_lens_format.load_sae_lens`."""
-        return StackedSAE.from_tensors(*load_sae_lens(directory))
+        return StackedSAE.from_tensors(*load_sae_lens(directory, norm_scale=norm_scale, overrides=overrides))
+
+    @staticmethod
+    def from_gemma_scope(path: str | Path, *, hook_name: str | None = None, layer: int | None = None) -> StackedSAE:
+        """The stack of one SAE of Gemma Scope, see `sae.gemma_scope.load_gemma_scope`."""
+        return StackedSAE.from_tensors(*load_gemma_scope(path, hook_name=hook_name, layer=layer))
 
     def _with_axis(self, x: Tensor, width: int, what: str) -> Tensor:
         n = self.config.n_saes
@@ -282,14 +333,14 @@ def _start_b_dec(
     config: SAEConfig,
     data: Tensor | None,
     input_index: Int[Tensor, " n_saes"] | Sequence[int] | int | None,
-) -> Float[Tensor, "n_saes d_in"]:
+) -> Float[Tensor, "n_saes d_out"]:
     if config.b_dec_init == "zero":
-        return torch.zeros(config.n_saes, config.d_in, dtype=torch.float64)
-    if data is None or data.ndim != 3 or data.shape[1] == 0 or data.shape[2] != config.d_in:
+        return torch.zeros(config.n_saes, config.d_target, dtype=torch.float64)
+    if data is None or data.ndim != 3 or data.shape[1] == 0 or data.shape[2] != config.d_target:
         got = None if data is None else tuple(data.shape)
         raise ValueError(
             f"StackedSAE: data has shape {got}; "
-            f"expected (n_inputs, tokens ≥ 1, {config.d_in}) for b_dec_init {config.b_dec_init!r}"
+            f"expected (n_inputs, tokens ≥ 1, {config.d_target}) for b_dec_init {config.b_dec_init!r}"
         )
     slots = check_input_index(input_index, config.n_saes, data.shape[0])
     if not bool(data.isfinite().all()):

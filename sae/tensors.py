@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sae.architectures import find_architecture
+from sae.architectures import architecture_of
 from sae.config import SAEConfig
 
 
 def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a stack, by name."""
-    specs = find_architecture(config.architecture).tensors(config)
+    specs = architecture_of(config).tensors(config)
     return {name: (config.n_saes, *spec.shape(config)) for name, spec in specs.items()}
 
 
@@ -35,7 +35,7 @@ def check_tensors(config: SAEConfig, tensors: Mapping[str, Tensor], where: str =
             raise ValueError(
                 f"{where}tensor {name} has {int((~tensor.isfinite()).sum())} nan or inf; expected finite numbers"
             )
-    for name, spec in find_architecture(config.architecture).tensors(config).items():
+    for name, spec in architecture_of(config).tensors(config).items():
         if spec.is_nonnegative and bool((tensors[name] < 0).any()):
             raise ValueError(f"{where}tensor {name} has a minimum of {float(tensors[name].min())}; expected ≥ 0")
 

@@ -30,7 +30,7 @@ class StepStats(NamedTuple):
     loss: Float[Tensor, " n_saes"]
     """squared_error + l1 · sparsity + auxiliary."""
     squared_error: Float[Tensor, " n_saes"]
-    """Squared error summed over d_in, mean over tokens."""
+    """Squared error summed over d_out, mean over tokens."""
     sparsity: Float[Tensor, " n_saes"]
     """What l1 multiplies: Σ acts·‖W_dec row‖, mean over tokens; jumprelu: l0."""
     l0: Float[Tensor, " n_saes"]
@@ -123,10 +123,13 @@ class Trainer:
         self._has_warned_dead = torch.zeros(n_saes, dtype=torch.bool)
         self._block = _Block(sae.architecture, config.use_compile)
 
-    def step(self, x: Float[Tensor, "n_inputs tokens d_in"]) -> StepStats:
-        """Update every SAE on one batch; returns the batch's losses and counts.
+    def step(
+        self, x: Float[Tensor, "n_inputs tokens d_in"], y: Float[Tensor, "n_inputs tokens d_out"] | None = None
+    ) -> StepStats:
+        """Update every SAE on one batch; returns the batch's losses and counts. y is what transcoders reconstruct, of
+        the same slots and tokens as x.
 
-        Raises ValueError after the last step of the config, for an x that does not fit, and, before anything is
+        Raises ValueError after the last step of the config, for an x or y that does not fit, and, before anything is
         changed, for a loss that is not finite: the SAE, the step and the count of bad values in its input are named.
         """
         step = self.n_steps_done
@@ -137,7 +140,7 @@ class Trainer:
         needs_dead = self._has_dead and self.sae.architecture.uses_dead
         result = loss_and_gradients(
             self.sae, x, l1, self._input_index, use_bf16=self.config.use_bf16, block_sums=self._block,
-            progress=step / self.config.n_steps, dead=self._dead() if needs_dead else None,
+            progress=step / self.config.n_steps, dead=self._dead() if needs_dead else None, y=y,
         )  # fmt: skip
         loss = result.squared_error + l1 * result.sparsity + result.auxiliary
         steps_since_fired = torch.where(result.n_active > 0, 0, self._steps_since_fired + 1)
@@ -145,7 +148,7 @@ class Trainer:
         # read together: each read waits for the device
         is_bad, is_all_dead, has_dead = torch.stack([~loss.isfinite(), dead.all(dim=-1), dead.any(dim=-1)]).cpu()
         if bool(is_bad.any()):
-            raise ValueError(self._describe_bad_loss(loss, x))
+            raise ValueError(self._describe_bad_loss(loss, x, y))
         grad_norm = self._update(result.gradients, lr)
         with torch.no_grad():
             self.sae.architecture.after_step(self.sae.config, self.sae.tensors, result, self.config)
@@ -154,7 +157,7 @@ class Trainer:
         self._warn_all_dead(is_all_dead)
         n_resampled = torch.zeros_like(dead.sum(dim=-1))
         if self.n_steps_done in self.config.resample_steps:
-            n_resampled = self._resample(dead, x)
+            n_resampled = self._resample(dead, x, y)
             has_dead = self._dead().any()
         self._has_dead = bool(has_dead.any())
         return StepStats(
@@ -267,9 +270,9 @@ class Trainer:
             )
 
     @torch.no_grad()
-    def _resample(self, dead: Tensor, x: Tensor) -> Tensor:
+    def _resample(self, dead: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         slots = check_input_index(self._input_index, self.sae.config.n_saes, x.shape[0])
-        resampled = resample_dead(self.sae, dead, x, slots, self._generators, self.config.resample_scale)
+        resampled = resample_dead(self.sae, dead, x, slots, self._generators, self.config.resample_scale, y)
         self._steps_since_fired.masked_fill_(resampled, 0)
         specs = self.sae.architecture.tensors(self.sae.config)
         for name, parameter in self._parameters.items():
@@ -282,10 +285,10 @@ class Trainer:
                     self._moments(parameter)[key].masked_fill_(mask, 0)
         return resampled.sum(dim=-1)
 
-    def _describe_bad_loss(self, loss: Tensor, x: Tensor) -> str:
+    def _describe_bad_loss(self, loss: Tensor, x: Tensor, y: Tensor | None) -> str:
         k = int((~loss.isfinite()).nonzero()[0])
         slot = check_input_index(self._input_index, self.sae.config.n_saes, x.shape[0])[k]
-        n_bad = int((~x[slot].isfinite()).sum())
+        n_bad = sum(int((~own[slot].isfinite()).sum()) for own in (x, y) if own is not None)
         remedy = "expected finite activations" if n_bad else "the training diverged: expected a smaller lr"
         return (
             f"Trainer.step: loss of SAE {k} is {float(loss[k])} at step {self.n_steps_done}; "
@@ -293,13 +296,20 @@ class Trainer:
         )
 
 
-def train_stack(trainer: Trainer, batches: Iterable[Float[Tensor, "n_inputs tokens d_in"]]) -> list[StepStats]:
-    """Stats of every step until the config's last one. Raises ValueError if the batches end before it."""
+def train_stack(
+    trainer: Trainer,
+    batches: Iterable[
+        Float[Tensor, "n_inputs tokens d_in"]
+        | tuple[Float[Tensor, "n_inputs tokens d_in"], Float[Tensor, "n_inputs tokens d_out"]]
+    ],
+) -> list[StepStats]:
+    """Stats of every step until the config's last one; transcoders' batches are pairs (x, y). Raises ValueError if the
+    batches end before it."""
     stats: list[StepStats] = []
     if trainer.n_steps_done >= trainer.config.n_steps:
         return stats
-    for x in batches:
-        stats.append(trainer.step(x))
+    for batch in batches:
+        stats.append(trainer.step(*batch) if isinstance(batch, tuple) else trainer.step(batch))
         if trainer.n_steps_done == trainer.config.n_steps:
             return stats
     raise ValueError(f"train_stack: batches ended after step {trainer.n_steps_done}; expected {trainer.config.n_steps}")

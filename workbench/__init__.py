@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.analyses.mechanisms.switches import mechanisms
     from workbench.analyses.probe.concept_tests import probe
     from workbench.analyses.sae_train.head_saes import sae_train
+    from workbench.analyses.sae_train.loading import load_sae
     from workbench.analyses.text_quality.quality import text_quality
     from workbench.analyses.topology.heads import topology
     from workbench.data.text_windows import analysis_tokens
@@ -52,6 +53,7 @@ _WHERE = MappingProxyType(
         "generate": "workbench.models.generate:generate",
         "import_model": "workbench.models.interop:import_model",
         "load": "workbench.models.load:load",
+        "load_sae": "workbench.analyses.sae_train.loading:load_sae",
         "over_training": "workbench.study.over_training:over_training",
         "recipes": "workbench.training:recipe_names",
         "steered": "workbench.models.steering:steered",
@@ -80,6 +82,7 @@ __all__ = [
     "import_model",
     "ladder",
     "load",
+    "load_sae",
     "mechanisms",
     "over_training",
     "probe",

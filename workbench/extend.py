@@ -361,6 +361,8 @@ class Analysis:
     """whether a study measures the first seed of each model and no other"""
     noun: str = ""
     """what its result is called where another analysis needs it: the option --NOUN; the name by default"""
+    source_help: str = ""
+    """what that option takes, where it is more than a directory of the analysis"""
     facts: Callable[[Path], Mapping[str, Any]] | None = None
     """what the verb says beside the first table: (directory of the tables) -> name and value"""
     page: Callable[[Path, Path], Path] | None = None

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from sae.architecture import Architecture
+
+if TYPE_CHECKING:
+    from sae.config import SAEConfig
 
 BUILT_IN = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
@@ -34,6 +38,23 @@ def find_architecture(name: str) -> Architecture:
             "or of a plug-in that is loaded (--plugin FILE)"
         )
     return _FOUND[name]
+
+
+def architecture_of(config: SAEConfig) -> Architecture:
+    """What a config's SAE computes: its architecture, in the form that its activation asks for.
+
+    Raises:
+        ValueError: no such architecture, or it has no such form.
+    """
+    own = find_architecture(config.architecture)
+    if not own.forms or config.activation is None:
+        return own
+    if config.activation not in own.forms:
+        raise ValueError(
+            f"SAEConfig.activation: got {config.activation!r:.60} for {config.architecture}; "
+            f"expected one of {', '.join(own.forms)}"
+        )
+    return own.forms[config.activation]
 
 
 def register(architecture: Architecture) -> None:

@@ -42,12 +42,12 @@ class Gated(Architecture):
 
     def tensors(self, config: SAEConfig) -> dict[str, TensorSpec]:
         return {
-            "W_dec": TensorSpec("d_sae d_in", "decoder"),
+            "W_dec": TensorSpec("d_sae d_target", "decoder"),
             "W_enc": TensorSpec("d_in d_sae", "encoder"),
             "b_gate": TensorSpec("d_sae", "pre"),
             "b_mag": TensorSpec("d_sae", "pre"),
             "r_mag": TensorSpec("d_sae"),
-            "b_dec": TensorSpec("d_in", "input"),
+            "b_dec": TensorSpec("d_target", "output"),
         }
 
     def encode(self, config: SAEConfig, w: Weights, x: Tensor) -> Tensor:
@@ -63,10 +63,9 @@ class Gated(Architecture):
 
     def sum_block(self, config: SAEConfig, w: Weights, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums of a block; gradients in units of 2 / batch size."""
-        W_enc, W_dec, b_dec = w["W_enc"], w["W_dec"], w["b_dec"]
-        narrow, wide = W_enc.dtype, b_dec.dtype
-        target = x.to(wide) - b_dec.unsqueeze(1)
-        inputs = (target if config.apply_b_dec_to_input else x).to(narrow)
+        W_enc, W_dec = w["W_enc"], w["W_dec"]
+        narrow, wide = W_enc.dtype, w["b_dec"].dtype
+        inputs, target = self.inputs_and_target(config, w, x, batch)
         product = torch.bmm(inputs, W_enc).to(wide)
         gates = (product + w["b_gate"].unsqueeze(1)).relu_()
         is_open = gates.sign()

@@ -64,8 +64,8 @@ class Matryoshka(Architecture):
             )
 
     def tensors(self, config: SAEConfig) -> dict[str, TensorSpec]:
-        # z has the inputs' unit: it is what a feature adds to the reconstruction
-        threshold = TensorSpec("1", "input", is_trained=False, is_nonnegative=True)
+        # z has the reconstruction's unit: it is what a feature adds to the reconstruction
+        threshold = TensorSpec("1", "output", is_trained=False, is_nonnegative=True)
         return LINEAR | {"threshold": threshold, "threshold_weight": threshold._replace(unit="none")}
 
     def encode(self, config: SAEConfig, w: Weights, x: Tensor) -> Tensor:
@@ -82,8 +82,7 @@ class Matryoshka(Architecture):
     def sum_block(self, config: SAEConfig, w: Weights, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums of a block; gradients of the tensors with norms folded in, in units of 2 / batch size."""
         narrow, wide = w["W_enc"].dtype, w["b_dec"].dtype
-        target = x.to(wide) - w["b_dec"].unsqueeze(1)
-        inputs = (target if config.apply_b_dec_to_input else x).to(narrow)
+        inputs, target = self.inputs_and_target(config, w, x, batch)
         z = torch.bmm(inputs, w["W_enc"]).to(wide).add_(w["b_enc"].unsqueeze(1))
         acts = keep_top(z.flatten(start_dim=1), max(1, int((config.k or 0) * z.shape[1]))).view_as(z)
         is_active = acts.sign()

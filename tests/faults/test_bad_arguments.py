@@ -180,6 +180,12 @@ PATHS: dict[str, Callable[[], object]] = {
     "load, nowhere": lambda: workbench.load("nowhere"),
     "load, a NUL": lambda: workbench.load("no\0where"),
     "load, dtype": lambda: workbench.load("nowhere", dtype="int4"),
+    "load_sae, nothing": lambda: workbench.load_sae(""),
+    "load_sae, nowhere": lambda: workbench.load_sae("nowhere"),
+    "load_sae, a NUL": lambda: workbench.load_sae("no\0where"),
+    "load_sae, beside the hub": lambda: workbench.load_sae("../no/where"),
+    "load_sae, an id": lambda: workbench.load_sae("gpt2-small-res-jb/blocks.99.hook_resid_pre"),
+    "load_sae, a folder of something else": lambda: workbench.load_sae(Path(__file__).parent),
     "build": lambda: workbench.build("nowhere"),
     "train": lambda: workbench.train("nowhere", "out"),
     "train, seed": lambda: workbench.train(load_recipe("janus-v3-control-nano"), "out", seed=-1),
@@ -248,6 +254,7 @@ PATHS: dict[str, Callable[[], object]] = {
 
 STACK = sae.StackedSAE(sae.SAEConfig(n_saes=2, d_in=4, d_sae=6))
 ACTIVATIONS = torch.randn(2, 10, 4, generator=torch.Generator().manual_seed(0))
+NORMED = sae.StackedSAE(sae.SAEConfig(n_saes=1, d_in=4, d_sae=6, normalize_inputs="layer_norm"))
 OF_SAES: dict[str, Callable[[], object]] = {
     **{f"SAEConfig, {key} = {value}": lambda key=key, value=value: sae.SAEConfig(
         **({"n_saes": 1, "d_in": 4, "d_sae": 8} | {key: value})) for key, value in (
@@ -281,6 +288,14 @@ OF_SAES: dict[str, Callable[[], object]] = {
     "steer, no constant": lambda: sae.steer(ACTIVATIONS[0], torch.ones(4), "norm", 1.0),
     "StackedSAE.load": lambda: sae.StackedSAE.load("nowhere"),
     "StackedSAE.from_sae_lens": lambda: sae.StackedSAE.from_sae_lens("nowhere"),
+    "StackedSAE.from_gemma_scope": lambda: sae.StackedSAE.from_gemma_scope("nowhere"),
+    "decode, no x": lambda: NORMED.decode(torch.ones(10, 6)),
+    "loss_and_gradients, normalised": lambda: sae.loss_and_gradients(NORMED, ACTIVATIONS[:1], torch.ones(1)),
+    "SAEConfig, layer_norm of one": lambda: sae.SAEConfig(n_saes=1, d_in=1, d_sae=2, normalize_inputs="layer_norm"),
+    "SAEConfig, normalize_inputs of a transcoder": lambda: sae.SAEConfig(
+        n_saes=1, d_in=4, d_sae=2, architecture="transcoder", normalize_inputs="layer_norm"),
+    "SAEConfig, normalize_inputs": lambda: sae.SAEConfig(
+        n_saes=1, d_in=4, d_sae=2, normalize_inputs="twice"),  # type: ignore[arg-type]
     "StackedSAE.save, nan": lambda: _poisoned().save("out"),
     "StackedSAE.to_sae_lens, nan": lambda: _poisoned().to_sae_lens("out"),
     "loss_and_gradients, l1": lambda: sae.loss_and_gradients(STACK, ACTIVATIONS, torch.ones(3)),

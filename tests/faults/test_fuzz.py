@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from foreign_saes_for_tests import write_gemma
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,11 @@ READERS: dict[str, tuple[str, Callable, Callable[[Path], object]]] = {
     "SAEs": ("d/sae.json", lambda g: g.run("saes") / "sae", lambda p: sae.StackedSAE.load(p.parent)),
     "shards": ("d/shards.json", lambda g: g.run("harvest"), lambda p: open_shards(p.parent)),
     "SAELens": ("d/cfg.json", lambda g: _sae_lens(g), lambda p: sae.StackedSAE.from_sae_lens(p.parent)),
+    "Gemma Scope": (
+        "params.npz",
+        lambda g: _gemma_scope(g["gemma_scope"]),
+        lambda p: sae.StackedSAE.from_gemma_scope(p, hook_name="hook_mlp_out", layer=1),
+    ),
 }
 
 
@@ -65,6 +71,10 @@ def _sae_lens(ground) -> Path:
     if not place.exists():
         sae.StackedSAE.load(ground.run("saes") / "sae").to_sae_lens(place)
     return place / "sae_000"
+
+
+def _gemma_scope(place: Path) -> bytes:
+    return write_gemma(place).read_bytes()
 
 
 def _begin(file: Path) -> bytes:

@@ -221,7 +221,7 @@ def _weights(change):
         (_change("architecture", "temporal"), "architecture: got 'temporal'; expected one of"),
         (_change("architecture", ["standard"]), r"architecture: got \['standard'\]"),
         (_change("activation_fn", "tanh-relu"), "activation_fn: got 'tanh-relu'"),
-        (_change("normalize_activations", "layer_norm"), "normalize_activations: got 'layer_norm'"),
+        (_change("normalize_activations", "covariance_whitening"), "normalize_activations: got .covariance_w"),
         (_change("d_sae", 255), r"tensor W_dec has shape \(256, 32\); expected \(255, 32\)"),
         (_change("d_in", None), "cfg.json: d_in: got 'None'"),
         (_change("d_in", -3), "cfg.json: d_in"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -32,9 +31,7 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option("--top-p", help="Sample from the likeliest tokens that hold this much probability.")
     ] = None,
-    sae: Annotated[
-        Path | None, typer.Option("--sae", help="SAEs by which to steer: a directory of sae-train.", metavar="DIR")
-    ] = None,
+    sae: options.SAEs = None,
     steer: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,7 +60,7 @@ def generate(
     if not steer:
         refuse_unused(ctx, "sae", "how", where="no --steer", expected="a --steer, such as --steer 2.1.37:4")
     elif sae is None:
-        raise UsageError("--steer: got no --sae; expected the directory of its SAEs")
+        raise UsageError("--steer: got no --sae; expected the source of its SAEs")
     if temperature == 0:
         refuse_unused(ctx, "top_k", "top_p", "seed", where="with --temperature 0", expected="a temperature above 0")
     import pandas as pd
@@ -92,17 +89,19 @@ def generate(
 
 
 @contextmanager
-def _steering(model: Any, directory: Path | None, wanted: list[str], how: How) -> Iterator[None]:
-    """Inside, the model is steered by these features of the directory's SAEs, whose constants are measured first."""
-    if directory is None:
+def _steering(model: Any, source: str | None, wanted: list[str], how: How) -> Iterator[None]:
+    """Inside, the model is steered by these features of the source's SAEs, whose constants are measured first."""
+    if source is None:
         yield
         return
-    from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
+    from workbench.analyses.sae_train.head_saes import one_a_slot
+    from workbench.analyses.sae_train.loading import check_saes, open_saes
     from workbench.data.text_windows import spread_windows
     from workbench.models.steering import measure_constants, parse_steering, steered
 
     features = [parse_steering(own) for own in wanted]
-    stack = one_a_slot(find_stack(directory)).to(model.cfg.device)
+    stack = one_a_slot(open_saes(source)).to(model.cfg.device)
+    check_saes(model, stack)
     tokens = spread_windows(model, None, n_tokens=N_MEASURED)
     measured = [measure_constants(model, stack, feature, tokens) for feature, _ in features]
     with ExitStack() as entered:

@@ -19,6 +19,15 @@ Checkpoint = Annotated[
         metavar="MODEL",
     ),
 ]
+SAEs = Annotated[
+    str | None,
+    typer.Option(
+        "--sae",
+        help="SAEs by which to steer: a directory of sae-train, a SAELens folder, Gemma Scope's params.npz, RELEASE/ID "
+        "of SAELens's registry, or OWNER/REPO/PATH of the hub.",
+        metavar="SOURCE",
+    ),
+]
 Checkpoints = Annotated[
     list[str],
     typer.Option(

@@ -52,6 +52,8 @@ def make_verb(analysis: Analysis) -> Any:
 
 def _subjects(analysis: Analysis) -> dict[str, tuple[Any, Any]]:
     """The parameters that say what is measured, and what is read of other analyses."""
+    from workbench.analyses import find_analysis
+
     found: dict[str, tuple[Any, Any]] = {}
     empty = inspect.Parameter.empty
     if analysis.page is not None:
@@ -71,8 +73,10 @@ def _subjects(analysis: Analysis) -> dict[str, tuple[Any, Any]]:
     if analysis.over_training:
         found |= {"steps": (options.Steps, None), "revisions": (options.Revisions, None)}
     for name in analysis.needs:
-        help_ = f"Directory that {name} wrote, one for each model in their order."
-        hint = typer.Option(f"--{_needed_option(name)}", help=help_, metavar="DIR")
+        source_help = find_analysis(name).source_help
+        help_ = source_help or f"Directory that {name} wrote, one for each model in their order."
+        metavar = "SOURCE" if source_help else "DIR"
+        hint = typer.Option(f"--{_needed_option(name)}", help=help_, metavar=metavar)
         found[_needed_key(name)] = (Annotated[list[Path] | None, hint], None)
     return found
 

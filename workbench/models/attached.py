@@ -1,9 +1,10 @@
-"""SAEs in the forward pass: each in the place of what it reads, its error kept or not, its features open to edits."""
+"""SAEs in the forward pass: each in the place of what it reconstructs, its error kept or not, its features open to
+edits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ Feature = tuple[int, int, int]
 """layer, head (−1: the SAE reads the hook whole), index"""
 Edit = Callable[[Tensor, Slot], Tensor | None]
 """(activations of an SAE's features [batch pos d_sae], what it reads) -> those to go on with; None: as they are"""
+Replace = Callable[[Tensor, Tensor], Tensor | None]
+"""(what SAEs read, the activation that they stand in for) -> what takes its place; None: it stays"""
 BLOCK_TOKENS = 512  # tokens encoded at once on a CPU: their activations stay in the cache
 
 
@@ -35,21 +38,22 @@ def attached(
     edit: Edit | None = None,
     include_special: bool | None = None,
 ) -> Iterator[Any]:
-    """The model with every SAE of the stack in the place of what it reads; as it was when the context ends, also by an
-    exception.
+    """The model with every SAE of the stack in the place of what it reconstructs; as it was when the context ends, also
+    by an exception.
 
     The activation x becomes x̂ + sg(x − x̂), with sg no gradient: by value x itself, while the gradient flows through the
     features; without `error` it becomes x̂. Edited activations f′ of the features give x̂(f′) + sg(x − x̂(f)). Where
-    several SAEs stand, a later one reads what the earlier ones left. Contexts may be nested, and forwards may use a
-    cache: a token is treated as it is without one.
+    several SAEs stand, a later one reads what the earlier ones left. A transcoder reads x at one hook and stands in for
+    another y of the same forward, which becomes ŷ + sg(y − ŷ); the gradient then flows to x. Contexts may be nested,
+    and forwards may use a cache: a token is treated as it is without one.
 
         with attached(model, sae, features={(2, 1, 37): 0.0}):   # feature 37 of head 1 of layer 2, ablated
             loss = model(tokens, return_type="loss")
 
     Args:
         model: a `HookedLM`, or a TransformerLens model (without a cache).
-        sae: at most one SAE for each hook and head; it must say what it reads (`info.sources`), and where it says
-            which model it belongs to, that must be this one.
+        sae: at most one SAE for each hook and head that they stand in for; it must say what it reads (`info.sources`),
+            and where it says which model it belongs to, that must be this one.
         error: whether what an SAE does not reconstruct is kept.
         features: (layer, head, index) -> what the feature's activation is set to.
         edit: called with each SAE's activations, behind `features`, in every forward. They are 0 at positions that
@@ -58,9 +62,10 @@ def attached(
             trained, and without where that is not known.
 
     Raises:
-        ValueError: a stack that does not say what it reads, two SAEs in one place, a hook that the model lacks or of
-            another width, SAEs of another model, a feature that the stack lacks or a value that is not finite; in a
-            forward: tokens that are not known (`start_at_layer` without `tokens`).
+        ValueError: a stack that does not say what it reads or writes, two SAEs in one place, a hook that the model
+            lacks or of another width, SAEs of another model, a feature that the stack lacks or a value that is not
+            finite; in a forward: tokens that are not known (`start_at_layer` without `tokens`), or a transcoder's
+            output without its input.
     """
     parts = _parts(model, sae, features or {})
     is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
@@ -68,15 +73,67 @@ def attached(
     with ExitStack() as stack:
         reading = None if is_everywhere else stack.enter_context(reading_tokens(model))
 
-        def replaced_by(part: _Part) -> Callable[[Tensor, Any], Tensor | None]:
-            def replace(x: Tensor, hook: Any) -> Tensor | None:
-                is_counted = None if reading is None else reading.counted(positions, x, part.at.hook_name)
-                return part.replace(x, is_counted, error, edit)
+        def replaced_by(part: _Part) -> Replace:
+            def replace(x: Tensor, y: Tensor) -> Tensor | None:
+                is_counted = None if reading is None else reading.counted(positions, y, part.at.hook_name_out)
+                return part.replace(x, y, is_counted, error, edit)
 
             return replace
 
-        stack.enter_context(model.hooks(fwd_hooks=[(part.at.hook_name, replaced_by(part)) for part in parts]))
+        stack.enter_context(standing(model, [(part.at, replaced_by(part)) for part in parts]))
         yield model
+
+
+@contextmanager
+def standing(model: Any, places: Sequence[tuple[HookSAEs, Replace]]) -> Iterator[None]:
+    """Hooks by which each function replaces the activation that its SAEs stand in for, told of what they read in the
+    same forward.
+
+    Raises:
+        ValueError: in a forward: an activation to be replaced ahead of the one that is read.
+    """
+    read: dict[int, Tensor] = {}
+    writers: list[tuple[str, Callable]] = []
+    readers: list[tuple[str, Callable]] = []  # behind all writers, so that at a shared hook they read what was written
+    for index, (place, replace) in enumerate(places):
+
+        def keep(x: Tensor, hook: Any, index: int = index) -> None:
+            read[index] = x
+
+        def put(y: Tensor, hook: Any, index: int = index, place: HookSAEs = place, replace: Replace = replace) -> Any:
+            if place.hook_name_out == place.hook_name:
+                return replace(y, y)
+            if index not in read:
+                raise ValueError(
+                    f"attached: {place.hook_name_out} is passed without {place.hook_name}, which its transcoder reads; "
+                    "expected a forward that passes it before"
+                )
+            return replace(read.pop(index), y)
+
+        writers.append((place.hook_name_out, put))
+        if place.hook_name_out != place.hook_name:
+            readers.append((place.hook_name, keep))
+    handle = model.register_forward_pre_hook(lambda *_: read.clear())  # a forward may have stopped in between
+    try:
+        with showing(model, [name for name, _ in readers]), model.hooks(fwd_hooks=[*writers, *readers]):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def showing(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Inside, a model of TransformerLens passes hook_mlp_in where that is among the names; otherwise it does so only if
+    its configuration says so."""
+    is_needed = any(name.endswith(".hook_mlp_in") for name in names) and hasattr(model, "set_use_hook_mlp_in")
+    before = bool(is_needed and model.cfg.use_hook_mlp_in)
+    if is_needed:
+        model.set_use_hook_mlp_in(True)
+    try:
+        yield
+    finally:
+        if is_needed:
+            model.set_use_hook_mlp_in(before)
 
 
 # --- what stands where
@@ -91,24 +148,25 @@ class _Part:
     """of each SAE: feature -> its activation"""
 
     def replace(
-        self, x: Tensor, is_counted: Bool[Tensor, "batch pos"] | None, error: bool, edit: Edit | None
+        self, x: Tensor, y: Tensor, is_counted: Bool[Tensor, "batch pos"] | None, error: bool, edit: Edit | None
     ) -> Tensor | None:
-        """What takes the place of the hook's activation; None where that is itself."""
+        """What takes the place of y, where x was read; None where that is y itself."""
         has_edit = edit is not None or any(self.values)
         if error and not has_edit and not torch.is_grad_enabled():
-            return None  # x̂ + (x − x̂)
+            return None  # ŷ + (y − ŷ)
         own, sae = self.at.read(x), self.at.sae
+        stood_for = own if y is x else self.at.reconstructed(y)
         if has_edit:
             acts = sae.encode(own)
-            kept = sae.decode(acts) if error else None
-            recon = sae.decode(self._edited(acts, len(x), is_counted, edit))
+            kept = sae.decode(acts, own) if error else None
+            recon = sae.decode(self._edited(acts, len(x), is_counted, edit), own)
         else:
             size = BLOCK_TOKENS if own.device.type == "cpu" else max(1, own.shape[1])
-            recon = torch.cat([sae.decode(sae.encode(block)) for block in own.split(size, dim=1)], dim=1)
+            recon = torch.cat([sae(block)[1] for block in own.split(size, dim=1)], dim=1)
             kept = recon if error else None
-        # in this order the value is x itself, to the last bit, where no feature is edited
-        out = recon if kept is None else own.detach() + (recon - kept.detach()).to(own)
-        return self.at.written(x, out, is_counted)
+        # in this order the value is y itself, to the last bit, where no feature is edited
+        out = recon if kept is None else stood_for.detach() + (recon - kept.detach()).to(stood_for)
+        return self.at.written(y, out, is_counted)
 
     def _edited(
         self,

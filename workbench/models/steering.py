@@ -14,8 +14,8 @@ from torch import Tensor
 from sae.edits import How, check_steering, steer
 from sae.stack import StackedSAE
 from workbench.models.activations import Positions, special_ids
-from workbench.models.attached import Feature, reading_tokens
-from workbench.models.checks import checked_tokens, device_of, run_watched
+from workbench.models.attached import Feature, reading_tokens, showing, standing
+from workbench.models.checks import checked_tokens, device_of, last_layer, run_watched
 from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 
 BATCH_TOKENS = 4096
@@ -27,7 +27,7 @@ class Constants(NamedTuple):
     max_act: float
     """largest activation of the feature"""
     mean_norm: float
-    """mean ‖x‖ of what its SAE reads"""
+    """mean ‖x‖ of what its SAE stands in for"""
 
 
 @contextmanager
@@ -42,9 +42,10 @@ def steered(
     mean_norm: float | None = None,
     include_special: bool | None = None,
 ) -> Iterator[Any]:
-    """The model with the activation that a feature's SAE reads pushed along the feature's decoder row, in every forward
-    from position 1 on, the prompt's tokens among them; as it was when the context ends. See `sae.steer` for the four
-    ways. With a cache and without, the same; contexts may be nested to steer by several features.
+    """The model with the activation that a feature's SAE stands in for, the one it reads or a transcoder's output,
+    pushed along the feature's decoder row, in every forward from position 1 on, the prompt's tokens among them; as it
+    was when the context ends. See `sae.steer` for the four ways. With a cache and without, the same; contexts may be
+    nested to steer by several features.
 
     Args:
         model, sae, include_special: as for `attached`.
@@ -62,14 +63,18 @@ def steered(
     with ExitStack() as stack:
         reading = None if is_everywhere else stack.enter_context(reading_tokens(model))
 
-        def push(x: Tensor, hook: Any) -> Tensor:
-            is_counted = None if reading is None else reading.counted(positions, x, place.hook_name)
-            own = place.read(x)
-            acts = place.sae.encode(own)[0, :, index] if how == "clamp" else None
-            new = steer(own[0], row, how, alpha, acts=acts, max_act=max_act, mean_norm=mean_norm)
-            return place.written(x, new[None], is_counted)
+        def push(x: Tensor, y: Tensor) -> Tensor:
+            is_counted = None if reading is None else reading.counted(positions, y, place.hook_name_out)
+            acts = place.sae.encode(place.read(x))[0, :, index] if how == "clamp" else None
+            own = place.reconstructed(y)
+            constants: Any = {"acts": acts, "max_act": max_act, "mean_norm": mean_norm}
+            if how in ("max_act", "clamp") and (scale := place.sae.output_scale(own)) is not None:
+                new = own[0] + scale[0, :, None] * steer(torch.zeros_like(own[0]), row, how, alpha, **constants)
+            else:
+                new = steer(own[0], row, how, alpha, **constants)
+            return place.written(y, new[None], is_counted)
 
-        stack.enter_context(model.hooks(fwd_hooks=[(place.hook_name, push)]))
+        stack.enter_context(standing(model, [(place, push)]))
         yield model
 
 
@@ -109,13 +114,16 @@ def measure_constants(
     is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
     positions = Positions(special_ids(model), is_everywhere)
     most, total, n = 0.0, 0.0, 0
+    names = list(dict.fromkeys((place.hook_name, place.hook_name_out)))
     for batch in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
-        found = run_watched(model, batch.to(device_of(model)), [place.hook_name], place.layer + 1)
-        own = place.read(found[place.hook_name])
-        own = own[:, positions.of(batch).flatten().to(own.device)]
+        with showing(model, names):
+            found = run_watched(model, batch.to(device_of(model)), names, last_layer(names))
+        own, out = place.read(found[place.hook_name]), place.reconstructed(found[place.hook_name_out])
+        is_counted = positions.of(batch).flatten().to(own.device)
+        own, out = own[:, is_counted], out[:, is_counted]
         if own.shape[1]:
             most = max(most, float(place.sae.encode(own)[0, :, index].max()))
-            total, n = total + float(own[0].norm(dim=-1).sum(dtype=torch.float64)), n + own.shape[1]
+            total, n = total + float(out[0].norm(dim=-1).sum(dtype=torch.float64)), n + own.shape[1]
     if not n:
         raise ValueError("steering: got no token but special ones and position 0; expected others")
     return Constants(most, total / n)

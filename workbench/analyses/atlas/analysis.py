@@ -27,22 +27,25 @@ class AtlasSettings(Settings):
     n_neighbours: int = Field(default=5, description="nearest features per feature", ge=0)
 
 
-def shown_stack(job: Job, place: int = 0, l1: float | None = None) -> Any:
-    """The SAEs that are shown of the job's model at that place. Raises ValueError for a stack of another model."""
-    from sae.stack import check_model
-    from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
-    from workbench.models.checks import device_of
-    from workbench.models.weights import weights_sha256
+def shown_stack(job: Job, place: int = 0, l1: float | None = None, *, is_checked: bool = True) -> Any:
+    """The SAEs that are shown of the job's model at that place; unless they were checked before, against the model.
 
-    subject = job.models[place]
-    stack = one_a_slot(find_stack(job.needs["sae-train"][place]), l1)
-    check_model(stack, weights_sha256(subject.model), subject.name)
-    return stack.to(device_of(subject.model))
+    Raises ValueError for SAEs that are not there, or not the model's.
+    """
+    from workbench.analyses.sae_train.head_saes import one_a_slot
+    from workbench.analyses.sae_train.loading import check_saes, open_saes
+    from workbench.models.checks import device_of
+
+    model = job.models[place].model
+    stack = one_a_slot(open_saes(job.needs["sae-train"][place]), l1).to(device_of(model))
+    if not is_checked:
+        check_saes(model, stack)
+    return stack
 
 
 def check(job: Job) -> None:
     """Raise ValueError for SAEs that are not there, or not the model's."""
-    shown_stack(job, l1=job.settings.l1)
+    shown_stack(job, l1=job.settings.l1, is_checked=False)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:

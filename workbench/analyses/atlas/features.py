@@ -23,7 +23,7 @@ from workbench.analyses.spectra.weights import own_weight
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, collect, special_ids
 from workbench.models.checks import checked_tokens, device_of, run_hooked
-from workbench.models.sae_places import stack_slots
+from workbench.models.sae_places import stack_slots, written_slots
 from workbench.models.weights import weights_sha256
 from workbench.models.writes import fitted_factor, probed_tokens, write_factor
 
@@ -93,7 +93,8 @@ def atlas_features(
     several SAEs of one head; n_tokens is the number of tokens that density is a share of.
 
     Args:
-        sae: the stack; it must say which hook each SAE reads, and belong to `model`.
+        sae: the stack; it must say which hook each SAE reads, and where it says which model it belongs to, that must
+            be this one.
         tokens: held-out tokens.
         name, seed: the columns model and seed.
 
@@ -102,7 +103,8 @@ def atlas_features(
             that is negative, or no context.
     """
     slots = stack_slots(sae)
-    check_model(sae, weights_sha256(model), name)
+    if sae.info.model_sha256 is not None:
+        check_model(sae, weights_sha256(model), name)
     tokens = checked_tokens("atlas", model, tokens, min_ctx=2)
     for what, given, least in (
         ("n_contexts", n_contexts, 1),
@@ -116,7 +118,7 @@ def atlas_features(
     if not sums.n_tokens:
         raise ValueError("atlas: all tokens are special or at position 0; expected others")
     decode = token_decoder(model)
-    promoted, suppressed = logit_effects(model, sae, slots, n_logits)
+    promoted, suppressed = logit_effects(model, sae, written_slots(sae), n_logits)
     n_neighbours = min(n_neighbours, sae.config.d_sae - 1)
     cosines, nearest = nearest_features(sae.W_dec.detach(), n_neighbours) if n_neighbours else (None, None)
     parts = []

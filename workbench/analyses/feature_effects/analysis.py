@@ -35,14 +35,14 @@ class FeatureEffectsSettings(Settings):
     n_bootstrap: int = Field(default=2000, description="draws of the intervals over sequences", ge=1)
 
 
-def open_effects(job: Job) -> tuple[Any, Any]:
+def open_effects(job: Job, *, is_checked: bool = True) -> tuple[Any, Any]:
     """(the SAEs that are asked for, them by hook). Raises ValueError for what cannot be measured."""
     from workbench.analyses.feature_effects.effects import check_effects, chosen_saes
     from workbench.models.sae_places import saes_by_hook
 
     own, model = job.settings, job.subject.model
     check_effects(model, own.n_exact, own.kind, own.n_bootstrap)
-    sae = chosen_saes(shown_stack(job, l1=own.l1), own.layers, own.heads)
+    sae = chosen_saes(shown_stack(job, l1=own.l1, is_checked=is_checked), own.layers, own.heads)
     return sae, saes_by_hook(model, sae)
 
 
@@ -50,7 +50,7 @@ def check(job: Job) -> None:
     """Raise ValueError for SAEs that are not there, not the model's, or not of these layers and heads."""
     from workbench.models.checks import checked_tokens
 
-    open_effects(job)
+    open_effects(job, is_checked=False)
     checked_tokens("feature-effects", job.subject.model, job.tokens, min_ctx=2)
 
 

@@ -70,7 +70,7 @@ def feature_effects(
 
     Args:
         model: a `HookedLM` on one device; run in float32 unless it is float64.
-        sae: one SAE for each hook and head, of this model.
+        sae: one SAE for each hook and head, of this model; of a transcoder x is its output.
         tokens: held-out tokens.
         layers, heads: which SAEs of the stack; all by default.
         n_exact: features of each SAE that are ablated; 0: none, the estimates alone.
@@ -224,10 +224,14 @@ def _changes(
     value: Float64[Tensor, "n_saes d_sae"],
     is_counted: Tensor,
 ) -> Float[Tensor, "feature batch pos"]:
-    """f′ − f of each feature (SAE of the place, index), 0 where it does not count and behind the last prediction."""
+    """f′ − f of each feature (SAE of the place, index), in multiples of its decoder row; 0 where it does not count and
+    behind the last prediction."""
     saes, index = which.unbind(1)
-    acts = place.sae.encode(place.read(x))[saes, :, index]
+    own = place.read(x)
+    acts = place.sae.encode(own)[saes, :, index]
     change = value[saes, index].to(acts)[:, None] - acts
+    if (scale := place.sae.output_scale(own)) is not None:
+        change = change * scale[saes]
     change = change.view(len(which), *is_counted.shape) * is_counted.to(acts)
     change[:, :, -1] = 0
     return change
@@ -269,10 +273,10 @@ def _go_on(
     tokens: Int[Tensor, "batch pos"],
     row: Int64[Tensor, " pair"],
     saes: Sequence[int],
-    delta: Float[Tensor, "pair pos d_in"],
+    delta: Float[Tensor, "pair pos d_out"],
 ) -> Float[Tensor, "pair pos d_model"]:
-    """The final stream of these sequences, with delta added to what one SAE each reads; a state that is more than the
-    stream is made again from the tokens."""
+    """The final stream of these sequences, with delta added to what one SAE each stands in for; a state that is more
+    than the stream is made again from the tokens."""
     heads = [place.slots[k].head for k in saes]
 
     def add(x: Tensor, hook: Any) -> Tensor:
@@ -283,7 +287,7 @@ def _go_on(
         return out
 
     start = clean.starts[place.layer]
-    hooks = [(place.hook_name, add)]
+    hooks = [(place.hook_name_out, add)]
     if isinstance(start, Tensor):
         final = model.run_with_hooks(start[row], start_at_layer=place.layer, return_type=None, fwd_hooks=hooks)
     else:

@@ -71,7 +71,8 @@ def estimate_effects(
 def _gradients(
     model: HookedLM, places: Sequence[HookSAEs], tokens: Int[Tensor, "batch pos"]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """(activations, gradients by them of the sum of the sequences' mean losses) at each place."""
+    """(activations that are read, gradients of the sum of the sequences' mean losses by those that the SAEs stand in
+    for) at each place."""
     tokens, first = tokens.to(device_of(model)), places[0].layer
     seen: dict[str, Tensor] = {}
 
@@ -82,18 +83,20 @@ def _gradients(
     with torch.no_grad():
         state = model(tokens, stop_at_layer=first)
     with torch.enable_grad():
-        final = model.run_with_hooks(
-            state, start_at_layer=first, return_type=None, fwd_hooks=[(place.hook_name, watch) for place in places]
-        )
+        names = dict.fromkeys(name for place in places for name in (place.hook_name, place.hook_name_out))
+        hooks = [(name, watch) for name in names]
+        final = model.run_with_hooks(state, start_at_layer=first, return_type=None, fwd_hooks=hooks)
         x = model.ln_final(model.read_out(final))[:, :-1]
     with torch.no_grad():
         base = reference(model, final, tokens, LOGITS_HELD)
         of_x = (loss_gradient(model, base, LOGITS_HELD) / x.shape[1]).to(x.dtype).view(x.shape)
     activations = [seen[place.hook_name] for place in places]
-    gradients = torch.autograd.grad(x, activations, of_x, allow_unused=True)
+    outputs = [seen[place.hook_name_out] for place in places]
+    gradients = torch.autograd.grad(x, outputs, of_x, allow_unused=True)
     for place, gradient in zip(places, gradients, strict=True):
         if gradient is None:
-            raise ValueError(f"SAEs: got {place.hook_name}, which nothing reads in this model; expected another hook")
+            name = place.hook_name_out
+            raise ValueError(f"SAEs: got {name}, which nothing reads in this model; expected another hook")
     return [own.detach() for own in activations], list(gradients)
 
 
@@ -106,7 +109,7 @@ def _sums(
     value: Float64[Tensor, "n_saes d_sae"],
 ) -> tuple[Float64[Tensor, "n_saes d_sae"], Float64[Tensor, "n_saes d_sae"]]:
     """(tokens on which each feature fires, summed estimate) of a batch."""
-    rows, slopes = place.read(x), place.read(gradient)
+    rows, slopes = place.read(x), place.reconstructed(gradient)
     counts = is_counted.flatten().nonzero().squeeze(1).to(rows.device)
     rows, slopes = rows.index_select(1, counts), slopes.index_select(1, counts)
     fired = torch.zeros(value.shape, dtype=torch.float64, device=rows.device)
@@ -115,6 +118,8 @@ def _sums(
     for own, slope in zip(rows.split(BLOCK_TOKENS, dim=1), slopes.split(BLOCK_TOKENS, dim=1), strict=True):
         acts = place.sae.encode(own)
         along = slope.to(acts) @ place.sae.W_dec.mT
+        if (scale := place.sae.output_scale(own)) is not None:
+            along *= scale.unsqueeze(-1)
         fired += (acts > 0).sum(dim=1)
         total += ((stands.to(acts) - acts) * along).sum(dim=1, dtype=torch.float64)
     return fired.cpu(), total.cpu()

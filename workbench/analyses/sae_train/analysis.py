@@ -79,6 +79,8 @@ sae_train = Analysis(
     settings=HeadSaeSettings,
     reads=Windows(),
     noun="sae",
+    source_help="SAEs: a directory of sae-train, a SAELens folder, Gemma Scope's params.npz, RELEASE/ID of SAELens's "
+    "registry, or OWNER/REPO/PATH of the hub; one for each model in their order.",
     tables=[
         Table(
             "sae_training_results",

@@ -10,6 +10,7 @@ import torch
 from sae.stack import StackedSAE
 from workbench import runs
 from workbench.analyses.sae_train.head_saes import STACK, find_stack
+from workbench.analyses.sae_train.loading import open_saes
 
 N_TOKENS = 64  # random inputs that both libraries are compared on
 FOLDER = "sae_lens"  # a moment's place within the run
@@ -31,13 +32,20 @@ def export_saes(source: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def import_saes(source: str | Path, out: str | Path) -> Path:
-    """Write the SAEs of a SAELens folder, or of a directory of them, as a stack of ours, and return its directory.
+def import_saes(
+    source: str | Path,
+    out: str | Path,
+    *,
+    hook: str | None = None,
+    layer: int | None = None,
+    norm_scale: float | None = None,
+) -> Path:
+    """Write SAEs from elsewhere as a stack of ours, and return its directory; arguments as `load_sae`.
 
     Raises:
-        ValueError: as `StackedSAE.from_sae_lens`; an existing `out`.
+        ValueError: as `load_sae`; an existing `out`.
     """
-    stack = StackedSAE.from_sae_lens(source)
+    stack = open_saes(source, hook=hook, layer=layer, norm_scale=norm_scale)
     with runs.open_run(out, {"verb": "import", "source": str(source)}) as run:
         stack.save(run.path / STACK)
     return Path(out)
@@ -54,5 +62,5 @@ def _verify(stack: StackedSAE, directory: Path) -> None:
         theirs = SAE.load_from_disk(str(folder))
         theirs.turn_off_forward_pass_hook_z_reshaping()  # x has the heads side by side
         acts = own.encode(x)
-        if not (torch.equal(theirs.encode(x), acts) and torch.equal(theirs.decode(acts), own.decode(acts))):
+        if not (torch.equal(theirs.encode(x), acts) and torch.equal(theirs.decode(acts), own.decode(acts, x))):
             raise ValueError(f"export to sae-lens: {folder.name} encodes or decodes to other bits; expected the same")
