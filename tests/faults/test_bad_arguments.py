@@ -202,6 +202,7 @@ PATHS: dict[str, Callable[[], object]] = {
     "probe, no model": lambda: workbench.probe([]),
     "text_quality, no tokenizer": lambda: workbench.text_quality(MODEL),
     "attached, no source": lambda: workbench.attached(MODEL, STACK).__enter__(),
+    "attached, no output": lambda: workbench.attached(MODEL, TRANSCODERS).__enter__(),
     "attached, a module": lambda: workbench.attached(torch.nn.Linear(2, 2), STACK).__enter__(),
     "analysis_tokens, no tokenizer": lambda: workbench.analysis_tokens(MODEL, n_sequences=2),
     "direct_logit_attribution, answers": lambda: workbench.direct_logit_attribution(MODEL, GOOD, GOOD[:1, 0]),
@@ -253,6 +254,10 @@ PATHS: dict[str, Callable[[], object]] = {
 # --- sae
 
 STACK = sae.StackedSAE(sae.SAEConfig(n_saes=2, d_in=4, d_sae=6))
+READING = tuple(sae.SAESource(hook_name=f"blocks.{i}.ln2.hook_normalized", layer=i) for i in range(2))
+TRANSCODERS = sae.StackedSAE(
+    sae.SAEConfig(n_saes=2, d_in=4, d_sae=6, architecture="skip_transcoder"), info=sae.StackInfo(sources=READING)
+)
 ACTIVATIONS = torch.randn(2, 10, 4, generator=torch.Generator().manual_seed(0))
 NORMED = sae.StackedSAE(sae.SAEConfig(n_saes=1, d_in=4, d_sae=6, normalize_inputs="layer_norm"))
 OF_SAES: dict[str, Callable[[], object]] = {
@@ -275,6 +280,8 @@ OF_SAES: dict[str, Callable[[], object]] = {
     "spawn_generators, below 0": lambda: sae.spawn_generators(torch.Generator(), 1, [(-1,)]),
     "random_dictionary, l0": lambda: sae.random_dictionary(
         STACK.config, ACTIVATIONS, [100.0, 1.0], torch.Generator()),
+    "random_dictionary, a pair": lambda: sae.random_dictionary(
+        STACK.config, ACTIVATIONS, [1.0, 1.0], torch.Generator(), y=ACTIVATIONS),
     "random_dictionary, shape": lambda: sae.random_dictionary(
         STACK.config, ACTIVATIONS[..., :3], [1.0, 1.0], torch.Generator()),
     "encode, width": lambda: STACK.encode(torch.ones(2, 10, 3)),
@@ -300,6 +307,9 @@ OF_SAES: dict[str, Callable[[], object]] = {
     "StackedSAE.to_sae_lens, nan": lambda: _poisoned().to_sae_lens("out"),
     "loss_and_gradients, l1": lambda: sae.loss_and_gradients(STACK, ACTIVATIONS, torch.ones(3)),
     "loss_and_gradients, shape": lambda: sae.loss_and_gradients(STACK, ACTIVATIONS[..., :3], torch.ones(2)),
+    "loss_and_gradients, a pair": lambda: sae.loss_and_gradients(STACK, ACTIVATIONS, torch.ones(2), y=ACTIVATIONS),
+    "loss_and_gradients, no pair": lambda: sae.loss_and_gradients(TRANSCODERS, ACTIVATIONS, torch.ones(2)),
+    "decode, nothing to skip": lambda: TRANSCODERS.decode(torch.ones(2, 10, 6)),
     "train_stack": lambda: sae.train_stack(SimpleNamespace(  # type: ignore[arg-type]
         n_steps_done=0, config=SimpleNamespace(n_steps=3)), []),
 }  # fmt: skip
