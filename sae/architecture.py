@@ -121,6 +121,8 @@ class Architecture:
     """Whether a token's features depend on the batch's other tokens in training."""
     uses_dead: bool = False
     """Whether its loss has a term of dead features."""
+    step_numbers: float = 6.0
+    """Numbers per token and feature that a block of a training step holds at once, by which memory is planned."""
     read_from: str | None = None
     """SAELens's name of what is read as this architecture; None if nothing is."""
 
