@@ -33,7 +33,7 @@ def generate(
         float | None, typer.Option("--top-p", help="Sample from the likeliest tokens that hold this much probability.")
     ] = None,
     sae: Annotated[
-        Path | None, typer.Option("--sae", help="SAEs by which to steer: a directory of sae-train.", metavar="DIR")
+        Path | None, typer.Option("--sae", help="SAEs by which to steer: of sae-train, or its sae/NAME.", metavar="DIR")
     ] = None,
     steer: Annotated[
         list[str] | None,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class AtlasSettings(Settings):
     """Which SAEs, and how much of each feature."""
 
+    stack: str | None = Field(
+        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
+    )
     l1: float | None = Field(
         default=None, description="which l1 of a sweep to show; by default the nearest to its median, the lower of two"
     )
@@ -28,14 +31,15 @@ class AtlasSettings(Settings):
 
 
 def shown_stack(job: Job, place: int = 0, l1: float | None = None) -> Any:
-    """The SAEs that are shown of the job's model at that place. Raises ValueError for a stack of another model."""
+    """The SAEs that are shown of the job's model at that place: of several stacks the one that the setting `stack`
+    names. Raises ValueError for a stack of another model, and for several of which none is named."""
     from sae.stack import check_model
     from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
     from workbench.models.checks import device_of
     from workbench.models.weights import weights_sha256
 
     subject = job.models[place]
-    stack = one_a_slot(find_stack(job.needs["sae-train"][place]), l1)
+    stack = one_a_slot(find_stack(job.needs["sae-train"][place], job.settings.stack), l1)
     check_model(stack, weights_sha256(subject.model), subject.name)
     return stack.to(device_of(subject.model))
 
