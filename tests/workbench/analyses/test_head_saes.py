@@ -402,6 +402,7 @@ def sink():
     return own
 
 
+@pytest.mark.filterwarnings("ignore:sae_train.*nearly all:UserWarning")  # of a few steps
 @pytest.mark.parametrize("hook", ["z", "hook_resid_post"])
 def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
     tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
@@ -444,6 +445,7 @@ def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
     np.testing.assert_allclose(trained["ce_zero"], want, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:sae_train.*nearly all:UserWarning")  # of a few steps
 def test_all_positions_are_taken_where_asked(sink, tmp_path) -> None:
     tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
     quick = QUICK | {"l1": 0.2, "held_out": held_out}

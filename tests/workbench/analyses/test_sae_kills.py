@@ -27,6 +27,7 @@ model = small_model("janus-v3", n_layers=2)
 tokens, held_out = tokens_for(model, batch=60, pos=16), tokens_for(model, batch=6, pos=16, seed=9)
 hooks = [f"blocks.{layer}.attn.hook_z" for layer in range(2)]
 kinds = {"hook": ("z", "hook_resid_post"), "architecture": ("relu", "matryoshka"), "k": (3,)}
+kinds |= {"l1": [0.5], "seeds": [0], "n_train_tokens": 1280}
 settings = {"l1": [0.5, 8.0], "seeds": [0, 1], "held_out": held_out, "batch_size": 32, "buffer_tokens": 128,
             "lr": 3e-2, "expansion": 8, "n_ce_tokens": 32, "n_train_tokens": 4800}
 work = {
