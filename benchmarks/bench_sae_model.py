@@ -32,7 +32,7 @@ from sae import StackedSAE, TrainConfig, Trainer
 from workbench.analyses.atlas.features import scan
 from workbench.analyses.sae_train.evaluation import forward_batches
 from workbench.analyses.sae_train.head_saes import HeadSaeJob
-from workbench.analyses.sae_train.plan import make_plan
+from workbench.analyses.sae_train.plan import make_plans
 from workbench.analyses.sae_train.settings import HeadSaeSettings
 from workbench.models import HookedLM
 from workbench.models.activations import ShuffledActivations, choose_slots, collect
@@ -159,8 +159,8 @@ def _print_peak(n_tokens: int) -> None:
     # of the first three layers, whose forward is short: memory is what is asked
     model = HookedLM(CONFIG).eval()
     settings = HeadSaeSettings(batch_size=BATCH, normalize="none", n_train_tokens=None)
-    plan = make_plan(model, [0, 1, 2], "all", L1, [0], settings)
-    job = HeadSaeJob(model, sequences(n_tokens), sequences(BATCH), plan, settings, "chassis", 0, lambda share: None)
+    (plan,) = make_plans(model, [0, 1, 2], "all", L1, [0], settings)
+    job = HeadSaeJob(model, sequences(n_tokens), sequences(BATCH), [plan], settings, "chassis", 0, lambda share: None)
     job.train(None)
     print(process_peak_bytes())
 

@@ -134,6 +134,8 @@ class Architecture:
     """Fields of `SAEConfig` whose default is another for it."""
     forms: Mapping[str, Architecture] = MappingProxyType({})
     """Its forms by what `SAEConfig.activation` says, the first one by default; empty where it has one form."""
+    step_numbers: float = 6.0
+    """Numbers per token and feature that a block of a training step holds at once, by which memory is planned."""
     read_from: str | None = None
     """SAELens's name of what is read as this architecture; None if nothing is."""
 

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.architecture import Batch, LossAndGradients
+from sae.architectures import architecture_of
+from sae.config import SAEConfig
 from sae.stack import StackedSAE, check_input_index, check_target
 
 # activations of one block; on a CPU 2 to 4 MB, the size of a core's second-level cache
@@ -77,11 +79,12 @@ def split_evenly(n: int, most: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def _block_slices(sae: StackedSAE, n_tokens: int, device_type: str) -> tuple[list[slice], list[slice]]:
+def block_slices(config: SAEConfig, n_tokens: int, device_type: str) -> tuple[list[slice], list[slice]]:
     """SAEs and tokens of the blocks, which hold all tokens where features are chosen among them."""
-    acts, d_sae = _BLOCK_ACTS.get(device_type, _BLOCK_ACTS_ELSEWHERE), sae.config.d_sae
-    least_tokens = n_tokens if sae.architecture.chooses_in_batch else min(n_tokens, _BLOCK_TOKENS)
-    sae_slices = split_evenly(sae.config.n_saes, acts // (least_tokens * d_sae))
+    acts, d_sae = _BLOCK_ACTS.get(device_type, _BLOCK_ACTS_ELSEWHERE), config.d_sae
+    chooses = architecture_of(config).chooses_in_batch
+    least_tokens = n_tokens if chooses else min(n_tokens, _BLOCK_TOKENS)
+    sae_slices = split_evenly(config.n_saes, acts // (least_tokens * d_sae))
     widest = max(part.stop - part.start for part in sae_slices)
     return sae_slices, split_evenly(n_tokens, max(least_tokens, acts // (widest * d_sae)))
 
@@ -112,7 +115,7 @@ def _sum_blocks(
     # matrices are what products read
     given = {name: tensor.to(products) if tensor.ndim == 3 else tensor for name, tensor in given.items()}
     totals: dict[str, Tensor] = {}
-    sae_slices, token_slices = _block_slices(sae, x.shape[1], x.device.type)
+    sae_slices, token_slices = block_slices(config, x.shape[1], x.device.type)
     for part in sae_slices:
         weights = {name: tensor[part] for name, tensor in given.items()}
         own = Batch(batch.l1[part], batch.progress, None if batch.dead is None else batch.dead[part])

@@ -36,6 +36,7 @@ class BatchTopK(OneLayer):
     options = frozenset({"k"})
     has_penalty = False
     chooses_in_batch = True
+    step_numbers = 4.4
 
     def check(self, config: SAEConfig) -> None:
         check_k(config)

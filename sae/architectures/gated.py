@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 class Gated(Architecture):
     name = "gated"
     options = frozenset({"gate_detach"})
+    step_numbers = 7.2
     read_from = "gated"
 
     def tensors(self, config: SAEConfig) -> dict[str, TensorSpec]:

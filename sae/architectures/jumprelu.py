@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 class JumpReLU(OneLayer):
     name = "jumprelu"
+    step_numbers = 6.2
     read_from = "jumprelu"
 
     def tensors(self, config: SAEConfig) -> dict[str, TensorSpec]:

@@ -53,6 +53,7 @@ class Matryoshka(Architecture):
     has_penalty = False
     chooses_in_batch = True
     uses_dead = True
+    step_numbers = 8.4
 
     def check(self, config: SAEConfig) -> None:
         check_k(config)

@@ -14,6 +14,7 @@ from sae.one_layer import OneLayer
 
 class ReLU(OneLayer):
     name = "relu"
+    step_numbers = 3.1
     read_from = "standard"
 
 

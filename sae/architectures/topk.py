@@ -24,6 +24,7 @@ class TopK(OneLayer):
     name = "topk"
     options = frozenset({"k"})
     has_penalty = False
+    step_numbers = 4.1
     read_from = "topk"
 
     def check(self, config: SAEConfig) -> None:

@@ -7,7 +7,7 @@ the same tokens in the same order, since they come from the same forward pass.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,20 +110,39 @@ def collect(
         ValueError: a hook that does not exist, slots of unequal width, or an activation that is nan or infinite (hook
             and batch are named).
     """
-    names = list(dict.fromkeys(slot.hook_name for slot in slots))
-    found = run_watched(model, tokens.to(device_of(model)), names, max(slot.layer for slot in slots) + 1)
+    (x,) = collect_groups(model, tokens, [slots], batch)
+    return x
+
+
+@torch.no_grad()
+def collect_groups(
+    model: Any, tokens: Int[Tensor, "batch pos"], groups: Sequence[Sequence[Slot]], batch: int = 0
+) -> list[Float[Tensor, "slot tokens d_in"]]:
+    """What `collect` gives for each group of slots, from one forward for all; groups may differ in width.
+
+    Raises:
+        ValueError: as `collect`.
+    """
+    every = [slot for slots in groups for slot in slots]
+    names = list(dict.fromkeys(slot.hook_name for slot in every))
+    found = run_watched(model, tokens.to(device_of(model)), names, max(slot.layer for slot in every) + 1)
     rows = {name: activation.float() for name, activation in found.items()}
     for name, activations in rows.items():
         if n_bad := count_bad(activations):
             raise ValueError(
                 f"activations: {name} has {n_bad} nan or inf in batch {batch}; expected finite activations"
             )
+    return [_stack(rows, slots) for slots in groups]
+
+
+def _stack(rows: Mapping[str, Tensor], slots: Sequence[Slot]) -> Float[Tensor, "slot tokens d_in"]:
     parts = [
         rows[slot.hook_name].flatten(2) if slot.head is None else rows[slot.hook_name][:, :, slot.head]
         for slot in slots
     ]
     widths = {part.shape[-1] for part in parts}
     if len(widths) > 1:
+        names = list(dict.fromkeys(slot.hook_name for slot in slots))
         raise ValueError(f"activations: hooks {names} are {sorted(widths)} wide; expected one width in a stack")
     return rearrange(torch.stack(parts), "slot batch pos d_in -> slot (batch pos) d_in")
 
@@ -145,24 +164,26 @@ class ShuffledActivations:
     the block; what is left of it, less than a batch, is dropped. So a run that stops after batch i is resumed by asking
     for batch i + 1: at most one block is computed again. All slots of a batch share their tokens.
 
-    Memory: n_slots · buffer_tokens · d_in · 4 bytes, whatever the number of tokens.
+    Slots of unequal width are given as several groups, which one forward feeds: their batches hold the same tokens in
+    the same order, and are those that the group has by itself.
+
+    Memory: n_slots · buffer_tokens · d_in · 4 bytes for each group, whatever the number of tokens.
     """
 
     def __init__(
         self,
         model: Any,
         tokens: Int[Tensor, "n_sequences n_ctx"],
-        slots: Sequence[Slot],
-        *,
+        *groups: Sequence[Slot],
         batch_size: int,
         buffer_tokens: int,
         model_tokens: int = 4096,
         seed: int = 0,
         positions: Positions = EVERYWHERE,
     ) -> None:
-        """batch_size: tokens in a batch. buffer_tokens: tokens in a block, at least a batch. model_tokens: tokens in a
-        forward pass. positions: those whose tokens are given. Raises ValueError for tokens that are not [n_sequences,
-        n_ctx], none of them at the positions, or a batch larger than a block."""
+        """groups: slots of one width each. batch_size: tokens in a batch. buffer_tokens: tokens in a block, at least a
+        batch. model_tokens: tokens in a forward pass. positions: those whose tokens are given. Raises ValueError for
+        tokens that are not [n_sequences, n_ctx], none of them at the positions, or a batch larger than a block."""
         if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(
                 f"tokens: got shape {tuple(tokens.shape)} of {tokens.dtype}; expected integers [n_sequences, n_ctx]"
@@ -171,7 +192,7 @@ class ShuffledActivations:
             raise ValueError(
                 f"buffer_tokens: got {buffer_tokens} for batches of {batch_size}; expected at least one batch"
             )
-        self._model, self._tokens, self._slots, self._seed = model, tokens, list(slots), seed
+        self._model, self._tokens, self._groups, self._seed = model, tokens, [list(own) for own in groups], seed
         self.batch_size = batch_size
         self._is_counted = positions.of(tokens)
         self._counts = self._is_counted.sum(dim=1)
@@ -186,28 +207,22 @@ class ShuffledActivations:
         """at most; fewer in a block of sequences with fewer tokens at the positions"""
         self._first = [0]  # number of the first batch of each block, as far as they were asked for
         self._block_index, self._n_in_block = -1, 0
-        self._block: Float[Tensor, "slot tokens d_in"] | None = None
+        self._blocks: list[Float[Tensor, "slot tokens d_in"]] = []
 
-    @property
-    def d_in(self) -> int:
-        """Width of a slot."""
-        return self.block(max(0, self._block_index)).shape[2]
-
-    def batch(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
-        """Batch `index`, from 0; a view of the block, good until a batch of another block is asked for."""
+    def batch(self, index: int, group: int = 0) -> Float[Tensor, "slot tokens d_in"]:
+        """Batch `index` of a group, from 0; a view of the block, good until a batch of another block is asked for."""
         while self._first[-1] <= index:
             n = int(self._counts[self._rows_of(len(self._first) - 1)].sum())
             self._first.append(self._first[-1] + n // self.batch_size)
         block = bisect_right(self._first, index) - 1
         start = (index - self._first[block]) * self.batch_size
-        return self.block(block)[:, start : start + self.batch_size]
+        return self.block(block, group)[:, start : start + self.batch_size]
 
-    def block(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
-        """All tokens of block `index`, shuffled; overwritten when another block is asked for."""
+    def block(self, index: int, group: int = 0) -> Float[Tensor, "slot tokens d_in"]:
+        """All tokens of a group's block `index`, shuffled; overwritten when another block is asked for."""
         if index != self._block_index:
             self._fill(index)
-        assert self._block is not None
-        return self._block[:, : self._n_in_block]
+        return self._blocks[group][:, : self._n_in_block]
 
     def _fill(self, block: int) -> None:
         rows = self._rows_of(block)
@@ -216,11 +231,13 @@ class ShuffledActivations:
         start = 0
         parts = rows.split(self._n_forward)
         for number, part in enumerate(parts, start=block * len(parts)):
-            fresh = at(self._is_counted[part], collect(self._model, self._tokens[part], self._slots, number))
-            if self._block is None:
-                self._block = fresh.new_empty(fresh.shape[0], self._capacity, fresh.shape[2])
-            self._block.index_copy_(1, places[start : start + fresh.shape[1]].to(fresh.device), fresh)
-            start += fresh.shape[1]
+            found = collect_groups(self._model, self._tokens[part], self._groups, number)
+            fresh = [at(self._is_counted[part], x) for x in found]
+            if not self._blocks:
+                self._blocks = [x.new_empty(x.shape[0], self._capacity, x.shape[2]) for x in fresh]
+            for block_of_group, x in zip(self._blocks, fresh, strict=True):
+                block_of_group.index_copy_(1, places[start : start + x.shape[1]].to(x.device), x)
+            start += fresh[0].shape[1]
         self._block_index = block
 
     def _rows_of(self, block: int) -> Int[Tensor, "n"]:

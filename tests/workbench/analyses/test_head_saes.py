@@ -16,19 +16,18 @@ from reports.tables import COLUMNS, read_table
 from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
 from sae import architectures as sae_architectures
 from workbench.analyses.sae_train import evaluation as sae_evaluation
-from workbench.analyses.sae_train import head_saes
+from workbench.analyses.sae_train import head_saes, stack_training
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, measure, random_control, recovered, splice
 from workbench.analyses.sae_train.head_saes import (
     HeadSaeJob,
     evenly_spaced,
     find_stack,
-    fold_scale,
-    input_scale,
     one_a_slot,
     sae_train,
 )
-from workbench.analyses.sae_train.plan import make_plan, train_config
+from workbench.analyses.sae_train.plan import make_plans, train_config
 from workbench.analyses.sae_train.settings import HeadSaeSettings
+from workbench.analyses.sae_train.stack_training import fold_scale, input_scale
 from workbench.models.activations import (
     Positions,
     ShuffledActivations,
@@ -340,7 +339,10 @@ def test_a_perfect_reconstruction_recovers_all_and_zero_nothing(model, tokens) -
 
 def test_a_coefficient_that_kills_every_feature_warns_and_says_so(model, held_out) -> None:
     tokens = tokens_for(model, batch=400, pos=16)
-    with pytest.warns(UserWarning, match="all features of SAE .* are dead at step"):
+    with (
+        pytest.warns(UserWarning, match="all features of SAE .* are dead at step"),
+        pytest.warns(UserWarning, match=r"sae_train: step .* features per token are active; expected a lower l1"),
+    ):
         _, table = sae_train(model, tokens, [0], l1=1e2, held_out=held_out, **QUICK | {"n_resamples": 0, "lr": 0.03})
     trained = table[table["dictionary"] == "trained"]
     assert (trained["dead_fraction"] == 1).all()
@@ -400,6 +402,7 @@ def sink():
     return own
 
 
+@pytest.mark.filterwarnings("ignore:sae_train.*nearly all:UserWarning")  # of a few steps
 @pytest.mark.parametrize("hook", ["z", "hook_resid_post"])
 def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
     tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
@@ -442,6 +445,7 @@ def test_measures_are_of_the_positions_that_count(sink, hook) -> None:
     np.testing.assert_allclose(trained["ce_zero"], want, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:sae_train.*nearly all:UserWarning")  # of a few steps
 def test_all_positions_are_taken_where_asked(sink, tmp_path) -> None:
     tokens, held_out = tokens_for(sink, batch=40, pos=16), tokens_for(sink, batch=10, pos=16, seed=3)
     quick = QUICK | {"l1": 0.2, "held_out": held_out}
@@ -456,9 +460,9 @@ def test_all_positions_are_taken_where_asked(sink, tmp_path) -> None:
     slots = choose_slots(sink.cfg, [1])
     source = ShuffledActivations(sink, tokens, slots, batch_size=32, buffer_tokens=64)
     own = StackedSAE(
-        SAEConfig(n_saes=4, d_in=8, d_sae=24), make_plan(sink, [1], "all", 0.2, 0, HeadSaeSettings()).generators(0)
+        SAEConfig(n_saes=4, d_in=8, d_sae=24), make_plans(sink, [1], "all", 0.2, 0, HeadSaeSettings())[0].generators(0)
     )
-    plan = make_plan(sink, [1], "all", 0.2, [0], HeadSaeSettings(**QUICK, include_special=True))
+    (plan,) = make_plans(sink, [1], "all", 0.2, [0], HeadSaeSettings(**QUICK, include_special=True))
     trainer = Trainer(own, train_config(HeadSaeSettings(**QUICK), 20), plan.l1, plan.generators(1))
     for step in range(20):
         trainer.step(source.batch(step))
@@ -535,7 +539,7 @@ def test_training_is_what_the_trainer_does_on_these_batches(model, tokens, held_
     settings = QUICK | {"normalize": normalize, "n_resamples": 1}
     stack, _ = sae_train(model, tokens, [1], [0, 2], l1=[0.5, 2.0], held_out=held_out, **settings)
     slots = choose_slots(model.cfg, [1], [0, 2])
-    plan = make_plan(model, [1], [0, 2], [0.5, 2.0], [0], HeadSaeSettings(**settings))
+    (plan,) = make_plans(model, [1], [0, 2], [0.5, 2.0], [0], HeadSaeSettings(**settings))
     source = ShuffledActivations(
         model, tokens, slots, batch_size=32, buffer_tokens=64, positions=Positions(special_ids(model))
     )
@@ -656,7 +660,16 @@ def test_evenly_spaced_sequences() -> None:
         ({"l1": True}, "l1: got .True.; expected finite numbers"),
         ({"seeds": "01"}, "seeds: got '01'; expected a number or a list of numbers"),
         ({"seeds": 0.5}, "seeds: got .0.5.; expected integers"),
-        ({"architecture": "topk", "k": "4", "l1": 0.0}, "k: got '4'; expected a number"),
+        ({"architecture": "topk", "k": "x", "l1": 0.0}, "k: got 'x'; expected numbers such as 1,2,4"),
+        (
+            {"architecture": "topk", "k": (4, 4), "l1": 0.0},
+            r"k: got \[4.0, 4.0\]; expected finite numbers ≥ 0, each once",
+        ),
+        ({"architecture": "topk", "k": 0, "l1": 0.0}, r"k: got \[0.0\]; expected numbers above 0"),
+        ({"expansion": (4, 0)}, r"expansion: got \[4, 0\]; expected numbers above 0"),
+        ({"hook": ("z", "z")}, r"hook: got \['z', 'z'\]; expected each once"),
+        ({"architecture": ("relu", "gated"), "k": 4}, "SAEConfig.k: got 4.0 for relu; expected None"),
+        ({"architecture": ("relu", "topk"), "k": 4, "widths": (4, 24)}, r"SAEConfig.widths: got .*; expected None"),
         ({"lr": "3e-3"}, "lr: got '3e-3'; expected a number"),
         ({"layers": [5]}, "layers: got 5"),
         ({"heads": [5]}, "heads: got 5"),
@@ -753,7 +766,7 @@ def test_near_copies_of_few_directions_are_counted_and_warned_of(model, tokens, 
             sae.b_enc.fill_(5.0)
         return sae
 
-    monkeypatch.setattr(head_saes, "fold_scale", copies)
+    monkeypatch.setattr(stack_training, "fold_scale", copies)
     with pytest.warns(
         UserWarning, match=r"sae_train: in 1 of 2 SAEs more than half .*median 1\.0000 in layer 1, head 2"
     ):
@@ -895,7 +908,7 @@ def test_the_control_is_made_a_block_at_a_time(model, monkeypatch) -> None:
 
 
 def test_the_job_reads_as_many_tokens_as_it_is_given(model, tokens, held_out) -> None:
-    plan = make_plan(model, [0], [0], 1.0, [0], HeadSaeSettings(**QUICK))
-    job = HeadSaeJob(model, tokens, held_out, plan, HeadSaeSettings(**QUICK), "m", 0, lambda share: None)
-    assert job.train_config.n_steps == 10
+    (plan,) = make_plans(model, [0], [0], 1.0, [0], HeadSaeSettings(**QUICK))
+    job = HeadSaeJob(model, tokens, held_out, [plan], HeadSaeSettings(**QUICK), "m", 0, lambda share: None)
+    assert job.n_steps == 10
     assert sae_evaluation.BLOCK_TOKENS > 0

@@ -13,10 +13,11 @@ from models_for_tests import small_model, tokens_for
 from sae import StackedSAE, Trainer
 from workbench.analyses.harvest import storing
 from workbench.analyses.harvest.storing import harvest
-from workbench.analyses.sae_train.head_saes import fold_scale, input_scale, sae_train
-from workbench.analyses.sae_train.plan import make_plan, stack_config, train_config
+from workbench.analyses.sae_train.head_saes import sae_train
+from workbench.analyses.sae_train.plan import make_plans, stack_config, train_config
 from workbench.analyses.sae_train.settings import HeadSaeSettings
 from workbench.analyses.sae_train.shard_activations import ShardActivations, check_shards, shards_sha256
+from workbench.analyses.sae_train.stack_training import fold_scale, input_scale
 from workbench.data.shards import open_shards, read_shards
 from workbench.models.activations import Positions, choose_slots
 from workbench.models.weights import weights_sha256
@@ -57,7 +58,6 @@ def test_batches_are_the_shards_laid_end_to_end(model, path, hook):
         rows = (torch.arange(24) + 24 * i) % 176
         assert torch.equal(source.batch(i), want[:, rows])
     assert torch.equal(source.block(0), want[:, :70])
-    assert source.d_in == want.shape[2]
     everything = ShardActivations(open_shards(path), slots, batch_size=24, buffer_tokens=10_000)
     assert torch.equal(everything.block(0), want)
 
@@ -93,10 +93,10 @@ def test_training_is_what_the_trainer_does_on_these_rows(model, path, held_out):
     stack, table = sae_train(
         model, path, [1], [0, 2], held_out=held_out, **QUICK | {"normalize": "mean_norm", "n_resamples": 1}
     )
-    plan = make_plan(model, [1], [0, 2], 1.0, [0], settings)
+    (plan,) = make_plans(model, [1], [0, 2], 1.0, [0], settings)
     source = ShardActivations(open_shards(path), plan.slots, batch_size=24, buffer_tokens=64, positions=plan.positions)
     scale = input_scale(source.block(0))
-    own = StackedSAE(stack_config(settings, 2, 8), plan.generators(0))
+    own = StackedSAE(stack_config(settings, plan.kind, 2, 8), plan.generators(0))
     trainer = Trainer(own, train_config(settings, 165 // 24), 1.0, plan.generators(1))
     for step in range(165 // 24):
         trainer.step(source.batch(step) * scale)

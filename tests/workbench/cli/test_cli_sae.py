@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ import torch
 from typer.testing import CliRunner
 
 from reports.tables import read_table
-from sae import StackedSAE, architectures
+from sae import StackedSAE, Trainer, architectures
 from workbench import analyses, runs
-from workbench.analyses.sae_train import head_saes
+from workbench.analyses.sae_train import head_saes, sae_train
 from workbench.analyses.sae_train.head_saes import find_stack
+from workbench.analyses.sae_train.settings import HeadSaeSettings
+from workbench.analyses.sae_train.stack_training import StackTraining
 from workbench.cli.app import app
 from workbench.cli.generate import N_MEASURED
 from workbench.data.text_windows import spread_windows
+from workbench.extend import Merged
 from workbench.models.generate import generate
 from workbench.models.load import load
 from workbench.models.steering import measure_constants, steered
@@ -51,7 +55,7 @@ def test_a_sweep_with_seeds_writes_every_table(small):
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "s")
     names = {
         "sae", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv", "sae_pareto.csv", "sae_stability.csv",
-        "config.toml", "datapackage.json", "env.json", "manifest.json",
+        "sae_alarms.csv", "config.toml", "datapackage.json", "env.json", "manifest.json",
     }  # fmt: skip
     assert {p.name for p in Path("s").iterdir()} == names
     assert len(read_table("s", "sae_pareto")) == 2 * 2
@@ -96,7 +100,7 @@ def test_a_killed_run_of_two_models_trains_no_finished_stack_again(place, small,
     monkeypatch.setattr(head_saes, "splice", dies_at_the_second)
     assert call("sae-train", *both, "--out", "cut").exit_code == 1
     monkeypatch.setattr(head_saes, "splice", splice)
-    monkeypatch.setattr(head_saes.Trainer, "step", lambda *_: 1 / 0)
+    monkeypatch.setattr(StackTraining, "step", lambda *_, **__: 1 / 0)
     result = call("sae-train", *both, "--out", "cut", "--resume")
     assert result.exit_code == 0, result.output
     names = {path.relative_to("whole") for path in Path("whole").rglob("*") if path.suffix in (".csv", ".safetensors")}
@@ -136,9 +140,9 @@ def test_a_plug_ins_architecture_trains_resumes_and_is_refused_without_it(small,
     with_plugin = ["--plugin", PLUGIN, *annealed]
     result = call(*with_plugin, "--out", "whole")
     assert result.exit_code == 0, result.output
-    step = head_saes.Trainer.step
+    step = Trainer.step
     with monkeypatch.context() as patched:
-        patched.setattr(head_saes.Trainer, "step", lambda own, x: step(own, x) if own.n_steps_done < 7 else 1 / 0)
+        patched.setattr(Trainer, "step", lambda own, x: step(own, x) if own.n_steps_done < 7 else 1 / 0)
         assert call(*with_plugin, "--out", "cut").exit_code == 1
     assert call(*with_plugin, "--out", "cut", "--resume").exit_code == 0
     for name in ("sae/sae.safetensors", "sae/sae.json", "sae_training_results.csv", "sae_curves.csv"):
@@ -297,6 +301,85 @@ def test_an_atlas_tells_several_saes_of_one_model_apart(place, small):
     result = call("atlas", *both[:2], *["--ckpt", place / "shallow"] * 2, *text, "b")
     assert (result.exit_code, Path("b").exists()) == (1, False)
     assert "atlas: got 1 directories of sae-train for 2 models; expected one each" in result.stderr
+
+
+@pytest.fixture
+def several(small):
+    """A run of four stacks, by two hooks and two architectures."""
+    kinds = ["--hook", "z", "--hook", "hook_resid_post", "--architecture", "relu,topk", "--k", 2]
+    result = call("sae-train", *small, *kinds, "--layer", 1, "--n-train-tokens", 480, "--out", "s")
+    assert result.exit_code == 0, result.output
+    return Path("s")
+
+
+def test_verbs_take_one_of_several_stacks(place, several):
+    names = {"z-relu-16", "z-topk-16-k2", "hook_resid_post-relu-64", "hook_resid_post-topk-64-k2"}
+    assert {p.name for p in (several / "sae").iterdir()} == names
+    subject = ["--ckpt", place / "shallow", "--data", place / "text.txt", "--n-tokens", 96]
+    for verb, out in (("atlas", "feature_atlas"), ("feature-effects", "feature_effects")):
+        refused = call(verb, *subject, "--sae", several, "--out", "x")
+        assert (refused.exit_code, Path("x").exists()) == (1, False)
+        assert "SAEs: 4 of s fit any stack; expected one of hook_resid_post-relu-64, " in refused.stderr
+        found = []
+        for i, words in enumerate((["--sae", several, "--stack", "z-topk-16-k2"], ["--sae", "s/sae/z-topk-16-k2"])):
+            result = call(verb, *subject, *words, "--out", f"{verb}{i}")
+            assert result.exit_code == 0, result.output
+            found.append(Path(f"{verb}{i}", f"{out}.csv").read_bytes())
+        assert found[0] == found[1]
+    words = ["generate", "The cat", "--ckpt", place / "shallow", "--max-new-tokens", 2, "--steer", "1.all.3:2"]
+    assert call(*words, "--sae", several / "sae" / "hook_resid_post-relu-64").exit_code == 0
+    result = call("export", "--ckpt", several / "sae" / "z-relu-16", "--to", "sae-lens", "--out", "e")
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("e").glob("sae_*"))) == find_stack(several, "z-relu-16").config.n_saes
+
+
+def test_of_two_models_with_several_stacks_pages_read_one(place, small):
+    kinds = ["--hook", "z", "--hook", "hook_resid_post", "--architecture", "topk,relu", "--k", "4,2,3", "--l1", "1,4"]
+    both = [*small, "--ckpt", place / "shallow-other", "--layer", 0, "--n-train-tokens", 480, *kinds]
+    result = call("sae-train", *both, "--out", "s")
+    assert result.exit_code == 0, result.output
+    tables = {name: read_table("s", name) for name in ("sae_training_results", "sae_density", "sae_matched_l0")}
+    for name, n in {"sae_training_results": 8, "sae_density": 8}.items():  # where no other table keeps them, all
+        assert len(tables[name].groupby(["hook", "architecture", "k"], dropna=False)) == n
+    assert len(tables["sae_matched_l0"]) == 2 * 2  # of the one layer, over the sweep of k or l1
+
+    words = {"hook": ("z", "hook_resid_post"), "architecture": "topk,relu", "k": "4,2,3", "l1": "1,4"}
+    configs = {name: load(place / name).cfg for name in ("shallow", "shallow-other")}
+    models = dict(zip(dict.fromkeys(tables["sae_density"]["model"]), configs.values(), strict=True))
+    own = Merged(tables, HeadSaeSettings(expansion=2, **words), (Path("s"), Path("s")), Path("s"), models)
+    shown = sae_train.merge(own)
+    for name in ("sae_training_results", "sae_density"):
+        kinds = set(zip(shown[name]["hook"], shown[name]["architecture"], shown[name]["k"], strict=True))
+        assert kinds == {("z", "topk", 3.0)}, name
+        assert set(shown[name]["model"]) == set(models)
+    assert len(shown["sae_matched_l0"]) == 1
+
+
+def test_a_plan_of_several_stacks_is_the_sum_of_theirs(small):
+    def planned(*words):
+        result = call("sae-train", *small, "--layer", 0, *words, "--dry-run", "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    one, other = planned("--hook", "z"), planned("--hook", "hook_resid_post", "--architecture", "topk", "--k", 2)
+    of_one = planned("--hook", "z", "--architecture", "topk", "--k", 2)
+    of_other = planned("--hook", "hook_resid_post")
+    every = planned("--hook", "z", "--hook", "hook_resid_post", "--architecture", "relu,topk", "--k", 2)
+    parts = [one, other, of_one, of_other]
+    assert every["bytes_on_disk"] == sum(own["bytes_on_disk"] for own in parts)
+    assert max(own["flops"] for own in parts) < every["flops"] < sum(own["flops"] for own in parts)
+    assert every["bytes_in_memory"] > max(own["bytes_in_memory"] for own in parts)
+
+
+def test_an_alarm_is_one_warning_of_one_line(small):
+    with warnings.catch_warnings(record=True) as said:  # so large an l1 has other faults, too
+        warnings.simplefilter("always")
+        result = call("sae-train", *small, "--layer", 0, "--l1", 200, "--n-train-tokens", 4800, "--out", "s")
+    assert result.exit_code == 0, result.output
+    lines = [str(own.message) for own in said if "features per token are active" in str(own.message)]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+    assert set(read_table("s", "sae_alarms")["kind"]) >= {"few_active"}
 
 
 def test_a_page_is_drawn_anew_from_its_directory(place, trained):

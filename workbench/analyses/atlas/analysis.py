@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class AtlasSettings(Settings):
     """Which SAEs, and how much of each feature."""
 
+    stack: str | None = Field(
+        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
+    )
     l1: float | None = Field(
         default=None, description="which l1 of a sweep to show; by default the nearest to its median, the lower of two"
     )
@@ -28,16 +31,17 @@ class AtlasSettings(Settings):
 
 
 def shown_stack(job: Job, place: int = 0, l1: float | None = None, *, is_checked: bool = True) -> Any:
-    """The SAEs that are shown of the job's model at that place; unless they were checked before, against the model.
+    """The SAEs that are shown of the job's model at that place, of several stacks the one that the setting `stack`
+    names; unless they were checked before, against the model.
 
-    Raises ValueError for SAEs that are not there, or not the model's.
+    Raises ValueError for SAEs that are not there or not the model's, and for several stacks of which none is named.
     """
     from workbench.analyses.sae_train.head_saes import one_a_slot
     from workbench.analyses.sae_train.loading import check_saes, open_saes
     from workbench.models.checks import device_of
 
     model = job.models[place].model
-    stack = one_a_slot(open_saes(job.needs["sae-train"][place]), l1).to(device_of(model))
+    stack = one_a_slot(open_saes(job.needs["sae-train"][place], job.settings.stack), l1).to(device_of(model))
     if not is_checked:
         check_saes(model, stack)
     return stack

@@ -17,7 +17,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.analyses.sae_train.settings import HeadSaeSettings
     from workbench.models.costs import forward_bytes, forward_flops, weights_bytes
 
-    n_saes, d_sae = cfg.n_layers * cfg.n_heads, HeadSaeSettings().expansion * cfg.d_head
+    n_saes, d_sae = cfg.n_layers * cfg.n_heads, HeadSaeSettings().expansion[0] * cfg.d_head
     n_features, width = n_saes * d_sae, 2 * settings.radius + 1
     n_tokens = min(text.n_tokens, max(text.n_ctx, min(4096, ACTS_HELD // n_features)))
     acts = 4 * n_tokens * n_features

@@ -23,6 +23,9 @@ ESTIMATES = "estimates.safetensors"
 class FeatureEffectsSettings(Settings):
     """Which SAEs, and how many of their features exactly."""
 
+    stack: str | None = Field(
+        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
+    )
     l1: float | None = Field(
         default=None, description="which l1 of a sweep; by default the nearest to its median, the lower of two"
     )

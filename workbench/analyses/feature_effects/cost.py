@@ -23,7 +23,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.models.costs import block_width, forward_flops, weights_bytes
 
     layers, heads = choose("layers", settings.layers, cfg.n_layers), choose("heads", settings.heads, cfg.n_heads)
-    n_saes, d_sae = len(layers) * len(heads), HeadSaeSettings().expansion * cfg.d_head
+    n_saes, d_sae = len(layers) * len(heads), HeadSaeSettings().expansion[0] * cfg.d_head
     itemsize = max(4, cfg.dtype.itemsize)
     narrow = weights_bytes(cfg) * itemsize / cfg.dtype.itemsize if cfg.dtype.itemsize < itemsize else 0
     n_graph = min(text.n_tokens, max(text.n_ctx, GRAPH_TOKENS))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from workbench.analyses.atlas.analysis import shown_stack
 from workbench.analyses.match.cost import cost
 from workbench.analyses.sae_train.settings import share_heads
@@ -19,7 +21,11 @@ KEY = ("model", "layer", "head", "feature")
 
 
 class MatchSettings(Settings):
-    """Nothing but the text: the SAEs are those that the atlas shows."""
+    """Which SAEs: by default those that the atlas shows."""
+
+    stack: str | None = Field(
+        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
+    )
 
 
 def requires(*configs: ModelConfig) -> str:

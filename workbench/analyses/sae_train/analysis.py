@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.analyses.sae_train.cost import cost
-from workbench.analyses.sae_train.settings import HeadSaeSettings, share_heads, shown_l1
+from workbench.analyses.sae_train.settings import HeadSaeSettings, Kind, share_heads, shown_l1
 from workbench.extend import Analysis, Column, Job, Merged, Table, Windows
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def open_training(job: Job) -> HeadSaeJob:
     """What is trained, on which text or shards. Raises the ValueErrors of `head_saes.sae_train` that need no step."""
     from workbench.analyses.sae_train.head_saes import HeadSaeJob, split_tokens
-    from workbench.analyses.sae_train.plan import make_plan
+    from workbench.analyses.sae_train.plan import make_plans
 
     own, subject = job.settings, job.subject
-    plan = make_plan(subject.model, own.layers, own.heads, own.l1, own.seeds, own)
+    plans = make_plans(subject.model, own.layers, own.heads, own.l1, own.seeds, own)
     held_out = job.windows(n_tokens=own.n_eval_tokens)
     read: Any = own.shards or job.windows(split="train", n_tokens=own.n_train_tokens)
     source, held_out = split_tokens(subject.model, read, held_out)
-    return HeadSaeJob(subject.model, source, held_out, plan, own, subject.name, subject.seed, job.progress)
+    return HeadSaeJob(subject.model, source, held_out, plans, own, subject.name, subject.seed, job.progress)
 
 
 def check(job: Job) -> None:
@@ -34,44 +34,85 @@ def check(job: Job) -> None:
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
-    """The tables; sae/ is the stack."""
+    """The tables; sae/ is the stack, or holds a folder for each of several."""
     from workbench.analyses.sae_train.head_saes import measure_in
 
     return measure_in(job.directory, open_training(job))
 
 
+SHOWN = ("sae_training_results", "sae_density", "sae_stability")
+
+
+def shown_kind(settings: Any) -> Kind:
+    """The kind of SAEs that pages and claims show: the first, at the middle k of a sweep, of two the lower."""
+    first, *_ = settings.kinds
+    ks = [own.k for own in settings.kinds if own[:3] == first[:3] and own.k is not None]
+    return first._replace(k=shown_l1(ks)) if ks else first
+
+
 def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
-    """sae_density of what pages show; of a sweep, further models with the reference's layers and heads beside it."""
+    """What pages show: sae_density of one l1 and seed; of several kinds the rows of one, where the measurements'
+    directories keep those of all; of a sweep, further models with the reference's layers and heads beside it."""
     import pandas as pd
 
     from workbench.analyses.sae_train.comparison import compare_at_matched_l0
 
-    own, density = merged.settings, merged.tables["sae_density"]
-    is_shown = (density["l1"] == shown_l1(own.l1)) & (density["sae_seed"] == own.seeds[0])
-    tables = {"sae_density": density.loc[is_shown]}
-    results = merged.tables["sae_training_results"]
+    own, kind = merged.settings, shown_kind(merged.settings)
+    is_kept = all((directory / "sae_training_results.csv").is_file() for directory in merged.directories)
+    tables = {name: df for name, df in merged.tables.items() if name in SHOWN}
+    results, is_one = tables["sae_training_results"], len(own.kinds) == 1
+    if not is_one and is_kept:
+        results = _of_kind(results, kind._replace(k=None))  # the whole sweep
+        tables = {name: _of_kind(df, kind) for name, df in tables.items()}
+    if is_one or is_kept:
+        density, l1 = tables["sae_density"], shown_l1(own.coefficients_of(kind.architecture))
+        tables["sae_density"] = density.loc[(density["l1"] == l1) & (density["sae_seed"] == own.seeds[0])]
     (reference, first), *others = merged.configs.items()
     present = set(results["model"])
     names = [name for name, cfg in others if share_heads(first, cfg) and {reference, name} <= present]
-    if len(own.l1) > 1 and names:
+    if max(len(own.l1), len(own.k or ())) > 1 and names:
         found = [compare_at_matched_l0(results, reference, name) for name in names]
         tables["sae_matched_l0"] = pd.concat(found, ignore_index=True)
     return tables
 
 
+def _of_kind(table: Any, kind: Kind) -> pd.DataFrame:
+    """The rows of one kind, whose expansion is the first; of all its k where it has none."""
+    rows = table[(table["hook"] == kind.hook) & (table["architecture"] == kind.architecture)]
+    rows = rows[rows["d_sae"] == rows.groupby("model")["d_sae"].transform("first")]
+    return rows if kind.k is None else rows[rows["k"] == kind.k]
+
+
 def notes(settings: Any) -> Sequence[str]:
     """What the page says of its SAEs."""
+    kind = shown_kind(settings)
     scaled = "scaled to one mean norm a head" if settings.normalize == "mean_norm" else "as they are"
-    return [
-        f"SAEs read activations {scaled}; figures show l1 = {shown_l1(settings.l1):g}. The random dictionary is as "
+    l1 = shown_l1(settings.coefficients_of(kind.architecture))
+    said = [
+        f"SAEs read activations {scaled}; figures show l1 = {l1:g}. The random dictionary is as "
         "sparse as the trained one and its scale is fitted, so it lacks nothing but learned directions; “shuffled” is "
         "the trained dictionary on activations whose coordinates were permuted over tokens. Loss recovered is, by "
         "layer, what splicing recovers over what zeroing costs, each summed over heads: one that costs nothing weighs "
         "nothing."
     ]
+    if len(settings.kinds) > 1:
+        k = "" if kind.k is None else f" with k = {kind.k:g}"
+        said.append(
+            f"Of {len(settings.kinds)} stacks of SAEs that were trained, this page shows the {kind.architecture} SAEs "
+            f"of {kind.hook}, {kind.expansion} features per dimension{k}; the tables of all are in the directories of "
+            "the measurements."
+        )
+    return said
 
 
 _HEADS = ("model", "seed", "layer", "head")
+# which of several stacks a row is of
+_SIZE = Column("d_sae", "features, of several stacks", kind="integer")
+_KIND = (
+    Column("architecture", "of several stacks", kind="text"),
+    Column("k", "features kept per token, of several stacks; empty where nothing reads it"),
+)
+_STACK = (Column("hook", "of several stacks", kind="text"), _KIND[0], _SIZE, _KIND[1])
 
 sae_train = Analysis(
     name="sae-train",
@@ -114,6 +155,7 @@ sae_train = Analysis(
                 Column("n_outlying_left_out", "of these, those that are left out", kind="integer"),
                 Column("neighbour_cosine", "median over living features of the cosine with the nearest other"),
                 Column("near_copy_share", "living features whose nearest other is above .9", unit="1"),
+                *_KIND,
             ],
             meaning="One SAE, or a control of it; head -1 is all heads together. Measured without position 0 and "
             "special tokens.",
@@ -122,7 +164,7 @@ sae_train = Analysis(
             "sae_density",
             key=(*_HEADS, "log10_density_bin"),
             columns=[Column("n_features", kind="integer")],
-            trailing=[Column("l1", "sparsity coefficient"), Column("sae_seed", kind="integer")],
+            trailing=[Column("l1", "sparsity coefficient"), Column("sae_seed", kind="integer"), *_STACK],
             meaning="Histogram of the densities of an SAE's features: a bin is its lower edge in log10, or dead.",
         ),
         Table(
@@ -133,10 +175,11 @@ sae_train = Analysis(
                 Column("fvu", unit="1"),
                 Column("ce_recovered", unit="1"),
                 Column("dead_fraction", unit="1"),
-                Column("on_front", "whether no other l1 has less of l0 and fvu"),
+                Column("on_front", "whether no other l1 or k has less of l0 and fvu"),
             ],
+            trailing=_STACK,
             is_shown=False,
-            meaning="One l1 of a sweep, mean over the SAEs' seeds.",
+            meaning="One l1, or k, of a sweep, mean over the SAEs' seeds.",
         ),
         Table(
             "sae_stability",
@@ -151,6 +194,7 @@ sae_train = Analysis(
             trailing=[
                 Column("n_alive", "features that fire", kind="integer"),
                 Column("stability_alive", "stability over these"),
+                *_STACK,
             ],
             meaning="One ordered pair of seeds of an SAE.",
         ),
@@ -167,7 +211,7 @@ sae_train = Analysis(
                 Column("ce_recovered_b", "mean over the range", unit="1"),
                 Column("ce_recovered_difference", "b − a", unit="1"),
             ],
-            trailing=[Column("reason", "why numbers are missing", kind="text")],
+            trailing=[Column("reason", "why numbers are missing", kind="text"), *_STACK[:3]],
             meaning="Two models at equal l0.",
         ),
         Table(
@@ -178,7 +222,21 @@ sae_train = Analysis(
                 Column("l0", "of the batch", unit="features per token"),
                 Column("dead_fraction", "features dead by the training's own count", unit="1"),
             ],
+            trailing=_STACK,
             meaning="A step of the training of an SAE.",
+            is_shown=False,
+        ),
+        Table(
+            "sae_alarms",
+            key=(*_HEADS, "l1", "sae_seed", "step", "kind"),
+            columns=[
+                Column("value", "dead_fraction, the loss, or l0"),
+                Column("threshold", "what the value is above, or, few_active, below"),
+            ],
+            trailing=_STACK,
+            meaning="The first logged step at which the training of an SAE showed a fault: dead, more features dead "
+            "than the setting dead_alarm allows; loss_spike, a loss above three times its running median; few_active, "
+            "l0 below .1; all_active, l0 at .99 of all features or more. Without faults the table has no row.",
             is_shown=False,
         ),
     ],

@@ -15,6 +15,7 @@ from sae.metrics import match_l0, stability
 from sae.stack import StackedSAE, spawn_generators
 
 Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
+STACK = ("hook", "architecture", "d_sae")  # what tells stacks apart besides their sweep
 NULL = 4  # stream of the random directions that stability is read against
 
 
@@ -72,16 +73,17 @@ def _random_rows(stack: StackedSAE) -> Float[Tensor, "1 d_sae d_in"]:
 
 
 def pareto_table(results: pd.DataFrame) -> pd.DataFrame:
-    """The trade of sparsity for error along a sweep of l1, from sae_training_results: a row for every trained SAE's l1,
-    mean over the SAEs' seeds, by l0.
+    """The trade of sparsity for error along a sweep of l1, or of k, from sae_training_results: a row for every trained
+    SAE's l1 and k, mean over the SAEs' seeds, by l0. Of several stacks, those of one hook, architecture and d_sae.
 
-    on_front: no other l1 of the same model, seed, layer and head has an l0 and an fvu that are both as small, and one
-    smaller. A sweep that is not on its front somewhere was trained too short there, or not at all.
+    on_front: no other l1 or k of the same model, seed, layer, head and stack has an l0 and an fvu that are both as
+    small, and one smaller. A sweep that is not on its front somewhere was trained too short there, or not at all.
     """
     trained = _trained(results)
-    keys = ["model", "seed", "layer", "head"]
-    points = trained.groupby([*keys, "l1"], as_index=False)[["l0", "fvu", "ce_recovered", "dead_fraction"]].mean()
-    points = points.sort_values([*keys, "l0", "l1"], ignore_index=True)
+    keys = ["model", "seed", "layer", "head", *stack_columns(results)]
+    by = [*keys, *sweep_columns(results)]
+    means = trained.groupby(by, dropna=False)[["l0", "fvu", "ce_recovered", "dead_fraction"]].mean()
+    points = means.reset_index().sort_values([*keys, "l0", *sweep_columns(results)], ignore_index=True)
     points["on_front"] = False
     for _, own in points.groupby(keys):
         l0, fvu = own["l0"].to_numpy(), own["fvu"].to_numpy()
@@ -92,14 +94,31 @@ def pareto_table(results: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
+def stack_columns(results: pd.DataFrame) -> list[str]:
+    """Columns of a table that tell its stacks apart: none where it has one."""
+    return list(STACK) if "architecture" in results else []
+
+
+def sweep_columns(results: pd.DataFrame) -> list[str]:
+    """Columns by which the points of a sweep are told apart; k is empty where l1 makes an SAE sparse."""
+    return ["l1", "k"] if "architecture" in results else ["l1"]
+
+
+def swept(results: pd.DataFrame) -> list[pd.DataFrame]:
+    """The sweeps of the trained SAEs, one for each stack, or each that differs by k alone: the values of l1 and k."""
+    trained, columns = _trained(results), stack_columns(results)
+    parts = [own for _, own in trained.groupby(columns)] if columns else [trained]
+    return [own[sweep_columns(results)].drop_duplicates() for own in parts]
+
+
 def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_points: int = 16) -> pd.DataFrame:
     """fvu and ce_recovered of two models at equal l0, from the sae_training_results of both: a row for every seed and
-    layer that both have.
+    layer that both have, and for every hook, architecture and d_sae of several.
 
-    A layer's curves come first, since one model's head h is not the other's: at each l1 the mean of its heads' l0 and
-    fvu, and Σ (ce_zero − ce_spliced) / Σ (ce_zero − ce_base) over them, as a mean of the heads' ratios would be ruled
-    by those whose removal costs next to nothing. The curves are then read at n_points equal steps of log l0 over the
-    range that both sweeps reach (l0_low to l0_high), linear between points and never beyond them; one l1 alone is a
+    A layer's curves come first, since one model's head h is not the other's: at each l1, or k, the mean of its heads'
+    l0 and fvu, and Σ (ce_zero − ce_spliced) / Σ (ce_zero − ce_base) over them, as a mean of the heads' ratios would be
+    ruled by those whose removal costs next to nothing. The curves are then read at n_points equal steps of log l0 over
+    the range that both sweeps reach (l0_low to l0_high), linear between points and never beyond them; one l1 alone is a
     range of one point. Columns a and b are means over these points, `_difference` is b − a. They are nan where the
     ranges do not meet or zeroing costs nothing; the trailing column `reason` then says so.
 
@@ -113,9 +132,11 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
     curves = _layer_curves(trained)
     rows = []
     a, b = (curves.xs(model, level="model") for model in (model_a, model_b))
-    for seed, layer in sorted({key[:2] for key in a.index} & {key[:2] for key in b.index}):
-        of_a, of_b = a.loc[(seed, layer)], b.loc[(seed, layer)]
-        row: dict[str, Any] = {"model_a": model_a, "model_b": model_b, "seed": seed, "layer": layer}
+    columns = stack_columns(results)
+    n = 2 + len(columns)
+    for place in sorted({key[:n] for key in a.index} & {key[:n] for key in b.index}):
+        of_a, of_b = a.loc[place], b.loc[place]
+        row: dict[str, Any] = {"model_a": model_a, "model_b": model_b, "seed": place[0], "layer": place[1]}
         missing = {}
         for measure, called in (("fvu", "fvu"), ("ce_recovered", "loss recovered")):
             matched = match_l0(of_a["l0"], of_a[measure], of_b["l0"], of_b[measure], n_points)
@@ -133,17 +154,19 @@ def compare_at_matched_l0(results: pd.DataFrame, model_a: str, model_b: str, n_p
         said = {
             reason: " and ".join(name for name in missing if missing[name] == reason) for reason in missing.values()
         }
+        row |= dict(zip(columns, place[2:], strict=True))
         row["reason"] = "; ".join(f"no common l0 for {names}: {reason}" for reason, names in said.items())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _layer_curves(trained: pd.DataFrame) -> pd.DataFrame:
-    """l0, fvu and ce_recovered of a layer's heads together, by model, seed, layer and l1."""
+    """l0, fvu and ce_recovered of a layer's heads together, by model, seed, layer, what tells stacks apart, and l1."""
     parts = trained.assign(
         kept=trained["ce_zero"] - trained["ce_spliced"], cost=trained["ce_zero"] - trained["ce_base"]
     )
-    groups = parts.groupby(["model", "seed", "layer", "l1"])
+    by = ["model", "seed", "layer", *stack_columns(trained), *sweep_columns(trained)]
+    groups = parts.groupby(by, dropna=False)
     sums = groups[["kept", "cost"]].sum(min_count=1)
     return groups[["l0", "fvu"]].mean().assign(ce_recovered=sums["kept"] / sums["cost"].where(sums["cost"] > 0))
 

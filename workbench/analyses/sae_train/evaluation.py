@@ -29,7 +29,7 @@ from workbench.analyses.ablate.engine import (
     reference,
 )
 from workbench.models import HookedLM
-from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, special_ids
+from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, collect_groups, special_ids
 from workbench.models.checks import device_of, is_whole, run_hooked
 
 FORWARD_TOKENS = 4096  # tokens in one forward pass
@@ -89,27 +89,73 @@ def measure(
         generator: draws the permutations; each batch is shuffled within itself.
         left_out: takes the activations at the other positions, too.
     """
-    index = torch.as_tensor(slot_index)
-    sums = {name: MetricSums(stack.config, device_of(stack)) for name, stack in dictionaries.items()}
-    if shuffled is not None:
-        sums["shuffled"] = MetricSums(dictionaries[shuffled].config, device_of(dictionaries[shuffled]))
+    part = Measured(slots, slot_index, dictionaries, shuffled, generator, left_out)
+    (found,) = measure_together(model, tokens, [part], on_progress, positions=positions)
+    return found
+
+
+class Measured:
+    """One stack that is measured, with its controls: what `measure` is given of it, and its sums."""
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        slot_index: Sequence[int],
+        dictionaries: Mapping[str, StackedSAE],
+        shuffled: str | None = "trained",
+        generator: torch.Generator | None = None,
+        left_out: LeftOut | None = None,
+    ) -> None:
+        assert shuffled is None or generator is not None, "shuffling needs a generator"
+        self.slots, self.left_out = slots, left_out
+        self._index, self._dictionaries = torch.as_tensor(slot_index), dictionaries
+        self._shuffled, self._generator = shuffled, generator
+        self._sums = {name: MetricSums(stack.config, device_of(stack)) for name, stack in dictionaries.items()}
+        if shuffled is not None:
+            self._sums["shuffled"] = MetricSums(dictionaries[shuffled].config, device_of(dictionaries[shuffled]))
+
+    def update(
+        self, everything: Float[Tensor, "slot tokens d_in"], is_counted: Bool[Tensor, "batch pos"], is_shuffled: bool
+    ) -> None:
+        """Take the activations of a batch at all its positions; is_shuffled: the shuffled control takes them, too."""
+        x = at(is_counted, everything)
+        for name, stack in self._dictionaries.items():
+            _add(self._sums[name], stack, x, self._index)
+        if self.left_out is not None:
+            self.left_out.update(everything, is_counted, self._dictionaries, self._index)
+        if self._shuffled is not None and is_shuffled:
+            assert self._generator is not None
+            mixed = shuffle_coordinates(x, self._generator)
+            _add(self._sums["shuffled"], self._dictionaries[self._shuffled], mixed, self._index)
+
+    def finish(self) -> dict[str, SAEMetrics]:
+        """The measures of every dictionary, on the CPU."""
+        if self.left_out is not None:
+            self.left_out.finish(self._sums)
+        return {name: own.result().cpu() for name, own in self._sums.items()}
+
+
+@torch.no_grad()
+def measure_together(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    parts: Sequence[Measured],
+    on_progress: Callable[[float], None] | None = None,
+    *,
+    positions: Positions = EVERYWHERE,
+) -> list[dict[str, SAEMetrics]]:
+    """What `measure` gives for each of several stacks, which one pass of the model feeds."""
     batches = forward_batches(tokens)
     stride = -(-tokens.numel() // SHUFFLED_TOKENS)
+    read = list(dict.fromkeys(tuple(part.slots) for part in parts))
     for number, batch in enumerate(batches):
-        everything, is_counted = collect(model, batch, slots, number), positions.of(batch)
-        x = at(is_counted, everything)
-        for name, stack in dictionaries.items():
-            _add(sums[name], stack, x, index)
-        if left_out is not None:
-            left_out.update(everything, is_counted, dictionaries, index)
-        if shuffled is not None and number % stride == 0:
-            assert generator is not None, "shuffling needs a generator"
-            _add(sums["shuffled"], dictionaries[shuffled], shuffle_coordinates(x, generator), index)
+        found = dict(zip(read, collect_groups(model, batch, read, number), strict=True))
+        is_counted = positions.of(batch)
+        for part in parts:
+            part.update(found[tuple(part.slots)], is_counted, number % stride == 0)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    if left_out is not None:
-        left_out.finish(sums)
-    return {name: own.result().cpu() for name, own in sums.items()}
+    return [part.finish() for part in parts]
 
 
 class LeftOut:

@@ -1,48 +1,36 @@
-"""SAEs for every head at once: all chosen layers, heads, sparsity coefficients and seeds train as one stack, from one
-forward pass of the model a batch of sequences."""
+"""SAEs for every head at once: all chosen layers, heads, sparsity coefficients and seeds train as one stack, and stacks
+of several hooks, architectures and sizes side by side, from one forward pass of the model a batch of sequences."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from reports.tables import COLUMNS, read_table, write_table
-from sae.config import SAESource, StackInfo
-from sae.metrics import SAEMetrics, density_histogram, neighbour_cosines
+from reports.tables import read_table, write_table
+from sae.checkpoint import CONFIG_FILE, read_json
+from sae.metrics import SAEMetrics, neighbour_cosines
 from sae.stack import StackedSAE
-from sae.train import StepStats, Trainer
-from workbench.analyses.sae_train.comparison import pareto_table, stability_table
+from workbench.analyses.sae_train.comparison import pareto_table, stability_table, swept
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
     LeftOut,
-    SpliceLosses,
-    measure,
+    Measured,
+    measure_together,
     random_control,
-    recovered,
     splice,
 )
-from workbench.analyses.sae_train.plan import (
-    CONTROL,
-    RESAMPLE,
-    SHUFFLE,
-    START,
-    Plan,
-    make_plan,
-    parse_settings,
-    stack_config,
-    train_config,
-)
+from workbench.analyses.sae_train.plan import CONTROL, SHUFFLE, Plan, make_plans, parse_settings
 from workbench.analyses.sae_train.settings import HeadSaeSettings, shown_l1
 from workbench.analyses.sae_train.shard_activations import (
     ShardActivations,
@@ -50,8 +38,10 @@ from workbench.analyses.sae_train.shard_activations import (
     shard_sequences,
     shards_sha256,
 )
+from workbench.analyses.sae_train.stack_tables import StackRows
+from workbench.analyses.sae_train.stack_training import StackTraining
 from workbench.data.shards import Shards, open_shards
-from workbench.models.activations import ShuffledActivations
+from workbench.models.activations import CONCATENATED, PER_HEAD, ShuffledActivations
 from workbench.models.checks import checked_tokens, device_of
 from workbench.models.tokenizer_files import tokenizer_of
 from workbench.models.weights import weights_sha256
@@ -59,9 +49,10 @@ from workbench.runs import open_run, verify_files
 from workbench.runs.resume_state import read_state, write_state
 from workbench.training.interrupts import Interrupted, StopRequest, stop_requests
 
-STACK, CURVES, STATE = "sae", "sae_curves", "train_state.safetensors"  # names within a run directory
+# names within a run directory
+STACK, CURVES, ALARMS, STATE = "sae", "sae_curves", "sae_alarms", "train_state.safetensors"
 NOT_ITS_OWN = frozenset({"layers", "heads", "l1", "seeds", "shards", "n_eval_tokens"})  # said in other words
-NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
+CHANGES_NO_SAE = frozenset({"dead_alarm"})
 N_SAVES, N_CURVE_ROWS = 10, 100  # times that a run with a directory saves its state; points of a curve
 
 
@@ -80,7 +71,7 @@ def sae_train(
     resume: bool = False,
     on_progress: Callable[[float], None] | None = None,
     **settings: Any,
-) -> tuple[StackedSAE, pd.DataFrame]:
+) -> tuple[StackedSAE | dict[str, StackedSAE], pd.DataFrame]:
     """The trained stack, and the table sae_training_results with a row for every SAE and each of its controls.
 
     SAEs are ordered by layer, head, l1 and seed; `stack.info.sources` says which is which. They take the hook's
@@ -100,9 +91,15 @@ def sae_train(
     nearest other's, near_copy_share the share of them for which it is above .9. Where more than half are, a warning
     says so: such a dictionary is near-copies of few directions.
 
-    With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv;
-    with several l1 sae_pareto.csv, with several seeds sae_stability.csv (see `sae_comparison`). A run that is
-    interrupted or killed continues with resume = True, bit for bit on the same device with the same number of threads.
+    With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv
+    and sae_alarms.csv; with several l1 or k sae_pareto.csv, with several seeds sae_stability.csv (see
+    `sae_comparison`). A run that is interrupted or killed continues with resume = True, bit for bit on the same device
+    with the same number of threads. Of faults that its curves show (see `find_alarms`) a warning tells once.
+
+    Several hooks, architectures, expansions or k are as many stacks, one of each combination, and in place of the stack
+    a dictionary of them by name is returned. Each is, bit for bit, the stack trained alone: all read the same tokens in
+    the same order. Each has a folder of its own in sae/, called `<hook>-<architecture>-<d_sae>`, and `-k<k>` where it
+    reads k (`find_stack` finds one); tables hold the rows of all, with the columns hook, architecture, d_sae and k.
 
     Args:
         model: a HookedLM, or a TransformerLens model: a HookedTransformer or a TransformerBridge.
@@ -110,8 +107,8 @@ def sae_train(
             instead, in their stored order. A harvest needs held_out, from text that was not harvested.
         layers, heads: all by default.
         l1: sparsity coefficient ≥ 0, or several, which make a sweep. See `HeadSaeSettings.normalize` for their unit. By
-            default 2, and 0 for topk, batchtopk and matryoshka: k alone makes those sparse, and a penalty would only
-            shrink what is kept.
+            default 2, and 0 for topk, batchtopk and matryoshka, also beside others: k alone makes those sparse, and a
+            penalty would only shrink what is kept.
         seeds: one or several, by default 0, for the initial weights of the SAEs and for resampling. The order of tokens
             is the same for all, so that an SAE comes out the same whatever it is trained together with.
         held_out: what to measure on; by default the last tenth of `tokens`, which is then not trained on.
@@ -130,33 +127,44 @@ def sae_train(
         raise ValueError(f"sae_train: got {', '.join(unread)}; expected tokens and held_out, which say it")
     shards = {"shards": tokens} if isinstance(tokens, str | Path) else {}
     own = parse_settings({"n_train_tokens": None} | settings | shards)
-    plan = make_plan(
+    plans = make_plans(
         model, layers, heads, own.l1 if l1 is None else l1, own.seeds if seeds is None else seeds, own
     )  # fmt: skip
     source, held_out = split_tokens(model, tokens, held_out)
     called = str(name or model.cfg.model_name)
-    job = HeadSaeJob(model, source, held_out, plan, own, called, model_seed, on_progress or _silent)
+    job = HeadSaeJob(model, source, held_out, plans, own, called, model_seed, on_progress or _silent)
     if out is None:
-        stack, _ = job.train(None)
-        return stack, job.tables(stack)["sae_training_results"]
-    with open_run(out, job.config(), resume=resume, device=str(device_of(model)), seed=plan.seeds[0]) as run:
+        stacks, _ = job.train(None)
+        return by_name(plans, stacks), job.tables(stacks)["sae_training_results"]
+    with open_run(out, job.config(), resume=resume, device=str(device_of(model)), seed=plans[0].seeds[0]) as run:
         if not run.is_complete:
             for table, df in measure_in(run.path, job).items():
                 write_table(df, run.path, table)
-    return StackedSAE.load(Path(out) / STACK), read_table(out, "sae_training_results")
+    stacks = [StackedSAE.load(Path(out) / STACK / plan.name) for plan in plans]
+    return by_name(plans, stacks), read_table(out, "sae_training_results")
+
+
+def by_name(plans: Sequence[Plan], stacks: Sequence[StackedSAE]) -> StackedSAE | dict[str, StackedSAE]:
+    """The stack, or several by their names."""
+    return stacks[0] if len(stacks) == 1 else {plan.name: own for plan, own in zip(plans, stacks, strict=True)}
 
 
 def measure_in(directory: Path, job: HeadSaeJob) -> dict[str, pd.DataFrame]:
-    """All tables of a job; its stack is saved in the directory, and its state until then. From both it goes on after a
-    kill: no step of a stack that is there is trained again."""
+    """All tables of a job; its stacks are saved in the directory, and their state until then. From both it goes on
+    after a kill: no step of a stack that is there is trained again."""
     if (directory / STACK).is_dir() and not (directory / STATE).exists():
-        stack, curves = StackedSAE.load(directory / STACK), read_table(directory, CURVES)
+        stacks = [StackedSAE.load(directory / STACK / plan.name) for plan in job.plans]
+        told = {name: read_table(directory, name) for name in (CURVES, ALARMS)}
     else:
-        stack, curves = job.train(directory)
-        write_table(curves, directory, CURVES)
-        stack.save(directory / STACK, overwrite=True)
+        stacks, told = job.train(directory)
+        for name, df in told.items():
+            write_table(df, directory, name)
+        shutil.rmtree(directory / STACK, ignore_errors=True)  # of a run that was killed while it was saved
+        for plan, stack in zip(job.plans, stacks, strict=True):
+            stack.save(directory / STACK / plan.name)
         (directory / STATE).unlink()
-    return {**job.tables(stack.to(device_of(job.model))), CURVES: curves}
+    device = device_of(job.model)
+    return {**job.tables([stack.to(device) for stack in stacks]), **told}
 
 
 def split_tokens(
@@ -186,12 +194,13 @@ def split_tokens(
 
 @dataclass
 class HeadSaeJob:
-    """One training of one stack: its inputs, and what is made of them step by step."""
+    """The training of all stacks of a run: their inputs, which one forward pass per batch of sequences gives, and what
+    is made of them step by step."""
 
     model: Any
     tokens: Int[Tensor, "n n_ctx"] | Shards
     held_out: Int[Tensor, "m n_ctx"]
-    plan: Plan
+    plans: list[Plan]
     settings: HeadSaeSettings
     name: str
     model_seed: int
@@ -202,13 +211,15 @@ class HeadSaeJob:
         own = {
             "batch_size": settings.batch_size,
             "buffer_tokens": settings.buffer_tokens,
-            "positions": self.plan.positions,
+            "positions": self.plans[0].positions,
         }
+        groups = {plan.kind.hook: plan.slots for plan in self.plans}
         self._source: ShuffledActivations | ShardActivations
         if isinstance(given, Shards):
-            self._source = ShardActivations(given, self.plan.slots, device=device_of(self.model), **own)
+            self._source = ShardActivations(given, *groups.values(), device=device_of(self.model), **own)
         else:
-            self._source = ShuffledActivations(self.model, given, self.plan.slots, **own)
+            self._source = ShuffledActivations(self.model, given, *groups.values(), **own)
+        self._group = [list(groups).index(plan.kind.hook) for plan in self.plans]
         n_tokens = settings.n_train_tokens or self._source.n_tokens
         if n_tokens < settings.batch_size:
             raise ValueError(
@@ -216,12 +227,13 @@ class HeadSaeJob:
                 f"expected more tokens, or a "
                 "smaller batch_size"
             )
-        self.train_config = train_config(settings, n_tokens // settings.batch_size, len(self.plan.slot_index))
+        self.n_steps = n_tokens // settings.batch_size
         self._model_sha256 = weights_sha256(self.model)
+        self._rows = [StackRows(plan, self.name, self.model_seed) for plan in self.plans]
 
     def config(self) -> dict[str, Any]:
         """What the run directory's config.toml says."""
-        slots = [[slot.hook_name, slot.column] for slot in self.plan.slots]
+        slots = dict.fromkeys(slot for plan in self.plans for slot in plan.slots)
         return {
             "verb": "sae-train",
             "model": self.name,
@@ -230,246 +242,180 @@ class HeadSaeJob:
             "tokens_sha256": None if isinstance(self.tokens, Shards) else _hash(self.tokens),
             "shards_sha256": shards_sha256(self.tokens) if isinstance(self.tokens, Shards) else None,
             "held_out_sha256": _hash(self.held_out),
-            "slots": [f"{name}:{column}" for name, column in slots],
+            "slots": [f"{slot.hook_name}:{slot.column}" for slot in slots],
             # in their order, which is the stack's: a state saved in another belongs to other SAEs
-            "l1": list(dict.fromkeys(self.plan.l1)),
-            "seeds": list(dict.fromkeys(self.plan.seeds)),
-            "settings": self.settings.model_dump(mode="json", exclude=set(NOT_ITS_OWN)),
+            "l1": list(dict.fromkeys(l1 for plan in self.plans for l1 in plan.l1)),
+            "seeds": list(dict.fromkeys(self.plans[0].seeds)),
+            "settings": self.settings.model_dump(mode="json", exclude=set(NOT_ITS_OWN | CHANGES_NO_SAE)),
         }
 
     def _digest(self) -> str:
         """What a saved state is of: the same settings on the same tokens may be asked for by another text's name."""
         return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
 
-    def train(self, directory: Path | None) -> tuple[StackedSAE, pd.DataFrame]:
-        """(the trained stack, which reads the hook's activations as they are; its training curves).
+    def train(self, directory: Path | None) -> tuple[list[StackedSAE], dict[str, pd.DataFrame]]:
+        """(the trained stacks, which read the hooks' activations as they are; sae_curves and sae_alarms of all).
 
         In a directory the state is saved from time to time and on an interrupt, and training goes on from a state that
         is there. Raises Interrupted, and ValueError for nan activations or a state that is altered or of another
         training.
         """
-        first = self._source.block(0)
-        scale = input_scale(first) if self.settings.normalize == "mean_norm" else torch.ones(len(first), 1, 1)
-        scale = scale.to(first.device)
-        config = stack_config(self.settings, len(self.plan.slot_index), first.shape[2])
-        sae = StackedSAE(config, self.plan.generators(START), device=first.device)
-        trainer = Trainer(
-            sae, self.train_config, self.plan.l1, self.plan.generators(RESAMPLE), input_index=self.plan.slot_index
-        )
-        curves: list[dict[str, Any]] = []
+        stacks = [
+            StackTraining(plan, self.settings, self.n_steps, self._source.block(0, group))
+            for plan, group in zip(self.plans, self._group, strict=True)
+        ]
         if directory is not None and (directory / STATE).is_file():
-            tensors, text = read_state(directory / STATE)
-            note = json.loads(text)
-            if note["of"] != self._digest():
-                raise ValueError(f"sae_train: the state in {directory} is of another training; expected another out")
-            trainer.load_state_dict(tensors)
-            curves = note["curves"]
+            self._load_state(stacks, directory)
         with stop_requests() as request:
-            self._run_steps(trainer, scale, curves, directory, request if directory is not None else None)
-        stack = fold_scale(sae, scale[self.plan.slot_index, 0, 0])
-        stack.info = self._info()
-        return stack, self.curves(curves)
+            self._run_steps(stacks, directory, request if directory is not None else None)
+        about = {
+            "model_name": self.name,
+            "model_sha256": self._model_sha256,
+            "context_size": self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
+            "prepend_bos": begins_with_bos(self.model, self.tokens),
+            "n_train_tokens": self.n_steps * self.settings.batch_size,
+            "include_special": self.settings.include_special,
+        }
+        tables = {
+            CURVES: self._join(lambda rows, own: rows.curves(own.points), stacks),
+            ALARMS: self._join(lambda rows, own: rows.alarms(own.alarms()), stacks),
+        }
+        return [own.finish(**about) for own in stacks], tables
 
-    def _run_steps(
-        self,
-        trainer: Trainer,
-        scale: Tensor,
-        curves: list[dict[str, Any]],
-        directory: Path | None,
-        request: StopRequest | None,
-    ) -> None:
-        n_steps = self.train_config.n_steps
+    def _join(self, make: Callable[[StackRows, Any], pd.DataFrame], given: Sequence[Any]) -> pd.DataFrame:
+        """One table of what each stack's rows and the thing given of it make; tables without rows add nothing."""
+        parts = [rows.labelled(make(rows, own)) for rows, own in zip(self._rows, given, strict=True)]
+        return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+    def _load_state(self, stacks: list[StackTraining], directory: Path) -> None:
+        tensors, text = read_state(directory / STATE)
+        note = json.loads(text)
+        if note["of"] != self._digest():
+            raise ValueError(f"sae_train: the state in {directory} is of another training; expected another out")
+        for own, points in zip(stacks, note["points"], strict=True):
+            prefix = f"{own.plan.name}/"
+            state = {name.removeprefix(prefix): of for name, of in tensors.items() if name.startswith(prefix)}
+            own.load(state, points)
+
+    def _save_state(self, stacks: list[StackTraining], directory: Path, digest: str) -> None:
+        tensors = {f"{own.plan.name}/{name}": of for own in stacks for name, of in own.state().items()}
+        write_state(directory / STATE, tensors, json.dumps({"of": digest, "points": [own.points for own in stacks]}))
+
+    def _run_steps(self, stacks: list[StackTraining], directory: Path | None, request: StopRequest | None) -> None:
+        n_steps = self.n_steps
         log_every, save_every = max(1, n_steps // N_CURVE_ROWS), max(1, n_steps // N_SAVES)
         digest = self._digest() if directory is not None else ""
-        while (step := trainer.n_steps_done) < n_steps:
-            stats = trainer.step(self._source.batch(step) * scale)
-            if stats.step % log_every == 0 or stats.step == n_steps:
-                curves.append(_curve_point(stats, trainer.sae.config.d_sae))
-            if directory is not None and (request or stats.step % save_every == 0 or stats.step == n_steps):
-                write_state(directory / STATE, trainer.state_dict(), json.dumps({"of": digest, "curves": curves}))
+        while (done := stacks[0].n_steps_done) < n_steps:
+            step = done + 1
+            for own, group in zip(stacks, self._group, strict=True):
+                own.step(self._source.batch(done, group), is_logged=step % log_every == 0 or step == n_steps)
+            if directory is not None and (request or step % save_every == 0 or step == n_steps):
+                self._save_state(stacks, directory, digest)
             if request:
                 raise Interrupted(
-                    f"stopped after step {stats.step} of {n_steps} ({request.reason}); state saved in {directory}; "
+                    f"stopped after step {step} of {n_steps} ({request.reason}); state saved in {directory}; "
                     "go on with --resume"
                 )
-            self.on_progress(0.7 * stats.step / n_steps)
+            self.on_progress(0.7 * step / n_steps)
 
-    def tables(self, stack: StackedSAE) -> dict[str, pd.DataFrame]:
-        """sae_training_results and sae_density of a trained stack and its controls, on the held-out tokens; with
-        several l1, sae_pareto; with several seeds, sae_stability."""
-        first = self._source.block(0)
-        x = first[self.plan.slot_index, :CONTROL_TOKENS]
-        dictionaries = {"trained": stack, "random": random_control(stack, x, self.plan.generators(CONTROL))}
-        shuffler = torch.Generator().manual_seed(SHUFFLE)
-        left_out = LeftOut(dictionaries, self.plan.slot_index)
-        metrics = measure(
-            self.model,
-            self.held_out,
-            self.plan.slots,
-            self.plan.slot_index,
-            dictionaries,
-            generator=shuffler,
-            on_progress=lambda share: self.on_progress(0.7 + 0.1 * share),
-            positions=self.plan.positions,
-            left_out=left_out,
-        )
+    def tables(self, stacks: list[StackedSAE]) -> dict[str, pd.DataFrame]:
+        """sae_training_results and sae_density of the trained stacks and their controls, on the held-out tokens; of a
+        sweep sae_pareto; with several seeds, sae_stability."""
+        of_stacks = []  # the trained dictionary, and the random one
+        for plan, group, stack in zip(self.plans, self._group, stacks, strict=True):
+            x = self._source.block(0, group)[plan.slot_index, :CONTROL_TOKENS]
+            of_stacks.append({"trained": stack, "random": random_control(stack, x, plan.generators(CONTROL))})
+        parts = [
+            Measured(
+                plan.slots, plan.slot_index, own, "trained", torch.Generator().manual_seed(SHUFFLE),
+                LeftOut(own, plan.slot_index),
+            )
+            for plan, own in zip(self.plans, of_stacks, strict=True)
+        ]  # fmt: skip
+        tell = lambda share: self.on_progress(0.7 + 0.1 * share)  # noqa: E731
+        metrics = measure_together(self.model, self.held_out, parts, tell, positions=self.plans[0].positions)
+        found = list(zip(of_stacks, parts, metrics, range(len(parts)), strict=True))
+        results = self._join(lambda rows, own: self._results(rows, *own), found)
+        trained = [own["trained"] for own in metrics]
+        tables = {"sae_training_results": results, "sae_density": self._join(StackRows.density, trained)}
+        if any(len(group) > 1 for group in swept(results)):
+            tables["sae_pareto"] = pareto_table(results)
+        if len(set(self.plans[0].seeds)) > 1:
+            pairs = list(zip(stacks, trained, strict=True))
+            tables["sae_stability"] = self._join(self._stability, pairs)
+        return tables
+
+    def _results(
+        self, rows: StackRows, own: dict[str, StackedSAE], part: Measured, metrics: dict[str, SAEMetrics], number: int
+    ) -> pd.DataFrame:
+        """sae_training_results of one stack, the number-th."""
+        plan, n = rows.plan, len(self.plans)
         n_sequences = max(1, self.settings.n_ce_tokens // self.held_out.shape[1])
         losses = splice(
             self.model,
             evenly_spaced(self.held_out, n_sequences),
-            self.plan.slots,
-            self.plan.slot_index,
-            dictionaries,
-            on_progress=lambda share: self.on_progress(0.8 + 0.2 * share),
-            positions=self.plan.positions,
+            plan.slots,
+            plan.slot_index,
+            own,
+            on_progress=lambda share: self.on_progress(0.8 + 0.2 * (number + share) / n),
+            positions=plan.positions,
         )
         found = {
-            name: neighbour_cosines(own.W_dec.detach(), metrics[name].density > 0).cpu()
-            for name, own in dictionaries.items()
+            name: neighbour_cosines(stack.W_dec.detach(), metrics[name].density > 0).cpu()
+            for name, stack in own.items()
         }
         found["shuffled"] = found["trained"]  # the same rows
-        self._warn_near_copies(found["trained"])
-        results = self._results(metrics, losses, left_out, found)
-        tables = {"sae_training_results": results, "sae_density": self._density(metrics["trained"])}
-        if len(set(self.plan.l1)) > 1:
-            tables["sae_pareto"] = pareto_table(results)
-        if len(set(self.plan.seeds)) > 1:
-            found = stability_table(stack, metrics["trained"].density)
-            tables["sae_stability"] = found.assign(model=self.name, seed=self.model_seed)
-        return tables
+        rows.warn_near_copies(found["trained"])
+        assert part.left_out is not None
+        return rows.results(metrics, losses, part.left_out, found, self.n_steps * self.settings.batch_size)
 
-    def _warn_near_copies(self, cosines: Float[Tensor, "n_saes d_sae"]) -> None:
-        median = cosines.nanquantile(0.5, dim=1)
-        of = (median > NEAR_COPY).nonzero().flatten().tolist()
-        if of:
-            slot, l1, _ = self.plan.sources[max(of, key=lambda k: float(median[k]))]
-            head = "" if slot.head is None else f", head {slot.head}"
-            warnings.warn(
-                f"sae_train: in {len(of)} of {len(median)} SAEs more than half of the living features have another "
-                f"within a cosine of {NEAR_COPY} (median {float(median[of].max()):.4f} in layer {slot.layer}{head}, l1 "
-                f"{l1:g}): near-copies of few directions; expected fewer features (expansion) or a lower l1",
-                stacklevel=3,
-            )
-
-    def curves(self, points: list[dict[str, Any]]) -> pd.DataFrame:
-        """The training curves: a row for every SAE and logged step."""
-        keys = self._keys()
-        n_saes = len(keys["layer"])
-        parts = [pd.DataFrame(keys | {"step": [point["step"]] * n_saes} | _columns(point)) for point in points]
-        return pd.concat(parts, ignore_index=True)
-
-    def _info(self) -> StackInfo:
-        sources = [
-            SAESource(hook_name=slot.hook_name, layer=slot.layer, head=slot.head, l1=l1, seed=seed)
-            for slot, l1, seed in self.plan.sources
-        ]
-        return StackInfo(
-            sources=tuple(sources),
-            model_name=self.name,
-            model_sha256=self._model_sha256,
-            context_size=self.tokens.n_ctx if isinstance(self.tokens, Shards) else self.tokens.shape[1],
-            prepend_bos=begins_with_bos(self.model, self.tokens),
-            n_train_tokens=self.train_config.n_steps * self.settings.batch_size,
-            include_special=self.settings.include_special,
-        )
-
-    def _keys(self) -> dict[str, Any]:
-        sources = self.plan.sources
-        return {
-            "model": self.name,
-            "seed": self.model_seed,
-            "layer": [slot.layer for slot, _, _ in sources],
-            "head": [slot.column for slot, _, _ in sources],
-            "l1": [l1 for _, l1, _ in sources],
-            "sae_seed": [seed for _, _, seed in sources],
-        }
-
-    def _results(
-        self,
-        metrics: dict[str, SAEMetrics],
-        losses: SpliceLosses,
-        left_out: LeftOut,
-        neighbours: dict[str, Float[Tensor, "n_saes d_sae"]],
-    ) -> pd.DataFrame:
-        n_outlying, n_outlying_left_out = left_out.count_outlying()
-        zero = losses.zero[self.plan.slot_index]
-        n_trained = self.train_config.n_steps * self.settings.batch_size
-        parts = []
-        for dictionary, own in metrics.items():
-            unknown = torch.full_like(zero, torch.nan)
-            spliced = losses.spliced.get(dictionary, unknown)
-            columns = {
-                "d_in": self._source.d_in,
-                "d_sae": own.density.shape[1],
-                "l0": own.l0,
-                "mse": own.mse,
-                "fvu": own.fvu,
-                "dead_fraction": own.dead_fraction,
-                "ce_base": losses.base,
-                "ce_spliced": spliced,
-                "ce_zero": zero,
-                "ce_recovered": recovered(losses.base, zero, spliced),
-                "n_train_tokens": 0 if dictionary == "random" else n_trained,
-                "n_eval_tokens": own.n_tokens,
-                "dictionary": dictionary,
-                "explained_variance": own.explained_variance,
-                "hook": self.settings.hook,
-                "n_ce_tokens": losses.n_tokens,
-                "ce_zero_stderr": losses.zero_stderr[self.plan.slot_index],
-                "ce_spliced_stderr": losses.spliced_stderr.get(dictionary, unknown),
-                "fvu_with_special": left_out.fvu.get(dictionary, unknown),
-                "n_left_out": left_out.n_left_out,
-                "n_outlying": n_outlying,
-                "n_outlying_left_out": n_outlying_left_out,
-                "neighbour_cosine": neighbours[dictionary].nanquantile(0.5, dim=1),
-                "near_copy_share": share_above(neighbours[dictionary], NEAR_COPY),
-            }
-            parts.append(pd.DataFrame(self._keys() | columns))
-        table = pd.concat(parts, ignore_index=True)
-        first = list(COLUMNS["sae_training_results"])
-        return table.reindex(columns=[*first, *(column for column in table if column not in first)])
-
-    def _density(self, metrics: SAEMetrics) -> pd.DataFrame:
-        edges, counts, n_dead = density_histogram(metrics.density)
-        labels = ["dead", *(f"{edge:g}" for edge in edges)]
-        keys = pd.DataFrame(self._keys())
-        parts = []
-        for k in range(len(keys)):
-            bins = [(label, int(n)) for label, n in zip(labels, [n_dead[k], *counts[k]], strict=True) if n]
-            own = pd.DataFrame(bins, columns=["log10_density_bin", "n_features"])
-            parts.append(own.assign(**{str(name): value for name, value in keys.iloc[k].items()}))
-        return pd.concat(parts, ignore_index=True)
+    def _stability(self, rows: StackRows, own: tuple[StackedSAE, SAEMetrics]) -> pd.DataFrame:
+        stack, metrics = own
+        return stability_table(stack, metrics.density).assign(model=self.name, seed=self.model_seed)
 
 
-def share_above(values: Float[Tensor, "n_saes d_sae"], limit: float) -> Float[Tensor, "n_saes"]:
-    """Share of each row's values above the limit; those that are nan are left out, nan where all are."""
-    return torch.where(values.isnan(), torch.nan, (values > limit).double()).nanmean(dim=1)
-
-
-def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1"]:
-    """√d_in / mean‖x‖ of every slot; 1 where all of it is zero."""
-    mean_norm = x.norm(dim=-1).mean(dim=1)
-    return torch.where(mean_norm > 0, x.shape[2] ** 0.5 / mean_norm, 1.0).view(-1, 1, 1)
-
-
-def fold_scale(sae: StackedSAE, scale: Float[Tensor, "n_saes"]) -> StackedSAE:
-    """The stack that does on x what `sae` does on scale·x, its reconstruction over scale; the activations are the same
-    or, where decoder rows stay at norm 1, themselves over scale."""
-    with torch.no_grad():
-        folded = sae.architecture.fold_scale(sae.config, sae.tensors, scale)
-    return StackedSAE.from_tensors(sae.config, folded, sae.info)
-
-
-def find_stack(path: str | Path) -> StackedSAE:
+def find_stack(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    hook: str | None = None,
+    architecture: str | None = None,
+    d_sae: int | None = None,
+    k: float | None = None,
+) -> StackedSAE:
     """The stack of a run directory of `sae_train`, or of a directory that `StackedSAE.save` wrote.
 
-    Raises ValueError if there is none, or it is altered.
+    Of a run with several stacks, the one of that name (its folder within sae/), or the only one of this hook (as
+    `sae_train` was given it), architecture, d_sae and k.
+
+    Raises ValueError if there is none, several fit (all are named), or it is altered.
     """
     path = Path(path)
-    if not (path / STACK).is_dir():
-        return StackedSAE.load(path)
-    verify_files(path, lambda name: name.startswith(f"{STACK}/"))
-    return StackedSAE.load(path / STACK)
+    folder = path / STACK if (path / STACK).is_dir() else path
+    names = [""] if (folder / CONFIG_FILE).is_file() else sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
+    asked = {"hook": hook, "architecture": architecture, "d_sae": d_sae, "k": k}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    fit = [own for own in names if name in (None, own) and asked.items() <= _describe(folder / own, asked).items()]
+    if names and len(fit) != 1:
+        said = ", ".join(f"{key} {value}" for key, value in (asked | ({} if name is None else {"stack": name})).items())
+        there = ", ".join(own or f"{folder.name} alone" for own in names)
+        raise ValueError(f"SAEs: {len(fit) or 'none'} of {path} fit {said or 'any stack'}; expected one of {there}")
+    if folder != path and fit:
+        verify_files(path, lambda own: own.startswith(f"{STACK}/{fit[0]}".rstrip("/") + "/"))
+    return StackedSAE.load(folder / fit[0] if fit else folder)
+
+
+def _describe(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Hook, architecture, d_sae and k of a saved stack; nothing if nothing is asked."""
+    if not asked:
+        return {}
+    record = read_json(folder / CONFIG_FILE)
+    source = (record["info"]["sources"] or [{}])[0]
+    point = str(source.get("hook_name") or "").split(".", 2)[-1]  # without blocks.LAYER
+    if point == "attn.hook_z":  # has three names
+        names = (CONCATENATED, point) if source.get("head") is None else (PER_HEAD,)
+        point = asked["hook"] if asked.get("hook") in names else names[0]
+    return {"hook": point} | {key: record["config"].get(key) for key in ("architecture", "d_sae", "k")}
 
 
 def begins_with_bos(model: Any, tokens: Int[Tensor, "n n_ctx"] | Shards) -> bool:
@@ -503,21 +449,8 @@ def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = No
     return stack.select([k for k, own in enumerate(have) if own == wanted])
 
 
-def _curve_point(stats: StepStats, d_sae: int) -> dict[str, Any]:
-    return {
-        "step": stats.step,
-        "loss": stats.loss.tolist(),
-        "l0": stats.l0.tolist(),
-        "dead_fraction": (stats.n_dead / d_sae).tolist(),
-    }
-
-
 def _hash(tokens: Tensor) -> str:
     return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _columns(point: dict[str, Any]) -> dict[str, list[float]]:
-    return {name: values for name, values in point.items() if name != "step"}
 
 
 def _silent(share: float) -> None:

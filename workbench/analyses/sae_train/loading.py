@@ -37,6 +37,7 @@ def load_sae(
     source: str | Path,
     model: Any = None,
     *,
+    stack: str | None = None,
     hook: str | None = None,
     layer: int | None = None,
     norm_scale: float | None = None,
@@ -51,6 +52,7 @@ def load_sae(
             RELEASE/ID of SAELens's registry; OWNER/REPO or OWNER/REPO/PATH of the hub, also with @REVISION; Gemma
             Scope's params.npz or its folder.
         model: what they are meant to read.
+        stack: which of a run of several, as its folder in sae/ is called, such as z-relu-512.
         hook, layer: what they read, where neither files nor path say: blocks.20.hook_resid_post, or hook_resid_post
             and its layer.
         norm_scale: √d_in / E‖x‖, of a SAELens folder whose normalize_activations is expected_average_only_in without
@@ -64,7 +66,7 @@ def load_sae(
         ValueError: no SAEs there; a form, architecture or setting that is not read here; a damaged file; a hook or
             layer that the files say otherwise; and as `check_saes`.
     """
-    sae = open_saes(source, hook=hook, layer=layer, norm_scale=norm_scale)
+    sae = open_saes(source, stack, hook=hook, layer=layer, norm_scale=norm_scale)
     if dtype is not None:
         sae = sae.to(parse_dtype(dtype))
     if model is None:
@@ -76,7 +78,12 @@ def load_sae(
 
 
 def open_saes(
-    source: str | Path, *, hook: str | None = None, layer: int | None = None, norm_scale: float | None = None
+    source: str | Path,
+    stack: str | None = None,
+    *,
+    hook: str | None = None,
+    layer: int | None = None,
+    norm_scale: float | None = None,
 ) -> StackedSAE:
     """The SAEs that a source names, on the CPU; arguments and errors as `load_sae`."""
     found = find_sae(source)
@@ -84,7 +91,9 @@ def open_saes(
     if (is_lens := bool(sae_lens_folders(path))) is False and norm_scale is not None:
         raise ValueError(f"norm_scale: got {norm_scale} for {path}; expected None, as for all but SAELens folders")
     if (path / STACK).is_dir() or (path / CONFIG_FILE).is_file():
-        return _placed(find_stack(path), path, hook, layer)
+        return _placed(find_stack(path, stack), path, hook, layer)
+    if stack is not None:
+        raise ValueError(f"stack: got {stack!r} for {path}; expected None, as for all but runs of sae-train")
     if find_params(path) is not None:
         return StackedSAE.from_gemma_scope(path, hook_name=hook, layer=layer)
     if not is_lens:

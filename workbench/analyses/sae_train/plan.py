@@ -1,4 +1,4 @@
-"""What one stack of SAEs is made of: layers, heads, sparsity coefficients and seeds."""
+"""What stacks of SAEs are made of: hooks, layers, heads, architectures, sizes, sparsity coefficients and seeds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from sae.config import SAEConfig, TrainConfig, as_list
 from sae.stack import spawn_generators
 from workbench.analyses.sae_train.evaluation import check_stand_ins
-from workbench.analyses.sae_train.settings import HeadSaeSettings, check_coefficients, check_numbers
+from workbench.analyses.sae_train.settings import HeadSaeSettings, Kind, check_coefficients, check_numbers, is_penalised
 from workbench.models.activations import (
     CONCATENATED,
+    PER_HEAD,
     Positions,
     Slot,
     choose_slots,
@@ -37,8 +38,12 @@ DECODER_INIT_NORM = 0.1  # of decoder rows that are free to grow
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained: SAE k reads slot `slot_index[k]` with coefficient `l1[k]` from seed `seeds[k]`."""
+    """What one stack is: its SAE k reads slot `slot_index[k]` with coefficient `l1[k]` from seed `seeds[k]`."""
 
+    kind: Kind
+    name: str
+    """its folder within sae/, and which it is in tables and messages; "" for a stack that is alone"""
+    config: SAEConfig
     slots: list[Slot]
     slot_index: list[int]
     l1: list[float]
@@ -74,36 +79,50 @@ def parse_settings(settings: dict[str, Any]) -> HeadSaeSettings:
         raise ValueError(f"sae_train: {describe_errors(error, HeadSaeSettings.model_fields)}") from None
 
 
-def make_plan(
+def make_plans(
     model: Any,
     layers: Sequence[int] | int | None,
     heads: Sequence[int] | int | str | None,
     l1: ArrayLike,
     seeds: ArrayLike,
     settings: HeadSaeSettings,
-) -> Plan:
-    """The stack's SAEs, in its order.
+) -> list[Plan]:
+    """A plan for each of the settings' kinds, in their order, with its SAEs in theirs.
 
     Raises ValueError for anything out of range, given twice or not given, a hook without a row per token or in whose
     place nothing can stand, and for what memory cannot hold.
     """
-    slots = choose_slots(model.cfg, layers, "all" if heads is None else heads, settings.hook)
-    check_hooks(model, list(dict.fromkeys(slot.hook_name for slot in slots)))
     coefficients, seeds = numbers("l1", l1), numbers("seeds", seeds, Integral)
     check_coefficients(coefficients, settings.architecture)
-    every = [(i, c, s) for i in range(len(slots)) for c in coefficients for s in seeds]
-    _check_memory(model, slots, len(every), settings)
-    check_stand_ins(model, slots)
     positions = Positions(special_ids(model), settings.include_special)
-    return Plan(slots, [i for i, _, _ in every], [c for _, c, _ in every], [s for _, _, s in every], positions)
+    slots_of = {hook: slots_of_hook(model.cfg, layers, heads, hook, settings.hook) for hook in settings.hook}
+    check_hooks(model, list(dict.fromkeys(slot.hook_name for slots in slots_of.values() for slot in slots)))
+    widths = {hook: _width(model, slots) for hook, slots in slots_of.items()}
+    plans = []
+    for kind in settings.kinds:
+        slots, d_in = slots_of[kind.hook], widths[kind.hook]
+        swept = coefficients if is_penalised(kind.architecture) else [0.0]
+        every = [(i, c, s) for i in range(len(slots)) for c in swept for s in seeds]
+        index, own_l1, own_seeds = (list(column) for column in zip(*every, strict=True))
+        name = kind.called(d_in) if len(settings.kinds) > 1 else ""
+        config = stack_config(settings, kind, len(every), d_in)
+        plans.append(Plan(kind, name, config, slots, index, own_l1, own_seeds, positions))
+    _check_memory(model, plans, settings.buffer_tokens)
+    for slots in slots_of.values():
+        check_stand_ins(model, slots)
+    return plans
 
 
-def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeSettings) -> None:
-    """Raise ValueError unless there is such a stack, and its parameters, gradients and moments and the buffer have
-    room."""
-    device = device_of(model)
+def slots_of_hook(cfg: Any, layers: Any, heads: Any, hook: str, hooks: Sequence[str]) -> list[Slot]:
+    """The slots of one of several hooks; heads are z's where it is among them. Raises ValueError as `choose_slots`."""
+    is_for_another = hook != PER_HEAD and PER_HEAD in hooks
+    return choose_slots(cfg, layers, "all" if heads is None or is_for_another else heads, hook)
+
+
+def _width(model: Any, slots: list[Slot]) -> int:
+    """d_in of these slots. Raises ValueError for a hook without a row per token, or per head."""
     names = list(dict.fromkeys(slot.hook_name for slot in slots))
-    token = torch.zeros(1, 1, dtype=torch.int64, device=device)  # its activations say how wide they are
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))  # its activations say how wide they are
     found = run_watched(model, token, names, max(slot.layer for slot in slots) + 1)
     check_rows("sae_train", found, (1, 1), n_axes=3)
     shape = next(iter(found.values())).shape[2:]
@@ -112,13 +131,20 @@ def _check_memory(model: Any, slots: list[Slot], n_saes: int, settings: HeadSaeS
             f"sae_train: {names[0]} has {list(shape)} per token; expected [{model.cfg.n_heads} d_head], a row for each "
             f"head, or hook {CONCATENATED}"
         )
-    d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
-    d_sae = settings.expansion * d_in
-    stack_config(settings, n_saes, d_in)
+    return shape[-1] if slots[0].head is not None else math.prod(shape)
+
+
+def _check_memory(model: Any, plans: list[Plan], buffer_tokens: int) -> None:
+    """Raise ValueError unless the stacks' parameters, gradients and moments and the buffers have room together."""
+    stacks = " and ".join(f"{plan.config.n_saes} SAEs of {plan.config.d_sae:,} features" for plan in plans[:3])
+    further = f" and {len(plans) - 3} more stacks" if len(plans) > 3 else ""
+    sizes = [own.config for own in plans]
+    read = {plan.kind.hook: len(plan.slots) * plan.config.d_in for plan in plans}
     check_memory(
-        f"a stack of {n_saes} SAEs of {d_sae:,} features beside a buffer of {settings.buffer_tokens:,} tokens",
-        16 * n_saes * (2 * d_in * d_sae + d_in + d_sae) + 4 * len(slots) * settings.buffer_tokens * d_in,
-        device,
+        f"a stack of {stacks}{further} beside a buffer of {buffer_tokens:,} tokens",
+        sum(16 * own.n_saes * (2 * own.d_in * own.d_sae + own.d_in + own.d_sae) for own in sizes)
+        + sum(4 * buffer_tokens * width for width in read.values()),
+        device_of(model),
     )
 
 
@@ -143,16 +169,16 @@ def train_config(settings: HeadSaeSettings, n_steps: int, n_saes: int = 1) -> Tr
     )
 
 
-def stack_config(settings: HeadSaeSettings, n_saes: int, d_in: int) -> SAEConfig:
-    """The configuration of the stack that these settings describe. Raises ValueError for options that do not fit."""
+def stack_config(settings: HeadSaeSettings, kind: Kind, n_saes: int, d_in: int) -> SAEConfig:
+    """The configuration of a stack of this kind. Raises ValueError for options that do not fit."""
+    options: dict[str, Any] = settings.options_of(kind.architecture) | {"k": kind.k}
     try:
         return SAEConfig(
             n_saes=n_saes,
             d_in=d_in,
-            d_sae=settings.expansion * d_in,
-            architecture=settings.architecture,
-            k=settings.k,
-            widths=settings.widths,
+            d_sae=kind.expansion * d_in,
+            architecture=kind.architecture,
+            **options,
             use_unit_norm_decoder=settings.use_unit_norm_decoder,
             decoder_init_norm=1.0 if settings.use_unit_norm_decoder else DECODER_INIT_NORM,
         )

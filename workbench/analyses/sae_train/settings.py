@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from workbench.extend import Integers, Numbers, Settings
+from workbench.extend import Integers, Names, Numbers, Settings
 
 if TYPE_CHECKING:
     from workbench.models.config import ModelConfig
+
+OPTIONS = ("k", "widths", "gate_detach", "aux_coefficient")  # each is for the architectures that read it
+SEVERAL = ("hook", "architecture", "expansion", "k")  # settings whose values make kinds of SAEs
+
+
+class Kind(NamedTuple):
+    """One kind of the SAEs that are trained side by side, which is a stack of its own."""
+
+    hook: str
+    architecture: str
+    expansion: int
+    k: float | None
+    """None where nothing reads it"""
+
+    def called(self, d_in: int) -> str:
+        """Its name, that of its folder."""
+        return f"{self.hook}-{self.architecture}-{self.expansion * d_in}" + ("" if self.k is None else f"-k{self.k:g}")
 
 
 class TargetSettings(Settings):
@@ -31,8 +49,11 @@ class TargetSettings(Settings):
         min_length=1,
     )
     seeds: Integers = Field(default=(0,), description="seeds of the SAEs, such as 0-2", min_length=1)
-    hook: str = Field(
-        default="z", description="z (one SAE per head), z_concat (one per layer), or a hook of a block: hook_resid_post"
+    hook: tuple[str, ...] = Field(
+        default=("z",),
+        description="z (one SAE per head, the default), z_concat (one per layer), or a hook of a block: "
+        "hook_resid_post; several are fed by the same forward passes; repeatable",
+        min_length=1,
     )
     shards: Path | None = Field(
         default=None, description="directory of a harvest of training text, whose activations are read instead"
@@ -42,20 +63,38 @@ class TargetSettings(Settings):
 class DictionarySettings(Settings):
     """What an SAE is."""
 
-    architecture: str = Field(
-        default="relu",
+    architecture: Names = Field(
+        default=("relu",),
         description="relu, gated or jumprelu, which l1 makes sparse; topk, batchtopk or matryoshka, which k does; or a "
-        "plug-in's",
+        "plug-in's; several, such as relu,topk, train side by side",
+        min_length=1,
     )
-    k: float | None = Field(
-        default=None, description="features kept per token, for topk, batchtopk and matryoshka", gt=0
+    k: Numbers | None = Field(
+        default=None,
+        description="features kept per token, for topk, batchtopk and matryoshka; several, such as 8,16,32, make a "
+        "sweep",
+        min_length=1,
     )
     widths: Integers | None = Field(
         default=None,
         description="for matryoshka: numbers of first features that reconstruct by themselves, rising to d_sae, such "
         "as 64,256,512; by default d_sae/16, /8, /4, /2 and d_sae",
     )
-    expansion: int = Field(default=8, description="features per dimension of the input, d_sae / d_in", ge=1)
+    gate_detach: bool | None = Field(
+        default=None,
+        description="for gated: whether what the gates learn from leaves the decoder alone; by default it does",
+    )
+    aux_coefficient: float | None = Field(
+        default=None,
+        description="for matryoshka: weight of the dead features' reconstruction of what the living leave; by default "
+        "1/32",
+        ge=0,
+    )
+    expansion: Integers = Field(
+        default=(8,),
+        description="features per dimension of the input, d_sae / d_in; several, such as 8,16, train side by side",
+        min_length=1,
+    )
     use_unit_norm_decoder: bool = Field(
         default=False, description="hold decoder rows at norm 1; else l1 weighs each activation by its row's norm"
     )
@@ -87,6 +126,9 @@ class OptimisationSettings(Settings):
     )
     n_resamples: int = Field(
         default=2, description="times that dead features are resampled, in the first two thirds", ge=0
+    )
+    dead_alarm: float = Field(
+        default=0.5, description="share of dead features above which an alarm is given; 1: none is", ge=0, le=1
     )
     use_bf16: bool = Field(default=False, description="multiply in bfloat16; weights stay float32")
     use_compile: bool | None = Field(
@@ -130,12 +172,22 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
             raise ValueError(f"got {value[:40]!r}; expected a number")
         return value
 
+    @field_validator(*SEVERAL, mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
+        return listed(value) if info.field_name == "hook" or not isinstance(value, str) else value
+
+    @field_serializer(*SEVERAL)
+    def _a_list_of_one_is_one(self, value: tuple[Any, ...] | None) -> Any:
+        return value[0] if value is not None and len(value) == 1 else value
+
     @model_validator(mode="before")
     @classmethod
     def _follow_others(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        own: dict[str, Any] = {} if is_penalised(str(given.get("architecture", "relu"))) else {"l1": (0.0,)}
+        named = listed(given.get("architecture", "relu"))
+        own: dict[str, Any] = {} if any(is_penalised(str(name)) for name in named) else {"l1": (0.0,)}
         if given.get("shards") is not None:
             own["n_train_tokens"] = None
         return own | given
@@ -144,14 +196,51 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
     def _fit_together(self) -> HeadSaeSettings:
         check_numbers("seeds", self.seeds)
         check_coefficients(self.l1, self.architecture)
+        for name in ("hook", "architecture"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}: got {list(given)}; expected each once")
+        for name in ("expansion", "k"):
+            given = getattr(self, name) or (1,)
+            check_numbers(name, given)
+            if min(given) <= 0:
+                raise ValueError(f"{name}: got {list(given)}; expected numbers above 0")
         return self
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of SAEs: each hook with each architecture, each expansion and, where it is read, each k."""
+        found = []
+        for hook, architecture, expansion in product(self.hook, self.architecture, self.expansion):
+            found += [Kind(hook, architecture, expansion, k) for k in self.options_of(architecture)["k"] or (None,)]
+        return tuple(found)
 
-def check_coefficients(l1: Sequence[float], architecture: str) -> None:
-    """Raise ValueError unless an SAE of this architecture can have each of these sparsity coefficients."""
+    def options_of(self, architecture: str) -> dict[str, Any]:
+        """The options that an architecture is given: those that it reads, and those that none of all does, which it
+        refuses."""
+        from sae.architectures import find_architecture  # torch
+
+        read = {option for name in self.architecture for option in find_architecture(name).options}
+        own = find_architecture(architecture).options
+        return {name: getattr(self, name) if name in own or name not in read else None for name in OPTIONS}
+
+    def coefficients_of(self, architecture: str) -> tuple[float, ...]:
+        """The sweep of l1 of an architecture: 0 alone where l1 makes nothing sparse."""
+        return tuple(self.l1) if is_penalised(architecture) else (0.0,)
+
+
+def listed(value: Any) -> Any:
+    """The words of "a,b"; any other single value as a list of one."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return value if value is None or isinstance(value, list | tuple) else (value,)
+
+
+def check_coefficients(l1: Sequence[float], architectures: Sequence[str]) -> None:
+    """Raise ValueError unless SAEs of one of these architectures can have each of these sparsity coefficients."""
     check_numbers("l1", l1)
-    if any(l1) and not is_penalised(architecture):
-        raise ValueError(f"l1: got {list(l1)} for {architecture}, which k alone makes sparse; expected 0")
+    if any(l1) and not any(is_penalised(name) for name in architectures):
+        raise ValueError(f"l1: got {list(l1)} for {', '.join(architectures)}, which k alone makes sparse; expected 0")
 
 
 def is_penalised(architecture: str) -> bool:

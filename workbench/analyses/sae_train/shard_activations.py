@@ -23,21 +23,20 @@ class ShardActivations:
     Batch i holds rows i·b … (i+1)·b of the shards' rows at `positions`, laid end to end, over and over. A shard is
     compared with its sha256 whenever it is read. It offers what `ShuffledActivations` does.
 
-    Memory: one shard, and a batch in float32, whatever the number of tokens.
+    Memory: one shard, and a batch of every group in float32, whatever the number of tokens.
     """
 
     def __init__(
         self,
         shards: Shards,
-        slots: Sequence[Slot],
-        *,
+        *groups: Sequence[Slot],
         batch_size: int,
         buffer_tokens: int,
         device: torch.device | str = "cpu",
         positions: Positions = EVERYWHERE,
     ) -> None:
-        """batch_size: tokens in a batch. buffer_tokens: tokens that `block` gives. positions: those whose rows are
-        given.
+        """groups: slots of one width each. batch_size: tokens in a batch. buffer_tokens: tokens that `block` gives.
+        positions: those whose rows are given.
 
         Raises ValueError for a harvest that is not finished or has no row at the positions, or a hook that it does not
         hold.
@@ -47,14 +46,14 @@ class ShardActivations:
                 f"shards: {shards.path} holds {n_rows} of {shards.n_tokens} tokens; "
                 f"expected a finished harvest (--resume)"
             )
-        for slot in slots:
+        for slot in (own for slots in groups for own in slots):
             shape = shards.hooks.get(slot.hook_name)
             if shape is None:
                 raise ValueError(
                     f"shards: {shards.path} has no {slot.hook_name!r}; expected some of {', '.join(shards.hooks)}"
                 )
             assert slot.head is None or (len(shape) == 2 and slot.head < shape[0]), (slot, shape)
-        self._shards, self._slots, self._device = shards, list(slots), device
+        self._shards, self._groups, self._device = shards, [list(own) for own in groups], device
         self._rows_of = [counted_rows(shards, shard, positions) for shard in shards.shards]
         self.n_tokens = sum(len(rows) for rows in self._rows_of)
         """rows at the positions"""
@@ -62,35 +61,40 @@ class ShardActivations:
             raise ValueError(
                 f"shards: all tokens of {shards.path} are special or at position 0; expected others, or include_special"
             )
-        self._names = list(dict.fromkeys(slot.hook_name for slot in slots))
+        self._names = list(dict.fromkeys(slot.hook_name for slots in groups for slot in slots))
         self._buffer_tokens = buffer_tokens
         self.batch_size = batch_size
         self._number = -1  # shard held
         self._held: dict[str, Tensor] = {}
+        self._taken: tuple[int, int, list[Tensor]] | None = None  # of several groups: the rows taken last, and which
 
-    @property
-    def d_in(self) -> int:
-        """Width of a slot."""
-        return self._rows(0, 1, "0").shape[2]
+    def batch(self, index: int, group: int = 0) -> Float[Tensor, "slot tokens d_in"]:
+        """Batch `index` of a group, from 0, in float32."""
+        return self._rows(index * self.batch_size, self.batch_size, str(index))[group]
 
-    def batch(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
-        """Batch `index`, from 0, in float32."""
-        return self._rows(index * self.batch_size, self.batch_size, str(index))
-
-    def block(self, index: int) -> Float[Tensor, "slot tokens d_in"]:
-        """The `index`-th buffer_tokens rows, or all there are where there are fewer."""
+    def block(self, index: int, group: int = 0) -> Float[Tensor, "slot tokens d_in"]:
+        """The `index`-th buffer_tokens rows of a group, or all there are where there are fewer."""
         n = min(self._buffer_tokens, self.n_tokens)
-        return self._rows(index * n, n, f"block {index}")
+        return self._rows(index * n, n, f"block {index}")[group]
 
-    def _rows(self, start: int, n: int, batch: str) -> Float[Tensor, "slot tokens d_in"]:
-        parts: list[Tensor] = []
+    def _rows(self, start: int, n: int, batch: str) -> list[Float[Tensor, "slot tokens d_in"]]:
+        """Of every group; kept where the others' are asked for next, as they may lie in two shards."""
+        if len(self._groups) == 1:
+            return self._read_rows(start, n, batch)
+        if self._taken is None or self._taken[:2] != (start, n):
+            self._taken = None  # the old rows go before the new ones come
+            self._taken = (start, n, self._read_rows(start, n, batch))
+        return self._taken[2]
+
+    def _read_rows(self, start: int, n: int, batch: str) -> list[Float[Tensor, "slot tokens d_in"]]:
+        parts: list[list[Tensor]] = []
         while n > 0:
             number, offset = self._find(start % self.n_tokens)
             rows = self._rows_of[number][offset : offset + n]
             n_here = len(rows)
             parts.append(self._take(number, rows, batch))
             start, n = start + n_here, n - n_here
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return [own[0] if len(own) == 1 else torch.cat(own, dim=1) for own in zip(*parts, strict=True)]
 
     def _find(self, row: int) -> tuple[int, int]:
         """(shard, place among its rows) of a row."""
@@ -100,7 +104,7 @@ class ShardActivations:
             row -= len(rows)
         raise AssertionError(f"row {row} lies behind the last shard")
 
-    def _take(self, number: int, rows: Int[Tensor, "n"], batch: str) -> Float[Tensor, "slot tokens d_in"]:
+    def _take(self, number: int, rows: Int[Tensor, "n"], batch: str) -> list[Float[Tensor, "slot tokens d_in"]]:
         shard = self._shards.shards[number]
         if number != self._number:
             self._held, self._number = {}, -1  # the old shard goes before the new one comes
@@ -113,12 +117,14 @@ class ShardActivations:
                     f"activations: {name} has {n_bad} nan or inf in batch {batch} ({self._shards.path / shard.file}, "
                     f"rows {rows[0]} to {rows[-1]}); expected finite activations"
                 )
-        own = [self._slice(slot, rows) for slot in self._slots]
+        return [self._stack(slots, rows) for slots in self._groups]
+
+    def _stack(self, slots: Sequence[Slot], rows: Int[Tensor, "n"]) -> Float[Tensor, "slot tokens d_in"]:
+        own = [self._slice(slot, rows) for slot in slots]
         widths = {part.shape[-1] for part in own}
         if len(widths) > 1:
-            raise ValueError(
-                f"activations: hooks {self._names} are {sorted(widths)} wide; expected one width in a stack"
-            )
+            names = list(dict.fromkeys(slot.hook_name for slot in slots))
+            raise ValueError(f"activations: hooks {names} are {sorted(widths)} wide; expected one width in a stack")
         return torch.stack(own).to(self._device)
 
     def _slice(self, slot: Slot, rows: Int[Tensor, "n"]) -> Float[Tensor, "tokens d_in"]:
