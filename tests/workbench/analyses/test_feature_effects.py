@@ -20,7 +20,7 @@ from workbench.analyses import find_analysis
 from workbench.analyses.feature_effects import effects as module
 from workbench.analyses.feature_effects.effects import chosen_saes, feature_effects, iterate_effects, strongest
 from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
-from workbench.analyses.feature_effects.figures import draw_agreement, draw_strongest
+from workbench.analyses.feature_effects.figures import draw_estimates_and_exact_values, draw_strongest_features
 from workbench.models.activations import EVERYWHERE, Positions, choose_slots, special_ids
 from workbench.models.sae_places import saes_by_hook
 from workbench.study import measuring
@@ -213,8 +213,8 @@ def test_figures_show_what_the_table_says(model, tokens) -> None:
     sae = sparse(stack_for(model, choose_slots(model.cfg, [1])))
     table: Any = feature_effects(model, sae, tokens, n_exact=3, n_bootstrap=100, name="a")
     exact = table[table["delta_loss"].notna()]
-    strongest_figure: Any = draw_strongest(table)
-    agreement: Any = draw_agreement(table)
+    strongest_figure: Any = draw_strongest_features(table)
+    agreement: Any = draw_estimates_and_exact_values(table)
     shown = next(trace for trace in strongest_figure.data if trace.name == "ablated")
     assert sorted(shown.x) == sorted(exact["delta_loss"])
     assert list(np.abs(shown.x)) == sorted(np.abs(shown.x), reverse=True)
@@ -222,9 +222,9 @@ def test_figures_show_what_the_table_says(model, tokens) -> None:
     assert shown.text[0] == f"L1 H{top['head']} #{top['feature']}"
     assert sorted(agreement.data[-1].x) == sorted(exact["delta_loss"])
     nothing = table.assign(delta_loss=np.nan)
-    empty: Any = draw_strongest(nothing)
+    empty: Any = draw_strongest_features(nothing)
     assert not len(empty.data[0].x)
-    draw_agreement(nothing)
+    draw_estimates_and_exact_values(nothing)
 
 
 def test_bad_settings_are_refused(model, tokens) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from workbench.analyses.atlas.analysis import shown_stack
 from workbench.analyses.feature_effects.cost import cost
-from workbench.analyses.feature_effects.figures import draw_agreement, draw_strongest
+from workbench.analyses.feature_effects.figures import draw_estimates_and_exact_values, draw_strongest_features
 from workbench.extend import Analysis, Column, Integers, Job, Settings, Table, Windows
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ feature_effects = Analysis(
         )
     ],
     measure=measure,
-    figures=(draw_strongest, draw_agreement),
+    figures=(draw_strongest_features, draw_estimates_and_exact_values),
     cost=cost,
     check=check,
     facts=say,
