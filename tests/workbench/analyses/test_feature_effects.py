@@ -17,6 +17,7 @@ import workbench
 from reports.tables import COLUMNS, read_table
 from sae import StackedSAE, set_feature
 from workbench.analyses import find_analysis
+from workbench.analyses.ablate.ablation import draw_donors
 from workbench.analyses.feature_effects import effects as module
 from workbench.analyses.feature_effects.effects import chosen_saes, feature_effects, iterate_effects, strongest
 from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
@@ -120,6 +121,35 @@ def test_hooks_that_are_read_whole_and_means(model, tokens, hook) -> None:
         assert row.delta_loss == pytest.approx(float(change.mean()), abs=1e-10, rel=1e-8)
         ends = [naive(model, sae, tokens, k, row.feature, mean, step, counted).mean() for step in (1e-5, -1e-5)]
         assert row.estimate == pytest.approx(float(ends[0] - ends[1]) / 2e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_source_lends_each_window_another_windows_activations(seed, monkeypatch) -> None:
+    """Against whole forwards in which f′ is what the feature is at the same position of the window that lends."""
+    monkeypatch.setattr(module, "TOKENS_TOGETHER", 48)
+    model = worded_model("janus-v3", n_layers=2).double()
+    tokens = tokens_for(model, batch=5)
+    tokens[1, 4] = min(special_ids(model))
+    sae = sparse(stack_for(model, choose_slots(model.cfg, [1], [0, 2])))
+    table: Any = feature_effects(model, sae, tokens, kind="source", n_exact=4, n_bootstrap=100, seed=seed)
+    donors = draw_donors(5, 1, seed)[0]
+    assert (donors != torch.arange(5)).all()
+    counted = Positions(special_ids(model)).of(tokens)
+    counted &= counted[donors]
+    name = "blocks.1.attn.hook_z"
+    z = model.run_with_cache(tokens, names_filter=name, return_cache_object=False)[1][name]
+    exact = table[table["delta_loss"].notna()]
+    assert len(exact) > 4
+    for row in exact.itertuples():
+        k = [0, 2].index(row.head)
+        acts = sae.select(k).encode(z[:, :, row.head].flatten(0, 1))[:, row.feature].view(tokens.shape).detach()
+        change = naive(model, sae, tokens, k, row.feature, value=acts[donors], counted=counted)
+        assert row.delta_loss == pytest.approx(float(change.mean()), abs=1e-10, rel=1e-8)
+        ends = [naive(model, sae, tokens, k, row.feature, acts[donors], s, counted).mean() for s in (1e-5, -1e-5)]
+        assert row.estimate == pytest.approx(float(ends[0] - ends[1]) / 2e-5, abs=1e-8)
+    assert (table["kind"] == "source").all()
+    with pytest.raises(ValueError, match="kind: got source with 1 window; expected at least two"):
+        feature_effects(model, sae, tokens[:1], kind="source", n_bootstrap=100)
 
 
 def test_special_tokens_are_passed_by_unless_the_saes_know_them() -> None:
@@ -232,7 +262,7 @@ def test_bad_settings_are_refused(model, tokens) -> None:
     of = lambda **more: lambda: feature_effects(model, sae, tokens, **more)  # noqa: E731
     for call, message in (
         (of(n_exact=-1), "n_exact: got -1; expected 0 or more"),
-        (of(kind="noise"), "kind: got 'noise'; expected zero or mean"),
+        (of(kind="noise"), "kind: got 'noise'; expected one of zero, mean, source"),
         (of(n_bootstrap=9), "n_bootstrap: got 9; expected at least 100"),
         (of(layers=[0]), "layers: got 0; expected some that the SAEs read: [1, 2]"),
         (of(heads=[1]), "heads: got 1; expected some that the SAEs read: [0, 3]"),

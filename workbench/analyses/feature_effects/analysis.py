@@ -31,7 +31,11 @@ class FeatureEffectsSettings(Settings):
     n_exact: int = Field(
         default=16, description="features of each SAE that are ablated, those of the largest estimates", ge=0
     )
-    kind: Literal["zero", "mean"] = Field(default="zero", description="what a feature's activation is set to")
+    kind: Literal["zero", "mean", "source"] = Field(
+        default="zero",
+        description="what a feature's activation is set to: zero, its mean, or, source, what it is at the same place "
+        "of another window",
+    )
     n_bootstrap: int = Field(default=2000, description="draws of the intervals over sequences", ge=1)
 
 
@@ -48,10 +52,11 @@ def open_effects(job: Job) -> tuple[Any, Any]:
 
 def check(job: Job) -> None:
     """Raise ValueError for SAEs that are not there, not the model's, or not of these layers and heads."""
+    from workbench.analyses.feature_effects.effects import lenders_of
     from workbench.models.checks import checked_tokens
 
     open_effects(job)
-    checked_tokens("feature-effects", job.subject.model, job.tokens, min_ctx=2)
+    lenders_of(checked_tokens("feature-effects", job.subject.model, job.tokens, min_ctx=2), job.settings.kind, job.seed)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
@@ -72,7 +77,8 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
         n_done += len(parts[-1].base)
     if n_done < len(job.tokens):
         given = (model, places, job.tokens, positions, features, found.value)
-        for part in effects.iterate_effects(*given, start=n_done):
+        donors = effects.lenders_of(job.tokens, own.kind, job.seed)
+        for part in effects.iterate_effects(*given, start=n_done, donors=donors):
             _write(job.directory / f"part_{n_done:09d}.safetensors", part)
             parts.append(part)
             n_done += len(part.base)
@@ -87,12 +93,15 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
 
 
 def _estimates(job: Job, model: Any, places: Any, positions: Any) -> Any:
+    from workbench.analyses.feature_effects.effects import lenders_of
     from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
 
     file = job.directory / ESTIMATES
     if not file.is_file():
         tell = lambda share: job.progress(0.2 * share)  # noqa: E731
-        _write(file, estimate_effects(model, places, job.tokens, positions, job.settings.kind, tell))
+        kind = job.settings.kind
+        donors = lenders_of(job.tokens, kind, job.seed)
+        _write(file, estimate_effects(model, places, job.tokens, positions, kind, tell, donors))
     return _read(file, Estimates)
 
 
@@ -149,7 +158,7 @@ feature_effects = Analysis(
                 Column("n_tokens", "predictions", kind="integer"),
             ],
             trailing=[
-                Column("kind", "what its activation is set to: zero or mean", kind="text"),
+                Column("kind", "what its activation is set to: zero, mean or source", kind="text"),
                 Column("n_sequences", kind="integer"),
                 Column("base_loss", "loss of the model as it is", unit="nats"),
                 Column("l1", "sparsity coefficient"),

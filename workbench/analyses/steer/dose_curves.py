@@ -84,8 +84,8 @@ def measured_text(
     temperature: float,
     seed: int,
 ) -> MeasuredText:
-    """Prompts, the first N_PROMPT_TOKENS tokens of windows (a quarter of the model's context at most) behind what begins
-    a text, and windows for losses; both spread evenly, as many as there are at most.
+    """Prompts, the first N_PROMPT_TOKENS tokens of windows (at most a quarter of the model's context) behind what
+    begins a text, and windows for losses; both spread evenly, as many as there are at most.
 
     Raises:
         ValueError: prompts that with their continuations are longer than the model's context.
