@@ -179,8 +179,8 @@ def test_only_sequences_in_which_a_feature_fires_are_run(model, tokens, monkeypa
         sae.b_enc[0, 5] = -float(best.topk(2).values.mean())  # above all sequences but one
     places = saes_by_hook(model, sae)
     run = []
-    go_on = module._go_on
-    monkeypatch.setattr(module, "_go_on", lambda *given: run.append(given[4].tolist()) or go_on(*given))
+    go_on = module.go_on
+    monkeypatch.setattr(module, "go_on", lambda *given: run.append(given[4].tolist()) or go_on(*given))
     value = torch.zeros(1, sae.config.d_sae, dtype=torch.float64)
     (part,) = iterate_effects(model, places, tokens, Positions(), torch.tensor([[0, 5]]), value)
     assert run == [[int(best.argmax())]]

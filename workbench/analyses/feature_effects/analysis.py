@@ -36,6 +36,10 @@ class FeatureEffectsSettings(Settings):
         description="what a feature's activation is set to: zero, its mean, or, source, what it is at the same place "
         "of another window",
     )
+    pairs: Path | None = Field(
+        default=None,
+        description="TOML file of prompts, each with an answer and a foil, whose logit difference is measured",
+    )
     n_bootstrap: int = Field(default=2000, description="draws of the intervals over sequences", ge=1)
 
 
@@ -55,8 +59,13 @@ def check(job: Job) -> None:
     from workbench.analyses.feature_effects.effects import lenders_of
     from workbench.models.checks import checked_tokens
 
+    own, model = job.settings, job.subject.model
     open_effects(job)
-    lenders_of(checked_tokens("feature-effects", job.subject.model, job.tokens, min_ctx=2), job.settings.kind, job.seed)
+    lenders_of(checked_tokens("feature-effects", model, job.tokens, min_ctx=2), own.kind, job.seed)
+    if own.pairs is not None:
+        from workbench.analyses.feature_effects.pairs import encode_pairs, read_pairs
+
+        lenders_of(encode_pairs(model, read_pairs(own.pairs)).tokens, own.kind, job.seed)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
@@ -89,7 +98,13 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     for file in sorted(job.directory.glob("part_*.safetensors"), reverse=True):
         file.unlink()
     (job.directory / ESTIMATES).unlink()
-    return {"feature_effects": table}
+    if own.pairs is None:
+        return {"feature_effects": table}
+    from workbench.analyses.feature_effects.pairs import pair_effects, read_pairs
+
+    given = (model, sae, places, read_pairs(own.pairs), positions, found.value)
+    of_pairs = pair_effects(*given, n_exact=own.n_exact, **about, bootstrap_seed=job.seed)
+    return {"feature_effects": table, "feature_logit_differences": of_pairs}
 
 
 def _estimates(job: Job, model: Any, places: Any, positions: Any) -> Any:
@@ -166,7 +181,29 @@ feature_effects = Analysis(
             ],
             meaning="One feature of an SAE, ablated with the SAE's error kept; head -1 is all heads together. ci_low "
             "and ci_high are a 95 % bootstrap interval of delta_loss over sequences.",
-        )
+        ),
+        Table(
+            "feature_logit_differences",
+            key=("model", "seed", "layer", "head", "feature"),
+            columns=[
+                Column("density", "tokens of the prompts on which it fires", unit="1"),
+                Column("estimate", "change of the logit difference by its gradient alone", unit="logits"),
+                Column("delta", "difference without the feature − difference; empty where not ablated", unit="logits"),
+                Column("stderr", "of delta, paired over prompts", unit="logits"),
+                Column("ci_low", unit="logits"),
+                Column("ci_high", unit="logits"),
+            ],
+            trailing=[
+                Column("kind", "what its activation is set to: zero, mean or source", kind="text"),
+                Column("n_pairs", "prompts", kind="integer"),
+                Column("base_difference", "mean logit[answer] − logit[foil] of the model as it is", unit="logits"),
+                Column("l1", "sparsity coefficient"),
+                Column("hook", kind="text"),
+            ],
+            meaning="With --pairs: one feature, ablated in the prompts with the SAE's error kept, and the change of "
+            "logit[answer] − logit[foil] behind them. ci_low and ci_high are a 95 % bootstrap interval of delta over "
+            "pairs.",
+        ),
     ],
     measure=measure,
     figures=(draw_strongest_features, draw_estimates_and_exact_values),

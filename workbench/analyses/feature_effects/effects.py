@@ -194,7 +194,7 @@ def _effects_of_batch(
     lent = lent_activations(model, places, lender)
     is_changed = positions.of(tokens) if lender is None else positions.of(tokens) & positions.of(lender)
     tokens = tokens.to(device_of(model))
-    clean, n_scored = _clean_pass(model, places, tokens), tokens.shape[1] - 1
+    clean, n_scored = clean_pass(model, places, tokens), tokens.shape[1] - 1
     change = torch.zeros(len(features), len(tokens), dtype=torch.float64)
     kl = torch.zeros_like(change)
     for place in places:
@@ -213,15 +213,17 @@ def _effects_of_batch(
 
 
 @dataclass(frozen=True)
-class _Clean:
+class CleanPass:
     """One forward: where others go on from, what the SAEs read, and what predictions are compared with."""
 
     starts: dict[int, Any]
     seen: dict[str, Tensor]
     base: Reference
+    stream: Float[Tensor, "batch pos d_model"]
+    """the final one"""
 
 
-def _clean_pass(model: HookedLM, places: Sequence[HookSAEs], tokens: Tensor) -> _Clean:
+def clean_pass(model: HookedLM, places: Sequence[HookSAEs], tokens: Tensor) -> CleanPass:
     layers, seen = sorted({place.layer for place in places}), dict[str, Tensor]()
 
     def keep(x: Tensor, hook: Any) -> None:
@@ -234,7 +236,7 @@ def _clean_pass(model: HookedLM, places: Sequence[HookSAEs], tokens: Tensor) -> 
             state, reached = model(state, start_at_layer=reached, stop_at_layer=layer), layer
             starts[layer] = state
         final = model(state, start_at_layer=reached, return_type=None)
-    return _Clean(starts, seen, reference(model, final, tokens, LOGITS_HELD))
+    return CleanPass(starts, seen, reference(model, final, tokens, LOGITS_HELD), model.read_out(final))
 
 
 def changes(
@@ -257,7 +259,7 @@ def changes(
 def _without(
     model: HookedLM,
     place: HookSAEs,
-    clean: _Clean,
+    clean: CleanPass,
     tokens: Int[Tensor, "batch pos"],
     which: Int64[Tensor, "feature 2"],
     change: Float[Tensor, "feature batch pos"],
@@ -273,7 +275,7 @@ def _without(
         feature, row = pairs.unbind(1)
         saes, index = which.to(pairs.device)[feature].unbind(1)
         delta = change[feature, row][..., None] * place.sae.W_dec[saes, index][:, None]
-        stream = _go_on(model, place, clean, tokens, row.to(tokens.device), saes.tolist(), delta)
+        stream = go_on(model, place, clean, tokens, row.to(tokens.device), saes.tolist(), delta)
         begin = first[feature, row].to(position.device)
         pair, at = ((position >= begin[:, None]) & (position < n_scored)).nonzero().unbind(1)
         base = at_rows(clean.base, row.to(pair.device)[pair] * n_scored + at)
@@ -283,10 +285,10 @@ def _without(
         yield pairs.cpu(), sums.cpu()
 
 
-def _go_on(
+def go_on(
     model: HookedLM,
     place: HookSAEs,
-    clean: _Clean,
+    clean: CleanPass,
     tokens: Int[Tensor, "batch pos"],
     row: Int64[Tensor, " pair"],
     saes: Sequence[int],

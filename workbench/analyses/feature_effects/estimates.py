@@ -68,7 +68,7 @@ def estimate_effects(
         for place, x, gradient in zip(places, *_gradients(model, places, batch), strict=True):
             index = list(place.index)
             other = None if lender is None else lent[place.hook_name]
-            fired, change = _sums(place, x, gradient, is_counted, value[index], other, is_changed)
+            fired, change = sum_estimates(place, x, gradient, is_counted, value[index], other, is_changed)
             n_active[index] += fired
             total[index] += change
         if on_progress is not None:
@@ -80,7 +80,34 @@ def _gradients(
     model: HookedLM, places: Sequence[HookSAEs], tokens: Int[Tensor, "batch pos"]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(activations, gradients by them of the sum of the sequences' mean losses) at each place."""
-    tokens, first = tokens.to(device_of(model)), places[0].layer
+    tokens = tokens.to(device_of(model))
+    final, activations = watched_forward(model, places, tokens)
+    with torch.enable_grad():
+        x = model.ln_final(model.read_out(final))[:, :-1]
+    with torch.no_grad():
+        base = reference(model, final, tokens, LOGITS_HELD)
+        of_x = (loss_gradient(model, base, LOGITS_HELD) / x.shape[1]).to(x.dtype).view(x.shape)
+    gradients = gradients_at(places, activations, x, of_x)
+    return [own.detach() for own in activations], gradients
+
+
+def gradients_at(
+    places: Sequence[HookSAEs], activations: Sequence[Tensor], output: Tensor, of_output: Tensor | None = None
+) -> list[Tensor]:
+    """The gradients of an output, or of its product with `of_output`, by what passed each place. Raises ValueError for
+    a place that the output does not depend on."""
+    gradients = torch.autograd.grad(output, activations, of_output, allow_unused=True)
+    for place, gradient in zip(places, gradients, strict=True):
+        if gradient is None:
+            raise ValueError(f"SAEs: got {place.hook_name}, which nothing reads in this model; expected another hook")
+    return list(gradients)
+
+
+def watched_forward(
+    model: HookedLM, places: Sequence[HookSAEs], tokens: Int[Tensor, "batch pos"]
+) -> tuple[Any, list[Tensor]]:
+    """(the final state, what passed each place), with the graph between them."""
+    first = places[0].layer
     seen: dict[str, Tensor] = {}
 
     def watch(x: Tensor, hook: Any) -> Tensor:
@@ -93,16 +120,7 @@ def _gradients(
         final = model.run_with_hooks(
             state, start_at_layer=first, return_type=None, fwd_hooks=[(place.hook_name, watch) for place in places]
         )
-        x = model.ln_final(model.read_out(final))[:, :-1]
-    with torch.no_grad():
-        base = reference(model, final, tokens, LOGITS_HELD)
-        of_x = (loss_gradient(model, base, LOGITS_HELD) / x.shape[1]).to(x.dtype).view(x.shape)
-    activations = [seen[place.hook_name] for place in places]
-    gradients = torch.autograd.grad(x, activations, of_x, allow_unused=True)
-    for place, gradient in zip(places, gradients, strict=True):
-        if gradient is None:
-            raise ValueError(f"SAEs: got {place.hook_name}, which nothing reads in this model; expected another hook")
-    return [own.detach() for own in activations], list(gradients)
+    return final, [seen[place.hook_name] for place in places]
 
 
 def lent_activations(
@@ -116,7 +134,7 @@ def lent_activations(
 
 
 @torch.no_grad()
-def _sums(
+def sum_estimates(
     place: HookSAEs,
     x: Tensor,
     gradient: Tensor,
