@@ -37,7 +37,7 @@ def sparse(sae, bias=-0.6):
     return sae
 
 
-def naive(model, sae, tokens, k, j, value=0.0, step=1.0, counted=None):
+def naive(model, sae, tokens, k, j, value: Any = 0.0, step=1.0, counted=None):
     """[sequence] change of the mean loss with one feature moved `step` of the way to `value`, by a whole forward."""
     source = sae.info.sources[k]
     own = sae.select(k)

@@ -80,7 +80,8 @@ def _panels(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
     keys = ["model", "seed", "layer", "head", "feature"]
     found = []
-    for (model, seed, layer, head, feature), own in table.groupby(keys, sort=False):
+    places: Any = table.groupby(keys, sort=False)
+    for (model, seed, layer, head, feature), own in places:
         name = f"{label(model)}, L{layer} {'all heads' if head < 0 else f'H{head}'} #{feature}"
         name += f", seed {seed}" if table["seed"].nunique() > 1 else ""
         plain = own[own["form"] == "none"]

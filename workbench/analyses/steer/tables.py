@@ -100,11 +100,12 @@ def headline(summary: pd.DataFrame, budget: float) -> pd.DataFrame:
 
 def _within(dose: pd.DataFrame, alone: pd.Series, budget: float) -> dict[str, Any]:
     """The row of the largest dose of one direction within the budget; of a negative and a positive one the positive."""
-    allowed = dose[dose["loss_high"] <= budget]
+    allowed: Any = dose[dose["loss_high"] <= budget]
     if allowed.empty:
         first = dose.iloc[0]
-        return {**alone.to_dict(), "control": first["control"], "direction": first["direction"]}
-    order = sorted(allowed.to_dict("records"), key=lambda row: (abs(row["alpha"]), row["alpha"]))
+        nothing: dict[str, Any] = {str(name): value for name, value in alone.items()}
+        return nothing | {"control": first["control"], "direction": first["direction"]}
+    order: list[dict[str, Any]] = sorted(allowed.to_dict("records"), key=lambda row: (abs(row["alpha"]), row["alpha"]))
     return order[-1]
 
 
