@@ -41,7 +41,8 @@ def _panel(table: Table, figures: Sequence[Callable[[pd.DataFrame], go.Figure]])
             drawn = [function(df) for function in figures]
             for figure in drawn:  # else plotly takes what little the page gives an empty place
                 figure.update_layout(height=figure.layout.height or HEIGHT)
-            return [(f"{i}" if len(drawn) > 1 else "", figure) for i, figure in enumerate(drawn, 1)]
+            names = _names(figures) if len(drawn) > 1 else [""]
+            return list(zip(names, drawn, strict=True))
         return [_grid(df, table)]
 
     return Panel(
@@ -57,6 +58,13 @@ def _panel(table: Table, figures: Sequence[Callable[[pd.DataFrame], go.Figure]])
         is_table=not figures,
         is_by_seed=True,
     )
+
+
+def _names(figures: Sequence[Callable[[pd.DataFrame], go.Figure]]) -> list[str]:
+    """What tells a table's figures apart on the page: the names of their functions in words, `draw_` left out; numbers
+    where two would be the same, or one has none."""
+    names = [getattr(own, "__name__", "").removeprefix("draw_").strip("_<>").replace("_", " ") for own in figures]
+    return names if all(names) and len(set(names)) == len(names) else [str(i) for i in range(1, len(names) + 1)]
 
 
 def _grid(df: pd.DataFrame, table: Table) -> Grid:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.edits import How, check_steering, steer
@@ -73,6 +74,113 @@ def steered(
             else:
                 new = steer(own[0], row, how, alpha, **constants)
             return place.written(y, new[None], is_counted)
+
+        stack.enter_context(standing(model, [(place, push)]))
+        yield model
+
+
+# --- each sequence of a batch by a push of its own
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """A push for each sequence of a batch: with f the activation of a feature and d its decoder row, what the feature's
+    SAE stands in for becomes
+
+        y + (constant + s (constant_acts + per_act · f) + per_dot · (y · d̂)) û
+
+    which is each of `sae.steer`'s four ways for û = d̂ = d/‖d‖. Another û gives a control that moves every activation
+    as far, another way. s is what a token's reconstruction is multiplied by where the SAE reads normalised activations,
+    else 1.
+    """
+
+    direction: Float[Tensor, "row d_out"]
+    """û, of length 1"""
+    constant: Float[Tensor, " row"]
+    constant_acts: Float[Tensor, " row"]
+    per_act: Float[Tensor, " row"]
+    per_dot: Float[Tensor, " row"]
+
+    @classmethod
+    def of(
+        cls,
+        how: How,
+        alpha: float,
+        row: Float[Tensor, " d_out"],
+        directions: Float[Tensor, "row d_out"],
+        *,
+        max_act: float | None = None,
+        mean_norm: float | None = None,
+    ) -> Pushes:
+        """One push along each of the directions, as long as that of `sae.steer` along the decoder row `row`.
+
+        Raises:
+            ValueError: as `sae.steer`.
+        """
+        check_steering(how, alpha, max_act=max_act, mean_norm=mean_norm)
+        length = float(row.norm())
+        if not length > 0 or not bool((directions.norm(dim=1) > 0).all()):
+            raise ValueError("Pushes: got a direction of zeros; expected others")
+        numbers = (
+            alpha * (mean_norm or 0.0) if how == "norm" else 0.0,
+            alpha * (max_act or 0.0) * length if how in ("max_act", "clamp") else 0.0,
+            -length if how == "clamp" else 0.0,
+            -1.0 if how == "remove" else 0.0,
+        )
+        return cls(
+            directions / directions.norm(dim=1, keepdim=True),
+            *(directions.new_full((len(directions),), number) for number in numbers),
+        )
+
+    def rows(self, index: Int[Tensor, " n"]) -> Pushes:
+        """The pushes at these places, which may repeat."""
+        return Pushes(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @staticmethod
+    def join(parts: Sequence[Pushes]) -> Pushes:
+        """The pushes of all parts, one behind the other."""
+        return Pushes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Pushes)))
+
+    def move(
+        self, place: HookSAEs, index: int, x: Float[Tensor, "batch pos *width"], y: Float[Tensor, "batch pos *width"]
+    ) -> Float[Tensor, "1 tokens d_out"]:
+        """What the SAE stands in for of y, pushed; sequence i by push i. x is what the hook that it reads passed."""
+        read, own = place.read(x), place.reconstructed(y)
+        n = own.shape[1] // len(self.constant)
+        size = self.constant_acts.repeat_interleave(n)
+        if bool(self.per_act.any()):
+            size = size + self.per_act.repeat_interleave(n) * place.sae.encode(read)[0, :, index]
+        if (scale := place.sae.output_scale(read)) is not None:
+            size = size * scale[0]
+        size = size + self.constant.repeat_interleave(n)
+        if bool(self.per_dot.any()):
+            unit = place.sae.W_dec[0, index] / place.sae.W_dec[0, index].norm()
+            size = size + self.per_dot.repeat_interleave(n) * (own[0] @ unit.to(own))
+        moved = own[0] + (size[:, None] * self.direction.repeat_interleave(n, dim=0)).to(own)
+        return moved[None]
+
+
+@contextmanager
+def pushed(model: Any, place: HookSAEs, index: int, pushes: Pushes) -> Iterator[Any]:
+    """The model with sequence i of every batch pushed by push i, from position 1 on; as it was when the context ends.
+    For many directions and sizes at once what `steered` is for one; with a cache and without, the same.
+
+    Args:
+        place, index: the feature's, of `place_of_feature`.
+
+    Raises:
+        ValueError: in a forward: another number of sequences than of pushes, or as `attached`.
+    """
+    is_everywhere = bool(place.sae.info.include_special)
+    positions = Positions(special_ids(model), is_everywhere)
+    with ExitStack() as stack:
+        reading = None if is_everywhere else stack.enter_context(reading_tokens(model))
+
+        def push(x: Tensor, y: Tensor) -> Tensor:
+            if len(y) != len(pushes.constant):
+                raise ValueError(f"pushed: got {len(y)} sequences; expected {len(pushes.constant)}, one for each push")
+            is_counted = None if reading is None else reading.counted(positions, y, place.hook_name_out)
+            return place.written(y, pushes.move(place, index, x, y), is_counted)
 
         stack.enter_context(standing(model, [(place, push)]))
         yield model

@@ -144,8 +144,8 @@ def make_jobs(request: Request) -> Iterator[Job]:
     ]
     subjects = name_subjects(request.sources, models, request.seed)
     groups = [(subject,) for subject in subjects] if analysis.takes == "model" else [tuple(subjects)]
-    for name, directories in request.needs.items():
-        if (n := len(directories)) != len(subjects):
+    for name in analysis.needs:
+        if (n := len(request.needs.get(name, ()))) != len(subjects):
             raise ValueError(
                 f"{analysis.name}: got {n} directories of {name} for {len(subjects)} models; expected one each"
             )

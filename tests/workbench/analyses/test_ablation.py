@@ -103,7 +103,7 @@ def test_mean_is_of_all_tokens_whatever_the_batches(kind):
 def test_resample_takes_z_of_another_sequence(kind, seed):
     model, tokens = small_model(kind).double(), tokens_for(small_model(kind), 6)
     _, cache = model.run_with_cache(tokens)
-    donors = ablation._donors(6, 3, seed)
+    donors = ablation.draw_donors(6, 3, seed)
     runs = []
     for of_step in donors:
 
@@ -127,7 +127,7 @@ def test_resample_takes_z_of_another_sequence(kind, seed):
 @pytest.mark.parametrize("n", [2, 3, 10])
 @pytest.mark.parametrize("seed", range(5))
 def test_donors_are_derangements_that_never_repeat(n, seed):
-    donors = ablation._donors(n, n - 1, seed)
+    donors = ablation.draw_donors(n, n - 1, seed)
     for sequence in range(n):
         others = set(range(n)) - {sequence}
         assert set(donors[:, sequence].tolist()) == others

@@ -44,7 +44,7 @@ def activations(model, tokens, kind, seed, n_resamples=1):
         return [{name: torch.zeros_like(cache[name]) for name in names}]
     if kind == "mean":
         return [{name: cache[name].mean((0, 1)).expand_as(cache[name]) for name in names}]
-    donors = ablation._donors(len(tokens), n_resamples, seed)
+    donors = ablation.draw_donors(len(tokens), n_resamples, seed)
     return [{name: cache[name][of_step] for name in names} for of_step in donors]
 
 

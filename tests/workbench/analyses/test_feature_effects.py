@@ -17,10 +17,11 @@ import workbench
 from reports.tables import COLUMNS, read_table
 from sae import StackedSAE, set_feature
 from workbench.analyses import find_analysis
+from workbench.analyses.ablate.ablation import draw_donors
 from workbench.analyses.feature_effects import effects as module
 from workbench.analyses.feature_effects.effects import chosen_saes, feature_effects, iterate_effects, strongest
 from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
-from workbench.analyses.feature_effects.figures import draw_agreement, draw_strongest
+from workbench.analyses.feature_effects.figures import draw_estimates_and_exact_values, draw_strongest_features
 from workbench.models.activations import EVERYWHERE, Positions, choose_slots, special_ids
 from workbench.models.sae_places import saes_by_hook
 from workbench.study import measuring
@@ -36,7 +37,7 @@ def sparse(sae, bias=-0.6):
     return sae
 
 
-def naive(model, sae, tokens, k, j, value=0.0, step=1.0, counted=None):
+def naive(model, sae, tokens, k, j, value: Any = 0.0, step=1.0, counted=None):
     """[sequence] change of the mean loss with one feature moved `step` of the way to `value`, by a whole forward."""
     source = sae.info.sources[k]
     own = sae.select(k)
@@ -122,6 +123,35 @@ def test_hooks_that_are_read_whole_and_means(model, tokens, hook) -> None:
         assert row.estimate == pytest.approx(float(ends[0] - ends[1]) / 2e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_source_lends_each_window_another_windows_activations(seed, monkeypatch) -> None:
+    """Against whole forwards in which f′ is what the feature is at the same position of the window that lends."""
+    monkeypatch.setattr(module, "TOKENS_TOGETHER", 48)
+    model = worded_model("janus-v3", n_layers=2).double()
+    tokens = tokens_for(model, batch=5)
+    tokens[1, 4] = min(special_ids(model))
+    sae = sparse(stack_for(model, choose_slots(model.cfg, [1], [0, 2])))
+    table: Any = feature_effects(model, sae, tokens, kind="source", n_exact=4, n_bootstrap=100, seed=seed)
+    donors = draw_donors(5, 1, seed)[0]
+    assert (donors != torch.arange(5)).all()
+    counted = Positions(special_ids(model)).of(tokens)
+    counted &= counted[donors]
+    name = "blocks.1.attn.hook_z"
+    z = model.run_with_cache(tokens, names_filter=name, return_cache_object=False)[1][name]
+    exact = table[table["delta_loss"].notna()]
+    assert len(exact) > 4
+    for row in exact.itertuples():
+        k = [0, 2].index(row.head)
+        acts = sae.select(k).encode(z[:, :, row.head].flatten(0, 1))[:, row.feature].view(tokens.shape).detach()
+        change = naive(model, sae, tokens, k, row.feature, value=acts[donors], counted=counted)
+        assert row.delta_loss == pytest.approx(float(change.mean()), abs=1e-10, rel=1e-8)
+        ends = [naive(model, sae, tokens, k, row.feature, acts[donors], s, counted).mean() for s in (1e-5, -1e-5)]
+        assert row.estimate == pytest.approx(float(ends[0] - ends[1]) / 2e-5, abs=1e-8)
+    assert (table["kind"] == "source").all()
+    with pytest.raises(ValueError, match="kind: got source with 1 window; expected at least two"):
+        feature_effects(model, sae, tokens[:1], kind="source", n_bootstrap=100)
+
+
 def test_special_tokens_are_passed_by_unless_the_saes_know_them() -> None:
     model = worded_model("janus-v3", n_layers=2).double()
     tokens = tokens_for(model, batch=3)
@@ -149,8 +179,8 @@ def test_only_sequences_in_which_a_feature_fires_are_run(model, tokens, monkeypa
         sae.b_enc[0, 5] = -float(best.topk(2).values.mean())  # above all sequences but one
     places = saes_by_hook(model, sae)
     run = []
-    go_on = module._go_on
-    monkeypatch.setattr(module, "_go_on", lambda *given: run.append(given[4].tolist()) or go_on(*given))
+    go_on = module.go_on
+    monkeypatch.setattr(module, "go_on", lambda *given: run.append(given[4].tolist()) or go_on(*given))
     value = torch.zeros(1, sae.config.d_sae, dtype=torch.float64)
     (part,) = iterate_effects(model, places, tokens, Positions(), torch.tensor([[0, 5]]), value)
     assert run == [[int(best.argmax())]]
@@ -213,8 +243,8 @@ def test_figures_show_what_the_table_says(model, tokens) -> None:
     sae = sparse(stack_for(model, choose_slots(model.cfg, [1])))
     table: Any = feature_effects(model, sae, tokens, n_exact=3, n_bootstrap=100, name="a")
     exact = table[table["delta_loss"].notna()]
-    strongest_figure: Any = draw_strongest(table)
-    agreement: Any = draw_agreement(table)
+    strongest_figure: Any = draw_strongest_features(table)
+    agreement: Any = draw_estimates_and_exact_values(table)
     shown = next(trace for trace in strongest_figure.data if trace.name == "ablated")
     assert sorted(shown.x) == sorted(exact["delta_loss"])
     assert list(np.abs(shown.x)) == sorted(np.abs(shown.x), reverse=True)
@@ -222,9 +252,9 @@ def test_figures_show_what_the_table_says(model, tokens) -> None:
     assert shown.text[0] == f"L1 H{top['head']} #{top['feature']}"
     assert sorted(agreement.data[-1].x) == sorted(exact["delta_loss"])
     nothing = table.assign(delta_loss=np.nan)
-    empty: Any = draw_strongest(nothing)
+    empty: Any = draw_strongest_features(nothing)
     assert not len(empty.data[0].x)
-    draw_agreement(nothing)
+    draw_estimates_and_exact_values(nothing)
 
 
 def test_bad_settings_are_refused(model, tokens) -> None:
@@ -232,7 +262,7 @@ def test_bad_settings_are_refused(model, tokens) -> None:
     of = lambda **more: lambda: feature_effects(model, sae, tokens, **more)  # noqa: E731
     for call, message in (
         (of(n_exact=-1), "n_exact: got -1; expected 0 or more"),
-        (of(kind="noise"), "kind: got 'noise'; expected zero or mean"),
+        (of(kind="noise"), "kind: got 'noise'; expected one of zero, mean, source"),
         (of(n_bootstrap=9), "n_bootstrap: got 9; expected at least 100"),
         (of(layers=[0]), "layers: got 0; expected some that the SAEs read: [1, 2]"),
         (of(heads=[1]), "heads: got 1; expected some that the SAEs read: [0, 3]"),

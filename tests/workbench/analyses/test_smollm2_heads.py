@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.analyses.ablate.ablation import _donors, ablate
+from workbench.analyses.ablate.ablation import ablate, draw_donors
 from workbench.analyses.attention.statistics import attention, repeated_random_tokens
 from workbench.data.text_windows import analysis_tokens
 from workbench.models.load import load
@@ -49,7 +49,7 @@ def test_impacts_equal_the_naive_loop(model, kind, record_property):
     tokens, layers, heads = analysis_tokens(model, n_sequences=3, n_ctx=48), [4, 27], [0, 5]
     names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
     _, cache = model.run_with_cache(tokens, names_filter=names)
-    donors = _donors(3, 1, 0)[0]
+    donors = draw_donors(3, 1, 0)[0]
     found = ablate(model, tokens, layers, heads, kind, n_bootstrap=100)
     with torch.no_grad():
         base = float(model(tokens, return_type="loss"))

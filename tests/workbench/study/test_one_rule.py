@@ -26,6 +26,10 @@ SETTINGS = {
         "l1": [0.5, 1.0], "seeds": [3], "expansion": 3, "n_eval_tokens": 512, "n_train_tokens": 512, "batch_size": 64,
         "buffer_tokens": 128, "n_ce_tokens": 64,
     },
+    "steer": {
+        "n_tokens": 256, "target": ["the"], "forms": ["norm"], "alphas": [2.0], "n_random": 2, "n_prompts": 2,
+        "n_windows": 2, "max_new_tokens": 2,
+    },
     "topology": {"n_tokens": 256},
 }  # fmt: skip
 # what says when and how a run was made, and what is drawn from its tables

@@ -277,7 +277,7 @@ def stand_ins(
     if kind == "mean":
         means = _means(model, tokens, names, batch_size)
         return lambda which: [means]
-    donors, stop = _donors(len(tokens), n_resamples, seed), max(part.layer for part in parts) + 1
+    donors, stop = draw_donors(len(tokens), n_resamples, seed), max(part.layer for part in parts) + 1
 
     def lent(which: slice) -> Replacements:
         device = device_of(model)
@@ -286,7 +286,7 @@ def stand_ins(
     return lent
 
 
-def _donors(n: int, n_resamples: int, seed: int) -> Int64[Tensor, "resample sequence"]:
+def draw_donors(n: int, n_resamples: int, seed: int) -> Int64[Tensor, "resample sequence"]:
     """For each sequence the others that lend it their z: one random cycle through all of them, followed 1, 2, … steps.
 
     Each row is a derangement, and no sequence meets the same donor twice.

@@ -9,47 +9,25 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from workbench.analyses.atlas.cost import cost
-from workbench.extend import Analysis, Column, Job, Settings, Table, Windows
+from workbench.analyses.sae_train.shown import ShownSettings, shown_stack
+from workbench.extend import Analysis, Column, Job, Table, Windows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class AtlasSettings(Settings):
+class AtlasSettings(ShownSettings):
     """Which SAEs, and how much of each feature."""
 
-    stack: str | None = Field(
-        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
-    )
-    l1: float | None = Field(
-        default=None, description="which l1 of a sweep to show; by default the nearest to its median, the lower of two"
-    )
     n_contexts: int = Field(default=8, description="contexts per feature", ge=1)
     radius: int = Field(default=10, description="tokens of a context on either side of its peak", ge=0)
     n_logits: int = Field(default=10, description="tokens per feature that it promotes, and that it suppresses", ge=0)
     n_neighbours: int = Field(default=5, description="nearest features per feature", ge=0)
 
 
-def shown_stack(job: Job, place: int = 0, l1: float | None = None, *, is_checked: bool = True) -> Any:
-    """The SAEs that are shown of the job's model at that place, of several stacks the one that the setting `stack`
-    names; unless they were checked before, against the model.
-
-    Raises ValueError for SAEs that are not there or not the model's, and for several stacks of which none is named.
-    """
-    from workbench.analyses.sae_train.head_saes import one_a_slot
-    from workbench.analyses.sae_train.loading import check_saes, open_saes
-    from workbench.models.checks import device_of
-
-    model = job.models[place].model
-    stack = one_a_slot(open_saes(job.needs["sae-train"][place], job.settings.stack), l1).to(device_of(model))
-    if not is_checked:
-        check_saes(model, stack)
-    return stack
-
-
 def check(job: Job) -> None:
     """Raise ValueError for SAEs that are not there, or not the model's."""
-    shown_stack(job, l1=job.settings.l1, is_checked=False)
+    shown_stack(job, is_checked=False)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
@@ -59,7 +37,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     own, subject = job.settings, job.subject
     counts = own.model_dump(include={"n_contexts", "radius", "n_logits", "n_neighbours"})
     about: dict[str, Any] = {"name": subject.name, "seed": subject.seed, "on_progress": job.progress}
-    return {"feature_atlas": atlas_features(subject.model, shown_stack(job, l1=own.l1), job.tokens, **counts, **about)}
+    return {"feature_atlas": atlas_features(subject.model, shown_stack(job), job.tokens, **counts, **about)}
 
 
 def draw(directory: Path, page: Path) -> Path:

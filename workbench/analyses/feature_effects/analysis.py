@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workbench.analyses.atlas.analysis import shown_stack
 from workbench.analyses.feature_effects.cost import cost
-from workbench.analyses.feature_effects.figures import draw_agreement, draw_strongest
-from workbench.extend import Analysis, Column, Integers, Job, Settings, Table, Windows
+from workbench.analyses.feature_effects.figures import draw_estimates_and_exact_values, draw_strongest_features
+from workbench.analyses.sae_train.shown import ShownSettings, shown_stack
+from workbench.extend import Analysis, Column, Integers, Job, Table, Windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 ESTIMATES = "estimates.safetensors"
 
 
-class FeatureEffectsSettings(Settings):
+class FeatureEffectsSettings(ShownSettings):
     """Which SAEs, and how many of their features exactly."""
 
-    stack: str | None = Field(
-        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
-    )
-    l1: float | None = Field(
-        default=None, description="which l1 of a sweep; by default the nearest to its median, the lower of two"
-    )
     layers: Integers | None = Field(default=None, description="layers, such as 0,2,5-7; by default all of the SAEs")
     heads: Integers | None = Field(default=None, description="heads, such as 0,2,5-7; by default all of the SAEs")
     n_exact: int = Field(
         default=16, description="features of each SAE that are ablated, those of the largest estimates", ge=0
     )
-    kind: Literal["zero", "mean"] = Field(default="zero", description="what a feature's activation is set to")
+    kind: Literal["zero", "mean", "source"] = Field(
+        default="zero",
+        description="what a feature's activation is set to: zero, its mean, or, source, what it is at the same place "
+        "of another window",
+    )
+    pairs: Path | None = Field(
+        default=None,
+        description="TOML file of prompts, each with an answer and a foil, whose logit difference is measured",
+    )
     n_bootstrap: int = Field(default=2000, description="draws of the intervals over sequences", ge=1)
 
 
@@ -45,16 +47,22 @@ def open_effects(job: Job, *, is_checked: bool = True) -> tuple[Any, Any]:
 
     own, model = job.settings, job.subject.model
     check_effects(model, own.n_exact, own.kind, own.n_bootstrap)
-    sae = chosen_saes(shown_stack(job, l1=own.l1, is_checked=is_checked), own.layers, own.heads)
+    sae = chosen_saes(shown_stack(job, is_checked=is_checked), own.layers, own.heads)
     return sae, saes_by_hook(model, sae)
 
 
 def check(job: Job) -> None:
     """Raise ValueError for SAEs that are not there, not the model's, or not of these layers and heads."""
+    from workbench.analyses.feature_effects.effects import lenders_of
     from workbench.models.checks import checked_tokens
 
+    own, model = job.settings, job.subject.model
     open_effects(job, is_checked=False)
-    checked_tokens("feature-effects", job.subject.model, job.tokens, min_ctx=2)
+    lenders_of(checked_tokens("feature-effects", model, job.tokens, min_ctx=2), own.kind, job.seed)
+    if own.pairs is not None:
+        from workbench.analyses.feature_effects.pairs import encode_pairs, read_pairs
+
+        lenders_of(encode_pairs(model, read_pairs(own.pairs)).tokens, own.kind, job.seed)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
@@ -75,7 +83,8 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
         n_done += len(parts[-1].base)
     if n_done < len(job.tokens):
         given = (model, places, job.tokens, positions, features, found.value)
-        for part in effects.iterate_effects(*given, start=n_done):
+        donors = effects.lenders_of(job.tokens, own.kind, job.seed)
+        for part in effects.iterate_effects(*given, start=n_done, donors=donors):
             _write(job.directory / f"part_{n_done:09d}.safetensors", part)
             parts.append(part)
             n_done += len(part.base)
@@ -86,16 +95,25 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     for file in sorted(job.directory.glob("part_*.safetensors"), reverse=True):
         file.unlink()
     (job.directory / ESTIMATES).unlink()
-    return {"feature_effects": table}
+    if own.pairs is None:
+        return {"feature_effects": table}
+    from workbench.analyses.feature_effects.pairs import pair_effects, read_pairs
+
+    given = (model, sae, places, read_pairs(own.pairs), positions, found.value)
+    of_pairs = pair_effects(*given, n_exact=own.n_exact, **about, bootstrap_seed=job.seed)
+    return {"feature_effects": table, "feature_logit_differences": of_pairs}
 
 
 def _estimates(job: Job, model: Any, places: Any, positions: Any) -> Any:
+    from workbench.analyses.feature_effects.effects import lenders_of
     from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
 
     file = job.directory / ESTIMATES
     if not file.is_file():
         tell = lambda share: job.progress(0.2 * share)  # noqa: E731
-        _write(file, estimate_effects(model, places, job.tokens, positions, job.settings.kind, tell))
+        kind = job.settings.kind
+        donors = lenders_of(job.tokens, kind, job.seed)
+        _write(file, estimate_effects(model, places, job.tokens, positions, kind, tell, donors))
     return _read(file, Estimates)
 
 
@@ -152,7 +170,7 @@ feature_effects = Analysis(
                 Column("n_tokens", "predictions", kind="integer"),
             ],
             trailing=[
-                Column("kind", "what its activation is set to: zero or mean", kind="text"),
+                Column("kind", "what its activation is set to: zero, mean or source", kind="text"),
                 Column("n_sequences", kind="integer"),
                 Column("base_loss", "loss of the model as it is", unit="nats"),
                 Column("l1", "sparsity coefficient"),
@@ -160,10 +178,32 @@ feature_effects = Analysis(
             ],
             meaning="One feature of an SAE, ablated with the SAE's error kept; head -1 is all heads together. ci_low "
             "and ci_high are a 95 % bootstrap interval of delta_loss over sequences.",
-        )
+        ),
+        Table(
+            "feature_logit_differences",
+            key=("model", "seed", "layer", "head", "feature"),
+            columns=[
+                Column("density", "tokens of the prompts on which it fires", unit="1"),
+                Column("estimate", "change of the logit difference by its gradient alone", unit="logits"),
+                Column("delta", "difference without the feature − difference; empty where not ablated", unit="logits"),
+                Column("stderr", "of delta, paired over prompts", unit="logits"),
+                Column("ci_low", unit="logits"),
+                Column("ci_high", unit="logits"),
+            ],
+            trailing=[
+                Column("kind", "what its activation is set to: zero, mean or source", kind="text"),
+                Column("n_pairs", "prompts", kind="integer"),
+                Column("base_difference", "mean logit[answer] − logit[foil] of the model as it is", unit="logits"),
+                Column("l1", "sparsity coefficient"),
+                Column("hook", kind="text"),
+            ],
+            meaning="With --pairs: one feature, ablated in the prompts with the SAE's error kept, and the change of "
+            "logit[answer] − logit[foil] behind them. ci_low and ci_high are a 95 % bootstrap interval of delta over "
+            "pairs.",
+        ),
     ],
     measure=measure,
-    figures=(draw_strongest, draw_agreement),
+    figures=(draw_strongest_features, draw_estimates_and_exact_values),
     cost=cost,
     check=check,
     facts=say,

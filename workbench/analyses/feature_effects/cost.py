@@ -42,7 +42,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     held = max(graph + logits, clean + further + logits + acts + changes)
     a_pass = forward_flops(cfg, text.n_windows, text.n_ctx)
     n_passes = (
-        4 + (settings.kind == "mean") + len(heads) * settings.n_exact * sum(1 - at / cfg.n_layers for at in layers)
+        4 + (settings.kind != "zero") + len(heads) * settings.n_exact * sum(1 - at / cfg.n_layers for at in layers)
     )
     return Cost(
         flops=n_passes * a_pass + 6.0 * n_saes * d_sae * cfg.d_head * text.n_tokens,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,18 +18,19 @@ from torch import Tensor
 
 from probes.bootstrap import ratio_limits
 from sae.stack import StackedSAE
+from workbench.analyses.ablate.ablation import draw_donors
 from workbench.analyses.ablate.engine import LOGITS_HELD, TOKENS_TOGETHER
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.losses import Reference, at_rows, compare, reference
 from workbench.analyses.ablate.precision import as_float32
-from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects
+from workbench.analyses.feature_effects.estimates import Estimates, estimate_effects, lent_activations
 from workbench.models import HookedLM
 from workbench.models.activations import Positions, special_ids
 from workbench.models.checks import as_list, checked_tokens, device_of, is_whole
 from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 from workbench.models.transformer import check_ours
 
-Kind = Literal["zero", "mean"]
+Kind = Literal["zero", "mean", "source"]
 ON_A_GPU = 16  # times as many tokens together
 
 
@@ -74,12 +75,14 @@ def feature_effects(
         tokens: held-out tokens.
         layers, heads: which SAEs of the stack; all by default.
         n_exact: features of each SAE that are ablated; 0: none, the estimates alone.
-        kind: what f′ is: 0, or the feature's mean over these tokens.
+        kind: what f′ is: 0, the feature's mean over these tokens, or its activation at the same position of another
+            window, drawn by the seed; position 0 and special tokens of either lend and take nothing.
         seed, name: fill the columns seed and model; the seed is also the bootstrap's.
 
     Raises:
         ValueError: a model of another library, or on several devices; SAEs that do not fit it; tokens that do not fit;
-            no SAE of these layers and heads; an unknown kind; fewer than 0 features or 100 bootstrap draws.
+            no SAE of these layers and heads; an unknown kind, or "source" with one window; fewer than 0 features or 100
+            bootstrap draws.
     """
     check_effects(model, n_exact, kind, n_bootstrap)
     tokens = checked_tokens("feature-effects", model, tokens, min_ctx=2)
@@ -87,10 +90,11 @@ def feature_effects(
     places, subject = saes_by_hook(model, own), as_float32(model)
     positions = Positions(special_ids(model), bool(sae.info.include_special))
     tell = on_progress or (lambda share: None)
-    found = estimate_effects(subject, places, tokens, positions, kind, lambda share: tell(0.2 * share))
+    donors = lenders_of(tokens, kind, seed)
+    found = estimate_effects(subject, places, tokens, positions, kind, lambda share: tell(0.2 * share), donors)
     features = strongest(found, n_exact)
     parts, n_done = [], 0
-    for part in iterate_effects(subject, places, tokens, positions, features, found.value):
+    for part in iterate_effects(subject, places, tokens, positions, features, found.value, donors=donors):
         parts.append(part)
         n_done += len(part.base)
         tell(0.2 + 0.8 * n_done / len(tokens))
@@ -103,11 +107,21 @@ def check_effects(model: Any, n_exact: int, kind: str, n_bootstrap: int) -> None
     check_ours("feature-effects", model)
     if not is_whole(model):
         raise ValueError("feature-effects: got a model on several devices; expected one")
-    if kind not in ("zero", "mean"):
-        raise ValueError(f"kind: got {kind!r}; expected zero or mean")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: got {kind!r}; expected one of {', '.join(get_args(Kind))}")
     if n_exact < 0:
         raise ValueError(f"n_exact: got {n_exact}; expected 0 or more")
     check_bootstrap(n_bootstrap)
+
+
+def lenders_of(tokens: Int[Tensor, "n n_ctx"], kind: str, seed: int) -> Int64[Tensor, " n"] | None:
+    """For each window the other that lends it its features' activations; None but for kind "source". Raises ValueError
+    for one window."""
+    if kind != "source":
+        return None
+    if len(tokens) < 2:
+        raise ValueError(f"kind: got source with {len(tokens)} window; expected at least two")
+    return draw_donors(len(tokens), 1, seed)[0]
 
 
 def chosen_saes(
@@ -152,16 +166,18 @@ def iterate_effects(
     features: Int64[Tensor, "feature 2"],
     value: Float64[Tensor, "n_saes d_sae"],
     start: int = 0,
+    donors: Int64[Tensor, " n"] | None = None,
 ) -> Iterator[Losses]:
     """The losses of consecutive sequences, a few at a time, from sequence `start`, which begins a batch.
 
-    features: (SAE, feature) of each that is ablated. value: what each feature of each SAE is set to.
+    features: (SAE, feature) of each that is ablated. value: what each feature of each SAE is set to, where no donors
+    lend their activations.
     """
     n_together = max(1, TOKENS_TOGETHER * (1 if model.cfg.device == "cpu" else ON_A_GPU) // tokens.shape[1])
     for first in range(start, len(tokens), n_together):
-        yield _effects_of_batch(
-            model, places, tokens[first : first + n_together], positions, features, value, n_together
-        )
+        which = slice(first, first + n_together)
+        lender = None if donors is None else tokens[donors[which]]
+        yield _effects_of_batch(model, places, tokens[which], positions, features, value, n_together, lender)
 
 
 @torch.no_grad()
@@ -173,9 +189,12 @@ def _effects_of_batch(
     features: Int64[Tensor, "feature 2"],
     value: Float64[Tensor, "n_saes d_sae"],
     n_together: int,
+    lender: Int[Tensor, "batch pos"] | None,
 ) -> Losses:
+    lent = lent_activations(model, places, lender)
+    is_changed = positions.of(tokens) if lender is None else positions.of(tokens) & positions.of(lender)
     tokens = tokens.to(device_of(model))
-    clean, n_scored = _clean_pass(model, places, tokens), tokens.shape[1] - 1
+    clean, n_scored = clean_pass(model, places, tokens), tokens.shape[1] - 1
     change = torch.zeros(len(features), len(tokens), dtype=torch.float64)
     kl = torch.zeros_like(change)
     for place in places:
@@ -184,7 +203,8 @@ def _effects_of_batch(
             continue
         which = torch.tensor([[place.index.index(k), j] for k, j in features[rows].tolist()])
         acts = clean.seen[place.hook_name]
-        moves = _changes(place, acts, which, value[list(place.index)], positions.of(tokens))
+        moves = changes(place, acts, which, value[list(place.index)], is_changed, lent.get(place.hook_name))
+        moves[:, :, -1] = 0  # behind the last prediction
         for pairs, sums in _without(model, place, clean, tokens, which, moves, n_together):
             for own, total in zip((change, kl), sums, strict=True):
                 own[rows[pairs[:, 0]], pairs[:, 1]] = total / n_scored
@@ -193,15 +213,17 @@ def _effects_of_batch(
 
 
 @dataclass(frozen=True)
-class _Clean:
+class CleanPass:
     """One forward: where others go on from, what the SAEs read, and what predictions are compared with."""
 
     starts: dict[int, Any]
     seen: dict[str, Tensor]
     base: Reference
+    stream: Float[Tensor, "batch pos d_model"]
+    """the final one"""
 
 
-def _clean_pass(model: HookedLM, places: Sequence[HookSAEs], tokens: Tensor) -> _Clean:
+def clean_pass(model: HookedLM, places: Sequence[HookSAEs], tokens: Tensor) -> CleanPass:
     layers, seen = sorted({place.layer for place in places}), dict[str, Tensor]()
 
     def keep(x: Tensor, hook: Any) -> None:
@@ -214,33 +236,33 @@ def _clean_pass(model: HookedLM, places: Sequence[HookSAEs], tokens: Tensor) -> 
             state, reached = model(state, start_at_layer=reached, stop_at_layer=layer), layer
             starts[layer] = state
         final = model(state, start_at_layer=reached, return_type=None)
-    return _Clean(starts, seen, reference(model, final, tokens, LOGITS_HELD))
+    return CleanPass(starts, seen, reference(model, final, tokens, LOGITS_HELD), model.read_out(final))
 
 
-def _changes(
+def changes(
     place: HookSAEs,
     x: Tensor,
     which: Int64[Tensor, "feature 2"],
     value: Float64[Tensor, "n_saes d_sae"],
-    is_counted: Tensor,
+    is_changed: Tensor,
+    other: Tensor | None = None,
 ) -> Float[Tensor, "feature batch pos"]:
-    """f′ − f of each feature (SAE of the place, index), in multiples of its decoder row; 0 where it does not count and
-    behind the last prediction."""
+    """f′ − f of each feature (SAE of the place, index), in multiples of its decoder row; 0 where it is not changed.
+    f′ is `value`, or the activation on `other`, what passes the hook in other windows."""
     saes, index = which.unbind(1)
     own = place.read(x)
     acts = place.sae.encode(own)[saes, :, index]
-    change = value[saes, index].to(acts)[:, None] - acts
+    lent = None if other is None else place.sae.encode(place.read(other))[saes, :, index]
+    change = (value[saes, index].to(acts)[:, None] if lent is None else lent) - acts
     if (scale := place.sae.output_scale(own)) is not None:
         change = change * scale[saes]
-    change = change.view(len(which), *is_counted.shape) * is_counted.to(acts)
-    change[:, :, -1] = 0
-    return change
+    return change.view(len(which), *is_changed.shape) * is_changed.to(acts)
 
 
 def _without(
     model: HookedLM,
     place: HookSAEs,
-    clean: _Clean,
+    clean: CleanPass,
     tokens: Int[Tensor, "batch pos"],
     which: Int64[Tensor, "feature 2"],
     change: Float[Tensor, "feature batch pos"],
@@ -256,7 +278,7 @@ def _without(
         feature, row = pairs.unbind(1)
         saes, index = which.to(pairs.device)[feature].unbind(1)
         delta = change[feature, row][..., None] * place.sae.W_dec[saes, index][:, None]
-        stream = _go_on(model, place, clean, tokens, row.to(tokens.device), saes.tolist(), delta)
+        stream = go_on(model, place, clean, tokens, row.to(tokens.device), saes.tolist(), delta)
         begin = first[feature, row].to(position.device)
         pair, at = ((position >= begin[:, None]) & (position < n_scored)).nonzero().unbind(1)
         base = at_rows(clean.base, row.to(pair.device)[pair] * n_scored + at)
@@ -266,10 +288,10 @@ def _without(
         yield pairs.cpu(), sums.cpu()
 
 
-def _go_on(
+def go_on(
     model: HookedLM,
     place: HookSAEs,
-    clean: _Clean,
+    clean: CleanPass,
     tokens: Int[Tensor, "batch pos"],
     row: Int64[Tensor, " pair"],
     saes: Sequence[int],

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 N_SHOWN = 20  # features of each model in the first figure
 
 
-def draw_strongest(table: pd.DataFrame) -> go.Figure:
+def draw_strongest_features(table: pd.DataFrame) -> go.Figure:
     """The features of each model whose ablation changes the loss most: exact with a 95 % interval over sequences, the
     gradient's estimate as an open mark."""
     from reports.figures.figure_builder import facets, scatter
@@ -46,7 +46,7 @@ def draw_strongest(table: pd.DataFrame) -> go.Figure:
     return fig.figure()
 
 
-def draw_agreement(table: pd.DataFrame) -> go.Figure:
+def draw_estimates_and_exact_values(table: pd.DataFrame) -> go.Figure:
     """The gradient's estimate against the exact change of the loss, a mark for each ablated feature; on the line they
     are equal."""
     from reports.figures.figure_builder import facets, scatter

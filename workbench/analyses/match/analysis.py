@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from workbench.analyses.atlas.analysis import shown_stack
 from workbench.analyses.match.cost import cost
 from workbench.analyses.sae_train.settings import share_heads
-from workbench.extend import Analysis, Column, Job, Merged, Settings, Table, Windows
+from workbench.analyses.sae_train.shown import StackSettings, shown_stack
+from workbench.extend import Analysis, Column, Job, Merged, Table, Windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,12 +18,8 @@ if TYPE_CHECKING:
 KEY = ("model", "layer", "head", "feature")
 
 
-class MatchSettings(Settings):
+class MatchSettings(StackSettings):
     """Which SAEs: by default those that the atlas shows."""
-
-    stack: str | None = Field(
-        default=None, description="which of several stacks, as its folder in sae/ is called, such as z-relu-512"
-    )
 
 
 def requires(*configs: ModelConfig) -> str:

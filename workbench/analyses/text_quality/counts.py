@@ -31,7 +31,12 @@ def words(text: str) -> list[str]:
     >>> words("Don't go to the half-built No. 10!")
     ["don't", 'go', 'to', 'the', 'half-built', 'no']
     """
-    return [match.group().replace("’", "'").lower() for match in _WORD.finditer(text)]
+    return [word for word, _, _ in word_spans(text)]
+
+
+def word_spans(text: str) -> list[tuple[str, int, int]]:
+    """(word, start, stop) of the words of a text, in characters; see `words`."""
+    return [(m.group().replace("’", "'").lower(), m.start(), m.end()) for m in _WORD.finditer(text)]
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
