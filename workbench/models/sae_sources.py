@@ -79,7 +79,7 @@ def _registered(text: str) -> FoundSAE | None:
         return None
     import yaml
 
-    own = yaml.load(block, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))[release]
+    own = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(block).get_single_data()[release]
     entries = {str(entry["id"]): entry for entry in own["saes"]}
     if sae_id not in entries:
         near = difflib.get_close_matches(sae_id, entries, n=3, cutoff=0) or list(entries)[:3]

@@ -14,7 +14,7 @@ from reports.tables import read_table
 from sae import TrainConfig
 from workbench import runs
 from workbench.analyses.harvest.storing import harvest
-from workbench.analyses.sae_train.alarms import DEAD_TOKENS, find_alarms
+from workbench.analyses.sae_train.alarms import LEAST_TOKENS, find_alarms
 from workbench.analyses.sae_train.comparison import compare_at_matched_l0, pareto_table
 from workbench.analyses.sae_train.head_saes import find_stack, sae_train
 from workbench.analyses.sae_train.settings import HeadSaeSettings, Kind
@@ -265,9 +265,9 @@ def curve(n: int, **changed) -> list[dict]:
 )
 def test_alarms_are_the_first_step_of_each_fault(changed, wanted):
     config = TrainConfig(n_steps=200, l1_warm_up_steps=50, dead_window=30)
-    found = find_alarms(curve(20, **changed), config, 16, 0.5, DEAD_TOKENS // 30 + 1)
+    found = find_alarms(curve(20, **changed), config, 16, 0.5, LEAST_TOKENS // 30 + 1)
     assert [alarm[:4] for alarm in found] == wanted
-    few = find_alarms(curve(20, **changed), config, 16, 0.5, DEAD_TOKENS // 30)
+    few = find_alarms(curve(20, **changed), config, 16, 0.5, LEAST_TOKENS // 30)
     assert [alarm.kind for alarm in few] == [kind for _, _, kind, _ in wanted if kind != "dead"]
 
 

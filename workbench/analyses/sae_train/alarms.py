@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from sae.config import TrainConfig
 
-# a window of fewer tokens says little of a feature, which may fire on one in as many
-DEAD_TOKENS = 10_000
+# fewer tokens say little of a feature, which may fire on one in as many, and less of where a training is going
+LEAST_TOKENS = 10_000
 SPIKE, N_BEFORE, LEAST_BEFORE = 3.0, 10, 5  # times the median of so many logged losses, once there are so many
 FEW_ACTIVE, ALL_ACTIVE = 0.1, 0.99  # features per token; share of all features
 SAID = {
@@ -43,11 +43,11 @@ def find_alarms(
     """The alarms of a training's logged points {step, loss, l0, dead_fraction: one number an SAE} from the start-th on,
     the first of each kind and SAE, in the order of steps.
 
-        dead          dead_fraction > dead_share, once the window of the count has passed; of windows of DEAD_TOKENS
-                      tokens or more
+        dead          dead_fraction > dead_share, once the window of the count has passed; of windows of LEAST_TOKENS
+                      or more
         loss_spike    loss > 3 · median of the ten points before (of at least five)
         few_active    l0 < .1
-        all_active    l0 ≥ .99 d_sae, once the penalty has risen to its full size
+        all_active    l0 ≥ .99 d_sae, once the penalty has risen to its full size, and after LEAST_TOKENS
     """
     found: dict[tuple[str, int], Alarm] = {}
     for i in range(start, len(points)):
@@ -55,9 +55,9 @@ def find_alarms(
         step = point["step"]
         for sae, (loss, l0, dead) in enumerate(zip(point["loss"], point["l0"], point["dead_fraction"], strict=True)):
             shown: list[tuple[str, bool, float, float]] = [("few_active", l0 < FEW_ACTIVE, l0, FEW_ACTIVE)]
-            if step > config.l1_warm_up_steps:
+            if step > config.l1_warm_up_steps and step * batch_size >= LEAST_TOKENS:
                 shown.append(("all_active", l0 >= ALL_ACTIVE * d_sae, l0, ALL_ACTIVE * d_sae))
-            if step >= config.dead_window and config.dead_window * batch_size >= DEAD_TOKENS:
+            if step >= config.dead_window and config.dead_window * batch_size >= LEAST_TOKENS:
                 shown.append(("dead", dead > dead_share, dead, dead_share))
             if len(before) >= LEAST_BEFORE:
                 limit = SPIKE * statistics.median(own["loss"][sae] for own in before)
