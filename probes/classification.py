@@ -109,9 +109,7 @@ def auroc_limits(
     size = max(1, min(n_draws, COUNTS_HELD // len(values)))
     for start in range(0, n_draws, size):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, n_draws - start))[:, group].astype(np.float64)
-        positive, negative = (
-            np.diff(np.cumsum(counts * own, axis=1)[:, ends], axis=1, prepend=0.0) for own in (y, ~y)
-        )
+        positive, negative = (np.diff(np.cumsum(counts * own, axis=1)[:, ends], axis=1, prepend=0.0) for own in (y, ~y))
         beaten = np.cumsum(negative, axis=1) - negative / 2
         pairs = positive.sum(axis=1) * negative.sum(axis=1)
         is_defined = pairs > 0

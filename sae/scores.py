@@ -64,12 +64,12 @@ class SAEScores(NamedTuple):
 class ScoreSums:
     """Running sums from which `result` gives the `SAEScores` of all tokens seen, whatever the batches were.
 
-        >>> from sae import ScoreSums, SAEConfig
-        >>> sums = ScoreSums(SAEConfig(n_saes=1, d_in=2, d_sae=1))
-        >>> x = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> sums.update(x, torch.ones(1, 2, 1), x / 2)
-        >>> float(sums.result().reconstruction_bias), float(sums.result().norm_ratio), float(sums.result().cosine)
-        (0.5, 0.5, 1.0)
+    >>> from sae import ScoreSums, SAEConfig
+    >>> sums = ScoreSums(SAEConfig(n_saes=1, d_in=2, d_sae=1))
+    >>> x = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
+    >>> sums.update(x, torch.ones(1, 2, 1), x / 2)
+    >>> float(sums.result().reconstruction_bias), float(sums.result().norm_ratio), float(sums.result().cosine)
+    (0.5, 0.5, 1.0)
     """
 
     def __init__(self, config: SAEConfig, device: torch.device | str = "cpu") -> None:
