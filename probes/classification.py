@@ -91,6 +91,10 @@ def auroc_limits(
 
     nan for fewer than two groups, or where most draws hold one class alone; other such draws are left out.
 
+        >>> scores, labels = np.arange(20.0), np.arange(20) >= 10
+        >>> auroc_limits(scores, labels, np.arange(20), np.random.default_rng(0))
+        ConfidenceInterval(low=1.0, high=1.0)
+
     Raises:
         ValueError: as `auroc`, and for groups that are not one for each score.
     """

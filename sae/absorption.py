@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.config import as_list
+
 MIN_COSINE = 0.025
 MIN_SHARE = 0.4
 
@@ -32,7 +34,7 @@ def find_absorbed(
     directions: Float[Tensor, "d_sae d_in"],
     x: Float[Tensor, "words d_in"],
     probe: Float[Tensor, " d_in"],
-    main: Sequence[int],
+    main: Sequence[int] | int,
     *,
     min_cosine: float = MIN_COSINE,
     min_share: float = MIN_SHARE,
@@ -57,7 +59,7 @@ def find_absorbed(
     if directions.shape != (d_sae, d_in) or x.shape != (n_words, d_in):
         shapes = f"directions {tuple(directions.shape)}, x {tuple(x.shape)}"
         raise ValueError(f"find_absorbed: got {shapes}; expected {(d_sae, d_in)} and {(n_words, d_in)}")
-    chosen = sorted({int(j) for j in main})
+    chosen = sorted({int(j) for j in as_list("find_absorbed: main", main)})
     if not chosen or chosen[0] < 0 or chosen[-1] >= d_sae or len(chosen) == d_sae:
         raise ValueError(f"find_absorbed: got main features {chosen}; expected some, not all, of {d_sae}")
     length = probe.double().norm()

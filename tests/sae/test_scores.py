@@ -1,4 +1,4 @@
-"""Scores of SAEs: against naive loops, whatever the batches; and how far per-token and per-batch ratios are from them."""
+"""Scores of SAEs against naive loops, whatever the batches; and how far ratios of single tokens are from them."""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ def absorption_table(scored: Scored, *, n_words: int, name: str, seed: int, tell
     readings = read_examples(scored, family, LEAD, lambda own: tell(own / 2)) if family.tasks else empty
     directions = {}
     for dictionary, own in scored.dictionaries.items():
-        rows, origin = feature_directions(own)
-        directions[dictionary] = (rows.float().cpu(), origin.float().cpu())
+        d, origin = feature_directions(own)
+        directions[dictionary] = (d.float().cpu(), origin.float().cpu())
     of_sae = []
     for k in range(len(scored.slots)):
         rows: list[dict[str, Any]] = []
