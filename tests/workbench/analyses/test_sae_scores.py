@@ -427,8 +427,9 @@ def test_bad_settings_are_refused(tmp_path) -> None:
         assert str(caught.value).startswith(message)
     short = worded_model("janus-v3", n_layers=1, n_ctx=8)
     own = stack_for(short, choose_slots(short.cfg, [0]), dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"the prompts of letter take \d+ tokens; expected at most 8"):
-        sae_scores(short, own, tokens_for(short, pos=8), parts=["absorption"], n_words=300)
+    for part, family in (("absorption", "letter"), ("probing", "concept")):
+        with pytest.raises(ValueError, match=rf"the prompts of {family} take \d+ tokens; expected at most 8"):
+            sae_scores(short, own, tokens_for(short, pos=8), parts=[part])
     other = small_model("janus-v3", seed=9)
     saes = stack_for(other, choose_slots(other.cfg, [0]), dtype=torch.float32).save(tmp_path / "saes")
     with pytest.raises(ValueError, match="check_model: the SAEs belong to"):

@@ -26,7 +26,7 @@ SETTINGS = {
         "l1": [0.5, 1.0], "seeds": [3], "expansion": 3, "n_eval_tokens": 512, "n_train_tokens": 512, "batch_size": 64,
         "buffer_tokens": 128, "n_ce_tokens": 64,
     },
-    "sae-scores": {"n_tokens": 256, "n_splice_tokens": 128, "n_passages": 5, "n_words": 120, "n_bootstrap": 100},
+    "sae-scores": {"n_tokens": 256, "n_splice_tokens": 128, "n_bootstrap": 100, "parts": ["core"]},
     "topology": {"n_tokens": 256},
 }  # fmt: skip
 # what says when and how a run was made, and what is drawn from its tables

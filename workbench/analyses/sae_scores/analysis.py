@@ -28,10 +28,13 @@ def open_saes(job: Job) -> Any:
 
 
 def check(job: Job) -> None:
-    """Raise ValueError for SAEs that are not there, not the model's, or not of these layers and heads."""
+    """Raise ValueError for SAEs that are not there, not the model's, or not of these layers and heads, and for a
+    context too short for words."""
+    from workbench.analyses.sae_scores.scoring import check_prompts
     from workbench.models.checks import checked_tokens
 
     open_saes(job)
+    check_prompts(job.subject.model, job.settings.parts, job.settings.n_words)
     checked_tokens("sae-scores", job.subject.model, job.tokens, min_ctx=2)
 
 

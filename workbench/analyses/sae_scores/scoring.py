@@ -14,10 +14,12 @@ from sae.stack import StackedSAE
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.feature_effects.effects import chosen_saes
-from workbench.analyses.sae_scores.absorption import absorption_table
+from workbench.analyses.sae_scores.absorption import LEAD, absorption_table, letter_family
 from workbench.analyses.sae_scores.core import Scored, core_table, open_scored
-from workbench.analyses.sae_scores.probing import probing_table
+from workbench.analyses.sae_scores.probing import WORD_LEAD, probing_table
+from workbench.analyses.sae_scores.readings import example_ids
 from workbench.analyses.sae_scores.settings import MIN_PASSAGES, PARTS
+from workbench.data.probing_tasks import word_families
 from workbench.models.checks import as_list, checked_tokens
 from workbench.models.tokenizer_files import tokenizer_of
 
@@ -58,11 +60,12 @@ def sae_scores(
 
     Raises:
         ValueError: SAEs that do not fit the model; tokens that do not fit; no SAE of these layers and heads; an unknown
-            part; numbers out of range.
+            part; numbers out of range; a context too short for the words of probing or absorption.
     """
     numbers = {"n_splice_tokens": n_splice_tokens, "n_passages": n_passages, "n_words": n_words}
     check_scores(parts, n_bootstrap, **numbers)
     tokens = checked_tokens("sae-scores", model, tokens, min_ctx=2)
+    check_prompts(model, parts, n_words)
     scored = open_scored(as_float32(model), chosen_saes(sae, layers, heads), tokens, seed)
     about = {"name": name or model.cfg.model_name, "seed": seed, "bootstrap_seed": seed, "n_bootstrap": n_bootstrap}
     return dict(iterate_tables(scored, tokens, tuple(parts), on_progress or (lambda share: None), **numbers, **about))
@@ -80,6 +83,17 @@ def check_scores(
         if given < least[what]:
             raise ValueError(f"{what}: got {given}; expected at least {least[what]}")
     check_bootstrap(n_bootstrap)
+
+
+def check_prompts(model: Any, parts: Sequence[str], n_words: int) -> None:
+    """Raise ValueError for a context that is too short for the words of these parts."""
+    if (tokenizer := tokenizer_of(model)) is None:
+        return
+    if "probing" in parts:
+        for family in word_families():
+            example_ids(model, family, WORD_LEAD)
+    if "absorption" in parts and (letters := letter_family(tokenizer, n_words)).tasks:
+        example_ids(model, letters, LEAD)
 
 
 def possible_parts(model: Any, parts: Sequence[str]) -> list[str]:
