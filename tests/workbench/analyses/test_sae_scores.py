@@ -185,23 +185,6 @@ def test_intervals_resample_both_sums_of_a_ratio() -> None:
 # --- probing
 
 
-def test_examples_are_split_by_document_and_word() -> None:
-    passages = passage_family(30, 400)
-    assert passages.tasks == ("austen", "grimm", "sotu")
-    for family in (passages, *word_families()):
-        is_train = family.is_train()
-        groups = [{e.group for e, t in zip(family.examples, is_train, strict=True) if t == part} for part in (0, 1)]
-        assert groups[0]
-        assert not groups[0] & groups[1]
-        assert 0.5 < is_train.mean() < 0.7
-        for task in tasks_of(family):
-            for part in (task.is_train, ~task.is_train):
-                assert 0 < task.label[part].mean() < 1
-        texts = [example.text for example in family.examples]
-        assert len(set(texts)) == len(texts)
-    assert all(len(example.text) <= 400 for example in passages.examples)
-
-
 def test_probes_are_scikit_learns_on_states_read_one_by_one() -> None:
     model = worded_model("janus-v3", n_layers=2)
     sae = stack_for(model, choose_slots(model.cfg, [1], [0, 2]), dtype=torch.float32, d_sae=24)
