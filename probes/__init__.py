@@ -12,6 +12,7 @@ from probes.checks import (
     ProbeWarning,
     SmallSampleWarning,
 )
+from probes.classification import LogisticProbe, auroc, auroc_limits, binomial_limits, fit_logistic
 from probes.concentration import gini
 from probes.distances import (
     cosine_distances,
@@ -78,6 +79,7 @@ __all__ = [
     "Crystallisation",
     "DuplicatePointsWarning",
     "GrideResult",
+    "LogisticProbe",
     "LowPrecisionWarning",
     "MantelManyResult",
     "MantelResult",
@@ -91,12 +93,16 @@ __all__ = [
     "TrajectoryNulls",
     "TwoNNCurve",
     "TwoNNResult",
+    "auroc",
+    "auroc_limits",
     "benjamini_hochberg",
+    "binomial_limits",
     "cosine_distances",
     "crystallisation",
     "cyclic_distances",
     "effective_rank",
     "euclidean_distances",
+    "fit_logistic",
     "gini",
     "great_circle_km",
     "gride",

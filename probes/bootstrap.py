@@ -110,9 +110,14 @@ def ratio_limits(
     ratios = np.concatenate(replicates)
     if 2 * len(ratios) < n_draws:
         return undefined, undefined
-    tail = float(scipy.stats.norm.cdf(math.sqrt(n / (n - 1)) * scipy.stats.t.ppf((1 - LEVEL) / 2, n - 1)))
+    tail = expanded_tail(n)
     low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def expanded_tail(n: int) -> float:
+    """Share of draws below the lower limit of an interval over n ≥ 2 units, widened for small n (Hesterberg 2015)."""
+    return float(scipy.stats.norm.cdf(math.sqrt(n / (n - 1)) * scipy.stats.t.ppf((1 - LEVEL) / 2, n - 1)))
 
 
 def partial_correlation(r_xy: np.ndarray | float, r_xz: np.ndarray | float, r_yz: np.ndarray | float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Sparse autoencoders in stacks: tensors in, tensors out."""
 
+from sae.absorption import Absorbed, find_absorbed
 from sae.architecture import Architecture, LossAndGradients
 from sae.config import SAEConfig, SAESource, StackInfo, TrainConfig
 from sae.controls import random_dictionary, shuffle_coordinates
@@ -17,18 +18,22 @@ from sae.metrics import (
     nearest_features,
     stability,
 )
+from sae.scores import SAEScores, ScoreSums, WeightScores, weight_scores
 from sae.stack import StackedSAE, check_model, geometric_median, spawn_generators
 from sae.top_activations import TopActivations
 from sae.train import StepStats, Trainer, l1_share_at, lr_at, train_stack
 
 __all__ = [
+    "Absorbed",
     "Architecture",
     "LossAndGradients",
     "MatchedL0",
     "MetricSums",
     "SAEConfig",
     "SAEMetrics",
+    "SAEScores",
     "SAESource",
+    "ScoreSums",
     "Stability",
     "StackInfo",
     "StackedSAE",
@@ -36,8 +41,10 @@ __all__ = [
     "TopActivations",
     "TrainConfig",
     "Trainer",
+    "WeightScores",
     "check_model",
     "density_histogram",
+    "find_absorbed",
     "geometric_median",
     "interpolate_at_l0",
     "l1_share_at",
@@ -53,4 +60,5 @@ __all__ = [
     "stability",
     "steer",
     "train_stack",
+    "weight_scores",
 ]

@@ -17,6 +17,9 @@ Weights = Mapping[str, Tensor]
 """A stack's tensors by name, n_saes leading."""
 
 
+_DIRECTIONS_AT_ONCE = 256
+
+
 class TensorSpec(NamedTuple):
     """One tensor of an SAE, behind the stack's leading axis."""
 
@@ -201,6 +204,18 @@ class Architecture:
     ) -> Float[Tensor, "n_saes tokens d_out"]:
         """The reconstruction that activations make."""
         return stacked_matmul(acts, w["W_dec"], w["b_dec"])
+
+    def directions(self, config: SAEConfig, w: Weights) -> Float[Tensor, "n_saes d_sae d_out"]:
+        """What one unit of each feature's activation adds to the reconstruction: its decoder row, unless `decode` is an
+        architecture's own, which may fold norms: then by that."""
+        W_dec = w["W_dec"]
+        if type(self).decode is Architecture.decode:
+            return W_dec
+        zero = self.decode(config, w, W_dec.new_zeros(len(W_dec), 1, config.d_sae))
+        parts = []
+        for rows in torch.eye(config.d_sae, dtype=W_dec.dtype, device=W_dec.device).split(_DIRECTIONS_AT_ONCE):
+            parts.append(self.decode(config, w, rows.expand(len(W_dec), -1, -1).contiguous()) - zero)
+        return torch.cat(parts, dim=1)
 
     def skip(
         self, config: SAEConfig, w: Weights, x: Float[Tensor, "n_saes tokens d_in"]

@@ -237,6 +237,13 @@ class StackedSAE(nn.Module):
             recon = recon if norm is None else restore(norm, recon, own)
         return recon if acts.ndim == 3 else recon[0]
 
+    @property
+    def directions(self) -> Float[Tensor, "n_saes d_sae d_out"]:
+        """What one unit of each feature's activation adds to the reconstruction, without gradient: decoder rows, of an
+        architecture that folds their norms those of norm 1; times `output_scale` where tokens are normalised."""
+        with torch.no_grad():
+            return self.architecture.directions(self.config, self.tensors).detach()
+
     def output_scale(self, x: Float[Tensor, "n_saes tokens d_in"]) -> Float[Tensor, "n_saes tokens"] | None:
         """What one unit of activation adds to the reconstruction of each token, in multiples of its decoder row; None
         where that is 1 for all, since no token is normalised."""

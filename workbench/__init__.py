@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workbench.analyses.ladder.rungs import ladder
     from workbench.analyses.mechanisms.switches import mechanisms
     from workbench.analyses.probe.concept_tests import probe
+    from workbench.analyses.sae_scores.scoring import sae_scores
     from workbench.analyses.sae_train.head_saes import sae_train
     from workbench.analyses.sae_train.loading import load_sae
     from workbench.analyses.text_quality.quality import text_quality
@@ -87,6 +88,7 @@ __all__ = [
     "over_training",
     "probe",
     "recipes",
+    "sae_scores",
     "sae_train",
     "steered",
     "stream",

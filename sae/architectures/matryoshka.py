@@ -77,6 +77,9 @@ class Matryoshka(Architecture):
     def decode(self, config: SAEConfig, w: Weights, acts: Tensor) -> Tensor:
         return stacked_matmul(acts, fold_norms(w)["W_dec"], w["b_dec"])
 
+    def directions(self, config: SAEConfig, w: Weights) -> Tensor:
+        return fold_norms(w)["W_dec"]
+
     def prepare(self, config: SAEConfig, w: Weights, l1: Tensor) -> dict[str, Tensor]:
         return fold_norms(w)
 

@@ -39,6 +39,7 @@ OF_MATRICES: dict[str, Call] = {
             "gride", "trajectory_consistency", "lag_decay",
         )
     },
+    "fit_logistic": lambda x: probes.fit_logistic(x, np.arange(12) % 2),
     "linear_cka": lambda x: probes.linear_cka(x, CLOUD),
     "linear_cka, second": lambda x: probes.linear_cka(CLOUD, x),
     "pc_abs_cosine": lambda x: probes.pc_abs_cosine(x, CLOUD),
@@ -140,6 +141,12 @@ SETTINGS: dict[str, Callable[[], object]] = {
     "levenshtein_distances, numbers": lambda: probes.levenshtein_distances([1, 2, 3]),  # type: ignore[list-item]
     "levenshtein_distances, a word": lambda: probes.levenshtein_distances("word"),
     "levenshtein_distances, none": lambda: probes.levenshtein_distances([]),
+    "fit_logistic, one class": lambda: probes.fit_logistic(CLOUD, np.zeros(12)),
+    "fit_logistic, C": lambda: probes.fit_logistic(CLOUD, np.arange(12) % 2, C=-1.0),
+    "auroc, one class": lambda: probes.auroc(np.arange(3.0), np.ones(3)),
+    "auroc, lengths": lambda: probes.auroc(np.arange(3.0), np.array([0, 1])),
+    "auroc_limits, groups": lambda: probes.auroc_limits(np.arange(3.0), [0, 1, 1], [0], np.random.default_rng(0)),
+    "binomial_limits": lambda: probes.binomial_limits(3, 2),
     "ranks_of_spectrum, below 0": lambda: probes.ranks_of_spectrum(np.array([1.0, -1.0])),
 }  # fmt: skip
 
@@ -172,6 +179,7 @@ OF_TOKENS: dict[str, Call] = {
     "attention_patterns": lambda t: workbench.attention_patterns(MODEL, t),
     "compare": lambda t: workbench.compare(MODEL, MODEL, t),
     "sae_train": lambda t: workbench.sae_train(MODEL, t, out="out"),
+    "sae_scores": lambda t: workbench.sae_scores(MODEL, STACK, t),
 }
 
 # --- workbench: settings
@@ -213,6 +221,10 @@ PATHS: dict[str, Callable[[], object]] = {
     "over_training, steps": lambda: workbench.over_training("topology", "nowhere", steps="4-2"),
     "feature_effects, no source": lambda: workbench.feature_effects(MODEL, STACK, GOOD),
     "feature_effects, n_exact": lambda: workbench.feature_effects(MODEL, STACK, GOOD, n_exact=-1),
+    "sae_scores, no source": lambda: workbench.sae_scores(MODEL, STACK, GOOD),
+    "sae_scores, parts": lambda: workbench.sae_scores(MODEL, STACK, GOOD, parts=["heart"]),
+    "sae_scores, no part": lambda: workbench.sae_scores(MODEL, STACK, GOOD, parts=[]),
+    "sae_scores, words": lambda: workbench.sae_scores(MODEL, STACK, GOOD, n_words=0),
     "generate, no generator": lambda: workbench.generate(MODEL, GOOD),
     "generate, temperature": lambda: workbench.generate(MODEL, GOOD, temperature=float("nan")),
     "generate, top_k": lambda: workbench.generate(MODEL, GOOD, temperature=0, top_k=0),
@@ -295,6 +307,12 @@ OF_SAES: dict[str, Callable[[], object]] = {
     "steer, how": lambda: sae.steer(ACTIVATIONS[0], torch.ones(4), "push"),  # type: ignore[arg-type]
     "steer, width": lambda: sae.steer(ACTIVATIONS[0], torch.ones(3), "remove"),
     "steer, no constant": lambda: sae.steer(ACTIVATIONS[0], torch.ones(4), "norm", 1.0),
+    "ScoreSums, shape": lambda: sae.ScoreSums(STACK.config).update(ACTIVATIONS, ACTIVATIONS, ACTIVATIONS),
+    "weight_scores, shape": lambda: sae.weight_scores(STACK, torch.ones(2, 5)),
+    "find_absorbed, none": lambda: sae.find_absorbed(torch.ones(3, 4), torch.ones(4, 2), torch.ones(3, 2),
+                                                     torch.ones(2), []),
+    "find_absorbed, shape": lambda: sae.find_absorbed(torch.ones(3, 4), torch.ones(5, 2), torch.ones(3, 2),
+                                                      torch.ones(2), [0]),
     "StackedSAE.load": lambda: sae.StackedSAE.load("nowhere"),
     "StackedSAE.from_sae_lens": lambda: sae.StackedSAE.from_sae_lens("nowhere"),
     "StackedSAE.from_gemma_scope": lambda: sae.StackedSAE.from_gemma_scope("nowhere"),

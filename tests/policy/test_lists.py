@@ -43,6 +43,11 @@ def effects(layers: Any = None, heads: Any = None) -> str:
     return workbench.feature_effects(MODEL, SAES, TOKENS, layers, heads, n_exact=1, n_bootstrap=100).to_csv()
 
 
+def scores(layers: Any = None, heads: Any = None) -> str:
+    found = workbench.sae_scores(MODEL, SAES, TOKENS, layers, heads, parts=["core"], n_bootstrap=100)
+    return found["sae_core"].to_csv()
+
+
 def trainer(l1: Any = 1.0, index: Any = None) -> object:
     return sae.Trainer(ONE, TRAIN, l1, torch.Generator(), input_index=index)._l1.tolist()
 
@@ -56,6 +61,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
     "workbench.feature_effects.layers": effects,
     "workbench.feature_effects.heads": lambda x: effects(heads=x),
+    "workbench.sae_scores.layers": scores,
+    "workbench.sae_scores.heads": lambda x: scores(heads=x),
     "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),
     "workbench.sae_train.heads": lambda x: workbench.sae_train(MODEL, TOKENS, [0], x, **SMALL)[1].to_csv(),
     "workbench.sae_train.l1": lambda x: workbench.sae_train(MODEL, TOKENS, [0], [0], l1=x, **SMALL)[1].to_csv(),
@@ -72,6 +79,9 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "sae.loss_and_gradients.input_index": lambda x: sae.loss_and_gradients(
         ONE, ACTIVATIONS, torch.ones(1), x
     ).squared_error.tolist(),
+    "sae.find_absorbed.main": lambda x: sae.find_absorbed(
+        torch.eye(3), torch.eye(3), torch.eye(3), torch.ones(3), x
+    ).feature.tolist(),
     "sae.random_dictionary.l0": lambda x: sae.random_dictionary(
         ONE.config, ACTIVATIONS, x, torch.Generator().manual_seed(1)
     ).b_enc.tolist(),

@@ -58,7 +58,7 @@ def steered(
     """
     check_steering(how, alpha, max_act=max_act, mean_norm=mean_norm)
     place, index = place_of_feature(model, sae, feature)
-    row = place.sae.W_dec[0, index].detach()
+    row = place.sae.directions[0, index]
     is_everywhere = bool(sae.info.include_special) if include_special is None else include_special
     positions = Positions(special_ids(model), is_everywhere)
     with ExitStack() as stack:
@@ -87,7 +87,7 @@ class Pushes:
     """A push for each sequence of a batch: with f the activation of a feature and d its decoder row, what the feature's
     SAE stands in for becomes
 
-        y + (constant + s (constant_acts + per_act · f) + per_dot · (y · d̂)) û
+        y + (constant + s (constant_acts + per_act · f) + per_dot · y) û
 
     which is each of `sae.steer`'s four ways for û = d̂ = d/‖d‖. Another û gives a control that moves every activation
     as far, another way. s is what a token's reconstruction is multiplied by where the SAE reads normalised activations,
@@ -99,7 +99,8 @@ class Pushes:
     constant: Float[Tensor, " row"]
     constant_acts: Float[Tensor, " row"]
     per_act: Float[Tensor, " row"]
-    per_dot: Float[Tensor, " row"]
+    per_dot: Float[Tensor, "row d_out"]
+    """−d̂, or 0"""
 
     @classmethod
     def of(
@@ -125,11 +126,11 @@ class Pushes:
             alpha * (mean_norm or 0.0) if how == "norm" else 0.0,
             alpha * (max_act or 0.0) * length if how in ("max_act", "clamp") else 0.0,
             -length if how == "clamp" else 0.0,
-            -1.0 if how == "remove" else 0.0,
         )
         return cls(
             directions / directions.norm(dim=1, keepdim=True),
             *(directions.new_full((len(directions),), number) for number in numbers),
+            (row / -length if how == "remove" else torch.zeros_like(row)).to(directions).expand(len(directions), -1),
         )
 
     def rows(self, index: Int[Tensor, " n"]) -> Pushes:
@@ -154,8 +155,7 @@ class Pushes:
             size = size * scale[0]
         size = size + self.constant.repeat_interleave(n)
         if bool(self.per_dot.any()):
-            unit = place.sae.W_dec[0, index] / place.sae.W_dec[0, index].norm()
-            size = size + self.per_dot.repeat_interleave(n) * (own[0] @ unit.to(own))
+            size = size + torch.einsum("rnd,rd->rn", own[0].unflatten(0, (-1, n)), self.per_dot.to(own)).flatten()
         moved = own[0] + (size[:, None] * self.direction.repeat_interleave(n, dim=0)).to(own)
         return moved[None]
 

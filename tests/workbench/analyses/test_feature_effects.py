@@ -16,6 +16,7 @@ from scipy import stats
 import workbench
 from reports.tables import COLUMNS, read_table
 from sae import StackedSAE, set_feature
+from sae.architectures import BUILT_IN, find_architecture
 from workbench.analyses import find_analysis
 from workbench.analyses.ablate.ablation import draw_donors
 from workbench.analyses.feature_effects import effects as module
@@ -121,6 +122,23 @@ def test_hooks_that_are_read_whole_and_means(model, tokens, hook) -> None:
         assert row.delta_loss == pytest.approx(float(change.mean()), abs=1e-10, rel=1e-8)
         ends = [naive(model, sae, tokens, k, row.feature, mean, step, counted).mean() for step in (1e-5, -1e-5)]
         assert row.estimate == pytest.approx(float(ends[0] - ends[1]) / 2e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("architecture", [name for name in BUILT_IN if not find_architecture(name).reads_pair])
+def test_a_feature_of_any_architecture_is_ablated_as_in_the_attached_sae(model, tokens, architecture) -> None:
+    k = {"k": 4} if "k" in find_architecture(architecture).options else {}
+    sae = stack_for(model, choose_slots(model.cfg, [1], [0, 2]), architecture=architecture, **k)
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.3, 3, sae.config.d_sae, dtype=sae.dtype)[:, None]  # rows of all norms
+    table: Any = feature_effects(model, sae, tokens, n_exact=3, n_bootstrap=100)
+    exact = table[table["delta_loss"].notna()]
+    assert len(exact) > 3
+    with torch.no_grad():
+        base = model(tokens, return_type="loss", loss_per_token=True).mean()
+    for row in exact.itertuples():
+        with torch.no_grad(), workbench.attached(model, sae, features={(row.layer, row.head, row.feature): 0.0}):
+            without = model(tokens, return_type="loss", loss_per_token=True).mean()
+        assert row.delta_loss == pytest.approx(float(without - base), abs=1e-10, rel=1e-7)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -30,6 +30,7 @@ SETTINGS = {
         "n_tokens": 256, "target": ["the"], "forms": ["norm"], "alphas": [2.0], "n_random": 2, "n_prompts": 2,
         "n_windows": 2, "max_new_tokens": 2,
     },
+    "sae-scores": {"n_tokens": 256, "n_splice_tokens": 128, "n_bootstrap": 100, "parts": ["core"]},
     "topology": {"n_tokens": 256},
 }  # fmt: skip
 # what says when and how a run was made, and what is drawn from its tables

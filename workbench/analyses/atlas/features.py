@@ -256,15 +256,16 @@ def logit_effects(
     W_U = W_U - W_U.mean(dim=1, keepdim=True)
     promoted: list[tuple[Tensor, Tensor] | None] = []
     suppressed: list[tuple[Tensor, Tensor] | None] = []
+    directions = sae.directions
     for k, slot in enumerate(slots):
-        directions = write_directions(model, slot, sae.W_dec[k].float())
-        if directions is None:
+        written = write_directions(model, slot, directions[k].float())
+        if written is None:
             promoted.append(None)
             suppressed.append(None)
             continue
         if getattr(model.cfg, "normalization_type", None) in ("LN", "LNPre"):
-            directions = directions - directions.mean(dim=-1, keepdim=True)
-        effects = directions.to(W_U.device) @ W_U
+            written = written - written.mean(dim=-1, keepdim=True)
+        effects = written.to(W_U.device) @ W_U
         for found, is_largest in ((promoted, True), (suppressed, False)):
             values, ids = effects.topk(n, dim=-1, largest=is_largest)
             found.append((values, ids))

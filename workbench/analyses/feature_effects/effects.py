@@ -272,12 +272,12 @@ def _without(
     is_changed = change != 0
     everyone = is_changed.any(dim=2).nonzero()
     first = is_changed.int().argmax(dim=2)
-    position = torch.arange(tokens.shape[1], device=tokens.device)
+    position, directions = torch.arange(tokens.shape[1], device=tokens.device), place.sae.directions
     n_scored = tokens.shape[1] - 1
     for pairs in everyone.split(n_together) if len(everyone) else ():
         feature, row = pairs.unbind(1)
         saes, index = which.to(pairs.device)[feature].unbind(1)
-        delta = change[feature, row][..., None] * place.sae.W_dec[saes, index][:, None]
+        delta = change[feature, row][..., None] * directions[saes, index][:, None]
         stream = go_on(model, place, clean, tokens, row.to(tokens.device), saes.tolist(), delta)
         begin = first[feature, row].to(position.device)
         pair, at = ((position >= begin[:, None]) & (position < n_scored)).nonzero().unbind(1)

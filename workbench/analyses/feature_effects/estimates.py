@@ -155,10 +155,10 @@ def sum_estimates(
     rows, slopes, lent = (own.index_select(1, counts) for own in (rows, slopes, lent))
     fired = torch.zeros(value.shape, dtype=torch.float64, device=rows.device)
     total = torch.zeros_like(fired)
-    stands = value.to(rows.device)[:, None]
+    stands, directions = value.to(rows.device)[:, None], place.sae.directions
     for own, slope, there in zip(*(each.split(BLOCK_TOKENS, dim=1) for each in (rows, slopes, lent)), strict=True):
         acts = place.sae.encode(own)
-        along = slope.to(acts) @ place.sae.W_dec.mT
+        along = slope.to(acts) @ directions.mT
         if (scale := place.sae.output_scale(own)) is not None:
             along *= scale.unsqueeze(-1)
         fired += (acts > 0).sum(dim=1)

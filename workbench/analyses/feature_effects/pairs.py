@@ -211,10 +211,11 @@ def _exactly(
         which = torch.tensor([[place.index.index(k), j] for k, j in features[rows].tolist()])
         x, other = clean.seen[place.hook_name], lent.get(place.hook_name)
         moves = changes(place, x, which, value[list(place.index)], is_changed, other)
+        directions = place.sae.directions
         for part in (moves != 0).any(dim=2).nonzero().split(ROWS_TOGETHER):
             feature, pair = part.unbind(1)
             saes, index = which.to(part.device)[feature].unbind(1)
-            delta = moves[feature, pair][..., None] * place.sae.W_dec[saes, index][:, None]
+            delta = moves[feature, pair][..., None] * directions[saes, index][:, None]
             stream = go_on(model, place, clean, tokens, pair.to(tokens.device), saes.tolist(), delta)
             there = pair.to(tokens.device)
             new = logit_differences(model, stream[torch.arange(len(part)), last[there]], ids[there])

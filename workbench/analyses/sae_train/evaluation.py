@@ -27,7 +27,9 @@ from workbench.analyses.ablate.engine import (
     clean_pass,
     compare,
     reference,
+    sequence_means,
 )
+from workbench.analyses.ablate.generic import losses_and_kl
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, collect_groups, special_ids
 from workbench.models.checks import device_of, is_whole, run_hooked
@@ -56,6 +58,17 @@ class SpliceLosses(NamedTuple):
     """standard error of zero − base, paired over sequences; nan for a single one"""
     spliced_stderr: dict[str, Float64[Tensor, "n_saes"]]
     """standard errors of spliced − base, likewise"""
+
+
+class Spliced(NamedTuple):
+    """Of every sequence, means over its predictions in nats. A round puts zero, then the reconstruction of each
+    dictionary's 1st, 2nd … SAE, in one slot's place, all others as they are."""
+
+    base: Float64[Tensor, " sequence"]
+    """loss of the model as it is"""
+    loss: Float64[Tensor, "round slot sequence"]
+    kl: Float64[Tensor, "round slot sequence"] | None
+    """KL(base‖spliced); None where it was not asked for"""
 
 
 def forward_batches(tokens: Int[Tensor, "n n_ctx"], n_tokens: int = FORWARD_TOKENS) -> list[Int[Tensor, "rows n_ctx"]]:
@@ -250,25 +263,43 @@ def splice(
     slot_index: the slot of each SAE; as many SAEs for every slot, slot by slot.
     """
     n_each = len(slot_index) // len(slots)
-    assert list(slot_index) == [slot for slot in range(len(slots)) for _ in range(n_each)], slot_index
-    batches = splice_batches(model, tokens, slots)
-    base, rounds = [], []
-    for number, batch in enumerate(batches):
-        of_batch = _spliced_heads if _is_linear(model, slots) else _spliced_hooks
-        batch = batch.to(device_of(model))
-        is_counted = positions.of(batch).flatten()
-        own_base, own = of_batch(model, batch, is_counted, slots, n_each, list(dictionaries.values()))
-        base.append(own_base)
-        rounds.append(own)
-        if on_progress is not None:
-            on_progress((number + 1) / len(batches))
-    base, losses = torch.cat(base), torch.cat(rounds, dim=-1)
-    means, errors = losses.mean(dim=-1), _standard_error(losses - base)
+    found = splice_sequences(model, tokens, slots, slot_index, dictionaries, on_progress, positions=positions)
+    means, errors = found.loss.mean(dim=-1), _standard_error(found.loss - found.base)
     spliced, spliced_error = (
         dict(zip(dictionaries, rearrange(own[1:], "(stack each) slot -> stack (slot each)", each=n_each), strict=True))
         for own in (means, errors)
     )
-    return SpliceLosses(tokens.numel(), float(base.mean()), means[0], spliced, errors[0], spliced_error)
+    return SpliceLosses(tokens.numel(), float(found.base.mean()), means[0], spliced, errors[0], spliced_error)
+
+
+@torch.no_grad()
+def splice_sequences(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    slots: Sequence[Slot],
+    slot_index: Sequence[int],
+    dictionaries: Mapping[str, StackedSAE],
+    on_progress: Callable[[float], None] | None = None,
+    *,
+    positions: Positions = EVERYWHERE,
+    has_kl: bool = False,
+) -> Spliced:
+    """What `splice` takes means of, sequence by sequence; with has_kl, how far each round moves the predictions."""
+    n_each = len(slot_index) // len(slots)
+    assert list(slot_index) == [slot for slot in range(len(slots)) for _ in range(n_each)], slot_index
+    batches = splice_batches(model, tokens, slots)
+    of_batch = _spliced_heads if _is_linear(model, slots) else _spliced_hooks
+    base, rounds = [], []
+    for number, batch in enumerate(batches):
+        batch = batch.to(device_of(model))
+        is_counted = positions.of(batch).flatten()
+        own_base, own = of_batch(model, batch, is_counted, slots, n_each, list(dictionaries.values()), has_kl)
+        base.append(own_base)
+        rounds.append(own)
+        if on_progress is not None:
+            on_progress((number + 1) / len(batches))
+    loss, *kl = torch.cat(rounds, dim=-1)
+    return Spliced(torch.cat(base), loss, kl[0] if kl else None)
 
 
 def splice_batches(
@@ -316,14 +347,15 @@ def _spliced_heads(
     slots: Sequence[Slot],
     n_each: int,
     stacks: Sequence[StackedSAE],
-) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "round slot batch"]]:
-    """(base loss, losses) of every sequence, for slots that are heads."""
+    has_kl: bool,
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "value round slot batch"]]:
+    """(base loss, losses and, with has_kl, KL) of every sequence, for slots that are heads."""
     layers = sorted({slot.layer for slot in slots})
     clean = clean_pass(model, tokens, layers)
     base = reference(model, clean.final, tokens, LOGITS_HELD)
     x = torch.stack([clean.z[slot.layer][:, :, slot.head].flatten(0, 1).float() for slot in slots])
     rounds = _rounds(x, is_counted, n_each, stacks)
-    losses = torch.empty(len(rounds), len(slots), len(tokens), dtype=torch.float64)
+    losses = torch.empty(1 + has_kl, len(rounds), len(slots), len(tokens), dtype=torch.float64)
     n_rows = len(base.loss)
     for layer in layers:
         at = [i for i, slot in enumerate(slots) if slot.layer == layer]
@@ -334,8 +366,9 @@ def _spliced_heads(
             state = model.blocks[layer].feed_forward(ablated_states(model, clean, layer, heads, z), model.read_out)  # type: ignore[operator]
             state = model(state, start_at_layer=layer + 1, return_type=None)
             x_final = model.ln_final(model.read_out(state))[:, :-1]
-            loss, _ = compare(model, x_final.reshape(len(heads), n_rows, -1), base, LOGITS_HELD)
-            losses[number, at] = loss.double().unflatten(1, (len(tokens), -1)).mean(dim=-1).cpu()
+            values = compare(model, x_final.reshape(len(heads), n_rows, -1), base, LOGITS_HELD)
+            for own, value in zip(losses, values, strict=False):
+                own[number, at] = value.double().unflatten(1, (len(tokens), -1)).mean(dim=-1).cpu()
     return base.loss.double().view(len(tokens), -1).mean(dim=-1).cpu(), losses
 
 
@@ -346,11 +379,13 @@ def _spliced_hooks(
     slots: Sequence[Slot],
     n_each: int,
     stacks: Sequence[StackedSAE],
-) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "round slot batch"]]:
-    """(base loss, losses) of every sequence, for slots of any hook of any model."""
+    has_kl: bool,
+) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "value round slot batch"]]:
+    """(base loss, losses and, with has_kl, KL) of every sequence, for slots of any hook of any model."""
     x = collect(model, tokens, slots)
     rounds = _rounds(x, is_counted, n_each, stacks)
-    losses = torch.empty(*rounds.shape[:2], len(tokens), dtype=torch.float64)
+    losses = torch.empty(1 + has_kl, *rounds.shape[:2], len(tokens), dtype=torch.float64)
+    clean = _clean_prediction(model, tokens) if has_kl else None
     # other models than ours go from the tokens to the end each time: bridges start nowhere else, and the blocks of a
     # shortformer are given the positions too, which a state does not hold
     state, reached = (model(tokens, stop_at_layer=0), 0) if is_whole(model) else (tokens, None)
@@ -360,8 +395,8 @@ def _spliced_hooks(
             state, reached = model(state, start_at_layer=reached, stop_at_layer=slot.layer), slot.layer
         for number in range(len(rounds)):
             hooks = stand_in(model, slot, x[i], rounds[number, i])
-            losses[number, i] = _sequence_losses(model, state, reached, tokens, hooks)
-    return _sequence_losses(model, state, reached, tokens, []), losses
+            losses[:, number, i] = _sequence_values(model, state, reached, tokens, hooks, clean)
+    return _sequence_values(model, state, reached, tokens, [], clean)[0], losses
 
 
 @torch.no_grad()
@@ -424,13 +459,34 @@ def stand_in(
     return hooks
 
 
-def _sequence_losses(
-    model: Any, state: Any, layer: int | None, tokens: Int[Tensor, "batch pos"], hooks: list[tuple[str, Callable]]
-) -> Float64[Tensor, "batch"]:
-    """Mean loss of every sequence, from the state entering `layer`; None: from the tokens."""
-    scored: dict[str, Any] = {"return_type": "loss", "loss_per_token": True}
+def _clean_prediction(model: Any, tokens: Int[Tensor, "batch pos"]) -> Any:
+    """What predictions are compared with: of a model of ours in blocks of logits, of any other all of them."""
+    if not is_whole(model):
+        return run_hooked(model, tokens, [], return_type="logits")
+    return reference(model, model(tokens, return_type=None), tokens, LOGITS_HELD)
+
+
+def _sequence_values(
+    model: Any,
+    state: Any,
+    layer: int | None,
+    tokens: Int[Tensor, "batch pos"],
+    hooks: list[tuple[str, Callable]],
+    clean: Any,
+) -> Float64[Tensor, "value batch"]:
+    """Mean loss and, beside a clean prediction, mean KL from it, of every sequence, from the state entering `layer`;
+    None: from the tokens."""
+    if clean is None:
+        scored: dict[str, Any] = {"return_type": "loss", "loss_per_token": True}
+        if layer is None:
+            per_token = run_hooked(model, tokens, hooks, **scored)
+        else:
+            per_token = model.run_with_hooks(state, start_at_layer=layer, tokens=tokens, fwd_hooks=hooks, **scored)
+        return per_token.double().mean(dim=1).cpu()[None]
     if layer is None:
-        per_token = run_hooked(model, tokens, hooks, **scored)
-    else:
-        per_token = model.run_with_hooks(state, start_at_layer=layer, tokens=tokens, fwd_hooks=hooks, **scored)
-    return per_token.double().mean(dim=1).cpu()
+        logits = run_hooked(model, tokens, hooks, return_type="logits")
+        return torch.stack(losses_and_kl(logits, clean, tokens, LOGITS_HELD))
+    span: dict[str, Any] = {"start_at_layer": layer, "tokens": tokens, "return_type": None}
+    final = model.run_with_hooks(state, fwd_hooks=hooks, **span)
+    x = model.ln_final(model.read_out(final))[:, :-1].flatten(0, 1)
+    return sequence_means(compare(model, x[None], clean, LOGITS_HELD), len(tokens))[:, 0]

@@ -164,7 +164,7 @@ def choose(
     none of these tokens where a form needs its largest activation."""
     place, index = place_of_feature(model, sae, feature)
     constants = measure_constants(model, sae, feature, tokens)
-    row = place.sae.W_dec[0, index].detach()
+    row = place.sae.directions[0, index]
     positions = Positions(special_ids(model), bool(sae.info.include_special))
     own_seed = [seed, feature[0], feature[1] + 1, feature[2], RANDOM]
     directions: dict[str, Tensor] = {"random": draw_directions(n_random, len(row), own_seed)}
