@@ -13,11 +13,13 @@ from sae import SAEConfig, StackedSAE, Trainer
 from sae.config import SAESource
 from workbench import runs
 from workbench.analyses.harvest.storing import harvest
+from workbench.analyses.sae_train.cost import cost
 from workbench.analyses.sae_train.evaluation import measure, random_control, splice
 from workbench.analyses.sae_train.head_saes import find_stack, sae_train
 from workbench.analyses.sae_train.plan import make_plans, train_config
 from workbench.analyses.sae_train.settings import HeadSaeSettings, Kind
 from workbench.analyses.sae_train.stack_training import StackTraining, fold_scale, input_scale
+from workbench.extend import TextSize
 from workbench.models.activations import ShuffledActivations, choose_slots, special_ids
 from workbench.models.attached import attached
 from workbench.models.transformer_lens import to_hooked_transformer
@@ -303,6 +305,24 @@ def test_a_transformer_lens_model_gives_the_same_transcoders(model, tokens, held
     ours, others = (table[table["dictionary"] == "trained"] for _, table in found)
     for column in ("fvu", "ce_zero", "ce_spliced"):
         np.testing.assert_allclose(ours[column], others[column], atol=1e-3)
+
+
+def test_a_plan_counts_a_buffer_for_each_hook(model):
+    def planned(n, *hooks, **kinds):
+        own = HeadSaeSettings(hook=hooks, layers=[0], buffer_tokens=n, **kinds)
+        return cost(model.cfg, own, TextSize(4, 16)).bytes_on_device
+
+    kinds = {"architecture": "transcoder", "activation": "topk", "k": 2}
+    single, pair, both = (
+        planned(1 << 22, *hooks, **own) - planned(1 << 21, *hooks, **own)
+        for hooks, own in (
+            (["hook_mlp_out"], {}),
+            ([PAIR], kinds),
+            (["hook_mlp_out", PAIR], kinds | {"architecture": "relu,transcoder"}),
+        )
+    )
+    assert pair == both == 2 * single  # the output's is shared
+    assert single == pytest.approx(4 * 32 * (1 << 21) * 16 / 15, rel=1e-3)
 
 
 # --- what is refused
