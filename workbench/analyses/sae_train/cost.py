@@ -80,8 +80,8 @@ class _Stack:
 
 def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """The stacks with Adam's two moments, and with the gradients and a block's activations of the one that takes a step
-    or with copies of all while the state is saved; a buffer of shuffled activations for each hook, or a shard; what
-    measuring holds of a batch.
+    or with three copies of all while the state is saved; a buffer of shuffled activations for each hook, or a shard;
+    what measuring holds of a batch.
 
     A token takes 12 operations for each weight of an SAE that it trains, two products there and back, and 4 for each
     one that is measured, in the trained, the random and the shuffled dictionary.
@@ -100,7 +100,8 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     n_forward = max(n_ctx, FORWARD_TOKENS)
     collected = 4 * n_forward * a_token + forward_bytes(cfg, n_forward)
     stepping = max(own.step_bytes(settings.batch_size, cfg.device) for own in stacks)
-    training = 4 * 3 * n_weights + max(stepping, 4 * 3 * n_weights)
+    # saved: copies as tensors, as bytes and as the file
+    training = 4 * 3 * n_weights + max(stepping, 3 * 4 * 3 * n_weights)
     measuring = 4 * 2 * n_weights + max(
         max(own.control_bytes(), collected + own.block_bytes(), own.spliced_bytes(cfg, n_ctx)) for own in stacks
     )

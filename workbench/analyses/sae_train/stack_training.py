@@ -35,10 +35,9 @@ class StackTraining:
         """the logged steps: step, and loss, l0 and dead_fraction of each SAE"""
         self._settings, self._scales = settings, scales
         self.config = train_config(settings, n_steps, len(plan.slot_index))
-        mean = first[1].mean(dim=1, keepdim=True) * scales[1] if len(first) > 1 else None
-        sae = StackedSAE(
-            plan.config, plan.generators(START), data=mean, input_index=plan.slot_index, device=first[0].device
-        )
+        x, *outs = first
+        mean = outs[0].mean(dim=1, keepdim=True) * scales[1] if outs else None
+        sae = StackedSAE(plan.config, plan.generators(START), data=mean, input_index=plan.slot_index, device=x.device)
         self._trainer = Trainer(
             sae, self.config, plan.l1, plan.generators(RESAMPLE), input_index=plan.slot_index
         )  # fmt: skip
