@@ -9,6 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae import SAEConfig, StackedSAE, loss_and_gradients
+from sae.architectures import find_architecture
 
 
 def count_step_numbers(**config: Any) -> float:
@@ -17,11 +18,12 @@ def count_step_numbers(**config: Any) -> float:
     itself is not counted."""
     own = SAEConfig(n_saes=1, d_in=2, d_sae=256, **config)
     generator = torch.Generator().manual_seed(0)
-    sae = StackedSAE(own, generator)
     x = torch.randn(1, 256, 2, generator=generator)
+    y = x if find_architecture(own.architecture).reads_pair else None
+    sae = StackedSAE(own, generator, data=y)
     dead = torch.ones(1, 256, dtype=torch.bool) if sae.architecture.uses_dead else None
     with _LiveBytes() as live:
-        loss_and_gradients(sae, x, torch.ones(1), dead=dead)
+        loss_and_gradients(sae, x, torch.ones(1), dead=dead, y=y)
     return live.peak / 4 / 256**2
 
 

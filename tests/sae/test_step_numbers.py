@@ -9,14 +9,19 @@ from sae import architectures
 from sae.architecture import Architecture
 from sae.architectures import BUILT_IN, find_architecture
 
+FORMS = [(name, form) for name in BUILT_IN for form in find_architecture(name).forms or (None,)]
+ONE_HOOK = [name for name in BUILT_IN if not find_architecture(name).reads_pair]
+NORMS = {"use_unit_norm_decoder": True, "decoder_init_norm": 1.0}
 
-@pytest.mark.parametrize("name", BUILT_IN)
-@pytest.mark.parametrize("use_unit_norm_decoder", [False, True])
-def test_architectures_say_what_a_step_holds(name, use_unit_norm_decoder):
-    own = find_architecture(name)
-    k = {"k": 4} if "k" in own.options else {}
-    norms = {"use_unit_norm_decoder": True, "decoder_init_norm": 1.0} if use_unit_norm_decoder else {}
-    counted = count_step_numbers(architecture=name, **k, **norms)
+
+@pytest.mark.parametrize(
+    ("name", "form", "norms"), [(*own, {}) for own in FORMS] + [(n, None, NORMS) for n in ONE_HOOK]
+)
+def test_architectures_say_what_a_step_holds(name, form, norms):
+    whole = find_architecture(name)
+    own = whole if form is None else whole.forms[form]
+    options = ({} if form is None else {"activation": form}) | ({"k": 4} if "k" in own.options else {})
+    counted = count_step_numbers(architecture=name, **options, **norms)
     assert 0.8 * own.step_numbers < counted <= own.step_numbers, counted
 
 

@@ -22,7 +22,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.models.costs import block_width, cache_bytes, forward_bytes, forward_flops, loss_bytes, weights_bytes
 
     layers, heads = choose("layers", settings.layers, cfg.n_layers), choose("heads", settings.heads, cfg.n_heads)
-    n_saes, d_sae = len(layers) * len(heads), HeadSaeSettings().expansion * cfg.d_head
+    n_saes, d_sae = len(layers) * len(heads), HeadSaeSettings().expansion[0] * cfg.d_head
     n_arms = len(plan_arms(settings.forms, settings.alphas, settings.n_random, has_difference=True))
     n_features, length = max(1, len(settings.feature)), N_PROMPT_TOKENS + settings.max_new_tokens
     n_half = text.n_windows // 2
