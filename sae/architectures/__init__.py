@@ -24,20 +24,20 @@ def architecture_names() -> list[str]:
     return list(dict.fromkeys([*BUILT_IN, *_FOUND]))
 
 
-def find_architecture(name: str) -> Architecture:
-    """The architecture of that name.
+def find_architecture(name: str, activation: str | None = None) -> Architecture:
+    """The architecture of that name, where it has forms in that of this activation, by default the first.
 
     Raises:
-        ValueError: no such architecture; those that there are are named.
+        ValueError: no such architecture or form; those that there are are named.
     """
     if name in BUILT_IN:
-        return importlib.import_module(f"{__name__}.{name}").ARCHITECTURE
+        return _form(importlib.import_module(f"{__name__}.{name}").ARCHITECTURE, activation)
     if not isinstance(name, str) or name not in _FOUND:
         raise ValueError(
             f"architecture: got {name!r:.60}; expected one of {', '.join(architecture_names())}, "
             "or of a plug-in that is loaded (--plugin FILE)"
         )
-    return _FOUND[name]
+    return _form(_FOUND[name], activation)
 
 
 def architecture_of(config: SAEConfig) -> Architecture:
@@ -46,15 +46,15 @@ def architecture_of(config: SAEConfig) -> Architecture:
     Raises:
         ValueError: no such architecture, or it has no such form.
     """
-    own = find_architecture(config.architecture)
-    if not own.forms or config.activation is None:
+    return find_architecture(config.architecture, config.activation)
+
+
+def _form(own: Architecture, activation: str | None) -> Architecture:
+    if not own.forms or activation is None:
         return own
-    if config.activation not in own.forms:
-        raise ValueError(
-            f"SAEConfig.activation: got {config.activation!r:.60} for {config.architecture}; "
-            f"expected one of {', '.join(own.forms)}"
-        )
-    return own.forms[config.activation]
+    if activation not in own.forms:
+        raise ValueError(f"activation: got {activation!r:.60} for {own.name}; expected one of {', '.join(own.forms)}")
+    return own.forms[activation]
 
 
 def register(architecture: Architecture) -> None:

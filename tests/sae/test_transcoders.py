@@ -515,7 +515,7 @@ def test_bad_pairs_are_named(case):
     [
         ({"architecture": "relu", "d_out": 4}, "SAEConfig.d_out: got 4 for relu; expected None"),
         ({"architecture": "relu", "activation": "topk"}, "SAEConfig.activation: got topk for relu; expected None"),
-        ({"activation": "gated"}, "SAEConfig.activation: got 'gated' for transcoder; expected one of relu, topk, ba"),
+        ({"activation": "gated"}, "activation: got 'gated' for transcoder; expected one of relu, topk, ba"),
         ({"activation": "topk"}, "SAEConfig.k: got None for transcoder; expected 0 < k"),
         ({"k": 3}, "SAEConfig.k: got 3.0 for transcoder; expected None"),
         ({"d_out": 0}, "greater than or equal to 1"),

@@ -17,6 +17,7 @@ from torch import Tensor
 from sae.stack import StackedSAE
 from workbench.models import HookedLM
 from workbench.models.activations import Positions, Slot, special_ids
+from workbench.models.checks import showing
 from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 
 Feature = tuple[int, int, int]
@@ -119,21 +120,6 @@ def standing(model: Any, places: Sequence[tuple[HookSAEs, Replace]]) -> Iterator
             yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def showing(model: Any, names: Sequence[str]) -> Iterator[None]:
-    """Inside, a model of TransformerLens passes hook_mlp_in where that is among the names; otherwise it does so only if
-    its configuration says so."""
-    is_needed = any(name.endswith(".hook_mlp_in") for name in names) and hasattr(model, "set_use_hook_mlp_in")
-    before = bool(is_needed and model.cfg.use_hook_mlp_in)
-    if is_needed:
-        model.set_use_hook_mlp_in(True)
-    try:
-        yield
-    finally:
-        if is_needed:
-            model.set_use_hook_mlp_in(before)
 
 
 # --- what stands where

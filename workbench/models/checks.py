@@ -106,7 +106,7 @@ def run_hooked(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hoo
 
         return call
 
-    with _in_evaluation(model), _computing_maps(model, names):
+    with _in_evaluation(model), _computing_maps(model, names), showing(model, names):
         try:
             # without hooks any model will do that gives logits
             hooked = {"fwd_hooks": [(name, counted(i)) for i, name in enumerate(names)]}
@@ -234,6 +234,21 @@ def _computing_maps(model: Any, names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         inner.set_attn_implementation(before)
+
+
+@contextmanager
+def showing(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Inside, a model of TransformerLens passes hook_mlp_in where that is among the names; otherwise it does so only if
+    its configuration says so."""
+    is_needed = any(name.endswith(".hook_mlp_in") for name in names) and hasattr(model, "set_use_hook_mlp_in")
+    before = bool(is_needed and model.cfg.use_hook_mlp_in)
+    if is_needed:
+        model.set_use_hook_mlp_in(True)
+    try:
+        yield
+    finally:
+        if is_needed:
+            model.set_use_hook_mlp_in(before)
 
 
 def last_layer(names: Iterable[str]) -> int | None:

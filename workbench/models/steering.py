@@ -15,7 +15,7 @@ from torch import Tensor
 from sae.edits import How, check_steering, steer
 from sae.stack import StackedSAE
 from workbench.models.activations import Positions, special_ids
-from workbench.models.attached import Feature, reading_tokens, showing, standing
+from workbench.models.attached import Feature, reading_tokens, standing
 from workbench.models.checks import checked_tokens, device_of, last_layer, run_watched
 from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 
@@ -224,8 +224,7 @@ def measure_constants(
     most, total, n = 0.0, 0.0, 0
     names = list(dict.fromkeys((place.hook_name, place.hook_name_out)))
     for batch in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
-        with showing(model, names):
-            found = run_watched(model, batch.to(device_of(model)), names, last_layer(names))
+        found = run_watched(model, batch.to(device_of(model)), names, last_layer(names))
         own, out = place.read(found[place.hook_name]), place.reconstructed(found[place.hook_name_out])
         is_counted = positions.of(batch).flatten().to(own.device)
         own, out = own[:, is_counted], out[:, is_counted]

@@ -27,12 +27,15 @@ model = small_model("janus-v3", n_layers=2)
 tokens, held_out = tokens_for(model, batch=60, pos=16), tokens_for(model, batch=6, pos=16, seed=9)
 hooks = [f"blocks.{layer}.attn.hook_z" for layer in range(2)]
 kinds = {"hook": ("z", "hook_resid_post"), "architecture": ("relu", "matryoshka"), "k": (3,)}
+pairs = {"hook": ("hook_mlp_out", "ln2.hook_normalized:hook_mlp_out"), "architecture": ("relu", "skip_transcoder")}
+pairs |= {"activation": ("relu", "topk"), "k": (3,), "l1": [0.5], "seeds": [0], "n_train_tokens": 1280}
 kinds |= {"l1": [0.5], "seeds": [0], "n_train_tokens": 1280}
 settings = {"l1": [0.5, 8.0], "seeds": [0, 1], "held_out": held_out, "batch_size": 32, "buffer_tokens": 128,
             "lr": 3e-2, "expansion": 8, "n_ce_tokens": 32, "n_train_tokens": 4800}
 work = {
     "stream": lambda out, resume: sae_train(model, tokens, out=out, resume=resume, **settings),
     "kinds": lambda out, resume: sae_train(model, tokens, out=out, resume=resume, **settings | kinds),
+    "pairs": lambda out, resume: sae_train(model, tokens, out=out, resume=resume, **settings | pairs),
     "shards": lambda out, resume: sae_train(model, root / "harvested", out=out, resume=resume, **settings),
     "harvest": lambda out, resume: harvest(model, tokens, hooks, out, resume=resume, shard_bytes=14_000),
 }
@@ -126,7 +129,7 @@ def test_killed_runs_go_on_to_the_same_bytes(tmp_path):
     """In the middle of a save, right behind a resampling that was not saved yet, after a share of all calls."""
     points = ["stream:fsync:4", "stream:resample:1", "stream:share:0.5", "shards:fsync:5", "shards:resample:0",
               "shards:share:0.4", "harvest:fsync:9", "harvest:share:0.5", "kinds:resample:2", "kinds:fsync:27",
-              "kinds:share:0.4"]  # fmt: skip
+              "kinds:share:0.4", "pairs:resample:2", "pairs:share:0.4"]  # fmt: skip
     result = kill_at(points, tmp_path)
     assert len(result["found"]) == len(points)
     assert all(one["same"] for one in result["found"]), result

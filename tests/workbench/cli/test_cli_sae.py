@@ -26,6 +26,7 @@ from workbench.models.load import load
 from workbench.models.steering import measure_constants, steered
 from workbench.models.tokenizer_files import decode_continuation, stop_ids
 
+PAIR = "ln2.hook_normalized:hook_mlp_out"
 PLUGIN = Path(__file__).parents[3] / "docs" / "plugins" / "p_annealed.py"
 
 
@@ -218,6 +219,10 @@ def test_shards_of_another_model_altered_or_held_out_are_one_line(place, small):
         (["--l1", "a,b"], 2, "--l1: got 'a,b'; expected numbers such as 1,2,4"),
         (["--seeds", "x"], 2, "--seeds: got 'x'"),
         (["--hook", "hook_zz"], 1, "hook 'blocks.0.hook_zz' does not exist; nearest"),
+        (["--hook", f"hook_zz:{PAIR[4:]}", "--architecture", "transcoder"], 2, "expected a hook, or two as IN:OUT"),
+        (["--hook", "hook_zz:hook_mlp_out", "--architecture", "transcoder"], 1, "hook 'blocks.0.hook_zz' does not"),
+        (["--architecture", "transcoder"], 2, "architecture: got transcoder for hook z; expected a hook IN:OUT"),
+        (["--hook", PAIR], 2, f"hook: got {PAIR} for relu; expected a transcoder's architecture for it"),
         (["--set", "bach=3"], 2, "unknown key 'bach'; nearest: batch_size"),
     ],
 )
@@ -369,6 +374,33 @@ def test_a_plan_of_several_stacks_is_the_sum_of_theirs(small):
     assert every["bytes_on_disk"] == sum(own["bytes_on_disk"] for own in parts)
     assert max(own["flops"] for own in parts) < every["flops"] < sum(own["flops"] for own in parts)
     assert every["bytes_in_memory"] > max(own["bytes_in_memory"] for own in parts)
+    pair = ["--hook", PAIR, "--architecture", "transcoder"]
+    beside = [*pair[:3], "relu,transcoder", "--hook", "hook_mlp_out"]
+    one, other, every = (planned(*words) for words in (pair, ["--hook", "hook_mlp_out"], beside))
+    assert one["bytes_on_disk"] == other["bytes_on_disk"] == every["bytes_on_disk"] / 2
+    assert every["flops"] < one["flops"] + other["flops"]
+
+
+def test_a_pair_of_hooks_is_trained_and_read(place, small):
+    kinds = ["--hook", PAIR, "--hook", "hook_mlp_out", "--architecture", "relu,skip_transcoder"]
+    chosen = ["--layer", 1, "--activation", "topk", "--k", 2, "--n-train-tokens", 480]
+    result = call("sae-train", *small, *kinds, *chosen, "--out", "s")
+    assert result.exit_code == 0, result.output
+    name = "ln2.hook_normalized-to-hook_mlp_out-skip_transcoder-topk-64-k2"
+    assert {p.name for p in Path("s", "sae").iterdir()} == {"hook_mlp_out-relu-64", name}
+    table = read_table("s", "sae_training_results")
+    assert list(table["hook"].unique()) == [PAIR, "hook_mlp_out"]
+    assert list(table["activation"].unique()) == ["topk", "relu"]
+    again = call("sae-train", *small, *kinds, *chosen, "--out", "s", "--resume")
+    assert again.exit_code == 0, again.output
+    subject = ["--ckpt", place / "shallow", "--data", place / "text.txt", "--n-tokens", 96, "--sae", "s"]
+    for verb, out in (("atlas", "feature_atlas"), ("feature-effects", "feature_effects")):
+        result = call(verb, *subject, "--stack", name, "--out", verb)
+        assert result.exit_code == 0, result.output
+        rows = read_table(verb, out)
+        assert len(rows) == 64
+        assert set(rows["layer"]) == {1}
+    assert (read_table("atlas", "feature_atlas")["logit_promoted"].str.len() > 2).all()  # written to the stream
 
 
 def test_an_alarm_is_one_warning_of_one_line(small):

@@ -46,7 +46,7 @@ SHOWN = ("sae_training_results", "sae_density", "sae_stability")
 def shown_kind(settings: Any) -> Kind:
     """The kind of SAEs that pages and claims show: the first, at the middle k of a sweep, of two the lower."""
     first, *_ = settings.kinds
-    ks = [own.k for own in settings.kinds if own[:3] == first[:3] and own.k is not None]
+    ks = [own.k for own in settings.kinds if own._replace(k=first.k) == first and own.k is not None]
     return first._replace(k=shown_l1(ks)) if ks else first
 
 
@@ -65,7 +65,7 @@ def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
         results = _of_kind(results, kind._replace(k=None))  # the whole sweep
         tables = {name: _of_kind(df, kind) for name, df in tables.items()}
     if is_one or is_kept:
-        density, l1 = tables["sae_density"], shown_l1(own.coefficients_of(kind.architecture))
+        density, l1 = tables["sae_density"], shown_l1(own.coefficients_of(kind))
         tables["sae_density"] = density.loc[(density["l1"] == l1) & (density["sae_seed"] == own.seeds[0])]
     (reference, first), *others = merged.configs.items()
     present = set(results["model"])
@@ -79,6 +79,8 @@ def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
 def _of_kind(table: Any, kind: Kind) -> pd.DataFrame:
     """The rows of one kind, whose expansion is the first; of all its k where it has none."""
     rows = table[(table["hook"] == kind.hook) & (table["architecture"] == kind.architecture)]
+    if "activation" in rows:
+        rows = rows[rows["activation"] == (kind.activation or kind.architecture)]
     rows = rows[rows["d_sae"] == rows.groupby("model")["d_sae"].transform("first")]
     return rows if kind.k is None else rows[rows["k"] == kind.k]
 
@@ -87,7 +89,7 @@ def notes(settings: Any) -> Sequence[str]:
     """What the page says of its SAEs."""
     kind = shown_kind(settings)
     scaled = "scaled to one mean norm a head" if settings.normalize == "mean_norm" else "as they are"
-    l1 = shown_l1(settings.coefficients_of(kind.architecture))
+    l1 = shown_l1(settings.coefficients_of(kind))
     said = [
         f"SAEs read activations {scaled}; figures show l1 = {l1:g}. The random dictionary is as "
         "sparse as the trained one and its scale is fitted, so it lacks nothing but learned directions; “shuffled” is "
@@ -97,8 +99,9 @@ def notes(settings: Any) -> Sequence[str]:
     ]
     if len(settings.kinds) > 1:
         k = "" if kind.k is None else f" with k = {kind.k:g}"
+        called = " ".join(filter(None, (kind.activation, kind.architecture)))
         said.append(
-            f"Of {len(settings.kinds)} stacks of SAEs that were trained, this page shows the {kind.architecture} SAEs "
+            f"Of {len(settings.kinds)} stacks of SAEs that were trained, this page shows the {called} SAEs "
             f"of {kind.hook}, {kind.expansion} features per dimension{k}; the tables of all are in the directories of "
             "the measurements."
         )
@@ -112,7 +115,10 @@ _KIND = (
     Column("architecture", "of several stacks", kind="text"),
     Column("k", "features kept per token, of several stacks; empty where nothing reads it"),
 )
-_STACK = (Column("hook", "of several stacks", kind="text"), _KIND[0], _SIZE, _KIND[1])
+_ACTIVATION = Column(
+    "activation", "of several stacks where activation is given: a transcoder's, else the architecture", kind="text"
+)
+_STACK = (Column("hook", "of several stacks", kind="text"), _KIND[0], _SIZE, _KIND[1], _ACTIVATION)
 
 sae_train = Analysis(
     name="sae-train",
@@ -156,6 +162,7 @@ sae_train = Analysis(
                 Column("neighbour_cosine", "median over living features of the cosine with the nearest other"),
                 Column("near_copy_share", "living features whose nearest other is above .9", unit="1"),
                 *_KIND,
+                _ACTIVATION,
             ],
             meaning="One SAE, or a control of it; head -1 is all heads together. Measured without position 0 and "
             "special tokens.",
@@ -211,7 +218,7 @@ sae_train = Analysis(
                 Column("ce_recovered_b", "mean over the range", unit="1"),
                 Column("ce_recovered_difference", "b − a", unit="1"),
             ],
-            trailing=[Column("reason", "why numbers are missing", kind="text"), *_STACK[:3]],
+            trailing=[Column("reason", "why numbers are missing", kind="text"), *_STACK[:3], _ACTIVATION],
             meaning="Two models at equal l0.",
         ),
         Table(

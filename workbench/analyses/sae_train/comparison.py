@@ -15,7 +15,7 @@ from sae.metrics import match_l0, stability
 from sae.stack import StackedSAE, spawn_generators
 
 Frame = Any  # a pandas DataFrame, whose type stubs cannot tell a column from a cell
-STACK = ("hook", "architecture", "d_sae")  # what tells stacks apart besides their sweep
+STACK = ("hook", "architecture", "d_sae", "activation")  # what tells stacks apart besides their sweep
 NULL = 4  # stream of the random directions that stability is read against
 
 
@@ -66,9 +66,9 @@ def stability_table(stack: StackedSAE, density: Float[Tensor, "n_saes d_sae"] | 
     return pd.DataFrame(rows)
 
 
-def _random_rows(stack: StackedSAE) -> Float[Tensor, "1 d_sae d_in"]:
+def _random_rows(stack: StackedSAE) -> Float[Tensor, "1 d_sae d_out"]:
     (generator,) = spawn_generators(torch.Generator().manual_seed(0), 1, [(NULL,)])
-    shape = (1, stack.config.d_sae, stack.config.d_in)
+    shape = (1, stack.config.d_sae, stack.config.d_target)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(stack.W_dec.device)
 
 
@@ -96,7 +96,7 @@ def pareto_table(results: pd.DataFrame) -> pd.DataFrame:
 
 def stack_columns(results: pd.DataFrame) -> list[str]:
     """Columns of a table that tell its stacks apart: none where it has one."""
-    return list(STACK) if "architecture" in results else []
+    return [name for name in STACK if name in results] if "architecture" in results else []
 
 
 def sweep_columns(results: pd.DataFrame) -> list[str]:

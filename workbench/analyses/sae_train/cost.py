@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 class _Stack:
     """One of the stacks."""
 
-    hook: str
-    slots: list[Slot]
+    groups: dict[str, tuple[list[Slot], int]]
+    """slots and their width of the hook that is read, and of what transcoders reconstruct"""
     config: SAEConfig
     n_each: int
     """SAEs of a slot"""
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Those that are read."""
+        return next(iter(self.groups.values()))[0]
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token that are read, and of those that transcoders reconstruct."""
+        return sum(width for _, width in self.groups.values())
 
     @property
     def n_weights(self) -> int:
@@ -33,13 +43,13 @@ class _Stack:
 
     def step_bytes(self, batch_size: int, device: str) -> int:
         """Gradients, those of a block and what a block is made of, and a block's activations."""
-        from sae.architectures import find_architecture
+        from sae.architectures import architecture_of
         from sae.gradients import block_slices
 
         saes, tokens = (
             max(part.stop - part.start for part in parts) for parts in block_slices(self.config, batch_size, device)
         )
-        acts = find_architecture(self.config.architecture).step_numbers * saes * tokens * self.config.d_sae
+        acts = architecture_of(self.config).step_numbers * saes * tokens * self.config.d_sae
         return int(4 * (acts + 3 * self.n_weights))
 
     def control_bytes(self) -> int:
@@ -47,13 +57,13 @@ class _Stack:
         quantile a copy of them and 64-bit places."""
         from workbench.analyses.sae_train.evaluation import CONTROL_TOKENS
 
-        return CONTROL_TOKENS * (18 * self.config.d_sae + 4 * self.config.n_saes * self.config.d_in)
+        return CONTROL_TOKENS * (18 * self.config.d_sae + 4 * self.config.n_saes * self.width)
 
     def block_bytes(self) -> int:
         """What is held of a block that is measured."""
         from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS
 
-        return 4 * self.config.n_saes * BLOCK_TOKENS * (5 * self.config.d_sae + 3 * self.config.d_in)
+        return 4 * self.config.n_saes * BLOCK_TOKENS * (5 * self.config.d_sae + 3 * self.width)
 
     def spliced_bytes(self, cfg: ModelConfig, n_ctx: int) -> int:
         """What is held of the sequences that reconstructions are spliced into."""
@@ -64,14 +74,14 @@ class _Stack:
         n_heads = max(layers.count(layer) for layer in layers)
         n_spliced = max(1, TOKENS_TOGETHER // n_heads // n_ctx)
         kept, continued = bytes_per_sequence(cfg, n_ctx, cfg.n_layers, n_heads)
-        a_token = 4 * len(self.slots) * self.config.d_in
+        a_token = 4 * len(self.slots) * max(self.config.d_in, self.config.d_target)
         return n_spliced * (kept + n_heads * continued + 2 * (1 + 2 * self.n_each) * n_ctx * a_token)
 
 
 def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """The stacks with Adam's two moments, and with the gradients and a block's activations of the one that takes a step
-    or with copies of all while the state is saved; a buffer of shuffled activations for each hook, or a shard; what
-    measuring holds of a batch.
+    or with three copies of all while the state is saved; a buffer of shuffled activations for each hook, or a shard;
+    what measuring holds of a batch.
 
     A token takes 12 operations for each weight of an SAE that it trains, two products there and back, and 4 for each
     one that is measured, in the trained, the random and the shuffled dictionary.
@@ -85,11 +95,13 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     shards = None if settings.shards is None else open_shards(settings.shards)
     n_train = settings.n_train_tokens or (0 if shards is None else shards.n_tokens)
     # collected: a layer's activations, stacked, laid out anew, and those that count
-    a_token = sum({own.hook: 4 * len(own.slots) * own.config.d_in for own in stacks}.values())
+    groups = {hook: 4 * len(slots) * width for own in stacks for hook, (slots, width) in own.groups.items()}
+    a_token = sum(groups.values())
     n_forward = max(n_ctx, FORWARD_TOKENS)
     collected = 4 * n_forward * a_token + forward_bytes(cfg, n_forward)
     stepping = max(own.step_bytes(settings.batch_size, cfg.device) for own in stacks)
-    training = 4 * 3 * n_weights + max(stepping, 4 * 3 * n_weights)
+    # saved: copies as tensors, as bytes and as the file
+    training = 4 * 3 * n_weights + max(stepping, 3 * 4 * 3 * n_weights)
     measuring = 4 * 2 * n_weights + max(
         max(own.control_bytes(), collected + own.block_bytes(), own.spliced_bytes(cfg, n_ctx)) for own in stacks
     )
@@ -115,10 +127,14 @@ def _stacks(cfg: ModelConfig, settings: Any) -> list[_Stack]:
 
     found = []
     for kind in settings.kinds:
-        slots = slots_of_hook(cfg, settings.layers, settings.heads, kind.hook, settings.hook)
-        (shape,) = hook_shapes(cfg, [slots[0].hook_name]).values()
-        d_in = shape[-1] if slots[0].head is not None else math.prod(shape)
-        n_each = len(settings.coefficients_of(kind.architecture)) * len(settings.seeds)
-        config = stack_config(settings, kind, len(slots) * n_each, d_in)
-        found.append(_Stack(kind.hook, slots, config, n_each))
+        groups, widths = {}, []
+        for hook in kind.hooks:
+            slots = slots_of_hook(cfg, settings.layers, settings.heads, hook, settings.hook)
+            (shape,) = hook_shapes(cfg, [slots[0].hook_name]).values()
+            widths.append(shape[-1] if slots[0].head is not None else math.prod(shape))
+            groups[hook] = (slots, widths[-1])
+        n_each = len(settings.coefficients_of(kind)) * len(settings.seeds)
+        n_slots = len(groups[kind.hooks[0]][0])
+        config = stack_config(settings, kind, n_slots * n_each, *widths)
+        found.append(_Stack(groups, config, n_each))
     return found

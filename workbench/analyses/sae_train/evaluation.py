@@ -89,6 +89,7 @@ def measure(
     *,
     positions: Positions = EVERYWHERE,
     left_out: LeftOut | None = None,
+    outs: Sequence[Slot] | None = None,
 ) -> dict[str, SAEMetrics]:
     """The measures of every dictionary on all tokens at the positions, from one pass of the model; on the CPU, where
     tables are made.
@@ -101,8 +102,9 @@ def measure(
             (batches evenly spaced, SHUFFLED_TOKENS in all); None: none.
         generator: draws the permutations; each batch is shuffled within itself.
         left_out: takes the activations at the other positions, too.
+        outs: of transcoders, what each slot's reconstruct.
     """
-    part = Measured(slots, slot_index, dictionaries, shuffled, generator, left_out)
+    part = Measured(slots, slot_index, dictionaries, shuffled, generator, left_out, outs)
     (found,) = measure_together(model, tokens, [part], on_progress, positions=positions)
     return found
 
@@ -118,9 +120,12 @@ class Measured:
         shuffled: str | None = "trained",
         generator: torch.Generator | None = None,
         left_out: LeftOut | None = None,
+        outs: Sequence[Slot] | None = None,
     ) -> None:
         assert shuffled is None or generator is not None, "shuffling needs a generator"
-        self.slots, self.left_out = slots, left_out
+        self.groups = [tuple(slots)] if outs is None else [tuple(slots), tuple(outs)]
+        """slots that are read, and those of what transcoders reconstruct"""
+        self.left_out = left_out
         self._index, self._dictionaries = torch.as_tensor(slot_index), dictionaries
         self._shuffled, self._generator = shuffled, generator
         self._sums = {name: MetricSums(stack.config, device_of(stack)) for name, stack in dictionaries.items()}
@@ -128,17 +133,21 @@ class Measured:
             self._sums["shuffled"] = MetricSums(dictionaries[shuffled].config, device_of(dictionaries[shuffled]))
 
     def update(
-        self, everything: Float[Tensor, "slot tokens d_in"], is_counted: Bool[Tensor, "batch pos"], is_shuffled: bool
+        self,
+        everything: Sequence[Float[Tensor, "slot tokens width"]],
+        is_counted: Bool[Tensor, "batch pos"],
+        is_shuffled: bool,
     ) -> None:
-        """Take the activations of a batch at all its positions; is_shuffled: the shuffled control takes them, too."""
-        x = at(is_counted, everything)
+        """Take the activations of a batch, a group each, at all its positions; is_shuffled: the shuffled control takes
+        them, too."""
+        counted = [at(is_counted, own) for own in everything]
         for name, stack in self._dictionaries.items():
-            _add(self._sums[name], stack, x, self._index)
+            _add(self._sums[name], stack, counted, self._index)
         if self.left_out is not None:
             self.left_out.update(everything, is_counted, self._dictionaries, self._index)
         if self._shuffled is not None and is_shuffled:
             assert self._generator is not None
-            mixed = shuffle_coordinates(x, self._generator)
+            mixed = [shuffle_coordinates(own, self._generator) for own in counted]
             _add(self._sums["shuffled"], self._dictionaries[self._shuffled], mixed, self._index)
 
     def finish(self) -> dict[str, SAEMetrics]:
@@ -160,12 +169,12 @@ def measure_together(
     """What `measure` gives for each of several stacks, which one pass of the model feeds."""
     batches = forward_batches(tokens)
     stride = -(-tokens.numel() // SHUFFLED_TOKENS)
-    read = list(dict.fromkeys(tuple(part.slots) for part in parts))
+    read = list(dict.fromkeys(group for part in parts for group in part.groups))
     for number, batch in enumerate(batches):
         found = dict(zip(read, collect_groups(model, batch, read, number), strict=True))
         is_counted = positions.of(batch)
         for part in parts:
-            part.update(found[tuple(part.slots)], is_counted, number % stride == 0)
+            part.update([found[group] for group in part.groups], is_counted, number % stride == 0)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
     return [part.finish() for part in parts]
@@ -174,7 +183,8 @@ def measure_together(
 class LeftOut:
     """What the positions left out of the measures would add: fvu with them, and how many activations are outlying.
 
-    An activation is outlying that is longer than three times the median of its slot's, over every position.
+    An activation is outlying that is longer than three times the median of its slot's, over every position; of
+    transcoders, what is reconstructed.
 
     Memory: 4 bytes for each token and slot.
     """
@@ -191,16 +201,16 @@ class LeftOut:
 
     def update(
         self,
-        x: Float[Tensor, "slot tokens d_in"],
+        everything: Sequence[Float[Tensor, "slot tokens width"]],
         is_counted: Bool[Tensor, "batch pos"],
         dictionaries: Mapping[str, StackedSAE],
         index: Int[Tensor, "n_saes"],
     ) -> None:
-        """Take the activations of a batch at all its positions."""
-        self._norms.append(x.norm(dim=-1).cpu())
+        """Take the activations of a batch, what is read and what transcoders reconstruct, at all its positions."""
+        self._norms.append(everything[-1].norm(dim=-1).cpu())
         self._is_counted.append(is_counted.flatten())
-        left_out = at(~is_counted, x)
-        self.n_left_out += left_out.shape[1]
+        left_out = [at(~is_counted, own) for own in everything]
+        self.n_left_out += left_out[0].shape[1]
         for name, stack in dictionaries.items():
             _add(self._left_out[name], stack, left_out, index)
 
@@ -219,11 +229,15 @@ class LeftOut:
 
 
 def _add(
-    sums: MetricSums, stack: StackedSAE, x: Float[Tensor, "slot tokens d_in"], index: Int[Tensor, "n_saes"]
+    sums: MetricSums,
+    stack: StackedSAE,
+    given: Sequence[Float[Tensor, "slot tokens width"]],
+    index: Int[Tensor, "n_saes"],
 ) -> None:
-    for block in _blocks(x):
-        own = block[index]
-        sums.update(own, *stack(own))
+    """Add what is reconstructed, the last one given, beside the reconstruction of the first."""
+    for blocks in zip(*map(_blocks, given), strict=True):
+        own = [block[index] for block in blocks]
+        sums.update(own[-1], *stack(own[0]))
 
 
 def _blocks(x: Float[Tensor, "slot tokens d_in"]) -> tuple[Float[Tensor, "slot block d_in"], ...]:
@@ -233,13 +247,17 @@ def _blocks(x: Float[Tensor, "slot tokens d_in"]) -> tuple[Float[Tensor, "slot b
 
 @torch.no_grad()
 def random_control(
-    stack: StackedSAE, x: Float[Tensor, "n_saes tokens d_in"], generators: Sequence[torch.Generator]
+    stack: StackedSAE,
+    x: Float[Tensor, "n_saes tokens d_in"],
+    generators: Sequence[torch.Generator],
+    y: Float[Tensor, "n_saes tokens d_out"] | None = None,
 ) -> StackedSAE:
-    """Random directions as sparse on x as the trained stack is; a generator per SAE draws them."""
+    """Random directions as sparse on x as the trained stack is; a generator per SAE draws them. y: what transcoders
+    reconstruct."""
     n_active = torch.stack([(stack.encode(block) > 0).sum(dim=(1, 2)) for block in _blocks(x)]).sum(dim=0)
     # a dead SAE's control still has to be one: one activation in all the tokens
     l0 = (n_active.double() / x.shape[1]).clamp(1 / x.shape[1], stack.config.d_sae - 1 / x.shape[1])
-    return random_dictionary(stack.config, x, l0.tolist(), generators)
+    return random_dictionary(stack.config, x, l0.tolist(), generators, y=y)
 
 
 @torch.no_grad()
@@ -252,6 +270,7 @@ def splice(
     on_progress: Callable[[float], None] | None = None,
     *,
     positions: Positions = EVERYWHERE,
+    outs: Sequence[Slot] | None = None,
 ) -> SpliceLosses:
     """The loss with one slot at a time replaced at the positions: by zero, and by the reconstruction of each of its
     SAEs. At other positions it stays as it is; the loss is the mean over all predictions.
@@ -260,10 +279,13 @@ def splice(
     attention plus (recon − z_h) W_O[h] continues behind it, all heads of a layer together. Any other hook is replaced
     by a hook in a forward that starts at the slot's layer; in any other model, in a whole forward.
 
-    slot_index: the slot of each SAE; as many SAEs for every slot, slot by slot.
+    slot_index: the slot of each SAE; as many SAEs for every slot, slot by slot. outs: of transcoders, the slot in each
+    one's layer that is reconstructed from it, and replaced.
     """
     n_each = len(slot_index) // len(slots)
-    found = splice_sequences(model, tokens, slots, slot_index, dictionaries, on_progress, positions=positions)
+    found = splice_sequences(
+        model, tokens, slots, slot_index, dictionaries, on_progress, positions=positions, outs=outs
+    )
     means, errors = found.loss.mean(dim=-1), _standard_error(found.loss - found.base)
     spliced, spliced_error = (
         dict(zip(dictionaries, rearrange(own[1:], "(stack each) slot -> stack (slot each)", each=n_each), strict=True))
@@ -283,17 +305,20 @@ def splice_sequences(
     *,
     positions: Positions = EVERYWHERE,
     has_kl: bool = False,
+    outs: Sequence[Slot] | None = None,
 ) -> Spliced:
     """What `splice` takes means of, sequence by sequence; with has_kl, how far each round moves the predictions."""
     n_each = len(slot_index) // len(slots)
     assert list(slot_index) == [slot for slot in range(len(slots)) for _ in range(n_each)], slot_index
     batches = splice_batches(model, tokens, slots)
-    of_batch = _spliced_heads if _is_linear(model, slots) else _spliced_hooks
     base, rounds = [], []
     for number, batch in enumerate(batches):
-        batch = batch.to(device_of(model))
+        batch, stacks = batch.to(device_of(model)), list(dictionaries.values())
         is_counted = positions.of(batch).flatten()
-        own_base, own = of_batch(model, batch, is_counted, slots, n_each, list(dictionaries.values()), has_kl)
+        if _is_linear(model, slots):
+            own_base, own = _spliced_heads(model, batch, is_counted, slots, n_each, stacks, has_kl)
+        else:
+            own_base, own = _spliced_hooks(model, batch, is_counted, slots, n_each, stacks, has_kl, outs)
         base.append(own_base)
         rounds.append(own)
         if on_progress is not None:
@@ -329,14 +354,19 @@ def recovered(base: float, zero: Float[Tensor, "*n"], spliced: Float[Tensor, "*n
 
 
 def _rounds(
-    x: Float[Tensor, "slot tokens d_in"], is_counted: Bool[Tensor, "tokens"], n_each: int, stacks: Sequence[StackedSAE]
-) -> Float[Tensor, "round slot tokens d_in"]:
-    """What stands in for x in each round: zero, then the reconstruction of each stack's 1st, 2nd … SAE of a slot; at
-    positions that do not count x itself."""
+    x: Float[Tensor, "slot tokens d_in"],
+    is_counted: Bool[Tensor, "tokens"],
+    n_each: int,
+    stacks: Sequence[StackedSAE],
+    y: Float[Tensor, "slot tokens d_out"] | None = None,
+) -> Float[Tensor, "round slot tokens d_out"]:
+    """What stands in for x, or for y that transcoders reconstruct from it, in each round: zero, then the reconstruction
+    of each stack's 1st, 2nd … SAE of a slot; at positions that do not count x or y itself."""
+    y = x if y is None else y
     repeated = x.repeat_interleave(n_each, dim=0)
     recons = [rearrange(stack(repeated)[1], "(slot each) t d -> each slot t d", each=n_each) for stack in stacks]
-    rounds = torch.cat([torch.zeros_like(x)[None], *(recon.to(x) for recon in recons)])
-    rounds[:, :, ~is_counted] = x[:, ~is_counted]
+    rounds = torch.cat([torch.zeros_like(y)[None], *(recon.to(y) for recon in recons)])
+    rounds[:, :, ~is_counted] = y[:, ~is_counted]
     return rounds
 
 
@@ -380,10 +410,12 @@ def _spliced_hooks(
     n_each: int,
     stacks: Sequence[StackedSAE],
     has_kl: bool,
+    outs: Sequence[Slot] | None,
 ) -> tuple[Float64[Tensor, "batch"], Float64[Tensor, "value round slot batch"]]:
     """(base loss, losses and, with has_kl, KL) of every sequence, for slots of any hook of any model."""
-    x = collect(model, tokens, slots)
-    rounds = _rounds(x, is_counted, n_each, stacks)
+    x, *ys = collect_groups(model, tokens, [slots] if outs is None else [slots, outs])
+    rounds = _rounds(x, is_counted, n_each, stacks, *ys)
+    slots, x = (slots, x) if outs is None else (outs, ys[0])
     losses = torch.empty(1 + has_kl, *rounds.shape[:2], len(tokens), dtype=torch.float64)
     clean = _clean_prediction(model, tokens) if has_kl else None
     # other models than ours go from the tokens to the end each time: bridges start nowhere else, and the blocks of a

@@ -31,7 +31,7 @@ from workbench.analyses.sae_train.evaluation import (
     splice,
 )
 from workbench.analyses.sae_train.plan import CONTROL, SHUFFLE, Plan, make_plans, parse_settings
-from workbench.analyses.sae_train.settings import HeadSaeSettings, shown_l1
+from workbench.analyses.sae_train.settings import HeadSaeSettings, hooks_of, shown_l1
 from workbench.analyses.sae_train.shard_activations import (
     ShardActivations,
     check_shards,
@@ -213,13 +213,13 @@ class HeadSaeJob:
             "buffer_tokens": settings.buffer_tokens,
             "positions": self.plans[0].positions,
         }
-        groups = {plan.kind.hook: plan.slots for plan in self.plans}
+        groups = {hook: slots for plan in self.plans for hook, slots in plan.groups.items()}
         self._source: ShuffledActivations | ShardActivations
         if isinstance(given, Shards):
             self._source = ShardActivations(given, *groups.values(), device=device_of(self.model), **own)
         else:
             self._source = ShuffledActivations(self.model, given, *groups.values(), **own)
-        self._group = [list(groups).index(plan.kind.hook) for plan in self.plans]
+        self._groups = [[list(groups).index(hook) for hook in plan.kind.hooks] for plan in self.plans]
         n_tokens = settings.n_train_tokens or self._source.n_tokens
         if n_tokens < settings.batch_size:
             raise ValueError(
@@ -229,11 +229,15 @@ class HeadSaeJob:
             )
         self.n_steps = n_tokens // settings.batch_size
         self._model_sha256 = weights_sha256(self.model)
-        self._rows = [StackRows(plan, self.name, self.model_seed) for plan in self.plans]
+        has_activations = any(plan.kind.activation is not None for plan in self.plans)
+        self._rows = [StackRows(plan, self.name, self.model_seed, has_activations) for plan in self.plans]
 
     def config(self) -> dict[str, Any]:
         """What the run directory's config.toml says."""
-        slots = dict.fromkeys(slot for plan in self.plans for slot in plan.slots)
+        slots = dict.fromkeys(slot for plan in self.plans for own in plan.groups.values() for slot in own)
+        settings = self.settings.model_dump(mode="json", exclude=set(NOT_ITS_OWN | CHANGES_NO_SAE))
+        if settings["activation"] is None:  # so that states of versions without it go on
+            del settings["activation"]
         return {
             "verb": "sae-train",
             "model": self.name,
@@ -246,7 +250,7 @@ class HeadSaeJob:
             # in their order, which is the stack's: a state saved in another belongs to other SAEs
             "l1": list(dict.fromkeys(l1 for plan in self.plans for l1 in plan.l1)),
             "seeds": list(dict.fromkeys(self.plans[0].seeds)),
-            "settings": self.settings.model_dump(mode="json", exclude=set(NOT_ITS_OWN | CHANGES_NO_SAE)),
+            "settings": settings,
         }
 
     def _digest(self) -> str:
@@ -261,8 +265,8 @@ class HeadSaeJob:
         training.
         """
         stacks = [
-            StackTraining(plan, self.settings, self.n_steps, self._source.block(0, group))
-            for plan, group in zip(self.plans, self._group, strict=True)
+            StackTraining(plan, self.settings, self.n_steps, *(self._source.block(0, group) for group in groups))
+            for plan, groups in zip(self.plans, self._groups, strict=True)
         ]
         if directory is not None and (directory / STATE).is_file():
             self._load_state(stacks, directory)
@@ -307,8 +311,9 @@ class HeadSaeJob:
         digest = self._digest() if directory is not None else ""
         while (done := stacks[0].n_steps_done) < n_steps:
             step = done + 1
-            for own, group in zip(stacks, self._group, strict=True):
-                own.step(self._source.batch(done, group), is_logged=step % log_every == 0 or step == n_steps)
+            is_logged = step % log_every == 0 or step == n_steps
+            for own, groups in zip(stacks, self._groups, strict=True):
+                own.step(*(self._source.batch(done, group) for group in groups), is_logged=is_logged)
             if directory is not None and (request or step % save_every == 0 or step == n_steps):
                 self._save_state(stacks, directory, digest)
             if request:
@@ -322,13 +327,13 @@ class HeadSaeJob:
         """sae_training_results and sae_density of the trained stacks and their controls, on the held-out tokens; of a
         sweep sae_pareto; with several seeds, sae_stability."""
         of_stacks = []  # the trained dictionary, and the random one
-        for plan, group, stack in zip(self.plans, self._group, stacks, strict=True):
-            x = self._source.block(0, group)[plan.slot_index, :CONTROL_TOKENS]
-            of_stacks.append({"trained": stack, "random": random_control(stack, x, plan.generators(CONTROL))})
+        for plan, groups, stack in zip(self.plans, self._groups, stacks, strict=True):
+            x, *y = (self._source.block(0, group)[plan.slot_index, :CONTROL_TOKENS] for group in groups)
+            of_stacks.append({"trained": stack, "random": random_control(stack, x, plan.generators(CONTROL), *y)})
         parts = [
             Measured(
                 plan.slots, plan.slot_index, own, "trained", torch.Generator().manual_seed(SHUFFLE),
-                LeftOut(own, plan.slot_index),
+                LeftOut(own, plan.slot_index), plan.outs,
             )
             for plan, own in zip(self.plans, of_stacks, strict=True)
         ]  # fmt: skip
@@ -359,6 +364,7 @@ class HeadSaeJob:
             own,
             on_progress=lambda share: self.on_progress(0.8 + 0.2 * (number + share) / n),
             positions=plan.positions,
+            outs=plan.outs,
         )
         found = {
             name: neighbour_cosines(stack.W_dec.detach(), metrics[name].density > 0).cpu()
@@ -382,11 +388,12 @@ def find_stack(
     architecture: str | None = None,
     d_sae: int | None = None,
     k: float | None = None,
+    activation: str | None = None,
 ) -> StackedSAE:
     """The stack of a run directory of `sae_train`, or of a directory that `StackedSAE.save` wrote.
 
     Of a run with several stacks, the one of that name (its folder within sae/), or the only one of this hook (as
-    `sae_train` was given it), architecture, d_sae and k.
+    `sae_train` was given it), architecture, d_sae, k and activation.
 
     Raises ValueError if there is none, several fit (all are named), or it is altered.
     """
@@ -394,6 +401,7 @@ def find_stack(
     folder = path / STACK if (path / STACK).is_dir() else path
     names = [""] if (folder / CONFIG_FILE).is_file() else sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
     asked = {"hook": hook, "architecture": architecture, "d_sae": d_sae, "k": k}
+    asked |= {"activation": activation}
     asked = {key: value for key, value in asked.items() if value is not None}
     fit = [own for own in names if name in (None, own) and asked.items() <= _describe(folder / own, asked).items()]
     if names and len(fit) != 1:
@@ -406,16 +414,21 @@ def find_stack(
 
 
 def _describe(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Hook, architecture, d_sae and k of a saved stack; nothing if nothing is asked."""
+    """Hook, architecture, d_sae, k and activation of a saved stack; nothing if nothing is asked."""
     if not asked:
         return {}
     record = read_json(folder / CONFIG_FILE)
     source = (record["info"]["sources"] or [{}])[0]
-    point = str(source.get("hook_name") or "").split(".", 2)[-1]  # without blocks.LAYER
-    if point == "attn.hook_z":  # has three names
-        names = (CONCATENATED, point) if source.get("head") is None else (PER_HEAD,)
-        point = asked["hook"] if asked.get("hook") in names else names[0]
-    return {"hook": point} | {key: record["config"].get(key) for key in ("architecture", "d_sae", "k")}
+    points = [source.get(key) for key in ("hook_name", "hook_name_out") if source.get(key) or key == "hook_name"]
+    names = [str(point or "").split(".", 2)[-1] for point in points]  # without blocks.LAYER
+    if names[0] == "attn.hook_z" and source.get("head") is not None:
+        names = [PER_HEAD]
+    wanted = asked.get("hook")
+    hook = ":".join(names)
+    # attn.hook_z of all heads has two names
+    is_same = wanted is not None and [{CONCATENATED: "attn.hook_z"}.get(own, own) for own in hooks_of(wanted)] == names
+    own = {key: record["config"].get(key) for key in ("architecture", "d_sae", "k", "activation")}
+    return {"hook": wanted if is_same else hook} | own
 
 
 def begins_with_bos(model: Any, tokens: Int[Tensor, "n n_ctx"] | Shards) -> bool:

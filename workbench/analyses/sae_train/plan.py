@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sae.config import SAEConfig, TrainConfig, as_list
 from sae.stack import spawn_generators
 from workbench.analyses.sae_train.evaluation import check_stand_ins
-from workbench.analyses.sae_train.settings import HeadSaeSettings, Kind, check_coefficients, check_numbers, is_penalised
+from workbench.analyses.sae_train.settings import HeadSaeSettings, Kind, check_coefficients, check_numbers, hooks_of
 from workbench.models.activations import (
     CONCATENATED,
     PER_HEAD,
@@ -24,7 +24,7 @@ from workbench.models.activations import (
     choose_slots,
     special_ids,
 )
-from workbench.models.checks import check_hooks, device_of, run_watched
+from workbench.models.checks import check_hooks, device_of, run_hooked, run_watched
 from workbench.models.streams import check_rows
 from workbench.runs.memory import check_memory
 from workbench.runs.records import describe_errors
@@ -49,6 +49,13 @@ class Plan:
     l1: list[float]
     seeds: list[int]
     positions: Positions
+    outs: list[Slot] | None = None
+    """of transcoders, what is reconstructed from each slot; None: the slot itself"""
+
+    @property
+    def groups(self) -> dict[str, list[Slot]]:
+        """The slots of each hook that is read, in the order of `kind.hooks`: the one, or a transcoder's two."""
+        return dict(zip(self.kind.hooks, [self.slots] if self.outs is None else [self.slots, self.outs], strict=True))
 
     @property
     def sources(self) -> list[tuple[Slot, float, int]]:
@@ -90,31 +97,39 @@ def make_plans(
     """A plan for each of the settings' kinds, in their order, with its SAEs in theirs.
 
     Raises ValueError for anything out of range, given twice or not given, a hook without a row per token or in whose
-    place nothing can stand, and for what memory cannot hold.
+    place nothing can stand, a pair of hooks that is passed the other way round, and for what memory cannot hold.
     """
     coefficients, seeds = numbers("l1", l1), numbers("seeds", seeds, Integral)
-    check_coefficients(coefficients, settings.architecture)
+    check_coefficients(coefficients, settings.kinds)
     positions = Positions(special_ids(model), settings.include_special)
-    slots_of = {hook: slots_of_hook(model.cfg, layers, heads, hook, settings.hook) for hook in settings.hook}
+    parts = dict.fromkeys(part for hook in settings.hook for part in hooks_of(hook))
+    slots_of = {part: slots_of_hook(model.cfg, layers, heads, part, settings.hook) for part in parts}
     check_hooks(model, list(dict.fromkeys(slot.hook_name for slots in slots_of.values() for slot in slots)))
     widths = {hook: _width(model, slots) for hook, slots in slots_of.items()}
+    pairs = [hooks_of(hook) for hook in settings.hook if len(hooks_of(hook)) > 1]
+    if pairs:
+        _check_order(model, [own for a, b in pairs for own in zip(slots_of[a], slots_of[b], strict=True)])
     plans = []
     for kind in settings.kinds:
-        slots, d_in = slots_of[kind.hook], widths[kind.hook]
-        swept = coefficients if is_penalised(kind.architecture) else [0.0]
+        slots, *outs = (slots_of[part] for part in kind.hooks)
+        d_in, *d_out = (widths[part] for part in kind.hooks)
+        swept = coefficients if kind.is_penalised else [0.0]
         every = [(i, c, s) for i in range(len(slots)) for c in swept for s in seeds]
         index, own_l1, own_seeds = (list(column) for column in zip(*every, strict=True))
         name = kind.called(d_in) if len(settings.kinds) > 1 else ""
-        config = stack_config(settings, kind, len(every), d_in)
-        plans.append(Plan(kind, name, config, slots, index, own_l1, own_seeds, positions))
+        config = stack_config(settings, kind, len(every), d_in, *d_out)
+        plans.append(Plan(kind, name, config, slots, index, own_l1, own_seeds, positions, *outs))
     _check_memory(model, plans, settings.buffer_tokens)
-    for slots in slots_of.values():
-        check_stand_ins(model, slots)
+    for part in dict.fromkeys(hooks_of(hook)[-1] for hook in settings.hook):
+        check_stand_ins(model, slots_of[part])
     return plans
 
 
 def slots_of_hook(cfg: Any, layers: Any, heads: Any, hook: str, hooks: Sequence[str]) -> list[Slot]:
-    """The slots of one of several hooks; heads are z's where it is among them. Raises ValueError as `choose_slots`."""
+    """The slots of one of several hooks; heads are z's where it is among them. Raises ValueError as `choose_slots`, and
+    for a z within a pair of them."""
+    if odd := [own for own in hooks if len(hooks_of(own)) > 1 and PER_HEAD in hooks_of(own)]:
+        raise ValueError(f"hook: got {odd[0]}; expected two that are read whole: {CONCATENATED}, not {PER_HEAD}")
     is_for_another = hook != PER_HEAD and PER_HEAD in hooks
     return choose_slots(cfg, layers, "all" if heads is None or is_for_another else heads, hook)
 
@@ -134,15 +149,36 @@ def _width(model: Any, slots: list[Slot]) -> int:
     return shape[-1] if slots[0].head is not None else math.prod(shape)
 
 
+@torch.no_grad()
+def _check_order(model: Any, pairs: list[tuple[Slot, Slot]]) -> None:
+    """Raise ValueError for a hook that is passed behind the one that is reconstructed from it."""
+    passed: list[str] = []
+    names = dict.fromkeys(slot.hook_name for pair in pairs for slot in pair)
+    hooks = [(name, lambda _, hook, name=name: passed.append(name)) for name in names]
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
+    span = {"stop_at_layer": max(slot.layer for pair in pairs for slot in pair) + 1, "return_type": None}
+    run_hooked(model, token, hooks, **span)
+    for read, out in pairs:
+        if passed.index(read.hook_name) > passed.index(out.hook_name):
+            raise ValueError(
+                f"hook: got {read.hook_name}:{out.hook_name}, of which the second is passed first; expected what is "
+                "read ahead of what is reconstructed from it"
+            )
+
+
 def _check_memory(model: Any, plans: list[Plan], buffer_tokens: int) -> None:
     """Raise ValueError unless the stacks' parameters, gradients and moments and the buffers have room together."""
     stacks = " and ".join(f"{plan.config.n_saes} SAEs of {plan.config.d_sae:,} features" for plan in plans[:3])
     further = f" and {len(plans) - 3} more stacks" if len(plans) > 3 else ""
     sizes = [own.config for own in plans]
-    read = {plan.kind.hook: len(plan.slots) * plan.config.d_in for plan in plans}
+    read = {
+        hook: len(slots) * width
+        for plan in plans
+        for (hook, slots), width in zip(plan.groups.items(), (plan.config.d_in, plan.config.d_target), strict=False)
+    }
     check_memory(
         f"a stack of {stacks}{further} beside a buffer of {buffer_tokens:,} tokens",
-        sum(16 * own.n_saes * (2 * own.d_in * own.d_sae + own.d_in + own.d_sae) for own in sizes)
+        sum(16 * own.n_saes * ((own.d_in + own.d_target) * own.d_sae + own.d_target + own.d_sae) for own in sizes)
         + sum(4 * buffer_tokens * width for width in read.values()),
         device_of(model),
     )
@@ -169,9 +205,10 @@ def train_config(settings: HeadSaeSettings, n_steps: int, n_saes: int = 1) -> Tr
     )
 
 
-def stack_config(settings: HeadSaeSettings, kind: Kind, n_saes: int, d_in: int) -> SAEConfig:
-    """The configuration of a stack of this kind. Raises ValueError for options that do not fit."""
-    options: dict[str, Any] = settings.options_of(kind.architecture) | {"k": kind.k}
+def stack_config(settings: HeadSaeSettings, kind: Kind, n_saes: int, d_in: int, d_out: int | None = None) -> SAEConfig:
+    """The configuration of a stack of this kind; d_out: of transcoders. Raises ValueError for options that do not
+    fit."""
+    options: dict[str, Any] = settings.options_of(kind) | {"k": kind.k, "activation": kind.activation, "d_out": d_out}
     try:
         return SAEConfig(
             n_saes=n_saes,

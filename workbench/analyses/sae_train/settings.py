@@ -16,22 +16,38 @@ from workbench.extend import Integers, Names, Numbers, Settings
 if TYPE_CHECKING:
     from workbench.models.config import ModelConfig
 
+A_PAIR = "ln2.hook_normalized:hook_mlp_out"  # of which errors tell
 OPTIONS = ("k", "widths", "gate_detach", "aux_coefficient")  # each is for the architectures that read it
-SEVERAL = ("hook", "architecture", "expansion", "k")  # settings whose values make kinds of SAEs
+SEVERAL = ("hook", "architecture", "activation", "expansion", "k")  # settings whose values make kinds of SAEs
 
 
 class Kind(NamedTuple):
     """One kind of the SAEs that are trained side by side, which is a stack of its own."""
 
     hook: str
+    """of transcoders IN:OUT"""
     architecture: str
     expansion: int
     k: float | None
     """None where nothing reads it"""
+    activation: str | None = None
+    """None where nothing reads it, or none is given"""
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hook, or what a transcoder reads and what it reconstructs."""
+        return hooks_of(self.hook)
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether l1 makes it sparse, and not k alone."""
+        return is_penalised(self.architecture, self.activation)
 
     def called(self, d_in: int) -> str:
-        """Its name, that of its folder."""
-        return f"{self.hook}-{self.architecture}-{self.expansion * d_in}" + ("" if self.k is None else f"-k{self.k:g}")
+        """Its name, that of its folder; a colon would be a host's in some commands, and is no character of a file's
+        name on some systems."""
+        own = ("-to-".join(self.hooks), self.architecture, self.activation, str(self.expansion * d_in))
+        return "-".join(part for part in own if part) + ("" if self.k is None else f"-k{self.k:g}")
 
 
 class TargetSettings(Settings):
@@ -52,7 +68,8 @@ class TargetSettings(Settings):
     hook: tuple[str, ...] = Field(
         default=("z",),
         description="z (one SAE per head, the default), z_concat (one per layer), or a hook of a block: "
-        "hook_resid_post; several are fed by the same forward passes; repeatable",
+        "hook_resid_post; for transcoders IN:OUT, such as ln2.hook_normalized:hook_mlp_out; several are fed by the "
+        "same forward passes; repeatable",
         min_length=1,
     )
     shards: Path | None = Field(
@@ -66,13 +83,19 @@ class DictionarySettings(Settings):
     architecture: Names = Field(
         default=("relu",),
         description="relu, gated or jumprelu, which l1 makes sparse; topk, batchtopk or matryoshka, which k does; or a "
-        "plug-in's; several, such as relu,topk, train side by side",
+        "plug-in's; for a hook IN:OUT transcoder or skip_transcoder; several, such as relu,topk, train side by side",
+        min_length=1,
+    )
+    activation: Names | None = Field(
+        default=None,
+        description="for transcoder and skip_transcoder: relu (by default) or jumprelu, which l1 makes sparse; topk or "
+        "batchtopk, which k does; several, such as relu,topk, train side by side",
         min_length=1,
     )
     k: Numbers | None = Field(
         default=None,
-        description="features kept per token, for topk, batchtopk and matryoshka; several, such as 8,16,32, make a "
-        "sweep",
+        description="features kept per token, for topk, batchtopk and matryoshka, and transcoders with one of these; "
+        "several, such as 8,16,32, make a sweep",
         min_length=1,
     )
     widths: Integers | None = Field(
@@ -186,8 +209,9 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
     def _follow_others(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        named = listed(given.get("architecture", "relu"))
-        own: dict[str, Any] = {} if any(is_penalised(str(name)) for name in named) else {"l1": (0.0,)}
+        named, activations = listed(given.get("architecture", "relu")), listed(given.get("activation")) or (None,)
+        forms = [(str(name), own if own is None else str(own)) for name in named for own in activations]
+        own: dict[str, Any] = {} if any(is_penalised(*form) for form in forms) else {"l1": (0.0,)}
         if given.get("shards") is not None:
             own["n_train_tokens"] = None
         return own | given
@@ -195,9 +219,10 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
     @model_validator(mode="after")
     def _fit_together(self) -> HeadSaeSettings:
         check_numbers("seeds", self.seeds)
-        check_coefficients(self.l1, self.architecture)
-        for name in ("hook", "architecture"):
-            given = getattr(self, name)
+        self._check_partners()
+        check_coefficients(self.l1, self.kinds)
+        for name in ("hook", "architecture", "activation"):
+            given = getattr(self, name) or ()
             if len(set(given)) < len(given):
                 raise ValueError(f"{name}: got {list(given)}; expected each once")
         for name in ("expansion", "k"):
@@ -207,26 +232,64 @@ class HeadSaeSettings(MeasuringSettings, OptimisationSettings, DictionarySetting
                 raise ValueError(f"{name}: got {list(given)}; expected numbers above 0")
         return self
 
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of SAEs: each hook with each architecture, each expansion and, where it is read, each k."""
-        found = []
-        for hook, architecture, expansion in product(self.hook, self.architecture, self.expansion):
-            found += [Kind(hook, architecture, expansion, k) for k in self.options_of(architecture)["k"] or (None,)]
-        return tuple(found)
-
-    def options_of(self, architecture: str) -> dict[str, Any]:
-        """The options that an architecture is given: those that it reads, and those that none of all does, which it
-        refuses."""
+    def _check_partners(self) -> None:
+        """Raise ValueError for a hook that no architecture is for, or an architecture without a hook."""
         from sae.architectures import find_architecture  # torch
 
-        read = {option for name in self.architecture for option in find_architecture(name).options}
-        own = find_architecture(architecture).options
+        for hook in self.hook:
+            parts = hooks_of(hook)
+            if len(parts) > 2 or (len(parts) > 1 and not all(parts)):
+                raise ValueError(f"hook: got {hook!r}; expected a hook, or two as IN:OUT, such as {A_PAIR}")
+        for is_pair in (True, False):
+            hooks = [own for own in self.hook if (len(hooks_of(own)) > 1) == is_pair]
+            architectures = [own for own in self.architecture if find_architecture(own).reads_pair == is_pair]
+            if hooks and not architectures:
+                wanted = "a transcoder's architecture" if is_pair else "an architecture that reads one hook"
+                said = f"hook: got {', '.join(hooks)} for {', '.join(self.architecture)}"
+                raise ValueError(f"{said}; expected {wanted} for it")
+            if architectures and not hooks:
+                wanted = f"a hook IN:OUT, such as {A_PAIR}," if is_pair else "a single hook, such as hook_mlp_out,"
+                said = f"architecture: got {', '.join(architectures)} for hook {', '.join(self.hook)}"
+                raise ValueError(f"{said}; expected {wanted} for it")
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of SAEs: each hook with each architecture, transcoders with a hook IN:OUT and others with a single
+        one, each expansion and, where they are read, each activation and each k."""
+        from sae.architectures import find_architecture  # torch
+
+        found = []
+        for hook, architecture, expansion in product(self.hook, self.architecture, self.expansion):
+            if find_architecture(architecture).reads_pair == (len(hooks_of(hook)) > 1):
+                forms = [Kind(hook, architecture, expansion, None, own) for own in self._activations_of(architecture)]
+                found += [form._replace(k=k) for form in forms for k in self.options_of(form)["k"] or (None,)]
+        return tuple(found)
+
+    def _activations_of(self, architecture: str) -> tuple[str | None, ...]:
+        """As `options_of`."""
+        from sae.architectures import find_architecture  # torch
+
+        is_read = [name for name in self.architecture if "activation" in find_architecture(name).options]
+        return (self.activation or (None,)) if architecture in is_read or not is_read else (None,)
+
+    def options_of(self, kind: Kind) -> dict[str, Any]:
+        """The options that a kind's architecture is given: those that it reads, and those that none of all does, which
+        it refuses."""
+        from sae.architectures import find_architecture  # torch
+
+        forms = [(name, own) for name in self.architecture for own in self._activations_of(name)]
+        read = {option for form in forms for option in find_architecture(*form).options}
+        own = find_architecture(kind.architecture, kind.activation).options
         return {name: getattr(self, name) if name in own or name not in read else None for name in OPTIONS}
 
-    def coefficients_of(self, architecture: str) -> tuple[float, ...]:
-        """The sweep of l1 of an architecture: 0 alone where l1 makes nothing sparse."""
-        return tuple(self.l1) if is_penalised(architecture) else (0.0,)
+    def coefficients_of(self, kind: Kind) -> tuple[float, ...]:
+        """The sweep of l1 of a kind: 0 alone where l1 makes nothing sparse."""
+        return tuple(self.l1) if kind.is_penalised else (0.0,)
+
+
+def hooks_of(hook: str) -> tuple[str, ...]:
+    """The one hook, or the two of IN:OUT."""
+    return tuple(hook.split(":"))
 
 
 def listed(value: Any) -> Any:
@@ -236,18 +299,19 @@ def listed(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else (value,)
 
 
-def check_coefficients(l1: Sequence[float], architectures: Sequence[str]) -> None:
-    """Raise ValueError unless SAEs of one of these architectures can have each of these sparsity coefficients."""
+def check_coefficients(l1: Sequence[float], kinds: Sequence[Kind]) -> None:
+    """Raise ValueError unless SAEs of one of these kinds can have each of these sparsity coefficients."""
     check_numbers("l1", l1)
-    if any(l1) and not any(is_penalised(name) for name in architectures):
-        raise ValueError(f"l1: got {list(l1)} for {', '.join(architectures)}, which k alone makes sparse; expected 0")
+    if any(l1) and not any(kind.is_penalised for kind in kinds):
+        names = dict.fromkeys(" ".join(filter(None, (own.activation, own.architecture))) for own in kinds)
+        raise ValueError(f"l1: got {list(l1)} for {', '.join(names)}, which k alone makes sparse; expected 0")
 
 
-def is_penalised(architecture: str) -> bool:
-    """Whether l1 makes it sparse, and not k alone. Raises ValueError for an architecture that is not known."""
+def is_penalised(architecture: str, activation: str | None = None) -> bool:
+    """Whether l1 makes it sparse, and not k alone. Raises ValueError for what is not known."""
     from sae.architectures import find_architecture  # torch
 
-    return find_architecture(architecture).has_penalty
+    return find_architecture(architecture, activation).has_penalty
 
 
 def check_numbers(what: str, given: Sequence[Any], kind: type = Real) -> None:

@@ -29,6 +29,8 @@ class StackRows:
     model: str
     """the model's name"""
     model_seed: int
+    has_activations: bool = False
+    """whether of several stacks some have an activation that was asked for"""
 
     def keys(self) -> dict[str, Any]:
         """What rows of the stack's SAEs, in their order, are told apart by."""
@@ -48,6 +50,8 @@ class StackRows:
             return table
         own = {"hook": self.plan.kind.hook, "architecture": self.plan.kind.architecture}
         own |= {"d_sae": self.plan.config.d_sae, "k": torch.nan if self.plan.kind.k is None else self.plan.kind.k}
+        if self.has_activations:
+            own["activation"] = self.plan.kind.activation or self.plan.kind.architecture
         return table.assign(**own)
 
     def curves(self, points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""One stack while it trains: its trainer, the scale of its inputs, its curves and its alarms."""
+"""One stack while it trains: its trainer, the scales of what it reads and reconstructs, its curves and its alarms."""
 
 from __future__ import annotations
 
@@ -20,16 +20,24 @@ class StackTraining:
     """The training of one stack, step by step, whatever else is trained beside it."""
 
     def __init__(
-        self, plan: Plan, settings: HeadSaeSettings, n_steps: int, first: Float[Tensor, "slot tokens d_in"]
+        self,
+        plan: Plan,
+        settings: HeadSaeSettings,
+        n_steps: int,
+        *first: Float[Tensor, "slot tokens width"],
     ) -> None:
-        """first: the tokens by which inputs are scaled."""
-        scale = input_scale(first) if settings.normalize == "mean_norm" else torch.ones(len(first), 1, 1)
+        """first: the tokens by which inputs are scaled, and of transcoders what is reconstructed from them, which has a
+        scale of its own and the start of b_dec, its mean."""
+        is_scaled = settings.normalize == "mean_norm"
+        scales = [(input_scale(own) if is_scaled else torch.ones(len(own), 1, 1)).to(own.device) for own in first]
         self.plan = plan
         self.points: list[dict[str, Any]] = []
         """the logged steps: step, and loss, l0 and dead_fraction of each SAE"""
-        self._settings, self._scale = settings, scale.to(first.device)
+        self._settings, self._scales = settings, scales
         self.config = train_config(settings, n_steps, len(plan.slot_index))
-        sae = StackedSAE(plan.config, plan.generators(START), device=first.device)
+        x, *outs = first
+        mean = outs[0].mean(dim=1, keepdim=True) * scales[1] if outs else None
+        sae = StackedSAE(plan.config, plan.generators(START), data=mean, input_index=plan.slot_index, device=x.device)
         self._trainer = Trainer(
             sae, self.config, plan.l1, plan.generators(RESAMPLE), input_index=plan.slot_index
         )  # fmt: skip
@@ -40,13 +48,14 @@ class StackTraining:
         """Steps that are done."""
         return self._trainer.n_steps_done
 
-    def step(self, x: Float[Tensor, "slot tokens d_in"], *, is_logged: bool) -> None:
-        """Train on a batch; a logged step is read from the device, and said of it is what gives an alarm.
+    def step(self, *batch: Float[Tensor, "slot tokens width"], is_logged: bool) -> None:
+        """Train on a batch, of transcoders on what is read and what is reconstructed; a logged step is read from the
+        device, and said of it is what gives an alarm.
 
         Raises ValueError for a loss that is not finite: hook, SAE and step are named.
         """
         try:
-            stats = self._trainer.step(x * self._scale)
+            stats = self._trainer.step(*(own * scale for own, scale in zip(batch, self._scales, strict=True)))
         except ValueError as error:
             raise ValueError(f"sae_train: {self.plan.name or self.plan.kind.hook}: {error}") from None
         if is_logged:
@@ -77,10 +86,12 @@ class StackTraining:
 
     def finish(self, **about: Any) -> StackedSAE:
         """The trained stack, which reads the hook's activations as they are. about: fields of `StackInfo`."""
-        stack = fold_scale(self._trainer.sae, self._scale[self.plan.slot_index, 0, 0])
+        plan, index = self.plan, self.plan.slot_index
+        stack = fold_scale(self._trainer.sae, *(scale[index, 0, 0] for scale in self._scales))
+        outs = [None] * len(index) if plan.outs is None else [plan.outs[i].hook_name for i in index]
         sources = [
-            SAESource(hook_name=slot.hook_name, layer=slot.layer, head=slot.head, l1=l1, seed=seed)
-            for slot, l1, seed in self.plan.sources
+            SAESource(hook_name=slot.hook_name, hook_name_out=out, layer=slot.layer, head=slot.head, l1=l1, seed=seed)
+            for (slot, l1, seed), out in zip(plan.sources, outs, strict=True)
         ]
         stack.info = StackInfo(sources=tuple(sources), **about)
         return stack
@@ -92,11 +103,13 @@ def input_scale(x: Float[Tensor, "slot tokens d_in"]) -> Float[Tensor, "slot 1 1
     return torch.where(mean_norm > 0, x.shape[2] ** 0.5 / mean_norm, 1.0).view(-1, 1, 1)
 
 
-def fold_scale(sae: StackedSAE, scale: Float[Tensor, "n_saes"]) -> StackedSAE:
-    """The stack that does on x what `sae` does on scale·x, its reconstruction over scale; the activations are the same
-    or, where decoder rows stay at norm 1, themselves over scale."""
+def fold_scale(
+    sae: StackedSAE, scale: Float[Tensor, "n_saes"], scale_out: Float[Tensor, "n_saes"] | None = None
+) -> StackedSAE:
+    """The stack that does on x what `sae` does on scale·x, its reconstruction over scale, or scale_out; the activations
+    are the same or, where decoder rows stay at norm 1, themselves over it."""
     with torch.no_grad():
-        folded = sae.architecture.fold_scale(sae.config, sae.tensors, scale)
+        folded = sae.architecture.fold_scale(sae.config, sae.tensors, scale, scale_out)
     return StackedSAE.from_tensors(sae.config, folded, sae.info)
 
 
