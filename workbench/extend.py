@@ -86,7 +86,7 @@ def parse_integers(value: Any) -> Any:
     for part in value.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None:
-            raise ValueError(f"got {value!r}; expected all, or numbers and ranges such as 0,2,5-7")
+            raise ValueError(f"got {value!r:.60}; expected all, or numbers and ranges such as 0,2,5-7")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"got {part.strip()!r}; expected a range that rises")

@@ -160,7 +160,8 @@ def write_effects(directory: str | Path) -> tuple[Path, Path]:
     if not found:
         raise ValueError(f"{directory}: holds no known table; expected those of a study")
     paths = {name: path for name, path in found.items() if name not in (*MADE, "feature_atlas")}
-    tables, _ = leave_out_infinite({name: read_csv(path) for name, path in paths.items() if path.stat().st_size})
+    read = {name: read_csv(path) for name, path in paths.items() if path.stat().st_size}
+    tables, _ = leave_out_infinite({name: df for name, df in read.items() if len(df)})  # one without rows has no types
     for name, df in tables.items():
         _check_numbers(name, df)
     models = order_models(record, {name: df for name, df in tables.items() if name != "ladder"})

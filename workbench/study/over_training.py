@@ -76,7 +76,7 @@ def parse_steps(text: str) -> tuple[range, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,12})\s*(?:-\s*(\d{1,12})\s*)?", part)
         if match is None:
-            raise ValueError(f"got {text!r}; expected all, or steps and ranges such as 0,50,100-400")
+            raise ValueError(f"got {text!r:.60}; expected all, or steps and ranges such as 0,50,100-400")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"got {part.strip()!r}; expected a range that rises")
