@@ -122,15 +122,14 @@ class Pushes:
         length = float(row.norm())
         if not length > 0 or not bool((directions.norm(dim=1) > 0).all()):
             raise ValueError("Pushes: got a direction of zeros; expected others")
-        numbers = (
-            alpha * (mean_norm or 0.0) if how == "norm" else 0.0,
-            alpha * (max_act or 0.0) * length if how in ("max_act", "clamp") else 0.0,
-            -length if how == "clamp" else 0.0,
-        )
+        n, acts = len(directions), alpha * (max_act or 0.0) * length
+        dot = row / -length if how == "remove" else torch.zeros_like(row)
         return cls(
-            directions / directions.norm(dim=1, keepdim=True),
-            *(directions.new_full((len(directions),), number) for number in numbers),
-            (row / -length if how == "remove" else torch.zeros_like(row)).to(directions).expand(len(directions), -1),
+            direction=directions / directions.norm(dim=1, keepdim=True),
+            constant=directions.new_full((n,), alpha * (mean_norm or 0.0) if how == "norm" else 0.0),
+            constant_acts=directions.new_full((n,), acts if how in ("max_act", "clamp") else 0.0),
+            per_act=directions.new_full((n,), -length if how == "clamp" else 0.0),
+            per_dot=dot.to(directions).expand(n, -1),
         )
 
     def rows(self, index: Int[Tensor, " n"]) -> Pushes:
