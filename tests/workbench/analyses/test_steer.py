@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from models_for_tests import ARCHITECTURES, small_model, tokens_for, worded_model
-from saes_for_tests import stack_for
+from saes_for_tests import stack_for, transcoders_for
 
 import workbench
 from reports.tables import COLUMNS, read_table
@@ -100,6 +100,34 @@ def test_a_push_along_the_feature_is_steering_and_sequences_do_not_mix(model, sa
     torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=1e-10, atol=1e-10)
     assert not torch.allclose(found[1], expected[1])
     assert not model.list_hooks()
+
+
+KINDS: dict[str, Any] = {
+    "matryoshka": {"architecture": "matryoshka", "k": 4}, "layer_norm": {"normalize_inputs": "layer_norm"},
+    "constant_norm": {"normalize_inputs": "constant_norm_rescale"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "transcoder"])
+@pytest.mark.parametrize("how", FORMS)
+def test_any_kind_of_sae_is_pushed_as_it_is_steered(model, tokens, kind, how) -> None:
+    if kind == "transcoder":
+        sae = transcoders_for(model, [1])
+    else:
+        sae = stack_for(model, choose_slots(model.cfg, [1], hook="hook_resid_post"), **KINDS[kind])
+        sae.W_dec *= torch.linspace(0.3, 3, sae.config.d_sae, dtype=sae.dtype)[:, None]  # rows of all norms
+    feature = (1, -1, 5)
+    place, index = place_of_feature(model, sae, feature)
+    row = sae.directions[0, 5]
+    pushes = Pushes.of(how, 0.75, row, row[None], **CONSTANTS._asdict()).rows(torch.zeros(3, dtype=torch.int64))
+    with torch.no_grad():
+        plain = model(tokens[:3])
+        with steered(model, sae, feature, how, 0.75, **CONSTANTS._asdict()):
+            expected = model(tokens[:3])
+        with pushed(model, place, index, pushes):
+            found = model(tokens[:3])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(expected, plain)
 
 
 @pytest.mark.parametrize("how", FORMS)
