@@ -235,7 +235,7 @@ def feature_arrays(df: pd.DataFrame, models: list[str], seeds: list[str]) -> dic
         "model": fit(df["model"].map({model: number for number, model in enumerate(models)}).to_numpy()),
         "seed": fit(seed.map({name: number for number, name in enumerate(seeds)}).to_numpy()),
         "layer": fit(df["layer"].to_numpy()),
-        "head": df["head"].to_numpy(dtype=np.int16),  # -1: an SAE on all heads together
+        "head": df["head"].to_numpy(dtype=np.int16),  # -1: an SAE that reads its hook whole
         "feature": fit(df["feature"].to_numpy()),
         "dead": dead.to_numpy(dtype=np.uint8),
     }

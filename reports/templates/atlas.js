@@ -42,7 +42,7 @@ function fillChoices() {
   byId("seed-label").hidden = atlas.seeds.length < 2;
   fill("layer", distinct(atlas.layer));
   const headNumbers = distinct(atlas.head);
-  fill("head", headNumbers, headNumbers.map((head) => (head < 0 ? "all heads together" : head)));
+  fill("head", headNumbers, headNumbers.map((head) => (head < 0 ? "whole hook" : head)));
 }
 
 function setColours() {

@@ -90,7 +90,7 @@ function nameElement(atlas, row) {
   const mark = element("span", { class: "mark", "aria-hidden": "true" }, MARKS[model % MARKS.length]);
   mark.style.color = `var(--model-${model % MARKS.length})`;
   const seed = atlas.seeds.length > 1 ? ` seed ${atlas.seeds[atlas.seed[row]]}` : "";
-  const head = atlas.head[row] < 0 ? "all heads" : `H${atlas.head[row]}`;
+  const head = atlas.head[row] < 0 ? "whole hook" : `H${atlas.head[row]}`;
   return [mark, element("span", {}, `${atlas.shortNames[model]}${seed} `), element("b", {}, `L${atlas.layer[row]} ${head} #${atlas.feature[row]}`)];
 }
 

@@ -81,7 +81,7 @@ atlas = Analysis(
                 Column("sae_seed", kind="integer"),
                 Column("n_tokens", "of which density is the share", kind="integer"),
             ],
-            meaning="One feature of an SAE; head -1 is all heads together.",
+            meaning="One feature of an SAE; head -1 is the whole hook.",
         )
     ],
     measure=measure,

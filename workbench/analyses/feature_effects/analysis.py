@@ -176,7 +176,7 @@ feature_effects = Analysis(
                 Column("l1", "sparsity coefficient"),
                 Column("hook", kind="text"),
             ],
-            meaning="One feature of an SAE, ablated with the SAE's error kept; head -1 is all heads together. ci_low "
+            meaning="One feature of an SAE, ablated with the SAE's error kept; head -1 is the whole hook. ci_low "
             "and ci_high are a 95 % bootstrap interval of delta_loss over sequences.",
         ),
         Table(

@@ -91,5 +91,5 @@ def _runs(table: pd.DataFrame) -> list[_Rows]:
 
 
 def _name(row: Any, has_seeds: bool) -> str:
-    head = "all heads" if row.head < 0 else f"H{row.head}"
+    head = "whole hook" if row.head < 0 else f"H{row.head}"
     return f"L{row.layer} {head} #{row.feature}" + (f", seed {row.seed}" if has_seeds else "")

@@ -117,7 +117,7 @@ CORE = Table(
         Column("n_sequences", "that kl and ce are measured on", kind="integer"),
     ],
     trailing=_TRAILING,
-    meaning=f"One SAE and dictionary ({_DICTIONARY}); head -1 is all heads together. Low and high are 95 % bootstrap "
+    meaning=f"One SAE and dictionary ({_DICTIONARY}); head -1 is the whole hook. Low and high are 95 % bootstrap "
     "intervals over sequences.",
 )
 PROBING = Table(

@@ -62,5 +62,5 @@ def _marks(table: pd.DataFrame, x: str, y: str, limits: tuple[str, str] | None) 
 
 
 def _name(row: Any, has_seeds: bool) -> str:
-    head = "all heads" if row.head < 0 else f"H{row.head}"
+    head = "whole hook" if row.head < 0 else f"H{row.head}"
     return f"L{row.layer} {head}, {row.dictionary}" + (f", seed {row.seed}" if has_seeds else "")

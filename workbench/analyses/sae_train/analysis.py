@@ -164,7 +164,7 @@ sae_train = Analysis(
                 *_KIND,
                 _ACTIVATION,
             ],
-            meaning="One SAE, or a control of it; head -1 is all heads together. Measured without position 0 and "
+            meaning="One SAE, or a control of it; head -1 is the whole hook. Measured without position 0 and "
             "special tokens.",
         ),
         Table(

@@ -234,8 +234,8 @@ steer = Analysis(
             meaning="One form and dose along one direction: the feature's, the difference of means before the target "
             "and elsewhere, or random ones of equal length (their mean); with form none the prompt, nothing pushed, "
             "and asked, nothing pushed and the target's words put before the prompt. alpha is 1 for remove. Random "
-            "directions are drawn by (seed, feature), and every row samples with the same numbers; head -1 is all "
-            "heads together.",
+            "directions are drawn by (seed, feature), and every row samples with the same numbers; head -1 is the "
+            "whole hook.",
         ),
         Table(
             "steering_headline",

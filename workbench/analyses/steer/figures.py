@@ -82,7 +82,7 @@ def _panels(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     found = []
     places: Any = table.groupby(keys, sort=False)
     for (model, seed, layer, head, feature), own in places:
-        name = f"{label(model)}, L{layer} {'all heads' if head < 0 else f'H{head}'} #{feature}"
+        name = f"{label(model)}, L{layer} {'whole hook' if head < 0 else f'H{head}'} #{feature}"
         name += f", seed {seed}" if table["seed"].nunique() > 1 else ""
         plain = own[own["form"] == "none"]
         for form in dict.fromkeys(own.loc[own["form"] != "none", "form"]):
