@@ -42,6 +42,7 @@ from probes.mantel import (
     partial_mantel_many,
 )
 from probes.multiplicity import benjamini_hochberg, pool_permutations, westfall_young
+from probes.paired_effects import Gap, Recovery, mean_gap, recovery, sign_flip_test
 from probes.ranks import (
     MatrixRanks,
     MatrixSpectrum,
@@ -78,6 +79,7 @@ __all__ = [
     "ConstantInputWarning",
     "Crystallisation",
     "DuplicatePointsWarning",
+    "Gap",
     "GrideResult",
     "LogisticProbe",
     "LowPrecisionWarning",
@@ -89,6 +91,7 @@ __all__ = [
     "PartialMantelManyResult",
     "PartialMantelResult",
     "ProbeWarning",
+    "Recovery",
     "SmallSampleWarning",
     "TrajectoryNulls",
     "TwoNNCurve",
@@ -111,6 +114,7 @@ __all__ = [
     "linear_cka",
     "mantel",
     "mantel_many",
+    "mean_gap",
     "matrix_ranks",
     "matrix_spectrum",
     "nuclear_rank",
@@ -126,6 +130,8 @@ __all__ = [
     "random_pc_cosine",
     "rank_utilization",
     "ranks_of_spectrum",
+    "recovery",
+    "sign_flip_test",
     "singular_values",
     "stable_rank",
     "trajectory_consistency",
