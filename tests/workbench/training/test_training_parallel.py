@@ -45,7 +45,9 @@ MUON = {"muon": {"lr": 0.02, "momentum_start": 0.85, "n_momentum_steps": 5}, "ad
 Z_LOSS = {"kind": "z-loss", "weight": 1e-5}
 
 SCRIPT = """
-import json, os, socket, sys, traceback
+import faulthandler, json, os, socket, sys, traceback
+# pandas would load it, its allocator starts a thread, and a fork of a process with threads may crash
+sys.modules["pyarrow"] = None
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -62,8 +64,9 @@ def free_port():
 
 
 def act(job, rank):
-    Path(job["errors"] + str(rank)).touch()
+    del sys.modules["pyarrow"]
     sys.stderr = open(job["errors"] + str(rank), "w")
+    faulthandler.enable(sys.stderr)  # a signal that ends the process names its place
     if job.get("signal") and rank == 1:  # the other one is told by this one alone
         real = Trainer._step
         def step(self):
@@ -83,6 +86,8 @@ def act(job, rank):
     return 0
 
 
+threads = Path("/proc/self/task")
+assert not threads.is_dir() or len(list(threads.iterdir())) == 1, "a process that forks has one thread"
 for job in json.loads(Path(sys.argv[1]).read_text()):
     port, children = str(free_port()), []
     for rank in range(job["n"]):
