@@ -37,13 +37,13 @@ class ContentShareSettings(ShownSettings):
 def check(job: Job) -> None:
     """Raise ValueError for SAEs that are not there, not the model's, or not of these layers and heads, for a model
     without tokenizer, and for a tagger that was named and is not there."""
+    from workbench.analyses.content_share import words
     from workbench.analyses.feature_effects.effects import chosen_saes
     from workbench.analyses.text_quality.tagging import load_word_tagger
     from workbench.models.sae_places import saes_by_hook
-    from workbench.models.transformer import check_tokenized
 
     own, model = job.settings, job.subject.model
-    check_tokenized("content-share", model)
+    words.word_documents(model, (), ())
     saes_by_hook(model, chosen_saes(shown_stack(job, is_checked=False), own.layers, own.heads))
     if own.tagger is not None:
         load_word_tagger(own.tagger)
@@ -74,7 +74,7 @@ def say(directory: Path) -> dict[str, Any]:
     known = table[table["share"].notna()] if len(table) else table
     if not len(known):
         return {}
-    top = known.loc[(known["share"] - known["null_mean"]).abs().idxmax()]
+    top = known.loc[known["excess_over_null"].abs().idxmax()]
     return {
         "text_rate": float(top["text_rate"]),
         "mean_share": float(known["share"].mean()),
@@ -103,6 +103,7 @@ content_share = Analysis(
                 Column("text_rate", "the same of all tokens of the text", unit="1"),
                 Column("excess", "share − text_rate", unit="1"),
                 Column("null_mean", "share expected of labels permuted within documents", unit="1"),
+                Column("excess_over_null", "share − null_mean", unit="1"),
                 Column("null_std", "of the share over permutations", unit="1"),
                 Column("p", "two-sided, of the permutations", unit="1"),
                 Column("q", "Benjamini–Hochberg over the rows of a model and seed", unit="1"),

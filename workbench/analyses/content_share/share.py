@@ -71,7 +71,7 @@ def content_share(
     token in each of the n_contexts documents in which it is strongest. share of a feature: content / (content +
     function) over the words of its contexts; nan for a feature with neither. share of a head: mean over its features,
     with the 95 % bootstrap interval over them (nan for one). text_rate: content / (content + function) over all tokens
-    of the text; excess: share − text_rate. null_mean, null_std, p: labels of the content and function words' tokens
+    of the text; excess: share − text_rate. null_mean, excess_over_null, null_std, p: labels of the content and function words' tokens
     permuted within each document, features and contexts as they are; two-sided. q: Benjamini–Hochberg over the rows.
     All is of the positions that the SAEs are meant for. Content is a class of words and not meaning.
 
@@ -240,7 +240,7 @@ def head_table(
             share, mean, std, p = observed[k], permuted.mean[k], permuted.std[k], permuted.pvalue[k]
             (low,), (high,) = ratio_limits(own[None], np.ones(len(own)), rng, n_bootstrap)
         row |= {"share": share, "ci_low": low, "ci_high": high, "text_rate": rate, "excess": share - rate}
-        row |= {"null_mean": mean, "null_std": std, "p": p, "q": np.nan}
+        row |= {"null_mean": mean, "excess_over_null": share - mean, "null_std": std, "p": p, "q": np.nan}
         rows.append(row | {"n_features": len(own), "n_contexts": n_contexts})
     table = pd.DataFrame(rows)
     return table.assign(q=benjamini_hochberg(table["p"].to_numpy(dtype=np.float64)))

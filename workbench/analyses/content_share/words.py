@@ -73,6 +73,8 @@ def word_documents(
     """
     check_tokenized("content-share", model)
     tokenizer = tokenizer_of(model)
+    if tokenizer is None:
+        raise ValueError("content-share: this model has no tokenizer; expected one, documents are text")
     encoder, lead = text_encoder(tokenizer), begin_ids(tokenizer)
     found = []
     encoded = encoder.encode_batch(list(texts), add_special_tokens=False)
