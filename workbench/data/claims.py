@@ -25,9 +25,9 @@ class Measure(Frozen):
     kind: Literal["rows", "ends", "last", "top head", "at top head", "divergence", "components"] = Field(
         default="rows",
         description="rows: reduce a column over rows; ends: that of the last layer over that of the first; last: that "
-        "of the last step; top head: the largest, with its interval over sequences; at top head: that of the head whose "
-        "zero ablation costs most, by ablation_results; divergence: of attention over MLP spectra of pairs; components: "
-        "|cos| of pairs over its baseline",
+        "of the last step; top head: the largest, with its interval over sequences; at top head: that of the head "
+        "whose zero ablation costs most, by ablation_results; divergence: of attention over MLP spectra of pairs; "
+        "components: |cos| of pairs over its baseline",
     )
     table: str = Field(description="name of the table, as in the column contract")
     column: str = Field(description="name of the column")

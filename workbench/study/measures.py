@@ -28,7 +28,9 @@ ATTENTION, MLP = ("W_Q", "W_K", "W_V", "W_O"), ("W_gate", "W_in", "W_out")
 # in these tables head −1 is a whole layer, an MLP or all heads together, which no claim is about
 SINGLE_HEADS = ("sae_training_results", "ablation_results", "content_share")
 # what says which head of a model is its top one
-TOP_HEAD = Measure(name="largest impact of a head", table="ablation_results", column="impact_pct", where={"kind": "zero"})
+TOP_HEAD = Measure(
+    name="largest impact of a head", table="ablation_results", column="impact_pct", where={"kind": "zero"}
+)
 
 
 @dataclass(frozen=True)

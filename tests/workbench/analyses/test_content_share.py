@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from workbench.analyses import find_analysis
 from workbench.analyses.content_share import share as module
 from workbench.analyses.content_share import words
 from workbench.analyses.content_share.figures import draw_content_share
+from workbench.analyses.content_share.peaks import Peaks
 from workbench.analyses.content_share.permutations import LabelledTokens, permute_labels
 from workbench.analyses.content_share.share import ContentShareWarning, FeatureContexts, content_share, feature_shares
 from workbench.analyses.content_share.words import IS_NEITHER, WordedDocument, cut_windows, word_documents
@@ -39,7 +39,7 @@ def tagged(text: str) -> tuple[PlacedWord, ...]:
 
 def documents_of(n: int, n_words: int = 60, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(list(POS), n_words)) for _ in range(n)]
+    return [" ".join(rng.choice([*POS, *["the", "a", "on"] * 4], n_words)) for _ in range(n)]
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_features_of_nouns_and_of_determiners(ends_only) -> None:
         assert np.isnan(row.ci_low), "one feature has no interval"
         assert row.p == row.q == 0.001, "no permutation is as far"
         assert row.excess == pytest.approx(row.share - row.text_rate)
-        assert 0.4 < row.text_rate < 0.95
+        assert 0.3 < row.text_rate < 0.7
     assert list(both["content_share"].columns[: len(COLUMNS["content_share"])]) == list(COLUMNS["content_share"])
     assert list(features.columns) == list(COLUMNS["content_share_features"])
 
@@ -160,7 +160,7 @@ def test_features_of_words_that_are_neither_have_no_share() -> None:
     features, (head,) = found["content_share_features"], found["content_share"].itertuples()
     assert np.isnan(features["share"][0])
     assert features["n_contexts"][0] == 20
-    assert (head.share, head.n_features, head.n_contexts) == (1.0, 1, 20)
+    assert (head.share, head.n_features, head.n_contexts) == (pytest.approx(1.0), 1, 20)
 
 
 def test_features_that_fire_too_seldom_do_not_count() -> None:
@@ -263,7 +263,8 @@ def test_random_firing_gives_false_alarms_at_the_stated_rate(n_features) -> None
     label = np.array([documents[d].label[t] for d, t in zip(document, place, strict=True)])
     contexts = FeatureContexts(chosen, feature, document, place, label)
     windows = cut_windows(documents, 16)
-    peaks: Any = SimpleNamespace(is_counted=windows.is_token)
+    no, none = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.float64)
+    peaks = Peaks(no, no.long(), no.long(), none, none, windows.is_token)
     shares = feature_shares(contexts)
     tokens = module.labelled_tokens(contexts, shares, documents, windows, peaks, n_heads)
     observed, null = permute_labels(tokens, 399, rng)

@@ -71,8 +71,9 @@ def content_share(
     token in each of the n_contexts documents in which it is strongest. share of a feature: content / (content +
     function) over the words of its contexts; nan for a feature with neither. share of a head: mean over its features,
     with the 95 % bootstrap interval over them (nan for one). text_rate: content / (content + function) over all tokens
-    of the text; excess: share − text_rate. null_mean, excess_over_null, null_std, p: labels of the content and function words' tokens
-    permuted within each document, features and contexts as they are; two-sided. q: Benjamini–Hochberg over the rows.
+    of the text; excess: share − text_rate. null_mean, excess_over_null, null_std, p: labels of the content and function
+    words' tokens permuted within each document, features and contexts as they are; two-sided. q: Benjamini–Hochberg
+    over the rows.
     All is of the positions that the SAEs are meant for. Content is a class of words and not meaning.
 
     Args:
