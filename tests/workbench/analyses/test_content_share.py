@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from models_for_tests import small_model, worded_model
@@ -28,7 +29,7 @@ from workbench.study import measuring
 
 NOUNS = ("cat", "window", "river", "stone", "house", "antidisestablishment")
 POS = dict.fromkeys(NOUNS, "NOUN") | {"the": "DET", "a": "DET", "on": "ADP", "ran": "VERB", "12": "NUM", ",": "PUNCT"}
-LAST = {"n_bootstrap": 100, "n_permutations": 99}
+LAST: dict[str, Any] = {"n_bootstrap": 100, "n_permutations": 99}
 
 
 def tagged(text: str) -> tuple[PlacedWord, ...]:
@@ -40,6 +41,12 @@ def tagged(text: str) -> tuple[PlacedWord, ...]:
 def documents_of(n: int, n_words: int = 60, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice([*POS, *["the", "a", "on"] * 4], n_words)) for _ in range(n)]
+
+
+def only(found: dict[str, pd.DataFrame]) -> Any:
+    """The one row of content_share."""
+    (row,) = found["content_share"].itertuples()
+    return row
 
 
 @pytest.fixture(autouse=True)
@@ -133,18 +140,18 @@ def test_features_of_nouns_and_of_determiners(ends_only) -> None:
     model = worded_model("kotodama").double()
     texts = documents_of(25)
     sae = spelling_sae(model, [NOUNS, ["the", "a"]], ends_only)
-    of = lambda sae: content_share(model, sae, texts, n_permutations=999, n_bootstrap=100)  # noqa: E731
+    of: Any = lambda sae: content_share(model, sae, texts, n_permutations=999, n_bootstrap=100)  # noqa: E731
     both = of(sae)
     features: Any = both["content_share_features"]
     assert features["feature"].tolist() == [0, 1], "the third fires nowhere"
     assert features["share"].tolist() == [1.0, 0.0]
     assert features["n_contexts"].tolist() == [20, 20]
     assert (features["n_content"] + features["n_function"]).tolist() == [20, 20]
-    (head,) = both["content_share"].itertuples()
+    head = only(both)
     assert (head.layer, head.head, head.n_features, head.n_contexts) == (0, -1, 2, 40)
     assert head.share == pytest.approx(0.5)
     for group, share in ((NOUNS, 1.0), (("the", "a"), 0.0)):
-        (row,) = of(spelling_sae(model, [group], ends_only))["content_share"].itertuples()
+        row = only(of(spelling_sae(model, [group], ends_only)))
         assert row.share == pytest.approx(share)
         assert np.isnan(row.ci_low), "one feature has no interval"
         assert row.p == row.q == 0.001, "no permutation is as far"
@@ -157,7 +164,7 @@ def test_features_of_nouns_and_of_determiners(ends_only) -> None:
 def test_features_of_words_that_are_neither_have_no_share() -> None:
     model = worded_model("kotodama").double()
     found = content_share(model, spelling_sae(model, [["12"], NOUNS]), documents_of(25), **LAST)
-    features, (head,) = found["content_share_features"], found["content_share"].itertuples()
+    features, head = found["content_share_features"], only(found)
     assert np.isnan(features["share"][0])
     assert features["n_contexts"][0] == 20
     assert (head.share, head.n_features, head.n_contexts) == (pytest.approx(1.0), 1, 20)
@@ -168,10 +175,10 @@ def test_features_that_fire_too_seldom_do_not_count() -> None:
     texts = [*documents_of(25), *["xyzzy"] * 30]
     sae = spelling_sae(model, [NOUNS])
     assert len(content_share(model, sae, texts, min_activations=10**6, **LAST)["content_share_features"]) == 0
-    (none,) = content_share(model, sae, texts, min_documents=26, **LAST)["content_share"].itertuples()
+    none = only(content_share(model, sae, texts, min_documents=26, **LAST))
     assert np.isnan([none.share, none.null_mean, none.p, none.q, none.excess, none.ci_low]).all()
     assert (none.n_features, none.n_contexts) == (0, 0)
-    (some,) = content_share(model, sae, texts, min_documents=25, **LAST)["content_share"].itertuples()
+    some = only(content_share(model, sae, texts, min_documents=25, **LAST))
     assert some.n_features == 1
 
 
@@ -211,7 +218,7 @@ def test_a_naive_loop_finds_the_same_contexts(kind, monkeypatch) -> None:
         if n_active[k, j] >= 5 and len(own) >= 3:
             expected[slots[k].layer, slots[k].column, j] = labels.count(1) / n_labelled if n_labelled else np.nan
     assert len(expected) > 5
-    counts = {"n_contexts": 4, "min_activations": 5, "min_documents": 3, **LAST}
+    counts: dict[str, Any] = {"n_contexts": 4, "min_activations": 5, "min_documents": 3, **LAST}
     for held in (1, 1 << 24):
         monkeypatch.setattr("workbench.analyses.content_share.peaks.ACTS_HELD", held)
         found_rows = content_share(model, sae, texts, **counts)
@@ -300,9 +307,9 @@ def test_the_job_writes_what_the_function_gives(model, tmp_path) -> None:
     assert len(read_table(out, "content_share_features")) > 0
     said: Any = find_analysis("content-share").facts
     assert 0 < said(out)["text_rate"] < 1
-    fig = draw_content_share(table)
-    assert len(fig.data) == 2  # pyright: ignore[reportArgumentType]
-    assert sum(len(trace.x) for trace in fig.data) == table["share"].notna().sum()  # pyright: ignore
+    traces: Any = draw_content_share(table).data
+    assert len(traces) == 2
+    assert sum(len(trace.x) for trace in traces) == table["share"].notna().sum()
 
 
 def test_without_a_tagger_nothing_is_said(model, tmp_path, monkeypatch) -> None:
@@ -315,14 +322,16 @@ def test_without_a_tagger_nothing_is_said(model, tmp_path, monkeypatch) -> None:
         out = measuring.measure(request_for(model, sae.save(tmp_path / "saes")), tmp_path / "out")
     assert len(read_table(out, "content_share")) == 0
     assert find_analysis("content-share").facts(out) == {}  # pyright: ignore[reportOptionalCall]
-    assert len(draw_content_share(read_table(out, "content_share")).data) == 0
+    traces: Any = draw_content_share(read_table(out, "content_share")).data
+    assert len(traces) == 0
     with pytest.raises(TaggerMissing):
         content_share(model, sae, ["cat"], tagger="mine")
 
 
 def test_what_cannot_be_measured_is_refused(model, tmp_path) -> None:
     sae, texts = stack_for(model, choose_slots(model.cfg), d_sae=6), documents_of(3)
-    of = lambda *given, **more: lambda: content_share(*(given or (model, sae, texts)), **more)  # noqa: E731
+    share: Any = content_share  # wrongly called on purpose
+    of = lambda *given, **more: lambda: share(*(given or (model, sae, texts)), **more)  # noqa: E731
     for call, said in (
         (of(n_contexts=0), "n_contexts: got 0; expected at least 1"),
         (of(min_documents=True), "min_documents: got True; expected at least 1"),

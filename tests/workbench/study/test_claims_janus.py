@@ -77,7 +77,7 @@ def test_the_rows_say_what_the_tables_hold(tables) -> None:
     rows = ledger(tables)
     assert list(rows) == [
         "janus-correlation-3", "janus-correlation-6", "janus-correlation-9", "janus-rank", "janus-rank-utilization",
-        "janus-l0-3", "janus-l0-9", "janus-top-head", "janus-loss",
+        "janus-l0-3", "janus-l0-9", "janus-top-head", "janus-content", "janus-content-top-head", "janus-loss",
     ]  # fmt: skip
     first = rows["janus-correlation-9"]
     assert first["published"] == "−60.3 % at layer 9 of 12 (.0305 → .0121)"
@@ -223,6 +223,7 @@ def test_three_seeds_can_reproduce_or_reverse_everything(sign) -> None:
             ]
         ),
         "ablation_results": ablation([1.0, 0.4], [1.0, 0.2], 0.5, seeds, ratios),
+        "content_share": content({(ADAPTIVE, layer, 0): 0.5 + 0.2 * sign for layer in (0, 2)}),
     }
     rows = ledger(tables)
     del rows["janus-loss"]  # of likeness
