@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
     from workbench.analyses.compare.comparison import compare
+    from workbench.analyses.content_share.share import content_share
     from workbench.analyses.evaluate.bits import evaluate
     from workbench.analyses.feature_effects.effects import feature_effects
     from workbench.analyses.harvest.storing import harvest
@@ -73,6 +74,7 @@ __all__ = [
     "attention_patterns",
     "build",
     "compare",
+    "content_share",
     "direct_logit_attribution",
     "evaluate",
     "export",

@@ -48,6 +48,12 @@ def scores(layers: Any = None, heads: Any = None) -> str:
     return found["sae_core"].to_csv()
 
 
+def shares(layers: Any = None, heads: Any = None) -> str:
+    own = stack_for(SPEAKER, choose_slots(SPEAKER.cfg, [0], [0, 1]), dtype=torch.float32)
+    found = workbench.content_share(SPEAKER, own, ["the king"], layers, heads, n_permutations=9, n_bootstrap=100)
+    return found["content_share"].to_csv()
+
+
 def trainer(l1: Any = 1.0, index: Any = None) -> object:
     return sae.Trainer(ONE, TRAIN, l1, torch.Generator(), input_index=index)._l1.tolist()
 
@@ -61,6 +67,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
     "workbench.feature_effects.layers": effects,
     "workbench.feature_effects.heads": lambda x: effects(heads=x),
+    "workbench.content_share.layers": shares,
+    "workbench.content_share.heads": lambda x: shares(heads=x),
     "workbench.sae_scores.layers": scores,
     "workbench.sae_scores.heads": lambda x: scores(heads=x),
     "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),

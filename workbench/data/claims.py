@@ -22,11 +22,12 @@ class Measure(Frozen):
     """Which number of a model and seed a claim is about: rows of one table, reduced."""
 
     name: str = Field(description="in words, as the ledger says it", min_length=1)
-    kind: Literal["rows", "ends", "last", "top head", "divergence", "components"] = Field(
+    kind: Literal["rows", "ends", "last", "top head", "at top head", "divergence", "components"] = Field(
         default="rows",
         description="rows: reduce a column over rows; ends: that of the last layer over that of the first; last: that "
-        "of the last step; top head: the largest, with its interval over sequences; divergence: of attention over MLP "
-        "spectra of pairs; components: |cos| of pairs over its baseline",
+        "of the last step; top head: the largest, with its interval over sequences; at top head: that of the head "
+        "whose zero ablation costs most, by ablation_results; divergence: of attention over MLP spectra of pairs; "
+        "components: |cos| of pairs over its baseline",
     )
     table: str = Field(description="name of the table, as in the column contract")
     column: str = Field(description="name of the column")

@@ -26,7 +26,11 @@ Tables = Mapping[str, pd.DataFrame]
 Bounds = tuple[float, float]
 ATTENTION, MLP = ("W_Q", "W_K", "W_V", "W_O"), ("W_gate", "W_in", "W_out")
 # in these tables head −1 is a whole layer, an MLP or all heads together, which no claim is about
-SINGLE_HEADS = ("sae_training_results", "ablation_results")
+SINGLE_HEADS = ("sae_training_results", "ablation_results", "content_share")
+# what says which head of a model is its top one
+TOP_HEAD = Measure(
+    name="largest impact of a head", table="ablation_results", column="impact_pct", where={"kind": "zero"}
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
     own = df[df["model"] == model]
     if "layer" in own and "layer" not in measure.where:  # a table of paths has none
         own = own[own["layer"].isin(layers)]
+    if measure.kind == "at top head":
+        own = _at_top_head(tables, own, model)
     reduce = {"ends": _ends, "last": _last, "top head": _over("maximum")}.get(measure.kind, _over(measure.reduce))
     values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
     known = own.dropna(subset=[measure.column]).sort_values("seed", kind="stable")
@@ -166,6 +172,15 @@ def top_heads(tables: Tables, measure: Measure, model: str) -> Frame:
         return df.iloc[:0]
     df = df[df[measure.column].notna()]
     return df.loc[df.groupby("seed")[measure.column].idxmax()]
+
+
+def _at_top_head(tables: Tables, rows: Frame, model: str) -> Frame:
+    """The rows of each seed's top head, wherever it lies; none of a seed whose heads were not ablated."""
+    place = ["seed", "layer", "head"]
+    top = top_heads(tables, TOP_HEAD, model)
+    if not set(place) <= set(rows.columns) or not set(place) <= set(top.columns):
+        return rows.iloc[:0]
+    return rows.merge(top[place].drop_duplicates(), on=place)
 
 
 def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:

@@ -19,6 +19,8 @@ from workbench.models.geometry import HeadRedundancy, bos_mass, exact, head_entr
 from workbench.models.recurrence import exit_depth
 from workbench.runs.records import Frozen, is_default
 from workbench.training.optimizers import MATRIX_LAYOUT, to_matrix
+from workbench.training.trajectory import COLUMNS as TRAJECTORY
+from workbench.training.trajectory import TrajectorySums
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
 MAP_ELEMENTS = 1 << 24  # attention weights held at once, per layer: 128 MiB in float64
@@ -40,7 +42,8 @@ class MonitorConfig(Frozen):
     )
     use_trajectory: bool = Field(
         default=False,
-        description="trajectory_consistency of the tokens' states over layers: below 0 they zig-zag",
+        description="trajectory_consistency of the tokens' states over layers, with its interval over the windows: "
+        "below 0 they zig-zag",
         exclude_if=is_default,
     )
 
@@ -71,7 +74,7 @@ def monitor_columns(cfg: ModelConfig, monitor: MonitorConfig) -> tuple[str, ...]
         per_layer += tuple(f"block_position.{layer}" for layer in range(cfg.n_layers))
     if recurrence is not None and recurrence.exit_gate != "off":
         per_layer += ("exit_depth",)
-    return (*per_layer, "trajectory_consistency") if monitor.use_trajectory else per_layer
+    return (*per_layer, *TRAJECTORY) if monitor.use_trajectory else per_layer
 
 
 def _matrices(cfg: ModelConfig) -> list[str]:
@@ -87,13 +90,11 @@ def measure(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorC
     tokens: the fixed batch. Runs without gradient, in the weights' own precision, a few sequences at a time so that the
     attention maps held stay small; sums are float64, so the split does not show.
     """
-    found = _redundancy(model, tokens, monitor.use_attention)
+    found = _in_one_forward(model, tokens, monitor)
     gates = [name for name in model.hook_dict if name.endswith("hook_exit_gate")]
     if gates:
         _, cache = model.run_with_cache(tokens, names_filter=gates, return_type=None, return_cache_object=False)
         found["exit_depth"] = float(exit_depth([cache[name].double() for name in gates]).mean())
-    if monitor.use_trajectory:
-        found["trajectory_consistency"] = trajectory_consistency(model, tokens)
     if monitor.use_ranks:
         found |= weight_ranks(model, monitor.rank_layers)
     attn_res = model.cfg.extensions.attn_res
@@ -142,38 +143,9 @@ def weight_ranks(model: HookedLM, layers: Collection[int] | None = None) -> dict
 
 
 @torch.no_grad()
-def trajectory_consistency(model: HookedLM, tokens: Int[Tensor, "batch pos"]) -> float:
-    """Mean over tokens and layers of cos(d_ℓ, d_{ℓ+1}), d_ℓ = h_{ℓ+1} − h_ℓ: do layers go on, or turn back (zig-zag)?
-
-    h are a token's states, at `hook_embed` and every `hook_resid_post`; position 0 is left out. The statistic of
-    `probes.trajectory_consistency`, on single tokens where concept tables take means over templates, and with its
-    nulls: −½ for independent states, 0 for a random walk. Displacements of 0 are left out; nan where no cosine is left,
-    and in a model of one layer.
-    """
-    total, count = 0.0, 0
-    for part in tokens.split(max(1, STATE_ELEMENTS // (tokens.shape[1] * model.cfg.d_model))):
-        before: list[Tensor] = []  # the last state, and the last unit displacement
-
-        def add(state: Tensor, hook: object, before: list[Tensor] = before) -> None:
-            nonlocal total, count
-            state = exact(state[:, 1:])
-            if not before:
-                before.append(state.clone())
-                return
-            step = torch.nn.functional.normalize(state - before[0], dim=-1, eps=0.0)  # 0/0: nan
-            if len(before) == 2:
-                cosines = (step * before[1]).sum(-1)
-                total, count = total + float(cosines.nansum()), count + int((~cosines.isnan()).sum())
-            before[:] = [state.clone(), step]
-
-        names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
-        model.run_with_hooks(part, return_type=None, fwd_hooks=[(name, add) for name in names])
-    return total / count if count else math.nan
-
-
-@torch.no_grad()
-def _redundancy(model: HookedLM, tokens: Int[Tensor, "batch pos"], use_attention: bool) -> dict[str, float]:
-    cfg = model.cfg
+def _in_one_forward(model: HookedLM, tokens: Int[Tensor, "batch pos"], monitor: MonitorConfig) -> dict[str, float]:
+    """Redundancy of the heads, statistics of their maps, and the states' trajectory."""
+    cfg, use_attention = model.cfg, monitor.use_attention
     heads = [HeadRedundancy() for _ in range(cfg.n_layers)]
     entropy = [torch.zeros(cfg.n_heads, dtype=torch.float64) for _ in heads]
     bos = [torch.zeros(cfg.n_heads, dtype=torch.float64) for _ in heads]
@@ -193,6 +165,10 @@ def _redundancy(model: HookedLM, tokens: Int[Tensor, "batch pos"], use_attention
             hooks.append((f"blocks.{layer}.attn.hook_pattern", keep_pattern))
         hooks.append((f"blocks.{layer}.attn.hook_z", count))
     size = max(1, MAP_ELEMENTS // (cfg.n_heads * tokens.shape[1] ** 2)) if use_attention else len(tokens)
+    trajectory = TrajectorySums(cfg) if monitor.use_trajectory else None
+    if trajectory is not None:
+        hooks += [(name, trajectory.add) for name in trajectory.names]
+        size = min(size, max(1, STATE_ELEMENTS // (tokens.shape[1] * cfg.d_model)))
     for part in tokens.split(size):
         # the last layer's heads are all that is needed: no unembedding
         model.run_with_hooks(part, return_type=None, fwd_hooks=hooks)
@@ -203,6 +179,8 @@ def _redundancy(model: HookedLM, tokens: Int[Tensor, "batch pos"], use_attention
             found[f"head_entropy.{layer}"] = float(per_head.mean())
             found[f"head_entropy_std.{layer}"] = float(per_head.std(correction=0))
             found[f"bos_mass.{layer}"] = float(bos[layer].mean() / len(tokens))
+    if trajectory is not None:
+        found |= dict(zip(TRAJECTORY, trajectory.result(), strict=True))
     return found
 
 

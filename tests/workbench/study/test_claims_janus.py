@@ -77,7 +77,7 @@ def test_the_rows_say_what_the_tables_hold(tables) -> None:
     rows = ledger(tables)
     assert list(rows) == [
         "janus-correlation-3", "janus-correlation-6", "janus-correlation-9", "janus-rank", "janus-rank-utilization",
-        "janus-l0-3", "janus-l0-9", "janus-top-head", "janus-loss",
+        "janus-l0-3", "janus-l0-9", "janus-top-head", "janus-content", "janus-content-top-head", "janus-loss",
     ]  # fmt: skip
     first = rows["janus-correlation-9"]
     assert first["published"] == "−60.3 % at layer 9 of 12 (.0305 → .0121)"
@@ -167,6 +167,38 @@ def test_the_top_head_is_a_ratio_with_the_intervals_of_both(tables) -> None:
     assert ledger(bare)["janus-top-head"]["verdict"] == "not enough seeds"
 
 
+def content(shares: dict[tuple[str, int, int], float], seeds=(0, 1, 2)) -> pd.DataFrame:
+    """content_share of two models of four layers and two heads, and of a whole hook; .5 where nothing is given."""
+    rows = [
+        (model, seed, layer, head, shares.get((model, layer, head), 0.5) + 0.01 * seed, 0.6, 0.55)
+        for model in (CONTROL, ADAPTIVE)
+        for seed in seeds
+        for layer in range(4)
+        for head in (-1, 0, 1)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "seed", "layer", "head", "share", "text_rate", "null_mean"])
+    return table.assign(excess_over_null=table["share"] - table["null_mean"])
+
+
+def test_content_shares_are_read_at_a_layer_and_at_the_top_head() -> None:
+    """Layer 9 of 12 is layer 2 of 4; the top head is Control's 0.0 and Adaptive's 0.1, by its impact alone."""
+    shares = {(ADAPTIVE, 2, 0): 0.9, (ADAPTIVE, 2, -1): 9.0, (CONTROL, 0, 0): 0.3, (ADAPTIVE, 0, 1): 0.8}
+    impacts = ablation([1.8, 0.4], [0.5, 0.9], 0.02, (0, 1, 2), (1.0, 1.1, 1.2))
+    rows = ledger({"content_share": content(shares), "ablation_results": impacts})
+    layer, top = rows["janus-content"], rows["janus-content-top-head"]
+    assert (layer["reference_value"], layer["treated_value"]) == pytest.approx((0.51, 0.71))
+    assert layer["measured"].startswith("content share of features, mean over heads at layer 2 of 4: +20.0 points")
+    assert "text's own words 60.0 % are content words; permuted labels give 55.0 % in the reference" in layer["why"]
+    assert (top["reference_value"], top["treated_value"]) == pytest.approx((0.31, 0.81))
+    assert (layer["verdict"], top["verdict"]) == ("reproduced", "reproduced")
+    turned = shares | {(CONTROL, 0, 0): 0.9}
+    rows = ledger({"content_share": content(turned), "ablation_results": impacts})
+    assert rows["janus-content-top-head"]["verdict"] == "reversed"
+    rows = ledger({"content_share": content(shares)})
+    assert rows["janus-content-top-head"]["verdict"] == "not measured", "no ablation says which head it is"
+    assert rows["janus-content"]["verdict"] == "reproduced"
+
+
 def test_whole_layers_and_mlps_are_no_heads(tables) -> None:
     parts = tables["ablation_results"].head(1).assign(head=-1, impact_pct=99.0, ci_low=98.0, ci_high=100.0)
     row = ledger(tables | {"ablation_results": pd.concat([tables["ablation_results"], parts])})["janus-top-head"]
@@ -191,6 +223,7 @@ def test_three_seeds_can_reproduce_or_reverse_everything(sign) -> None:
             ]
         ),
         "ablation_results": ablation([1.0, 0.4], [1.0, 0.2], 0.5, seeds, ratios),
+        "content_share": content({(ADAPTIVE, layer, 0): 0.5 + 0.2 * sign for layer in (0, 2)}),
     }
     rows = ledger(tables)
     del rows["janus-loss"]  # of likeness

@@ -20,6 +20,9 @@ from workbench.study.study import study
 SETTINGS = {
     "ablate": {"n_tokens": 256},
     "atlas": {"n_tokens": 256, "n_contexts": 2},
+    "content-share": {
+        "n_bytes": 4000, "min_activations": 2, "min_documents": 1, "n_permutations": 19, "n_bootstrap": 100,
+    },
     "feature-effects": {"n_tokens": 256, "n_exact": 2, "n_bootstrap": 100},
     "match": {"n_tokens": 256},
     "sae-train": {

@@ -61,6 +61,17 @@ class TaggedSentence:
 
 
 @dataclass(frozen=True)
+class PlacedWord:
+    """A word of a text, of whatever characters but white space, with its universal part of speech."""
+
+    text: str
+    start: int
+    """its first character in the text"""
+    pos: str
+    """NOUN, DET, PUNCT …"""
+
+
+@dataclass(frozen=True)
 class WordCounts:
     """What one continuation has, counted where it stands behind its prompt."""
 
@@ -79,6 +90,8 @@ class WordCounts:
 
 
 Tagger = Callable[[Sequence[str]], Iterator[tuple[TaggedSentence, ...]]]
+WordTagger = Callable[[Sequence[str]], Iterator[tuple[PlacedWord, ...]]]
+UNUSED = ("ner", "lemmatizer", "senter")  # parts of a pipeline that nothing here asks
 
 
 class TaggerMissing(ValueError):
@@ -95,6 +108,28 @@ def load_tagger(name: str | None = None) -> tuple[str, Tagger]:
         TaggerMissing: no spaCy, or no such pipeline.
         ValueError: a pipeline that does not tag and parse English.
     """
+    title, pipeline = _load_pipeline(name, (*UNUSED, "attribute_ruler"), ("tagger", "parser"))
+    return title, lambda texts: (tuple(_read_sentence(s) for s in doc.sents) for doc in pipeline.pipe(texts))
+
+
+def load_word_tagger(name: str | None = None) -> tuple[str, WordTagger]:
+    """(name and version, function from texts to their words with universal parts of speech) of a spaCy pipeline.
+
+    Args and Raises as `load_tagger`; the pipeline needs an attribute ruler, which turns tags into parts of speech
+    (auxiliaries apart from verbs by the parser's relations).
+    """
+    title, pipeline = _load_pipeline(name, UNUSED, ("tagger", "parser", "attribute_ruler"))
+
+    def tag(texts: Sequence[str]) -> Iterator[tuple[PlacedWord, ...]]:
+        pipeline.max_length = max([pipeline.max_length, *(len(text) + 1 for text in texts)])
+        for doc in pipeline.pipe(texts):
+            yield tuple(PlacedWord(word.text, word.idx, word.pos_) for word in doc if not word.is_space)
+
+    return title, tag
+
+
+def _load_pipeline(name: str | None, left_out: Sequence[str], parts: Sequence[str]) -> tuple[str, Any]:
+    """(name and version, spaCy's pipeline) with these parts."""
     try:
         import spacy
     except ModuleNotFoundError as error:
@@ -104,19 +139,19 @@ def load_tagger(name: str | None = None) -> tuple[str, Tagger]:
     pipeline = None
     for candidate in TAGGERS if name is None else (name,):
         try:
-            pipeline = spacy.load(candidate, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
+            pipeline = spacy.load(candidate, exclude=list(left_out))
             break
         except OSError:  # spaCy's word for a pipeline that is not there
             continue
     if pipeline is None:
         wanted = " or ".join(TAGGERS) if name is None else repr(name)
         raise TaggerMissing(f"tagger: spaCy has no pipeline {wanted}; expected an installed one or a folder: {EXTRA}")
-    missing = [part for part in ("tagger", "parser") if part not in pipeline.pipe_names]
+    missing = [part for part in parts if part not in pipeline.pipe_names]
     if missing or pipeline.lang != "en":
         what = f"has no {' and no '.join(missing)}" if missing else f"is for the language {pipeline.lang!r}"
-        raise ValueError(f"tagger: {name!r} {what}; expected an English pipeline with a tagger and a parser")
-    title = f"{pipeline.meta['lang']}_{pipeline.meta['name']} {pipeline.meta['version']}"
-    return title, lambda texts: (tuple(_read_sentence(s) for s in doc.sents) for doc in pipeline.pipe(texts))
+        expected = " and a ".join(part.replace("_", " ") for part in parts)
+        raise ValueError(f"tagger: {name!r} {what}; expected an English pipeline with a {expected}")
+    return f"{pipeline.meta['lang']}_{pipeline.meta['name']} {pipeline.meta['version']}", pipeline
 
 
 def _read_sentence(span: Any) -> TaggedSentence:

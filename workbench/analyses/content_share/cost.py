@@ -1,0 +1,41 @@
+"""What `content-share` takes, by formula."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workbench.extend import Cost, TextSize
+
+if TYPE_CHECKING:
+    from workbench.models.config import ModelConfig
+
+LABELLED = 0.8  # of tokens, those of content and function words, about
+
+
+def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
+    """Of SAEs as sae-train makes them by default, one for each head: activations of a batch; the peaks of every feature
+    while they are sorted; a document's permuted labels, the text counted as one of twenty documents. What the tagger
+    holds is not counted.
+    """
+    from workbench.analyses.content_share.peaks import ACTS_HELD, DOCUMENTS_TOGETHER
+    from workbench.analyses.sae_train.settings import HeadSaeSettings
+    from workbench.models.checks import choose
+    from workbench.models.costs import forward_bytes, forward_flops, weights_bytes
+
+    layers, heads = choose("layers", settings.layers, cfg.n_layers), choose("heads", settings.heads, cfg.n_heads)
+    n_saes, d_sae = len(layers) * len(heads), HeadSaeSettings().expansion[0] * cfg.d_head
+    n_features = n_saes * d_sae
+    n_tokens = min(text.n_tokens, max(text.n_ctx, min(4096, ACTS_HELD // n_features)))
+    acts = 4 * n_tokens * n_features
+    collected = 3 * 4 * n_tokens * n_saes * cfg.d_head + forward_bytes(cfg, n_tokens)
+    peaks = n_features * (settings.n_contexts + DOCUMENTS_TOGETHER) * (4 + 8 + 8) * 2
+    stack = 4 * 2 * n_features * cfg.d_head
+    permuted = settings.n_permutations * LABELLED * text.n_tokens / 20 * (1 + 1 + 8)
+    flops = forward_flops(cfg, text.n_windows, text.n_ctx, unembedded=0)
+    flops += 2.0 * n_features * text.n_tokens * cfg.d_head
+    flops += 2.0 * n_saes * settings.n_permutations * LABELLED * text.n_tokens
+    return Cost(
+        flops=flops,
+        bytes_in_memory=permuted,
+        bytes_on_device=weights_bytes(cfg) + stack + peaks + 2 * acts + collected,
+    )
