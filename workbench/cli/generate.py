@@ -54,8 +54,8 @@ def generate(
         str | None,
         typer.Option(
             "--monitor",
-            help="A monitor that `workbench monitor` wrote: armed on every continuation, it logs where it fires, stops, "
-            "ablates or steers, as it was made to. A monitor of a feature needs --sae.",
+            help="A monitor that `workbench monitor` wrote: armed on every continuation, it logs where it fires, "
+            "stops, ablates or steers, as it was made to. A monitor of a feature needs --sae.",
             metavar="FILE",
         ),
     ] = None,

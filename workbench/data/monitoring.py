@@ -1,4 +1,4 @@
-"""Labelled text that monitors are trained on: what a token is positive of, by rule, by document, or by a user's spans."""
+"""Labelled text that monitors are trained on: positive by a rule, by document or by a user's spans."""
 
 from __future__ import annotations
 

@@ -3,25 +3,20 @@ fires."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from sae.stack import StackedSAE
-from sae.tensors import hash_tensor
 from workbench.models.attached import ReadTokens, reading_tokens
-from workbench.models.checks import check_hooks, check_read
-from workbench.models.costs import hook_shapes
-from workbench.models.hooks import MAPS
+from workbench.models.checks import check_read
+from workbench.models.monitor_sites import find_site
 from workbench.models.monitors import CHANGES, Monitor
-from workbench.models.sae_places import HookSAEs
-from workbench.models.steering import place_of_feature
 from workbench.models.transformer import HookedLM
 from workbench.models.weights import weights_sha256
 
@@ -70,54 +65,24 @@ class Gate:
         if not isinstance(model, HookedLM):
             raise ValueError(f"monitor: got a {type(model).__name__}, on which no hook stays; expected a HookedLM")
         self.model, self.monitor = model, monitor
-        check_hooks(model, [monitor.hook])
-        if monitor.hook.endswith(MAPS):
-            raise ValueError(f"monitor: got {monitor.hook}, an attention map; expected a head's z or a stream")
         if monitor.model_sha256 not in (None, found := weights_sha256(model)):
             name = monitor.model_name or "another model"
             raise ValueError(
                 f"monitor: trained on {name}, weights {str(monitor.model_sha256)[:12]}…; got a model with "
                 f"{found[:12]}…; expected the same weights, in the same dtype"
             )
-        self._place, self._index = self._find_feature(sae)
-        self._check_width()
+        self.site = find_site(model, monitor.hook, monitor.head, monitor.feature, sae)
+        if self.site.sae_sha256 is not None and monitor.sae_sha256 not in (None, self.site.sae_sha256):
+            raise ValueError(f"monitor: got another SAE of {monitor.hook} than it was made with; expected the same one")
+        width = self.site.width(model)
+        added = len(monitor.value) if monitor.action == "steer" and monitor.value is not None else width
+        for n in (added, width if monitor.feature is not None else len(monitor.weights)):
+            if n != width:
+                raise ValueError(f"monitor: got {n} numbers for {monitor.hook}, {width} wide; expected {width}")
         if monitor.action in CHANGES:
             check_read(model, torch.zeros(1, 2, dtype=torch.long), [monitor.hook])
         self._reading: ReadTokens | None = None
         self._begin(1)
-
-    def _find_feature(self, sae: StackedSAE | None) -> tuple[HookSAEs | None, int]:
-        own = self.monitor
-        if own.feature is None:
-            if sae is not None:
-                raise ValueError(f"monitor: got SAEs for a monitor of {own.hook} itself; expected none")
-            return None, 0
-        if sae is None:
-            raise ValueError(
-                f"monitor: got no SAEs for feature {own.feature} of {own.hook}; expected the stack with it"
-            )
-        layer = int(own.hook.split(".")[1])
-        place, index = place_of_feature(self.model, sae, (layer, -1 if own.head is None else own.head, own.feature))
-        if place.hook_name != own.hook or place.hook_name_out != own.hook:
-            got = f"one from {place.hook_name} to {place.hook_name_out}"
-            raise ValueError(f"monitor: got {got}; expected an SAE that reads and reconstructs {own.hook}")
-        if own.sae_sha256 not in (None, sae_sha256(place)):
-            raise ValueError(f"monitor: got another SAE of {own.hook} than it was made with; expected the same weights")
-        return place, index
-
-    def _check_width(self) -> None:
-        own = self.monitor
-        (shape,) = hook_shapes(self.model.cfg, [own.hook]).values()
-        if own.head is not None and not (len(shape) == 2 and own.head < shape[0]):
-            raise ValueError(
-                f"monitor: got head {own.head} of {own.hook}, which shows {list(shape)}; expected its head"
-            )
-        width = shape[-1] if own.head is not None else torch.Size(shape).numel()
-        given = len(own.weights) if own.feature is None else None
-        added = len(own.value) if own.action == "steer" and own.value is not None else None
-        for n in (given, added):
-            if n not in (None, width):
-                raise ValueError(f"monitor: got {n} weights for {own.hook}, which is {width} wide; expected {width}")
 
     # --- one batch
 
@@ -168,16 +133,19 @@ class Gate:
         start = self._n_prompt - 1 + len(self._scores)  # the first position that is not scored yet
         if start < first or (self._step is not None and len(self._step) != len(x)):
             raise ValueError(
-                f"monitor: got {len(x)} sequences from position {first} on; expected those that the gate was armed for, "
-                f"from position {start} at the latest"
+                f"monitor: got {len(x)} sequences from position {first} on; expected those that the gate was armed "
+                f"for, from position {start} at the latest"
             )
         if first + n > start:
-            self._take(self.monitor.score(self._read(x[:, start - first :])))
+            self._take(self.monitor.score(self.site.read(x[:, start - first :])))
         if self.monitor.action not in CHANGES or self._step is None or not bool((self._step >= 0).any()):
             return None
         since = torch.where(self._step >= 0, self._step + self._n_prompt - 1, first + n)
         is_changed = torch.arange(first, first + n, device=x.device) >= since[:, None]
-        return self._changed(x, is_changed) if bool(is_changed.any()) else None
+        if not bool(is_changed.any()):
+            return None
+        assert self.monitor.value is not None
+        return self.site.changed(x, is_changed, self.monitor.action, self.monitor.value)
 
     def _take(self, scores: Float64[Tensor, "batch step"]) -> None:
         """Pool further scores, and note which rows pass the threshold for the first time."""
@@ -192,40 +160,3 @@ class Gate:
             self._step = torch.where(fires, len(self._scores), self._step)
             self._pooled = torch.where(fires, self._last, self._pooled)
             self._scores.append(own.masked_fill(ended | self.stopped & ~fires, torch.nan))
-
-    def _read(self, x: Tensor) -> Float[Tensor, "batch pos d"]:
-        """What the probe reads of the hook's activation."""
-        own = self.monitor
-        if self._place is not None:
-            acts = self._place.sae.encode(self._place.read(x))[0, :, self._index]
-            return acts.unflatten(0, x.shape[:2])[..., None].to(x.device)
-        return x.flatten(2) if own.head is None else x[:, :, own.head]
-
-    def _changed(self, x: Tensor, is_changed: Bool[Tensor, "batch pos"]) -> Tensor:
-        """The hook's activation with the action done where is_changed says so."""
-        own = self.monitor
-        assert own.value is not None
-        value = own.value.to(x)
-        if self._place is not None:
-            place, read = self._place, self._place.read(x)
-            if own.action == "steer":
-                return place.written(x, read + value.to(read), is_changed)
-            acts = place.sae.encode(read)
-            edited = acts.clone()
-            edited[..., self._index] = own.value.to(acts)
-            return place.written(x, read + place.sae.decode(edited, read) - place.sae.decode(acts, read), is_changed)
-        part = x if own.head is None else x[:, :, own.head]
-        value = value.reshape(part.shape[2:])
-        where = is_changed.reshape(*is_changed.shape, *(1 for _ in part.shape[2:]))
-        new = torch.where(where, value if own.action == "ablate" else part + value, part)
-        if own.head is None:
-            return new
-        whole = x.clone()
-        whole[:, :, own.head] = new
-        return whole
-
-
-def sae_sha256(place: HookSAEs) -> str:
-    """What a monitor knows its SAE by: the hash of all its tensors."""
-    parts = [f"{name} {hash_tensor(own)}" for name, own in sorted(place.sae.state_dict().items())]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
