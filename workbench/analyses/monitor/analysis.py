@@ -49,7 +49,7 @@ class MonitorSettings(Settings):
         "tokens, a feature to 0; steer moves the activation away from the positive ones",
     )
     strength: float = Field(default=1.0, description="of steer, in mean lengths of the activation", gt=0)
-    n_ctx: int | None = Field(
+    n_window: int | None = Field(
         default=None, description="tokens per window; by default the model's context, at most 128", ge=2
     )
     n_tokens: int = Field(default=32_768, description="tokens that the probe is trained and tested on, at most", ge=256)

@@ -55,7 +55,7 @@ def open_monitor(model: Any, settings: Any, seed: int) -> Opened:
     """
     check_ours("monitor", model)
     check_tokenized("monitor", model)
-    length = window_length(model, settings.n_ctx, MAX_N_CTX)
+    length = window_length(model, settings.n_window, MAX_N_CTX)
     if N_PROMPT + settings.max_new_tokens > length:
         raise ValueError(
             f"max_new_tokens: got {settings.max_new_tokens}, with the prompt {N_PROMPT + settings.max_new_tokens} "

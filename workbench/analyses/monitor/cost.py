@@ -21,7 +21,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.analyses.monitor.quality import GRID_OF_C
     from workbench.models.costs import cache_bytes, forward_bytes, forward_flops, loss_bytes, weights_bytes
 
-    n_ctx = settings.n_ctx or min(cfg.n_ctx, MAX_N_CTX)
+    n_ctx = settings.n_window or min(cfg.n_ctx, MAX_N_CTX)
     width = cfg.d_head if settings.head is not None else cfg.d_model
     n, n_training = settings.n_tokens, 0.6 * settings.n_tokens
     length, rows = N_PROMPT + settings.max_new_tokens, min(ROWS_TOGETHER, settings.n_continuations)

@@ -58,8 +58,8 @@ def _curves(table: pd.DataFrame, kind: str, x_title: str, y_title: str) -> go.Fi
 
 
 def draw_scores(table: pd.DataFrame) -> go.Figure:
-    """Pooled scores (line) and scores (dots, filled at positive tokens) over the tokens behind a prompt; the dashed line
-    is the threshold."""
+    """Pooled scores (line) and scores (dots, filled at positive tokens) over the tokens behind a prompt; the dashed
+    line is the threshold."""
     from reports.figures.figure_builder import facets, scatter
     from reports.figures.style import MUTED, PALETTE
 
@@ -82,7 +82,8 @@ def draw_scores(table: pd.DataFrame) -> go.Figure:
             own = rows[rows["is_positive"] == is_positive]
             dots = scatter(
                 x=own["step"].tolist(), y=own["score"].tolist(), mode="markers", name=name, legendgroup=name,
-                showlegend=is_first, marker={"color": PALETTE[1] if is_positive else MUTED, "symbol": symbol, "size": 5},
+                showlegend=is_first,
+                marker={"color": PALETTE[1] if is_positive else MUTED, "symbol": symbol, "size": 5},
                 hovertemplate=f"token %{{x}}, {name}: %{{y:.3g}}<extra></extra>",
             )  # fmt: skip
             fig.add_trace(dots, **where)
