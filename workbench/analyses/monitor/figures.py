@@ -68,7 +68,7 @@ def draw_scores(table: pd.DataFrame) -> go.Figure:
         many = table.groupby(["model", "seed", "layer", "head", "feature", "target"]).ngroups > 1
         for example, own in rows.groupby("example", sort=False):
             panels.append((f"{title}: {example}" if many else str(example), own))
-    fig, cells = facets([title for title, _ in panels], columns=3, height=200)
+    fig, cells = facets([title for title, _ in panels], columns=3, height=230)
     for number, ((_, rows), where) in enumerate(zip(panels, cells, strict=True)):
         step, is_first = rows["step"].tolist(), number == 0
         fig.add_hline(float(rows["threshold"].iloc[0]), {"color": MUTED, "width": 1.2, "dash": "dash"}, **where)
@@ -87,7 +87,8 @@ def draw_scores(table: pd.DataFrame) -> go.Figure:
                 hovertemplate=f"token %{{x}}, {name}: %{{y:.3g}}<extra></extra>",
             )  # fmt: skip
             fig.add_trace(dots, **where)
-        fig.update_xaxes(title_text="token behind the prompt", **where)
+        is_last = number >= len(panels) - 3  # of its column
+        fig.update_xaxes(title_text="token behind the prompt" if is_last else None, **where)
         fig.update_yaxes(title_text="log-odds" if where["col"] == 1 else None, nticks=5, **where)
     return fig.figure()
 
