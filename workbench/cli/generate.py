@@ -73,7 +73,34 @@ def generate(
         raise UsageError("--steer: got no --sae; expected the source of its SAEs")
     if temperature == 0:
         refuse_unused(ctx, "top_k", "top_p", "seed", where="with --temperature 0", expected="a temperature above 0")
-    import pandas as pd
+    rows = _write(
+        ckpt, device, dtype, prompts, n_samples, max_new_tokens, seed, monitor, sae, steer or [], how,
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    if as_json:
+        import pandas as pd
+
+        report(as_json=True, table=pd.DataFrame(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['prompt']}{row['continuation']}{_say(row)}\n")
+
+
+def _write(
+    ckpt: str,
+    device: str,
+    dtype: str | None,
+    prompts: list[str],
+    n_samples: int,
+    max_new_tokens: int,
+    seed: int,
+    monitor: str | None,
+    sae: str | None,
+    steer: list[str],
+    how: How,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """A row for each continuation, with what a monitor saw of it."""
     import torch
 
     from workbench.models.generate import generate as sample
@@ -82,10 +109,9 @@ def generate(
 
     model = load(ckpt, device, dtype)
     generator = torch.Generator().manual_seed(seed)
-    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     gate = None if monitor is None else _open_gate(model, monitor, sae)
     rows = []
-    with _steering(model, sae if steer else None, steer or [], how):
+    with _steering(model, sae if steer else None, steer, how):
         for prompt in prompts:
             tokens = model.to_tokens(prompt, truncate=False).repeat(n_samples, 1)
             given = {"stop_at": stop_ids(model), "generator": generator, "gate": gate, **settings}
@@ -95,11 +121,7 @@ def generate(
                 end = read + own["fired_at"] if own.get("action") == "stop" and own["fired_at"] is not None else None
                 text = decode_continuation(model.tokenizer, row[:read], row[read:end])
                 rows.append({"prompt": prompt, "sample": i, "continuation": text, **own})
-    if as_json:
-        report(as_json=True, table=pd.DataFrame(rows))
-        return
-    for row in rows:
-        typer.echo(f"{row['prompt']}{row['continuation']}{_say(row)}\n")
+    return rows
 
 
 def _open_gate(model: Any, file: str, source: str | None) -> Any:
