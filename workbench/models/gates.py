@@ -157,6 +157,6 @@ class Gate:
         for own in scores.unbind(1):
             self._last = self.monitor.pooled(own[:, None], self._last, len(self._scores))[:, 0]
             fires = (self._last > self.monitor.threshold) & (self._step < 0) & ~ended
-            self._step = torch.where(fires, len(self._scores), self._step)
-            self._pooled = torch.where(fires, self._last, self._pooled)
+            self._step = self._step.masked_fill(fires, len(self._scores))
+            self._pooled = self._last.where(fires, self._pooled)
             self._scores.append(own.masked_fill(ended | self.stopped & ~fires, torch.nan))

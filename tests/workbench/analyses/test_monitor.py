@@ -53,6 +53,7 @@ def test_a_planted_direction_is_found(seed):
     table: Any = quality.quality_table(own, fitted, 30, np.random.default_rng(0)).set_index("probe")
     # two normals three apart: AUROC Φ(3/√2) = .983; of 120 positives its standard error is about .006
     assert abs(table.loc["logistic", "auroc"] - 0.983) < 0.025
+    assert fitted[0].probe is not None
     weights = fitted[0].probe.weights
     assert abs(weights).argmax() == 3
     assert table.loc["logistic", "auroc_low"] > 0.9

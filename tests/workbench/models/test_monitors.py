@@ -192,6 +192,7 @@ def test_a_feature_is_its_saes_activation_and_is_ablated_with_the_error_kept(mod
     sae = stack_for(model, choose_slots(model.cfg))
     tokens = tokens_for(model, 3, 9)
     site = find_site(model, Z, 2, 5, sae.select([1 * model.cfg.n_heads + 2]))
+    assert site.place is not None
     monitor = Monitor(
         hook=Z, head=2, feature=5, weights=torch.ones(1, dtype=torch.float64), bias=0.0, threshold=-1.0,
         action="ablate", value=torch.zeros(1, dtype=torch.float64), sae_sha256=site.sae_sha256,

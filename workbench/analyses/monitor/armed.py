@@ -47,7 +47,7 @@ class Continuations:
     @property
     def is_harmless(self) -> Bool[np.ndarray, " row"]:
         """Rows none of whose steps is positive."""
-        return ~(self.is_positive & np.isfinite(self.scores)).any(axis=1)
+        return np.logical_not((self.is_positive & np.isfinite(self.scores)).any(axis=1))
 
 
 def prompts_of(windows: Windows, n: int) -> Windows:
@@ -194,7 +194,9 @@ def effect_columns(
     before: Continuations, after: Continuations | None, has_rule: bool, n_new: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """The share of new tokens that are positive, without the action and with it, of the same prompts and draws."""
-    nothing = dict.fromkeys(("target_before", "target_after", "target_change", "change_low", "change_high"), np.nan)
+    nothing: dict[str, float] = dict.fromkeys(
+        ("target_before", "target_after", "target_change", "change_low", "change_high"), np.nan
+    )
     if not has_rule:
         return nothing
     found = nothing | {"target_before": float(before.n_positive.sum() / (n_new * len(before.n_positive)))}
