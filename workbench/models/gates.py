@@ -154,9 +154,11 @@ class Gate:
             self._pooled = torch.full_like(scores[:, 0], torch.nan)
         ended = torch.zeros_like(self._step, dtype=torch.bool) if self._has_ended is None else self._has_ended
         ended = ended.to(scores.device)
+        pooled = self._pooled
         for own in scores.unbind(1):
-            self._last = self.monitor.pooled(own[:, None], self._last, len(self._scores))[:, 0]
-            fires = (self._last > self.monitor.threshold) & (self._step < 0) & ~ended
+            self._last = last = self.monitor.pooled(own[:, None], self._last, len(self._scores))[:, 0]
+            fires = (last > self.monitor.threshold) & (self._step < 0) & ~ended
             self._step = self._step.masked_fill(fires, len(self._scores))
-            self._pooled = self._last.where(fires, self._pooled)
+            pooled = torch.where(fires, last, pooled)
             self._scores.append(own.masked_fill(ended | self.stopped & ~fires, torch.nan))
+        self._pooled = pooled
