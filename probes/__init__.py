@@ -5,6 +5,16 @@ import as half of torch.
 """
 
 from probes.bootstrap import ConfidenceInterval
+from probes.calibration import (
+    PlattScaling,
+    average_precision,
+    brier_score,
+    calibration_error,
+    conformal_threshold,
+    equal_count_bins,
+    platt_scaling,
+    true_positive_rate,
+)
 from probes.checks import (
     ConstantInputWarning,
     DuplicatePointsWarning,
@@ -90,6 +100,7 @@ __all__ = [
     "ParallelismResult",
     "PartialMantelManyResult",
     "PartialMantelResult",
+    "PlattScaling",
     "ProbeWarning",
     "Recovery",
     "SmallSampleWarning",
@@ -98,12 +109,17 @@ __all__ = [
     "TwoNNResult",
     "auroc",
     "auroc_limits",
+    "average_precision",
     "benjamini_hochberg",
     "binomial_limits",
+    "brier_score",
+    "calibration_error",
+    "conformal_threshold",
     "cosine_distances",
     "crystallisation",
     "cyclic_distances",
     "effective_rank",
+    "equal_count_bins",
     "euclidean_distances",
     "fit_logistic",
     "gini",
@@ -124,6 +140,7 @@ __all__ = [
     "partial_mantel_many",
     "participation_ratio",
     "pc_abs_cosine",
+    "platt_scaling",
     "pool_permutations",
     "principal_angles",
     "procrustes_disparity",
@@ -136,6 +153,7 @@ __all__ = [
     "stable_rank",
     "trajectory_consistency",
     "trajectory_nulls",
+    "true_positive_rate",
     "two_nn",
     "two_nn_curve",
     "two_nn_from_distances",

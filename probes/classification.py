@@ -41,7 +41,7 @@ def fit_logistic(
         ValueError: not a finite matrix with a label of two classes for each row, or a C that is not above 0.
     """
     X = as_matrix("fit_logistic", "X", X)
-    y = _as_labels("fit_logistic", labels, len(X))
+    y = as_labels("fit_logistic", labels, len(X))
     if not 0 < C < np.inf:
         raise ValueError(f"fit_logistic: C is {C}; expected a finite number > 0")
     mean, spread = X.mean(axis=0), X.std(axis=0)
@@ -74,7 +74,7 @@ def auroc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"] | Int[
         ValueError: scores that are not finite numbers, or labels that are not of two classes.
     """
     values = as_real("auroc", "scores", scores)
-    y = _as_labels("auroc", labels, len(values))
+    y = as_labels("auroc", labels, len(values))
     n_positive = int(y.sum())
     below = scipy.stats.rankdata(values)[y].sum() - n_positive * (n_positive + 1) / 2
     return float(below / (n_positive * (len(y) - n_positive)))
@@ -99,7 +99,7 @@ def auroc_limits(
         ValueError: as `auroc`, and for groups that are not one for each score.
     """
     values = as_real("auroc_limits", "scores", scores)
-    y = _as_labels("auroc_limits", labels, len(values))
+    y = as_labels("auroc_limits", labels, len(values))
     names, group = np.unique(as_array("auroc_limits", "groups", groups), return_inverse=True)
     if len(group) != len(values):
         raise ValueError(f"auroc_limits: got {len(group)} groups for {len(values)} scores; expected one each")
@@ -144,7 +144,7 @@ def binomial_limits(n_true: int, n: int) -> ConfidenceInterval:
     return ConfidenceInterval(float(low), float(high))
 
 
-def _as_labels(who: str, labels: object, n: int) -> np.ndarray:
+def as_labels(who: str, labels: object, n: int) -> np.ndarray:
     """Booleans, True for the positive class; `ValueError` unless they are n, of two classes."""
     y = as_real(who, "labels", labels)
     if y.shape != (n,) or not np.isin(y, (0, 1)).all() or len(np.unique(y)) < 2:

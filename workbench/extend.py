@@ -59,6 +59,7 @@ __all__ = [
 ]  # fmt: skip
 
 Tables = Mapping[str, "pd.DataFrame"]
+Figures = Sequence[Callable[["pd.DataFrame"], "go.Figure"]]
 BYTES_PER_TOKEN = 4  # of English, about: how many tokens a text of so many bytes has
 
 
@@ -342,8 +343,8 @@ class Analysis:
     cost: Callable[[Any, Any, TextSize], Cost] | None = None
     """what one job takes: (the model's configuration, settings, size of the text) -> cost, by formulas such as those of
     `workbench.models.costs`, without the model; an analysis that takes a recipe is given the recipe"""
-    figures: Sequence[Callable[[pd.DataFrame], go.Figure]] = ()
-    """of the first table, for the page; without any it shows the tables"""
+    figures: Figures | Mapping[str, Figures] = ()
+    """of the first table, for the page, or of several by their names; tables without any are shown as they are"""
     merge: Callable[[Merged], Tables] | None = None
     """tables that only all models together give, or that change by it"""
     tabulate: Callable[[Job], Tables] | None = None

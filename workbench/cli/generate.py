@@ -50,6 +50,15 @@ def generate(
             "ALPHA. Lengths and activations are those on held-out text.",
         ),
     ] = "max_act",
+    monitor: Annotated[
+        str | None,
+        typer.Option(
+            "--monitor",
+            help="A monitor that `workbench monitor` wrote: armed on every continuation, it logs where it fires, "
+            "stops, ablates or steers, as it was made to. A monitor of a feature needs --sae.",
+            metavar="FILE",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     device: options.Devices = "auto",
     dtype: options.Dtype = None,
@@ -58,12 +67,40 @@ def generate(
 ) -> None:
     """Sample continuations of prompts."""
     if not steer:
-        refuse_unused(ctx, "sae", "how", where="no --steer", expected="a --steer, such as --steer 2.1.37:4")
+        unused = ("how",) if monitor else ("sae", "how")
+        refuse_unused(ctx, *unused, where="no --steer", expected="a --steer, such as --steer 2.1.37:4")
     elif sae is None:
         raise UsageError("--steer: got no --sae; expected the source of its SAEs")
     if temperature == 0:
         refuse_unused(ctx, "top_k", "top_p", "seed", where="with --temperature 0", expected="a temperature above 0")
-    import pandas as pd
+    rows = _write(
+        ckpt, device, dtype, prompts, n_samples, max_new_tokens, seed, monitor, sae, steer or [], how,
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    if as_json:
+        import pandas as pd
+
+        report(as_json=True, table=pd.DataFrame(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['prompt']}{row['continuation']}{_say(row)}\n")
+
+
+def _write(
+    ckpt: str,
+    device: str,
+    dtype: str | None,
+    prompts: list[str],
+    n_samples: int,
+    max_new_tokens: int,
+    seed: int,
+    monitor: str | None,
+    sae: str | None,
+    steer: list[str],
+    how: How,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """A row for each continuation, with what a monitor saw of it."""
     import torch
 
     from workbench.models.generate import generate as sample
@@ -72,20 +109,56 @@ def generate(
 
     model = load(ckpt, device, dtype)
     generator = torch.Generator().manual_seed(seed)
-    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    gate = None if monitor is None else _open_gate(model, monitor, sae)
     rows = []
-    with _steering(model, sae, steer or [], how):
+    with _steering(model, sae if steer else None, steer, how):
         for prompt in prompts:
             tokens = model.to_tokens(prompt, truncate=False).repeat(n_samples, 1)
-            grown = sample(model, tokens, max_new_tokens, stop_at=stop_ids(model), generator=generator, **settings)
-            read = tokens.shape[1]
-            texts = [decode_continuation(model.tokenizer, row[:read], row[read:]) for row in grown.tolist()]
-            rows += [{"prompt": prompt, "sample": i, "continuation": text} for i, text in enumerate(texts)]
-    if as_json:
-        report(as_json=True, table=pd.DataFrame(rows))
-        return
-    for row in rows:
-        typer.echo(f"{row['prompt']}{row['continuation']}\n")
+            given = {"stop_at": stop_ids(model), "generator": generator, "gate": gate, **settings}
+            grown = sample(model, tokens, max_new_tokens, **given)
+            read, seen = tokens.shape[1], [{}] * n_samples if gate is None else _describe(gate)
+            for i, (row, own) in enumerate(zip(grown.tolist(), seen, strict=True)):
+                end = read + own["fired_at"] if own.get("action") == "stop" and own["fired_at"] is not None else None
+                text = decode_continuation(model.tokenizer, row[:read], row[read:end])
+                rows.append({"prompt": prompt, "sample": i, "continuation": text, **own})
+    return rows
+
+
+def _open_gate(model: Any, file: str, source: str | None) -> Any:
+    """The monitor of a file, armed on the model; of a feature with the source's SAEs."""
+    from workbench.models.gates import Gate
+    from workbench.models.monitors import Monitor
+
+    own = Monitor.load(file)
+    if own.feature is None:
+        return Gate(model, own)
+    if source is None:
+        raise UsageError(
+            f"--monitor: got no --sae for feature {own.feature} of {own.hook}; expected the source of its SAEs"
+        )
+    from workbench.analyses.sae_train.head_saes import one_a_slot
+    from workbench.analyses.sae_train.loading import check_saes, open_saes
+
+    stack = one_a_slot(open_saes(source)).to(model.cfg.device)
+    check_saes(model, stack)
+    return Gate(model, own, stack)
+
+
+def _describe(gate: Any) -> list[dict[str, Any]]:
+    """What the gate saw of each continuation: the action, the new token before which it fired, and its score there."""
+    found, rows = gate.firings, []
+    for step, pooled in zip(found.step.tolist(), found.pooled.tolist(), strict=True):
+        own = (None, None) if step < 0 else (step, pooled)
+        rows.append({"action": gate.monitor.action, "fired_at": own[0], "score": own[1]})
+    return rows
+
+
+def _say(row: dict[str, Any]) -> str:
+    if "fired_at" not in row:
+        return ""
+    if row["fired_at"] is None:
+        return "\n[monitor: did not fire]"
+    return f"\n[monitor: fired before new token {row['fired_at']}, score {row['score']:.3g}; {row['action']}]"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from workbench.models.checks import run_hooked
+from workbench.models.gates import Gate
 from workbench.models.layers import KeyValueCache
 from workbench.models.masks import AttentionMask, read_padding
 from workbench.models.tokenizer_files import decode_continuation
@@ -33,6 +35,7 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
     attention_mask: AttentionMask | None = None,
+    gate: Gate | None = None,
 ) -> Int[Tensor, "batch length"]:
     """The prompts with up to max_new_tokens more tokens each.
 
@@ -52,14 +55,18 @@ def generate(
         stop_at: id of the token that ends a sequence, or several (`stop_ids` of the model, say).
         generator: source of randomness, on the CPU; needed at a temperature above 0.
         attention_mask: 1 at the prompts' tokens, 0 at the padding in front of them.
+        gate: a monitor armed on this model, which is asked before each new token; a sequence that it stops is padded
+            with its last token. What it saw is then its `firings`.
 
     Raises:
         ValueError: neither a `HookedLM` nor a `Generic`, a setting out of its range, an empty or too long prompt
             (padded ones must leave room for max_new_tokens in n_ctx), no generator where one is needed, padding behind
-            a prompt or of a `Generic`, or as `HookedLM.forward` of a mask.
+            a prompt or of a `Generic`, a gate of another model, or as `HookedLM.forward` of a mask.
     """
     check_tokenized("generate", model)
     _check(temperature, top_k, top_p, max_new_tokens)
+    if gate is not None and gate.model is not model:
+        raise ValueError("generate: got a gate of another model; expected one of this model")
     if temperature > 0 and generator is None:
         raise ValueError("generate: no generator given; expected a torch.Generator, or temperature 0")
     if tokens.ndim != 2:
@@ -72,18 +79,24 @@ def generate(
     cache = KeyValueCache(end) if use_cache and isinstance(model, HookedLM) else None
     stops = torch.tensor(sorted(_stops(stop_at)), dtype=torch.long, device=tokens.device)
     is_done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    may_end = len(stops) > 0 or gate is not None
     start = 0  # of what is unread
-    while tokens.shape[1] < end and not (len(stops) and bool(is_done.all())):
-        unread = tokens if cache is None else tokens[:, start:]
-        logits = last_logits(model, unread, cache=cache, attention_mask=mask)[:, -1].float()
-        start = tokens.shape[1]
-        new = _draw(logits, temperature, top_k, top_p, generator)
-        if len(stops):
-            new = torch.where(is_done, tokens[:, -1], new)
-            is_done |= torch.isin(new, stops)
-        tokens = torch.cat((tokens, new[:, None]), dim=1)
-        if mask is not None:  # a cache keeps it
-            mask = F.pad(mask, (0, 1), value=True) if cache is None else None
+    with nullcontext() if gate is None else gate.armed(n_prompt):
+        while tokens.shape[1] < end and not (may_end and bool(is_done.all())):
+            unread = tokens if cache is None else tokens[:, start:]
+            logits = last_logits(model, unread, cache=cache, attention_mask=mask)[:, -1].float()
+            start = tokens.shape[1]
+            if gate is not None and bool((is_done := is_done | gate.stopped).all()):
+                break
+            new = _draw(logits, temperature, top_k, top_p, generator)
+            if may_end:
+                new = torch.where(is_done, tokens[:, -1], new)
+                is_done = is_done | torch.isin(new, stops)
+                if gate is not None:
+                    gate.end(is_done)
+            tokens = torch.cat((tokens, new[:, None]), dim=1)
+            if mask is not None:  # a cache keeps it
+                mask = F.pad(mask, (0, 1), value=True) if cache is None else None
     return tokens
 
 
