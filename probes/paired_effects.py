@@ -13,6 +13,7 @@ from probes.bootstrap import ConfidenceInterval, ratio_limits
 from probes.checks import as_numbers
 from probes.multiplicity import westfall_young
 
+MIN_DRAWS = 100  # tails of 2.5 % are read from them
 LEAST_GAP = 3.0  # standard errors of its mean that a gap must be from 0 for a share of it to be defined
 
 
@@ -62,12 +63,13 @@ def mean_gap(
         clusters: a number for each pair; pairs of one number are resampled together. By default each is its own.
 
     Raises:
-        ValueError: no pairs, values that are not finite, clusters of another shape.
+        ValueError: no pairs, values that are not finite, clusters of another shape, fewer than
+            100 draws.
 
     >>> mean_gap(np.array([1.0, 2.0, 3.0]), np.random.default_rng(0)).mean
     2.0
     """
-    gaps, own = _checked("mean_gap", gaps[None], gaps, clusters)
+    gaps, own = _checked("mean_gap", np.asarray(gaps)[None], gaps, clusters, n_draws)
     sums, sizes = _by_cluster(gaps, own)[0], np.bincount(own).astype(np.float64)
     n, k, mean = gaps.shape[1], len(sizes), float(gaps.mean())
     stderr = math.sqrt(k / (k - 1) * float(np.square(sums - sizes * mean).sum())) / n if k > 1 else math.nan
@@ -100,7 +102,7 @@ def recovery(
     [0.5]
     """
     gap = mean_gap(gaps, rng, clusters, n_draws)
-    effects, own = _checked("recovery", effects, gaps, clusters)
+    effects, own = _checked("recovery", effects, gaps, clusters, n_draws)
     share, low, high = (np.full(len(effects), np.nan) for _ in range(3))
     is_known = ~np.isnan(effects).any(axis=1)
     if gap.is_defined and is_known.any():
@@ -124,8 +126,12 @@ def sign_flip_test(
 
     Raises:
         ValueError: as `recovery`.
+
+    >>> effects = np.array([[1.0, 1.2, 0.9, 1.1, 1.0, 0.8], [0.1, -0.1, 0.2, -0.2, 0.1, -0.1]])
+    >>> (sign_flip_test(effects, np.random.default_rng(0)) < 0.1).tolist()
+    [True, False]
     """
-    effects, own = _checked("sign_flip_test", effects, None, clusters)
+    effects, own = _checked("sign_flip_test", effects, None, clusters, n_draws)
     sums = _by_cluster(effects, own)
     scale = np.sqrt(np.square(sums).sum(axis=1))
     unit = np.divide(sums, scale[:, None], out=np.zeros_like(sums), where=scale[:, None] > 0)
@@ -139,9 +145,11 @@ def sign_flip_test(
 
 
 def _checked(
-    who: str, effects: np.ndarray, gaps: np.ndarray | None, clusters: np.ndarray | None
+    who: str, effects: np.ndarray, gaps: np.ndarray | None, clusters: np.ndarray | None, n_draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(effects in float64, cluster of each pair numbered from 0)."""
+    if n_draws < MIN_DRAWS:
+        raise ValueError(f"{who}: got n_draws {n_draws}; expected at least {MIN_DRAWS}")
     effects = as_numbers(who, "effects", effects)
     if effects.ndim != 2 or effects.shape[1] == 0:
         raise ValueError(f"{who}: got effects of shape {effects.shape}; expected [cell, pair], one pair or more")

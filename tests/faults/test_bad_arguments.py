@@ -155,6 +155,15 @@ SETTINGS: dict[str, Callable[[], object]] = {
     "conformal_threshold, few": lambda: probes.conformal_threshold(np.arange(3.0), 0.05),
     "auroc_limits, groups": lambda: probes.auroc_limits(np.arange(3.0), [0, 1, 1], [0], np.random.default_rng(0)),
     "binomial_limits": lambda: probes.binomial_limits(3, 2),
+    "mean_gap, nan": lambda: probes.mean_gap(np.array([1.0, np.nan]), RNG),
+    "mean_gap, none": lambda: probes.mean_gap(np.array([]), RNG),
+    "mean_gap, clusters": lambda: probes.mean_gap(np.ones(3), RNG, np.zeros(2, dtype=int)),
+    "mean_gap, draws": lambda: probes.mean_gap(np.arange(3.0), RNG, n_draws=0),
+    "recovery, pairs": lambda: probes.recovery(np.ones((2, 3)), np.ones(4), RNG),
+    "recovery, one axis": lambda: probes.recovery(np.ones(3), np.ones(3), RNG),
+    "recovery, nan in part": lambda: probes.recovery(np.array([[1.0, np.nan]]), np.ones(2), RNG),
+    "sign_flip_test, words": lambda: probes.sign_flip_test(np.array([["a", "b"]]), RNG),
+    "sign_flip_test, no draws": lambda: probes.sign_flip_test(CLOUD, RNG, n_draws=0),
     "ranks_of_spectrum, below 0": lambda: probes.ranks_of_spectrum(np.array([1.0, -1.0])),
 }  # fmt: skip
 
