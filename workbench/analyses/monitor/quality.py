@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Float64, Int
 import probes
 from workbench.analyses.monitor.examples import Tokens
 
-GRID_OF_C = (1e-4, 1e-3, 1e-2, 1e-1)  # penalties ½‖w‖²/C of standardised inputs; the best on validation text is taken
+# penalties ½‖w‖²/C of standardised inputs; the best on validation text is taken
+GRID_OF_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 N_DRAWS = 1000
 FALSE_RATE = 0.01  # of the column that says how many positives are found at so many false ones
 FALSE_RATES = tuple(np.geomspace(1e-3, 1, 25).tolist())
