@@ -72,7 +72,7 @@ class GreaterThan(Task):
                 made += [_encode(vocabulary, noun, head, own, digits, draw) for own in (number, mirror_sum - number)]
             except LeftOut as error:
                 left_out[str(error)] += 1
-        why = "".join(f"most often left out: {reason}" for reason, _ in left_out.most_common(1))
+        why = "".join(f"left out: {reason}" for reason, _ in left_out.most_common(1))
         check_counts(self.name, len(made), len({own.cluster for own in made}), why)
         return join_pairs(self.name, made, self.measure)
 

@@ -15,6 +15,7 @@ from workbench.data.tasks.templates import PLACE, TaskForm, Template, Word, chec
 from workbench.data.tasks.vocabulary import Vocabulary
 
 DRAWS_PER_PAIR = 20  # at most, for each pair asked for: a draw of words that were drawn before is none
+MANY = 10**6  # reasons why none of a template's pairs is left, before those why one is not
 Words = Mapping[str, Sequence[Word]]
 
 
@@ -59,7 +60,7 @@ class TemplateTask(Task):
                 seen |= texts
                 made += [own for two in twos for own in _encode_both(vocabulary, two, draw, left_out)]
         made = made[:n_pairs]
-        why = "".join(f"most often left out: {reason}" for reason, _ in left_out.most_common(1))
+        why = "".join(f"left out: {reason}" for reason, _ in left_out.most_common(1))
         check_counts(self.name, len(made), len({own.cluster for own in made}), why)
         return join_pairs(self.name, made, self.measure)
 
@@ -75,14 +76,16 @@ class TemplateTask(Task):
         used = {found[1] for template in group for text in template.texts for found in PLACE.finditer(text)}
         usable: dict[str, Sequence[Word]] = {}
         for item in sorted(used):
-            words, name = [], self.items[item]
+            words, name, reason = [], self.items[item], ""
             for word in self.words[name]:
                 try:
                     self._check_word(vocabulary, group, item, word)
                     words.append(word)
                 except LeftOut as error:
-                    left_out[str(error)] += 1
+                    reason = str(error)
+                    left_out[reason] += 1
             if len(words) < sum(self.items[other] == name for other in used):
+                left_out[f"of {len(self.words[name])} {name} {len(words)} are one frequent token; {reason}"] += MANY
                 return None
             usable[item] = words
         return usable
