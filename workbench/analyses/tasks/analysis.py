@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from workbench.analyses.tasks.cost import cost
+from workbench.analyses.tasks.figures import draw_tasks
 from workbench.analyses.tasks.settings import PairCounts
 from workbench.extend import Analysis, Column, Job, Names, Table
 
@@ -40,6 +42,14 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     table.insert(0, "model", subject.name)
     table.insert(1, "seed", subject.seed)
     return {"tasks": table}
+
+
+def say(directory: Path) -> dict[str, Any]:
+    """How many tasks the model does."""
+    from reports.tables import read_table
+
+    table: Any = read_table(directory, "tasks")
+    return {"n_present": int((table["status"] == "present").sum()), "n_tasks": len(table)}
 
 
 def _read(own: TasksSettings) -> list[Any]:
@@ -78,6 +88,12 @@ tasks = Analysis(
         )
     ],
     measure=measure,
+    figures=(draw_tasks,),
     cost=cost,
     check=check,
+    facts=say,
+    over_training=True,
+    notes=lambda settings: (
+        "A task that a model does not pass is not to be patched in it: what moves is then no part of doing the task.",
+    ),
 )

@@ -25,8 +25,19 @@ class _Digits:
     """The form of the years: how many digits a prompt leaves open."""
 
     n: int
+    lowest: int
+    """1 where 00 is no token behind a century, as in a vocabulary that has those years whole"""
     ids: tuple[int, ...]
-    """of each number, in order"""
+    """of each number from the lowest, in order"""
+
+    @property
+    def mirror_sum(self) -> int:
+        """Of a number and its mirror: one has as many numbers above it as the other not above it."""
+        return 10**self.n - 2 + self.lowest
+
+    def id_of(self, number: int) -> int:
+        """The token of a number."""
+        return self.ids[number - self.lowest]
 
     @property
     def base(self) -> int:
@@ -39,7 +50,8 @@ class GreaterThan(Task):
     """ "The N lasted from the year XXYY to the year XX": Σ p of what is above YY − Σ p of what is not; corrupt YY = 01.
 
     Where a tokenizer writes years digit by digit, "… the year XYZU to the year XYZ" and the last digit alone, corrupt
-    U = 0. The mirror of YY has 98 − YY (of U, 8 − U): as many numbers above it as YY has not above it.
+    U = 0. The mirror of YY has 98 − YY (of U, 8 − U; 99 − YY where 00 is no token): as many numbers above
+    it as YY has not above it.
     """
 
     name: str = "greater_than"
@@ -59,7 +71,7 @@ class GreaterThan(Task):
         left_out: Counter[str] = Counter()
         made: list[EncodedPair] = []
         seen: set[tuple[str, str, int]] = set()
-        mirror_sum = 10**digits.n - 2
+        mirror_sum = digits.mirror_sum
         for draw in range(DRAWS_PER_PAIR * n_pairs):
             if len(made) >= n_pairs:
                 break
@@ -87,17 +99,19 @@ def _prompt(noun: str, head: str, number: str) -> Prompt:
 
 
 def _find_digits(vocabulary: Vocabulary) -> _Digits | None:
-    """Two digits where every number of two is one token behind a century, else one, else None."""
+    """Two digits where every number of two, 00 perhaps not, is one token behind a century, else one, else None."""
     for n in (2, 1):
         heads = CENTURIES if n == 2 else [century + str(tens) for century in CENTURIES for tens in range(10)]
         ids = []
         for number in range(10**n):
             written = f"{number:0{n}}"
             # a tokenizer may have some whole years as one token: the number's own id is found behind another century
-            found = (vocabulary.follower(_prompt(NOUNS[0], head, "0" * n).text, written) for head in heads)
+            found = (vocabulary.follower(_prompt(NOUNS[0], head, "1" * n).text, written) for head in heads)
             ids.append(next((token for token in found if token is not None), None))
-        if None not in ids and len(set(ids)) == len(ids):
-            return _Digits(n, tuple(ids))
+        lowest = int(n == 2 and ids[0] is None)
+        known = [token for token in ids[lowest:] if token is not None]
+        if len(set(known)) == len(ids) - lowest:
+            return _Digits(n, lowest, tuple(known))
     return None
 
 
@@ -113,10 +127,10 @@ def _encode(vocabulary: Vocabulary, noun: str, head: str, number: int, digits: _
     written = [ids[at["number"]] for ids, at in zip((clean, corrupt), places, strict=True)]
     if places[0] != places[1] or len(clean) != len(corrupt):
         raise LeftOut(f"{prompts[0].text!r:.60} and {prompts[1].text!r:.60} have other tokens")
-    if written != [digits.ids[number], digits.ids[digits.base]]:
+    if written != [digits.id_of(number), digits.id_of(digits.base)]:
         raise LeftOut(f"the years of {prompts[0].text!r:.60} are other tokens than their numbers")
     if len(clean) > vocabulary.n_ctx:
         raise LeftOut(f"{prompts[0].text!r:.60} has {len(clean)} tokens, more than the context of {vocabulary.n_ctx}")
-    check_frequent(vocabulary, digits.ids[number], f"{number:0{digits.n}}")
-    above, others = list(digits.ids[number + 1 :]), list(digits.ids[: number + 1])
+    check_frequent(vocabulary, digits.id_of(number), f"{number:0{digits.n}}")
+    above, others = list(digits.ids[number + 1 - digits.lowest :]), list(digits.ids[: number + 1 - digits.lowest])
     return EncodedPair(clean, corrupt, above, others, {**places[0], "end": len(clean) - 1}, cluster)

@@ -14,7 +14,7 @@ from workbench.data.tasks.records import Pair, Task, TaskUnavailable, check_coun
 from workbench.data.tasks.templates import PLACE, TaskForm, Template, Word, check_form, fill, fill_template
 from workbench.data.tasks.vocabulary import Vocabulary
 
-DRAWS_PER_PAIR = 20  # at most, for each pair asked for: a draw of words that were drawn before is none
+MAX_MISSES = 200  # draws in a row that add no pair, after which there are taken to be no more
 MANY = 10**6  # reasons why none of a template's pairs is left, before those why one is not
 Words = Mapping[str, Sequence[Word]]
 
@@ -40,7 +40,8 @@ class TemplateTask(Task):
         return cls(name, form.about, form.measure, own, form.items, form.templates)
 
     def make(self, vocabulary: Vocabulary, n_pairs: int, rng: np.random.Generator) -> PairTokens:
-        """As `Task.make`; pairs of one group of templates with the same words are a cluster."""
+        """As `Task.make`; pairs of one group of templates with the same words are a cluster. No prompt is the clean
+        one of two clusters."""
         if vocabulary.tokenizer is None:
             raise TaskUnavailable(f"task {self.name}: the model has no tokenizer; expected one, for prompts of words")
         left_out: Counter[str] = Counter()
@@ -48,17 +49,19 @@ class TemplateTask(Task):
         groups = [(group, usable) for group, usable in groups if usable is not None]
         made: list[EncodedPair] = []
         seen: set[str] = set()
-        for draw in range(DRAWS_PER_PAIR * n_pairs if groups else 0):
-            if len(made) >= n_pairs:
-                break
+        draw = last = 0
+        while groups and len(made) < n_pairs and draw - last < MAX_MISSES:
+            draw += 1
             group, usable = groups[draw % len(groups)]
             if (items := self._draw(usable, rng)) is None:
                 continue
             twos = [fill_template(template, items, self.items) for template in group]
             texts = {pair.clean.text for two in twos for pair in two}
-            if seen.isdisjoint(texts):
-                seen |= texts
-                made += [own for two in twos for own in _encode_both(vocabulary, two, draw, left_out)]
+            if not seen.isdisjoint(texts):
+                continue
+            seen |= texts
+            if found := [own for two in twos for own in _encode_both(vocabulary, two, draw, left_out)]:
+                made, last = made + found, draw
         made = made[:n_pairs]
         why = "".join(f"left out: {reason}" for reason, _ in left_out.most_common(1))
         check_counts(self.name, len(made), len({own.cluster for own in made}), why)
