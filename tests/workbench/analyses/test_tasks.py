@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -41,6 +42,7 @@ def test_the_gate_is_that_of_single_forwards(kind, monkeypatch) -> None:
     assert found.gap.n_clusters == 16
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_gate_is_that_of_transformer_lens_logits() -> None:
     import workbench
 
@@ -72,8 +74,8 @@ def test_the_job_writes_a_row_for_each_task(tmp_path) -> None:
     assert math.isnan(lacking["accuracy"])
     assert lacking["n_pairs"] == 0
     assert set(table["status"].str.split(":").str[0]) <= {"present", "task_absent", "not available"}
-    figure = draw_tasks(table)
-    assert len(figure.data[1].x) == table["accuracy"].notna().sum()
+    traces: Any = draw_tasks(table).data
+    assert len(traces[1].x) == table["accuracy"].notna().sum()
 
 
 def test_bad_tasks_end_a_job_before_it_begins(tmp_path) -> None:
@@ -92,7 +94,8 @@ def test_effects_of_features_are_over_the_clusters_of_a_task() -> None:
     sae = stack_for(model, choose_slots(model.cfg, [1], [0]))
     pairs, value = open_pairs(model, "agreement"), torch.zeros(1, sae.config.d_sae, dtype=torch.float64)
     given = (model, sae, saes_by_hook(model, sae), pairs, Positions(special_ids(model)), value)
-    row = pair_effects(*given, name="m", seed=0, n_exact=1, n_bootstrap=100).dropna().iloc[0]
+    table = pair_effects(*given, name="m", seed=0, n_exact=1, n_bootstrap=100)
+    row = table[table["delta"].notna()].iloc[0]
     assert row["n_pairs"] == len(pairs)
     m = pairs.effect(last_logits(model, pairs.clean, pairs.last))
     means = [float(m[pairs.clusters == cluster].mean()) for cluster in pairs.clusters.unique()]

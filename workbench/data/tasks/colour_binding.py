@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 from workbench.data.batteries import RecallSet, read_recall
 from workbench.data.tasks.template_task import TemplateTask
@@ -32,10 +33,10 @@ def _template(hats: RecallSet, first: int, asked: int, *, is_query: bool) -> Tem
     """The person asked about is `person`; told of first with first = asked. asked exchanges the people's names, so that
     each is asked about."""
     people = ("person", "other") if not asked else ("other", "person")
-    has = dict(zip(people, ("colour", "others_colour"), strict=True))
+    has: dict[str, str] = dict(zip(people, ("colour", "others_colour"), strict=True))
     order = people if first == 0 else people[::-1]
 
-    def text(colours: dict[str, str], who: str) -> str:
+    def text(colours: Mapping[str, str], who: str) -> str:
         told = [
             hats.statement.format(
                 name=f"{{{one}@{_named(one, people)}_name}}", value=f"{{{colours[one]}@{_named(one, people)}_value}}"
@@ -45,7 +46,7 @@ def _template(hats: RecallSet, first: int, asked: int, *, is_query: bool) -> Tem
         question = hats.question.removesuffix(" {value}").format(name=f"{{{who}@query}}")
         return " ".join([*told, question])
 
-    swapped = dict(zip(has, reversed(has.values()), strict=True))
+    swapped: dict[str, str] = dict(zip(has, reversed(has.values()), strict=True))
     corrupt = text(has, people[1]) if is_query else text(swapped, people[0])
     return Template(
         clean=text(has, people[0]), corrupt=corrupt, answer=" {colour}", foil=" {others_colour}",
