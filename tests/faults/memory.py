@@ -51,6 +51,7 @@ COMMANDS = {
     "sae-scores": f"sae-scores --ckpt train --sae {OUT}sae-train --n-tokens 8192 --n-splice-tokens 1024",
     "match": f"match train train --sae {OUT}sae-train --sae {OUT}sae-train --n-tokens 4096",
     "text-quality": "text-quality --ckpt train --n-samples 1 --max-new-tokens 24 --tagger none",
+    "tasks": "tasks --ckpt train",
     "mechanisms": "mechanisms --ckpt recurrent --n-bytes 20000",
     "ladder": f"ladder recurrent-nano --n-seeds 1 --n-bytes 20000 {ONE}",
     "study": f"study {FEW.replace('--set ', '--set train.')} {LITTLE}",

@@ -259,6 +259,8 @@ PATHS: dict[str, Callable[[], object]] = {
     "steer, alphas": lambda: workbench.steer(MODEL, tokens=GOOD, alphas=[float("nan")]),
     "steered, no source": lambda: workbench.steered(MODEL, STACK, (0, 0, 0), "remove").__enter__(),
     "steered, alpha": lambda: workbench.steered(MODEL, STACK, (0, 0, 0), alpha=float("nan"), max_act=1.0).__enter__(),
+    "tasks, unknown": lambda: workbench.tasks(MODEL, tasks=["inductoin"]),
+    "tasks, n_pairs": lambda: workbench.tasks(MODEL, n_pairs=3),
     "stream, no hook": lambda: next(workbench.stream(MODEL, GOOD, [])),
     "stream, a word": lambda: next(workbench.stream(MODEL, GOOD, HOOK)),
     "stream, a hook twice": lambda: next(workbench.stream(MODEL, GOOD, [HOOK, HOOK])),
