@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,16 +100,17 @@ def check_all(model, pairs, found, atol=1e-10):
     n = 0
     for (direction, layer, cell), values in found.items():
         if cell.site != "sources":
-            torch.testing.assert_close(values, naive(model, pairs, direction, layer, cell), atol=atol, rtol=0)
+            expected = naive(model, pairs, direction, layer, cell).double()
+            torch.testing.assert_close(values, expected, atol=atol, rtol=0)
             n += 1
-    assert n == len([key for key in found if key[2].site != "sources"]) > 50
+    assert n > 30
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_site_is_the_naive_loop(kind):
     model, pairs = small_model(kind).double(), pairs_of(61)
     last = model.cfg.n_layers - 1
-    found = measured(model, pairs, sites_of(model), ["all", "mid"], layers=[0, last])
+    found = measured(model, pairs, sites_of(model), ["all", "mid"], layers=[0, last], heads=[1])
     assert {key[2].site for key in found} >= {"resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"}
     check_all(model, pairs, found)
 
@@ -168,8 +170,8 @@ def test_only_sources_cut_a_model_with_attention_residuals():
 @pytest.mark.parametrize("kind", ["kotodama", "recurrent", "normed-twice", "parallel"])
 def test_how_the_work_is_cut_changes_nothing(kind):
     model, pairs = small_model(kind).double(), pairs_of(61, is_even=True)
-    sites, places = sites_of(model), ["each", "all"]
-    whole = patching.make_plan(model, pairs, sites, places)
+    sites, places = ["resid_pre", "mlp_out", "z", "q", "k"], ["1", "4", "all"]
+    whole = patching.make_plan(model, pairs, sites, places, layers=[0, 2], heads=[0, 1])
     small = replace(whole, sizes=replace(whole.sizes, n_pairs=3, n_tokens=20, logits_held=61))
     tables = [
         patching.patching_table(plan, list(patching.iterate_patching(model, pairs, plan)), pairs, name="m", seed=0)
@@ -218,7 +220,7 @@ def test_transformer_lens_gives_the_same_maps(kind):
 
 
 @pytest.fixture(scope="module")
-def generic(tmp_path_factory) -> tuple[Path, workbench.HookedLM]:
+def generic(tmp_path_factory) -> tuple[Path, Any]:
     folder = write_folder(tmp_path_factory.mktemp("mixtral"), FAMILIES["mixtral"].config, FAMILIES["mixtral"].settings)
     with pytest.warns(UserWarning, match="generic path"):
         return folder, workbench.load(str(folder))
@@ -228,22 +230,22 @@ def test_a_bridge_is_patched_by_whole_forwards(generic):
     folder, model = generic
     pairs, sites = pairs_of(300), [site for site in sites_of(model) if "rot" not in site]
     assert sites == ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
-    found = measured(model, pairs, ["resid_pre", "mlp_out", "z", "k"], ["all", "mid"])
+    found = measured(model, pairs, ["resid_pre", "mlp_out", "z", "k"], ["all", "mid"], heads=[0, 1])
     # float32 logits of size 10 by the same kernels
     check_all(model.bridge, pairs, found, atol=1e-5)
     plain = Plain(folder, FAMILIES["mixtral"])
     [z] = plain.seen(pairs.clean, ("z", 1))
-    head = next(values for key, values in found.items() if key[:2] == ("denoise", 1) and key[2].head == 2)
+    head = next(values for key, values in found.items() if key[:2] == ("denoise", 1) and key[2].head == 1)
 
     def edit(x):
         x = x.clone()
-        x[:, :, 2] = z[:, :, 2]
+        x[:, :, 1] = z[:, :, 1]
         return x
 
     clean = at_end(pairs, plain.logits(pairs.clean)).detach().log_softmax(-1)
     with torch.no_grad(), plain.editing({("z", 1): edit}):
         expected = readings(pairs, at_end(pairs, plain.logits(pairs.corrupt)), clean)
-    assert next(key[2].site for key in found if key[2].head == 2) == "z"
+    assert next(key[2].site for key in found if key[2].head == 1) == "z"
     torch.testing.assert_close(head.float(), expected, atol=1e-4, rtol=0)
 
 
@@ -305,6 +307,7 @@ def test_a_killed_run_goes_on_to_the_same_table(stop, tmp_path, monkeypatch):
     model = worded_model("janus-v3").eval()
     settings = PatchSettings(n_pairs=32, site=("z", "resid_pre"), direction=("denoise", "noise"), n_bootstrap=100)
     job = Job((Subject(model, "m", 0),), settings, tmp_path / "a")
+    (tmp_path / "config.toml").write_text("")  # of the run that the parts belong to
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = measure(replace(job, directory=tmp_path / "b"))["patching"]
@@ -368,6 +371,7 @@ def test_sites_that_a_model_has_not():
             workbench.patch(small_model(kind), pairs_of(61), [site])
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_prompts_of_unequal_length():
     pairs = pairs_of(61)
     with pytest.raises(ValueError, match=r"each for pairs of 7 to 9 tokens; expected all or a named one: end, mid"):
