@@ -10,7 +10,7 @@ from workbench.models.layers import KeyValueCache
 
 
 class KeptKeys(KeyValueCache):
-    """Records the keys and values of one whole pass, and the sums over positions that a recurrent model's carries read."""
+    """Records keys and values of one whole pass, and the sums over positions that a recurrent model's carries read."""
 
     def __init__(self) -> None:
         super().__init__(capacity=0)

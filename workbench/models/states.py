@@ -68,8 +68,8 @@ def exchange(state: Any, other: Any, where: Bool[Tensor, "batch pos"]) -> Any:
 
 
 def add_written(block: Any, state: Any, change: Tensor) -> Any:
-    """The state after a block's attention, had its heads written `change` [batch pos d_model] more: added to the stream,
-    or, where a norm stands behind attention, to what heads wrote ahead of it."""
+    """The state after a block's attention, had its heads written `change` [batch pos d_model] more: added to the
+    stream, or, where a norm stands behind attention, to what heads wrote ahead of it."""
     if isinstance(state, Attended) and state.written is not None:
         written = state.written + change
         return Attended(state.resid_pre + block.behind_attention(written), state.resid_pre, written)

@@ -163,7 +163,7 @@ def test_only_sources_cut_a_model_with_attention_residuals():
     table = workbench.patch(model, pairs, ["resid_pre", "sources"], n_bootstrap=100)
     by_site = table.pivot_table(index="layer", columns="site", values="effect")
     # everything that flows on is exchanged: the base answers as the source does
-    np.testing.assert_allclose(by_site["sources"], table["gap"].iloc[0], atol=1e-10)
+    np.testing.assert_allclose(by_site["sources"], float(table["gap"].iloc[0]), atol=1e-10)
     assert (by_site["resid_pre"] - table["gap"].iloc[0]).abs().min() > 1e-3
 
 
@@ -178,7 +178,7 @@ def test_how_the_work_is_cut_changes_nothing(kind):
         for plan in (whole, small)
     ]
     for name in ("effect", "kl", "delta_logprob", "recovery"):
-        np.testing.assert_allclose(*(table[name] for table in tables), atol=1e-9)
+        np.testing.assert_allclose(tables[0][name], tables[1][name], atol=1e-9)
 
 
 # --- TransformerLens

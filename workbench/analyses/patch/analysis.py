@@ -132,7 +132,9 @@ patch = Analysis(
             "patching",
             key=("model", "seed", "task", "site", "direction", "layer", "head", "position"),
             columns=[
-                Column("recovery", "Σ effects / Σ gaps; empty where the gap is within 3 standard errors of 0", unit="1"),
+                Column(
+                    "recovery", "Σ effects / Σ gaps; empty where the gap is within 3 standard errors of 0", unit="1"
+                ),
                 Column("ci_low", unit="1"),
                 Column("ci_high", unit="1"),
                 Column("p", "of effect = 0, adjusted for the cells of the site and direction", unit="1"),
@@ -148,8 +150,8 @@ patch = Analysis(
                 Column("status", "measured, or task_absent by the gate", kind="text"),
             ],
             trailing=[Column("base_kl", "KL(clean‖base)", unit="nats")],
-            meaning="One activation of a layer (of a head; head -1 is the whole site) at one position, or all, put from "
-            "one prompt of each pair into the other. denoise: the clean prompt's into the corrupt one; noise: the "
+            meaning="One activation of a layer (of a head; head -1 is the whole site) at one position, or all, put "
+            "from one prompt of each pair into the other. denoise: the clean prompt's into the corrupt one; noise: the "
             "reverse. ci_low, ci_high, gap_low and gap_high are 95 % bootstrap intervals over clusters of pairs.",
         )
     ],

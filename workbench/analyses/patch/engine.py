@@ -309,4 +309,3 @@ def read_logits(pairs: PairTokens, logits: Float[Tensor, "pair d_vocab"], log_p:
     kl = (log_p.exp() * (log_p - own)).sum(-1)
     # a log-softmax of log-probabilities is themselves: answers are read of what is here already
     return Readings(*(x.double().cpu() for x in (pairs.effect(logits), pairs.logprob(own), kl)))
-

@@ -9,22 +9,26 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MAX_TICKS = 16
+MAX_PLACES = 3  # positions up to which heads have a map for each; of more, positions are an axis
 
 
 def draw_heads(table: pd.DataFrame) -> go.Figure:
     """The recovery of each head, layer by head, a panel for each model, task, site, direction and position; all on one
     scale about 0. Empty cells: not measured, or the gap is not defined."""
-    rows = table[table["head"] >= 0]
-    n_places = rows.groupby(["site", "direction"])["position"].transform("nunique") if len(rows) else 0
-    return _maps(rows[n_places == 1] if len(rows) else rows, "head", ["site", "direction", "task", "position"])
+    rows: Any = table[(table["head"] >= 0) & (_n_places(table) <= MAX_PLACES)]
+    return _maps(rows, "head", ["site", "direction", "task", "position"])
 
 
 def draw_positions(table: pd.DataFrame) -> go.Figure:
     """The recovery of each position, layer by position, a panel for each model, task, site and direction (of a site
     with heads, for each head); all on one scale about 0."""
-    n_places = table.groupby(["site", "direction"])["position"].transform("nunique")
-    rows = table[(n_places > 1) | (table["head"] < 0)]
+    rows: Any = table[(_n_places(table) > MAX_PLACES) | ((table["head"] < 0) & (_n_places(table) > 1))]
     return _maps(rows, "position", ["site", "direction", "task", "head"])
+
+
+def _n_places(table: pd.DataFrame) -> Any:
+    """How many positions each row's site has."""
+    return table.groupby(["site", "direction"])["position"].transform("nunique")
 
 
 def _maps(rows: pd.DataFrame, across: str, by: list[str]) -> go.Figure:

@@ -19,10 +19,10 @@ import torch
 from probes.paired_effects import recovery, sign_flip_test
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
-from workbench.analyses.patch.engine import open_batch, patch_layer
+from workbench.analyses.patch.engine import Batch, open_batch, patch_layer
 from workbench.analyses.patch.generic import open_generic, patch_layer_generic, plan_generic
 from workbench.analyses.patch.records import DIRECTIONS, LayerReadings, join_layers, join_pairs
-from workbench.analyses.patch.sites import Cell, Place, cells_of, check_heads, check_sites, places_of
+from workbench.analyses.patch.sites import Cell, Place, cells_of, check_heads, check_sites, hook_of, places_of
 from workbench.analyses.patch.sizes import Sizes, plan_sizes
 from workbench.data.pairs import PairTokens
 from workbench.models.checks import as_list, check_read, checked_tokens, choose, is_whole
@@ -156,15 +156,13 @@ def iterate_patching(model: Any, pairs: PairTokens, plan: Plan, start: int = 0) 
             opened = None  # not two at once
             batch = open_batch(model, own, places, plan.sizes) if is_ours else open_generic(model, own, places)
             opened = (which, batch)
-        if is_ours:
+        if isinstance(opened[1], Batch):
             yield patch_layer(model, opened[1], layer, plan.cells, direction, plan.sizes)
         else:
             yield patch_layer_generic(model, opened[1], layer, plan.cells, direction)
 
 
 def _check_generic(model: Any, pairs: PairTokens, plan: Plan) -> None:
-    from workbench.analyses.patch.sites import hook_of
-
     sites = dict.fromkeys(cell.site for cell in plan.cells)
     if isinstance(model, HookedLM):
         return
@@ -178,9 +176,7 @@ def joined(plan: Plan, parts: Sequence[LayerReadings]) -> dict[str, LayerReading
     for direction in plan.directions:
         layers = []
         for layer in plan.layers:
-            of_layer = [
-                part for part, key in zip(parts, plan.parts, strict=True) if key[1:] == (direction, layer)
-            ]
+            of_layer = [part for part, key in zip(parts, plan.parts, strict=True) if key[1:] == (direction, layer)]
             layers.append(join_pairs(of_layer))
         found[direction] = join_layers(layers)
     return found

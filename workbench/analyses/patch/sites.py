@@ -83,7 +83,9 @@ def check_sites(model: Any, sites: Sequence[str]) -> tuple[str, ...]:
     """
     names = as_list("site", sites)
     if not names or set(names) - set(SITES) or len(set(names)) < len(names):
-        raise ValueError(f"site: got {','.join(map(str, names)) or 'none'}; expected some of {','.join(SITES)}, each once")
+        raise ValueError(
+            f"site: got {','.join(map(str, names)) or 'none'}; expected some of {','.join(SITES)}, each once"
+        )
     for name in names:
         if reason := _why_not(model, name):
             raise ValueError(f"site: got {name} of {model.cfg.model_name}, {reason}")
