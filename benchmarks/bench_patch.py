@@ -25,7 +25,7 @@ from workbench.models import HookedLM, ModelConfig
 from workbench.models.transformer_lens import to_hooked_transformer
 from workbench.runs.memory import peak_bytes as process_peak_bytes
 
-N_PAIRS, N_CTX = 32, 32
+N_PAIRS, N_CTX = 32, 16
 BUDGETS = (256 << 20, 1 << 30)
 
 
