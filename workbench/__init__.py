@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workbench.analyses.harvest.storing import harvest
     from workbench.analyses.ladder.rungs import ladder
     from workbench.analyses.mechanisms.switches import mechanisms
+    from workbench.analyses.patch.patching import patch
     from workbench.analyses.probe.concept_tests import probe
     from workbench.analyses.sae_scores.scoring import sae_scores
     from workbench.analyses.sae_train.head_saes import sae_train
@@ -88,6 +89,7 @@ __all__ = [
     "load_sae",
     "mechanisms",
     "over_training",
+    "patch",
     "probe",
     "recipes",
     "sae_scores",

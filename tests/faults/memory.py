@@ -38,6 +38,7 @@ COMMANDS = {
     "sae-train, compiled": f"{SAES} --n-train-tokens 40960 --set use_bf16=true --set use_compile=true",
     "ablate": "ablate --ckpt train --layers 0,3 --n-tokens 1024",
     "ablate, small budget": "ablate --ckpt train --layers 0,3 --n-tokens 1024 --memory-gib 0.25",
+    "patch": "patch --ckpt train --layers 0,1 --n-bootstrap 100",
     "topology": "topology --ckpt train --n-tokens 8192",
     "attention": "attention --ckpt train --n-tokens 4096",
     "evaluate": "evaluate --ckpt train --n-bytes 40000",

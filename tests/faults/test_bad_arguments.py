@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from models_for_tests import small_model
 import probes
 import sae
 import workbench
+from workbench.data.pairs import PairTokens
 from workbench.training import load_recipe
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -186,6 +188,7 @@ BAD_TOKENS = {
 HOOK = "blocks.0.attn.hook_z"
 MODEL = small_model("janus-v3", n_layers=2)
 GOOD = torch.ones(6, 8, dtype=torch.long)
+PAIRS = PairTokens("made", GOOD, GOOD, GOOD > 0, GOOD[:, :1], GOOD[:, :1] - 1, torch.arange(6))
 OF_TOKENS: dict[str, Call] = {
     "stream": lambda t: next(workbench.stream(MODEL, t, [HOOK])),
     "harvest": lambda t: workbench.harvest(MODEL, t, [HOOK], "out"),
@@ -243,6 +246,13 @@ PATHS: dict[str, Callable[[], object]] = {
     "content_share, one text": lambda: workbench.content_share(MODEL, STACK, "the king"),
     "content_share, n_contexts": lambda: workbench.content_share(MODEL, STACK, ["the king"], n_contexts=0),
     "content_share, n_permutations": lambda: workbench.content_share(MODEL, STACK, ["a"], n_permutations=0),
+    "patch, site": lambda: workbench.patch(MODEL, PAIRS, ["nope"]),
+    "patch, site alone": lambda: workbench.patch(MODEL, PAIRS, "z"),
+    "patch, position": lambda: workbench.patch(MODEL, PAIRS, position=["subject"]),
+    "patch, direction": lambda: workbench.patch(MODEL, PAIRS, direction=["both"]),
+    "patch, no draws": lambda: workbench.patch(MODEL, PAIRS, n_bootstrap=0),
+    "patch, no pairs": lambda: workbench.patch(MODEL, PAIRS.take(slice(0))),
+    "patch, ids": lambda: workbench.patch(MODEL, replace(PAIRS, clean=PAIRS.clean + 10**6)),
     "sae_scores, no source": lambda: workbench.sae_scores(MODEL, STACK, GOOD),
     "sae_scores, parts": lambda: workbench.sae_scores(MODEL, STACK, GOOD, parts=["heart"]),
     "sae_scores, no part": lambda: workbench.sae_scores(MODEL, STACK, GOOD, parts=[]),

@@ -21,6 +21,7 @@ import sae
 import workbench
 from workbench.analyses.ladder import rungs
 from workbench.data.batteries import PromptSet, read_prompts
+from workbench.data.pairs import PairTokens
 from workbench.data.tokenizer import load_tokenizer, vocabulary_size
 from workbench.models.activations import choose_slots
 from workbench.models.tokenizer_files import wrap_tokenizer
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
 MODEL = small_model("janus-v3", n_layers=2)
 TOKENS = torch.randint(0, MODEL.cfg.d_vocab, (6, 8), generator=torch.Generator().manual_seed(0))
+PAIRS = PairTokens("made", TOKENS, TOKENS.flip(0), TOKENS >= 0, TOKENS[:, :1], TOKENS[:, :1] - 1, TOKENS[:, 0])
 ONE = sae.StackedSAE(sae.SAEConfig(n_saes=1, d_in=4, d_sae=6), torch.Generator().manual_seed(0))
 CENTRED = sae.SAEConfig(n_saes=1, d_in=4, d_sae=6, b_dec_init="mean")
 ACTIVATIONS = torch.randn(1, 10, 4, generator=torch.Generator().manual_seed(0))
@@ -41,6 +43,10 @@ SAES = stack_for(MODEL, choose_slots(MODEL.cfg, [0, 1], [0, 1]), dtype=torch.flo
 
 def effects(layers: Any = None, heads: Any = None) -> str:
     return workbench.feature_effects(MODEL, SAES, TOKENS, layers, heads, n_exact=1, n_bootstrap=100).to_csv()
+
+
+def patching(layers: Any = None, heads: Any = None) -> str:
+    return workbench.patch(MODEL, PAIRS, layers=layers, heads=heads, n_bootstrap=100).to_csv()
 
 
 def scores(layers: Any = None, heads: Any = None) -> str:
@@ -69,6 +75,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.feature_effects.heads": lambda x: effects(heads=x),
     "workbench.content_share.layers": shares,
     "workbench.content_share.heads": lambda x: shares(heads=x),
+    "workbench.patch.layers": patching,
+    "workbench.patch.heads": lambda x: patching(heads=x),
     "workbench.sae_scores.layers": scores,
     "workbench.sae_scores.heads": lambda x: scores(heads=x),
     "workbench.sae_train.layers": lambda x: workbench.sae_train(MODEL, TOKENS, x, [0], **SMALL)[1].to_csv(),
