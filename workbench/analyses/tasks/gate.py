@@ -1,0 +1,96 @@
+"""Whether a model does a task at all: accuracy and gap on its pairs, with intervals over clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probes.bootstrap import ConfidenceInterval
+from probes.paired_effects import Gap, mean_gap
+from workbench.data.pairs import PairTokens
+from workbench.models.checks import checked_tokens, device_of, run_hooked
+
+NUMBERS_TOGETHER = 2**26  # logits held at once
+CHANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a model makes of a task's pairs, m being the task's measure (`PairTokens.effect`)."""
+
+    accuracy: float
+    """share of pairs with m > 0 behind the clean prompt, ties counted half"""
+    accuracy_interval: ConfidenceInterval
+    """95 %, over clusters"""
+    gap: Gap
+    """m behind the clean prompt − m behind the corrupt one"""
+    corrupt_accuracy: float
+    """share of pairs with m > 0 behind the corrupt prompt, ties counted half"""
+    logprob: float
+    """mean log-probability of the answer behind the clean prompt, nats"""
+    chance: float
+    """accuracy of a model that does not look at the prompt: .5 of pairs with mirrors; of a task measured by
+    probabilities, the accuracy with the answers and foils of other pairs, where that is more"""
+    clean: Float[np.ndarray, " pair"]
+    """m behind each clean prompt"""
+    corrupt: Float[np.ndarray, " pair"]
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the lower bound of accuracy is above chance and that of the gap above 0."""
+        return bool(self.accuracy_interval.low > self.chance and self.gap.interval.low > 0)
+
+
+def gate(model: Any, pairs: PairTokens, rng: np.random.Generator | None = None, n_draws: int = 2000) -> Gate:
+    """Accuracy and gap of a model on pairs, by two forward passes of each.
+
+    rng: of the bootstrap; by default seeded with 0.
+
+    Raises:
+        ValueError: tokens that do not fit the model.
+    """
+    rng = rng or np.random.default_rng(0)
+    logits = last_logits(model, pairs.clean, pairs.last)
+    clean = pairs.effect(logits).double().numpy()
+    logprob = float(pairs.logprob(logits).double().mean())
+    chance = CHANCE
+    if pairs.measure == "probability_difference":
+        chance = max(CHANCE, float(_is_right(_shuffled(pairs, rng).effect(logits).double().numpy()).mean()))
+    corrupt = pairs.effect(last_logits(model, pairs.corrupt, pairs.last)).double().numpy()
+    clusters, right = pairs.clusters.numpy(), _is_right(clean)
+    accuracy = mean_gap(right, rng, clusters, n_draws)
+    gap = mean_gap(clean - corrupt, rng, clusters, n_draws)
+    wrong = float(_is_right(corrupt).mean())
+    return Gate(accuracy.mean, accuracy.interval, gap, wrong, logprob, chance, clean, corrupt)
+
+
+@torch.no_grad()
+def last_logits(
+    model: Any, tokens: Int[Tensor, "pair pos"], last: Int[Tensor, " pair"]
+) -> Float[Tensor, "pair d_vocab"]:
+    """Logits behind each prompt's last token, float32 on the CPU."""
+    tokens = checked_tokens("tasks", model, tokens)
+    size = max(1, NUMBERS_TOGETHER // (tokens.shape[1] * model.cfg.d_vocab))
+    found = []
+    for some, at in zip(tokens.split(size), last.split(size), strict=True):
+        logits = run_hooked(model, some.to(device_of(model)), [], return_type="logits")
+        found.append(logits[torch.arange(len(some)), at].float().cpu())
+    return torch.cat(found)
+
+
+def _is_right(m: np.ndarray) -> np.ndarray:
+    return (m > 0) + 0.5 * (m == 0)
+
+
+def _shuffled(pairs: PairTokens, rng: np.random.Generator) -> PairTokens:
+    """The pairs with the answers and foils of one another."""
+    other = pairs.take(torch.from_numpy(rng.permutation(len(pairs))))
+    return PairTokens(
+        pairs.name, pairs.clean, pairs.corrupt, pairs.is_token, other.answers, other.foils, pairs.clusters,
+        pairs.positions, pairs.measure,
+    )  # fmt: skip
