@@ -9,6 +9,7 @@ import torch
 from models_for_tests import small_model
 
 from workbench.analyses.paths.edges import WHOLE, How, Receiver, Sender, is_ahead, path_effects
+from workbench.analyses.paths.layer_runs import Sizes
 from workbench.data.pairs import PairTokens
 
 PLAIN = ["janus-small", "janus-v3", "kotodama", "untied-softcap", "parallel", "normed-twice", "post-normed"]
@@ -99,7 +100,7 @@ def mlp_of(receiver: Receiver) -> str:
 
 def check_against_naive(model, pairs, senders, receivers, how: How, n_checked: int = 14) -> None:
     """Some of the paths, drawn by chance with one to each kind of receiver among them."""
-    found = path_effects(model, pairs, senders, receivers, how)
+    found = path_effects(model, pairs, senders, receivers, how, Sizes(2, 40))
     ahead = [
         (i, j)
         for i, receiver in enumerate(found.receivers)

@@ -1,5 +1,5 @@
-"""Paths."""
+"""Which part of a model acts through which: paths from heads and MLPs to their readers."""
 
-from workbench.extend import Analysis, Settings
+from workbench.analyses.paths.analysis import paths
 
-paths = Analysis(name="paths", summary="Stub.", settings=Settings, tables=[], measure=lambda job: {})
+__all__ = ["paths"]

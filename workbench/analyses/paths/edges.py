@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.analyses.paths.layer_runs import (
     LayerRun,
-    ModelRun,
+    Sizes,
     first_difference,
     go_on_behind_attention,
     go_on_behind_layer,
@@ -38,9 +38,6 @@ from workbench.models.block import Block
 
 Direction = Literal["denoise", "noise"]
 WHOLE = -1  # the head of a sender or receiver that is an MLP, or the logits
-TOKENS_TOGETHER = 2048  # that go on together; more gain nothing on a CPU
-ON_A_GPU = 16  # times as many
-CHANGES_HELD = 1 << 26  # numbers of the senders' changes that are held at once
 
 
 class Sender(NamedTuple):
@@ -106,6 +103,7 @@ def path_effects(
     senders: Sequence[Sender],
     receivers: Sequence[Receiver],
     how: How,
+    sizes: Sizes,
     tell: Callable[[float], None] = lambda share: None,
 ) -> PathEffects:
     """The effect of every path from a sender to a receiver, of every pair.
@@ -113,12 +111,10 @@ def path_effects(
     The model is one of a single residual stream, and senders and receivers are parts of it. `tell` gets the share done.
     """
     senders, receivers = sorted(set(senders)), sorted(set(receivers))
-    n_pos = pairs.clean.shape[1] - first_difference(pairs)
-    n_pairs = max(1, min(len(pairs), CHANGES_HELD // max(1, len(senders) * n_pos * model.cfg.d_model)))
     parts, bases, gaps = [], [], []
-    for first in range(0, len(pairs), n_pairs):
-        own = pairs.take(slice(first, first + n_pairs))
-        of_batch, base, source = _Batch(model, own, how).measure(
+    for first in range(0, len(pairs), sizes.n_pairs):
+        own = pairs.take(slice(first, first + sizes.n_pairs))
+        of_batch, base, source = _Batch(model, own, how, sizes).measure(
             senders, receivers, lambda share, at=first: tell((at + share * len(own)) / len(pairs))
         )
         parts.append(of_batch)
@@ -131,7 +127,7 @@ def path_effects(
 class _Batch:
     """Some of the pairs: both runs, and the changes that senders make on their way through the layers."""
 
-    def __init__(self, model: HookedLM, pairs: PairTokens, how: How) -> None:
+    def __init__(self, model: HookedLM, pairs: PairTokens, how: How, sizes: Sizes) -> None:
         self.model, self.how = model, how
         start = first_difference(pairs)
         device = model.W_E.device
@@ -141,8 +137,7 @@ class _Batch:
         self.pairs, self.n_pos = pairs, pairs.clean.shape[1] - start
         self.clean_final = clean.final
         self.base_measure = self._measure(self.base.final[None])[0]
-        n_together = TOKENS_TOGETHER * (1 if device.type == "cpu" else ON_A_GPU)
-        self.n_rows = max(1, n_together // (len(pairs) * self.n_pos))
+        self.n_rows = max(1, sizes.n_tokens // (len(pairs) * self.n_pos))
         self.mask = _mask(pairs, how.position, start).to(device)
 
     def measure(

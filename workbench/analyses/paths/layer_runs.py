@@ -22,6 +22,14 @@ from workbench.models.layers import KeyValueCache, Norm
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How the work is cut: pairs that are run at once, tokens of changed streams that go on together."""
+
+    n_pairs: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
 class LayerRun:
     """What one layer read and wrote, at the positions from `start` on; keys and values at all."""
 
@@ -176,11 +184,6 @@ def _narrowed(state: Any, at: Tensor) -> Attended | Tensor:
     if isinstance(state, Attended):
         return Attended(at_last(state.running, at), at_last(state.resid_pre, at))
     return at_last(state, at)
-
-
-def rows_of(pairs: PairTokens, n: int) -> PairTokens:
-    """The pairs n times over."""
-    return pairs if n == 1 else pairs.take(torch.arange(len(pairs)).repeat(n))
 
 
 def sum_of_heads(
