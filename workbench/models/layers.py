@@ -220,7 +220,7 @@ class Attention(nn.Module):
         return self.output(self.hook_z(self.mix(q, k, v, padding)))
 
     def project(self, x: Tensor | tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """q [batch pos head d_head], k and v [batch pos kv_head d_head] of normalised input, as their hooks see them."""
+        """q [batch pos head d_head], k and v [batch pos kv_head d_head] of normalised input, as hooks see them."""
         # under autocast each of three products would cast x for itself, and keep its own copy for the backward pass
         inputs = x if isinstance(x, tuple) else (x.to(_product_dtype(x)),) * 3
         clip = _clipped(self.cfg.clip_qkv)

@@ -14,8 +14,14 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """Of prompts of about 32 tokens that differ from the first: both runs for each layer of receivers, then of every
     path the layers behind its receiver; of a path to the logits nothing more."""
     from workbench.analyses.paths.edges import is_ahead
-    from workbench.analyses.paths.parts import make_receivers, make_senders, pair_bytes, plan_sizes, token_bytes
-    from workbench.analyses.paths.parts import receivers_of
+    from workbench.analyses.paths.parts import (
+        make_receivers,
+        make_senders,
+        pair_bytes,
+        plan_sizes,
+        receivers_of,
+        token_bytes,
+    )
     from workbench.analyses.tasks.cost import PROMPT_TOKENS
     from workbench.models.costs import forward_flops, weights_bytes
 

@@ -12,7 +12,7 @@ import torch
 from probes.paired_effects import recovery, sign_flip_test
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
-from workbench.analyses.paths.edges import WHOLE, How, PathEffects, Receiver, Sender, is_ahead, path_effects
+from workbench.analyses.paths.edges import WHOLE, How, PathEffects, Receiver, is_ahead, path_effects
 from workbench.analyses.paths.measures import Metric
 from workbench.analyses.paths.parts import MEMORY_BUDGET_BYTES, STRONGEST, Plan, check_model, make_plan, receivers_of
 from workbench.data.pairs import PairTokens
