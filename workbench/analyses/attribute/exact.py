@@ -83,7 +83,7 @@ def _go_on(
     given: Sequence[tuple[Tensor, int]],
     pairs: PairTokens,
 ) -> Tensor:
-    """What the unembedding reads under each of the given exchanges (mask, head) at one hook, [exchange pair d_model]."""
+    """What the unembedding reads under each given exchange (mask, head) at one hook, [exchange pair d_model]."""
     n = len(given)
 
     def replace(x: Tensor, hook: Any) -> Tensor:

@@ -43,7 +43,7 @@ def draw_direct_attribution(table: pd.DataFrame) -> go.Figure:
 
 
 def draw_logit_lens(table: pd.DataFrame) -> go.Figure:
-    """The measure of the stream behind each layer, clean and corrupt prompts, with 95 % intervals; E is the embedding."""
+    """The measure of the stream behind each layer, clean and corrupt prompts, 95 % intervals; E is the embedding."""
     from reports.figures.figure_builder import facets, scatter
     from reports.figures.style import AXIS, BAND, label
 

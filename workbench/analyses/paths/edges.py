@@ -114,9 +114,8 @@ def path_effects(
     parts, bases, gaps = [], [], []
     for first in range(0, len(pairs), sizes.n_pairs):
         own = pairs.take(slice(first, first + sizes.n_pairs))
-        of_batch, base, source = _Batch(model, own, how, sizes).measure(
-            senders, receivers, lambda share, at=first: tell((at + share * len(own)) / len(pairs))
-        )
+        share_of = lambda share, at=first, n=len(own): tell((at + share * n) / len(pairs))  # noqa: E731
+        of_batch, base, source = _Batch(model, own, how, sizes).measure(senders, receivers, share_of)
         parts.append(of_batch)
         bases.append(base)
         gaps.append(source - base)
@@ -148,7 +147,7 @@ class _Batch:
         found = torch.full((len(receivers), len(senders), len(self.pairs)), torch.nan, dtype=torch.float64)
         changes = self.base.final.new_zeros(len(senders), len(self.pairs), self.n_pos, model.cfg.d_model)
         n_ahead, n_done = 0, 0  # senders come by layer, an MLP (−1) ahead of its layer's heads
-        for layer, block in enumerate(model.blocks):
+        for layer in range(n_layers):
             own = [i for i, receiver in enumerate(receivers) if receiver.layer == layer]
             of_heads = [i for i in own if receivers[i].site != "mlp"]
             for receiver, part, effect in self._into_heads(layer, [receivers[i] for i in of_heads], changes[:n_ahead]):

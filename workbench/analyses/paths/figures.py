@@ -26,11 +26,12 @@ def draw_strongest_paths(table: pd.DataFrame) -> go.Figure:
         order = run.rows["effect"].abs().sort_values(ascending=False, kind="stable").index[:N_SHOWN]
         rows = run.rows.loc[order]
         names, places = [name_path(row) for _, row in rows.iterrows()], list(range(len(rows)))
+        texts = [_hover(row) for _, row in rows.iterrows()]
         above, below = (rows["ci_high"] - rows[value]).fillna(0), (rows[value] - rows["ci_low"]).fillna(0)
         is_share = value == "recovery"
         error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
         trace = scatter(
-            x=rows[value].tolist(), y=places, mode="markers", showlegend=False, text=[_hover(row) for _, row in rows.iterrows()],
+            x=rows[value].tolist(), y=places, mode="markers", showlegend=False, text=texts,
             marker={"color": run.colour, "symbol": run.symbol, "size": 7},
             error_x=error | {"thickness": 1.4, "width": 0, "color": run.colour} if is_share else None,
             hovertemplate="%{text}<extra></extra>",
@@ -76,13 +77,14 @@ def draw_paths(table: pd.DataFrame) -> go.Figure:
             ygap=0.5, customdata=text.tolist(), hovertemplate="%{customdata}<extra></extra>", hoverongaps=False,
         )  # fmt: skip
         fig.add_trace(trace, **where)
+        ticks = [name_receiver(*own) for own in receivers]
         step_x, step_y = max(1, len(senders) // 16), max(1, len(receivers) // 40)
         fig.update_xaxes(
             tickvals=list(range(len(senders)))[::step_x], ticktext=[name_sender(*own) for own in senders][::step_x],
             title_text="sender", ticks="", showline=False, tickangle=-60, **where,
         )  # fmt: skip
         fig.update_yaxes(
-            tickvals=list(range(len(receivers)))[::step_y], ticktext=[name_receiver(*own) for own in receivers][::step_y],
+            tickvals=list(range(len(receivers)))[::step_y], ticktext=ticks[::step_y],
             autorange="reversed", showgrid=False, showline=False, ticks="", **where,
         )  # fmt: skip
     span = float(table[value].abs().max()) or 1.0
