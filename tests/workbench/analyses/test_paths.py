@@ -9,6 +9,7 @@ import pytest
 import torch
 from induction_for_tests import induction_model, induction_pairs
 from models_for_tests import small_model
+from random_pairs_for_tests import pairs_for
 
 from workbench.analyses.paths.edges import WHOLE, How, Receiver, Sender, is_ahead, path_effects
 from workbench.analyses.paths.figures import name_path
@@ -18,20 +19,6 @@ from workbench.data.pairs import PairTokens
 
 PLAIN = ["janus-small", "janus-v3", "kotodama", "untied-softcap", "parallel", "normed-twice", "post-normed"]
 ATOL = 1e-10  # float64: sums of some hundred terms of size 1
-
-
-def pairs_for(model, n: int = 3, n_pos: int = 9, seed: int = 0) -> PairTokens:
-    """Random prompts of unequal lengths that differ in some tokens from the third on."""
-    g = torch.Generator().manual_seed(seed)
-    clean = torch.randint(0, model.cfg.d_vocab, (n, n_pos), generator=g)
-    corrupt = clean.clone()
-    corrupt[:, 3:6] = torch.randint(0, model.cfg.d_vocab, (n, 3), generator=g)
-    corrupt[:, 3] = (clean[:, 3] + 1) % model.cfg.d_vocab
-    lengths = torch.tensor([n_pos - i % 2 for i in range(n)])
-    ids = torch.stack([torch.randperm(model.cfg.d_vocab, generator=g)[:2] for _ in range(n)])
-    positions = {"changed": torch.full((n,), 3)}
-    is_token = torch.arange(n_pos) < lengths[:, None]
-    return PairTokens("by-hand", clean, corrupt, is_token, ids[:, :1], ids[:, 1:], torch.arange(n), positions)
 
 
 def all_parts(model) -> tuple[list[Sender], list[Receiver]]:
@@ -211,7 +198,10 @@ def test_a_query_heads_own_keys_and_values(site) -> None:
         before = pairs.effect(model(pairs.corrupt)[rows, pairs.last])
         for head in range(4):
             kept: dict[str, torch.Tensor] = {}
-            hooks: list[Any] = [(place, lambda x, hook: new), ("blocks.1.attn.hook_z", lambda x, hook: kept.update(z=x))]
+            hooks: list[Any] = [
+                (place, lambda x, hook: new),
+                ("blocks.1.attn.hook_z", lambda x, hook: kept.update(z=x)),
+            ]
             with model.hooks(fwd_hooks=hooks):
                 model(pairs.corrupt)
 
@@ -295,7 +285,11 @@ def test_strongest_receivers_are_found_by_their_paths_to_the_logits() -> None:
         ("janus-v3", {"direction": ["up"]}, "direction: got 'up'; expected some of denoise, noise"),
         ("janus-v3", {"position": ["subject"]}, "position: got 'subject'; expected some of all, changed, end"),
         ("janus-v3", {"metric": "loss"}, "metric: got 'loss'; expected one of effect, logprob, prob, kl"),
-        ("janus-v3", {"memory_budget_bytes": 1000}, r"memory_budget_bytes: got 1000; expected at least \d+ for one pair"),
+        (
+            "janus-v3",
+            {"memory_budget_bytes": 1000},
+            r"memory_budget_bytes: got 1000; expected at least \d+ for one pair",
+        ),
     ],
 )
 def test_what_is_no_path_is_refused_in_one_line(kind, options, message) -> None:
