@@ -14,7 +14,8 @@ from sae import set_feature
 from workbench.analyses import find_analysis
 from workbench.analyses.ablate.ablation import draw_donors
 from workbench.analyses.feature_effects import pairs as module
-from workbench.analyses.feature_effects.pairs import PromptPair, encode_pairs, pair_effects, read_pairs
+from workbench.analyses.feature_effects.pairs import pair_effects
+from workbench.data.tasks.listed import PromptPair, encode_pairs, read_pairs
 from workbench.data.tokenizer import load_tokenizer
 from workbench.models.activations import Positions, choose_slots, special_ids
 from workbench.models.sae_places import saes_by_hook
@@ -68,7 +69,8 @@ def effects_of(model, sae, **more) -> Any:
     positions = Positions(special_ids(model))
     value = torch.zeros(sae.config.n_saes, sae.config.d_sae, dtype=torch.float64)
     given = {"name": "m", "seed": 0, "n_bootstrap": 100} | more
-    return pair_effects(model, sae, saes_by_hook(model, sae), PAIRS, positions, given.pop("value", value), **given)
+    pairs, value = encode_pairs(model, PAIRS), given.pop("value", value)
+    return pair_effects(model, sae, saes_by_hook(model, sae), pairs, positions, value, **given)
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))

@@ -35,7 +35,8 @@ class FeatureEffectsSettings(ShownSettings):
     )
     pairs: Path | None = Field(
         default=None,
-        description="TOML file of prompts, each with an answer and a foil, whose logit difference is measured",
+        description="task whose logit difference is measured: a built-in one's name, a TOML file of templates, or "
+        "one of prompts, each with an answer and a foil",
     )
     n_bootstrap: int = Field(default=2000, description="draws of the intervals over sequences", ge=1)
 
@@ -60,9 +61,9 @@ def check(job: Job) -> None:
     open_effects(job, is_checked=False)
     lenders_of(checked_tokens("feature-effects", model, job.tokens, min_ctx=2), own.kind, job.seed)
     if own.pairs is not None:
-        from workbench.analyses.feature_effects.pairs import encode_pairs, read_pairs
+        from workbench.analyses.feature_effects.pairs import open_pairs
 
-        lenders_of(encode_pairs(model, read_pairs(own.pairs)).tokens, own.kind, job.seed)
+        lenders_of(open_pairs(model, own.pairs, job.seed, job.cache).clean, own.kind, job.seed)
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
@@ -97,9 +98,9 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     (job.directory / ESTIMATES).unlink()
     if own.pairs is None:
         return {"feature_effects": table}
-    from workbench.analyses.feature_effects.pairs import pair_effects, read_pairs
+    from workbench.analyses.feature_effects.pairs import open_pairs, pair_effects
 
-    given = (model, sae, places, read_pairs(own.pairs), positions, found.value)
+    given = (model, sae, places, open_pairs(model, own.pairs, job.seed, job.cache), positions, found.value)
     of_pairs = pair_effects(*given, n_exact=own.n_exact, **about, bootstrap_seed=job.seed)
     return {"feature_effects": table, "feature_logit_differences": of_pairs}
 
@@ -199,7 +200,7 @@ feature_effects = Analysis(
             ],
             meaning="With --pairs: one feature, ablated in the prompts with the SAE's error kept, and the change of "
             "logit[answer] − logit[foil] behind them. ci_low and ci_high are a 95 % bootstrap interval of delta over "
-            "pairs.",
+            "pairs, of a task over clusters of pairs that share fillers.",
         ),
     ],
     measure=measure,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
-from pydantic import Field, ValidationError
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from sae.stack import StackedSAE
@@ -30,88 +28,32 @@ from workbench.analyses.feature_effects.estimates import (
     sum_estimates,
     watched_forward,
 )
+from workbench.data.pairs import PairTokens
+from workbench.data.tasks import make_pairs, task_names
+from workbench.data.tasks.listed import encode_pairs, read_pairs
 from workbench.models import HookedLM
 from workbench.models.activations import Positions
 from workbench.models.checks import device_of
 from workbench.models.cross_entropy import softcap
 from workbench.models.sae_places import HookSAEs
-from workbench.models.tokenizer_files import encode, tokenizer_of
-from workbench.models.transformer import check_tokenized
 from workbench.runs import read_toml
-from workbench.runs.records import Frozen, describe_errors
 
 ROWS_TOGETHER = 256  # prompts that go on together, each without a feature
 
 
-class PromptPair(Frozen):
-    """A prompt with what goes on with it, and what might and does not."""
-
-    prompt: str = Field(description="beginning of a text", min_length=1)
-    answer: str = Field(description="what goes on with it, one token behind the prompt, a space before it included")
-    foil: str = Field(description="what does not, one token behind the prompt")
-
-
-class PromptPairs(Frozen):
-    """Prompt pairs, as a file has them."""
-
-    pairs: tuple[PromptPair, ...] = Field(description="prompts with answers and foils", min_length=1)
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Prompts as tokens, shorter ones filled up behind."""
-
-    tokens: Int[Tensor, "pair pos"]
-    is_token: Bool[Tensor, "pair pos"]
-    ids: Int[Tensor, "pair 2"]
-    """of answer and foil"""
-
-    @property
-    def last(self) -> Int64[Tensor, " pair"]:
-        """The position of each prompt's last token."""
-        return self.is_token.sum(dim=1) - 1
-
-
-def read_pairs(file: str | Path) -> tuple[PromptPair, ...]:
-    """The pairs of a TOML file: tables `[[pairs]]` of prompt, answer and foil.
+def open_pairs(model: Any, source: str | Path, seed: int = 0, cache: str | Path | None = None) -> PairTokens:
+    """The pairs of a task, a built-in one's name or a TOML file of templates, or of a file of `[[pairs]]`.
 
     Raises:
-        ValueError: naming the file, for one that is missing or not of this form.
+        ValueError: as `make_pairs`, `read_pairs` and `encode_pairs`; a task that is measured by probabilities.
     """
-    try:
-        return PromptPairs.model_validate(read_toml(Path(file), "pairs")).pairs
-    except ValidationError as error:
-        raise ValueError(f"pairs: {file}: {describe_errors(error)}") from None
-
-
-def encode_pairs(model: Any, pairs: Sequence[PromptPair]) -> EncodedPairs:
-    """The pairs in a model's vocabulary.
-
-    Raises:
-        ValueError: a model without tokenizer, a prompt longer than the model's context, an answer or foil that is not
-            one token behind its prompt, or both the same.
-    """
-    check_tokenized("feature-effects", model)
-    prompts = [model.to_tokens(pair.prompt, truncate=False)[0].tolist() for pair in pairs]
-    tokenizer, ids = tokenizer_of(model), []
-    for pair, prompt in zip(pairs, prompts, strict=True):
-        if len(prompt) > model.cfg.n_ctx:
-            raise ValueError(
-                f"prompt: {pair.prompt!r:.60} has {len(prompt)} tokens; expected at most {model.cfg.n_ctx}"
-            )
-        alone = encode(tokenizer, pair.prompt)
-        both = [encode(tokenizer, pair.prompt + own) for own in (pair.answer, pair.foil)]
-        for name, whole in zip(("answer", "foil"), both, strict=True):
-            if len(whole) != len(alone) + 1 or whole[:-1] != alone:
-                got = f"got {getattr(pair, name)!r:.40} behind {pair.prompt!r:.60}"
-                raise ValueError(f"{name}: {got}; expected one token, such as ' is'")
-        ids.append([whole[-1] for whole in both])
-        if ids[-1][0] == ids[-1][1]:
-            raise ValueError(f"foil: got {pair.foil!r:.40}, the answer itself; expected another token")
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[*own, *[0] * (width - len(own))] for own in prompts])
-    is_token = torch.arange(width) < torch.tensor([[len(own)] for own in prompts])
-    return EncodedPairs(tokens, is_token, torch.tensor(ids))
+    if str(source) in task_names() or "templates" in read_toml(Path(source), "pairs"):
+        pairs = make_pairs(model, source, seed=seed, cache=cache)
+    else:
+        pairs = encode_pairs(model, read_pairs(source))
+    if pairs.measure != "logit_difference":
+        raise ValueError(f"pairs: {source} is measured by probabilities; expected a task of one answer and one foil")
+    return pairs
 
 
 def logit_differences(
@@ -128,7 +70,7 @@ def pair_effects(
     model: HookedLM,
     sae: StackedSAE,
     places: Sequence[HookSAEs],
-    pairs: Sequence[PromptPair],
+    own: PairTokens,
     positions: Positions,
     value: Float64[Tensor, "n_saes d_sae"],
     *,
@@ -141,42 +83,58 @@ def pair_effects(
 ) -> pd.DataFrame:
     """The table feature_logit_differences: a row a feature, what m becomes when it is ablated at all positions of the
     prompts that count, its SAE's error kept. Estimated by m's gradient for all, exact for the n_exact of each SAE whose
-    estimate is largest; the 95 % bootstrap interval is over pairs. value: f′ for kind "zero" and "mean"; for "source"
+    estimate is largest; the 95 % bootstrap interval is over pairs, of a task over clusters of pairs, each of which
+    counts as the mean of its pairs. value: f′ for kind "zero" and "mean"; for "source"
     it is the activation at the same position of another pair's prompt.
 
     Raises:
-        ValueError: as `encode_pairs`; "source" with one pair.
+        ValueError: "source" with one pair.
     """
-    own = encode_pairs(model, pairs)
-    donors = lenders_of(own.tokens, kind, bootstrap_seed)
-    lender = None if donors is None else own.tokens[donors]
-    is_counted = positions.of(own.tokens) & own.is_token
+    donors = lenders_of(own.clean, kind, bootstrap_seed)
+    lender = None if donors is None else own.clean[donors]
+    is_counted = positions.of(own.clean) & own.is_token
     is_changed = is_counted if donors is None else is_counted & is_counted[donors]
     lent = lent_activations(model, places, lender)
     found = _estimates(model, places, own, is_counted, is_changed, value, lent)
     features = strongest(found, n_exact)
     losses = _exactly(model, places, own, is_changed, features, value, lent)
     about: dict[str, Any] = {"name": name, "seed": seed, "kind": kind, "n_bootstrap": n_bootstrap}
-    table = effects_table(sae, found, features, losses, 2, **about, bootstrap_seed=bootstrap_seed)
+    of_clusters = _by_cluster(losses, own.clusters)
+    table = effects_table(sae, found, features, of_clusters, 2, **about, bootstrap_seed=bootstrap_seed)
     names = {"delta_loss": "delta", "n_sequences": "n_pairs", "base_loss": "base_difference"}
-    return table.drop(columns=["kl", "n_tokens"]).rename(columns=names)
+    return table.assign(n_sequences=len(own)).drop(columns=["kl", "n_tokens"]).rename(columns=names)
+
+
+def _ids(own: PairTokens) -> Tensor:
+    """Of answer and foil [pair 2]."""
+    return torch.cat([own.answers, own.foils], dim=1)
+
+
+def _by_cluster(losses: Losses, clusters: Int[Tensor, " pair"]) -> Losses:
+    """Mean over the pairs of each cluster; pairs that are each their own stay as they are."""
+    if len(clusters.unique()) == len(clusters):
+        return losses
+    index = torch.unique(clusters, return_inverse=True)[1]
+    share = torch.nn.functional.one_hot(index).double()
+    share /= share.sum(dim=0)
+    return Losses(losses.base @ share, losses.change @ share, losses.kl @ share)
 
 
 def _estimates(
     model: HookedLM,
     places: Sequence[HookSAEs],
-    own: EncodedPairs,
+    own: PairTokens,
     is_counted: Tensor,
     is_changed: Tensor,
     value: Tensor,
     lent: dict[str, Tensor],
 ) -> Estimates:
     """Of every feature, by one backward pass of the sum of m over the pairs."""
-    tokens = own.tokens.to(device_of(model))
+    tokens = own.clean.to(device_of(model))
     final, seen, outputs = watched_forward(model, places, tokens)
     with torch.enable_grad():
         stream = model.read_out(final)[torch.arange(len(tokens)), own.last]
-        total = logit_differences(model, stream, own.ids.to(tokens.device)).sum()
+        total = logit_differences(model, stream, _ids(own).to(tokens.device)).sum()
     gradients = gradients_at(places, outputs, total)
     n_active = torch.zeros_like(value)
     change = torch.zeros_like(value)
@@ -193,15 +151,15 @@ def _estimates(
 def _exactly(
     model: HookedLM,
     places: Sequence[HookSAEs],
-    own: EncodedPairs,
+    own: PairTokens,
     is_changed: Tensor,
     features: Int64[Tensor, "feature 2"],
     value: Tensor,
     lent: dict[str, Tensor],
 ) -> Losses:
     """m of every pair as it is, and its change without each feature."""
-    tokens, last = own.tokens.to(device_of(model)), own.last.to(device_of(model))
-    ids, clean = own.ids.to(tokens.device), clean_pass(model, places, tokens)
+    tokens, last = own.clean.to(device_of(model)), own.last.to(device_of(model))
+    ids, clean = _ids(own).to(tokens.device), clean_pass(model, places, tokens)
     base = logit_differences(model, clean.stream[torch.arange(len(tokens)), last], ids)
     change = torch.zeros(len(features), len(tokens), dtype=torch.float64)
     for place in places:
