@@ -39,7 +39,7 @@ def direct_logit_attribution(
     tokens: Int[Tensor, "batch pos"],
     answers: Int[Tensor, " answer"],
     foils: Int[Tensor, " foil"] | None = None,
-    position: int | Int[Tensor, " batch"] = -1,
+    position: int | Int[Tensor, " sequence"] = -1,
 ) -> DirectEffects:
     """What each part adds to logit[answer] − logit[foil] at a position, or to logit[answer] where there is no foil.
 
@@ -99,7 +99,7 @@ def why_no_parts(cfg: ModelConfig) -> str:
 
 
 def _check(
-    model: HookedLM, tokens: Tensor, answers: Tensor, foils: Tensor | None, position: int | Int[Tensor, " batch"]
+    model: HookedLM, tokens: Tensor, answers: Tensor, foils: Tensor | None, position: int | Int[Tensor, " sequence"]
 ) -> None:
     if which := why_no_parts(model.cfg):
         raise ValueError(
@@ -121,7 +121,7 @@ def _check(
         raise ValueError(f"position: got {got}; expected one of {tokens.shape[1]}")
 
 
-def _written(model: HookedLM, tokens: Tensor, position: int | Int[Tensor, " batch"]) -> dict[str, Tensor]:
+def _written(model: HookedLM, tokens: Tensor, position: int | Int[Tensor, " sequence"]) -> dict[str, Tensor]:
     """At the position, in float64: the embedding, heads' z, norms' scales, MLPs' outputs, the final routing's weights,
     the stream at the end."""
     names = ["blocks.0.hook_resid_pre", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]

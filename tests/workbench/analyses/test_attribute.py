@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from induction_for_tests import INDUCTION, PREVIOUS, induction_model, induction_pairs
-from models_for_tests import ARCHITECTURES, small_model
+from models_for_tests import ARCHITECTURES, small_config, small_model
 from random_pairs_for_tests import pairs_for
 
 from workbench.analyses.attribute.attribution import agreement, attribute, logit_lens
@@ -74,6 +74,7 @@ def test_an_exchange_is_the_naive_loops(kind) -> None:
     assert (found.abs() > 1e-4).double().mean() > 0.5
 
 
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_heads_are_patched_as_by_transformer_lens() -> None:
     """z of every head at all positions, beside transformer_lens.patching in float32: 1e-5 of logits of size 1."""
     from transformer_lens import patching
@@ -94,10 +95,19 @@ def test_heads_are_patched_as_by_transformer_lens() -> None:
 # --- estimates
 
 
+def differentiable(kind: str):
+    """The small model; of the recurrent one without the mechanisms that stop gradients."""
+    if kind != "recurrent":
+        return small_model(kind).double()
+    own = small_config(kind).extensions
+    kept = own.recurrence.model_copy(update={"confidence": False, "memory": False})
+    return small_model(kind, extensions=own.model_copy(update={"recurrence": kept})).double()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_atp_is_the_derivative_along_the_exchange(kind) -> None:
     """d/dε m(base; a + ε (a_source − a)) by central differences."""
-    model = small_model(kind).double()
+    model = differentiable(kind)
     pairs, cells = pairs_for(model), cells_of(model.cfg, SITES, [0, 1])
     places = places_of(pairs, ["all", "end"])
     found = estimate(model, pairs, "denoise", cells, places, ["atp"])["atp"]
@@ -289,7 +299,7 @@ def test_every_figure_draws_what_is_there_and_says_what_is_not() -> None:
         ),
         ("post-normed", {"methods": ["atp_qk"], "sites": ["q"]}, "methods: got atp_qk, which takes heads' scores"),
         ("janus-v3", {"methods": ["atp_qk"]}, "methods: got atp_qk with sites z; expected q or k among them"),
-        ("recurrent", {"methods": ["atp_ig"]}, "methods: got atp_ig, whose embeddings are not all"),
+        ("recurrent", {"methods": ["atp"]}, "methods: got atp, whose gradients stop where a pass's confidence"),
         ("parallel", {"methods": ["exact"], "sites": ["resid_mid"]}, "sites: got resid_mid, which this model has not"),
         ("attn-res", {"methods": ["exact"], "sites": ["resid_post"]}, "sites: got resid_post, which nothing reads"),
         ("janus-v3", {"sites": ["neurons"]}, "sites: got 'neurons'; expected some of z, q"),

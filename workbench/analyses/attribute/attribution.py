@@ -156,6 +156,8 @@ def why_not(cfg: Any, method: str, metric: str, measure: str = "logit_difference
         if metric != "effect" or measure != "logit_difference":
             return "which is of a difference of two logits"
     recurrence = cfg.extensions.recurrence
+    if method in ESTIMATES and recurrence is not None and (recurrence.confidence or recurrence.memory):
+        return "whose gradients stop where a pass's confidence or memory reads the pass before"
     if method == "atp_ig" and recurrence is not None and recurrence.value_embed != "off":
         return "whose embeddings are not all that a model with value_embed reads of the tokens"
     if method == "atp_qk" and cfg.use_qk_norm and cfg.extensions.wide_qk_norm:
