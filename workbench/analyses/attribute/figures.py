@@ -26,7 +26,7 @@ def draw_direct_attribution(table: pd.DataFrame) -> go.Figure:
         return _empty("direct logit attribution was not asked for")
     runs = _runs(of_direct, ["direction"])
     n = max(min(N_SHOWN, len(rows)) for _, rows, _ in runs)
-    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=60 + 18 * n, gap=0.14)
+    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=60 + 18 * n, gap=0.14, vertical_spacing=84)
     for (run, all_rows, _), where in zip(runs, cells, strict=True):
         rows = all_rows.loc[all_rows["effect"].abs().sort_values(ascending=False, kind="stable").index[:N_SHOWN]]
         places, names = list(range(len(rows))), [name_part(row) for _, row in rows.iterrows()]
@@ -99,7 +99,7 @@ def draw_exchanges(table: pd.DataFrame) -> go.Figure:
     runs = sorted(_runs(own, ["direction", "site", "method"]), key=lambda run: order[run[1]["method"].iloc[0]])
     runs.sort(key=lambda run: own.index.get_loc(own[(own["model"] == run[0].model)].index[0]))
     n_layers = own["layer"].nunique()
-    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=max(120, 40 + 14 * n_layers))
+    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=max(120, 40 + 14 * n_layers), vertical_spacing=72)
     value, unit = ("recovery", "share of the gap") if own["recovery"].notna().any() else ("effect", "mean effect")
     for (_, rows, _), where in zip(runs, cells, strict=True):
         layers, heads = sorted(set(rows["layer"])), sorted(set(rows["head"]))
@@ -136,7 +136,7 @@ def draw_estimates_and_exact_values(table: pd.DataFrame) -> go.Figure:
     if own.empty:
         return _empty("no estimate stands beside an exact value")
     runs = _runs(own, ["direction", "site", "method"])
-    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=260)
+    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=260, vertical_spacing=84)
     for (run, rows, _), where in zip(runs, cells, strict=True):
         both = rows[["effect", "exact"]]
         ends = [float(both.min().min()), float(both.max().max())]

@@ -20,7 +20,7 @@ def draw_strongest_paths(table: pd.DataFrame) -> go.Figure:
 
     runs = _runs(table)
     n = max(1, max(min(N_SHOWN, len(run.rows)) for run in runs))
-    fig, cells = facets([label(run.title) for run in runs], columns=2, height=60 + 18 * n, gap=0.2)
+    fig, cells = facets([label(run.title) for run in runs], columns=2, height=60 + 18 * n, gap=0.2, vertical_spacing=84)
     for run, where in zip(runs, cells, strict=True):
         value, unit = _value(run.rows)
         order = run.rows["effect"].abs().sort_values(ascending=False, kind="stable").index[:N_SHOWN]
@@ -54,7 +54,7 @@ def draw_paths(table: pd.DataFrame) -> go.Figure:
     runs = _runs(table)
     value, unit = _value(table)
     most = max(run.rows[["site", "layer_b", "head_b"]].drop_duplicates().shape[0] for run in runs)
-    fig, cells = facets([label(run.title) for run in runs], columns=2, height=80 + 16 * min(60, most), gap=0.14)
+    fig, cells = facets([label(run.title) for run in runs], columns=2, height=80 + 16 * min(60, most), gap=0.14, vertical_spacing=110)
     for run, where in zip(runs, cells, strict=True):
         rows = run.rows.assign(_rank=run.rows["site"].map({site: i for i, site in enumerate(SITES)}))
         rows = rows.sort_values(["layer_b", "_rank", "head_b", "layer_a", "head_a"])
