@@ -1,9 +1,9 @@
 """Head → head paths of a model beside a naive loop of forward passes with TransformerLens's hooks.
 
-Janus v3 chassis of bench_model, random weights, pairs of 24 tokens that differ from the fifth on. Ours: every head ahead
-into q, k and v of one head of every third layer. The peer's forwards cost the same whichever edge is taken, so its turns are a
-few edges, spread over layers, counted by the edge: of source, of base with all but the sender frozen, and of base with
-the receiver's activation; and the last two alone, where caches of both prompts are kept for all edges.
+Janus v3 chassis of bench_model, random weights, pairs of 24 tokens that differ from the fifth on. Ours: every head
+ahead into q, k and v of one head of every third layer. The peer's forwards cost the same whichever edge is taken, so
+its turns are a few edges, spread over layers, counted by the edge: of source, of base with all but the sender frozen,
+and of base with the receiver's activation; and the last two alone, where the source's cache is kept for all edges.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def row(quantity: str, n_edges: tuple[int, int], times: tuple[list[float], list[
     ratios = sorted(p / o for o, p in zip(ours, peer, strict=True))
     middle = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
     return {
-        "case": "head to head paths", "quantity": quantity, "ours": f"{middle(ours):.4g}", "peer": f"{middle(peer):.4g}",
+        "case": "head to head paths", "quantity": quantity, "ours": f"{middle(ours):.4g}",
+        "peer": f"{middle(peer):.4g}",
         "ratio": f"{middle(ratios):.3f}", "ratio_low": f"{ratios[0]:.3f}", "ratio_high": f"{ratios[-1]:.3f}",
         "n_runs": len(ours), "target": target, "peer_name": "TransformerLens hooks", "machine": machine(),
     }  # fmt: skip

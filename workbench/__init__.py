@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from workbench.analyses.ablate.pairs import ablate_pairs
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
+    from workbench.analyses.attribute.attribution import attribute
     from workbench.analyses.compare.comparison import compare
     from workbench.analyses.evaluate.bits import evaluate
     from workbench.analyses.feature_effects.effects import feature_effects
     from workbench.analyses.harvest.storing import harvest
     from workbench.analyses.ladder.rungs import ladder
     from workbench.analyses.mechanisms.switches import mechanisms
+    from workbench.analyses.paths.mapping import paths
     from workbench.analyses.probe.concept_tests import probe
     from workbench.analyses.sae_scores.scoring import sae_scores
     from workbench.analyses.sae_train.head_saes import sae_train
@@ -71,6 +73,7 @@ __all__ = [
     "attached",
     "attention",
     "attention_patterns",
+    "attribute",
     "build",
     "compare",
     "direct_logit_attribution",
@@ -86,6 +89,7 @@ __all__ = [
     "load_sae",
     "mechanisms",
     "over_training",
+    "paths",
     "probe",
     "recipes",
     "sae_scores",

@@ -216,6 +216,10 @@ PATHS: dict[str, Callable[[], object]] = {
     "direct_logit_attribution, answers": lambda: workbench.direct_logit_attribution(MODEL, GOOD, GOOD[:1, 0]),
     "direct_logit_attribution, position": lambda: workbench.direct_logit_attribution(MODEL, GOOD, GOOD[:, 0], None, 99),
     "direct_logit_attribution, model": lambda: workbench.direct_logit_attribution(None, GOOD, GOOD[:, 0]),
+    "attribute, no pairs": lambda: workbench.attribute(MODEL, GOOD),  # type: ignore[arg-type]
+    "attribute, no model": lambda: workbench.attribute(None, GOOD),  # type: ignore[arg-type]
+    "paths, no pairs": lambda: workbench.paths(MODEL, GOOD),  # type: ignore[arg-type]
+    "paths, no model": lambda: workbench.paths(None, GOOD),  # type: ignore[arg-type]
     "over_training, another analysis": lambda: workbench.over_training("atlas", "nowhere", steps="all"),
     "over_training, nowhere": lambda: workbench.over_training("topology", "nowhere", steps="all"),
     "over_training, steps": lambda: workbench.over_training("topology", "nowhere", steps="4-2"),

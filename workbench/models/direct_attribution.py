@@ -174,7 +174,8 @@ def _routed(model: HookedLM, written: dict[Part, Tensor], seen: dict[str, Tensor
     attn_res = model.cfg.extensions.attn_res
     if attn_res is None:
         return written
-    alpha, n_committed, source = seen["hook_route_final"], 0, {None: 0}
+    alpha, n_committed = seen["hook_route_final"], 0
+    source: dict[int | None, int] = {None: 0}
     for layer, block in enumerate(model.blocks):
         n_committed += block.is_boundary
         source[layer] = n_committed

@@ -100,6 +100,7 @@ def differentiable(kind: str):
     if kind != "recurrent":
         return small_model(kind).double()
     own = small_config(kind).extensions
+    assert own.recurrence is not None
     kept = own.recurrence.model_copy(update={"confidence": False, "memory": False})
     return small_model(kind, extensions=own.model_copy(update={"recurrence": kept})).double()
 
@@ -254,8 +255,8 @@ def test_agreement_is_of_ranks_and_of_the_strongest() -> None:
     rows += [("atp", "denoise", "z", 0, i, "all", v) for i, v in enumerate(of)]
     table = pd.DataFrame(rows, columns=["method", "direction", "site", "layer", "head", "position", "effect"])
     found = agreement(table, 1).iloc[0]
-    ranks = [np.argsort(np.argsort(v)) for v in (exact, of)]
-    assert found["spearman"] == pytest.approx(float(np.corrcoef(*ranks)[0, 1]))
+    a, b = (np.argsort(np.argsort(v)) for v in (exact, of))
+    assert found["spearman"] == pytest.approx(float(np.corrcoef(a, b)[0, 1]))
     assert found["missed"] == 1.0  # the largest exact is the smallest estimate
     assert agreement(table, 2).iloc[0]["missed"] == 0.5
     assert np.isnan(agreement(table, 3).iloc[0]["missed"])  # six cells: none can be missed

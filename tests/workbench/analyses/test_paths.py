@@ -1,4 +1,4 @@
-"""Paths against a naive loop with hooks in float64, each option; a hand-built induction circuit; the job and figures."""
+"""Paths against a naive loop with hooks in float64, each option; a hand-built circuit; the job and figures."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_query_heads_own_keys_and_values(site) -> None:
             kept: dict[str, torch.Tensor] = {}
             hooks: list[Any] = [
                 (place, lambda x, hook: new),
-                ("blocks.1.attn.hook_z", lambda x, hook: kept.update(z=x)),
+                ("blocks.1.attn.hook_z", lambda x, hook, kept=kept: kept.update(z=x)),
             ]
             with model.hooks(fwd_hooks=hooks):
                 model(pairs.corrupt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,18 +201,26 @@ def iterate_attribution(
         given = (model, pairs, direction, plan.cells, plan.places)
         found: dict[str, Tensor] = {}
         if own:
-            make = lambda given=given: estimate(*given, own, plan.metric, plan.n_steps)  # noqa: E731
+            make = functools.partial(estimate, *given, own, plan.metric, plan.n_steps)
             found |= keep(f"{direction}_estimates", make)
         if "exact" in plan.methods:
-            share = lambda own, at=number: tell((at + own) / len(plan.directions))  # noqa: E731
-            make = lambda given=given, share=share: {"exact": exchange(*given, plan.metric, share)}  # noqa: E731
-            found |= keep(f"{direction}_exact", make)
+            share = functools.partial(_tell_share, tell, number, len(plan.directions))
+            make = functools.partial(exchange, *given, plan.metric, share)
+            found |= keep(f"{direction}_exact", functools.partial(_named, "exact", make))
         for method, effects in found.items():
             for n, place in enumerate(plan.places):
                 known = ~effects[n].isnan().any(1)
                 cells = tuple(cell for cell, is_known in zip(plan.cells, known.tolist(), strict=True) if is_known)
                 yield Found(method, direction, place.name, cells, effects[n][known], whole)
         tell((number + 1) / len(plan.directions))
+
+
+def _tell_share(tell: Callable[[float], None], done: int, n: int, share: float) -> None:
+    tell((done + share) / n)
+
+
+def _named(name: str, make: Callable[[], Tensor]) -> dict[str, Tensor]:
+    return {name: make()}
 
 
 @torch.no_grad()

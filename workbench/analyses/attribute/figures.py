@@ -26,7 +26,9 @@ def draw_direct_attribution(table: pd.DataFrame) -> go.Figure:
         return _empty("direct logit attribution was not asked for")
     runs = _runs(of_direct, ["direction"])
     n = max(min(N_SHOWN, len(rows)) for _, rows, _ in runs)
-    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=60 + 18 * n, gap=0.14, vertical_spacing=84)
+    fig, cells = facets(
+        [label(title) for _, _, title in runs], columns=2, height=60 + 18 * n, gap=0.14, vertical_spacing=84
+    )
     for (run, all_rows, _), where in zip(runs, cells, strict=True):
         rows = all_rows.loc[all_rows["effect"].abs().sort_values(ascending=False, kind="stable").index[:N_SHOWN]]
         places, names = list(range(len(rows))), [name_part(row) for _, row in rows.iterrows()]
@@ -99,7 +101,9 @@ def draw_exchanges(table: pd.DataFrame) -> go.Figure:
     runs = sorted(_runs(own, ["direction", "site", "method"]), key=lambda run: order[run[1]["method"].iloc[0]])
     runs.sort(key=lambda run: own.index.get_loc(own[(own["model"] == run[0].model)].index[0]))
     n_layers = own["layer"].nunique()
-    fig, cells = facets([label(title) for _, _, title in runs], columns=2, height=max(120, 40 + 14 * n_layers), vertical_spacing=72)
+    fig, cells = facets(
+        [label(title) for _, _, title in runs], columns=2, height=max(120, 40 + 14 * n_layers), vertical_spacing=72
+    )
     value, unit = ("recovery", "share of the gap") if own["recovery"].notna().any() else ("effect", "mean effect")
     for (_, rows, _), where in zip(runs, cells, strict=True):
         layers, heads = sorted(set(rows["layer"])), sorted(set(rows["head"]))
@@ -113,11 +117,11 @@ def draw_exchanges(table: pd.DataFrame) -> go.Figure:
         )  # fmt: skip
         fig.add_trace(trace, **where)
         ticks = {"ticks": "", "showgrid": False, "showline": False}
-        fig.update_xaxes(
-            title_text="head", tickvals=heads[:: max(1, len(heads) // 12)] if heads != [-1] else [], **ticks, **where
-        )
-        fig.update_yaxes(title_text="layer" if where["col"] == 1 else None, tickvals=layers[:: max(1, len(layers) // 12)],
-                         autorange="reversed", **ticks, **where)  # fmt: skip
+        shown = heads[:: max(1, len(heads) // 12)] if heads != [-1] else []
+        fig.update_xaxes(title_text="head", tickvals=shown, **ticks, **where)
+        title = "layer" if where["col"] == 1 else None
+        shown = layers[:: max(1, len(layers) // 12)]
+        fig.update_yaxes(title_text=title, tickvals=shown, autorange="reversed", **ticks, **where)
     span = float(own[value].abs().max()) or 1.0
     bar = {"title": {"text": unit}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     scale = [list(stop) for stop in DIVERGING]
@@ -160,7 +164,7 @@ def name_part(row: Any) -> str:
     """L0 H3, L2 MLP, embed, L1 H0 q, L4 resid_pre."""
     site, layer, head = row["site"], int(row["layer"]), int(row["head"])
     if layer < 0:
-        return PARTS.get(site, site)
+        return str(PARTS.get(site, site))
     if head >= 0:
         return f"L{layer} H{head}" + ("" if site == "z" else f" {site}")
     return f"L{layer} {PARTS.get(site, site)}"

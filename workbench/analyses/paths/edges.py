@@ -10,7 +10,7 @@ part of the model behind the receiver, at the positions where the prompts differ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -104,18 +104,16 @@ def path_effects(
     receivers: Sequence[Receiver],
     how: How,
     sizes: Sizes,
-    tell: Callable[[float], None] = lambda share: None,
 ) -> PathEffects:
     """The effect of every path from a sender to a receiver, of every pair.
 
-    The model is one of a single residual stream, and senders and receivers are parts of it. `tell` gets the share done.
+    The model is one of a single residual stream, and senders and receivers are parts of it.
     """
     senders, receivers = sorted(set(senders)), sorted(set(receivers))
     parts, bases, gaps = [], [], []
     for first in range(0, len(pairs), sizes.n_pairs):
         own = pairs.take(slice(first, first + sizes.n_pairs))
-        share_of = lambda share, at=first, n=len(own): tell((at + share * n) / len(pairs))  # noqa: E731
-        of_batch, base, source = _Batch(model, own, how, sizes).measure(senders, receivers, share_of)
+        of_batch, base, source = _Batch(model, own, how, sizes).measure(senders, receivers)
         parts.append(of_batch)
         bases.append(base)
         gaps.append(source - base)
@@ -139,14 +137,12 @@ class _Batch:
         self.n_rows = max(1, sizes.n_tokens // (len(pairs) * self.n_pos))
         self.mask = _mask(pairs, how.position, start).to(device)
 
-    def measure(
-        self, senders: Sequence[Sender], receivers: Sequence[Receiver], tell: Callable[[float], None]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def measure(self, senders: Sequence[Sender], receivers: Sequence[Receiver]) -> tuple[Tensor, Tensor, Tensor]:
         """(effects [receiver sender pair], measure of the base, of the source)."""
         model, n_layers = self.model, self.model.cfg.n_layers
         found = torch.full((len(receivers), len(senders), len(self.pairs)), torch.nan, dtype=torch.float64)
         changes = self.base.final.new_zeros(len(senders), len(self.pairs), self.n_pos, model.cfg.d_model)
-        n_ahead, n_done = 0, 0  # senders come by layer, an MLP (−1) ahead of its layer's heads
+        n_ahead = 0  # senders come by layer, an MLP (−1) ahead of its layer's heads
         for layer in range(n_layers):
             own = [i for i, receiver in enumerate(receivers) if receiver.layer == layer]
             of_heads = [i for i in own if receivers[i].site != "mlp"]
@@ -171,8 +167,6 @@ class _Batch:
                 moved = self.source.layers[layer].mlp_out - self.base.layers[layer].mlp_out
                 changes[i] = moved * self.mask[..., None]
             n_ahead += len(here)
-            n_done += len(own)
-            tell(n_done / max(1, len(receivers)))
         for i, receiver in enumerate(receivers):
             if receiver.layer == n_layers:
                 rows = torch.arange(len(self.pairs), device=changes.device)
@@ -224,10 +218,12 @@ class _Batch:
         n = len(x) // len(own.q)
         old = [t.repeat(n, 1, 1, 1) for t in (own.q, own.k, own.v)]
         found = {}
-        for place, (site, new) in enumerate(zip("qkv", (q, k, v), strict=True)):
-            if site in sites:
-                made = with_prefix((own.q, own.k, own.v)[place], new, start) if place else new
-                found[site] = attn.mix(*(made if j == place else t for j, t in enumerate(old)))
+        if "q" in sites:
+            found["q"] = attn.mix(q, old[1], old[2])
+        if "k" in sites:
+            found["k"] = attn.mix(old[0], with_prefix(own.k, k, start), old[2])
+        if "v" in sites:
+            found["v"] = attn.mix(old[0], old[1], with_prefix(own.v, v, start))
         return found
 
     def _into_mlp(

@@ -54,7 +54,9 @@ def draw_paths(table: pd.DataFrame) -> go.Figure:
     runs = _runs(table)
     value, unit = _value(table)
     most = max(run.rows[["site", "layer_b", "head_b"]].drop_duplicates().shape[0] for run in runs)
-    fig, cells = facets([label(run.title) for run in runs], columns=2, height=80 + 16 * min(60, most), gap=0.14, vertical_spacing=110)
+    fig, cells = facets(
+        [label(run.title) for run in runs], columns=2, height=80 + 16 * min(60, most), gap=0.14, vertical_spacing=110
+    )
     for run, where in zip(runs, cells, strict=True):
         rows = run.rows.assign(_rank=run.rows["site"].map({site: i for i, site in enumerate(SITES)}))
         rows = rows.sort_values(["layer_b", "_rank", "head_b", "layer_a", "head_a"])
