@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workbench.analyses.ablate.pairs import ablate_pairs
     from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
+    from workbench.analyses.attribute.attribution import attribute
     from workbench.analyses.compare.comparison import compare
     from workbench.analyses.content_share.share import content_share
     from workbench.analyses.evaluate.bits import evaluate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.analyses.ladder.rungs import ladder
     from workbench.analyses.mechanisms.switches import mechanisms
     from workbench.analyses.patch.patching import patch
+    from workbench.analyses.paths.mapping import paths
     from workbench.analyses.probe.concept_tests import probe
     from workbench.analyses.sae_scores.scoring import sae_scores
     from workbench.analyses.sae_train.head_saes import sae_train
@@ -73,6 +75,7 @@ __all__ = [
     "attached",
     "attention",
     "attention_patterns",
+    "attribute",
     "build",
     "compare",
     "content_share",
@@ -90,6 +93,7 @@ __all__ = [
     "mechanisms",
     "over_training",
     "patch",
+    "paths",
     "probe",
     "recipes",
     "sae_scores",

@@ -99,6 +99,12 @@ BAD_VECTORS = {
 
 # --- probes: settings, called with nothing
 SETTINGS: dict[str, Callable[[], object]] = {
+    "mean_gap, nan": lambda: probes.mean_gap(np.array([1.0, np.nan]), np.random.default_rng(0)),
+    "mean_gap, clusters": lambda: probes.mean_gap(np.ones(4), np.random.default_rng(0), np.arange(3)),
+    "recovery, gaps": lambda: probes.recovery(np.ones((2, 4)), np.ones(3), np.random.default_rng(0)),
+    "recovery, half a cell": lambda: probes.recovery(np.array([[1.0, np.nan]]), np.ones(2), np.random.default_rng(0)),
+    "sign_flip_test, axes": lambda: probes.sign_flip_test(np.ones(4), np.random.default_rng(0)),
+    "sign_flip_test, no pairs": lambda: probes.sign_flip_test(np.ones((2, 0)), np.random.default_rng(0)),
     "mantel, method": lambda: probes.mantel(SQUARE, SQUARE, method="kendall"),  # type: ignore[arg-type]
     "mantel, alternative": lambda: probes.mantel(SQUARE, SQUARE, alternative="more"),  # type: ignore[arg-type]
     "mantel, n_resamples": lambda: probes.mantel(SQUARE, SQUARE, n_resamples=-1, exact=False),
@@ -236,6 +242,10 @@ PATHS: dict[str, Callable[[], object]] = {
     "direct_logit_attribution, answers": lambda: workbench.direct_logit_attribution(MODEL, GOOD, GOOD[:1, 0]),
     "direct_logit_attribution, position": lambda: workbench.direct_logit_attribution(MODEL, GOOD, GOOD[:, 0], None, 99),
     "direct_logit_attribution, model": lambda: workbench.direct_logit_attribution(None, GOOD, GOOD[:, 0]),
+    "attribute, no pairs": lambda: workbench.attribute(MODEL, GOOD),  # type: ignore[arg-type]
+    "attribute, no model": lambda: workbench.attribute(None, GOOD),  # type: ignore[arg-type]
+    "paths, no pairs": lambda: workbench.paths(MODEL, GOOD),  # type: ignore[arg-type]
+    "paths, no model": lambda: workbench.paths(None, GOOD),  # type: ignore[arg-type]
     "over_training, another analysis": lambda: workbench.over_training("atlas", "nowhere", steps="all"),
     "over_training, nowhere": lambda: workbench.over_training("topology", "nowhere", steps="all"),
     "over_training, steps": lambda: workbench.over_training("topology", "nowhere", steps="4-2"),

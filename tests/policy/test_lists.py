@@ -13,6 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "workbench"))
 from models_for_tests import small_model
+from random_pairs_for_tests import pairs_for
 from saes_for_tests import stack_for
 
 import probes
@@ -38,6 +39,7 @@ SMALL = {"batch_size": 8, "buffer_tokens": 16, "n_ce_tokens": 16, "expansion": 2
 SPEAKER = small_model("janus-v3", n_layers=1, d_vocab=vocabulary_size(load_tokenizer("embedded")), n_ctx=32)
 SPEAKER.tokenizer = wrap_tokenizer(load_tokenizer("embedded"))
 TRAIN = sae.TrainConfig(n_steps=1)
+PAIRS = pairs_for(MODEL, n=4)
 SAES = stack_for(MODEL, choose_slots(MODEL.cfg, [0, 1], [0, 1]), dtype=torch.float32)
 
 
@@ -70,6 +72,11 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "workbench.ablate.heads": lambda x: workbench.ablate(MODEL, TOKENS, None, x).to_csv(),
     "workbench.attention.layers": lambda x: workbench.attention(MODEL, TOKENS, x).to_csv(),
     "workbench.attention_patterns.layers": lambda x: workbench.attention_patterns(MODEL, TOKENS, x).to_csv(),
+    "workbench.attribute.layers": lambda x: workbench.attribute(MODEL, PAIRS, ["exact"], ["z"], x)[
+        "attribution"
+    ].to_csv(),
+    "workbench.paths.layers": lambda x: workbench.paths(MODEL, PAIRS, ["logits"], x).to_csv(),
+    "workbench.paths.heads": lambda x: workbench.paths(MODEL, PAIRS, ["logits"], None, x).to_csv(),
     "workbench.topology.layers": lambda x: workbench.topology(MODEL, TOKENS, x).to_csv(),
     "workbench.feature_effects.layers": effects,
     "workbench.feature_effects.heads": lambda x: effects(heads=x),

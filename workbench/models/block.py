@@ -107,7 +107,7 @@ class Block(nn.Module):
             return Attended(running, resid_pre) if self.cfg.parallel_attn_mlp else running
         return Attended(running, resid_pre, written)
 
-    def behind_attention(self, written: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def behind_attention(self, written: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What enters the stream of what heads wrote together: itself, or that under a norm."""
         return written if self.norm_behind is None else getattr(self, self.norm_behind)(written)
 
@@ -132,11 +132,15 @@ class Block(nn.Module):
             read = state.resid_pre
         else:
             running = read = self.hook_resid_mid(running)
-        mlp_in, ext = hook_copy(self.hook_mlp_in, read), self.cfg.extensions
-        out = self.mlp(mlp_in if ext.post_norm else self.ln2(mlp_in))
+        mlp_in = hook_copy(self.hook_mlp_in, read)
+        out = self.mlp(mlp_in if self.cfg.extensions.post_norm else self.ln2(mlp_in))
+        return self.hook_resid_post(running + self.hook_mlp_out(self.behind_mlp(out)))
+
+    def behind_mlp(self, written: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What enters the stream of what the MLP wrote: itself, or that under a norm."""
         if self.cfg.use_normalization_before_and_after:
-            out = self.ln2_post(out)
-        return self.hook_resid_post(running + self.hook_mlp_out(self.ln2(out) if ext.post_norm else out))
+            return self.ln2_post(written)
+        return self.ln2(written) if self.cfg.extensions.post_norm else written
 
     def _show(self, resid_post: Tensor) -> None:
         """hook_resid_post of a routed stream: a reading of its sums, which nothing after it reads.

@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from workbench.models.checks import checked_tokens, run_hooked
+from workbench.models.config import ModelConfig
 from workbench.models.layers import Norm
 from workbench.models.transformer import HookedLM, check_ours
 
@@ -38,7 +39,7 @@ def direct_logit_attribution(
     tokens: Int[Tensor, "batch pos"],
     answers: Int[Tensor, " answer"],
     foils: Int[Tensor, " foil"] | None = None,
-    position: int = -1,
+    position: int | Int[Tensor, " sequence"] = -1,
 ) -> DirectEffects:
     """What each part adds to logit[answer] − logit[foil] at a position, or to logit[answer] where there is no foil.
 
@@ -48,9 +49,15 @@ def direct_logit_attribution(
     are in float64. TransformerLens's `ActivationCache.stack_head_results` leaves out the norm behind attention, and its
     `logit_attrs` γ where it is not folded into W_U.
 
+    Under attention residuals the final routing is kept as it is: a part counts with the weight α_i of the sum that it
+    is in, Σ_i α_i v_i being what the final norm reads.
+
+    position: of all sequences, or of each its own.
+
     Raises:
-        ValueError: a model with attention residuals or recurrence, whose parts are read through weights of their own;
-            answers or foils that are not one id per sequence; a position outside the sequence.
+        ValueError: a recurrent model, whose passes rescale what was written, or attention residuals of learned blocks,
+            which have no boundaries; answers or foils that are not one id per sequence; a position outside the
+            sequence.
     """
     check_ours("direct_logit_attribution", model)
     tokens = checked_tokens("direct_logit_attribution", model, tokens)
@@ -62,7 +69,7 @@ def direct_logit_attribution(
     centred = stream - stream.mean(-1, keepdim=True) if is_centred else stream
     sigma = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     read = norm.gain.detach().double() * u.T / sigma  # [batch d_model]
-    found = _contributions(model, seen)
+    found = _routed(model, _contributions(model, seen), seen)
     parts: list[Part] = list(found)
     written = torch.stack(list(found.values()))
     if is_centred:
@@ -83,13 +90,21 @@ def direct_logit_attribution(
     return DirectEffects(tuple(parts), total, difference)
 
 
-def _check(model: HookedLM, tokens: Tensor, answers: Tensor, foils: Tensor | None, position: int) -> None:
-    extensions = model.cfg.extensions
-    if extensions.attn_res is not None or extensions.recurrence is not None:
-        which = "attention residuals" if extensions.attn_res is not None else "recurrence"
+def why_no_parts(cfg: ModelConfig) -> str:
+    """Why a model's logits are no sum over what its parts write, or nothing."""
+    if cfg.extensions.recurrence is not None:
+        return "recurrence"
+    attn_res = cfg.extensions.attn_res
+    return "attention residuals of learned blocks" if attn_res is not None and attn_res.is_learned else ""
+
+
+def _check(
+    model: HookedLM, tokens: Tensor, answers: Tensor, foils: Tensor | None, position: int | Int[Tensor, " sequence"]
+) -> None:
+    if which := why_no_parts(model.cfg):
         raise ValueError(
-            f"direct_logit_attribution: got a model with {which}; expected one whose parts add to one stream (what "
-            "leaving a part out changes is measured by ablate)"
+            f"direct_logit_attribution: got a model with {which}; expected one whose parts add to sums (what "
+            "leaving a part out changes is measured by ablate, what exchanging it changes by attribute's exact)"
         )
     for name, ids in (("answers", answers), ("foils", foils)):
         if ids is not None and tuple(ids.shape) != (len(tokens),):
@@ -98,22 +113,30 @@ def _check(model: HookedLM, tokens: Tensor, answers: Tensor, foils: Tensor | Non
             )
         if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab:
             raise ValueError(f"{name}: got {ids.tolist()}; expected ids below d_vocab = {model.cfg.d_vocab}")
-    if not -tokens.shape[1] <= position < tokens.shape[1]:
-        raise ValueError(f"position: got {position}; expected one of {tokens.shape[1]}")
+    at = torch.as_tensor(position)
+    if at.is_floating_point() or tuple(at.shape) not in ((), (len(tokens),)):
+        raise ValueError(f"position: got shape {list(at.shape)} of {at.dtype}; expected one integer, or one a sequence")
+    if not bool(((-tokens.shape[1] <= at) & (at < tokens.shape[1])).all()):
+        got = at.tolist() if at.ndim else int(at)
+        raise ValueError(f"position: got {got}; expected one of {tokens.shape[1]}")
 
 
-def _written(model: HookedLM, tokens: Tensor, position: int) -> dict[str, Tensor]:
-    """At the position, in float64: the embedding, heads' z, norms' scales, MLPs' outputs, the stream at the end."""
+def _written(model: HookedLM, tokens: Tensor, position: int | Int[Tensor, " sequence"]) -> dict[str, Tensor]:
+    """At the position, in float64: the embedding, heads' z, norms' scales, MLPs' outputs, the final routing's weights,
+    the stream at the end."""
     names = ["blocks.0.hook_resid_pre", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
     if _has_positions_apart(model):
         names += ["hook_embed", "hook_pos_embed"]
     for layer, block in enumerate(model.blocks):
         names += [f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_mlp_out"]
         names += [f"blocks.{layer}.{block.norm_behind}.hook_scale"] if block.norm_behind is not None else []
+    names += ["hook_route_final"] if model.cfg.extensions.attn_res is not None else []
     seen: dict[str, Tensor] = {}
+    at = torch.as_tensor(position, device=model.cfg.device).expand(len(tokens))
+    rows = torch.arange(len(tokens), device=model.cfg.device)
 
     def keep(tensor: Tensor, hook: object) -> None:
-        seen[hook.name] = tensor[:, position].double()  # type: ignore[attr-defined]
+        seen[hook.name] = tensor[rows, at].double()  # type: ignore[attr-defined]
 
     run_hooked(model, tokens.to(model.cfg.device), [(name, keep) for name in names], return_type=None)
     return seen
@@ -144,6 +167,23 @@ def _contributions(model: HookedLM, seen: dict[str, Tensor]) -> dict[Part, Tenso
         found |= own
         found["mlp", layer, None] = seen[f"blocks.{layer}.hook_mlp_out"]
     return found
+
+
+def _routed(model: HookedLM, written: dict[Part, Tensor], seen: dict[str, Tensor]) -> dict[Part, Tensor]:
+    """What the final norm reads of each part: itself, or that by the weight of the sum that it is in."""
+    attn_res = model.cfg.extensions.attn_res
+    if attn_res is None:
+        return written
+    alpha, n_committed = seen["hook_route_final"], 0
+    source: dict[int | None, int] = {None: 0}
+    for layer, block in enumerate(model.blocks):
+        n_committed += block.is_boundary
+        source[layer] = n_committed
+    is_all = attn_res.streams == "both"  # else the embedding and MLPs are in the main stream, which nothing routes
+    return {
+        part: alpha[:, source[part[1]], None] * own if is_all or part[0] not in ("embed", "pos_embed", "mlp") else own
+        for part, own in written.items()
+    }
 
 
 def _behind(norm: Norm, written: dict[Part, Tensor], scale: Float64[Tensor, "batch 1"]) -> dict[Part, Tensor]:

@@ -212,31 +212,42 @@ class Attention(nn.Module):
         padding: Padding | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attention of normalised input x; a triple gives q, k, v their own inputs, [batch pos head d_model] each."""
+        q, k, v = self.project(x)
+        offset = cache.length if cache is not None else 0
+        q, k = self.turn(q, k, offset, padding)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        return self.output(self.hook_z(self.mix(q, k, v, padding)))
+
+    def project(self, x: Tensor | tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q [batch pos head d_head], k and v [batch pos kv_head d_head] of normalised input, as hooks see them."""
         # under autocast each of three products would cast x for itself, and keep its own copy for the backward pass
         inputs = x if isinstance(x, tuple) else (x.to(_product_dtype(x)),) * 3
-        has_bias = self.cfg.extensions.qkv_bias
         clip = _clipped(self.cfg.clip_qkv)
-        q = self.hook_q(clip(_project(inputs[0], self.W_Q, self.b_Q if has_bias else None)))
+        b_Q = self.b_Q if self.cfg.extensions.qkv_bias else None
+        q = self.hook_q(clip(_project(inputs[0], self.W_Q, b_Q)))
         k = self.hook_k(clip(self._keys_or_values(inputs[1], "K")))
-        v = self.hook_v(clip(self._keys_or_values(inputs[2], "V")))
+        return q, k, self.hook_v(clip(self._keys_or_values(inputs[2], "V")))
+
+    def turn(
+        self, q: Tensor, k: Tensor, offset: int = 0, padding: Padding | None = None
+    ) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch pos kv_head d_head"]]:
+        """q and k as scores are made of them: behind their norm, gain and rotation, the first at position `offset`."""
         if self.cfg.use_qk_norm:
-            q, k = self._normed(self.q_norm, q).to(v.dtype), self._normed(self.k_norm, k).to(v.dtype)
+            q, k = self._normed(self.q_norm, q).to(q.dtype), self._normed(self.k_norm, k).to(k.dtype)
         if self.cfg.extensions.q_gain is not None:
             q = q * self.q_gain.to(q.dtype)[:, None]
-        offset = cache.length if cache is not None else 0
         if self.cfg.positional_embedding_type == "rotary":
             places = None if padding is None else padding.places
             turned = (self.rotary(q, offset, places), self.rotary(k, offset, places)) if self.is_turned else (q, k)
             q, k = self.hook_rot_q(turned[0]), self.hook_rot_k(turned[1])
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        return self._output(self.hook_z(self._mix(q, k, v, padding)))
+        return q, k
 
     def _normed(self, norm: Norm, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         """A norm's hooks see [batch pos head d_head], or, of one over all heads together, [batch pos head·d_head]."""
         return norm(x.flatten(2)).unflatten(2, x.shape[2:]) if self.cfg.extensions.wide_qk_norm else norm(x)
 
-    def _mix(
+    def mix(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Padding | None = None
     ) -> Float[Tensor, "batch pos head d_head"]:
         """Σ over keys of pattern · v: fused unless someone watches the scores or the pattern."""
@@ -251,12 +262,22 @@ class Attention(nn.Module):
             is_plain = is_whole and n_queries in (1, n_keys) and padding is None
             mask = None if is_plain else self._allowed(q, k, padding)
             return _fused(q, k, v, mask, is_plain and n_queries > 1, 1 / self.cfg.scale).transpose(1, 2)
+        pattern = self.hook_pattern(self._softmax(self.hook_attn_scores(self._scores(q, k, padding))))
+        return (pattern.to(v.dtype) @ v).transpose(1, 2)
+
+    def pattern_of(
+        self, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch pos head d_head"]
+    ) -> Float[Tensor, "batch head query key"]:
+        """The attention map of turned q and of turned k, repeated to all heads; no hook sees it."""
+        return torch.softmax(self._scores(q.transpose(1, 2), k.transpose(1, 2), None), dim=-1)
+
+    def _scores(self, q: Tensor, k: Tensor, padding: Padding | None) -> Float[Tensor, "batch head query key"]:
+        """Capped and masked, of q and k [batch head pos d_head]."""
+        cap = self.cfg.attn_scores_soft_cap
         scores = (q @ k.transpose(2, 3)) / self.cfg.scale
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
-        scores = scores.masked_fill(~self._allowed(q, k, padding), -torch.inf)
-        pattern = self.hook_pattern(self._softmax(self.hook_attn_scores(scores)))
-        return (pattern.to(v.dtype) @ v).transpose(1, 2)
+        return scores.masked_fill(~self._allowed(q, k, padding), -torch.inf)
 
     def _allowed(self, q: Tensor, k: Tensor, padding: Padding | None) -> Tensor:
         """[query key], or with padding [batch 1 query key]: True where a query may read a key."""
@@ -272,7 +293,8 @@ class Attention(nn.Module):
         is_masked = (scores == -torch.inf).all(-1, keepdim=True)
         return torch.softmax(scores.masked_fill(is_masked, 0.0), dim=-1).masked_fill(is_masked, 0.0)
 
-    def _output(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+    def output(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """What heads write together: Σ z W_O[head] + b_O."""
         if is_watched(self.hook_result):
             product = einsum(z, self.W_O.to(z.dtype), "batch pos head e, head e d -> batch pos head d")
             out = self.hook_result(product).sum(2)
@@ -338,7 +360,7 @@ class MLP(nn.Module):
             self.b_out = _parameter(cfg.d_model, dtype=cfg.dtype)
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()  # [batch pos d_mlp]
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         biased = self.cfg.extensions.mlp_bias
         x = x.to(_product_dtype(x))  # once for both products
         n_pad = n_missing(self.cfg.d_mlp, x)

@@ -9,8 +9,9 @@ from models_for_tests import ARCHITECTURES, small_model, tokens_for
 from workbench.models.direct_attribution import direct_logit_attribution
 
 
-def is_plain(model) -> bool:
-    return model.cfg.extensions.attn_res is None and model.cfg.extensions.recurrence is None
+def has_parts(model) -> bool:
+    attn_res = model.cfg.extensions.attn_res
+    return model.cfg.extensions.recurrence is None and (attn_res is None or not attn_res.is_learned)
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
@@ -18,8 +19,8 @@ def test_parts_add_up_to_the_logit_difference(kind):
     model = small_model(kind).double()
     tokens = tokens_for(model)
     answers, foils = tokens[:, 0], tokens[:, 1]
-    if not is_plain(model):
-        with pytest.raises(ValueError, match="expected one whose parts add to one stream"):
+    if not has_parts(model):
+        with pytest.raises(ValueError, match="expected one whose parts add to sums"):
             direct_logit_attribution(model, tokens, answers, foils)
         return
     with torch.no_grad():
@@ -27,10 +28,11 @@ def test_parts_add_up_to_the_logit_difference(kind):
         stream = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
         bias = model.unembed.b_U if model.cfg.extensions.unembed_bias else 0.0
         logits = model.ln_final(stream) @ model.W_U + bias  # ahead of a soft cap
-    for position in (-1, 2):
+    for position in (-1, 2, torch.tensor([3, 5])):
         found = direct_logit_attribution(model, tokens, answers, foils, position)
         alone = direct_logit_attribution(model, tokens, answers, position=position)
-        own = [logits[:, position].gather(1, ids[:, None])[:, 0] for ids in (answers, foils)]
+        rows = torch.arange(len(tokens))
+        own = [logits[rows, position].gather(1, ids[:, None])[:, 0] for ids in (answers, foils)]
         torch.testing.assert_close(found.effects.sum(0), own[0] - own[1], atol=1e-10, rtol=1e-10)
         torch.testing.assert_close(found.difference, own[0] - own[1], atol=1e-10, rtol=1e-10)
         torch.testing.assert_close(alone.effects.sum(0), own[0], atol=1e-10, rtol=1e-10)
@@ -47,6 +49,8 @@ def test_what_is_no_question_is_refused():
         direct_logit_attribution(model, tokens, tokens[:, 0], tokens[:, 0] + model.cfg.d_vocab)
     with pytest.raises(ValueError, match="position: got 99; expected one of"):
         direct_logit_attribution(model, tokens, tokens[:, 0], position=99)
+    with pytest.raises(ValueError, match=r"position: got shape \[3\] .*; expected one integer, or one a sequence"):
+        direct_logit_attribution(model, tokens, tokens[:, 0], position=torch.tensor([0, 1, 2]))
 
 
 @pytest.mark.parametrize("kind", ["normed-twice", "post-normed"])

@@ -1,0 +1,176 @@
+"""The record of `paths`: what one part's output does by way of one reader alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from workbench.analyses.paths.cost import cost
+from workbench.analyses.paths.figures import draw_paths, draw_strongest_paths
+from workbench.analyses.tasks.settings import TaskSettings, open_pairs
+from workbench.extend import Analysis, Column, Integers, Job, Names, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class PathsSettings(TaskSettings):
+    """Which paths, on which pairs of prompts."""
+
+    into: Names = Field(
+        default=("logits", "strongest"),
+        description="receivers: logits; q, k, v, mlp of all layers; 5.1.k, a head's; 5.mlp; strongest, q, k and v of "
+        "the four heads (strongest:8, of eight) whose paths to the logits do most",
+    )
+    senders: Names = Field(default=("heads",), description="kinds of senders, of heads and mlps")
+    layers: Integers | None = Field(default=None, description="layers of the senders; by default all")
+    heads: Integers | None = Field(default=None, description="heads that send; by default all")
+    direction: Names = Field(
+        default=("denoise",), description="denoise: base corrupt, source clean; noise: the reverse"
+    )
+    position: Names = Field(
+        default=("all",), description="where the sender's output is changed: all together, or positions the task names"
+    )
+    mlps: Literal["frozen", "live"] = Field(
+        default="frozen", description="live: MLPs between sender and receiver follow; heads never do"
+    )
+    freeze_scale: bool = Field(default=False, description="the receiver's norm keeps the scale it has of the base")
+    per_query_head: bool = Field(default=False, description="k and v of each query head where heads share them")
+    metric: Literal["effect", "logprob", "prob", "kl"] = Field(
+        default="effect",
+        description="the task's own effect; log-probability or probability of the answer; KL from the clean prediction",
+    )
+    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=1)
+    memory_budget_bytes: int = Field(default=1 << 30, description="bytes for everything held besides the weights", ge=1)
+
+
+def requires(*configs: Any) -> str:
+    """Why there are no paths in these models."""
+    from workbench.analyses.paths.parts import why_not
+
+    return why_not(*configs)
+
+
+def open_plan(job: Job) -> tuple[Any, Any, Any]:
+    """(the model in float32, pairs, plan). Raises ValueError for what cannot be measured."""
+    from workbench.analyses.ablate.precision import as_float32
+    from workbench.analyses.paths.edges import How
+    from workbench.analyses.paths.parts import check_model, make_plan
+
+    own = job.settings
+    check_model(job.subject.model)
+    model, pairs = as_float32(job.subject.model), open_pairs(job)
+    how = How(mlps=own.mlps, is_scale_frozen=own.freeze_scale, is_per_query_head=own.per_query_head, metric=own.metric)
+    options = own.model_dump(include={"senders", "direction", "position", "memory_budget_bytes"})
+    return model, pairs, make_plan(model, pairs, own.into, own.layers, own.heads, how=how, **options)
+
+
+def check(job: Job) -> None:
+    """Raise ValueError for a model, a task or parts that do not fit."""
+    open_plan(job)
+
+
+def measure(job: Job) -> Mapping[str, pd.DataFrame]:
+    """The table; the paths to each layer's receivers are kept as files from which a killed run goes on."""
+    import numpy as np
+
+    from workbench.analyses.paths.mapping import iterate_paths, paths_table
+    from workbench.analyses.tasks.gate import gate
+
+    model, pairs, plan = open_plan(job)
+    found = list(iterate_paths(model, pairs, plan, job.progress, keeper(job.directory)))
+    is_passed = gate(model, pairs, np.random.default_rng(job.seed)).is_passed
+    table = paths_table(
+        found, pairs, model.cfg.parallel_attn_mlp, name=job.subject.name, seed=job.subject.seed,
+        n_bootstrap=job.settings.n_bootstrap, draw_seed=job.seed, status="measured" if is_passed else "task_absent",
+    )  # fmt: skip
+    for file in sorted(job.directory.glob("part_*.safetensors")):
+        file.unlink()
+    return {"paths": table}
+
+
+def keeper(directory: Path) -> Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]]:
+    """What reads a part's tensors from its file, or makes and writes them."""
+    from workbench.runs.resume_state import read_state, write_state
+
+    def keep(name: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        file = directory / f"part_{name}.safetensors"
+        if not file.is_file():
+            write_state(file, {key: value.contiguous() for key, value in make().items()})
+        return read_state(file)[0]
+
+    return keep
+
+
+def say(directory: Path) -> dict[str, Any]:
+    """The strongest path into a part, and the strongest to the logits."""
+    from reports.tables import read_table
+    from workbench.analyses.paths.figures import name_path
+
+    table: Any = read_table(directory, "paths")
+    facts: dict[str, Any] = {"status": table["status"].iloc[0]}
+    for name, own in (("strongest", table["site"] != "logits"), ("to_logits", table["site"] == "logits")):
+        if own.any():
+            top = table.loc[table.loc[own, "effect"].abs().idxmax()]
+            facts |= {name: name_path(top), f"{name}_recovery": float(top["recovery"])}
+    return facts
+
+
+paths = Analysis(
+    name="paths",
+    summary="Which part of a model acts through which: the effect of a head's output by way of one reader alone.",
+    settings=PathsSettings,
+    requires=requires,
+    tables=[
+        Table(
+            "paths",
+            key=(
+                "model",
+                "seed",
+                "task",
+                "site",
+                "direction",
+                "position",
+                "layer_a",
+                "head_a",
+                "layer_b",
+                "head_b",
+            ),  # fmt: skip
+            columns=[
+                Column("recovery", "Σ effects/Σ gaps; empty where the gap is less than 3 standard errors", unit="1"),
+                Column("ci_low", unit="1"),
+                Column("ci_high", unit="1"),
+                Column("p", "of the mean effect being 0, adjusted for all paths to one kind of receiver", unit="1"),
+                Column("effect", "mean change of the measure by the path"),
+                Column("gap", "mean measure of the source − that of the base"),
+                Column("gap_low"),
+                Column("gap_high"),
+            ],
+            trailing=[
+                Column("mlps", "between sender and receiver: frozen or live", kind="text"),
+                Column("scale", "of the receiver's norm: recomputed or frozen", kind="text"),
+                Column("metric", "effect (the task's own), logprob, prob or kl", kind="text"),
+                Column("n_pairs", kind="integer"),
+                Column("n_clusters", "what the intervals are over", kind="integer"),
+                Column("status", "measured; task_absent: the model does not do the task", kind="text"),
+            ],
+            meaning="One path: the output of head_a of layer_a (head −1: its MLP) as site of head_b of layer_b reads "
+            "it, all else as it was. site is q, k, v, mlp or logits (layer_b: the number of layers); head_b −1 is an "
+            "MLP or the logits, and of k and v the key/value head. ci_low, ci_high, gap_low and gap_high are 95 % "
+            "bootstrap intervals over clusters of pairs. A path that does not exist has no row.",
+        )
+    ],
+    measure=measure,
+    figures=(draw_strongest_paths, draw_paths),
+    cost=cost,
+    check=check,
+    facts=say,
+    function="workbench.analyses.paths.mapping:paths",
+    notes=lambda settings: (
+        "With strongest, receivers are chosen by the same pairs' paths to the logits, which selects among heads, not "
+        "among paths into them.",
+    ),
+)
