@@ -342,8 +342,10 @@ class Analysis:
     cost: Callable[[Any, Any, TextSize], Cost] | None = None
     """what one job takes: (the model's configuration, settings, size of the text) -> cost, by formulas such as those of
     `workbench.models.costs`, without the model; an analysis that takes a recipe is given the recipe"""
-    figures: Sequence[Callable[[pd.DataFrame], go.Figure]] = ()
-    """of the first table, for the page; without any it shows the tables"""
+    figures: (
+        Sequence[Callable[[pd.DataFrame], go.Figure]] | Mapping[str, Sequence[Callable[[pd.DataFrame], go.Figure]]]
+    ) = ()
+    """of the first table, or of tables by name, for the page; a table without any is shown itself"""
     merge: Callable[[Merged], Tables] | None = None
     """tables that only all models together give, or that change by it"""
     tabulate: Callable[[Job], Tables] | None = None

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +70,13 @@ def all_analyses() -> list[Analysis]:
 
 def figures_of_tables() -> dict[str, Sequence[Callable[..., Any]]]:
     """Table -> the functions by which analyses draw it on the page."""
-    return {own.tables[0].name: own.figures for own in all_analyses() if own.tables and own.figures}
+    found: dict[str, Sequence[Callable[..., Any]]] = {}
+    for own in all_analyses():
+        if isinstance(own.figures, Mapping):
+            found.update(own.figures)
+        elif own.tables and own.figures:
+            found[own.tables[0].name] = own.figures
+    return found
 
 
 def load_plugin(source: str) -> list[Analysis]:

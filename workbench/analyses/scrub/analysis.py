@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from workbench.analyses.scrub.cost import cost
-from workbench.analyses.scrub.figures import draw_kept_share
+from workbench.analyses.scrub.figures import draw_contributions, draw_kept_share, draw_necessity
 from workbench.analyses.tasks.settings import TaskSettings, open_pairs
 from workbench.extend import Analysis, Column, Job, Names, Table
 
@@ -242,7 +242,11 @@ scrub = Analysis(
         ),
     ],
     measure=measure,
-    figures=(draw_kept_share,),
+    figures={
+        "scrubbing": (draw_kept_share,),
+        "scrubbing_members": (draw_contributions,),
+        "scrubbing_heads": (draw_necessity,),
+    },
     cost=cost,
     check=check,
     facts=say,

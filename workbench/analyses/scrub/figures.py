@@ -1,13 +1,15 @@
-"""Figures of `scrub`: kept share of circuits beside their complements and random circuits, for each model."""
+"""Figures of `scrub`: kept shares beside random circuits', contributions of members, and necessity of heads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+N_SHOWN = 25  # members or heads of a panel
 SHARE = "share of the gap (1: all of it)"
 
 
@@ -46,6 +48,56 @@ def draw_kept_share(table: pd.DataFrame) -> go.Figure:
         span = [len(rows) - 0.5, -0.5]
         fig.update_yaxes(tickvals=places, ticktext=names, ticks="", range=span, **where)
         fig.update_xaxes(title_text=SHARE, showgrid=True, nticks=6, **where)
+    return fig.figure()
+
+
+def draw_contributions(table: pd.DataFrame) -> go.Figure:
+    """What each member adds to its circuit's kept share, with 95 % intervals over clusters, largest first; filled where
+    its adjusted p is at most .05."""
+    return _ranked(table, "contribution", lambda row: str(row.member), "kept share lost without the member")
+
+
+def draw_necessity(table: pd.DataFrame) -> go.Figure:
+    """The share of the gap that is lost when one head alone is resampled, of the heads needed most, with 95 % intervals
+    over clusters; filled where its adjusted p is at most .05."""
+    return _ranked(table, "necessity", lambda row: f"{row.layer}.{row.head}", "share of the gap lost without the head")
+
+
+def _ranked(table: pd.DataFrame, measure: str, name_of: Callable[[Any], str], title: str) -> go.Figure:
+    """The rows of the largest measure of each model, seed, task and circuit."""
+    from reports.figures.figure_builder import facets, scatter
+    from reports.figures.style import AXIS, groups_of, label
+
+    keys = [name for name in ("seed", "task", "circuit") if name in table]
+    panels = []
+    for run in groups_of(table):
+        places: Any = run.rows.groupby(keys, sort=False)
+        for key, rows in places:
+            said = label(" ".join([str(run.model), *map(str, key[1:])]))
+            said += f", seed {key[0]}" if run.rows["seed"].nunique() > 1 else ""
+            panels.append((said, run, rows.sort_values(measure, ascending=False, kind="stable").head(N_SHOWN)))
+    tallest = max([1, *(len(rows) for *_, rows in panels)])
+    fig, cells = facets([said for said, *_ in panels], columns=2, height=70 + 18 * tallest)
+    for (_, run, rows), where in zip(panels, cells, strict=True):
+        x, names = rows[measure], [label(name_of(row)) for row in rows.itertuples()]
+        fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
+        trace = scatter(
+            x=x.tolist(), y=list(range(len(rows))), mode="markers", showlegend=False, text=names,
+            marker={
+                "color": run.colour, "size": 7,
+                "symbol": [run.symbol if p <= 0.05 else f"{run.symbol}-open" for p in rows["p"]],
+            },
+            error_x={
+                "type": "data", "array": (rows["ci_high"] - x).fillna(0).tolist(),
+                "arrayminus": (x - rows["ci_low"]).fillna(0).tolist(), "symmetric": False, "width": 0,
+                "color": run.colour, "thickness": 1.4,
+            },
+            hovertemplate="%{text}: %{x:.3g}<extra></extra>",
+        )  # fmt: skip
+        fig.add_trace(trace, **where)
+        span = [len(rows) - 0.5, -0.5]
+        fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=names, ticks="", range=span, **where)
+        fig.update_xaxes(title_text=title, showgrid=True, nticks=6, **where)
     return fig.figure()
 
 

@@ -25,7 +25,7 @@ from workbench.analyses.scrub.engine import Exchange, Prompts, check_model, exch
 from workbench.analyses.scrub.search import (
     Kind,
     lenders,
-    random_circuit,
+    random_circuits,
     rank_nodes,
     split_clusters,
     tried_sizes,
@@ -136,7 +136,7 @@ class Scrubber:
         rng = np.random.default_rng([self.options.seed, 2])
         is_control = circuit.name in (EVERYTHING, NOTHING)
         n_random = 0 if is_control else self.options.n_random
-        draws = [random_circuit(circuit.nodes, self.model.cfg, rng) for _ in range(n_random)]
+        draws = random_circuits(circuit.nodes, self.model.cfg, n_random, rng)
         members = [] if is_control else without_each(circuit.nodes)
         sets = [keeping(circuit.nodes), Exchange(circuit.nodes)]
         sets += [keeping(own) for own in draws] + [keeping(own) for _, own in members]

@@ -16,6 +16,7 @@ from workbench.analyses.scrub.circuits import Node, Nodes
 from workbench.data.pairs import PairTokens
 
 Kind = Literal["corrupt", "other"]
+TRIES = 50  # draws for each random circuit asked for
 EACH_UP_TO = 16  # sizes that a search tries one by one; above, each an eighth larger than the one before
 
 
@@ -69,8 +70,20 @@ def tried_sizes(n: int) -> list[int]:
     return sizes
 
 
-def random_circuit(nodes: Nodes, cfg: Any, rng: np.random.Generator) -> Nodes:
-    """As many heads and as many MLPs at the same positions, drawn without replacement."""
+def random_circuits(nodes: Nodes, cfg: Any, n: int, rng: np.random.Generator) -> list[Nodes]:
+    """n circuits of as many heads and as many MLPs at the same positions, none of them twice or the circuit itself;
+    fewer where drawing finds no more, as of a circuit that is almost all of a model."""
+    found: list[Nodes] = []
+    for _ in range(TRIES * n):
+        if len(found) == n:
+            break
+        drawn = _draw_circuit(nodes, cfg, rng)
+        if drawn != nodes and drawn not in found:
+            found.append(drawn)
+    return found
+
+
+def _draw_circuit(nodes: Nodes, cfg: Any, rng: np.random.Generator) -> Nodes:
     found: list[Node] = []
     for position in sorted({node.position for node in nodes}):
         own = [node for node in nodes if node.position == position]

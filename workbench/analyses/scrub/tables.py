@@ -133,4 +133,4 @@ def unmeasured_rows(ends: Ends, names: Sequence[str], seed: int, n_bootstrap: in
 
 def table(rows: Sequence[Mapping[str, Any]], front: Mapping[str, Any], columns: Sequence[str]) -> pd.DataFrame:
     """Rows with what they are of in front, in the order of the columns; missing numbers are nan."""
-    return pd.DataFrame([{**front, **row} for row in rows]).reindex(columns=[*front, *columns])
+    return pd.DataFrame([{**front, **row} for row in rows]).reindex(columns=list(columns))
