@@ -58,7 +58,7 @@ def _open(job: Job) -> tuple[Any, Any, Any]:
     import numpy as np
 
     from workbench.analyses.scrub.circuits import check_nodes, every_node, parse_head, read_circuits
-    from workbench.analyses.scrub.engine import check_model
+    from workbench.analyses.scrub.engine import check_model, plan_sizes
     from workbench.analyses.scrub.search import lenders
 
     own, model = job.settings, job.subject.model
@@ -70,6 +70,7 @@ def _open(job: Job) -> tuple[Any, Any, Any]:
     heads = [parse_head(text) for text in own.heads] or [own for own in every_node(model.cfg) if not own.is_mlp]
     check_nodes("heads", heads, model.cfg, pairs.positions)
     lenders(pairs, own.kind, np.random.default_rng(0))
+    plan_sizes(model.cfg, len(pairs), pairs.clean.shape[1], 1, _budget(job))
     return pairs, circuits, heads
 
 
@@ -90,7 +91,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
 
     own, model = job.settings, as_float32(job.subject.model)
     pairs, circuits, heads = _open(job)
-    options = Options(own.kind, own.share, own.by_position, own.n_random, job.seed, int(own.memory_gib * (1 << 30)))
+    options = Options(own.kind, own.share, own.by_position, own.n_random, job.seed, _budget(job))
     scrubber = Scrubber(model, pairs, options, _keeper(job), _teller(job, circuits))
     front = {"model": job.subject.name, "seed": job.subject.seed, "task": pairs.name}
     about: Any = (job.seed, own.n_bootstrap)
@@ -117,6 +118,10 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
         table.name: tables.table([row | kind for row in rows[table.name]], front, [*table.leading, *LAST[table.name]])
         for table in scrub.tables
     }
+
+
+def _budget(job: Job) -> int:
+    return int(job.settings.memory_gib * (1 << 30))
 
 
 def _keeper(job: Job) -> Callable[..., Any]:

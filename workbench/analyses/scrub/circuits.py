@@ -128,6 +128,8 @@ def read_circuits(file: str | Path) -> tuple[Circuit, ...]:
         ValueError: naming the file, for one that is missing or not of this form, for a circuit without nodes, or a name
             given twice.
     """
+    if not Path(file).is_file():
+        raise ValueError(f"circuits: no file {str(file)!r}; expected a TOML file")
     try:
         named = NamedCircuits.model_validate(read_toml(Path(file), "circuits")).circuits
     except ValidationError as error:
