@@ -47,7 +47,8 @@ class Gate:
 
 
 def gate(model: Any, pairs: PairTokens, rng: np.random.Generator | None = None, n_draws: int = 2000) -> Gate:
-    """Accuracy and gap of a model on pairs, by two forward passes of each.
+    """Accuracy and gap of a model on pairs, by one forward pass of every prompt, clean and corrupt: of most tasks a
+    pair's corrupt prompt is another's clean one.
 
     rng: of the bootstrap; by default seeded with 0.
 
@@ -55,13 +56,14 @@ def gate(model: Any, pairs: PairTokens, rng: np.random.Generator | None = None, 
         ValueError: tokens that do not fit the model.
     """
     rng = rng or np.random.default_rng(0)
-    logits = last_logits(model, pairs.clean, pairs.last)
-    clean = pairs.effect(logits).double().numpy()
-    logprob = float(pairs.logprob(logits).double().mean())
+    prompts, at = torch.unique(torch.cat([pairs.clean, pairs.corrupt]), dim=0, return_inverse=True)
+    last = torch.zeros(len(prompts), dtype=torch.int64).index_put((at,), pairs.last.repeat(2))
+    logits, at = last_logits(model, prompts, last), at.view(2, -1)
+    clean, corrupt = (pairs.effect(logits[own]).double().numpy() for own in at)
+    logprob = float(pairs.logprob(logits[at[0]]).double().mean())
     chance = CHANCE
     if pairs.measure == "probability_difference":
-        chance = max(CHANCE, float(_is_right(_shuffled(pairs, rng).effect(logits).double().numpy()).mean()))
-    corrupt = pairs.effect(last_logits(model, pairs.corrupt, pairs.last)).double().numpy()
+        chance = max(CHANCE, float(_is_right(_shuffled(pairs, rng).effect(logits[at[0]]).double().numpy()).mean()))
     clusters, right = pairs.clusters.numpy(), _is_right(clean)
     accuracy = mean_gap(right, rng, clusters, n_draws)
     gap = mean_gap(clean - corrupt, rng, clusters, n_draws)

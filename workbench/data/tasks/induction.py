@@ -18,7 +18,8 @@ FIRST_A = 0.25  # share of the prompt before A
 
 @dataclass(frozen=True)
 class Induction(Task):
-    """Random tokens `… A B … A` → B rather than B′; corrupt `… A B′ … A`. All tokens of a prompt but A are different."""
+    """Random tokens `… A B … A` → B rather than B′; corrupt `… A B′ … A`. All tokens of a prompt but A are different
+    ones."""
 
     name: str = "induction"
     about: str = "Of random tokens, what followed the last one earlier follows it again."

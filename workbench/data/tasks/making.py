@@ -22,12 +22,12 @@ def make_pairs(
     vocabulary: Vocabulary | None = None,
     cache: str | Path | None = None,
 ) -> PairTokens:
-    """Pairs of prompts of a task in a model's vocabulary, each beside its mirror, in which answer and foil are exchanged:
-    what does not look at the prompt is right in exactly half of them.
+    """Pairs of prompts of a task in a model's vocabulary, each beside its mirror, in which answer and foil are
+    exchanged: what does not look at the prompt is right in exactly half of them.
 
     Fillers are one token in context and, where the text is known that the model was trained on, frequent in it; others
-    are left out. Before a prompt comes what the tokenizer itself puts there. The same seed gives the same pairs to every
-    model of one vocabulary and text.
+    are left out. Before a prompt comes what the tokenizer itself puts there. The same seed gives the same pairs to
+    every model of one vocabulary and text.
 
     Args:
         task: a built-in one's name, a TOML file, or a task.

@@ -53,8 +53,8 @@ class Pair:
     foil: tuple[str, ...]
     """what may follow the corrupt one"""
     template: str = ""
-    items: Mapping[str, str] = field(default_factory=dict)
-    """place of the template -> the word drawn for it"""
+    items: Mapping[str, str | dict[str, str]] = field(default_factory=dict)
+    """item of the template -> the word drawn for it, or its forms"""
 
     def mirrored(self) -> Pair:
         """The pair with clean and corrupt, answer and foil exchanged."""

@@ -1,4 +1,4 @@
-"""A model's vocabulary as tasks use it: which ids a prompt has, whether a filler is one token, which ids are frequent."""
+"""A model's vocabulary as tasks use it: the ids of a prompt, whether a filler is one token, which ids are frequent."""
 
 from __future__ import annotations
 
