@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from generic_for_tests import ARCHITECTURES as FAMILIES
+from generic_for_tests import write_folder
 from induction_for_tests import INDUCTION, PREVIOUS, induction_model, swapped_pairs
 from models_for_tests import small_model, tokens_for, worded_model
 
@@ -18,7 +20,15 @@ from workbench.analyses import figures_of_tables, find_analysis
 from workbench.analyses.scrub import analysis as record
 from workbench.analyses.scrub import scrubbing
 from workbench.analyses.scrub.circuits import Circuit, Node, every_node, parse_head, parse_mlp, read_circuits
-from workbench.analyses.scrub.engine import Exchange, Prompts, exchanged_effects, keeping, plan_sizes, row_bytes
+from workbench.analyses.scrub.engine import (
+    Exchange,
+    Prompts,
+    check_model,
+    exchanged_effects,
+    keeping,
+    plan_sizes,
+    row_bytes,
+)
 from workbench.analyses.scrub.scrubbing import Ends, Options, Scrubber
 from workbench.analyses.scrub.search import lenders, random_circuits, split_clusters, tried_sizes
 from workbench.analyses.scrub.tables import circuit_row, head_rows, member_rows
@@ -96,6 +106,32 @@ def test_effects_equal_the_naive_loop(kind):
         with torch.no_grad():
             wanted = torch.stack([naive(model, prompts, own) for own in sets])
         assert found == pytest.approx(wanted, abs=1e-10)  # float64: rounding of another batch alone
+
+
+def generic(name, folder):
+    own = FAMILIES[name]
+    with pytest.warns(UserWarning, match="generic path"):
+        return workbench.load(str(write_folder(folder, own.config, own.settings)))
+
+
+def test_a_bridge_is_scrubbed_by_whole_forwards(tmp_path):
+    model = generic("mixtral", tmp_path)
+    pairs = pairs_for(model)
+    sets = [
+        Exchange(frozenset()),
+        keeping(frozenset([Node(0, 1), Node(1, -1)])),
+        Exchange(frozenset([Node(1, 2, "some")])),
+    ]
+    prompts = Prompts(pairs.clean, pairs.corrupt, pairs)
+    found = exchanged_effects(model, prompts, sets, 1 << 30)
+    with torch.no_grad():
+        wanted = torch.stack([naive(model.bridge, prompts, own) for own in sets]).double()
+    assert found == pytest.approx(wanted, abs=1e-4)  # float32 logits of size 10, in other batches
+
+
+def test_a_model_whose_mlps_have_no_hook_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        check_model(generic("granitemoehybrid", tmp_path))
 
 
 def test_everything_keeps_all_and_nothing_keeps_none():

@@ -73,7 +73,7 @@ def _ranked(table: pd.DataFrame, measure: str, name_of: Callable[[Any], str], ti
     for run in groups_of(table):
         places: Any = run.rows.groupby(keys, sort=False)
         for key, rows in places:
-            said = label(" ".join([str(run.model), *map(str, key[1:])]))
+            said = label(f"{run.model}, {': '.join(map(str, key[1:]))}")
             said += f", seed {key[0]}" if run.rows["seed"].nunique() > 1 else ""
             panels.append((said, run, rows.sort_values(measure, ascending=False, kind="stable").head(N_SHOWN)))
     tallest = max([1, *(len(rows) for *_, rows in panels)])
