@@ -124,6 +124,10 @@ def sign_flip_test(
 
     Raises:
         ValueError: as `recovery`.
+
+    >>> p = sign_flip_test(np.array([[1.0] * 12, [1.0, -1.0] * 6]), np.random.default_rng(0))
+    >>> (p < 0.05).tolist()
+    [True, False]
     """
     effects, own = _checked("sign_flip_test", effects, None, clusters)
     sums = _by_cluster(effects, own)

@@ -97,6 +97,12 @@ BAD_VECTORS = {
 
 # --- probes: settings, called with nothing
 SETTINGS: dict[str, Callable[[], object]] = {
+    "mean_gap, nan": lambda: probes.mean_gap(np.array([1.0, np.nan]), np.random.default_rng(0)),
+    "mean_gap, clusters": lambda: probes.mean_gap(np.ones(4), np.random.default_rng(0), np.arange(3)),
+    "recovery, gaps": lambda: probes.recovery(np.ones((2, 4)), np.ones(3), np.random.default_rng(0)),
+    "recovery, half a cell": lambda: probes.recovery(np.array([[1.0, np.nan]]), np.ones(2), np.random.default_rng(0)),
+    "sign_flip_test, axes": lambda: probes.sign_flip_test(np.ones(4), np.random.default_rng(0)),
+    "sign_flip_test, no pairs": lambda: probes.sign_flip_test(np.ones((2, 0)), np.random.default_rng(0)),
     "mantel, method": lambda: probes.mantel(SQUARE, SQUARE, method="kendall"),  # type: ignore[arg-type]
     "mantel, alternative": lambda: probes.mantel(SQUARE, SQUARE, alternative="more"),  # type: ignore[arg-type]
     "mantel, n_resamples": lambda: probes.mantel(SQUARE, SQUARE, n_resamples=-1, exact=False),
