@@ -110,7 +110,9 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     else:
         names = [FOUND] if circuits is None else [circuit.name for circuit in circuits]
         status = tables.UNDEFINED if is_present else tables.ABSENT
-        rows["scrubbing"] = tables.unmeasured_rows(scrubber.ends, [*names, EVERYTHING, NOTHING], *about, status)
+        rows["scrubbing"] = tables.unmeasured_rows(
+            scrubber.ends, [*names, EVERYTHING, NOTHING], job.seed, own.n_bootstrap, status
+        )
     for file in sorted(job.directory.glob("part_*.safetensors")):
         file.unlink()
     kind = {"kind": own.kind}
