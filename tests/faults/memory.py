@@ -49,6 +49,7 @@ COMMANDS = {
     "feature-effects": f"feature-effects --ckpt train --sae {OUT}sae-train --n-exact 2 --n-tokens 1024",
     "steer": f"steer --ckpt train --sae {OUT}sae-train --n-random 2 --alphas 1 --n-tokens 8192",
     "monitor": "monitor --ckpt train --n-tokens 8192 --n-continuations 64 --max-new-tokens 16",
+    "scrub": "scrub --ckpt train --n-pairs 32 --n-random 2",
     "sae-scores": f"sae-scores --ckpt train --sae {OUT}sae-train --n-tokens 8192 --n-splice-tokens 1024",
     "match": f"match train train --sae {OUT}sae-train --sae {OUT}sae-train --n-tokens 4096",
     "text-quality": "text-quality --ckpt train --n-samples 1 --max-new-tokens 24 --tagger none",

@@ -275,6 +275,8 @@ PATHS: dict[str, Callable[[], object]] = {
     "generate, no prompt": lambda: workbench.generate(MODEL, GOOD[:, :0], temperature=0),
     "generate, too long": lambda: workbench.generate(MODEL, torch.ones(1, 24, dtype=torch.long), temperature=0),
     "generate, mask": lambda: workbench.generate(MODEL, GOOD, temperature=0, attention_mask=torch.zeros_like(GOOD)),
+    "scrub, task": lambda: workbench.scrub(MODEL, task="nope"),
+    "scrub, heads": lambda: workbench.scrub(MODEL, heads=["1"]),
     "steer, no SAEs": lambda: workbench.steer(MODEL, tokens=GOOD),
     "steer, alphas": lambda: workbench.steer(MODEL, tokens=GOOD, alphas=[float("nan")]),
     "steered, no source": lambda: workbench.steered(MODEL, STACK, (0, 0, 0), "remove").__enter__(),

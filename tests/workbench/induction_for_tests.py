@@ -1,9 +1,5 @@
-"""A two-layer model whose weights are set by hand so that it does induction by one circuit, and pairs that ask for it.
-
-A previous-token head (layer 0, head 1) writes each token's predecessor into a subspace of its own. The induction head
-(layer 1, head 2) looks from a token for positions whose predecessor is the same token, and copies the token there to
-the output. All other heads attend and write at random into a subspace that nothing reads; MLPs write nothing.
-"""
+"""A model of two layers whose weights are set by hand so that two heads, and nothing else, do induction; and pairs of
+prompts that only both together tell apart."""
 
 from __future__ import annotations
 
@@ -12,57 +8,64 @@ import torch
 from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM, ModelConfig
 
-N_TOKENS, N_CTX, N_REST = 18, 12, 6
-PREVIOUS, INDUCTION = (0, 1), (1, 2)  # (layer, head)
-SHARPNESS = 8.0  # of attention: a score's distance from all others is some 60, and what leaks is below 1e-20
+N_TOKENS, N_CTX = 24, 16
+PREVIOUS, INDUCTION = (0, 1), (1, 2)  # layer, head
+SHARP = 60.0  # of the scores, before the softmax
 
 
-def induction_model(seed: int = 0) -> HookedLM:
-    """The model, in float64."""
-    d_model, d_head = 3 * N_TOKENS + N_CTX + N_REST, max(N_TOKENS, N_CTX)
+def induction_model() -> HookedLM:
+    """Head 0.1 writes each token's predecessor into a subspace of its own; head 1.2 looks for the place whose
+    predecessor is the token at hand, and writes what stands there to where the unembedding reads.
+
+    Subspaces of the stream: token, position, predecessor, output. Every other weight is small noise.
+    """
+    v, n = N_TOKENS, N_CTX
     cfg = ModelConfig(
-        n_layers=2, d_model=d_model, n_ctx=N_CTX, d_vocab=N_TOKENS, n_heads=4, d_head=d_head, d_mlp=8, gated_mlp=False,
-        act_fn="relu", positional_embedding_type="standard", tie_word_embeddings=False, dtype=torch.float64,
+        n_layers=2, d_model=3 * v + n, n_ctx=n, d_vocab=v, n_heads=4, d_head=max(v, n), d_mlp=16, gated_mlp=False,
+        act_fn="gelu", positional_embedding_type="standard", normalization_type="RMS", dtype=torch.float64,
     )  # fmt: skip
-    token, previous = slice(0, N_TOKENS), slice(N_TOKENS, 2 * N_TOKENS)
-    output, place = slice(2 * N_TOKENS, 3 * N_TOKENS), slice(3 * N_TOKENS, 3 * N_TOKENS + N_CTX)
-    model, generator = HookedLM(cfg, seed=seed), torch.Generator().manual_seed(seed)
+    model = HookedLM(cfg, seed=0)
+    token, place, before, out = slice(0, v), slice(v, v + n), slice(v + n, 2 * v + n), slice(2 * v + n, 3 * v + n)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.fill_(1.0 if name.endswith(".w") else 0.0)
-        for block in model.blocks:
-            for W in (block.attn.W_Q, block.attn.W_K, block.attn.W_V):
-                W.copy_(torch.randn(W.shape, generator=generator, dtype=W.dtype) * 0.3)
-            rest = torch.randn(*block.attn.W_O.shape[:2], N_REST, generator=generator, dtype=W.dtype)
-            block.attn.W_O[:, :, -N_REST:] = 0.02 * rest
-        eye, steps = torch.eye(d_head, dtype=torch.float64), torch.eye(N_CTX, dtype=torch.float64)
-        model.embed.W_E[:, token] = eye[:N_TOKENS, :N_TOKENS]
-        model.pos_embed.W_pos[:, place] = steps
-        model.unembed.W_U[output] = eye[:N_TOKENS, :N_TOKENS]
-        for layer, head in (PREVIOUS, INDUCTION):
-            for W in (model.blocks[layer].attn.W_Q, model.blocks[layer].attn.W_K, model.blocks[layer].attn.W_V):
-                W[head] = 0.0
-            model.blocks[layer].attn.W_O[head] = 0.0
-        first, second = model.blocks[0].attn, model.blocks[1].attn
-        first.W_Q[PREVIOUS[1], place, :N_CTX] = SHARPNESS * steps.roll(-1, dims=1)  # a query asks for the place before
-        first.W_K[PREVIOUS[1], place, :N_CTX] = steps
-        first.W_V[PREVIOUS[1], token, :N_TOKENS] = 0.2 * eye[:N_TOKENS, :N_TOKENS]
-        first.W_O[PREVIOUS[1], :N_TOKENS, previous] = eye[:N_TOKENS, :N_TOKENS]
-        second.W_Q[INDUCTION[1], token, :N_TOKENS] = SHARPNESS * eye[:N_TOKENS, :N_TOKENS]
-        second.W_K[INDUCTION[1], previous, :N_TOKENS] = eye[:N_TOKENS, :N_TOKENS]
-        second.W_V[INDUCTION[1], token, :N_TOKENS] = eye[:N_TOKENS, :N_TOKENS]
-        second.W_O[INDUCTION[1], :N_TOKENS, output] = eye[:N_TOKENS, :N_TOKENS]
+            if not name.endswith(".w"):
+                parameter.mul_(0.01)
+        model.embed.W_E[:, token] += torch.eye(v)
+        model.pos_embed.W_pos[:, place] += torch.eye(n)
+        model.unembed.W_U[out] += torch.eye(v)
+        first, second = (model.blocks[layer].attn for layer in range(2))
+        previous, induction = PREVIOUS[1], INDUCTION[1]
+        first.W_Q[previous, place, :n] += SHARP * torch.eye(n)
+        first.W_K[previous, place, :n] += torch.eye(n).roll(1, dims=1)  # a key of position j is looked for at j + 1
+        first.W_V[previous, token, :v] += torch.eye(v)
+        first.W_O[previous, :v, before] += torch.eye(v)
+        second.W_Q[induction, token, :v] += SHARP * torch.eye(v)
+        second.W_K[induction, before, :v] += torch.eye(v)
+        second.W_V[induction, token, :v] += torch.eye(v)
+        second.W_O[induction, :v, out] += torch.eye(v)
     return model
 
 
-def induction_pairs(n: int = 16, seed: int = 0) -> PairTokens:
-    """… A B … C D … A → B, corrupt … C B … A D … A → D: B and D stay in their places, and only what stands before them
-    is exchanged, so that the previous-token head's output decides."""
+def swapped_pairs(n_pairs: int = 32, seed: int = 0) -> PairTokens:
+    """`… A B … A′ B′ … A` → B rather than B′; corrupt `… A′ B … A B′ … A`: the same tokens at the same places but for
+    what stands before B and B′. A pair and its mirror are a cluster."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.stack([torch.randperm(N_TOKENS, generator=generator)[:8] for _ in range(n)])
-    a, b, c, d, *rest = rows.unbind(1)
-    clean = torch.stack([rest[0], a, b, rest[1], c, d, rest[2], rest[3], a], dim=1)
-    corrupt = torch.stack([rest[0], c, b, rest[1], a, d, rest[2], rest[3], a], dim=1)
-    positions = {"after": torch.full((n,), 2)}
-    is_token = torch.ones_like(clean, dtype=torch.bool)
-    return PairTokens("induction-by-hand", clean, corrupt, is_token, b[:, None], d[:, None], torch.arange(n), positions)
+    length, b, other = 12, 4, 8
+    told, swapped = [], []
+    for _ in range(n_pairs // 2):
+        drawn = torch.randperm(N_TOKENS, generator=generator)[:length]
+        drawn[-1] = drawn[b - 1]
+        second = drawn.clone()
+        second[b - 1], second[other - 1] = drawn[other - 1], drawn[b - 1]
+        told.append(drawn)
+        swapped.append(second)
+    both = lambda one, two: torch.stack([torch.stack(one), torch.stack(two)], dim=1).flatten(0, 1)  # noqa: E731
+    clean, corrupt = both(told, swapped), both(swapped, told)
+    is_told = torch.arange(n_pairs) % 2 == 0
+    rows = torch.arange(n_pairs)
+    answers, foils = (clean[rows, torch.where(is_told == first, b, other)] for first in (True, False))
+    at = {"b": b, "other": other, "end": length - 1}
+    return PairTokens(
+        "swapped", clean, corrupt, torch.ones_like(clean, dtype=torch.bool), answers[:, None], foils[:, None],
+        rows // 2, {name: torch.full((n_pairs,), place) for name, place in at.items()},
+    )  # fmt: skip
