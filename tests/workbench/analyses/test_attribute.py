@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from induction_for_tests import INDUCTION, PREVIOUS, induction_model, induction_pairs
+from induction_for_tests import INDUCTION, PREVIOUS, induction_model, swapped_pairs
 from models_for_tests import ARCHITECTURES, small_config, small_model
 from random_pairs_for_tests import pairs_for
 
@@ -221,7 +221,7 @@ def test_the_lens_reads_each_layer_and_ends_at_the_logits(kind) -> None:
 
 
 def test_the_induction_circuit_is_found_by_exchanges_and_direct_attribution() -> None:
-    model, pairs = induction_model(), induction_pairs()
+    model, pairs = induction_model(), swapped_pairs()
     found = attribute(model, pairs, ["dla", "lens", "atp", "exact"], top_k=1)
     table = found["attribution"]
     exact = table[table["method"] == "exact"].set_index(["layer", "head"])["recovery"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from induction_for_tests import induction_model, induction_pairs
+from induction_for_tests import induction_model, swapped_pairs
 from models_for_tests import small_model
 from random_pairs_for_tests import pairs_for
 
@@ -236,7 +236,7 @@ def test_other_metrics_are_of_the_whole_distribution(metric) -> None:
 
 
 def test_the_paths_of_the_induction_circuit_are_found_and_no_others() -> None:
-    model, pairs = induction_model(), induction_pairs()
+    model, pairs = induction_model(), swapped_pairs()
     rows = torch.arange(len(pairs))
     with torch.no_grad():
         for own, sign in ((pairs.clean, 1), (pairs.corrupt, -1)):
@@ -255,15 +255,15 @@ def test_the_paths_of_the_induction_circuit_are_found_and_no_others() -> None:
 
 
 def test_strongest_receivers_are_found_by_their_paths_to_the_logits() -> None:
-    model, pairs = induction_model(), induction_pairs()
+    model, pairs = induction_model(), swapped_pairs()
     table = paths(model, pairs, ["strongest:1"])
     assert {name_path(row) for _, row in table.iterrows()} == {
         f"L0 H{head} → L1 H2 {site}" for head in range(4) for site in "qkv"
     }
-    with_position = paths(model, pairs, ["1.2.k"], position=["after", "end"], n_bootstrap=100)
+    with_position = paths(model, pairs, ["1.2.k"], position=["b", "end"], n_bootstrap=100)
     by_position = with_position[with_position["head_a"] == 1].set_index("position")["recovery"]
     assert by_position["end"] == 0
-    assert by_position["after"] > 0.4  # of the two tokens whose predecessors are exchanged
+    assert by_position["b"] > 0.4  # of the two tokens whose predecessors are exchanged
 
 
 # --- what is refused

@@ -50,7 +50,7 @@ class AttributeSettings(TaskSettings):
     )
     n_steps: int = Field(default=8, description="embeddings between the two prompts', of atp_ig", ge=1)
     top_k: int = Field(default=10, description="exact cells of largest effect that the estimates are asked for", ge=1)
-    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=1)
+    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=100)
 
     @field_validator("methods")
     @classmethod

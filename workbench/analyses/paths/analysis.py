@@ -43,7 +43,7 @@ class PathsSettings(TaskSettings):
         default="effect",
         description="the task's own effect; log-probability or probability of the answer; KL from the clean prediction",
     )
-    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=1)
+    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=100)
     memory_budget_bytes: int = Field(default=1 << 30, description="bytes for everything held besides the weights", ge=1)
 
 

@@ -40,7 +40,7 @@ class ScrubSettings(TaskSettings):
     heads: Names = Field(
         default=(), description="heads whose necessity is measured, such as 1.4,9.3; by default every one"
     )
-    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters", ge=1)
+    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters", ge=100)
     memory_gib: float = Field(default=1.0, description="memory to use besides the weights, GiB", gt=0, le=1e6)
 
     @field_validator("heads")

@@ -23,7 +23,7 @@ class TasksSettings(PairCounts):
     tasks: Names | None = Field(
         default=None, description="built-in tasks or TOML files, such as induction,ioi; by default all built-in ones"
     )
-    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=1)
+    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=100)
 
 
 def check(job: Job) -> None:
