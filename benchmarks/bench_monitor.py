@@ -38,10 +38,10 @@ def main(n_runs: int = 9) -> None:
         ids = torch.randint(0, model.cfg.d_vocab, (N_PROMPTS, 24), generator=torch.Generator().manual_seed(0))
         for action in ("log", "steer"):
             times = by_turns(
-                lambda model=model, action=action: generate(
+                lambda model=model, ids=ids, action=action: generate(
                     model, ids, N_NEW, temperature=0.0, gate=armed(model, action)
                 ),
-                lambda model=model: generate(model, ids, N_NEW, temperature=0.0),
+                lambda model=model, ids=ids: generate(model, ids, N_NEW, temperature=0.0),
                 n_runs,
             )
             case = f"{name}, {N_PROMPTS} prompts, {N_NEW} new tokens, {action}"

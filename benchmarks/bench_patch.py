@@ -2,8 +2,8 @@
 
 Janus v3 chassis of bench_model, random weights, 32 pairs of prompts: 96 cells, each with a gap, an effect and a KL of
 every pair; the peer's metric is the mean effect. Its forward costs the same whichever head is exchanged, so that its
-turns are one head a layer, counted as so many cells; ours are all. In the first case the prompts of a pair differ from the first token
-on; in the second, as in most tasks, from their middle on, before which nothing can have changed.
+turns are one head a layer, counted as so many cells; ours are all. In the first case the prompts of a pair differ from
+the first token on; in the second, as in most tasks, from their middle on, before which nothing can have changed.
 """
 
 from __future__ import annotations

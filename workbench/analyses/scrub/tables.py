@@ -60,7 +60,7 @@ def member_rows(tested: Tested, seed: int, n_bootstrap: int) -> list[dict[str, A
         return []
     ends, lost = tested.ends, tested.kept - tested.without
     found = recovery(lost, ends.gaps, np.random.default_rng([seed, 5]), ends.clusters, n_bootstrap)
-    without = recovery(tested.without - ends.base, ends.gaps, np.random.default_rng([seed, 5]), ends.clusters, 1)
+    without = (tested.without - ends.base).sum(axis=1) / ends.gaps.sum()
     p = sign_flip_test(lost, np.random.default_rng([seed, 6]), ends.clusters)
     return [
         {
@@ -72,7 +72,7 @@ def member_rows(tested: Tested, seed: int, n_bootstrap: int) -> list[dict[str, A
             "ci_low": found.low[i],
             "ci_high": found.high[i],
             "p": p[i] if found.gap.is_defined else np.nan,
-            "share_without": without.share[i],
+            "share_without": without[i] if found.gap.is_defined else np.nan,
         }
         for i, node in enumerate(tested.members)
     ]
