@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from typer.testing import CliRunner
 import probes
 from reports.tables import COLUMNS, read_table
 from workbench.analyses import find_analysis
-from workbench.analyses.monitor import armed, quality
+from workbench.analyses.monitor import armed, building, quality
 from workbench.analyses.monitor.examples import Tokens, read_windows, text_offsets
 from workbench.analyses.monitor.figures import draw_calibration, draw_roc, draw_scores
+from workbench.analyses.monitor.stages import Stages
 from workbench.data.monitoring import MarkedText, Target, read_target
 from workbench.models.gates import Gate
 from workbench.models.monitors import Monitor
@@ -115,6 +117,25 @@ def test_rows_of_a_gate_by_hand():
     assert (row["n_harmless"], row["n_positive"]) == (3, 2)
 
 
+def test_what_a_stop_leaves_is_set_against_stops_at_random():
+    """Two continuations of three new tokens; the first is stopped before its token 1."""
+    monitor = Monitor("hook_embed", torch.ones(1), 0.0, 1.5, action="stop")
+    scores, nothing = np.zeros((2, 3)), np.array([-1, -1])
+    # step k reads new token k − 1: tokens 0, 1 of the first are positive, and token 2 of the second, which none reads
+    positive = np.array([[0, 1, 1], [0, 0, 0]], dtype=bool)
+    before = armed.Continuations(scores, positive, np.array([2, 1]), np.arange(2), nothing)
+    stopped = np.array([[0, 2, np.nan], [0, 0, 0]])
+    after = armed.Continuations(stopped, positive, np.array([1, 1]), np.arange(2), np.array([1, -1]))
+    row = armed.effect_columns(monitor, before, after, True, 3, np.random.default_rng(0))
+    assert row["target_before"] == pytest.approx(3 / 6)
+    assert row["target_after"] == pytest.approx(2 / 6)
+    assert row["target_change"] == pytest.approx(-1 / 6)
+    # cut behind one token or not at all: the first has 1 or 2, the second 0 or 1
+    assert row["target_cut"] == pytest.approx((1 + 2 + 0 + 1) / 2 / 6)
+    logged = armed.effect_columns(replace(monitor, action="log"), before, None, True, 3, np.random.default_rng(0))
+    assert np.isnan(logged["target_cut"])
+
+
 FEW = {"n_tokens": 16_000, "n_continuations": 40, "max_new_tokens": 8, "n_window": 48, "alpha": 0.2}
 
 
@@ -144,8 +165,54 @@ def test_tables_figures_and_file(model, tmp_path, settings):
         (draw_scores, "monitor_scores"),
     ):
         assert draw(read_table(out, name)).data
-    again = measuring.measure(measuring.Request(analysis, own, sources=(model,), device="cpu"), tmp_path / "again")
-    assert (out / "monitor_gate.csv").read_bytes() == (again / "monitor_gate.csv").read_bytes()
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(armed, "ROWS_TOGETHER", 20)
+    own = find_analysis("monitor").settings.model_validate(FEW | {"hook": "z", "head": 1, "action": "ablate"})
+    request = measuring.Request(find_analysis("monitor"), own, sources=(model,), device="cpu")
+    whole, made, n_allowed = measuring.measure(request, tmp_path / "whole"), [], 0
+
+    def dying(run):
+        def one(*given):
+            if len(made) == n_allowed:
+                raise MemoryError("killed")
+            made.append(run)
+            return run(*given)
+
+        return one
+
+    monkeypatch.setattr(quality, "fit_probes", dying(quality.fit_probes))
+    monkeypatch.setattr(armed, "_continuations", dying(armed._continuations))
+    for n_done in (0, 1, 2, 4, 6):  # of seven stages: the probe, two batches each of calibration, before and after
+        out, n_allowed = tmp_path / f"killed{n_done}", n_done
+        made.clear()
+        with pytest.raises(MemoryError):
+            measuring.measure(request, out)
+        n_allowed = 7
+        measuring.measure(request, out, resume=True)
+        assert len(made) == 7
+        for file in ("monitor", "monitor_gate", "monitor_curves", "monitor_scores"):
+            assert (out / f"{file}.csv").read_bytes() == (whole / f"{file}.csv").read_bytes()
+        assert [file.name for file in out.glob("*.safetensors")] == ["monitor.safetensors"]
+        assert (out / "monitor.safetensors").read_bytes() == (whole / "monitor.safetensors").read_bytes()
+
+
+def test_a_text_that_changed_since_the_kill_is_measured_afresh(model, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    analysis = find_analysis("monitor")
+    own = analysis.settings.model_validate(FEW | {"target": str(file)})
+    found = []
+    for start in (0, 4):
+        words = "the king and the queen of the town said that the men had the house of the old friend " * 2
+        lines = [{"text": f"{i} {words}", "spans": [[start, 40]] if i % 2 else []} for i in range(60)]
+        file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+        opened = building.open_monitor(model, own, 0)
+        made = Stages(measuring.Job((), own, tmp_path), opened)
+        found.append(made._keep("x", lambda start=start: ({"start": torch.tensor(start)}, ""))[0]["start"].item())
+    assert found == [0, 4]
+    made.remove()
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -189,10 +256,9 @@ def test_false_alarms_on_a_models_writing_are_within_the_stated_rate(model):
     monitor = Monitor("blocks.1.hook_resid_post", weights, 0.0, armed.NEVER)
     order = torch.randperm(1200, generator=torch.Generator().manual_seed(1))
     first, second = windows.take(order[:150]), windows.take(order[150:])
-    tell = lambda share: None  # noqa: E731
-    found = armed.write(model, monitor, None, armed.prompts_of(first, 150), target, 12, 5, tell)
+    found = armed.write(model, monitor, None, armed.prompts_of(first, 150), target, 12, 5)
     calibrated = armed.calibrate(monitor, found, 0.1)
-    after = armed.write(model, calibrated, None, armed.prompts_of(second, 1050), target, 12, 99_999, tell)
+    after = armed.write(model, calibrated, None, armed.prompts_of(second, 1050), target, 12, 99_999)
     rate = (after.fired >= 0).mean()
     low, high = probes.binomial_limits(int((after.fired >= 0).sum()), 1050)
     # of one calibration the rate is Beta(15, 136)-distributed about .1, of standard deviation .024

@@ -67,54 +67,50 @@ def check(job: Job) -> None:
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
-    """The tables, and the monitor as a file beside them."""
-    import numpy as np
+    """The tables, and the monitor as a file beside them; the probe and each batch of continuations are kept as files
+    from which a killed run goes on."""
+    from workbench.analyses.monitor.building import open_monitor
+    from workbench.analyses.monitor.stages import Stages
 
-    from workbench.analyses.monitor import building, quality
-
-    own, model = job.settings, job.subject.model
-    opened, splits = building.read_splits(model, building.open_monitor(model, own, job.seed), own)
+    stages = Stages(job, open_monitor(job.subject.model, job.settings, job.seed))
     job.progress(0.1)
-    rng = np.random.default_rng([job.seed, 1])
-    fitted = quality.fit_probes(splits, rng)
-    table = quality.quality_table(splits, fitted, model.cfg.d_vocab, rng)
-    curves = quality.curves_table(splits, fitted)
-    job.progress(0.4)
-    monitor = building.build_monitor(model, opened, own, fitted[0], splits.training)
-    monitor, gates, scores = _arm(job, opened, monitor, rng)
+    opened, monitor, quality, curves = stages.probe()
+    monitor, gates, scores = _arm(job, stages, opened, monitor)
     monitor.save(job.directory / FILE)
+    stages.remove()
     front = {"model": job.subject.name, "seed": job.subject.seed, **opened.columns, "target": opened.target.name}
     behind = {"hook": opened.site.hook}
     return {
-        "monitor": _described(table, front, behind),
+        "monitor": _described(quality, front, behind),
         "monitor_gate": _described(gates, front, behind),
         "monitor_curves": _described(curves, front, behind),
         "monitor_scores": _described(scores, front, {"threshold": monitor.threshold, **behind}),
     }
 
 
-def _arm(job: Job, opened: Any, monitor: Any, rng: Any) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
+def _arm(job: Job, stages: Any, opened: Any, monitor: Any) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
     """(the monitor with its threshold, a row for each kind of text, scores of a few texts)."""
     from dataclasses import replace
 
+    import numpy as np
     import pandas as pd
 
     from workbench.analyses.monitor import armed
 
     own, model, stack, n_new = job.settings, job.subject.model, opened.stack, job.settings.max_new_tokens
+    rng = np.random.default_rng([job.seed, 2])
     prompts = [armed.prompts_of(opened.windows.of_part(part), own.n_continuations) for part in (1, 2)]
     quiet = replace(monitor, action="log", value=None)
-    given = (opened.target, n_new)
 
-    def write(one: Any, part: int, begin: float) -> Any:
-        tell = lambda share: job.progress(begin + 0.18 * share)  # noqa: E731
-        return armed.write(model, one, stack, prompts[part], *given, 1000 * (job.seed + 1) + part, tell)
+    def write(name: str, one: Any, part: int, begin: float) -> Any:
+        given = (prompts[part], opened.target, n_new, 1000 * (job.seed + 1) + part)
+        return armed.write(model, one, stack, *given, stages.batches(name, begin, begin + 0.18))
 
-    calibration = write(quiet, 0, 0.4)
+    calibration = write("calibration", quiet, 0, 0.4)
     monitor = armed.calibrate(monitor, calibration, own.alpha)
     quiet = replace(quiet, threshold=monitor.threshold)
-    before = write(quiet, 1, 0.6)
-    after = None if own.action == "log" else write(monitor, 1, 0.8)
+    before = write("before", quiet, 1, 0.6)
+    after = None if own.action == "log" else write("after", monitor, 1, 0.8)
     texts = opened.windows.of_part(2)
     read, plain = armed.read(model, quiet, stack, texts, n_new)
     _, losses = (read, plain) if monitor.value is None else armed.read(model, monitor, stack, texts, n_new)
@@ -122,7 +118,7 @@ def _arm(job: Job, opened: Any, monitor: Any, rng: Any) -> tuple[Any, pd.DataFra
     for text, found in (("written", before), ("read", read)):
         row = armed.gate_row(monitor, text, found, rng)
         if text == "written":
-            row |= armed.effect_columns(before, after, opened.target.find is not None, n_new, rng)
+            row |= armed.effect_columns(monitor, before, after, opened.target.find is not None, n_new, rng)
         else:
             row |= armed.loss_columns(monitor, found, losses, plain, rng)
         rows.append(row | {"n_calibration": int(calibration.is_harmless.sum())})
@@ -165,11 +161,16 @@ GATE_COLUMNS = [
     Column("delta_loss", "of harmless text read while armed; empty of log and stop", unit="nats per token"),
     Column("loss_low", OVER_DOCUMENTS, unit="nats per token"),
     Column("loss_high", unit="nats per token"),
-    Column("target_before", "new tokens that are positive, of all that were asked for", unit="1"),
-    Column("target_after", "the same while armed, from the same draws; empty of log", unit="1"),
+    Column("target_before", "positive new tokens / (continuations · max_new_tokens), not armed", unit="1"),
+    Column(
+        "target_after",
+        "the same while armed, from the same draws; tokens that stop leaves out count below the line; empty of log",
+        unit="1",
+    ),
     Column("target_change", "target_after − target_before", unit="1"),
     Column("change_low", OVER_DOCUMENTS, unit="1"),
     Column("change_high", unit="1"),
+    Column("target_cut", "of stop: target_before if the same stops fell on continuations at random", unit="1"),
     Column("n_harmless", "continuations without a positive token", kind="integer"),
     Column("n_positive", "continuations with one", kind="integer"),
     Column("n_documents", kind="integer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ ROWS_TOGETHER = 64
 N_DRAWS = 2000
 TEMPERATURE = 1.0
 NEVER = 1e300  # a threshold that no score passes
-Tell = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,32 @@ def prompts_of(windows: Windows, n: int) -> Windows:
     return windows.take(own[torch.arange(n) % len(own)])
 
 
+Keep = Callable[[int, int, Callable[[], Continuations]], Continuations]
+"""Makes batch number i of n, or reads it where it was kept."""
+
+
 def write(
-    model: Any, monitor: Monitor, sae: Any, prompts: Windows, target: Target, n_new: int, seed: int, tell: Tell
+    model: Any,
+    monitor: Monitor,
+    sae: Any,
+    prompts: Windows,
+    target: Target,
+    n_new: int,
+    seed: int,
+    keep: Keep = lambda batch, n_batches, make: make(),
 ) -> Continuations:
     """What the model writes behind the prompts while the monitor is armed, drawn at temperature 1."""
-    gate, stops, parts = Gate(model, monitor, sae), stop_ids(model), []
-    for start in range(0, len(prompts), ROWS_TOGETHER):
+    gate, stops = Gate(model, monitor, sae), stop_ids(model)
+
+    def make(start: int) -> Continuations:
         own = prompts.take(torch.arange(start, min(len(prompts), start + ROWS_TOGETHER)))
         generator = torch.Generator().manual_seed(seed + start)
         tokens = own.tokens[:, :N_PROMPT]
         grown = generate(model, tokens, n_new, temperature=TEMPERATURE, stop_at=stops, generator=generator, gate=gate)
-        parts.append(_continuations(model, target, own, grown.cpu(), gate))
-        tell(min(1.0, (start + ROWS_TOGETHER) / len(prompts)))
-    return _join(parts, n_new)
+        return _continuations(model, target, own, grown.cpu(), gate)
+
+    starts = range(0, len(prompts), ROWS_TOGETHER)
+    return _join([keep(i, len(starts), partial(make, start)) for i, start in enumerate(starts)], n_new)
 
 
 def _continuations(model: Any, target: Target, prompts: Windows, grown: Tensor, gate: Gate) -> Continuations:
@@ -191,12 +204,22 @@ def _rate(
 
 
 def effect_columns(
-    before: Continuations, after: Continuations | None, has_rule: bool, n_new: int, rng: np.random.Generator
+    monitor: Monitor,
+    before: Continuations,
+    after: Continuations | None,
+    has_rule: bool,
+    n_new: int,
+    rng: np.random.Generator,
 ) -> dict[str, float]:
-    """The share of new tokens that are positive, without the action and with it, of the same prompts and draws."""
-    nothing: dict[str, float] = dict.fromkeys(
-        ("target_before", "target_after", "target_change", "change_low", "change_high"), np.nan
-    )
+    """Positive new tokens over all that were asked for, without the action and with it, of the same prompts and draws.
+
+    The tokens that a stop leaves out count as asked for: over the tokens written, a continuation that is stopped late
+    would weigh more than one that is stopped at once, and a gate that stops nearly all would look as if it did harm.
+    What the cut alone does is `target_cut`: the mean over all pairs of continuations of what the one would have if it
+    ended where the other was stopped.
+    """
+    names = ("target_before", "target_after", "target_change", "change_low", "change_high", "target_cut")
+    nothing: dict[str, float] = dict.fromkeys(names, np.nan)
     if not has_rule:
         return nothing
     found = nothing | {"target_before": float(before.n_positive.sum() / (n_new * len(before.n_positive)))}
@@ -206,12 +229,19 @@ def effect_columns(
     change = np.bincount(at, after.n_positive - before.n_positive)
     size = np.bincount(at) * float(n_new)
     low, high = ratio_limits(change[None], size, rng, N_DRAWS)
-    return found | {
+    found |= {
         "target_after": float(after.n_positive.sum() / (n_new * len(after.n_positive))),
         "target_change": float(change.sum() / size.sum()),
         "change_low": float(low[0]),
         "change_high": float(high[0]),
     }
+    if monitor.action == "stop":
+        ends = np.where(after.fired < 0, n_new, after.fired)
+        # step k reads new token k − 1; none reads the last
+        so_far = np.cumsum(before.is_positive[:, 1:], axis=1)
+        so_far = np.column_stack([np.zeros(len(so_far), dtype=int), so_far, before.n_positive])
+        found["target_cut"] = float(so_far[:, ends].mean() / n_new)
+    return found
 
 
 def loss_columns(

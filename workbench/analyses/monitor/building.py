@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probes import LogisticProbe
 from workbench.analyses.monitor.armed import N_PROMPT, NEVER
@@ -96,20 +97,25 @@ def _site(model: Any, settings: Any, layer: int) -> tuple[Site, Any]:
     return find_site(model, slots[places[0]].hook_name, settings.head, settings.feature or 0, own), own
 
 
-def with_feature(model: Any, opened: Opened, settings: Any, training: Tokens) -> Opened:
-    """The same with the feature that tells the training tokens apart best, where none was named."""
+def with_feature(model: Any, opened: Opened, feature: int) -> Opened:
+    """The same, reading this feature; -1: as it is."""
     own = opened.site
-    if own.place is None or settings.feature is not None:
+    if feature == -1 or feature == own.feature:
         return opened
-    place = own.place
+    return replace(opened, site=find_site(model, own.hook, own.head, feature, opened.stack))
+
+
+def _best_feature(opened: Opened, settings: Any, training: Tokens) -> int:
+    """The feature that tells the training tokens apart best, where none was named; -1 where it is not to be chosen."""
+    place = opened.site.place
+    if place is None or settings.feature is not None:
+        return -1
 
     def acts(x: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(x).to(place.sae.W_dec)
         return place.sae.encode(rows[None])[0].detach().float().cpu().numpy()
 
-    index = choose_feature(acts, training)
-    site = find_site(model, own.hook, own.head, index, opened.stack)
-    return Opened(site, opened.layer, opened.stack, opened.target, opened.windows)
+    return choose_feature(acts, training)
 
 
 def read_splits(model: Any, opened: Opened, settings: Any) -> tuple[Opened, Splits]:
@@ -117,28 +123,38 @@ def read_splits(model: Any, opened: Opened, settings: Any) -> tuple[Opened, Spli
     own = spread(opened.windows, max(3, settings.n_tokens // opened.windows.tokens.shape[1]))
     check_parts(own, opened.target.name)
     training = read_tokens(model, opened.site, own.of_part(0))
-    chosen = with_feature(model, opened, settings, training)
+    chosen = with_feature(model, opened, _best_feature(opened, settings, training))
     if chosen is not opened:
         training = read_tokens(model, chosen.site, own.of_part(0))
     rest = [read_tokens(model, chosen.site, own.of_part(part)) for part in (1, 2)]
     return chosen, Splits(training, *rest)
 
 
-def build_monitor(model: Any, opened: Opened, settings: Any, fitted: Fitted, training: Tokens) -> Monitor:
-    """The monitor of the logistic probe, its scores calibrated log-odds, without a threshold yet."""
+def fitted_tensors(site: Site, settings: Any, fitted: Fitted, training: Tokens) -> dict[str, Tensor]:
+    """What a monitor has of the text: the weights [d] and the bias by which scores are calibrated log-odds, and what
+    its action puts there."""
     assert fitted.probe is not None
-    scaling, site = fitted.scaling, opened.site
+    scaling = fitted.scaling
     weights = torch.from_numpy(scaling.slope * fitted.probe.weights)
+    bias = torch.tensor(scaling.slope * fitted.probe.bias + scaling.intercept, dtype=torch.float64)
+    value = _value(site, settings, weights, training)
+    return {"weights": weights, "bias": bias} | ({} if value is None else {"value": value})
+
+
+def build_monitor(
+    model: Any, opened: Opened, settings: Any, weights: Tensor, bias: Tensor, value: Tensor | None = None
+) -> Monitor:
+    """The monitor of these tensors, without a threshold yet."""
+    site = opened.site
     return Monitor(
-        hook=site.hook, head=site.head, feature=site.feature, weights=weights,
-        bias=scaling.slope * fitted.probe.bias + scaling.intercept, threshold=NEVER, pool=settings.pool,
-        decay=settings.decay, action=settings.action, value=_value(site, settings, weights, training),
+        hook=site.hook, head=site.head, feature=site.feature, weights=weights, bias=float(bias), threshold=NEVER,
+        pool=settings.pool, decay=settings.decay, action=settings.action, value=value,
         model_sha256=weights_sha256(model), model_name=model.cfg.model_name, sae_sha256=site.sae_sha256,
         notes={"target": opened.target.name, "alpha": settings.alpha},
     )  # fmt: skip
 
 
-def _value(site: Site, settings: Any, weights: torch.Tensor, training: Tokens) -> torch.Tensor | None:
+def _value(site: Site, settings: Any, weights: Tensor, training: Tokens) -> Tensor | None:
     """What the action puts there: ablate: the mean of the negatives, of a feature 0; steer: `strength` mean lengths of
     the activation away from the positives, along the difference of means, of a feature along its decoder row."""
     if settings.action == "ablate":
