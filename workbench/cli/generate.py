@@ -107,9 +107,10 @@ def _write(
     from workbench.models.load import load
     from workbench.models.tokenizer_files import decode_continuation, stop_ids
 
+    watched = None if monitor is None else _read_monitor(monitor, sae)
     model = load(ckpt, device, dtype)
     generator = torch.Generator().manual_seed(seed)
-    gate = None if monitor is None else _open_gate(model, monitor, sae)
+    gate = None if watched is None else _open_gate(model, watched, sae)
     rows = []
     with _steering(model, sae if steer else None, steer, how):
         for prompt in prompts:
@@ -124,24 +125,31 @@ def _write(
     return rows
 
 
-def _open_gate(model: Any, file: str, source: str | None) -> Any:
-    """The monitor of a file, armed on the model; of a feature with the source's SAEs."""
-    from workbench.models.gates import Gate
+def _read_monitor(file: str, source: str | None) -> Any:
+    """The monitor of a file; of a feature, a source of SAEs must be there."""
     from workbench.models.monitors import Monitor
 
     own = Monitor.load(file)
-    if own.feature is None:
-        return Gate(model, own)
-    if source is None:
+    if own.feature is not None and source is None:
         raise UsageError(
             f"--monitor: got no --sae for feature {own.feature} of {own.hook}; expected the source of its SAEs"
         )
+    return own
+
+
+def _open_gate(model: Any, monitor: Any, source: str | None) -> Any:
+    """The monitor armed on the model; of a feature with the source's SAEs."""
+    from workbench.models.gates import Gate
+
+    if monitor.feature is None:
+        return Gate(model, monitor)
+    assert source is not None
     from workbench.analyses.sae_train.head_saes import one_a_slot
     from workbench.analyses.sae_train.loading import check_saes, open_saes
 
     stack = one_a_slot(open_saes(source)).to(model.cfg.device)
     check_saes(model, stack)
-    return Gate(model, own, stack)
+    return Gate(model, monitor, stack)
 
 
 def _describe(gate: Any) -> list[dict[str, Any]]:

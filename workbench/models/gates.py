@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sae.stack import StackedSAE
 from workbench.models.attached import ReadTokens, reading_tokens
-from workbench.models.checks import check_read
+from workbench.models.checks import check_read, device_of, last_layer, run_watched
 from workbench.models.monitor_sites import find_site
 from workbench.models.monitors import CHANGES, Monitor
-from workbench.models.transformer import HookedLM
+from workbench.models.transformer import check_ours
 from workbench.models.weights import weights_sha256
 
 
@@ -57,13 +57,12 @@ class Gate:
 
     Raises:
         ValueError: another model (by the hash of its weights, or the hook's width), a hook that it has not or whose
-            value it does not read where it is to be changed, an attention map, a head that it has not; no SAE for a
-            feature, or another one.
+            value it does not read where it is to be changed, one that its forward does not pass once, an attention map,
+            a hook behind the blocks, a head that it has not; no SAE for a feature, or another one.
     """
 
     def __init__(self, model: Any, monitor: Monitor, sae: StackedSAE | None = None) -> None:
-        if not isinstance(model, HookedLM):
-            raise ValueError(f"monitor: got a {type(model).__name__}, on which no hook stays; expected a HookedLM")
+        check_ours("monitor", model)
         self.model, self.monitor = model, monitor
         if monitor.model_sha256 not in (None, found := weights_sha256(model)):
             name = monitor.model_name or "another model"
@@ -79,8 +78,11 @@ class Gate:
         for n in (added, width if monitor.feature is not None else len(monitor.weights)):
             if n != width:
                 raise ValueError(f"monitor: got {n} numbers for {monitor.hook}, {width} wide; expected {width}")
+        few = torch.zeros(1, 2, dtype=torch.long)
         if monitor.action in CHANGES:
-            check_read(model, torch.zeros(1, 2, dtype=torch.long), [monitor.hook])
+            check_read(model, few, [monitor.hook])
+        else:
+            run_watched(model, few.to(device_of(model)), [monitor.hook], last_layer([monitor.hook]))
         self._reading: ReadTokens | None = None
         self._begin(1)
 

@@ -94,12 +94,14 @@ def find_site(
     """The site of a hook's name, checked against the model.
 
     Raises:
-        ValueError: a hook that the model has not, an attention map, a head that the hook has not; a feature without
-            SAEs, or SAEs without a feature; an SAE that does not reconstruct what it reads.
+        ValueError: a hook that the model has not, an attention map, one behind the blocks, a head that the hook has
+            not; a feature without SAEs, or SAEs without a feature; an SAE that does not reconstruct what it reads.
     """
     check_hooks(model, [hook])
     if hook.endswith(MAPS):
         raise ValueError(f"monitor: got {hook}, an attention map; expected a head's z or a stream")
+    if hook.startswith("ln_final."):
+        raise ValueError(f"monitor: got {hook}, which shows the last token alone; expected a hook of a block")
     if (feature is None) != (sae is None):
         got, wanted = ("SAEs", "no feature") if feature is None else ("no SAEs", f"feature {feature}")
         raise ValueError(f"monitor: got {got} for {wanted} of {hook}; expected both or neither")

@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from generic_for_tests import ARCHITECTURES as GENERIC
+from generic_for_tests import write_folder
 from models_for_tests import ARCHITECTURES, small_model, tokens_for
 from saes_for_tests import stack_for
 from safetensors.torch import save_file
 
 import probes
 from workbench.models.activations import choose_slots
+from workbench.models.bridge import GenericPathWarning
 from workbench.models.gates import Gate
 from workbench.models.generate import generate
+from workbench.models.load import load
 from workbench.models.monitor_sites import find_site
 from workbench.models.monitors import Monitor
 from workbench.models.weights import weights_sha256
@@ -258,6 +262,16 @@ def test_a_monitor_is_what_was_saved(model, tmp_path):
     Gate(model, again)
 
 
+def test_a_model_by_the_generic_path_is_refused(tmp_path):
+    about = GENERIC["mixtral"]
+    folder = write_folder(tmp_path / "generic", about.config, about.settings)
+    with pytest.warns(GenericPathWarning):
+        other = load(str(folder), "cpu")
+    with pytest.raises(ValueError, match=r"monitor: got .*, a model by the generic path") as caught:
+        Gate(other, head_monitor())
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_another_model_is_refused(model):
     other = small_model("kotodama", seed=9).double()
     monitor = head_monitor(model_sha256=weights_sha256(model))
@@ -271,6 +285,7 @@ def test_another_model_is_refused(model):
         ({"hook": "blocks.1.hook_nothing"}, "hook 'blocks.1.hook_nothing' does not exist"),
         ({"hook": "blocks.9.attn.hook_z"}, "does not exist"),
         ({"hook": "blocks.1.attn.hook_pattern"}, "an attention map"),
+        ({"hook": "ln_final.hook_normalized"}, "shows the last token alone; expected a hook of a block"),
         ({"head": 7}, "got head 7 of blocks.1.attn.hook_z; expected a head below 4"),
         ({"hook": STREAM}, "got head 2 of blocks.1.hook_resid_post; expected none"),
         ({"weights": torch.ones(5)}, "got 5 numbers for blocks.1.attn.hook_z, 8 wide; expected 8"),
@@ -283,6 +298,25 @@ def test_a_place_that_the_model_has_not(model, changes, message):
         Gate(model, replace(head_monitor(), **changes))
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["kotodama", "recurrent", "attn-res"])
+def test_every_hook_is_scored_or_refused_in_a_line(kind):
+    model, refused, n_scored = small_model(kind), [], 0
+    tokens = tokens_for(model, 2, 5)
+    for hook in (own for own in model.hook_dict if not own.startswith("blocks.") or own.startswith("blocks.1.")):
+        try:
+            width = find_site(model, hook).width(model)
+            gate = Gate(model, Monitor(hook, torch.ones(width), 0.0, 1e300))
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        generate(model, tokens, 3, temperature=0, gate=gate)
+        assert gate.firings.scores.shape == (2, 3)
+        n_scored += 1
+    assert n_scored > 10
+    assert any("an attention map" in message for message in refused)
+    assert all(len(message.splitlines()) == 1 for message in refused)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
