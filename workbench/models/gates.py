@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae.stack import StackedSAE
 from workbench.models.attached import ReadTokens, reading_tokens
-from workbench.models.checks import check_read, device_of, last_layer, run_watched
+from workbench.models.checks import check_read
 from workbench.models.monitor_sites import find_site
 from workbench.models.monitors import CHANGES, Monitor
 from workbench.models.transformer import check_ours
@@ -78,11 +78,8 @@ class Gate:
         for n in (added, width if monitor.feature is not None else len(monitor.weights)):
             if n != width:
                 raise ValueError(f"monitor: got {n} numbers for {monitor.hook}, {width} wide; expected {width}")
-        few = torch.zeros(1, 2, dtype=torch.long)
         if monitor.action in CHANGES:
-            check_read(model, few, [monitor.hook])
-        else:
-            run_watched(model, few.to(device_of(model)), [monitor.hook], last_layer([monitor.hook]))
+            check_read(model, torch.zeros(1, 2, dtype=torch.long), [monitor.hook])
         self._reading: ReadTokens | None = None
         self._begin(1)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.stack import StackedSAE
 from sae.tensors import hash_tensor
-from workbench.models.checks import check_hooks
+from workbench.models.checks import check_hooks, device_of, last_layer, run_watched
 from workbench.models.costs import hook_shapes
 from workbench.models.hooks import MAPS
 from workbench.models.sae_places import HookSAEs
@@ -100,7 +100,7 @@ def find_site(
     check_hooks(model, [hook])
     if hook.endswith(MAPS):
         raise ValueError(f"monitor: got {hook}, an attention map; expected a head's z or a stream")
-    if hook.startswith("ln_final."):
+    if not hook.startswith(("blocks.", "hook_")):
         raise ValueError(f"monitor: got {hook}, which shows the last token alone; expected a hook of a block")
     if (feature is None) != (sae is None):
         got, wanted = ("SAEs", "no feature") if feature is None else ("no SAEs", f"feature {feature}")
@@ -113,5 +113,9 @@ def find_site(
             got = f"one from {place.hook_name} to {place.hook_name_out}"
             raise ValueError(f"monitor: got {got}; expected an SAE that reads and reconstructs {hook}")
     found = Site(hook, head, feature, place)
-    found.width(model)
+    width = found.width(model)
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(model))
+    seen = run_watched(model, tokens, [hook], last_layer([hook]))[hook]
+    if seen.ndim < 3 or seen.shape[:2] != tokens.shape or found.stood_for(seen).shape != (1, 2, width):
+        raise ValueError(f"monitor: {hook} shows {list(seen.shape)} of [1, 2] tokens; expected [batch, token, …]")
     return found

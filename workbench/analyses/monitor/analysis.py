@@ -227,7 +227,8 @@ monitor = Analysis(
                 Column("n", "test tokens", kind="integer"),
             ],
             trailing=[HOOK],
-            meaning="ROC curve (kind roc) and calibration (kind calibration) of a probe on test tokens.",
+            meaning="ROC curve (kind roc) and calibration (kind calibration) of a probe on test tokens. Dotted: "
+            "chance, and probabilities that are the shares.",
         ),
         Table(
             "monitor_scores",
@@ -238,7 +239,8 @@ monitor = Analysis(
                 Column("is_positive", "whether the token is", kind="integer"),
             ],
             trailing=[Column("threshold"), HOOK],
-            meaning="Scores, step by step, of the first test texts with positive tokens and of the first without.",
+            meaning="Scores, step by step, of the first test texts with positive tokens and of the first without. "
+            "Dashed: the threshold.",
         ),
     ],
     measure=measure,
