@@ -116,7 +116,8 @@ class Gate:
     @property
     def stopped(self) -> Bool[Tensor, " batch"]:
         """Which continuations the monitor has ended."""
-        assert self._step is not None
+        if self._step is None:
+            raise ValueError(f"monitor: {self.monitor.hook} does not show the last token; expected a hook of a block")
         return (self._step >= 0) if self.monitor.action == "stop" else torch.zeros_like(self._step, dtype=torch.bool)
 
     @property
