@@ -200,7 +200,7 @@ def test_maps_of_two_models_are_side_by_side_on_one_scale():
     shares = table.assign(recovery=2 * table["effect"], ci_low=-1.0, ci_high=1.0)
     for own, column, said in ((table, "effect", "recovery not defined"), (shares, "recovery", "[−1.000, 1.000]")):
         for draw, across in ((draw_heads, "head"), (draw_positions, "position")):
-            fig = draw(own)
+            fig: Any = draw(own)
             rows = own[(own["head"] >= 0) == (across == "head")]
             assert len(fig.data) == 2
             assert {trace.coloraxis for trace in fig.data} == {"coloraxis"}

@@ -112,7 +112,7 @@ def _cells(own: pd.DataFrame, across: str, value: str) -> dict[str, Any]:
     return {"z": z, "text": said, **names, "hovertemplate": "%{text}<extra></extra>"}
 
 
-def _hover(row: dict[str, Any]) -> str:
+def _hover(row: Any) -> str:
     """What is said of a cell: its place, recovery, adjusted p, mean effect and gap, with intervals."""
     from reports.figures.style import label
 
