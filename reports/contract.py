@@ -15,6 +15,7 @@ Kind = Literal["number", "integer", "text"]
 
 _TEXTS = "model model_a model_b other set topology basis matrix part term kind mechanism measure claim name comparison"
 _TEXTS += " weights windows phase item table task site dictionary group log10_density_bin revision"
+_TEXTS += " direction position method circuit member target probe form control letter text"
 _PLACES = (
     "seed seed_a seed_b sae_seed other_seed layer layer_a layer_b head head_a head_b head_i head_j feature step lag"
 )

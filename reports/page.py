@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 
 from reports.bundle import pack_json, render_page
 from reports.continuations import Continuations
+from reports.head_rows import head_rows
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
@@ -69,7 +70,7 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
     out = Path(directory) / "report.html" if out is None else Path(out)
     counts = {"Table": 0, "Figure": 0}
     payload: dict[str, list[Any]] = {}
-    own = {name for section in SECTIONS for panel in section.panels for name in (*panel.needs, *panel.uses)}
+    own = tables_of_panels()
     followed = tables_over_training(study)
     rest = study.without(followed)  # a panel of one state of each model would take steps for rows of it
     sections = [
@@ -82,6 +83,8 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
     numbers = {item.panel.key: item.number for _, shown in sections for item in shown}
     sections = [(section, [name_panels(item, numbers) for item in shown]) for section, shown in sections]
     groups = ledger_groups(study)
+    drawn = {item.panel.key: item for section, shown in sections if section.key == "others" for item in shown}
+    heads = head_rows(rest.tables, study.contracts, [name for name in drawn if not drawn[name].problems])
     has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
     return render_page(
         "report.html.j2",
@@ -102,8 +105,21 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
         absent=[] if followed else absent_panels(study),
         sources=source_rows(study),
         atlas="atlas.html" if has_atlas else "",
-        page_data=pack_json({"figures": payload, "names": {short: name for name, short in study.names.items()}}),
+        has_heads=bool(heads),
+        page_data=pack_json(
+            {
+                "figures": payload,
+                "names": {short: name for name, short in study.names.items()},
+                "heads": heads,
+                "panels": {key: f"{item.number}, {item.panel.title}" for key, item in drawn.items()},
+            }
+        ),
     )
+
+
+def tables_of_panels() -> set[str]:
+    """Return the tables that the page's own panels draw."""
+    return {name for section in SECTIONS for panel in section.panels for name in (*panel.needs, *panel.uses)}
 
 
 def show_section(study: Study, section: Section, counts: dict[str, int], payload: dict[str, list[Any]]) -> list[Shown]:

@@ -203,7 +203,8 @@ def _table_problems(contract: Table, df: pd.DataFrame, columns: Sequence[str]) -
         return [f"{name}.csv lacks the column{plural} {', '.join(missing)}."]
     if df.empty:
         return [f"{name}.csv has no rows."]
-    numbers = [column for column in columns if contract.kind(column) != "text"]
+    # a key column of no known kind, such as a direction, holds what it looks like
+    numbers = [column for column in columns if contract.kind(column) not in ("text", None)]
     text = [column for column in numbers if not pd.api.types.is_numeric_dtype(df[column])]
     nameless = [column for column in columns if column in MODEL_COLUMNS and df[column].isna().any()]
     places = unplaced(df, name, numbers)

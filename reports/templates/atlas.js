@@ -19,6 +19,7 @@ async function start() {
   atlas = readAtlas(bytes);
   index = buildIndex(atlas);
   heads = new Map(pageData.heads.map(([model, seed, layer, head, impact, low, high]) => [[model, seed, layer, head].join("|"), { impact, low, high }]));
+  for (const head of pageData.known) knownHeads.add(head);
   colours = pageData.colours;
   byId("stronger").hidden = !atlas.has_stronger;
   fillChoices();

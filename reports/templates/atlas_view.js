@@ -1,5 +1,6 @@
 // Turns features into elements. Strings reach the page as text nodes only.
 
+const knownHeads = new Set(); // model|layer|head of which the study's report has rows
 const MARKS = ["●", "◆", "■", "▲", "✚", "✖"];
 
 function element(tag, attributes = {}, ...children) {
@@ -132,6 +133,11 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
     const [low, high] = [head.low, head.high].map((bound) => bound?.toFixed(2));
     const interval = low && high ? ` [${trueMinus(low)}, ${trueMinus(high)}]` : "";
     addFact("removing this head", `${head.impact === null ? "–" : signed(head.impact.toFixed(2))} %${interval}`);
+  }
+  const place = { model: atlas.models[atlas.model[row]], layer: atlas.layer[row], head: atlas.head[row] };
+  if (knownHeads.has(Object.values(place).join("|"))) {
+    const link = element("a", { href: `report.html#${new URLSearchParams(place)}` }, "what else is known of this head");
+    facts.append(element("li", {}, link));
   }
   card.append(facts);
   card.append(contextList(atlas, row, reach));

@@ -5,11 +5,19 @@ async function start() {
   startPlots();
   startSources();
   startSorting();
-  const { figures, names } = await unpackJson("page-data");
+  const { figures, names, heads, panels } = await unpackJson("page-data");
   startVariants(figures);
   await startContinuations(names);
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-  await drawAll(figures, names);
+  await drawAll(figures, (head) => leadFrom(head, { names, heads, panels }));
+  const openAddressed = () => {
+    const given = new URLSearchParams(location.hash.slice(1));
+    if (!given.has("head")) return;
+    const short = Object.keys(names).find((name) => names[name] === given.get("model")) ?? given.get("model");
+    showHead([short, given.get("layer"), given.get("head")], { names, heads, panels });
+  };
+  addEventListener("hashchange", openAddressed);
+  openAddressed();
   document.documentElement.dataset.ready = "yes";
 }
 
@@ -17,7 +25,7 @@ const figureOf = (figures, place) => figures[place.dataset.figure][Number(place.
 
 // First what is in view, then everything else, so that printing finds all figures drawn. One of many variants is drawn
 // when it is chosen.
-async function drawAll(figures, names) {
+async function drawAll(figures, onHead) {
   const places = [...document.querySelectorAll(".plot-scroll:not(.on-demand[hidden]) > .plot")];
   const near = (place) => {
     const box = place.getBoundingClientRect();
@@ -25,19 +33,44 @@ async function drawAll(figures, names) {
   };
   for (const place of [...places.filter(near), ...places.filter((place) => !near(place))]) {
     await drawFigure(place, figureOf(figures, place));
-    if (place.dataset.figure === "ablation") linkToAtlas(place, names);
+    if (place.dataset.figure === "ablation") place.on("plotly_click", ({ points }) => onHead(points[0].customdata));
     await new Promise((resolve) => setTimeout(resolve));
   }
 }
 
-function linkToAtlas(place, names) {
+// The features of a head in the atlas; nothing without one.
+function atlasAddress([model, layer, head], names) {
   const address = document.getElementById("atlas-address")?.textContent;
-  if (!address) return;
-  place.on("plotly_click", ({ points }) => {
-    const [model, layer, head] = points[0].customdata;
-    const hash = new URLSearchParams({ model: names[model] ?? model, layer, head });
-    location.href = `${address}#${hash}`;
-  });
+  return address && `${address}#${new URLSearchParams({ model: names[model] ?? model, layer, head })}`;
+}
+
+// From a head to all that is known of it: its rows where there are any, else its features.
+function leadFrom(head, known) {
+  if (showHead(head, known)) return;
+  const address = atlasAddress(head, known.names);
+  if (address) location.href = address;
+}
+
+function showHead(head, { names, heads, panels }) {
+  const rows = heads[head.join("|")];
+  if (!rows) return false;
+  const dialog = document.getElementById("one-head");
+  dialog.querySelector("h2").textContent = `${head[0]}, layer ${head[1]}, head ${head[2]}`;
+  const list = dialog.querySelector("ul");
+  list.replaceChildren();
+  const add = (address, name, text = "") => {
+    const [item, link] = [document.createElement("li"), document.createElement("a")];
+    link.href = address;
+    link.textContent = name;
+    link.addEventListener("click", () => dialog.close());
+    item.append(link, text);
+    list.append(item);
+  };
+  for (const [table, said] of rows) add(`#${table}`, panels[table], `: ${said}`);
+  const address = atlasAddress(head, names);
+  if (address) add(address, "Its features, in the atlas");
+  if (!dialog.open) dialog.showModal();
+  return true;
 }
 
 function startVariants(figures) {

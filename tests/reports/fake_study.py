@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from reports.contract import declared
 from reports.tables import COLUMNS, write_table
 from workbench.study.effects import write_effects
 
@@ -579,3 +580,15 @@ def study_record(models: Sequence[str], seeds: Sequence[int]) -> dict:
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
         "notes": ["A made-up study: every number here was drawn from a random generator."],
     }
+
+
+def write_head_rows(directory: Path, model: str, layer: int, head: int) -> None:
+    """Rows of patching and of necessity that one head has."""
+    for name, texts in (("patching", {"task": "ioi", "site": "z", "direction": "denoise"}), ("scrubbing_heads", {})):
+        contract = declared()[name]
+        row = {own: 1 if contract.kind(own) != "text" else "ioi" for own in contract.leading}
+        row |= texts | {"model": model, "seed": 0, "layer": layer, "head": head}
+        rows = [row | {"position": at, "recovery": value} for at, value in (("end", 0.44), ("all", 0.12))]
+        rows = rows if name == "patching" else [row]
+        table = pd.DataFrame(rows).assign(ci_low=0.4, ci_high=0.5)
+        write_table(table[list(contract.leading)], directory, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_study import HOSTILE, clean, feature_atlas, write_fake_study
+from fake_study import HOSTILE, clean, feature_atlas, write_fake_study, write_head_rows
 from headless import Tab
 
 from reports.atlas import write_atlas
@@ -102,6 +102,49 @@ def test_report_leads_from_a_head_to_its_features(tab, pages):
     tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
     assert target[0] == "control"
     assert all(text.startswith(f"●control L{target[1]} H{target[2]} ") for text in keys(tab))
+
+
+@pytest.fixture
+def with_causes(made_study, tmp_path) -> Path:
+    """The made-up study with rows of patching and necessity of one head."""
+    study = shutil.copytree(made_study, tmp_path / "causes", ignore=shutil.ignore_patterns("*.html"))
+    write_head_rows(study, "janus-v3-control-nano", 1, 2)
+    write_report(study)
+    write_atlas(study, study / "atlas.html")
+    return study
+
+
+def test_report_leads_from_a_head_to_its_rows_and_its_features(tab, with_causes):
+    tab.open(with_causes / "report.html")
+    plot, dialog = tab.page.locator("#ablation .plot"), tab.page.locator("#one-head")
+    click = "(plot, head) => plot.emit('plotly_click', { points: [{ customdata: head }] })"
+    plot.evaluate(click, ["control", 1, 2])
+    assert dialog.locator("h2").inner_text() == "control, layer 1, head 2"
+    items = dialog.locator("li").all_inner_texts()
+    assert len(items) == 3
+    assert "recovery 0.44 [0.40, 0.50] (seed 0, ioi, z, denoise, end), the largest of 2 rows" in items[0]
+    targets = [link.get_attribute("href") for link in dialog.locator("a").all()]
+    assert all(tab.page.locator(target).count() == 1 for target in targets[:2])
+    assert violations(tab) == []
+    dialog.locator("a").first.click()
+    assert not dialog.is_visible()
+    assert tab.page.url.endswith("#patching")
+    with tab.page.expect_navigation(url="**/atlas.html#*"):  # of a head without rows: its features, as before
+        plot.evaluate(click, ["control", 0, 1])
+
+
+def test_atlas_leads_from_a_feature_to_the_rows_of_its_head(tab, with_causes):
+    tab.open(with_causes / "atlas.html", "#model=janus-v3-control-nano&layer=0&head=1")
+    tab.page.locator(".opener").first.click()
+    assert tab.page.locator(".facts a").count() == 0
+    tab.open(with_causes / "atlas.html", "#model=janus-v3-control-nano&layer=1&head=2&page=1")
+    tab.page.reload()
+    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    tab.page.locator(".opener").first.click()
+    with tab.page.expect_navigation(url="**/report.html#*"):
+        tab.page.locator(".facts a").first.click()
+    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    assert tab.page.locator("#one-head h2").inner_text() == "control, layer 1, head 2"
 
 
 def test_continuations_are_read_side_by_side(tab, pages, made_study):

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from reports.contract import Table
 from reports.panels.others import _names, _panel
-from reports.study import Study
-from workbench.analyses import all_analyses
+from reports.study import Study, problems
+from workbench.analyses import figures_of_tables, find_analysis
 
 
 def draw_one(table: pd.DataFrame) -> go.Figure:
@@ -39,7 +39,23 @@ def test_names_that_tell_nothing_apart_are_numbers() -> None:
 
 
 def test_no_analysis_numbers_its_figures() -> None:
-    several = [own for own in all_analyses() if len(own.figures) > 1]
+    several = {table: own for table, own in figures_of_tables().items() if len(own) > 1}
     assert several
-    for own in several:
-        assert not any(name.isdigit() for name in _names(own.figures)), own.name
+    for table, own in several.items():
+        assert not any(name.isdigit() for name in _names(own)), table
+
+
+def test_every_analysis_of_pairs_is_drawn_on_the_page(tmp_path) -> None:
+    """Their rows are told apart by words, such as a direction or a position, which no panel may take for numbers."""
+    for name in ("tasks", "patch", "paths", "attribute", "scrub", "monitor", "steer", "sae-scores"):
+        for table in find_analysis(name).tables:
+            words = {own: ["all"] for own in table.leading if table.kind(own) in ("text", None)}
+            rows = pd.DataFrame({own: words.get(own, [1]) for own in table.leading})
+            study = Study(tmp_path, {}, {table.name: rows}, frozenset(), {"all": "all"}, {})
+            vars(study)["contracts"] = {table.name: table}
+            assert problems(study, {table.name: table.leading}) == [], table.name
+            spoilt = rows.assign(**{table.leading[-1]: ["word"]})
+            if table.kind(table.leading[-1]) == "number":
+                spoilt = Study(tmp_path, {}, {table.name: spoilt}, frozenset(), {"all": "all"}, {})
+                vars(spoilt)["contracts"] = {table.name: table}
+                assert "where numbers are wanted" in problems(spoilt, {table.name: table.leading})[0]

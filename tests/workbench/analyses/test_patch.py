@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from generic_for_tests import ARCHITECTURES as FAMILIES
 from generic_for_tests import Plain, write_folder
+from induction_for_tests import INDUCTION, PREVIOUS, induction_model, swapped_pairs
 from models_for_tests import ARCHITECTURES, small_model, worded_model
 
 import workbench
 from workbench.analyses.patch import patching
 from workbench.analyses.patch.analysis import PatchSettings, measure
+from workbench.analyses.patch.figures import draw_heads, draw_positions
 from workbench.analyses.patch.sites import SITES, check_sites, places_of
 from workbench.data.pairs import PairTokens
 from workbench.extend import Job, Subject
@@ -181,6 +184,36 @@ def test_how_the_work_is_cut_changes_nothing(kind):
         np.testing.assert_allclose(tables[0][name], tables[1][name], atol=1e-9)
 
 
+def test_numbered_positions_have_the_names_that_the_task_gives_them_in_every_pair():
+    pairs = replace(pairs_of(61, is_even=True), positions={"mid": torch.arange(N) % 3 + 3, "b": torch.full((N,), 4)})
+    table = workbench.patch(small_model("janus-v3"), pairs, ["resid_pre"], ["each", "all"], n_bootstrap=100)
+    found = table.groupby("position")["stands_there"].first()
+    assert found.to_dict() == {str(i): {4: "b", T - 1: "end"}.get(i, "") for i in range(T)} | {"all": ""}
+
+
+def test_maps_of_two_models_are_side_by_side_on_one_scale():
+    """Drawn of shares, and of effects where no gap defines a share; every cell says what the table says of it."""
+    pairs = pairs_of(61, is_even=True)
+    parts = [workbench.patch(small_model("janus-v3"), pairs, ["z", "resid_pre"], n_bootstrap=100, name=n) for n in "ab"]
+    table = pd.concat(parts, ignore_index=True).assign(recovery=float("nan"))
+    table["gap"] = 0.5
+    shares = table.assign(recovery=2 * table["effect"], ci_low=-1.0, ci_high=1.0)
+    for own, column, said in ((table, "effect", "recovery not defined"), (shares, "recovery", "[−1.000, 1.000]")):
+        for draw, across in ((draw_heads, "head"), (draw_positions, "position")):
+            fig: Any = draw(own)
+            rows = own[(own["head"] >= 0) == (across == "head")]
+            assert len(fig.data) == 2
+            assert {trace.coloraxis for trace in fig.data} == {"coloraxis"}
+            assert fig.layout.coloraxis.cmax == -fig.layout.coloraxis.cmin == rows[column].abs().max()
+            assert [note.text.partition(":")[0] for note in fig.layout.annotations] == ["a", "b"]
+            for name, trace in zip("ab", fig.data, strict=True):
+                values = rows[rows["model"] == name].sort_values(["layer", "head"])[column]
+                np.testing.assert_array_equal(np.ravel(trace.z), values)
+                assert all(
+                    said in text and "gap of 0.5 [" in text and "adjusted p" in text for text in np.ravel(trace.text)
+                )
+
+
 # --- TransformerLens
 
 
@@ -297,6 +330,24 @@ def test_grouped_keys_have_a_cell_a_key_head():
     table = workbench.patch(small_model("kotodama"), pairs_of(61), ["k", "v", "q"], n_bootstrap=100)
     assert table.groupby("site")["head"].nunique().to_dict() == {"k": 2, "v": 2, "q": 4}
     assert table["effect"].notna().all()
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_known_circuit_is_found_and_nothing_else(direction):
+    """Patched alone, of eight heads: the previous-token head does all where B and B′ stand together and nothing at the
+    end, the induction head does all at the end and nothing elsewhere."""
+    pairs = swapped_pairs()
+    table = workbench.patch(induction_model(), pairs, ["z"], ["all", "b", "other", "end"], [direction], n_bootstrap=200)
+    by_place = table.set_index(["position", "layer", "head"])["recovery"]
+    for place, full in (("all", {PREVIOUS, INDUCTION}), ("end", {INDUCTION})):
+        found = by_place[place]
+        assert {key for key, share in found.items() if abs(share) > 0.02} == full
+        np.testing.assert_allclose([found[key] for key in full], 1, atol=0.02)
+    # either place alone leaves two predecessors alike, or none: the induction head's attention is torn between them
+    for place in ("b", "other"):
+        assert {key for key, share in by_place[place].items() if abs(share) > 0.02} == {PREVIOUS}
+    p = table.set_index(["position", "layer", "head"])["p"]
+    assert (p[[("all", *PREVIOUS), ("end", *INDUCTION)]] < 0.05).all()
 
 
 # --- kills

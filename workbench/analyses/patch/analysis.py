@@ -149,7 +149,10 @@ patch = Analysis(
                 Column("n_clusters", "what the intervals are over", kind="integer"),
                 Column("status", "measured, or task_absent by the gate", kind="text"),
             ],
-            trailing=[Column("base_kl", "KL(clean‖base)", unit="nats")],
+            trailing=[
+                Column("base_kl", "KL(clean‖base)", unit="nats"),
+                Column("stands_there", "the task's names of a numbered position, the same in all pairs", kind="text"),
+            ],
             meaning="One activation of a layer (of a head; head -1 is the whole site) at one position, or all, put "
             "from one prompt of each pair into the other. denoise: the clean prompt's into the corrupt one; noise: the "
             "reverse. ci_low, ci_high, gap_low and gap_high are 95 % bootstrap intervals over clusters of pairs.",

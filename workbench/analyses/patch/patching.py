@@ -205,7 +205,17 @@ def patching_table(
     table = table[[*first, *[own for own in table if own not in first]]]
     for column, value in (("task", pairs.name), ("seed", seed), ("model", name)):
         table.insert(0, column, value)
-    return table.assign(n_pairs=len(pairs), n_clusters=len(np.unique(clusters)), status=status)
+    there = {place.name: _stands_there(place, pairs) for place in plan.places}
+    counts = {"n_pairs": len(pairs), "n_clusters": len(np.unique(clusters))}
+    return table.assign(**counts, status=status, stands_there=table["position"].map(there))
+
+
+def _stands_there(place: Place, pairs: PairTokens) -> str:
+    """The names that the task gives a numbered position, where it is the same in all pairs."""
+    if place.at is None or not place.name.isdecimal():
+        return ""
+    named = {**pairs.positions, "end": pairs.last}
+    return "/".join(name for name, at in named.items() if bool((at.cpu() == place.at.cpu()).all()))
 
 
 def _values(

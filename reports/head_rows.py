@@ -1,0 +1,70 @@
+"""What the tables of a study say of each head, so that a page leads from a head to its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+
+from reports.contract import Table
+from reports.table_cells import significant
+
+# columns of a head -> what the head is in such a row
+ROLES = {("layer", "head"): "", ("layer_a", "head_a"): "sender", ("layer_b", "head_b"): "receiver"}
+Rows = Mapping[str, list[tuple[str, str]]]  # "model|layer|head" -> (table, what its strongest row says)
+
+
+def head_rows(tables: Mapping[str, pd.DataFrame], contracts: Mapping[str, Table], names: Collection[str]) -> Rows:
+    """Return, for every head that has a row in one of the tables `names`, the row of the largest measure in each.
+
+    The measure is the first number of the table's contract that has a value. Tables without models or heads say
+    nothing, and those of features are the atlas's.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        table = contracts[name]
+        for place, role in ROLES.items():
+            if "feature" in table.key or not {"model", *place} <= {*table.leading} & {*tables[name].columns}:
+                continue
+            df = tables[name]
+            df = df[df[list(place)].notna().all(axis=1) & (df[place[1]] >= 0)]
+            for measure in _measures(table, df):
+                if df[measure].notna().any():
+                    break
+            else:
+                continue
+            order = df[measure].abs().sort_values(ascending=False, kind="stable").index
+            top = df.loc[order].drop_duplicates(["model", *place]).sort_index()
+            n = df.groupby(["model", *place]).size()
+            for row in top.to_dict("records"):
+                key = (row["model"], int(row[place[0]]), int(row[place[1]]))
+                said = _say(row, table, measure, {*place}, role, int(n[key]))
+                found.setdefault("|".join(map(str, key)), []).append((name, said))
+    return found
+
+
+def _measures(table: Table, df: pd.DataFrame) -> list[str]:
+    numbers = (own.name for own in table.columns if own.kind == "number")
+    return [own for own in numbers if own in df and pd.api.types.is_numeric_dtype(df[own])]
+
+
+def _say(row: Mapping[str, Any], table: Table, measure: str, place: set[str], role: str, n: int) -> str:
+    """`recovery 0.44 [0.40, 0.50] (z, denoise, end), the largest of 4 rows`."""
+    value = row[measure]
+    if value != value:
+        return f"no {measure} ({n} row{'s' * (n > 1)})"
+    names = [own.name for own in table.columns]
+    behind = dict(pairwise(names)).get(measure)
+    interval = ""
+    if behind and behind.endswith("_low") and row.get(behind) == row.get(behind):
+        high = behind.removesuffix("_low") + "_high"
+        interval = f" [{significant(row[behind], 2)}, {significant(row.get(high), 2)}]"
+    words = [role] * bool(role) + [
+        f"{own.replace('_', ' ')} {row[own]}" if isinstance(row[own], int) else str(row[own])
+        for own in table.key
+        if own not in place | {"model"} and own in row
+    ]
+    largest = f", the largest of {n} rows" if n > 1 else ""
+    return f"{measure.replace('_', ' ')} {significant(value, 2)}{interval} ({', '.join(words)}){largest}"
