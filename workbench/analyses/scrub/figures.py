@@ -16,8 +16,8 @@ SHARE = "share of the gap (1: all of it)"
 
 def draw_kept_share(table: pd.DataFrame) -> go.Figure:
     """What each circuit keeps of the gap while all else is resampled, with 95 % intervals over clusters; what its
-    complement keeps; and the range from the mean to the largest of random circuits of equal size. A circuit that was not
-    measured has its status behind its name, and no mark."""
+    complement keeps; and the range from the mean to the largest of random circuits of equal size. Of a circuit that was
+    not measured the status stands behind its name."""
     from reports.figures.figure_builder import facets, scatter
     from reports.figures.style import AXIS, MUTED, PALETTE, SYMBOLS, groups_of, label
 
