@@ -46,6 +46,7 @@ COMMANDS = {
     "spectra": "spectra --ckpt train",
     "compare": "compare train train --n-sequences 32",
     "atlas": f"atlas --ckpt train --sae {OUT}sae-train --n-tokens 8192",
+    "content-share": f"content-share --ckpt train --sae {OUT}sae-train",
     "feature-effects": f"feature-effects --ckpt train --sae {OUT}sae-train --n-exact 2 --n-tokens 1024",
     "steer": f"steer --ckpt train --sae {OUT}sae-train --n-random 2 --alphas 1 --n-tokens 8192",
     "monitor": "monitor --ckpt train --n-tokens 8192 --n-continuations 64 --max-new-tokens 16",

@@ -317,6 +317,9 @@ def test_a_task_that_the_model_does_not_do_is_said(monkeypatch, tmp_path):
     assert circuits["status"].tolist() == ["task_absent"] * 3
     assert circuits[["kept_share", "random_mean", "p", "n_heads"]].isna().all(axis=None)
     assert circuits["gap"].notna().all()
+    drawn: Any = figures_of_tables()["scrubbing"][0](circuits)
+    assert [text for text in drawn.layout.yaxis.ticktext if "task_absent" in text] == list(drawn.layout.yaxis.ticktext)
+    assert len(drawn.layout.yaxis.ticktext) == 1, "the whole model and none of it say nothing more"
     assert len(read_table(out, "scrubbing_members")) == len(read_table(out, "scrubbing_heads")) == 0
 
 

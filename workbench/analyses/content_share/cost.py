@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.extend import Cost, TextSize
+from workbench.extend import BYTES_PER_TOKEN, Cost, TextSize
 
 if TYPE_CHECKING:
     from workbench.models.config import ModelConfig
 
 LABELLED = 0.8  # of tokens, those of content and function words, about
+N_DOCUMENTS = 20  # that the text is, about
+TAGGER = 100e6  # bytes of spaCy and its small English pipeline, measured
+TAGGED = 3300  # bytes for each of a document's characters while it is tagged, measured
 
 
 def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """Of SAEs as sae-train makes them by default, one for each head: activations of a batch; the peaks of every feature
-    while they are sorted; a document's permuted labels, the text counted as one of twenty documents. What the tagger
-    holds is not counted.
+    while they are sorted; the tagger, and a document in it; a document's permuted labels, the text counted as one of
+    twenty documents.
     """
     from workbench.analyses.content_share.peaks import ACTS_HELD, DOCUMENTS_TOGETHER
     from workbench.analyses.sae_train.settings import HeadSaeSettings
@@ -30,12 +33,13 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     collected = 3 * 4 * n_tokens * n_saes * cfg.d_head + forward_bytes(cfg, n_tokens)
     peaks = n_features * (settings.n_contexts + DOCUMENTS_TOGETHER) * (4 + 8 + 8) * 2
     stack = 4 * 2 * n_features * cfg.d_head
-    permuted = settings.n_permutations * LABELLED * text.n_tokens / 20 * (1 + 1 + 8)
+    permuted = settings.n_permutations * LABELLED * text.n_tokens / N_DOCUMENTS * (1 + 1 + 8)
+    tagged = TAGGED * BYTES_PER_TOKEN * text.n_tokens / N_DOCUMENTS
     flops = forward_flops(cfg, text.n_windows, text.n_ctx, unembedded=0)
     flops += 2.0 * n_features * text.n_tokens * cfg.d_head
     flops += 2.0 * n_saes * settings.n_permutations * LABELLED * text.n_tokens
     return Cost(
         flops=flops,
-        bytes_in_memory=permuted,
+        bytes_in_memory=TAGGER + tagged + permuted,
         bytes_on_device=weights_bytes(cfg) + stack + peaks + 2 * acts + collected,
     )

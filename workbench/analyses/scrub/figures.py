@@ -9,19 +9,22 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-N_SHOWN = 25  # members or heads of a panel
+N_SHOWN = 16  # members or heads of a panel
+CONTROLS = ("everything", "nothing")  # circuits that are the whole model and none of it
 SHARE = "share of the gap (1: all of it)"
 
 
 def draw_kept_share(table: pd.DataFrame) -> go.Figure:
     """What each circuit keeps of the gap while all else is resampled, with 95 % intervals over clusters; what its
-    complement keeps; and the range from the mean to the largest of random circuits of equal size."""
+    complement keeps; and the range from the mean to the largest of random circuits of equal size. Of a circuit that was
+    not measured the status stands behind its name."""
     from reports.figures.figure_builder import facets, scatter
     from reports.figures.style import AXIS, MUTED, PALETTE, SYMBOLS, groups_of, label
 
-    runs = [(run, run.rows[run.rows["kept_share"].notna()]) for run in groups_of(table)]
+    is_shown = table["kept_share"].notna() | ~table["circuit"].isin(CONTROLS)
+    runs = [(run, run.rows) for run in groups_of(table[is_shown])]
     tallest = max([1, *(len(rows) for _, rows in runs)])
-    fig, cells = facets([label(run.model) for run, _ in runs], columns=2, height=70 + 26 * tallest, gap=0.16)
+    fig, cells = facets([label(run.model) for run, _ in runs], columns=1, height=30 + 22 * tallest, vertical_spacing=84)
     for number, ((_, rows), where) in enumerate(zip(runs, cells, strict=True)):
         has_seeds = rows["seed"].nunique() > 1
         names, places = [_name(row, has_seeds) for row in rows.itertuples()], list(range(len(rows)))
@@ -77,7 +80,7 @@ def _ranked(table: pd.DataFrame, measure: str, name_of: Callable[[Any], str], ti
             said += f", seed {key[0]}" if run.rows["seed"].nunique() > 1 else ""
             panels.append((said, run, rows.sort_values(measure, ascending=False, kind="stable").head(N_SHOWN)))
     tallest = max([1, *(len(rows) for *_, rows in panels)])
-    fig, cells = facets([said for said, *_ in panels], columns=2, height=70 + 18 * tallest)
+    fig, cells = facets([said for said, *_ in panels], columns=2, height=70 + 18 * tallest, vertical_spacing=84)
     for (_, run, rows), where in zip(panels, cells, strict=True):
         x, names = rows[measure], [label(name_of(row)) for row in rows.itertuples()]
         fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
@@ -104,4 +107,5 @@ def _ranked(table: pd.DataFrame, measure: str, name_of: Callable[[Any], str], ti
 def _name(row: Any, has_seeds: bool) -> str:
     from reports.figures.style import label
 
-    return f"{label(row.task)}: {label(row.circuit)}" + (f", seed {row.seed}" if has_seeds else "")
+    said = f"{label(row.task)}: {label(row.circuit)}" + (f", seed {row.seed}" if has_seeds else "")
+    return said if row.kept_share == row.kept_share else f"{said} ({row.status})"

@@ -122,7 +122,8 @@ def load_word_tagger(name: str | None = None) -> tuple[str, WordTagger]:
 
     def tag(texts: Sequence[str]) -> Iterator[tuple[PlacedWord, ...]]:
         pipeline.max_length = max([pipeline.max_length, *(len(text) + 1 for text in texts)])
-        for doc in pipeline.pipe(texts):
+        # one document at a time: a pipeline holds some 3 kB for each character of what it reads together
+        for doc in pipeline.pipe(texts, batch_size=1):
             yield tuple(PlacedWord(word.text, word.idx, word.pos_) for word in doc if not word.is_space)
 
     return title, tag
