@@ -153,9 +153,8 @@ def iterate_patching(model: Any, pairs: PairTokens, plan: Plan, start: int = 0) 
         if opened is None or opened[0] != which:
             own = pairs.take(which)
             places = [Place(p.name, None if p.at is None else p.at[which]) for p in plan.places]
-            opened = None  # not two at once
-            batch = open_batch(model, own, places, plan.sizes) if is_ours else open_generic(model, own, places)
-            opened = (which, batch)
+            opened = None  # not two batches at once
+            opened = which, open_batch(model, own, places, plan.sizes) if is_ours else open_generic(model, own, places)
         if isinstance(opened[1], Batch):
             yield patch_layer(model, opened[1], layer, plan.cells, direction, plan.sizes)
         else:
