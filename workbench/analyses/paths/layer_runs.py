@@ -81,7 +81,8 @@ def run_layers(
         resid_mid = x + block.behind_attention(written)
         mlp_out = mlp_write(block, resid_pre if model.cfg.parallel_attn_mlp else resid_mid)
         x = resid_mid + mlp_out
-        cut = [t[:, start:] for t in (resid_pre, q, z, written, resid_mid, mlp_out)]
+        # copies: a slice would keep the positions before it
+        cut = [t[:, start:].clone() if start else t for t in (resid_pre, q, z, written, resid_mid, mlp_out)]
         found.append(LayerRun(cut[0], cut[1], k, v, *cut[2:]))
     at = last.to(x.device) - start
     return ModelRun(tuple(found), at_last(x[:, start:], at)[:, 0], start, at)

@@ -189,10 +189,12 @@ def plan_sizes(cfg: ModelConfig, n_ctx: int, n_pairs: int, n_senders: int, budge
 
 
 def pair_bytes(cfg: ModelConfig, n_ctx: int, n_senders: int) -> int:
-    """What two runs keep of a pair, and the changes of its senders."""
+    """What two runs keep of a pair, the changes of its senders, and those of one layer's heads in the making."""
     width = cfg.n_heads * cfg.d_head
     kept = 2 * cfg.n_layers * (4 * cfg.d_model + 2 * width + 2 * cfg.kv_heads * cfg.d_head)
-    return n_ctx * max(4, cfg.dtype.itemsize) * (kept + n_senders * cfg.d_model)
+    is_normed = cfg.extensions.post_norm or cfg.use_normalization_before_and_after
+    n_making = cfg.n_heads * (3 if is_normed else 1)  # behind a norm: with the base's, and then less it
+    return n_ctx * max(4, cfg.dtype.itemsize) * (kept + (n_senders + n_making) * cfg.d_model + 2 * width)
 
 
 def token_bytes(cfg: ModelConfig) -> int:
