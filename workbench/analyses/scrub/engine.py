@@ -144,6 +144,7 @@ def exchanged_effects(
     n_done = 0
     for start in range(0, len(prompts.base), sizes.n_pairs):
         rows = slice(start, start + sizes.n_pairs)
+        batch = None  # not two at once
         batch = _Batch(model, prompts.take(rows))
         n_sets = max(1, sizes.n_rows // len(batch.prompts.base))
         for some in _chunks(order, exchanges, n_sets):
