@@ -63,7 +63,7 @@ def cached(model, tokens, names) -> Any:
 # --- exact
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_an_exchange_is_the_naive_loops(kind) -> None:
     """Each cell by itself, in a whole forward pass from the tokens."""
     model = small_model(kind).double()
@@ -120,7 +120,7 @@ def differentiable(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_atp_is_the_derivative_along_the_exchange(kind) -> None:
-    """d/dε m(base; a + ε (a_source − a)) by central differences."""
+    """d/dε m(base; a + ε (a_source − a)) at ε = 0: of the hooked forward to rounding, and by central differences."""
     model = differentiable(kind)
     pairs, cells = pairs_for(model), cells_of(model.cfg, SITES, [0, 1])
     places = places_of(pairs, ["all", "end"])
@@ -130,6 +130,13 @@ def test_atp_is_the_derivative_along_the_exchange(kind) -> None:
     for i in torch.randperm(len(cells), generator=torch.Generator().manual_seed(2)).tolist()[:10]:
         name = hook_of(cells[i].site, cells[i].layer)
         for n, place in enumerate(places):
+            epsilon = torch.zeros(len(pairs), requires_grad=True, dtype=torch.float64)
+            moved = own[name] + epsilon.view(-1, *[1] * (own[name].ndim - 1)) * (lent[name] - own[name])
+            hook = (name, lambda x, hook, i=i, p=place, m=moved: exchanged(x, m, p.mask(pairs), cells[i].head))
+            with model.hooks(fwd_hooks=[hook]):
+                logits = model(pairs.corrupt)[torch.arange(len(pairs)), pairs.last]
+            [slope] = torch.autograd.grad(pairs.effect(logits).sum(), epsilon)
+            torch.testing.assert_close(found[n, i], slope, atol=ATOL, rtol=ATOL)
             ends = []
             for step in (STEP, -STEP):
                 part = own[name] + step * (lent[name] - own[name])
@@ -252,12 +259,24 @@ def test_the_induction_circuit_is_found_by_exchanges_and_direct_attribution() ->
     assert found["attribution_agreement"].loc[0, "n_cells"] == 8
 
 
-def test_direct_attribution_rows_add_up_and_are_means_with_intervals() -> None:
-    model = small_model("kotodama")
+def capless(model, tokens):
+    """Logits before any soft cap."""
+    with torch.no_grad():
+        final = model.ln_final(model.read_out(model(tokens, return_type=None)))
+        return final @ model.W_U + (0 if model.b_U is None else model.b_U)
+
+
+@pytest.mark.parametrize("kind", ["kotodama", "normed-twice", "attn-res"])
+def test_direct_attribution_rows_add_up_and_are_means_with_intervals(kind) -> None:
+    model = small_model(kind).double()
     pairs = pairs_for(model, n=12)
     table = attribute(model, pairs, ["dla"])["attribution"]
+    rows = torch.arange(12)
+    clean, corrupt = (capless(model, own)[rows, pairs.last] for own in (pairs.clean, pairs.corrupt))
+    whole = {"clean": pairs.effect(clean), "clean-corrupt": pairs.effect(clean) - pairs.effect(corrupt)}
     for direction, own in table.groupby("direction"):
-        assert own["effect"].sum() == pytest.approx(own["gap"].iloc[0], abs=1e-4), direction
+        assert own["effect"].sum() == pytest.approx(float(whole[str(direction)].mean()), abs=ATOL), direction
+        assert own["gap"].iloc[0] == pytest.approx(float(whole[str(direction)].mean()), abs=ATOL)
         assert (own["effect_low"] <= own["effect"]).all()
         assert (own["effect"] <= own["effect_high"]).all()
 
