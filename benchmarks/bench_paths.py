@@ -18,9 +18,10 @@ from benchmarks.bench_ablation import SMOKE
 from benchmarks.bench_model import CONFIG
 from benchmarks.turns import add, by_turns, machine, write
 from workbench.analyses.paths.edges import How, Receiver, Sender, is_ahead, path_effects
-from workbench.analyses.paths.parts import MEMORY_BUDGET_BYTES, plan_sizes
+from workbench.analyses.paths.parts import plan_sizes
 from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM
+from workbench.models.costs import MEMORY_BUDGET_BYTES
 from workbench.models.transformer_lens import to_hooked_transformer
 
 N_POS, FIRST = 24, 4

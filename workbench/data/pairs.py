@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 Measure = Literal["logit_difference", "probability_difference"]
+DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class PairTokens:
         names = ("clean", "corrupt", "is_token", "answers", "foils", "clusters")
         own = {name: getattr(self, name)[rows] for name in names}
         return replace(self, **own, positions={name: at[rows] for name, at in self.positions.items()})
+
+    def sides(self, direction: str) -> tuple[Int[Tensor, "pair pos"], Int[Tensor, "pair pos"]]:
+        """(base, source): denoise, the corrupt prompts and the clean ones that lend activations; noise, the reverse."""
+        assert direction in DIRECTIONS
+        return (self.corrupt, self.clean) if direction == "denoise" else (self.clean, self.corrupt)
 
     def effect(self, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
         """The task's measure m of logits behind each prompt: answer less foil, as `measure` says.

@@ -34,6 +34,12 @@ def is_whole(model: Any) -> bool:
     return isinstance(model, HookedLM) and not model.is_spread
 
 
+def check_whole(who: str, model: Any) -> None:
+    """Raise ValueError for a model of ours whose layers are on several devices."""
+    if not is_whole(model):
+        raise ValueError(f"{who}: got a model on several devices; expected one")
+
+
 def checked_tokens(who: str, model: Any, tokens: Int[Tensor, "n n_ctx"], min_ctx: int = 1) -> Int64[Tensor, "n n_ctx"]:
     """The tokens as int64 on the CPU.
 
@@ -277,6 +283,19 @@ def as_list(what: str, given: Any) -> list[Any]:
     if not isinstance(given, Iterable):
         raise ValueError(f"{what}: got {given!r:.80}; expected a list")
     return list(given)
+
+
+def some_of(what: str, given: Any, known: Iterable[str]) -> tuple[str, ...]:
+    """The names given, in their order.
+
+    Raises:
+        ValueError: none, one that is not known, one given twice, or a string.
+    """
+    names, known = as_list(what, given), list(known)
+    if not names or set(names) - set(known) or len(set(names)) < len(names):
+        got = ",".join(map(str, names))
+        raise ValueError(f"{what}: got {got!r:.60}; expected some of {', '.join(known)}, each once")
+    return tuple(names)
 
 
 def matching_layer(layer: int, published: int, n_layers: int) -> int:

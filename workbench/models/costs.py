@@ -19,6 +19,19 @@ from workbench.models.cross_entropy import chunk_bytes
 from workbench.models.hooks import MAPS, HookPoint
 from workbench.models.transformer import HookedLM
 
+MEMORY_BUDGET_BYTES = 1 << 30  # held at once besides the weights, by default
+
+
+def bytes_of(gib: float) -> int:
+    """Bytes of so many GiB."""
+    return int(gib * (1 << 30))
+
+
+def check_budget(budget: int, least: int, of: str) -> None:
+    """Raise ValueError for a budget in bytes below the least that something takes."""
+    if budget < least:
+        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for {of}")
+
 
 def on_meta(cfg: ModelConfig) -> HookedLM:
     """The model of `cfg` with parameters that have shapes and no numbers."""

@@ -21,7 +21,8 @@ from workbench.analyses.attribute.figures import (
     draw_exchanges,
     draw_logit_lens,
 )
-from workbench.analyses.attribute.sites import Place, cells_of, check_sites, exchanged, hook_of, places_of
+from workbench.analyses.attribute.sites import cells_of
+from workbench.analyses.patch.sites import hook_of, places_of
 from workbench.models.transformer_lens import to_hooked_transformer
 
 ATOL = 1e-10  # float64: sums of some hundred terms of size 1
@@ -45,6 +46,15 @@ def effects_under(model, pairs, base, hooks: list[Any]) -> torch.Tensor:
         return pairs.effect(model(base)[rows, pairs.last])
 
 
+def exchanged(x, source, mask, head):
+    """Entry by entry: x with another prompt's activation where the mask is True, of one head or (−1) of all."""
+    out = x.clone()
+    for row, pos in mask.nonzero().tolist():
+        which = slice(None) if head < 0 else head
+        out[row, pos, which] = source[row, pos, which]
+    return out
+
+
 def cached(model, tokens, names) -> Any:
     with torch.no_grad():
         return model.run_with_cache(tokens, names_filter=lambda name: name in names, return_cache_object=False)[1]
@@ -53,7 +63,7 @@ def cached(model, tokens, names) -> Any:
 # --- exact
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_an_exchange_is_the_naive_loops(kind) -> None:
     """Each cell by itself, in a whole forward pass from the tokens."""
     model = small_model(kind).double()
@@ -66,7 +76,10 @@ def test_an_exchange_is_the_naive_loops(kind) -> None:
     for i in torch.randperm(len(cells), generator=torch.Generator().manual_seed(1)).tolist()[:14]:
         name = hook_of(cells[i].site, cells[i].layer)
         for n, place in enumerate(places):
-            hook = (name, lambda x, hook, i=i, p=place, name=name: exchanged(x, lent[name], p.mask, cells[i].head))
+            hook = (
+                name,
+                lambda x, hook, i=i, p=place, name=name: exchanged(x, lent[name], p.mask(pairs), cells[i].head),
+            )
             after = effects_under(model, pairs, base, [hook])
             torch.testing.assert_close(
                 found[n, i], after - before, atol=ATOL, rtol=ATOL, msg=lambda m, i=i: f"{cells[i]} {m}"
@@ -107,7 +120,7 @@ def differentiable(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_atp_is_the_derivative_along_the_exchange(kind) -> None:
-    """d/dε m(base; a + ε (a_source − a)) by central differences."""
+    """d/dε m(base; a + ε (a_source − a)) at ε = 0: of the hooked forward to rounding, and by central differences."""
     model = differentiable(kind)
     pairs, cells = pairs_for(model), cells_of(model.cfg, SITES, [0, 1])
     places = places_of(pairs, ["all", "end"])
@@ -117,10 +130,17 @@ def test_atp_is_the_derivative_along_the_exchange(kind) -> None:
     for i in torch.randperm(len(cells), generator=torch.Generator().manual_seed(2)).tolist()[:10]:
         name = hook_of(cells[i].site, cells[i].layer)
         for n, place in enumerate(places):
+            epsilon = torch.zeros(len(pairs), requires_grad=True, dtype=torch.float64)
+            moved = own[name] + epsilon.view(-1, *[1] * (own[name].ndim - 1)) * (lent[name] - own[name])
+            hook = (name, lambda x, hook, i=i, p=place, m=moved: exchanged(x, m, p.mask(pairs), cells[i].head))
+            with model.hooks(fwd_hooks=[hook]):
+                logits = model(pairs.corrupt)[torch.arange(len(pairs)), pairs.last]
+            [slope] = torch.autograd.grad(pairs.effect(logits).sum(), epsilon)
+            torch.testing.assert_close(found[n, i], slope, atol=ATOL, rtol=ATOL)
             ends = []
             for step in (STEP, -STEP):
                 part = own[name] + step * (lent[name] - own[name])
-                hook = (name, lambda x, hook, i=i, p=place, part=part: exchanged(x, part, p.mask, cells[i].head))
+                hook = (name, lambda x, hook, i=i, p=place, part=part: exchanged(x, part, p.mask(pairs), cells[i].head))
                 ends.append(effects_under(model, pairs, pairs.corrupt, [hook]))
             torch.testing.assert_close(found[n, i], (ends[0] - ends[1]) / (2 * STEP), atol=1e-6, rtol=1e-6)
 
@@ -154,7 +174,7 @@ def test_integrated_gradients_are_means_over_embeddings() -> None:
             between = ends[0] + (k - 0.5) / n_steps * (ends[1] - ends[0])
             two = []
             for step in (STEP, -STEP):
-                change = lambda x, hook, s=step, d=moved, h=cell.head: exchanged(x, x + s * d, places[0].mask, h)  # noqa: E731
+                change = lambda x, hook, s=step, d=moved, h=cell.head: exchanged(x, x + s * d, places[0].mask(pairs), h)  # noqa: E731
                 hooks = [("hook_embed", lambda x, hook, b=between: b), (name, change)]
                 two.append(effects_under(model, pairs, pairs.corrupt, hooks))
             total = total + (two[0] - two[1]) / (2 * STEP) / n_steps
@@ -179,7 +199,7 @@ def test_pattern_estimates_follow_the_softmax(kind) -> None:
         heads = [cell.head] if cell.site == "q" else list(range(cell.head * groups, (cell.head + 1) * groups))
         for n, place in enumerate(places):
             name, kept = hook_of(cell.site, 1), {}
-            change = (name, lambda x, hook, p=place, c=cell, name=name: exchanged(x, lent[name], p.mask, c.head))
+            change = (name, lambda x, hook, p=place, c=cell, name=name: exchanged(x, lent[name], p.mask(pairs), c.head))
             effects_under(model, pairs, pairs.corrupt, [change, (pattern, lambda x, hook, k=kept: k.update(x=x))])
             moved = torch.zeros_like(own[pattern])
             moved[:, heads] = (kept["x"] - own[pattern])[:, heads]
@@ -239,12 +259,24 @@ def test_the_induction_circuit_is_found_by_exchanges_and_direct_attribution() ->
     assert found["attribution_agreement"].loc[0, "n_cells"] == 8
 
 
-def test_direct_attribution_rows_add_up_and_are_means_with_intervals() -> None:
-    model = small_model("kotodama")
+def capless(model, tokens):
+    """Logits before any soft cap."""
+    with torch.no_grad():
+        final = model.ln_final(model.read_out(model(tokens, return_type=None)))
+        return final @ model.W_U + (0 if model.b_U is None else model.b_U)
+
+
+@pytest.mark.parametrize("kind", ["kotodama", "normed-twice", "attn-res"])
+def test_direct_attribution_rows_add_up_and_are_means_with_intervals(kind) -> None:
+    model = small_model(kind).double()
     pairs = pairs_for(model, n=12)
     table = attribute(model, pairs, ["dla"])["attribution"]
+    rows = torch.arange(12)
+    clean, corrupt = (capless(model, own)[rows, pairs.last] for own in (pairs.clean, pairs.corrupt))
+    whole = {"clean": pairs.effect(clean), "clean-corrupt": pairs.effect(clean) - pairs.effect(corrupt)}
     for direction, own in table.groupby("direction"):
-        assert own["effect"].sum() == pytest.approx(own["gap"].iloc[0], abs=1e-4), direction
+        assert own["effect"].sum() == pytest.approx(float(whole[str(direction)].mean()), abs=ATOL), direction
+        assert own["gap"].iloc[0] == pytest.approx(float(whole[str(direction)].mean()), abs=ATOL)
         assert (own["effect_low"] <= own["effect"]).all()
         assert (own["effect"] <= own["effect_high"]).all()
 
@@ -298,16 +330,24 @@ def test_every_figure_draws_what_is_there_and_says_what_is_not() -> None:
             {"methods": ["dla"], "metric": "prob"},
             "methods: got dla, which is of a difference of two logits",
         ),
-        ("post-normed", {"methods": ["atp_qk"], "sites": ["q"]}, "methods: got atp_qk, which takes heads' scores"),
-        ("janus-v3", {"methods": ["atp_qk"]}, "methods: got atp_qk with sites z; expected q or k among them"),
+        ("post-normed", {"methods": ["atp_qk"], "site": ["q"]}, "methods: got atp_qk, which takes heads' scores"),
+        ("janus-v3", {"methods": ["atp_qk"]}, "methods: got atp_qk with site z; expected q or k among them"),
         ("recurrent", {"methods": ["atp"]}, "methods: got atp, whose gradients stop where a pass's confidence"),
-        ("parallel", {"methods": ["exact"], "sites": ["resid_mid"]}, "sites: got resid_mid, which this model has not"),
-        ("attn-res", {"methods": ["exact"], "sites": ["resid_post"]}, "sites: got resid_post, which nothing reads"),
-        ("janus-v3", {"sites": ["neurons"]}, "sites: got 'neurons'; expected some of z, q"),
+        (
+            "parallel",
+            {"methods": ["exact"], "site": ["resid_mid"]},
+            "site: got resid_mid of .*, whose attention and MLP are parallel",
+        ),
+        (
+            "attn-res",
+            {"methods": ["exact"], "site": ["resid_post"]},
+            "site: got resid_post of .*, where nothing reads it",
+        ),
+        ("janus-v3", {"site": ["neurons"]}, "site: got 'neurons'; expected some of resid_pre"),
         ("janus-v3", {"methods": ["magic"]}, "methods: got 'magic'; expected some of dla"),
         ("janus-v3", {"methods": "exact"}, "methods: got the string 'exact'; expected a list"),
         ("janus-v3", {"layers": [9]}, "layers: got 9; expected 0…2"),
-        ("janus-v3", {"position": ["subject"]}, "position: got 'subject'; expected some of all, each"),
+        ("janus-v3", {"position": ["subject"]}, "position: got 'subject'; expected all, each, a number or one of end"),
         ("janus-v3", {"n_steps": 0}, "n_steps: got 0"),
         ("janus-v3", {"top_k": 0}, "top_k: got 0"),
         ("janus-v3", {"direction": []}, "direction: got ''; expected some of denoise"),
@@ -318,12 +358,3 @@ def test_what_is_no_attribution_is_refused_in_one_line(kind, options, message) -
     with pytest.raises(ValueError, match=message) as caught:
         attribute(model, pairs_for(model), **options)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_each_position_is_a_place_of_its_own() -> None:
-    pairs = pairs_for(small_model("janus-v3"))
-    places = places_of(pairs, ["each"])
-    assert [p.name for p in places] == [str(i) for i in range(9)]
-    assert torch.equal(torch.stack([p.mask for p in places]).sum(0).bool(), pairs.is_token)
-    assert isinstance(places[0], Place)
-    assert check_sites(small_model("janus-v3"), ["z", "q"]) == ("z", "q")

@@ -282,6 +282,12 @@ def test_a_bridge_is_patched_by_whole_forwards(generic):
     torch.testing.assert_close(head.float(), expected, atol=1e-4, rtol=0)
 
 
+def test_what_needs_the_weights_names_refuses_a_bridge(generic):
+    for verb in (workbench.paths, workbench.attribute):
+        with pytest.raises(ValueError, match=r"^(paths|attribute): got .*, a model by the generic path"):
+            verb(generic[1], pairs_of(300))
+
+
 # --- known truths
 
 

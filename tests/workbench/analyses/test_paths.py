@@ -283,7 +283,11 @@ def test_strongest_receivers_are_found_by_their_paths_to_the_logits() -> None:
         ("janus-v3", {"senders": ["neurons"]}, "senders: got 'neurons'; expected some of heads, mlps"),
         ("janus-v3", {"layers": [7]}, "layers: got 7; expected 0…2"),
         ("janus-v3", {"direction": ["up"]}, "direction: got 'up'; expected some of denoise, noise"),
-        ("janus-v3", {"position": ["subject"]}, "position: got 'subject'; expected some of all, changed, end"),
+        (
+            "janus-v3",
+            {"position": ["subject"]},
+            "position: got 'subject'; expected all, each, a number or one of end, changed",
+        ),
         ("janus-v3", {"metric": "loss"}, "metric: got 'loss'; expected one of effect, logprob, prob, kl"),
         (
             "janus-v3",

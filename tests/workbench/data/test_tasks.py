@@ -298,6 +298,22 @@ def test_induction_needs_no_tokenizer() -> None:
     assert len(np.unique(pairs.clusters)) == 64
 
 
+@pytest.mark.parametrize("n_ctx", [8, 24, 40])
+def test_a_swap_exchanges_what_stands_before_answer_and_foil(n_ctx) -> None:
+    pairs = make_pairs(None, "induction_swap", vocabulary=Vocabulary(None, n_ctx, 61))
+    assert pairs.clean.shape == (128, min(n_ctx, 32))
+    rows, at = torch.arange(128), pairs.positions
+    for side, told, other in ((pairs.clean, "answer", "foil"), (pairs.corrupt, "foil", "answer")):
+        assert torch.equal(side[rows, at["answer"]], pairs.answers[:, 0])
+        assert torch.equal(side[rows, at["foil"]], pairs.foils[:, 0])
+        assert torch.equal(side[rows, at[f"before_{told}"]], side[:, -1])
+        assert (side[rows, at[f"before_{other}"]] != side[:, -1]).all()
+        assert all(len(set(row)) == len(row) - 1 for row in side.tolist())  # the last alone stands twice
+    assert torch.equal(at["answer"], at["before_answer"] + 1)
+    assert torch.equal(at["foil"], at["before_foil"] + 1)
+    assert ((pairs.clean != pairs.corrupt).sum(1) == 2).all()
+
+
 @pytest.mark.slow
 def test_smollm2s_vocabulary_has_every_task() -> None:
     import importlib.util

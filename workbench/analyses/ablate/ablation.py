@@ -22,11 +22,11 @@ from workbench.analyses.ablate.load_bearing import load_bearing
 from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, is_narrow, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, is_whole, run_watched
+from workbench.models.costs import MEMORY_BUDGET_BYTES
 from workbench.models.streams import stream
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[str, ...] = get_args(Kind)
-MEMORY_BUDGET_BYTES = 1 << 30
 
 
 def ablate(

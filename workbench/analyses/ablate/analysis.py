@@ -74,8 +74,10 @@ class AblateSettings(Settings):
     @property
     def engine(self) -> dict[str, Any]:
         """The settings as the engine's arguments."""
+        from workbench.models.costs import bytes_of
+
         own = self.model_dump(include={"layers", "heads", "kind", "components", "n_resamples", "has_estimate"})
-        return own | {"memory_budget_bytes": int(self.memory_gib * (1 << 30))}
+        return own | {"memory_budget_bytes": bytes_of(self.memory_gib)}
 
 
 def parse_pairs(text: str | None) -> str | list[tuple[tuple[int, int], tuple[int, int]]] | None:

@@ -18,14 +18,14 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.analyses.ablate.engine import held_bytes
     from workbench.models.checks import choose
     from workbench.models.config import parse_dtype
-    from workbench.models.costs import forward_flops, weights_bytes
+    from workbench.models.costs import bytes_of, forward_flops, weights_bytes
 
     narrow = cfg.dtype.itemsize < 4 and settings.dtype is None
     run = cfg.model_copy(update={"dtype": parse_dtype(settings.dtype or ("float32" if narrow else cfg.dtype))})
     weights = weights_bytes(cfg) + (weights_bytes(run) if run.dtype != cfg.dtype else 0)
     layers, heads = choose("layers", settings.layers, cfg.n_layers), choose("heads", settings.heads, cfg.n_heads)
     n_parts = sum(len(heads) if name == "head" else 1 for name in settings.components)
-    n_layers, budget = cfg.n_layers - min(layers), int(settings.memory_gib * (1 << 30))
+    n_layers, budget = cfg.n_layers - min(layers), bytes_of(settings.memory_gib)
     kinds = [(n_parts, 1)] if settings.pairs is None else [(n_parts, 1), (cfg.n_heads, 2)]
     held = 0
     for n, n_passes in kinds:

@@ -22,7 +22,7 @@ from workbench.analyses.ablate.records import CleanPass, Part, Replacements, Seq
 from workbench.extend import TextSize
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.block import Attended, Block
-from workbench.models.costs import block_width, state_streams
+from workbench.models.costs import block_width, check_budget, state_streams
 from workbench.models.transformer import State
 
 LOGITS_HELD = 1 << 22  # logits of one chunk, elements; larger ones gain nothing on a CPU
@@ -57,8 +57,7 @@ def plan_sizes(cfg: ModelConfig, n_ctx: int, n_layers: int, n_heads: int, budget
     clean *= n_passes
     fixed = _block_bytes(cfg)
     least = fixed + 3 * 4 * cfg.d_vocab + clean + continued
-    if least > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for one head of one sequence")
+    check_budget(budget, least, "one head of one sequence")
     wanted_logits = max(cfg.d_vocab, min(scale * LOGITS_HELD, budget // 32))
     logits_held = min(wanted_logits, (budget - fixed - clean - continued) // (3 * 4))
     rest = budget - fixed - 3 * 4 * logits_held

@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.analyses.ablate.engine import Sizes
 from workbench.analyses.ablate.records import Part, Replacements, SequenceLosses, losses_of
 from workbench.models.checks import Hook, run_hooked
+from workbench.models.costs import check_budget
 
 
 def plan_generic(cfg: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int, *, n_passes: int = 1) -> Sizes:
@@ -24,8 +25,7 @@ def plan_generic(cfg: Any, n_ctx: int, n_layers: int, n_heads: int, budget: int,
     # of the gradient's pass the graph of all layers
     kept = width + n_layers * (2 * cfg.n_heads * cfg.d_head + cfg.d_model) + maps + cfg.n_layers * (width + maps)
     held = 4 * logits + 4 * n_ctx * kept
-    if held > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {held} for one head of one sequence")
+    check_budget(budget, held, "one head of one sequence")
     batch_size = max(1, min(budget // held, 8192 // n_ctx))
     return Sizes(batch_size, batch_size, max(cfg.d_vocab, min(1 << 22, logits)))
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
-from workbench.analyses.ablate.ablation import MEMORY_BUDGET_BYTES, Kind, check_kind, check_start, stand_ins
+from workbench.analyses.ablate.ablation import Kind, check_kind, check_start, stand_ins
 from workbench.analyses.ablate.engine import (
     Sizes,
     ablated_states,
@@ -44,6 +44,7 @@ from workbench.models.checks import (
     is_whole,
     run_hooked,
 )
+from workbench.models.costs import MEMORY_BUDGET_BYTES
 
 Head = tuple[int, int]
 """(layer, head)"""

@@ -15,7 +15,9 @@ from workbench.analyses.attribute.figures import (
     draw_exchanges,
     draw_logit_lens,
 )
-from workbench.analyses.tasks.settings import TaskSettings, open_pairs
+from workbench.analyses.tasks.columns import COUNTS, GAP_LIMITS, SHARE
+from workbench.analyses.tasks.jobs import drop_parts, find_status, keeper, open_pairs
+from workbench.analyses.tasks.settings import METRIC, POSITION, EffectSettings
 from workbench.extend import Analysis, Column, Integers, Job, Names, Table
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 METHODS = ("dla", "lens", "atp", "atp_ig", "atp_qk", "exact")
 
 
-class AttributeSettings(TaskSettings):
-    """By which methods, of what, on which pairs of prompts."""
+class AttributeSettings(EffectSettings):
+    """By which methods, and of what."""
 
     methods: Names = Field(
         default=("dla", "lens", "atp", "exact"),
@@ -33,29 +35,21 @@ class AttributeSettings(TaskSettings):
         "activation: atp, atp_ig (over embeddings between the two), atp_qk (of queries and keys by patterns); exact, "
         "that exchange",
     )
-    sites: Names = Field(
+    site: Names = Field(
         default=("z",),
-        description="activations that are exchanged: z, q, k, v, attn_out, mlp_out, resid_pre, resid_mid, resid_post",
+        description="activations that are exchanged, each by itself: some of resid_pre,resid_mid,resid_post,attn_out,"
+        "mlp_out,z,q,k,v",
     )
     layers: Integers | None = Field(default=None, description="their layers, such as 0,2,5-7; by default all")
-    direction: Names = Field(
-        default=("denoise",), description="denoise: base corrupt, source clean; noise: the reverse"
-    )
-    position: Names = Field(
-        default=("all",), description="where they are exchanged: all together, each by itself, or as the task names it"
-    )
-    metric: Literal["effect", "logprob", "prob", "kl"] = Field(
-        default="effect",
-        description="the task's own effect; log-probability or probability of the answer; KL from the clean prediction",
-    )
+    position: Names = Field(default=("all",), description=f"they are exchanged {POSITION}")
+    metric: Literal["effect", "logprob", "prob", "kl"] = METRIC
     n_steps: int = Field(default=8, description="embeddings between the two prompts', of atp_ig", ge=1)
     top_k: int = Field(default=10, description="exact cells of largest effect that the estimates are asked for", ge=1)
-    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=100)
 
     @field_validator("methods")
     @classmethod
     def _are_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        if not methods or len(set(methods)) < len(methods) or not set(methods) <= set(METHODS):
+        if not set(methods) <= set(METHODS):
             raise ValueError(f"got {','.join(methods)}; expected some of {', '.join(METHODS)}, each once")
         return methods
 
@@ -70,7 +64,7 @@ def open_plan(job: Job) -> tuple[Any, Any, Any]:
     check_ours("attribute", job.subject.model)
     model, pairs = as_float32(job.subject.model), open_pairs(job)
     options = own.model_dump(include={"direction", "position", "metric", "n_steps"})
-    return model, pairs, make_plan(model, pairs, own.methods, own.sites, own.layers, **options)
+    return model, pairs, make_plan(model, pairs, own.methods, own.site, own.layers, **options)
 
 
 def check(job: Job) -> None:
@@ -80,21 +74,15 @@ def check(job: Job) -> None:
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     """Both tables; estimates and exact effects of each direction are kept as files from which a killed run goes on."""
-    import numpy as np
-
     from workbench.analyses.attribute.attribution import iterate_attribution, tables
-    from workbench.analyses.paths.analysis import keeper
-    from workbench.analyses.tasks.gate import gate
 
     model, pairs, plan = open_plan(job)
     found = list(iterate_attribution(model, pairs, plan, job.progress, keeper(job.directory)))
-    is_passed = gate(model, pairs, np.random.default_rng(job.seed)).is_passed
     own = tables(
         found, pairs, plan, name=job.subject.name, seed=job.subject.seed, top_k=job.settings.top_k,
-        n_bootstrap=job.settings.n_bootstrap, draw_seed=job.seed, status="measured" if is_passed else "task_absent",
+        n_bootstrap=job.settings.n_bootstrap, draw_seed=job.seed, status=find_status(job, model, pairs),
     )  # fmt: skip
-    for file in sorted(job.directory.glob("part_*.safetensors")):
-        file.unlink()
+    drop_parts(job.directory)
     return own
 
 
@@ -125,22 +113,17 @@ attribute = Analysis(
             "attribution",
             key=KEY,
             columns=[
-                Column("recovery", "Σ effects/Σ gaps; empty where the gap is less than 3 standard errors", unit="1"),
-                Column("ci_low", unit="1"),
-                Column("ci_high", unit="1"),
+                *SHARE,
                 Column("p", "of the mean effect being 0, adjusted for all cells of a site", unit="1"),
                 Column("effect", "mean over pairs: of dla a part's share of the logit difference, of lens the measure"),
                 Column("effect_low"),
                 Column("effect_high"),
                 Column("gap", "what recovery is a share of: the logit difference, the measure at the end, or the gap"),
-                Column("gap_low"),
-                Column("gap_high"),
+                *GAP_LIMITS,
             ],
             trailing=[
                 Column("metric", "effect (the task's own), logprob, prob or kl", kind="text"),
-                Column("n_pairs", kind="integer"),
-                Column("n_clusters", "what the intervals are over", kind="integer"),
-                Column("status", "measured; task_absent: the model does not do the task", kind="text"),
+                *COUNTS,
             ],
             meaning="One part by one method. dla: what it adds to the logit difference behind the clean prompt "
             "(direction clean) and beyond that behind the corrupt one (clean-corrupt); layer −1: no layer's. lens: the "

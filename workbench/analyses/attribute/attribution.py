@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,20 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from probes.paired_effects import recovery, sign_flip_test
+from probes.paired_effects import recovery
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.attribute.estimates import ESTIMATES, estimate
 from workbench.analyses.attribute.exact import exchange, measure_inputs
-from workbench.analyses.attribute.sites import WHOLE, Cell, Place, cells_of, check_sites, places_of
-from workbench.analyses.paths.measures import METRICS, Metric, measure_streams
-from workbench.analyses.paths.parts import DIRECTIONS, check_pairs
-from workbench.data.pairs import PairTokens
+from workbench.analyses.attribute.sites import WHOLE, Cell, cells_of, check_sites
+from workbench.analyses.patch.sites import Place, places_of
+from workbench.analyses.paths.measures import Metric, check_metric, measure_streams
+from workbench.analyses.tasks.columns import MEASURED, counts, gap_values, named, p_by_site, share_values
+from workbench.analyses.tasks.gate import check_pairs
+from workbench.analyses.tasks.jobs import Keep
+from workbench.data.pairs import DIRECTIONS, PairTokens
 from workbench.models import HookedLM
-from workbench.models.checks import as_list, choose, device_of, is_whole
+from workbench.models.checks import check_whole, choose, device_of, some_of
 from workbench.models.direct_attribution import DirectEffects, direct_logit_attribution, why_no_parts
 from workbench.models.transformer import check_ours
 
@@ -60,7 +63,7 @@ def attribute(
     model: HookedLM,
     pairs: PairTokens,
     methods: Sequence[str] = ("dla", "lens", "atp", "exact"),
-    sites: Sequence[str] = ("z",),
+    site: Sequence[str] = ("z",),
     layers: Sequence[int] | int | None = None,
     *,
     direction: Sequence[str] = ("denoise",),
@@ -87,10 +90,10 @@ def attribute(
         model: run in float32 unless it is float64.
         pairs: prompts of the model's vocabulary, the two of a pair equally long.
         methods: some of dla, lens, atp, atp_ig, atp_qk, exact.
-        sites: of estimates and exchanges: z, q, k, v, attn_out, mlp_out, resid_pre, resid_mid, resid_post.
+        site: of estimates and exchanges: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v.
         layers: of these; all by default.
         direction: denoise, base corrupt and source clean; noise, the reverse.
-        position: all together, each by itself, or positions that the pairs name.
+        position: all together, each by itself, numbers, or positions that the pairs name (`end` is the last token).
         metric: effect, the task's own; logprob, prob of the answer; kl from the clean prediction, of exact and lens.
         n_steps: embeddings between the two of atp_ig.
         top_k: exact cells of largest mean effect that the estimates are asked for.
@@ -107,7 +110,7 @@ def attribute(
         raise ValueError(f"top_k: got {top_k}; expected at least 1")
     subject, tell = as_float32(model), on_progress or (lambda share: None)
     options: dict[str, Any] = {"direction": direction, "position": position, "metric": metric, "n_steps": n_steps}
-    plan = make_plan(subject, pairs, methods, sites, layers, **options)
+    plan = make_plan(subject, pairs, methods, site, layers, **options)
     found = list(iterate_attribution(subject, pairs, plan, tell))
     about: dict[str, Any] = {"name": name or model.cfg.model_name, "seed": seed}
     return tables(found, pairs, plan, **about, top_k=top_k, n_bootstrap=n_bootstrap, draw_seed=seed)
@@ -117,7 +120,7 @@ def make_plan(
     model: HookedLM,
     pairs: PairTokens,
     methods: Sequence[str],
-    sites: Sequence[str] = ("z",),
+    site: Sequence[str] = ("z",),
     layers: Sequence[int] | int | None = None,
     *,
     direction: Sequence[str] = ("denoise",),
@@ -127,24 +130,22 @@ def make_plan(
 ) -> Plan:
     """What is measured, checked; errors as `attribute`."""
     check_ours("attribute", model)
-    if not is_whole(model):
-        raise ValueError("attribute: got a model on several devices; expected one")
+    check_whole("attribute", model)
     check_pairs("attribute", model, pairs)
-    chosen = _some("methods", methods, METHODS)
-    directions = _some("direction", direction, DIRECTIONS)
-    if metric not in METRICS:
-        raise ValueError(f"metric: got {metric!r:.40}; expected one of {', '.join(METRICS)}")
+    chosen = some_of("methods", methods, METHODS)
+    directions = some_of("direction", direction, DIRECTIONS)
+    check_metric(metric)
     if n_steps < 1:
         raise ValueError(f"n_steps: got {n_steps}; expected at least 1")
     for method in chosen:
         if why := why_not(model.cfg, method, metric, pairs.measure):
             others = ",".join(own for own in chosen if own != method) or "exact"
             raise ValueError(f"methods: got {method}, {why}; expected others, such as {others}")
-    own_sites = check_sites(model, sites)
+    own_sites = check_sites(model, site)
     if "atp_qk" in chosen and not set(own_sites) & {"q", "k"}:
-        raise ValueError(f"methods: got atp_qk with sites {','.join(own_sites)}; expected q or k among them")
+        raise ValueError(f"methods: got atp_qk with site {','.join(own_sites)}; expected q or k among them")
     cells = cells_of(model.cfg, own_sites, choose("layers", layers, model.cfg.n_layers))
-    return Plan(chosen, tuple(cells), tuple(places_of(pairs, position)), directions, metric, n_steps)
+    return Plan(chosen, tuple(cells), places_of(pairs, position), directions, metric, n_steps)
 
 
 def why_not(cfg: Any, method: str, metric: str, measure: str = "logit_difference") -> str:
@@ -166,17 +167,7 @@ def why_not(cfg: Any, method: str, metric: str, measure: str = "logit_difference
     return ""
 
 
-def _some(what: str, given: Sequence[str], known: Sequence[str]) -> tuple[Any, ...]:
-    found = as_list(what, given)
-    if not found or set(found) - set(known) or len(set(found)) < len(found):
-        raise ValueError(f"{what}: got {','.join(map(str, found))!r:.60}; expected some of {', '.join(known)}")
-    return tuple(found)
-
-
 # --- what the methods say
-
-
-Keep = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 
 
 def iterate_attribution(
@@ -186,8 +177,7 @@ def iterate_attribution(
     tell: Callable[[float], None],
     keep: Keep = lambda name, make: make(),
 ) -> Iterator[Found]:
-    """The effects by every method. keep: takes a part's name and what makes its tensors; returns them, from a file
-    where it has them."""
+    """The effects by every method."""
     ends = {side: _measure(model, pairs, side, plan.metric) for side in ("clean", "corrupt")}
     if "dla" in plan.methods:
         yield from _direct(model, pairs)
@@ -285,7 +275,7 @@ def tables(
     top_k: int = 10,
     n_bootstrap: int = 2000,
     draw_seed: int = 0,
-    status: str = "measured",
+    status: str = MEASURED,
 ) -> dict[str, pd.DataFrame]:
     """Both tables from what the methods say; see `attribute`."""
     clusters, parts = pairs.clusters.numpy(), []
@@ -294,28 +284,19 @@ def tables(
         effects = own.effects.numpy()
         share = recovery(effects, own.whole.numpy(), rng, clusters, n_bootstrap)
         mean = recovery(effects, np.ones(effects.shape[1]), rng, clusters, n_bootstrap)  # a mean is a share of ones
-        p = np.full(len(effects), np.nan)
-        sites = np.array([cell.site for cell in own.cells])
-        for site in dict.fromkeys(sites.tolist()):  # a map is of one site
-            p[sites == site] = sign_flip_test(effects[sites == site], rng, clusters, n_bootstrap)
         table = pd.DataFrame(own.cells, columns=["site", "layer", "head"])
-        values = {"recovery": share.share, "ci_low": share.low, "ci_high": share.high, "p": p}
-        values |= {"effect": mean.share, "effect_low": mean.low, "effect_high": mean.high, "gap": share.gap.mean}
-        values |= {"gap_low": share.gap.interval.low, "gap_high": share.gap.interval.high}
+        p = p_by_site(effects, table["site"].to_numpy(), rng, clusters, n_bootstrap)
+        values = {**share_values(share), "p": p, "effect": mean.share, "effect_low": mean.low, "effect_high": mean.high}
+        values |= gap_values(share.gap)
         key = {"method": own.method, "direction": own.direction}
         parts.append(table.assign(**key, position=own.position, **values))
     table = pd.concat(parts, ignore_index=True)
     first = ["method", "direction", "site", "layer", "head", "position"]
     table = table[[*first, *[column for column in table if column not in first]]]
-    counts = {"metric": plan.metric, "n_pairs": len(pairs), "n_clusters": len(np.unique(clusters)), "status": status}
-    about = {"model": name, "seed": seed, "task": pairs.name}
-    both = {"attribution": table.assign(**counts)}
+    both = {"attribution": table.assign(metric=plan.metric, **counts(pairs, status))}
     if "exact" in plan.methods and set(plan.methods) & set(ESTIMATES):
         both["attribution_agreement"] = agreement(table, top_k)
-    for own in both.values():
-        for place, (column, value) in enumerate(about.items()):
-            own.insert(place, column, value)
-    return both
+    return {table: named(own, pairs, name, seed) for table, own in both.items()}
 
 
 def agreement(table: pd.DataFrame, top_k: int) -> pd.DataFrame:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from workbench.analyses.attribute.sites import Cell, Place, exchanged, hook_of
+from workbench.analyses.attribute.sites import WHOLE, Cell
+from workbench.analyses.patch.sites import Place, exchanging, hook_of
 from workbench.analyses.paths.measures import Metric, measure_streams
 from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM
@@ -77,7 +78,7 @@ def estimate(
     n_steps: int = 8,
 ) -> dict[str, Float64[Tensor, "place cell pair"]]:
     """The estimates of every cell at every place, by method; nan in atp_qk of what is neither q nor k."""
-    base, source = (pairs.corrupt, pairs.clean) if direction == "denoise" else (pairs.clean, pairs.corrupt)
+    base, source = pairs.sides(direction)
     names = list(dict.fromkeys(hook_of(cell.site, cell.layer) for cell in cells))
     patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in _qk_layers(cells)] if "atp_qk" in methods else []
     if patterns:  # scores are of both
@@ -85,14 +86,15 @@ def estimate(
         names = list(dict.fromkeys(names))
     lent = run_watched(model, source.to(device_of(model)), names, None)
     found: dict[str, Tensor] = {}
+    masks = torch.stack([place.mask(pairs) for place in places])
     plain = gradients_of(model, base, pairs, [*names, *patterns], metric)
     if "atp" in methods:
-        found["atp"] = _first_order(cells, places, plain.activations, lent, plain.gradients)
+        found["atp"] = _first_order(cells, masks, plain.activations, lent, plain.gradients)
     if "atp_ig" in methods:
         mean = _path_gradients(model, pairs, base, source, names, metric, n_steps)
-        found["atp_ig"] = _first_order(cells, places, plain.activations, lent, mean)
+        found["atp_ig"] = _first_order(cells, masks, plain.activations, lent, mean)
     if "atp_qk" in methods:
-        found["atp_qk"] = _of_patterns(model, cells, places, plain, lent)
+        found["atp_qk"] = _of_patterns(model, cells, masks, plain, lent)
     return found
 
 
@@ -101,14 +103,13 @@ def _qk_layers(cells: Sequence[Cell]) -> list[int]:
 
 
 def _first_order(
-    cells: Sequence[Cell], places: Sequence[Place], base: dict, source: dict, gradients: dict
+    cells: Sequence[Cell], of_places: Bool[Tensor, "place pair pos"], base: dict, source: dict, gradients: dict
 ) -> Float64[Tensor, "place cell pair"]:
     found: dict[str, Tensor] = {}
     for name in dict.fromkeys(hook_of(cell.site, cell.layer) for cell in cells):
         product = gradients[name].double() * (source[name].double() - base[name].double())
         by_position = product.sum(-1)  # [pair pos] or [pair pos head]
-        masks = torch.stack([place.mask for place in places]).to(by_position)
-        found[name] = torch.einsum("npt,pt...->n...p", masks, by_position).cpu()
+        found[name] = torch.einsum("npt,pt...->n...p", of_places.to(by_position), by_position).cpu()
     rows = [
         found[hook_of(c.site, c.layer)] if c.head < 0 else found[hook_of(c.site, c.layer)][:, c.head] for c in cells
     ]
@@ -137,19 +138,22 @@ def _path_gradients(
 
 
 def _of_patterns(
-    model: HookedLM, cells: Sequence[Cell], places: Sequence[Place], own: Gradients, lent: dict[str, Tensor]
+    model: HookedLM,
+    cells: Sequence[Cell],
+    of_places: Bool[Tensor, "place pair pos"],
+    own: Gradients,
+    lent: dict[str, Tensor],
 ) -> Float64[Tensor, "place cell pair"]:
-    n_pairs = len(places[0].mask)
-    found = torch.full((len(places), len(cells), n_pairs), torch.nan, dtype=torch.float64)
+    found = torch.full((len(of_places), len(cells), of_places.shape[1]), torch.nan, dtype=torch.float64)
     for layer in _qk_layers(cells):
         attn, pattern_name = model.blocks[layer].attn, f"blocks.{layer}.attn.hook_pattern"
         gradient, pattern = own.gradients[pattern_name].double(), own.activations[pattern_name].double()
         groups = model.cfg.n_heads // model.cfg.kv_heads
         q, k = (own.activations[hook_of(site, layer)] for site in "qk")
-        for n, place in enumerate(places):
+        for n, mask in enumerate(of_places):
             for site in {cell.site for cell in cells if cell.layer == layer} & {"q", "k"}:
-                mask = place.mask.to(q.device)
-                moved = exchanged(q if site == "q" else k, lent[hook_of(site, layer)], mask, -1)
+                exchange = exchanging(lent[hook_of(site, layer)], mask.to(q.device), WHOLE, site)
+                moved = exchange(q if site == "q" else k, None)
                 turned_q, turned_k = attn.turn(*((moved, k) if site == "q" else (q, moved)))
                 new = attn.pattern_of(turned_q, turned_k.repeat_interleave(groups, dim=2)).double()
                 of_heads = (gradient * (new - pattern)).sum((2, 3)).T.cpu()  # [head pair]

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from workbench.analyses.attribute.sites import Cell, Place, exchanged, hook_of
+from workbench.analyses.attribute.sites import Cell
+from workbench.analyses.patch.sites import Place, Replace, exchanging, hook_of
 from workbench.analyses.paths.measures import Metric, measure_streams
 from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM
@@ -34,7 +35,7 @@ def exchange(
     A model of one residual stream goes on from the layer of the cell, others from the embedding.
     """
     device = device_of(model)
-    base, source = (pairs.corrupt, pairs.clean) if direction == "denoise" else (pairs.clean, pairs.corrupt)
+    base, source = pairs.sides(direction)
     base, names = base.to(device), list(dict.fromkeys(hook_of(cell.site, cell.layer) for cell in cells))
     check_hooks(model, names)
     lent = run_watched(model, source.to(device), names, None)
@@ -47,8 +48,10 @@ def exchange(
         own = [(n, i) for n in range(len(places)) for i, c in enumerate(cells) if hook_of(c.site, c.layer) == name]
         for first in range(0, len(own), n_rows):
             part = own[first : first + n_rows]
-            given = [(places[n].mask.to(device), cells[i].head) for n, i in part]
-            normed = _go_on(model, states, base, name, cells[part[0][1]].layer, lent[name], given, pairs)
+            given = [
+                exchanging(lent[name], places[n].mask(pairs).to(device), cells[i].head, cells[i].site) for n, i in part
+            ]
+            normed = _go_on(model, states, base, name, cells[part[0][1]].layer, given, pairs)
             after = measure_streams(model, normed, pairs, metric, clean)
             for (n, i), value in zip(part, after, strict=True):
                 found[n, i] = value - before
@@ -79,16 +82,15 @@ def _go_on(
     tokens: Tensor,
     name: str,
     layer: int,
-    source: Tensor,
-    given: Sequence[tuple[Tensor, int]],
+    given: Sequence[Replace],
     pairs: PairTokens,
 ) -> Tensor:
-    """What the unembedding reads under each given exchange (mask, head) at one hook, [exchange pair d_model]."""
+    """What the unembedding reads under each exchange at one hook, [exchange pair d_model]."""
     n = len(given)
 
     def replace(x: Tensor, hook: Any) -> Tensor:
         parts = x.chunk(n)
-        return torch.cat([exchanged(own, source, *how) for own, how in zip(parts, given, strict=True)])
+        return torch.cat([exchange(own, hook) for own, exchange in zip(parts, given, strict=True)])
 
     with model.hooks(fwd_hooks=[(name, replace)]):
         if states is None:

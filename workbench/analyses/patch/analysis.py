@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from workbench.analyses.patch.cost import cost
 from workbench.analyses.patch.figures import draw_heads, draw_positions
-from workbench.analyses.tasks.settings import TaskSettings, open_pairs
+from workbench.analyses.tasks.columns import COUNTS, GAP_LIMITS, SHARE
+from workbench.analyses.tasks.jobs import drop_parts, find_status, open_pairs
+from workbench.analyses.tasks.settings import MEMORY, POSITION, EffectSettings
 from workbench.extend import Analysis, Column, Integers, Job, Names, Table
 
 if TYPE_CHECKING:
@@ -17,53 +19,29 @@ if TYPE_CHECKING:
 
     from workbench.data.pairs import PairTokens
 
-MEASURED, ABSENT = "measured", "task_absent"
 
-
-class PatchSettings(TaskSettings):
-    """What is exchanged, where, and which way."""
+class PatchSettings(EffectSettings):
+    """What is exchanged, and where."""
 
     site: Names = Field(
         default=("z",),
         description="activations, each by itself: some of resid_pre,resid_mid,resid_post,attn_out,mlp_out,z,q,k,v,"
         "rot_q,rot_k,pattern and, with attention residuals, sources",
     )
-    position: Names = Field(
-        default=("all",),
-        description="where: all (together), each (by itself), numbers, or names that the task gives, such as end",
-    )
-    direction: Names = Field(
-        default=("denoise",),
-        description="denoise (the clean prompt's activation into the corrupt one), noise (the reverse), or both",
-    )
+    position: Names = Field(default=("all",), description=f"an activation is exchanged {POSITION}")
     layers: Integers | None = Field(default=None, description="layers, such as 0,2,5-7; by default all")
     heads: Integers | None = Field(
         default=None, description="heads, such as 0,2,5-7; by default all; of k, v and rot_k key/value heads"
     )
-    n_bootstrap: int = Field(
-        default=2000, description="draws of the intervals over clusters of pairs, and of the test's signs", ge=100
-    )
-    memory_gib: float = Field(default=1.0, description="memory to use besides the weights, GiB", ge=0, le=1e6)
-
-    @field_validator("site", "position", "direction")
-    @classmethod
-    def _are_named(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names or not all(names) or len(set(names)) < len(names):
-            raise ValueError(f"got {','.join(names)!r}; expected names, each once")
-        return names
-
-    @field_validator("direction")
-    @classmethod
-    def _are_directions(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if set(names) - {"denoise", "noise"}:
-            raise ValueError(f"got {','.join(names)!r}; expected denoise, noise or denoise,noise")
-        return names
+    memory_gib: float = MEMORY
 
     @property
     def what(self) -> dict[str, Any]:
         """The settings as the engine's arguments."""
+        from workbench.models.costs import bytes_of
+
         own = self.model_dump(include={"site", "position", "direction", "layers", "heads"})
-        return own | {"memory_budget_bytes": int(self.memory_gib * (1 << 30))}
+        return own | {"memory_budget_bytes": bytes_of(self.memory_gib)}
 
 
 def _open(job: Job) -> tuple[Any, PairTokens, Any]:
@@ -83,11 +61,8 @@ def check(job: Job) -> None:
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     """The table; the readings of each part (some pairs, in one direction, patched in one layer) are kept as files from
     which a killed run goes on."""
-    import numpy as np
-
     from workbench.analyses.patch.patching import iterate_patching, patching_table, to_tensors
     from workbench.analyses.patch.records import LayerReadings
-    from workbench.analyses.tasks.gate import gate
     from workbench.runs.resume_state import read_state, write_state
 
     model, pairs, plan = _open(job)
@@ -98,12 +73,10 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
         write_state(job.directory / f"part_{len(parts):09d}.safetensors", to_tensors(part))
         parts.append(part)
         job.progress(len(parts) / len(plan.parts))
-    is_done = gate(model, pairs, np.random.default_rng(job.seed), job.settings.n_bootstrap).is_passed
     about: dict[str, Any] = {"name": job.subject.name, "seed": job.subject.seed, "draw_seed": job.seed}
-    about |= {"n_bootstrap": job.settings.n_bootstrap, "status": MEASURED if is_done else ABSENT}
+    about |= {"n_bootstrap": job.settings.n_bootstrap, "status": find_status(job, model, pairs)}
     table = patching_table(plan, parts, pairs, **about)
-    for file in sorted(job.directory.glob("part_*.safetensors"), reverse=True):
-        file.unlink()
+    drop_parts(job.directory)
     return {"patching": table}
 
 
@@ -132,22 +105,15 @@ patch = Analysis(
             "patching",
             key=("model", "seed", "task", "site", "direction", "layer", "head", "position"),
             columns=[
-                Column(
-                    "recovery", "Σ effects / Σ gaps; empty where the gap is within 3 standard errors of 0", unit="1"
-                ),
-                Column("ci_low", unit="1"),
-                Column("ci_high", unit="1"),
+                *SHARE,
                 Column("p", "of effect = 0, adjusted for the cells of the site and direction", unit="1"),
                 Column("effect", "mean change of m in the base"),
                 Column("kl", "KL(clean‖patched) of the last token's prediction", unit="nats"),
                 Column("delta_logprob", "change of the answer's log-probability", unit="nats"),
                 Column("delta_prob", "change of the answer's probability", unit="1"),
                 Column("gap", "mean m of the source − m of the base"),
-                Column("gap_low"),
-                Column("gap_high"),
-                Column("n_pairs", kind="integer"),
-                Column("n_clusters", "what the intervals are over", kind="integer"),
-                Column("status", "measured, or task_absent by the gate", kind="text"),
+                *GAP_LIMITS,
+                *COUNTS,
             ],
             trailing=[
                 Column("base_kl", "KL(clean‖base)", unit="nats"),

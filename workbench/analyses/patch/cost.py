@@ -18,7 +18,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.analyses.patch.sizes import held_bytes, plan_sizes
     from workbench.analyses.tasks.cost import PROMPT_TOKENS
     from workbench.models.checks import choose
-    from workbench.models.costs import forward_flops, weights_bytes
+    from workbench.models.costs import bytes_of, forward_flops, weights_bytes
 
     wide = cfg.dtype.itemsize < 4
     run = cfg.model_copy(update={"dtype": _float32()}) if wide else cfg
@@ -27,7 +27,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     n_places = sum(length if name == "each" else 1 for name in settings.position)
     sites = [name for name in settings.site if name in SITES]
     n_cells = n_places * sum(len(heads_of(cfg, name, settings.heads)) for name in sites)
-    sizes = plan_sizes(run, length, n, sites, int(settings.memory_gib * (1 << 30)))
+    sizes = plan_sizes(run, length, n, sites, bytes_of(settings.memory_gib))
     a_pass = forward_flops(cfg, n, length, unembedded=0)
     share = 1.0 if tuple(settings.position) == ("all",) else 0.5  # of a prompt, behind the position
     behind = sum(1 - (layer + 0.5) / cfg.n_layers for layer in layers)

@@ -16,6 +16,7 @@ from workbench.analyses.patch.sites import SITES, Cell, Place, exchanging, hook_
 from workbench.analyses.patch.sizes import Sizes
 from workbench.data.pairs import PairTokens
 from workbench.models.checks import device_of, run_hooked, run_watched
+from workbench.models.costs import check_budget
 
 _TOKENS_A_BATCH = 8192
 
@@ -26,8 +27,7 @@ def plan_generic(cfg: Any, n_ctx: int, n_pairs: int, sites: Sequence[str], budge
     maps = 4 * cfg.n_heads * n_ctx
     # logits of all positions with a copy that the model's own forward may make; a block, and the sites of a layer
     held = 4 * n_ctx * (2 * cfg.d_vocab + width + maps) + 4 * 8 * cfg.d_vocab
-    if held > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {held} for one cell of one pair")
+    check_budget(budget, held, "one cell of one pair")
     n = max(1, min(n_pairs, budget // held, _TOKENS_A_BATCH // n_ctx))
     return Sizes(n, n * n_ctx, n * cfg.d_vocab)
 

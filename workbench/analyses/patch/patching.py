@@ -16,19 +16,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.paired_effects import recovery, sign_flip_test
+from probes.paired_effects import recovery
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.patch.engine import Batch, open_batch, patch_layer
 from workbench.analyses.patch.generic import open_generic, patch_layer_generic, plan_generic
-from workbench.analyses.patch.records import DIRECTIONS, LayerReadings, join_layers, join_pairs
+from workbench.analyses.patch.records import LayerReadings, join_layers, join_pairs
 from workbench.analyses.patch.sites import Cell, Place, cells_of, check_heads, check_sites, hook_of, places_of
 from workbench.analyses.patch.sizes import Sizes, plan_sizes
-from workbench.data.pairs import PairTokens
-from workbench.models.checks import as_list, check_read, checked_tokens, choose, is_whole
+from workbench.analyses.tasks.columns import MEASURED, counts, gap_values, named, p_by_site, share_values
+from workbench.analyses.tasks.gate import check_pairs
+from workbench.data.pairs import DIRECTIONS, PairTokens
+from workbench.models.checks import check_read, choose, is_whole, some_of
+from workbench.models.costs import MEMORY_BUDGET_BYTES
 from workbench.models.transformer import HookedLM
-
-MEMORY_BUDGET_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -118,28 +119,14 @@ def make_plan(
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
 ) -> Plan:
     """What is patched, checked; errors as `patch`."""
-    check_pairs(model, pairs)
+    check_pairs("patch", model, pairs)
     sites = check_sites(model, site)
     check_heads(model.cfg, sites, heads)
-    directions = as_list("direction", direction)
-    if not directions or set(directions) - set(DIRECTIONS) or len(set(directions)) < len(directions):
-        raise ValueError(f"direction: got {','.join(map(str, directions))!r}; expected some of {','.join(DIRECTIONS)}")
+    directions = some_of("direction", direction, DIRECTIONS)
     chosen, places = choose("layers", layers, model.cfg.n_layers), places_of(pairs, position)
     size = plan_sizes if is_whole(model) else plan_generic
     sizes = size(model.cfg, pairs.clean.shape[1], len(pairs), sites, memory_budget_bytes)
-    return Plan(chosen, cells_of(model.cfg, sites, places, heads), places, tuple(directions), sizes, len(pairs))
-
-
-def check_pairs(model: Any, pairs: PairTokens) -> None:
-    """Raise ValueError for pairs whose prompts are not of one length, or do not fit the model."""
-    clean, corrupt = (checked_tokens("patch", model, own) for own in (pairs.clean, pairs.corrupt))
-    if clean.shape != corrupt.shape or pairs.is_token.shape != clean.shape:
-        got = f"{list(clean.shape)} and {list(corrupt.shape)}"
-        raise ValueError(f"patch: got clean and corrupt prompts {got}; expected prompts of one length, pair by pair")
-    if not bool(pairs.is_token[:, 0].all()):
-        raise ValueError("patch: got a prompt that begins with filling; expected tokens first, filling behind them")
-    if bool((pairs.is_token[:, 1:] & ~pairs.is_token[:, :-1]).any()):
-        raise ValueError("patch: got filling between the tokens of a prompt; expected it behind them")
+    return Plan(chosen, cells_of(model.cfg, sites, places, heads), places, directions, sizes, len(pairs))
 
 
 def iterate_patching(model: Any, pairs: PairTokens, plan: Plan, start: int = 0) -> Iterator[LayerReadings]:
@@ -190,7 +177,7 @@ def patching_table(
     seed: int,
     n_bootstrap: int = 2000,
     draw_seed: int = 0,
-    status: str = "measured",
+    status: str = MEASURED,
 ) -> pd.DataFrame:
     """patching's rows from the readings of all parts; see `patch`."""
     rows = [(cell.site, layer, cell.head, cell.place) for layer in plan.layers for cell in plan.cells]
@@ -202,19 +189,16 @@ def patching_table(
     table = pd.concat(tables, ignore_index=True)
     first = ["site", "direction", "layer", "head", "position"]
     table = table[[*first, *[own for own in table if own not in first]]]
-    for column, value in (("task", pairs.name), ("seed", seed), ("model", name)):
-        table.insert(0, column, value)
     there = {place.name: _stands_there(place, pairs) for place in plan.places}
-    counts = {"n_pairs": len(pairs), "n_clusters": len(np.unique(clusters))}
-    return table.assign(**counts, status=status, stands_there=table["position"].map(there))
+    return named(table, pairs, name, seed).assign(**counts(pairs, status), stands_there=table["position"].map(there))
 
 
 def _stands_there(place: Place, pairs: PairTokens) -> str:
     """The names that the task gives a numbered position, where it is the same in all pairs."""
     if place.at is None or not place.name.isdecimal():
         return ""
-    named = {**pairs.positions, "end": pairs.last}
-    return "/".join(name for name, at in named.items() if bool((at.cpu() == place.at.cpu()).all()))
+    names = {**pairs.positions, "end": pairs.last}
+    return "/".join(name for name, at in names.items() if bool((at.cpu() == place.at.cpu()).all()))
 
 
 def _values(
@@ -225,23 +209,16 @@ def _values(
     effects = found.effect.numpy() - base[0]
     rng = np.random.default_rng(seed)
     share = recovery(effects, source[0] - base[0], rng, clusters, n_draws)
-    p = np.full(len(effects), np.nan)
-    for site in dict.fromkeys(sites):  # a map is a site's
-        p[sites == site] = sign_flip_test(effects[sites == site], rng, clusters, n_draws)
     logprob = found.logprob.numpy()
     return {
-        "recovery": share.share,
-        "ci_low": share.low,
-        "ci_high": share.high,
-        "p": p,
+        **share_values(share),
+        "p": p_by_site(effects, sites, rng, clusters, n_draws),
         "effect": effects.mean(1),
         "kl": found.kl.numpy().mean(1),
         "base_kl": base[2].mean(),
         "delta_logprob": (logprob - base[1]).mean(1),
         "delta_prob": (np.exp(logprob) - np.exp(base[1])).mean(1),
-        "gap": share.gap.mean,
-        "gap_low": share.gap.interval.low,
-        "gap_high": share.gap.interval.high,
+        **gap_values(share.gap),
     }
 
 

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-DIRECTIONS = ("denoise", "noise")
 READINGS = ("effect", "logprob", "kl")
 
 

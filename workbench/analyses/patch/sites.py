@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM
-from workbench.models.checks import as_list, choose
+from workbench.models.checks import as_list, choose, some_of
 
 Kind = Literal["stream", "query", "key", "state"]
 WHOLE = -1  # the head of a site without heads
@@ -81,15 +81,11 @@ def check_sites(model: Any, sites: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: none, an unknown one, one given twice, and one that the model has not or does not read.
     """
-    names = as_list("site", sites)
-    if not names or set(names) - set(SITES) or len(set(names)) < len(names):
-        raise ValueError(
-            f"site: got {','.join(map(str, names)) or 'none'}; expected some of {','.join(SITES)}, each once"
-        )
+    names = some_of("site", sites, SITES)
     for name in names:
         if reason := _why_not(model, name):
             raise ValueError(f"site: got {name} of {model.cfg.model_name}, {reason}")
-    return tuple(names)
+    return names
 
 
 def _why_not(model: Any, name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workbench.analyses.patch.sites import SITES
 from workbench.models import ModelConfig
-from workbench.models.costs import block_width
+from workbench.models.costs import block_width, check_budget
 
 LOGITS_HELD = 1 << 22  # logits of one chunk, elements; larger ones gain nothing on a CPU
 TOKENS_TOGETHER = 2048  # tokens that continue together; more gain nothing on a CPU
@@ -38,8 +38,7 @@ def plan_sizes(
     scale = 1 if cfg.device == "cpu" else _ON_A_GPU
     kept, continued = bytes_per_pair(cfg, n_ctx, sites), bytes_per_token(cfg)
     least = kept + n_ctx * continued + _logit_bytes(cfg, cfg.d_vocab)
-    if least > budget:
-        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for one cell of one pair")
+    check_budget(budget, least, "one cell of one pair")
     logits_held = max(cfg.d_vocab, min(scale * LOGITS_HELD, budget // (8 * _logit_bytes(cfg, 1))))
     logits_held = min(logits_held, (budget - kept - n_ctx * continued) // _logit_bytes(cfg, 1))
     rest = budget - _logit_bytes(cfg, logits_held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,15 +10,17 @@ from pydantic import Field
 
 from workbench.analyses.paths.cost import cost
 from workbench.analyses.paths.figures import draw_paths, draw_strongest_paths
-from workbench.analyses.tasks.settings import TaskSettings, open_pairs
+from workbench.analyses.tasks.columns import COUNTS, GAP_LIMITS, SHARE
+from workbench.analyses.tasks.jobs import drop_parts, find_status, keeper, open_pairs
+from workbench.analyses.tasks.settings import MEMORY, METRIC, POSITION, EffectSettings
 from workbench.extend import Analysis, Column, Integers, Job, Names, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class PathsSettings(TaskSettings):
-    """Which paths, on which pairs of prompts."""
+class PathsSettings(EffectSettings):
+    """Which paths, and how they are taken."""
 
     into: Names = Field(
         default=("logits", "strongest"),
@@ -28,23 +30,14 @@ class PathsSettings(TaskSettings):
     senders: Names = Field(default=("heads",), description="kinds of senders, of heads and mlps")
     layers: Integers | None = Field(default=None, description="layers of the senders; by default all")
     heads: Integers | None = Field(default=None, description="heads that send; by default all")
-    direction: Names = Field(
-        default=("denoise",), description="denoise: base corrupt, source clean; noise: the reverse"
-    )
-    position: Names = Field(
-        default=("all",), description="where the sender's output is changed: all together, or positions the task names"
-    )
+    position: Names = Field(default=("all",), description=f"the sender's output is changed {POSITION}")
     mlps: Literal["frozen", "live"] = Field(
         default="frozen", description="live: MLPs between sender and receiver follow; heads never do"
     )
     freeze_scale: bool = Field(default=False, description="the receiver's norm keeps the scale it has of the base")
     per_query_head: bool = Field(default=False, description="k and v of each query head where heads share them")
-    metric: Literal["effect", "logprob", "prob", "kl"] = Field(
-        default="effect",
-        description="the task's own effect; log-probability or probability of the answer; KL from the clean prediction",
-    )
-    n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters of pairs", ge=100)
-    memory_budget_bytes: int = Field(default=1 << 30, description="bytes for everything held besides the weights", ge=1)
+    metric: Literal["effect", "logprob", "prob", "kl"] = METRIC
+    memory_gib: float = MEMORY
 
 
 def requires(*configs: Any) -> str:
@@ -59,12 +52,14 @@ def open_plan(job: Job) -> tuple[Any, Any, Any]:
     from workbench.analyses.ablate.precision import as_float32
     from workbench.analyses.paths.edges import How
     from workbench.analyses.paths.parts import check_model, make_plan
+    from workbench.models.costs import bytes_of
 
     own = job.settings
     check_model(job.subject.model)
     model, pairs = as_float32(job.subject.model), open_pairs(job)
     how = How(mlps=own.mlps, is_scale_frozen=own.freeze_scale, is_per_query_head=own.per_query_head, metric=own.metric)
-    options = own.model_dump(include={"senders", "direction", "position", "memory_budget_bytes"})
+    options = own.model_dump(include={"senders", "direction", "position"})
+    options["memory_budget_bytes"] = bytes_of(own.memory_gib)
     return model, pairs, make_plan(model, pairs, own.into, own.layers, own.heads, how=how, **options)
 
 
@@ -75,34 +70,16 @@ def check(job: Job) -> None:
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     """The table; the paths to each layer's receivers are kept as files from which a killed run goes on."""
-    import numpy as np
-
     from workbench.analyses.paths.mapping import iterate_paths, paths_table
-    from workbench.analyses.tasks.gate import gate
 
     model, pairs, plan = open_plan(job)
     found = list(iterate_paths(model, pairs, plan, job.progress, keeper(job.directory)))
-    is_passed = gate(model, pairs, np.random.default_rng(job.seed)).is_passed
     table = paths_table(
         found, pairs, model.cfg.parallel_attn_mlp, name=job.subject.name, seed=job.subject.seed,
-        n_bootstrap=job.settings.n_bootstrap, draw_seed=job.seed, status="measured" if is_passed else "task_absent",
+        n_bootstrap=job.settings.n_bootstrap, draw_seed=job.seed, status=find_status(job, model, pairs),
     )  # fmt: skip
-    for file in sorted(job.directory.glob("part_*.safetensors")):
-        file.unlink()
+    drop_parts(job.directory)
     return {"paths": table}
-
-
-def keeper(directory: Path) -> Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]]:
-    """What reads a part's tensors from its file, or makes and writes them."""
-    from workbench.runs.resume_state import read_state, write_state
-
-    def keep(name: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        file = directory / f"part_{name}.safetensors"
-        if not file.is_file():
-            write_state(file, {key: value.contiguous() for key, value in make().items()})
-        return read_state(file)[0]
-
-    return keep
 
 
 def say(directory: Path) -> dict[str, Any]:
@@ -140,22 +117,17 @@ paths = Analysis(
                 "head_b",
             ),  # fmt: skip
             columns=[
-                Column("recovery", "Σ effects/Σ gaps; empty where the gap is less than 3 standard errors", unit="1"),
-                Column("ci_low", unit="1"),
-                Column("ci_high", unit="1"),
+                *SHARE,
                 Column("p", "of the mean effect being 0, adjusted for all paths to one kind of receiver", unit="1"),
                 Column("effect", "mean change of the measure by the path"),
                 Column("gap", "mean measure of the source − that of the base"),
-                Column("gap_low"),
-                Column("gap_high"),
+                *GAP_LIMITS,
             ],
             trailing=[
                 Column("mlps", "between sender and receiver: frozen or live", kind="text"),
                 Column("scale", "of the receiver's norm: recomputed or frozen", kind="text"),
                 Column("metric", "effect (the task's own), logprob, prob or kl", kind="text"),
-                Column("n_pairs", kind="integer"),
-                Column("n_clusters", "what the intervals are over", kind="integer"),
-                Column("status", "measured; task_absent: the model does not do the task", kind="text"),
+                *COUNTS,
             ],
             meaning="One path: the output of head_a of layer_a (head −1: its MLP) as site of head_b of layer_b reads "
             "it, all else as it was. site is q, k, v, mlp or logits (layer_b: the number of layers); head_b −1 is an "

@@ -23,7 +23,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
         token_bytes,
     )
     from workbench.analyses.tasks.cost import PROMPT_TOKENS
-    from workbench.models.costs import forward_flops, weights_bytes
+    from workbench.models.costs import bytes_of, forward_flops, weights_bytes
 
     own, length = settings, min(PROMPT_TOKENS, cfg.n_ctx)
     senders = make_senders(cfg, own.senders, own.layers, own.heads)
@@ -37,7 +37,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
         (1 - receiver.layer / cfg.n_layers) * sum(is_ahead(s, receiver, cfg.parallel_attn_mlp) for s in senders)
         for receiver in receivers
     )
-    sizes = plan_sizes(cfg, length, own.n_pairs, len(senders), own.memory_budget_bytes)
+    sizes = plan_sizes(cfg, length, own.n_pairs, len(senders), bytes_of(own.memory_gib))
     held = min(sizes.n_pairs, own.n_pairs) * pair_bytes(cfg, length, len(senders))
     held += sizes.n_tokens * token_bytes(cfg)
     return Cost(

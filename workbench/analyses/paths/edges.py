@@ -19,6 +19,7 @@ from einops import einsum
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from workbench.analyses.patch.sites import places_of
 from workbench.analyses.paths.layer_runs import (
     LayerRun,
     Sizes,
@@ -36,7 +37,6 @@ from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM
 from workbench.models.block import Block
 
-Direction = Literal["denoise", "noise"]
 WHOLE = -1  # the head of a sender or receiver that is an MLP, or the logits
 
 
@@ -78,10 +78,10 @@ class How:
         is_scale_frozen: whether the receiver's norm keeps the scale of the base.
         is_per_query_head: whether k and v are of each query head rather than of each key/value head.
         metric: what is measured.
-        position: named position at which the sender's output is changed; all of them by default.
+        position: at which the sender's output is changed, as `patch.sites.places_of` names it.
     """
 
-    direction: Direction = "denoise"
+    direction: str = "denoise"
     mlps: Literal["frozen", "live"] = "frozen"
     is_scale_frozen: bool = False
     is_per_query_head: bool = False
@@ -129,10 +129,10 @@ class _Batch:
         start = first_difference(pairs)
         device = model.W_E.device
         last = pairs.last
-        clean, corrupt = (run_layers(model, own.to(device), last, start) for own in (pairs.clean, pairs.corrupt))
-        self.base, self.source = (corrupt, clean) if how.direction == "denoise" else (clean, corrupt)
+        sides = pairs.sides(how.direction)
+        self.base, self.source = (run_layers(model, own.to(device), last, start) for own in sides)
         self.pairs, self.n_pos = pairs, pairs.clean.shape[1] - start
-        self.clean_final = clean.final
+        self.clean_final = (self.source if how.direction == "denoise" else self.base).final
         self.base_measure = self._measure(self.base.final[None])[0]
         self.n_rows = max(1, sizes.n_tokens // (len(pairs) * self.n_pos))
         self.mask = _mask(pairs, how.position, start).to(device)
@@ -260,8 +260,4 @@ class _Batch:
 
 def _mask(pairs: PairTokens, position: str, start: int) -> Tensor:
     """[pair pos] from `start` on: True where the sender's output is changed."""
-    is_in = pairs.is_token[:, start:].clone()
-    if position != "all":
-        at = pairs.last if position == "end" else pairs.positions[position]
-        is_in &= torch.arange(start, pairs.clean.shape[1]) == at[:, None]
-    return is_in
+    return places_of(pairs, [position])[0].mask(pairs)[:, start:]

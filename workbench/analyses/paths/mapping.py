@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.paired_effects import recovery, sign_flip_test
+from probes.paired_effects import recovery
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.paths.edges import WHOLE, How, PathEffects, Receiver, is_ahead, path_effects
 from workbench.analyses.paths.measures import Metric
-from workbench.analyses.paths.parts import MEMORY_BUDGET_BYTES, STRONGEST, Plan, check_model, make_plan, receivers_of
+from workbench.analyses.paths.parts import STRONGEST, Plan, check_model, make_plan, receivers_of
+from workbench.analyses.tasks.columns import MEASURED, counts, gap_values, named, p_by_site, share_values
+from workbench.analyses.tasks.jobs import Keep
 from workbench.data.pairs import PairTokens
 from workbench.models import HookedLM
+from workbench.models.costs import MEMORY_BUDGET_BYTES
 
 
 def paths(
@@ -57,7 +60,8 @@ def paths(
         layers, heads: of the senders; all by default.
         senders: heads, mlps.
         direction: denoise, base corrupt and source clean; noise, the reverse.
-        position: at which the sender's output is changed: all together, or positions that the pairs name.
+        position: at which the sender's output is changed: all together, each by itself, numbers, or positions that the
+            pairs name (`end` is the last token).
         mlps: live lets MLPs between sender and receiver follow; heads never do.
         freeze_scale: the receiver's norm keeps the scale of the base, so that what it reads is additive.
         per_query_head: k and v of each query head, where heads share them; else of the key/value head.
@@ -93,12 +97,9 @@ def iterate_paths(
     pairs: PairTokens,
     plan: Plan,
     tell: Callable[[float], None],
-    keep: Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]] = lambda name, make: make(),
+    keep: Keep = lambda name, make: make(),
 ) -> Iterator[Part]:
-    """The effects of the plan's paths, a part for every direction, position and receivers' layer.
-
-    keep: takes a part's name and what makes its tensors; returns them, from a file where it has them.
-    """
+    """The effects of the plan's paths, a part for every direction, position and receivers' layer."""
     for number, how in enumerate(plan.hows):
         receivers = plan.receivers
         if plan.n_strongest:
@@ -119,7 +120,7 @@ def _part(
     how: How,
     receivers: Sequence[Receiver],
     name: str,
-    keep: Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]],
+    keep: Keep,
 ) -> PathEffects:
     is_parallel = model.cfg.parallel_attn_mlp
     senders = [s for s in plan.senders if any(is_ahead(s, r, is_parallel) for r in receivers)]
@@ -151,7 +152,7 @@ def paths_table(
     seed: int,
     n_bootstrap: int = 2000,
     draw_seed: int = 0,
-    status: str = "measured",
+    status: str = MEASURED,
 ) -> pd.DataFrame:
     """The rows of paths from the effects of all parts; see `paths`."""
     clusters, tables = pairs.clusters.numpy(), []
@@ -165,9 +166,7 @@ def paths_table(
     first = ["site", "direction", "position", "layer_a", "head_a", "layer_b", "head_b"]
     about = list(_about(parts[0][0]))
     table = table[[*first, *[own for own in table if own not in (*first, *about)], *about]]
-    for column, value in (("task", pairs.name), ("seed", seed), ("model", name)):
-        table.insert(0, column, value)
-    return table.assign(n_pairs=len(pairs), n_clusters=len(np.unique(clusters)), status=status)
+    return named(table, pairs, name, seed).assign(**counts(pairs, status))
 
 
 def _about(how: How) -> dict[str, Any]:
@@ -192,16 +191,5 @@ def _values(
     """The columns of a direction's rows."""
     rng = np.random.default_rng(seed)
     share = recovery(effects, gaps, rng, clusters, n_draws)
-    p = np.full(len(effects), np.nan)
-    for site in dict.fromkeys(sites):  # a map is of one kind of receiver
-        p[sites == site] = sign_flip_test(effects[sites == site], rng, clusters, n_draws)
-    return {
-        "recovery": share.share,
-        "ci_low": share.low,
-        "ci_high": share.high,
-        "p": p,
-        "effect": effects.mean(1),
-        "gap": share.gap.mean,
-        "gap_low": share.gap.interval.low,
-        "gap_high": share.gap.interval.high,
-    }
+    p = p_by_site(effects, sites, rng, clusters, n_draws)
+    return {**share_values(share), "p": p, "effect": effects.mean(1), **gap_values(share.gap)}

@@ -17,6 +17,12 @@ METRICS: tuple[Metric, ...] = ("effect", "logprob", "prob", "kl")
 LOGITS_HELD = 1 << 24  # numbers
 
 
+def check_metric(metric: str) -> None:
+    """Raise ValueError for what is no metric."""
+    if metric not in METRICS:
+        raise ValueError(f"metric: got {metric!r:.40}; expected one of {', '.join(METRICS)}")
+
+
 def measure_streams(
     model: HookedLM,
     normed: Float[Tensor, "n pair d_model"],

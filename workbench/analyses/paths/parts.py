@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
-from workbench.analyses.paths.edges import WHOLE, Direction, How, Receiver, Sender, is_ahead
+from workbench.analyses.patch.sites import places_of
+from workbench.analyses.paths.edges import WHOLE, How, Receiver, Sender, is_ahead
 from workbench.analyses.paths.layer_runs import Sizes
-from workbench.analyses.paths.measures import METRICS
-from workbench.data.pairs import PairTokens
+from workbench.analyses.paths.measures import check_metric
+from workbench.analyses.tasks.gate import check_pairs
+from workbench.data.pairs import DIRECTIONS, PairTokens
 from workbench.models import HookedLM, ModelConfig
-from workbench.models.checks import as_list, checked_tokens, choose, is_whole
-from workbench.models.costs import block_width
+from workbench.models.checks import as_list, check_whole, choose, some_of
+from workbench.models.costs import MEMORY_BUDGET_BYTES, block_width, check_budget
 from workbench.models.transformer import check_ours
 
-MEMORY_BUDGET_BYTES = 1 << 30
 TOKENS_TOGETHER = 2048  # that go on together; more gain nothing on a CPU
 ON_A_GPU = 16  # times as many
-DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 SITES = ("q", "k", "v", "mlp", "logits")
 STRONGEST = "strongest"
 _HEAD, _MLP = re.compile(r"(\d{1,4})\.(\d{1,4})\.([qkv])"), re.compile(r"(\d{1,4})\.mlp")
@@ -46,8 +46,7 @@ def check_model(model: Any) -> None:
     check_ours("paths", model)
     if why := why_not(model.cfg):
         raise ValueError(f"paths: got {why}; expected a model of one residual stream, whose parts add to it")
-    if not is_whole(model):
-        raise ValueError("paths: got a model on several devices; expected one")
+    check_whole("paths", model)
 
 
 def why_not(*configs: ModelConfig) -> str:
@@ -58,16 +57,6 @@ def why_not(*configs: ModelConfig) -> str:
         if cfg.extensions.attn_res is not None:
             return "attention residuals, whose routing reads a part's output by weights that depend on it"
     return ""
-
-
-def check_pairs(who: str, model: Any, pairs: PairTokens) -> None:
-    """Raise ValueError for what is no pairs of prompts of the model's vocabulary, the two of each equally long."""
-    if not isinstance(pairs, PairTokens):
-        raise ValueError(f"{who}: got pairs of {type(pairs).__name__}; expected PairTokens (workbench.data.tasks)")
-    clean, corrupt = (checked_tokens(who, model, own) for own in (pairs.clean, pairs.corrupt))
-    if clean.shape != corrupt.shape or pairs.is_token.shape != clean.shape:
-        got = f"{list(clean.shape)} and {list(corrupt.shape)}"
-        raise ValueError(f"{who}: got clean and corrupt prompts {got}; expected prompts of one length, pair by pair")
 
 
 def make_plan(
@@ -92,29 +81,21 @@ def make_plan(
     check_model(model)
     check_pairs("paths", model, pairs)
     own = how or How()
-    if own.metric not in METRICS:
-        raise ValueError(f"metric: got {own.metric!r:.40}; expected one of {', '.join(METRICS)}")
-    directions = _some("direction", direction, DIRECTIONS)
-    positions = _some("position", position, ("all", *dict.fromkeys([*pairs.positions, "end"])))
+    check_metric(own.metric)
+    directions = some_of("direction", direction, DIRECTIONS)
+    places = places_of(pairs, position)
     sending = make_senders(model.cfg, senders, layers, heads)
     receiving, n_strongest = make_receivers(model.cfg, into, sending, own.is_per_query_head)
-    hows = tuple(replace(own, direction=d, position=p) for d in directions for p in positions)
+    hows = tuple(replace(own, direction=d, position=place.name) for d in directions for place in places)
     sizes = plan_sizes(model.cfg, pairs.clean.shape[1], len(pairs), len(sending), memory_budget_bytes)
     return Plan(sending, receiving, n_strongest, hows, sizes)
-
-
-def _some(what: str, given: Sequence[str], known: Sequence[str]) -> tuple[Any, ...]:
-    found = as_list(what, given)
-    if not found or set(found) - set(known) or len(set(found)) < len(found):
-        raise ValueError(f"{what}: got {','.join(map(str, found))!r:.60}; expected some of {', '.join(known)}")
-    return tuple(found)
 
 
 def make_senders(
     cfg: ModelConfig, kinds: Sequence[str], layers: Sequence[int] | int | None, heads: Sequence[int] | int | None
 ) -> tuple[Sender, ...]:
     """The senders of these kinds (heads, mlps) in these layers, by layer, an MLP ahead of the heads."""
-    chosen, own = _some("senders", kinds, ("heads", "mlps")), choose("layers", layers, cfg.n_layers)
+    chosen, own = some_of("senders", kinds, ("heads", "mlps")), choose("layers", layers, cfg.n_layers)
     which = choose("heads", heads, cfg.n_heads) if "heads" in chosen else ()
     numbers = (*((WHOLE,) if "mlps" in chosen else ()), *which)
     return tuple(Sender(layer, head) for layer in own for head in numbers)
@@ -180,9 +161,7 @@ def plan_sizes(cfg: ModelConfig, n_ctx: int, n_pairs: int, n_senders: int, budge
         ValueError: a budget too small for one pair.
     """
     of_pair, of_token = pair_bytes(cfg, n_ctx, n_senders), token_bytes(cfg)
-    if of_pair + n_ctx * of_token > budget:
-        least = of_pair + n_ctx * of_token
-        raise ValueError(f"memory_budget_bytes: got {budget}; expected at least {least} for one pair")
+    check_budget(budget, of_pair + n_ctx * of_token, "one pair")
     wanted = TOKENS_TOGETHER * (1 if cfg.device == "cpu" else ON_A_GPU)
     together = max(1, min(n_pairs, 3 * budget // 4 // of_pair, budget // 4 // (n_ctx * of_token)))
     return Sizes(together, max(together * n_ctx, min(wanted, budget // 4 // of_token)))

@@ -10,7 +10,9 @@ from pydantic import Field, field_validator
 
 from workbench.analyses.scrub.cost import cost
 from workbench.analyses.scrub.figures import draw_contributions, draw_kept_share, draw_necessity
-from workbench.analyses.tasks.settings import TaskSettings, open_pairs
+from workbench.analyses.tasks.columns import MEASURED
+from workbench.analyses.tasks.jobs import drop_parts, find_status, keeper, open_pairs
+from workbench.analyses.tasks.settings import TaskSettings
 from workbench.extend import Analysis, Column, Job, Names, Table
 
 if TYPE_CHECKING:
@@ -81,23 +83,20 @@ def check(job: Job) -> None:
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     """The three tables; m of every pair, part by part, is kept as files from which a killed run goes on."""
-    import numpy as np
-
     from workbench.analyses.ablate.precision import as_float32
     from workbench.analyses.scrub import tables
     from workbench.analyses.scrub.circuits import EVERYTHING, FOUND, NOTHING
     from workbench.analyses.scrub.scrubbing import Options, Scrubber
-    from workbench.analyses.tasks.gate import gate
 
     own, model = job.settings, as_float32(job.subject.model)
     pairs, circuits, heads = _open(job)
     options = Options(own.kind, own.share, own.by_position, own.n_random, job.seed, _budget(job))
-    scrubber = Scrubber(model, pairs, options, _keeper(job), _teller(job, circuits))
+    scrubber = Scrubber(model, pairs, options, keeper(job.directory), _teller(job, circuits))
     front = {"model": job.subject.name, "seed": job.subject.seed, "task": pairs.name}
     about: Any = (job.seed, own.n_bootstrap)
     rows: dict[str, list[dict[str, Any]]] = {"scrubbing": [], "scrubbing_members": [], "scrubbing_heads": []}
-    is_present = gate(model, pairs, np.random.default_rng(job.seed), own.n_bootstrap).is_passed
-    if is_present and scrubber.is_defined(own.n_bootstrap):
+    status = find_status(job, model, pairs)
+    if status == MEASURED and scrubber.is_defined(own.n_bootstrap):
         held = None
         if circuits is None:
             found, held = scrubber.search()
@@ -109,12 +108,11 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
         rows["scrubbing_heads"] = tables.head_rows(heads, scrubber.without_heads(heads), scrubber.ends, *about)
     else:
         names = [FOUND] if circuits is None else [circuit.name for circuit in circuits]
-        status = tables.UNDEFINED if is_present else tables.ABSENT
+        status = tables.UNDEFINED if status == MEASURED else status
         rows["scrubbing"] = tables.unmeasured_rows(
             scrubber.ends, [*names, EVERYTHING, NOTHING], job.seed, own.n_bootstrap, status
         )
-    for file in sorted(job.directory.glob("part_*.safetensors")):
-        file.unlink()
+    drop_parts(job.directory)
     kind = {"kind": own.kind}
     return {
         table.name: tables.table([row | kind for row in rows[table.name]], front, [*table.leading, *LAST[table.name]])
@@ -123,20 +121,9 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
 
 
 def _budget(job: Job) -> int:
-    return int(job.settings.memory_gib * (1 << 30))
+    from workbench.models.costs import bytes_of
 
-
-def _keeper(job: Job) -> Callable[..., Any]:
-    """A part of the results: read where its file is there, else made and written."""
-    from workbench.runs.resume_state import read_state, write_state
-
-    def keep(name: str, make: Callable[[], Any]) -> Any:
-        file = job.directory / f"part_{name}.safetensors"
-        if not file.is_file():
-            write_state(file, {"m": make()})
-        return read_state(file)[0]["m"]
-
-    return keep
+    return bytes_of(job.settings.memory_gib)
 
 
 def _teller(job: Job, circuits: Any) -> Callable[[str, float], None]:
@@ -158,7 +145,7 @@ def say(directory: Path) -> dict[str, Any]:
     circuits: Any = read_table(directory, "scrubbing")
     first = circuits.iloc[0]
     said = {"circuit": first["circuit"], "status": first["status"]}
-    if first["status"] == "measured":
+    if first["status"] == MEASURED:
         said |= {name: float(first[name]) for name in ("kept_share", "random_max", "p")}
         heads: Any = read_table(directory, "scrubbing_heads")
         top = heads.loc[heads["necessity"].idxmax()]

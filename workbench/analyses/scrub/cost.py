@@ -21,7 +21,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from workbench.analyses.scrub.engine import plan_sizes, row_bytes
     from workbench.analyses.scrub.scrubbing import SETS_TOGETHER
     from workbench.analyses.scrub.search import tried_sizes
-    from workbench.models.costs import forward_flops, weights_bytes
+    from workbench.models.costs import bytes_of, forward_flops, weights_bytes
 
     itemsize = max(4, cfg.dtype.itemsize)
     narrow = weights_bytes(cfg) * itemsize / cfg.dtype.itemsize if cfg.dtype.itemsize < itemsize else 0
@@ -35,7 +35,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
         n_tested = n_tested / 2 + n_pairs / 2 * (n_nodes / 2 + n_tried)
     n_forwards = 4 * n_pairs + n_tested + n_pairs * n_heads / 2
     a_pass = forward_flops(cfg, 1, n_pos, unembedded=1)
-    budget = int(settings.memory_gib * (1 << 30))
+    budget = bytes_of(settings.memory_gib)
     kept, row = row_bytes(cfg, n_pos)
     sizes = plan_sizes(cfg, n_pairs, n_pos, SETS_TOGETHER, max(budget, kept + row))
     held = sizes.n_pairs * kept + sizes.n_rows * row

@@ -20,7 +20,7 @@ from torch import Tensor
 from workbench.analyses.scrub.circuits import Nodes, node_mask
 from workbench.data.pairs import PairTokens
 from workbench.models.checks import Hook, check_hooks, check_read, device_of, is_whole, run_hooked, run_watched
-from workbench.models.costs import block_width
+from workbench.models.costs import block_width, check_budget
 from workbench.models.cross_entropy import softcap
 from workbench.models.states import repeat_state
 
@@ -96,8 +96,7 @@ def plan_sizes(cfg: Any, n_pairs: int, n_pos: int, n_sets: int, budget: int) -> 
         ValueError: a budget too small for one set of one pair.
     """
     kept, row = row_bytes(cfg, n_pos)
-    if kept + row > budget:
-        raise ValueError(f"memory_gib: got {budget} bytes; expected at least {kept + row} for one circuit and one pair")
+    check_budget(budget, kept + row, "one circuit and one pair")
     scale = 1 if str(cfg.device) == "cpu" else ON_A_GPU
     together = max(1, min(scale * TOKENS_TOGETHER // n_pos, budget // 2 // row))
     held = max(1, min(n_pairs, together, (budget - min(together, n_pairs) * row) // kept))

@@ -31,14 +31,12 @@ from workbench.analyses.scrub.search import (
     tried_sizes,
     without_each,
 )
+from workbench.analyses.tasks.jobs import Keep
 from workbench.data.pairs import PairTokens
+from workbench.models.costs import MEMORY_BUDGET_BYTES
 
-BUDGET = 1 << 30
 SETS_TOGETHER = 32  # sets whose results are kept as one part, with which a killed run goes on
 SIZES_TOGETHER = 8  # circuits that a search tries at once
-
-Keep = Callable[[str, Callable[[], Tensor]], Tensor]
-"""(name of a part, what makes it) -> the part: made, or read where it has been made before"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Options:
     """whether a search takes each named position of a node by itself"""
     n_random: int = 20
     seed: int = 0
-    budget: int = BUDGET
+    budget: int = MEMORY_BUDGET_BYTES
     """bytes beside the weights"""
 
 
@@ -196,9 +194,9 @@ class Scrubber:
         for start in range(0, len(sets), SETS_TOGETHER):
             some = sets[start : start + SETS_TOGETHER]
 
-            def make(some: Sequence[Exchange] = some) -> Tensor:
-                return exchanged_effects(self.model, prompts, some, self.options.budget)
+            def make(some: Sequence[Exchange] = some) -> dict[str, Tensor]:
+                return {"m": exchanged_effects(self.model, prompts, some, self.options.budget)}
 
-            parts.append(self.keep(f"{stage}_{start // SETS_TOGETHER:04d}", make))
+            parts.append(self.keep(f"{stage}_{start // SETS_TOGETHER:04d}", make)["m"])
             self.tell(stage, min(1.0, (start + len(some)) / len(sets)))
         return torch.cat(parts).numpy()

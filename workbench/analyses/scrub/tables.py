@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from probes.paired_effects import Recovery, mean_gap, recovery, sign_flip_test
+from probes.paired_effects import mean_gap, recovery, sign_flip_test
 from workbench.analyses.scrub.circuits import Node
 from workbench.analyses.scrub.scrubbing import Ends, Tested
+from workbench.analyses.tasks.columns import MEASURED, gap_values
 
 SIGNIFICANT = 0.05  # adjusted p below which a share is not 0, or a head above another
-MEASURED, ABSENT, UNDEFINED = "measured", "task_absent", "gap_undefined"
+UNDEFINED = "gap_undefined"
 LOAD_BEARING, ONE_OF_SEVERAL, NOT_NEEDED = "load-bearing", "one of several", "not needed"
 
 
@@ -33,7 +34,7 @@ def circuit_row(tested: Tested, seed: int, n_bootstrap: int, status: str = MEASU
         "kept_share": found.share[0],
         "ci_low": found.low[0],
         "ci_high": found.high[0],
-        **_gap_columns(found),
+        **gap_values(found.gap),
         "complement_share": found.share[1],
         "complement_low": found.low[1],
         "complement_high": found.high[1],
@@ -119,15 +120,11 @@ def _verdict(share: float, p: float, p_above: float) -> str:
     return LOAD_BEARING if p_above <= SIGNIFICANT else ONE_OF_SEVERAL
 
 
-def _gap_columns(found: Recovery) -> dict[str, float]:
-    return {"gap": found.gap.mean, "gap_low": found.gap.interval.low, "gap_high": found.gap.interval.high}
-
-
 def unmeasured_rows(ends: Ends, names: Sequence[str], seed: int, n_bootstrap: int, status: str) -> list[dict[str, Any]]:
     """Rows of circuits on a task that the model does not do: the gap, and nothing that is a share of it."""
     gap = mean_gap(ends.gaps, np.random.default_rng([seed, 4]), ends.clusters, n_bootstrap)
-    own = {"gap": gap.mean, "gap_low": gap.interval.low, "gap_high": gap.interval.high}
-    own |= {"n_pairs": gap.n_pairs, "n_clusters": gap.n_clusters, "pairs": "all", "status": status, "members": ""}
+    own = {**gap_values(gap), "n_pairs": gap.n_pairs, "n_clusters": gap.n_clusters}
+    own |= {"pairs": "all", "status": status, "members": ""}
     return [{"circuit": name} | own for name in names]
 
 

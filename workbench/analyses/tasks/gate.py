@@ -71,6 +71,21 @@ def gate(model: Any, pairs: PairTokens, rng: np.random.Generator | None = None, 
     return Gate(accuracy.mean, accuracy.interval, gap, wrong, logprob, chance, clean, corrupt)
 
 
+def check_pairs(who: str, model: Any, pairs: PairTokens) -> None:
+    """Raise ValueError for what is no pairs of prompts of the model's vocabulary, the two of each equally long, any
+    filling behind their tokens."""
+    if not isinstance(pairs, PairTokens):
+        raise ValueError(f"{who}: got pairs of {type(pairs).__name__}; expected PairTokens (workbench.data.tasks)")
+    clean, corrupt = (checked_tokens(who, model, own) for own in (pairs.clean, pairs.corrupt))
+    if clean.shape != corrupt.shape or pairs.is_token.shape != clean.shape:
+        got = f"{list(clean.shape)} and {list(corrupt.shape)}"
+        raise ValueError(f"{who}: got clean and corrupt prompts {got}; expected prompts of one length, pair by pair")
+    if not bool(pairs.is_token[:, 0].all()):
+        raise ValueError(f"{who}: got a prompt that begins with filling; expected tokens first, filling behind them")
+    if bool((pairs.is_token[:, 1:] & ~pairs.is_token[:, :-1]).any()):
+        raise ValueError(f"{who}: got filling between the tokens of a prompt; expected it behind them")
+
+
 @torch.no_grad()
 def last_logits(
     model: Any, tokens: Int[Tensor, "pair pos"], last: Int[Tensor, " pair"]

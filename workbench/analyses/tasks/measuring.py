@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.analyses.tasks.columns import ABSENT, gap_values
 from workbench.analyses.tasks.gate import gate
 from workbench.data.tasks import Task, TaskUnavailable, make_pairs
 from workbench.data.tasks.vocabulary import vocabulary_of
 
-PRESENT, ABSENT = "present", "task_absent"
+PRESENT = "present"
 MEASURED = (
     "accuracy", "accuracy_low", "accuracy_high", "gap", "gap_low", "gap_high", "chance", "corrupt_accuracy", "logprob",
 )  # fmt: skip
@@ -45,9 +46,8 @@ def task_rows(
             rows.append(row | {"status": f"not available: {error}", "n_pairs": 0, "n_clusters": 0})
             continue
         found = gate(model, pairs, np.random.default_rng(seed), n_bootstrap)
-        row |= {"accuracy": found.accuracy, "gap": found.gap.mean, "chance": found.chance, "logprob": found.logprob}
+        row |= {"accuracy": found.accuracy, **gap_values(found.gap), "chance": found.chance, "logprob": found.logprob}
         row |= {"accuracy_low": found.accuracy_interval.low, "accuracy_high": found.accuracy_interval.high}
-        row |= {"gap_low": found.gap.interval.low, "gap_high": found.gap.interval.high}
         row |= {"corrupt_accuracy": found.corrupt_accuracy, "n_pairs": len(pairs), "n_clusters": found.gap.n_clusters}
         rows.append(row | {"status": PRESENT if found.is_passed else ABSENT})
         on_progress((done + 1) / len(tasks))

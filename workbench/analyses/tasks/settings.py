@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from workbench.extend import Job, Settings
-
-if TYPE_CHECKING:
-    from workbench.data.pairs import PairTokens
+from workbench.extend import Names, Settings
 
 
 class PairCounts(Settings):
@@ -29,13 +26,35 @@ class TaskSettings(PairCounts):
     )
 
 
-def open_pairs(job: Job) -> PairTokens:
-    """The pairs of prompts that a job's settings ask for, in the first model's vocabulary.
+class EffectSettings(TaskSettings):
+    """Which way activations go from one prompt of a pair to the other, and how sure the effects are."""
 
-    Raises:
-        ValueError: as `make_pairs`.
-    """
-    from workbench.data.tasks import make_pairs
+    direction: Names = Field(
+        default=("denoise",),
+        description="denoise (the clean prompt's activation into the corrupt one), noise (the reverse), or both",
+    )
+    n_bootstrap: int = Field(
+        default=2000, description="draws of the intervals over clusters of pairs, and of the test's signs", ge=100
+    )
 
-    own = job.settings
-    return make_pairs(job.subject.model, own.task, own.n_pairs, own.pairs_seed, cache=job.cache)
+    @field_validator("direction", "position", "site", "into", "senders", "methods", check_fields=False)
+    @classmethod
+    def _are_named(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"got {','.join(names)!r}; expected names, each once")
+        return names
+
+    @field_validator("direction")
+    @classmethod
+    def _are_directions(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if set(names) - {"denoise", "noise"}:
+            raise ValueError(f"got {','.join(names)!r}; expected denoise, noise or denoise,noise")
+        return names
+
+
+POSITION = "at: all (together), each (by itself), numbers, or names that the task gives, such as end"
+METRIC: Any = Field(
+    default="effect",
+    description="the task's own effect; log-probability or probability of the answer; KL from the clean prediction",
+)
+MEMORY: Any = Field(default=1.0, description="memory to use besides the weights, GiB", ge=0, le=1e6)

@@ -13,7 +13,7 @@ from workbench.data.tasks.vocabulary import Vocabulary
 
 LENGTH = 32  # tokens of a prompt, at most
 MIN_LENGTH = 8
-FIRST_A = 0.25  # share of the prompt before A
+FIRST_A, SECOND = 0.25, 0.5  # shares of the prompt before A B, and before the token ahead of C B′ of the swap
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Induction(Task):
 
     name: str = "induction"
     about: str = "Of random tokens, what followed the last one earlier follows it again."
+    is_swap: bool = False
+    """`… A B … C B′ … A` → B rather than B′; corrupt `… C B … A B′ … A`: what stands before B and B′ is exchanged, not
+    B, so that the two prompts differ in what a head at B reads of the token before it"""
 
     def make(self, vocabulary: Vocabulary, n_pairs: int, rng: np.random.Generator) -> PairTokens:
         """As `Task.make`; each pair and its mirror, which share all tokens, are a cluster."""
@@ -37,19 +40,34 @@ class Induction(Task):
         # A, B, B′ and what fills the rest
         drawn = torch.from_numpy(np.stack([rng.choice(ids, size=length, replace=False) for _ in range(n)]))
         a, b, other = drawn[:, 0], drawn[:, 1], drawn[:, 2]
-        first = int(FIRST_A * length)
+        first, second = int(FIRST_A * length), int(SECOND * length) + 1
         told = torch.cat([drawn[:, 3 : 3 + first], a[:, None], b[:, None], drawn[:, 3 + first :], a[:, None]], dim=1)
+        if self.is_swap:
+            told[:, second + 1] = other
         swapped = told.clone()
-        swapped[:, first + 1] = other
+        if self.is_swap:
+            swapped[:, first], swapped[:, second] = told[:, second], a
+        else:
+            swapped[:, first + 1] = other
         begin = torch.tensor(lead, dtype=torch.int64).expand(n, -1)
         told, swapped = (torch.cat([begin, own], dim=1) for own in (told, swapped))
         both = lambda one, two: torch.stack([one, two], dim=1).flatten(0, 1)  # noqa: E731
-        clean, at = both(told, swapped), len(lead) + first
-        places = {"first_a": at, "first_b": at + 1, "end": clean.shape[1] - 1}
+        clean, a_at = both(told, swapped), torch.full((2 * n,), len(lead) + first)
+        places = {"first_a": a_at, "first_b": a_at + 1}
+        if self.is_swap:
+            at = torch.where(torch.arange(2 * n) % 2 == 0, a_at, len(lead) + second)
+            other_at = a_at + len(lead) + second - at
+            places = {"before_answer": at, "answer": at + 1, "before_foil": other_at, "foil": other_at + 1}
         return check_enough(
             PairTokens(
                 self.name, clean, both(swapped, told), torch.ones_like(clean, dtype=torch.bool),
                 both(b, other)[:, None], both(other, b)[:, None], torch.arange(n).repeat_interleave(2),
-                {name: torch.full((2 * n,), place) for name, place in places.items()},
+                places | {"end": torch.full((2 * n,), clean.shape[1] - 1)},
             )
         )  # fmt: skip
+
+
+def induction_swap() -> Induction:
+    """Induction whose corrupt prompt exchanges what stands before the answer and the foil."""
+    about = "As induction; the prompts differ in what stood before the answer and the foil."
+    return Induction("induction_swap", about, is_swap=True)

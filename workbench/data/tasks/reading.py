@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from workbench.data.tasks.colour_binding import colour_binding
 from workbench.data.tasks.greater_than import GreaterThan
-from workbench.data.tasks.induction import Induction
+from workbench.data.tasks.induction import Induction, induction_swap
 from workbench.data.tasks.records import Task
 from workbench.data.tasks.template_task import TemplateTask
 from workbench.data.tasks.templates import TaskForm
@@ -20,6 +20,7 @@ from workbench.runs.records import describe_errors, nearest
 HERE = Path(__file__).parent
 _OF_CODE: dict[str, Callable[[], Task]] = {
     "induction": Induction,
+    "induction_swap": induction_swap,
     "greater_than": GreaterThan,
     "colour_binding": colour_binding,
     "colour_binding_query": lambda: colour_binding("colour_binding_query"),
