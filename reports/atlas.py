@@ -72,11 +72,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     )
     title = record.get("title") or (Path(source).resolve().name if isinstance(source, str | Path) else "Feature atlas")
     n_tokens = count_range(table["n_tokens"]) if "n_tokens" in table else ""
-    has_report = (
-        isinstance(source, str | Path)
-        and out.parent.resolve() == Path(source).resolve()
-        and len(find_tables(source)) > 1
-    )
+    beside = source if isinstance(source, str | Path) and out.parent.resolve() == Path(source).resolve() else None
+    has_report = beside is not None and len(find_tables(beside)) > 1
     return render_page(
         "atlas.html.j2",
         out,
@@ -88,7 +85,9 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         n_models=len(names),
         n_tokens=n_tokens,
         report="report.html" if has_report else "",
-        page_data=pack_json(ablation_data(tables, names) | {"known": known_heads(source) if has_report else []}),
+        page_data=pack_json(
+            ablation_data(tables, names) | {"known": known_heads(beside) if beside is not None and has_report else []}
+        ),
         atlas_data=pack(encode_atlas(table, {"title": title, "names": names, "n_tokens": n_tokens})),
     )
 

@@ -40,7 +40,9 @@ def head_rows(tables: Mapping[str, pd.DataFrame], contracts: Mapping[str, Table]
             n = df.groupby(["model", *place]).size()
             for row in top.to_dict("records"):
                 key = (row["model"], int(row[place[0]]), int(row[place[1]]))
-                said = _say(row, table, measure, {*place}, role, int(n[key]))
+                said = _say(
+                    {str(name): value for name, value in row.items()}, table, measure, {*place}, role, int(n[key])
+                )
                 found.setdefault("|".join(map(str, key)), []).append((name, said))
     return found
 
