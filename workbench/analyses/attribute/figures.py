@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 N_SHOWN = 20  # parts of each model
 ESTIMATES = ("atp", "atp_ig", "atp_qk")
+MEASURES = {"effect": "m", "logprob": "log p of the answer, nats", "prob": "p of the answer", "kl": "KL, nats"}
 PARTS = {"z": "H", "mlp_out": "MLP", "attn_bias": "b_O", "norm_bias": "norm bias", "unembed_bias": "b_U"}
 
 
@@ -40,7 +41,7 @@ def draw_direct_attribution(table: pd.DataFrame) -> go.Figure:
         )  # fmt: skip
         fig.add_trace(trace, **where)
         fig.update_yaxes(tickvals=places, ticktext=names, ticks="", range=[len(rows) - 0.5, -0.5], **where)
-        fig.update_xaxes(title_text="logits", showgrid=True, nticks=5, **where)
+        fig.update_xaxes(title_text="added to the logit difference", showgrid=True, nticks=5, **where)
     return fig.figure()
 
 
@@ -81,7 +82,7 @@ def draw_logit_lens(table: pd.DataFrame) -> go.Figure:
         fig.update_xaxes(
             title_text="layer", tickvals=shown[::step], ticktext=[ticks[at] for at in shown][::step], **where
         )
-        fig.update_yaxes(title_text="measure" if side == "clean" else None, **where)
+        fig.update_yaxes(title_text=MEASURES[lens["metric"].iloc[0]] if side == "clean" else None, **where)
     return fig.figure()
 
 
@@ -130,12 +131,15 @@ def draw_exchanges(table: pd.DataFrame) -> go.Figure:
 
 
 def draw_estimates_and_exact_values(table: pd.DataFrame) -> go.Figure:
-    """The estimate of an exchange against its exact effect, a mark a cell; on the line they are equal."""
+    """The estimate of an exchange against its exact effect, a mark a cell; on the line they are equal. Hover for the
+    intervals of both."""
     from reports.figures.figure_builder import facets, scatter
     from reports.figures.style import AXIS, label
 
     key = ["model", "seed", "task", "direction", "site", "layer", "head", "position"]
-    exact = table[table["method"] == "exact"].set_index(key)["effect"].rename("exact")
+    values = ["effect", "effect_low", "effect_high"]
+    exact = table[table["method"] == "exact"].set_index(key)[values]
+    exact = exact.rename(columns=dict(zip(values, ["exact", "exact_low", "exact_high"], strict=True)))
     own = table[table["method"].isin(ESTIMATES)].join(exact, on=key, how="inner")
     if own.empty:
         return _empty("no estimate stands beside an exact value")
@@ -150,12 +154,11 @@ def draw_estimates_and_exact_values(table: pd.DataFrame) -> go.Figure:
         marks = scatter(
             x=rows["exact"].tolist(), y=rows["effect"].tolist(), mode="markers", showlegend=False,
             marker={"color": run.colour, "symbol": run.symbol, "size": 6, "opacity": 0.7},
-            text=[name_part(row) for _, row in rows.iterrows()],
-            hovertemplate="%{text}<br>exact %{x:+.3g}, estimate %{y:+.3g}<extra></extra>",
+            text=[_hover_both(row) for _, row in rows.iterrows()], hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(line, **where)
         fig.add_trace(marks, **where)
-        fig.update_xaxes(title_text="exact effect", nticks=5, **where)
+        fig.update_xaxes(title_text=f"exact change of {MEASURES[own['metric'].iloc[0]]}", nticks=5, **where)
         fig.update_yaxes(title_text="estimate" if where["col"] == 1 else None, nticks=5, **where)
     return fig.figure()
 
@@ -176,6 +179,12 @@ def _hover(row: Any) -> str:
         share = f", {row['recovery']:z.3g} [{row['ci_low']:z.3g}, {row['ci_high']:z.3g}] of the gap"
     interval = f"[{row['effect_low']:z.3g}, {row['effect_high']:z.3g}]"
     return f"{name_part(row)}: {row['effect']:+.3g} {interval}{share}, p {row['p']:.2g}"
+
+
+def _hover_both(row: Any) -> str:
+    exact = f"exact {row['exact']:+.3g} [{row['exact_low']:z.3g}, {row['exact_high']:z.3g}]"
+    estimate = f"estimate {row['effect']:+.3g} [{row['effect_low']:z.3g}, {row['effect_high']:z.3g}]"
+    return f"{name_part(row)}<br>{exact}<br>{estimate}"
 
 
 def _bars(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
