@@ -396,7 +396,7 @@ MODEL = small_model("kotodama")
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"site": ["nope"]}, "site: got nope; expected some of resid_pre"),
+        ({"site": ["nope"]}, "site: got 'nope'; expected some of resid_pre"),
         ({"site": ["z", "z"]}, "each once"),
         ({"site": ["sources"]}, "which has no attention residuals; expected resid_pre"),
         ({"layers": [3]}, "layers: got 3; expected 0…2"),

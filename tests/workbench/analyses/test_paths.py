@@ -262,7 +262,7 @@ def test_strongest_receivers_are_found_by_their_paths_to_the_logits() -> None:
     }
     with_position = paths(model, pairs, ["1.2.k"], position=["b", "end"], n_bootstrap=100)
     by_position = with_position[with_position["head_a"] == 1].set_index("position")["recovery"]
-    assert by_position["end"] == 0
+    assert abs(by_position["end"]) < 1e-12
     assert by_position["b"] > 0.4  # of the two tokens whose predecessors are exchanged
 
 

@@ -40,6 +40,7 @@ FEW = {
         "--n-points", "32",
     ],
     "spectra": [],
+    "tasks": ["--tasks", "induction", "--n-pairs", "32", "--n-bootstrap", "100"],
     "topology": ["--n-tokens", "64"],
 }  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
