@@ -212,11 +212,18 @@ def identify_settings(settings: Settings) -> dict[str, Any]:
     """The settings as JSON; of a file what is in it, so that the same name with another content is another setting."""
     dump = settings.model_dump(mode="json")
     for name, value in settings:
-        if isinstance(value, Path):
-            dump[name] = identify_path(value)
-        elif isinstance(value, tuple) and any(isinstance(file, Path) for file in value):
-            dump[name] = [identify_path(file) for file in value]
+        several = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(own, Path | str) for own in several):
+            found = [_identify(own) for own in several]
+            dump[name] = found if isinstance(value, tuple) else found[0]
     return dump
+
+
+def _identify(value: Any) -> Any:
+    """A path by what is there; so too a text that names a file in place of something built in, such as a task's."""
+    if isinstance(value, Path) or (isinstance(value, str) and value.endswith((".toml", ".jsonl"))):
+        return identify_path(Path(value))
+    return value
 
 
 def identify_path(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -78,6 +79,24 @@ def test_a_job_writes_its_tables_and_goes_on_after_a_kill(model, name, tmp_path,
     for table in analysis.tables:
         assert (out / f"{table.name}.csv").read_bytes() == (whole / f"{table.name}.csv").read_bytes()
     assert not list(out.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["patch", "paths", "attribute", "scrub", "tasks", "monitor"])
+def test_a_file_that_changed_is_another_setting(name: str, tmp_path: Path) -> None:
+    """So that a killed run does not go on with parts of other pairs."""
+    file = tmp_path / ("own.jsonl" if name == "monitor" else "own.toml")
+    key, value = {"tasks": ("tasks", ("ioi", str(file))), "monitor": ("target", str(file))}.get(
+        name, ("task", str(file))
+    )
+    settings = find_analysis(name).settings.model_validate({key: value})
+    said = []
+    for text in ("one", "other", "one"):
+        file.write_text(text)
+        said.append(measuring.identify_settings(settings))
+    assert said[0] == said[2] != said[1]
+    assert set(said[0]) == set(settings.model_dump())
+    builtin = find_analysis(name).settings.model_validate({})
+    assert measuring.identify_settings(builtin) == builtin.model_dump(mode="json")
 
 
 def test_paths_are_drawn_with_and_without_a_share(model) -> None:
