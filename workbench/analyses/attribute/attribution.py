@@ -17,10 +17,10 @@ from probes.paired_effects import recovery
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.precision import as_float32
 from workbench.analyses.attribute.estimates import ESTIMATES, estimate
-from workbench.analyses.attribute.exact import exchange, measure_inputs
+from workbench.analyses.attribute.exact import exchange
 from workbench.analyses.attribute.sites import WHOLE, Cell, cells_of, check_sites
 from workbench.analyses.patch.sites import Place, places_of
-from workbench.analyses.paths.measures import Metric, check_metric, measure_streams
+from workbench.analyses.paths.measures import Metric, check_metric, last_streams, measure_streams
 from workbench.analyses.tasks.columns import MEASURED, counts, gap_values, named, p_by_site, share_values
 from workbench.analyses.tasks.gate import check_pairs
 from workbench.analyses.tasks.jobs import Keep
@@ -215,7 +215,7 @@ def _named(name: str, make: Callable[[], Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _measure(model: HookedLM, pairs: PairTokens, side: str, metric: Metric) -> Float64[Tensor, " pair"]:
-    own, clean = (measure_inputs(model, t.to(device_of(model)), pairs) for t in (getattr(pairs, side), pairs.clean))
+    own, clean = (last_streams(model, t.to(device_of(model)), pairs) for t in (getattr(pairs, side), pairs.clean))
     return measure_streams(model, own[None], pairs, metric, clean)[0]
 
 
@@ -251,7 +251,7 @@ def logit_lens(
     corrupt.
     """
     tokens = getattr(pairs, side).to(device_of(model))
-    clean = measure_inputs(model, pairs.clean.to(device_of(model)), pairs) if metric == "kl" else None
+    clean = last_streams(model, pairs.clean.to(device_of(model)), pairs) if metric == "kl" else None
     rows, at = torch.arange(len(tokens), device=tokens.device), pairs.last.to(tokens.device)
     state = model.embed_state(tokens)
     cells, normed = [Cell("resid_pre", 0, WHOLE)], [model.ln_final(model.read_out(state)[rows, at])]

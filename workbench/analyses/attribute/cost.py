@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """Of prompts of about 32 tokens: two forward passes for what parts write and for the lens; a forward and a backward
     pass for the gradients of each direction, whose graph is held; for every exact cell the layers from its own on."""
-    from workbench.analyses.attribute.exact import ON_A_GPU, TOKENS_TOGETHER
     from workbench.analyses.attribute.sites import SITES, cells_of
+    from workbench.analyses.patch.sizes import held_bytes, plan_sizes
     from workbench.analyses.tasks.cost import PROMPT_TOKENS
     from workbench.models.checks import choose
-    from workbench.models.costs import block_width, forward_flops, weights_bytes
+    from workbench.models.costs import MEMORY_BUDGET_BYTES, block_width, forward_flops, weights_bytes
 
     own, length = settings, min(PROMPT_TOKENS, cfg.n_ctx)
     cells = cells_of(cfg, [site for site in own.site if site in SITES], choose("layers", own.layers, cfg.n_layers))
@@ -29,8 +29,11 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     if "exact" in own.methods:
         n_passes += len(own.direction) * n_places * sum(1 - cell.layer / cfg.n_layers for cell in cells)
     itemsize, n_tokens = max(4, cfg.dtype.itemsize), own.n_pairs * length
-    together = max(n_tokens, TOKENS_TOGETHER * (1 if cfg.device == "cpu" else ON_A_GPU))
     kept = n_tokens * itemsize * cfg.n_layers * cfg.d_model * (1 + 3 * len(own.site))
     graph = n_tokens * itemsize * cfg.n_layers * block_width(cfg) if gradients else 0
-    running = together * itemsize * block_width(cfg) if "exact" in own.methods else 0
-    return Cost(flops=n_passes * a_pass, bytes_on_device=weights_bytes(cfg) + kept + max(graph, running))
+    running = 0
+    if "exact" in own.methods and cells:
+        sites = list(dict.fromkeys(cell.site for cell in cells))
+        sizes = plan_sizes(cfg, length, own.n_pairs, sites, MEMORY_BUDGET_BYTES)
+        running = held_bytes(cfg, sizes, length, n_places * len(cells) // cfg.n_layers, sites)
+    return Cost(flops=n_passes * a_pass, bytes_on_device=weights_bytes(cfg) + max(kept + graph, running))

@@ -23,6 +23,12 @@ def check_metric(metric: str) -> None:
         raise ValueError(f"metric: got {metric!r:.40}; expected one of {', '.join(METRICS)}")
 
 
+def last_streams(model: HookedLM, tokens: Tensor, pairs: PairTokens) -> Float[Tensor, "pair d_model"]:
+    """What the unembedding reads at the last token of prompts of the pairs."""
+    stream = model.read_out(model(tokens, return_type=None))
+    return model.ln_final(stream[torch.arange(len(stream), device=stream.device), pairs.last.to(stream.device)])
+
+
 def measure_streams(
     model: HookedLM,
     normed: Float[Tensor, "n pair d_model"],
