@@ -20,6 +20,14 @@ from workbench.models.hooks import MAPS, HookPoint
 from workbench.models.transformer import HookedLM
 
 MEMORY_BUDGET_BYTES = 1 << 30  # held at once besides the weights, by default
+# of changed streams, tokens that go on together, and logits held at once: more gain nothing on a CPU
+TOKENS_TOGETHER, LOGITS_HELD = 2048, 1 << 22
+ON_A_GPU = 16  # times as many of both
+
+
+def more_on_a_gpu(device: Any) -> int:
+    """How many times as much goes on together on a device as on a CPU."""
+    return 1 if str(device) == "cpu" else ON_A_GPU
 
 
 def bytes_of(gib: float) -> int:

@@ -22,13 +22,15 @@ from workbench.analyses.ablate.records import CleanPass, Part, Replacements, Seq
 from workbench.extend import TextSize
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.block import Attended, Block
-from workbench.models.costs import block_width, check_budget, state_streams
+from workbench.models.costs import (
+    LOGITS_HELD,
+    TOKENS_TOGETHER,
+    block_width,
+    check_budget,
+    more_on_a_gpu,
+    state_streams,
+)
 from workbench.models.transformer import State
-
-LOGITS_HELD = 1 << 22  # logits of one chunk, elements; larger ones gain nothing on a CPU
-TOKENS_TOGETHER = 2048  # tokens that continue together; more gain nothing on a CPU
-_ON_A_GPU = 16  # times as many of both
-
 
 # --- what fits into memory
 
@@ -52,7 +54,7 @@ def plan_sizes(cfg: ModelConfig, n_ctx: int, n_layers: int, n_heads: int, budget
     Raises:
         ValueError: a budget too small for one head of one sequence.
     """
-    scale = 1 if cfg.device == "cpu" else _ON_A_GPU
+    scale = more_on_a_gpu(cfg.device)
     clean, continued = bytes_per_sequence(cfg, n_ctx, n_layers, n_heads)
     clean *= n_passes
     fixed = _block_bytes(cfg)

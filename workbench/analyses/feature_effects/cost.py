@@ -15,19 +15,24 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     from the first layer on; then for each feature that is ablated the layers from its own on and the logits, as if it
     fired in every sequence.
     """
-    from workbench.analyses.ablate.engine import LOGITS_HELD, TOKENS_TOGETHER
-    from workbench.analyses.feature_effects.effects import ON_A_GPU
     from workbench.analyses.feature_effects.estimates import BLOCK_TOKENS, GRAPH_TOKENS
     from workbench.analyses.sae_train.settings import HeadSaeSettings
     from workbench.models.checks import choose
-    from workbench.models.costs import block_width, forward_flops, weights_bytes
+    from workbench.models.costs import (
+        LOGITS_HELD,
+        TOKENS_TOGETHER,
+        block_width,
+        forward_flops,
+        more_on_a_gpu,
+        weights_bytes,
+    )
 
     layers, heads = choose("layers", settings.layers, cfg.n_layers), choose("heads", settings.heads, cfg.n_heads)
     n_saes, d_sae = len(layers) * len(heads), HeadSaeSettings().expansion[0] * cfg.d_head
     itemsize = max(4, cfg.dtype.itemsize)
     narrow = weights_bytes(cfg) * itemsize / cfg.dtype.itemsize if cfg.dtype.itemsize < itemsize else 0
     n_graph = min(text.n_tokens, max(text.n_ctx, GRAPH_TOKENS))
-    n_together = TOKENS_TOGETHER * (1 if cfg.device == "cpu" else ON_A_GPU)
+    n_together = TOKENS_TOGETHER * more_on_a_gpu(cfg.device)
     n_batch = min(text.n_tokens, max(text.n_ctx, n_together))
     graph = n_graph * itemsize * block_width(cfg) * (cfg.n_layers - min(layers))
     # of the clean pass the states and activations of these layers and what predictions are compared by; of what goes

@@ -19,7 +19,6 @@ from torch import Tensor
 from probes.bootstrap import ratio_limits
 from sae.stack import StackedSAE
 from workbench.analyses.ablate.ablation import draw_donors
-from workbench.analyses.ablate.engine import LOGITS_HELD, TOKENS_TOGETHER
 from workbench.analyses.ablate.impacts import check_bootstrap
 from workbench.analyses.ablate.losses import Reference, at_rows, compare, reference
 from workbench.analyses.ablate.precision import as_float32
@@ -27,11 +26,11 @@ from workbench.analyses.feature_effects.estimates import Estimates, estimate_eff
 from workbench.models import HookedLM
 from workbench.models.activations import Positions, special_ids
 from workbench.models.checks import as_list, checked_tokens, device_of, is_whole
+from workbench.models.costs import LOGITS_HELD, TOKENS_TOGETHER, more_on_a_gpu
 from workbench.models.sae_places import HookSAEs, saes_by_hook, stack_slots
 from workbench.models.transformer import check_ours
 
 Kind = Literal["zero", "mean", "source"]
-ON_A_GPU = 16  # times as many tokens together
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def iterate_effects(
     features: (SAE, feature) of each that is ablated. value: what each feature of each SAE is set to, where no donors
     lend their activations.
     """
-    n_together = max(1, TOKENS_TOGETHER * (1 if model.cfg.device == "cpu" else ON_A_GPU) // tokens.shape[1])
+    n_together = max(1, TOKENS_TOGETHER * more_on_a_gpu(model.cfg.device) // tokens.shape[1])
     for first in range(start, len(tokens), n_together):
         which = slice(first, first + n_together)
         lender = None if donors is None else tokens[donors[which]]

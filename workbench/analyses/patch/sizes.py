@@ -7,11 +7,7 @@ from dataclasses import dataclass
 
 from workbench.analyses.patch.sites import SITES
 from workbench.models import ModelConfig
-from workbench.models.costs import block_width, check_budget
-
-LOGITS_HELD = 1 << 22  # logits of one chunk, elements; larger ones gain nothing on a CPU
-TOKENS_TOGETHER = 2048  # tokens that continue together; more gain nothing on a CPU
-_ON_A_GPU = 16  # times as many of both
+from workbench.models.costs import LOGITS_HELD, TOKENS_TOGETHER, block_width, check_budget, more_on_a_gpu
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ def plan_sizes(
     Raises:
         ValueError: a budget too small for one cell of one pair.
     """
-    scale = 1 if cfg.device == "cpu" else _ON_A_GPU
+    scale = more_on_a_gpu(cfg.device)
     kept, continued = bytes_per_pair(cfg, n_ctx, sites), bytes_per_token(cfg)
     least = kept + n_ctx * continued + _logit_bytes(cfg, cfg.d_vocab)
     check_budget(budget, least, "one cell of one pair")

@@ -104,18 +104,7 @@ paths = Analysis(
     tables=[
         Table(
             "paths",
-            key=(
-                "model",
-                "seed",
-                "task",
-                "site",
-                "direction",
-                "position",
-                "layer_a",
-                "head_a",
-                "layer_b",
-                "head_b",
-            ),  # fmt: skip
+            key=("model", "seed", "task", "site", "direction", "position", "layer_a", "head_a", "layer_b", "head_b"),
             columns=[
                 *SHARE,
                 Column("p", "of the mean effect being 0, adjusted for all paths to one kind of receiver", unit="1"),

@@ -15,11 +15,9 @@ from workbench.analyses.tasks.gate import check_pairs
 from workbench.data.pairs import DIRECTIONS, PairTokens
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.checks import as_list, check_whole, choose, some_of
-from workbench.models.costs import MEMORY_BUDGET_BYTES, block_width, check_budget
+from workbench.models.costs import MEMORY_BUDGET_BYTES, TOKENS_TOGETHER, block_width, check_budget, more_on_a_gpu
 from workbench.models.transformer import check_ours
 
-TOKENS_TOGETHER = 2048  # that go on together; more gain nothing on a CPU
-ON_A_GPU = 16  # times as many
 SITES = ("q", "k", "v", "mlp", "logits")
 STRONGEST = "strongest"
 _HEAD, _MLP = re.compile(r"(\d{1,4})\.(\d{1,4})\.([qkv])"), re.compile(r"(\d{1,4})\.mlp")
@@ -45,17 +43,19 @@ def check_model(model: Any) -> None:
     """Raise ValueError for a model in which what a part writes is not read as a term of one stream."""
     check_ours("paths", model)
     if why := why_not(model.cfg):
-        raise ValueError(f"paths: got {why}; expected a model of one residual stream, whose parts add to it")
+        raise ValueError(
+            f"paths: {model.cfg.model_name} {why}; expected a model of one residual stream, to which parts add"
+        )
     check_whole("paths", model)
 
 
 def why_not(*configs: ModelConfig) -> str:
-    """What stands against paths in a model, or nothing."""
+    """What stands against paths in a model, as the end of a sentence, or nothing."""
     for cfg in configs:
         if cfg.extensions.recurrence is not None:
-            return "a recurrent model, whose passes rescale and mix the stream"
+            return "is recurrent, and its passes rescale and mix the stream"
         if cfg.extensions.attn_res is not None:
-            return "attention residuals, whose routing reads a part's output by weights that depend on it"
+            return "has attention residuals, whose routing reads a part's output by weights that depend on it"
     return ""
 
 
@@ -162,7 +162,7 @@ def plan_sizes(cfg: ModelConfig, n_ctx: int, n_pairs: int, n_senders: int, budge
     """
     of_pair, of_token = pair_bytes(cfg, n_ctx, n_senders), token_bytes(cfg)
     check_budget(budget, of_pair + n_ctx * of_token, "one pair")
-    wanted = TOKENS_TOGETHER * (1 if cfg.device == "cpu" else ON_A_GPU)
+    wanted = TOKENS_TOGETHER * more_on_a_gpu(cfg.device)
     together = max(1, min(n_pairs, 3 * budget // 4 // of_pair, budget // 4 // (n_ctx * of_token)))
     return Sizes(together, max(together * n_ctx, min(wanted, budget // 4 // of_token)))
 

@@ -12,7 +12,7 @@ from workbench.analyses.scrub.cost import cost
 from workbench.analyses.scrub.figures import draw_contributions, draw_kept_share, draw_necessity
 from workbench.analyses.tasks.columns import MEASURED
 from workbench.analyses.tasks.jobs import drop_parts, find_status, keeper, open_pairs
-from workbench.analyses.tasks.settings import TaskSettings
+from workbench.analyses.tasks.settings import MEMORY, TaskSettings
 from workbench.extend import Analysis, Column, Job, Names, Table
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ScrubSettings(TaskSettings):
         default=(), description="heads whose necessity is measured, such as 1.4,9.3; by default every one"
     )
     n_bootstrap: int = Field(default=2000, description="draws of the intervals over clusters", ge=100)
-    memory_gib: float = Field(default=1.0, description="memory to use besides the weights, GiB", gt=0, le=1e6)
+    memory_gib: float = MEMORY
 
     @field_validator("heads")
     @classmethod

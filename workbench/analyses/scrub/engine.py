@@ -20,12 +20,9 @@ from torch import Tensor
 from workbench.analyses.scrub.circuits import Nodes, node_mask
 from workbench.data.pairs import PairTokens
 from workbench.models.checks import Hook, check_hooks, check_read, device_of, is_whole, run_hooked, run_watched
-from workbench.models.costs import block_width, check_budget
+from workbench.models.costs import TOKENS_TOGETHER, block_width, check_budget, more_on_a_gpu
 from workbench.models.cross_entropy import softcap
 from workbench.models.states import repeat_state
-
-TOKENS_TOGETHER = 2048  # tokens that go on together; more gain nothing on a CPU
-ON_A_GPU = 16  # times as many
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def plan_sizes(cfg: Any, n_pairs: int, n_pos: int, n_sets: int, budget: int) -> 
     """
     kept, row = row_bytes(cfg, n_pos)
     check_budget(budget, kept + row, "one circuit and one pair")
-    scale = 1 if str(cfg.device) == "cpu" else ON_A_GPU
+    scale = more_on_a_gpu(cfg.device)
     together = max(1, min(scale * TOKENS_TOGETHER // n_pos, budget // 2 // row))
     held = max(1, min(n_pairs, together, (budget - min(together, n_pairs) * row) // kept))
     return Sizes(held, max(held, min(together, n_sets * held)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from workbench.analyses.tasks.columns import GAP_LIMITS
 from workbench.analyses.tasks.cost import cost
 from workbench.analyses.tasks.figures import draw_tasks
 from workbench.analyses.tasks.settings import PairCounts
@@ -71,8 +72,7 @@ tasks = Analysis(
                 Column("accuracy_low", unit="1"),
                 Column("accuracy_high", unit="1"),
                 Column("gap", "m behind the clean prompt − m behind the corrupt one"),
-                Column("gap_low"),
-                Column("gap_high"),
+                *GAP_LIMITS,
                 Column("status", "present, task_absent, or why there are no pairs", kind="text"),
             ],
             trailing=[
