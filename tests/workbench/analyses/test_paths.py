@@ -272,8 +272,8 @@ def test_strongest_receivers_are_found_by_their_paths_to_the_logits() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("recurrent", {}, "paths: recurrent is recurrent, and its passes"),
-        ("attn-res", {}, "paths: attn-res has attention residuals, whose routing"),
+        ("recurrent", {}, "paths: custom is recurrent, and its passes"),
+        ("attn-res", {}, "paths: custom has attention residuals, whose routing"),
         ("janus-v3", {"into": ["0.1.k"]}, "into: got 0.1.k, which no sender is ahead of; expected one behind layer 0"),
         ("janus-v3", {"into": ["1.q"]}, "into: got '1.q'; expected logits, strongest"),
         ("janus-v3", {"into": ["1.9.q"]}, "into: got 1.9.q; expected one of 3 layers of 4 heads"),
