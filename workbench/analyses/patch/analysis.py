@@ -120,8 +120,9 @@ patch = Analysis(
                 Column("stands_there", "the task's names of a numbered position, the same in all pairs", kind="text"),
             ],
             meaning="One activation of a layer (of a head; head -1 is the whole site) at one position, or all, put "
-            "from one prompt of each pair into the other. denoise: the clean prompt's into the corrupt one; noise: the "
-            "reverse. ci_low, ci_high, gap_low and gap_high are 95 % bootstrap intervals over clusters of pairs.",
+            "from one prompt of each pair into the other; m is the task's measure, the answer less the "
+            "foil. denoise: the clean prompt's into the corrupt one; noise: the reverse. ci_low, ci_high, "
+            "gap_low and gap_high are 95 % bootstrap intervals over clusters of pairs.",
         )
     ],
     measure=measure,

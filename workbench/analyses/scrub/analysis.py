@@ -198,9 +198,10 @@ scrub = Analysis(
                 Column("status", "measured; task_absent: the gate is not passed; gap_undefined", kind="text"),
             ],
             trailing=[KIND, Column("members", "the circuit's heads and MLPs", kind="text")],
-            meaning="One circuit on one task: nodes of it are computed from what reaches them, all others are replaced "
-            "by their activations on another prompt. Embeddings and positions are those of the clean prompt. The rows "
-            "everything and nothing are the whole model and no head or MLP of it.",
+            meaning="One circuit on one task: nodes of it are computed from what reaches them, all others are "
+            "replaced by their activations on another prompt; m is the task's measure, the answer less the "
+            "foil. Embeddings and positions are those of the clean prompt. The rows everything and nothing "
+            "are the whole model and no head or MLP of it.",
         ),
         Table(
             "scrubbing_members",

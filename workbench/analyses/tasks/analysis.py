@@ -83,8 +83,9 @@ tasks = Analysis(
                 Column("n_clusters", "what the intervals are over", kind="integer"),
                 Column("measure", "m: logit_difference or probability_difference, answer − foil", kind="text"),
             ],
-            meaning="One task of prompt pairs. _low and _high are 95 % bootstrap intervals over clusters of pairs that "
-            "share fillers. present: the lower bound of accuracy is above chance and that of the gap above 0.",
+            meaning="One task of prompt pairs; m is the answer's logit, or probability, less the foil's. _low and "
+            "_high are 95 % bootstrap intervals over clusters of pairs that share fillers. present: the "
+            "lower bound of accuracy is above chance and that of the gap above 0.",
         )
     ],
     measure=measure,
