@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-BUDGET = 52 << 20
-OVER = 1.15  # an allocator keeps some of what is freed
+BUDGETS = {"patch": 208 << 20, "paths": 208 << 20, "scrub": 104 << 20}  # each below what all pairs at once would take
+OVER = 1.06  # an allocator keeps some of what is freed,
+KEPT = 48 << 20  # and kernels keep workspaces, whatever the budget is
 SCRIPT = """
-import re, sys
+import ctypes, re, sys
 from pathlib import Path
 import torch
 import workbench
@@ -23,6 +24,10 @@ from workbench.training import load_recipe
 
 def peak():  # not ru_maxrss, which a process inherits from the one that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+def forget_peak():  # what was needed to load and to warm up, freed or not, must not hide what the call needs
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 keep_large_blocks()
 torch.set_num_threads(1)
@@ -42,6 +47,7 @@ calls = {
 }
 call = calls[sys.argv[1]]
 call(pairs.take(slice(0, 2)), 32 << 20)  # what is loaded at the first call is none of it
+forget_peak()
 before = peak()
 call(pairs, int(sys.argv[2]))
 print(peak() - before)
@@ -49,8 +55,9 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["patch", "paths", "scrub"])
+@pytest.mark.parametrize("what", BUDGETS)
 def test_what_is_held_at_once_is_within_the_budget(what: str) -> None:
-    command = [sys.executable, "-c", SCRIPT, what, str(BUDGET)]
+    budget = BUDGETS[what]
+    command = [sys.executable, "-c", SCRIPT, what, str(budget)]
     held = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert BUDGET / 4 < held < OVER * BUDGET
+    assert budget / 4 < held < OVER * budget + KEPT
