@@ -21,17 +21,17 @@ def judged_saes(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def say_adequacy(results: pd.DataFrame) -> list[str]:
-    """Return, for each l1, how many of each model's SAEs are adequate and which heads' are not."""
+    """Return, a sentence for each l1, how many of each model's SAEs are adequate and which heads' are not."""
     judged = judged_saes(results)
     if judged.empty:
         return []
-    parts = judged.groupby("l1", dropna=False) if "l1" in judged else [(None, judged)]
-    several = "l1" in judged and judged["l1"].nunique() > 1
-    return [
-        f"adequate SAEs ({RULE}){f' at l1 {l1:g}' * several}: "
-        + ", ".join(_say_model(str(model), rows) for model, rows in own.groupby("model", sort=False))
-        for l1, own in parts
+    sweep = sorted(judged["l1"].dropna().unique()) if "l1" in judged else []
+    parts = {f"at l1 {l1:g} ": judged[judged["l1"] == l1] for l1 in sweep} if len(sweep) > 1 else {"": judged}
+    said = [
+        at + ", ".join(_say_model(str(model), rows) for model, rows in own.groupby("model", sort=False))
+        for at, own in parts.items()
     ]
+    return [f"adequate SAEs ({RULE}): {said[0]}", *said[1:]]
 
 
 def _say_model(model: str, rows: pd.DataFrame) -> str:
@@ -66,10 +66,14 @@ def atlas_adequacy(
     left = shown[~shown["is_adequate"].astype(bool)]
     if left.empty:
         return [f"Each of the {len(shown)} SAEs shown is adequate: {RULE}."], []
-    places = "; ".join(f"{names[str(model)]} {name_places(rows)}" for model, rows in left.groupby("model", sort=False))
+    n_shown = shown["model"].value_counts()
+    places = "; ".join(
+        f"{names[str(model)]} {'all' if len(rows) == n_shown[model] else name_places(rows)}"
+        for model, rows in left.groupby("model", sort=False)
+    )
     said = (
-        f"{len(left)} of the {len(shown)} SAEs shown are inadequate (expected {RULE}), so that single features of "
-        f"theirs say little: {places}."
+        f"{len(left)} of the {len(shown)} SAEs shown are inadequate (expected {RULE}), so that how many features "
+        f"are active says little of the head: {places}."
     )
     columns = (left["model"], left["seed"], left["layer"], left["head"], left["l0"], left["fvu_over_random"])
     rows = [
