@@ -51,7 +51,7 @@ def test_each_model_and_l1_is_counted_and_its_heads_named() -> None:
     assert said.startswith("adequate SAEs (l0 ≤ d_in / 3 and fvu ≤ .75 of the random dictionary’s at equal l0): ")
     assert said.endswith(": control 4 of 4, adaptive 2 of 4 (not L0 H1, L1 H0)")
     sweep = say_adequacy(results(l1=(2.0, 4.0)))
-    assert [re.search(r"at l1 (\d) control 4 of 4", own)[1] for own in sweep] == ["2", "4"]
+    assert ["".join(re.findall(r"at l1 (\d) control 4 of 4", own)) for own in sweep] == ["2", "4"]
 
 
 def test_where_none_is_adequate_no_head_is_named() -> None:
