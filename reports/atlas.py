@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.adequacy import atlas_adequacy
 from reports.atlas_data import encode_atlas
 from reports.bundle import pack, pack_json, render_page
 from reports.contract import declared
@@ -40,7 +41,8 @@ EFFECTS = {"estimate": "effect_estimate", "delta_loss": "effect", "ci_low": "eff
 
 def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path) -> Path:
     """Return `out`, the page of the feature atlas: every row of `feature_atlas`, and what `ablation_results` and
-    `feature_effects` say of heads and features, if they are there.
+    `feature_effects` say of heads and features and `sae_training_results` of whether their SAEs are adequate, if they
+    are there.
 
     `source` is a study directory, or the tables by name. Strings of tokens reach the page as text only.
 
@@ -74,6 +76,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
     n_tokens = count_range(table["n_tokens"]) if "n_tokens" in table else ""
     beside = source if isinstance(source, str | Path) and out.parent.resolve() == Path(source).resolve() else None
     has_report = beside is not None and len(find_tables(beside)) > 1
+    adequacy, inadequate = atlas_adequacy(table, tables.get("sae_training_results"), names)
+    page_data = ablation_data(tables, names) | {"inadequate": inadequate}
     return render_page(
         "atlas.html.j2",
         out,
@@ -81,13 +85,12 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         styles=STYLES,
         title=title,
         n_features=f"{len(table):,}",
-        notes=notes,
+        sparsity=", ".join(f"{l1:g}" for l1 in sorted(table["l1"].dropna().unique())) if "l1" in table else "",
+        notes=[*adequacy, *notes],
         n_models=len(names),
         n_tokens=n_tokens,
         report="report.html" if has_report else "",
-        page_data=pack_json(
-            ablation_data(tables, names) | {"known": known_heads(beside) if beside is not None and has_report else []}
-        ),
+        page_data=pack_json(page_data | {"known": known_heads(beside) if beside is not None and has_report else []}),
         atlas_data=pack(encode_atlas(table, {"title": title, "names": names, "n_tokens": n_tokens})),
     )
 
@@ -131,7 +134,7 @@ def read_tables(source: str | Path | Mapping[str, pd.DataFrame]) -> tuple[dict[s
     """Return the tables that an atlas draws, and the study's record, of a directory or of tables as they are."""
     if not isinstance(source, str | Path):
         return dict(source), {}
-    wanted = ("feature_atlas", "ablation_results", "feature_effects")
+    wanted = ("feature_atlas", "ablation_results", "feature_effects", "sae_training_results")
     paths = {name: path for name, path in find_tables(source).items() if name in wanted}
     return {name: read_csv(path) for name, path in paths.items()}, read_record(Path(source) / "study.json")
 

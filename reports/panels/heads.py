@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from reports import figures, paper_tables
+from reports.adequacy import say_adequacy
 from reports.figures.saes import of_dictionary
 from reports.figures.style import sorted_layers
 from reports.figures.topology import BASES
@@ -250,6 +251,7 @@ PAPER = Section(
             "where z has one size; fvu is its share of the variance. Controls: a random dictionary of the same "
             "size, the same SAE on shuffled activations, of which no cross-entropy is measured.",
             counted=table_counts,
+            gaps=lambda study: say_adequacy(figures.of_heads(study.tables["sae_training_results"])),
             is_table=True,
             is_by_seed=True,
         ),

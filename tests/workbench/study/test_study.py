@@ -18,7 +18,7 @@ from reports.tables import COLUMNS, read_table
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.atlas.features import atlas_features
 from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
-from workbench.analyses.sae_train.settings import shown_l1
+from workbench.analyses.sae_train.settings import read_l1, shown_l1
 from workbench.cli.app import app
 from workbench.data.ngrams import ngram_baselines
 from workbench.data.tokens import held_out_windows
@@ -175,9 +175,30 @@ def test_files_that_are_no_study(tmp_path) -> None:
         study(None, tmp_path / "out", seeds=0)
 
 
-@pytest.mark.parametrize(("l1", "shown"), [((2.0,), 2.0), ((4.0, 2.0), 2.0), ((1.0, 5.0, 2.0), 2.0), ((1, 2, 4, 8), 2)])
-def test_one_coefficient_of_a_sweep_is_shown(l1, shown) -> None:
-    assert shown_l1(l1) == shown
+@pytest.mark.parametrize(
+    ("l1", "shown", "read"),
+    [((2.0,), 2.0, 2.0), ((4.0, 2.0), 2.0, 4.0), ((1.0, 5.0, 2.0), 2.0, 2.0), ((1, 2, 4, 8), 2, 4)],
+)
+def test_one_coefficient_of_a_sweep_is_shown_and_the_sparser_of_two_read(l1, shown, read) -> None:
+    assert (shown_l1(l1), read_l1(l1)) == (shown, read)
+
+
+@pytest.mark.parametrize("name", ["janus-nano", "janus-variants-nano", "janus-rivals-nano"])
+def test_nano_studies_train_gated_saes(name) -> None:
+    own = load_study(name).settings_of("sae-train")
+    assert (own.architecture, own.expansion, own.l1) == (("gated",), (4,), (2.0, 4.0))
+
+
+def test_the_published_setting_stays_a_study_that_differs_in_its_saes_alone() -> None:
+    gated, relu = load_study("janus-nano"), load_study("janus-relu-nano")
+    own = relu.settings_of("sae-train")
+    assert (own.architecture, own.expansion, own.l1) == (("relu",), (8,), (2.0, 4.0))
+    named = {"name", "title", "description"}
+    same = [study.model_dump(exclude=named) for study in (gated, relu)]
+    for of_study in same:
+        for key in ("architecture", "expansion"):
+            del of_study["settings"]["sae-train"][key]
+    assert same[0] == same[1]
 
 
 # --- the jobs
@@ -255,7 +276,7 @@ def test_a_table_is_what_its_function_says_of_the_model(made) -> None:
     want = ablate(model, tokens, seed=1, name="tiny-adaptive")
     found = read_table(made, "ablation_results").query("model == 'tiny-adaptive' and seed == 1").reset_index(drop=True)
     pd.testing.assert_frame_equal(found, want, check_dtype=False)
-    stack = one_a_slot(find_stack(made / "sae-train" / "tiny-control-seed0"), 0.5)
+    stack = one_a_slot(find_stack(made / "sae-train" / "tiny-control-seed0"), 1.0)
     atlas = atlas_features(
         load(made / "models" / "tiny-control-seed0"), stack, tokens, n_contexts=2, name="tiny-control"
     )

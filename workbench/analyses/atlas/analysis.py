@@ -89,8 +89,8 @@ atlas = Analysis(
     check=check,
     page=draw,
     notes=lambda settings: (
-        "The atlas shows the first seed. A feature’s match in the other model is the one of the same layer and head "
-        "whose activations correlate most on the same tokens; heads of two models do not correspond, so low values are "
-        "no surprise.",
+        "The atlas shows the first seed and, of a sweep, the middle l1, the sparser of two. A feature’s match in the "
+        "other model is the one of the same layer and head whose activations correlate most on the same tokens; heads "
+        "of two models do not correspond, so low values are no surprise.",
     ),
 )

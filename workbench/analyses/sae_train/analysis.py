@@ -161,6 +161,8 @@ sae_train = Analysis(
                 Column("n_outlying_left_out", "of these, those that are left out", kind="integer"),
                 Column("neighbour_cosine", "median over living features of the cosine with the nearest other"),
                 Column("near_copy_share", "living features whose nearest other is above .9", unit="1"),
+                Column("fvu_over_random", "fvu / fvu of the random control at equal l0; of trained SAEs", unit="1"),
+                Column("is_adequate", "whether l0 ≤ d_in / 3 and fvu_over_random ≤ .75; of trained SAEs"),
                 *_KIND,
                 _ACTIVATION,
             ],
@@ -237,13 +239,15 @@ sae_train = Analysis(
             "sae_alarms",
             key=(*_HEADS, "l1", "sae_seed", "step", "kind"),
             columns=[
-                Column("value", "dead_fraction, the loss, or l0"),
+                Column("value", "dead_fraction, the loss, l0, or fvu_over_random"),
                 Column("threshold", "what the value is above, or, few_active, below"),
             ],
             trailing=_STACK,
             meaning="The first logged step at which the training of an SAE showed a fault: dead, more features dead "
             "than the setting dead_alarm allows; loss_spike, a loss above three times its running median; few_active, "
-            "l0 below .1; all_active, l0 at .99 of all features or more. Without faults the table has no row.",
+            "l0 below .1; all_active, l0 at .99 of all features or more. inadequate, at the last step, is measured on "
+            "held-out tokens: l0 above d_in / 3, or else fvu_over_random above .75. Without faults the table has no "
+            "row.",
             is_shown=False,
         ),
     ],

@@ -21,6 +21,7 @@ from reports.tables import read_table, write_table
 from sae.checkpoint import CONFIG_FILE, read_json
 from sae.metrics import SAEMetrics, neighbour_cosines
 from sae.stack import StackedSAE
+from workbench.analyses.sae_train.adequacy import INADEQUATE, inadequate_alarms
 from workbench.analyses.sae_train.comparison import pareto_table, stability_table, swept
 from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
@@ -31,7 +32,7 @@ from workbench.analyses.sae_train.evaluation import (
     splice,
 )
 from workbench.analyses.sae_train.plan import CONTROL, SHUFFLE, Plan, make_plans, parse_settings
-from workbench.analyses.sae_train.settings import HeadSaeSettings, hooks_of, shown_l1
+from workbench.analyses.sae_train.settings import HeadSaeSettings, hooks_of, read_l1
 from workbench.analyses.sae_train.shard_activations import (
     ShardActivations,
     check_shards,
@@ -89,7 +90,8 @@ def sae_train(
     are longer than three times the median, n_outlying_left_out how many of these are at the positions left out.
     neighbour_cosine is the median, over features that fire on held-out tokens, of the cosine of a decoder row with the
     nearest other's, near_copy_share the share of them for which it is above .9. Where more than half are, a warning
-    says so: such a dictionary is near-copies of few directions.
+    says so: such a dictionary is near-copies of few directions. fvu_over_random is the fvu over that of the random
+    dictionary at equal l0, is_adequate whether it is at most .75 and l0 at most d_in / 3 (see `adequacy`).
 
     With `out`, a run directory is written: sae/ (StackedSAE.load reads it), the table, sae_density.csv, sae_curves.csv
     and sae_alarms.csv; with several l1 or k sae_pareto.csv, with several seeds sae_stability.csv (see
@@ -164,7 +166,16 @@ def measure_in(directory: Path, job: HeadSaeJob) -> dict[str, pd.DataFrame]:
             stack.save(directory / STACK / plan.name)
         (directory / STATE).unlink()
     device = device_of(job.model)
-    return {**job.tables([stack.to(device) for stack in stacks]), **told}
+    tables = job.tables([stack.to(device) for stack in stacks])
+    curves_alone = told[ALARMS][told[ALARMS]["kind"] != INADEQUATE]  # of a run that was killed after this line
+    measured = inadequate_alarms(tables["sae_training_results"], list(curves_alone), job.n_steps)
+    told[ALARMS] = join_rows([curves_alone, measured])
+    return {**tables, **told}
+
+
+def join_rows(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all tables; tables without rows add nothing, since they have no dtypes."""
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
 def split_tokens(
@@ -287,9 +298,8 @@ class HeadSaeJob:
         return [own.finish(**about) for own in stacks], tables
 
     def _join(self, make: Callable[[StackRows, Any], pd.DataFrame], given: Sequence[Any]) -> pd.DataFrame:
-        """One table of what each stack's rows and the thing given of it make; tables without rows add nothing."""
-        parts = [rows.labelled(make(rows, own)) for rows, own in zip(self._rows, given, strict=True)]
-        return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        """One table of what each stack's rows and the thing given of it make."""
+        return join_rows([rows.labelled(make(rows, own)) for rows, own in zip(self._rows, given, strict=True)])
 
     def _load_state(self, stacks: list[StackTraining], directory: Path) -> None:
         tensors, text = read_state(directory / STATE)
@@ -447,14 +457,14 @@ def evenly_spaced(tokens: Int[Tensor, "n n_ctx"], n: int) -> Int[Tensor, "m n_ct
 
 
 def one_a_slot(stack: StackedSAE, l1: float | None = None, seed: int | None = None) -> StackedSAE:
-    """The SAEs of one coefficient and one seed, one for each hook and head: by default those that pages show, which are
-    of `shown_l1` and of the seed that was named first.
+    """The SAEs of one coefficient and one seed, one for each hook and head: by default those whose features are
+    read one by one, which are of `read_l1` and of the seed that was named first.
 
     Raises ValueError if the stack holds none of them.
     """
     have = [(source.l1 or 0.0, source.seed or 0) for source in stack.info.sources]
     first = next((own for _, own in have), 0)
-    wanted = (shown_l1(own for own, _ in have) if l1 is None else l1, first if seed is None else seed)
+    wanted = (read_l1(own for own, _ in have) if l1 is None else l1, first if seed is None else seed)
     if wanted not in have:
         raise ValueError(
             f"SAEs: got l1 {wanted[0]:g}, seed {wanted[1]}; expected one of the stack's (l1, seed): {sorted(set(have))}"

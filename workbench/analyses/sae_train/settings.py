@@ -332,6 +332,17 @@ def shown_l1(sweep: Iterable[float]) -> float:
     return ranked[(len(ranked) - 1) // 2] if ranked else math.nan
 
 
+def read_l1(sweep: Iterable[float]) -> float:
+    """The coefficient of a sweep whose features are read one by one, as in the atlas: the middle one, of two the
+    higher, which is the sparser; nan for an empty one.
+
+    >>> read_l1([4.0, 2.0, 2.0])
+    4.0
+    """
+    ranked = sorted(set(sweep))
+    return ranked[len(ranked) // 2] if ranked else math.nan
+
+
 def share_heads(a: ModelConfig, b: ModelConfig) -> bool:
     """Whether two models have the same layers and heads, so that a layer of one can stand beside the other's."""
     return (a.n_layers, a.n_heads) == (b.n_layers, b.n_heads)

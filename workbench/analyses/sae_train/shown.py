@@ -21,7 +21,8 @@ class ShownSettings(StackSettings):
     """Which of several stacks, and of a sweep."""
 
     l1: float | None = Field(
-        default=None, description="which l1 of a sweep; by default the nearest to its median, the lower of two"
+        default=None,
+        description="which l1 of a sweep; by default the nearest to its median, the higher (sparser) of two",
     )
 
 

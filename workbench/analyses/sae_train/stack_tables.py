@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reports.tables import COLUMNS
 from sae.metrics import SAEMetrics, density_histogram
+from workbench.analyses.sae_train.adequacy import fvu_over_random, is_adequate
 from workbench.analyses.sae_train.alarms import Alarm
 from workbench.analyses.sae_train.evaluation import LeftOut, SpliceLosses, recovered
 from workbench.analyses.sae_train.plan import Plan
@@ -80,10 +81,14 @@ class StackRows:
         """sae_training_results: a row for every SAE and each of its controls."""
         n_outlying, n_outlying_left_out = left_out.count_outlying()
         zero = losses.zero[self.plan.slot_index]
+        ratio = fvu_over_random(metrics["trained"].fvu, metrics["random"].fvu)
         parts = []
         for dictionary, own in metrics.items():
             unknown = torch.full_like(zero, torch.nan)
             spliced = losses.spliced.get(dictionary, unknown)
+            # of the trained alone: a control is not judged by itself, nor on activations that the random one never saw
+            own_ratio = ratio if dictionary == "trained" else torch.full_like(ratio, torch.nan)
+            adequate = is_adequate(own.l0, own_ratio, self.plan.config.d_in)
             columns = {
                 "d_in": self.plan.config.d_in,
                 "d_sae": own.density.shape[1],
@@ -109,6 +114,8 @@ class StackRows:
                 "n_outlying_left_out": n_outlying_left_out,
                 "neighbour_cosine": neighbours[dictionary].nanquantile(0.5, dim=1),
                 "near_copy_share": share_above(neighbours[dictionary], NEAR_COPY),
+                "fvu_over_random": own_ratio,
+                "is_adequate": adequate,
             }
             parts.append(pd.DataFrame(self.keys() | columns))
         table = pd.concat(parts, ignore_index=True)
