@@ -161,6 +161,7 @@ sae_train = Analysis(
                 Column("n_outlying_left_out", "of these, those that are left out", kind="integer"),
                 Column("neighbour_cosine", "median over living features of the cosine with the nearest other"),
                 Column("near_copy_share", "living features whose nearest other is above .9", unit="1"),
+                Column("rare_fraction", "living features that fire on less than 1e-3 of the tokens", unit="1"),
                 *_KIND,
                 _ACTIVATION,
             ],
