@@ -336,7 +336,7 @@ def test_a_model_is_as_published_where_nothing_of_its_recipe_is_changed(place) -
         recipe = load_study(name, overrides)
         return module.as_published(Context(recipe, tuple(recipe.train_recipes()), place))
 
-    assert found("recurrent") == {"recurrent-golf"}
+    assert found("recurrent") == {"recurrent-golf", "recurrent-plain"}
     assert found("recurrent", {"train.phases.0.n_steps": 100}) == frozenset()
     assert found(place / "tiny.toml") == frozenset()
 
