@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from reports.ledger import GROUPS
 from workbench.data.claims import Against, Beside, Claim, Compared, Measure, read_claims
 from workbench.data.remarks import Case, Number, Remark
 from workbench.runs.records import Frozen
@@ -13,12 +15,13 @@ from workbench.study import effects, measures, verdicts
 PAGE = Path(__file__).parent / "claims.md"
 HEAD = """# Claims
 
-Written by `make docs` from `workbench/data/claims.toml` and the rules in the code. A study whose recipe names `roles`
+Written by `make docs` from `workbench/data/published` and the rules in the code. A study whose recipe names `roles`
 (which model stands for which one of the published claims) writes `claims.csv`: one row for each claim below, with the
 measured effect, its 95 % interval over seeds, n, the verdict, the rows it was read from (`source_table`,
 `source_rows`), and what speaks for or against reading it as published (`control`, `why`). A claim that the study's
-models or tables do not cover is `not measured`, and its `why` says what is missing. The reports have more findings than
-these: one that has no row here is judged by no study.
+models or tables do not cover is `not measured`, and its `why` says what is missing; one whose measure was never
+published is `not defined`. The page of a study counts for each paper how many of its claims hold: are `reproduced`, or
+go in the `same direction`.
 
 Two limits of the verdicts. They are not corrected for multiple testing: of twenty 95 % intervals, about one misses the
 true value. And they are about the models of the study: if sizes, steps or text differ from the published ones, a
@@ -78,22 +81,19 @@ measure = { layers = "last" }
 
 - `[remarks.NAME]` are remarks that claims name. Of the cases of a remark, the first is said whose conditions all hold
   and whose numbers were all measured; if there is none, nothing is said. Those of the package
-  (`workbench/data/claims.toml`) can be named too.
+  (`workbench/data/published/remarks.toml`) can be named too.
 - `effect`, `reference` and `treated` can be quoted and tested without being declared: the claim's own effect (treated /
   reference − 1, or treated − reference), and the means over seeds of both models.
 - `{used:.1f}` formats a number as Python does; `{effect:percent}`, `factor`, `points` and `plain` as the ledger does.
 - `base` names a claim above, or one of the package; the claim then holds only what differs, tables key by key.
-- The roles are those of the study's recipe. A claim on a role, table or column that the study does not have is `not
-  measured`, and its `why` names what is missing.
+- Tables and columns are those that analyses declare ([verbs](verbs.md)), roles those of the study's recipe or of a
+  study of the package; another name is refused before anything is trained. A claim on one of them that this study does
+  not have is `not measured`, and its `why` names what is missing.
 - `study.json` records each file with its SHA-256. `--resume` judges a finished study again when a file has changed;
   other files need a new directory, into which `--reuse` copies the finished jobs.
 """
 RECORDS = (Claim, Measure, Compared, Beside, Against, Remark, Case, Number)
-GROUPS = {
-    "janus": "First paper: pressure on heads (Janus)",
-    "kotodama": "Second paper: Muon, automata, attention residuals (Kotodama)",
-    "recurrent": "Third source: depth recurrence (recurrent-golf)",
-}
+NAMED_ROWS = ("text_quality", "ladder", "mechanisms")  # tables of which a row is a measure or a mechanism
 LAYERS = {
     "all": "all layers",
     "first": "the first layer",
@@ -109,6 +109,7 @@ def render() -> str:
     rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (effects, verdicts, measures)]
     sections = [HEAD, *rules, OWN, *map(_fields, RECORDS)]
     claims = read_claims()
+    sections.append(_count(claims))
     for group in dict.fromkeys(claim.group for claim in claims):
         sections.append(f"## {GROUPS.get(group, group)}\n")
         sections += [_section(claim) for claim in claims if claim.group == group]
@@ -131,36 +132,70 @@ def _fields(record: type[Frozen]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _count(claims: Sequence[Claim]) -> str:
+    """A table of how many claims each paper has, and how they can be judged."""
+    lines = ["## Claims by paper\n", "| paper | claims | of a change | of likeness | full size only | not defined |"]
+    lines.append("|---|---|---|---|---|---|")
+    for group in [*dict.fromkeys(claim.group for claim in claims), ""]:
+        own = [claim for claim in claims if group in ("", claim.group)]
+        undefined = [claim for claim in own if claim.undefined]
+        full_size = [claim for claim in own if claim.compared.recipe]
+        alike = [claim for claim in own if claim.direction == "agrees" and not claim.compared.recipe]
+        n_changes = len(own) - len(undefined) - len(full_size) - len(alike)
+        numbers = map(str, (len(own), n_changes, len(alike), len(full_size), len(undefined)))
+        lines.append(f"| {GROUPS.get(group, group or 'all')} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _section(claim: Claim) -> str:
-    measure, compared = claim.measure, claim.compared
-    if compared.pairs:
-        whom = "pairs " + ", ".join(f"{a} and {b}" for a, b in compared.pairs)
-    elif compared.reference:
-        whom = f"{compared.treated} against {compared.reference}"
+    measure = claim.measure
+    direction, margin = claim.direction, claim.margin or 0
+    if margin:
+        unit = claim.scale == "ratio" or measure.unit == "points"
+        direction += f", within ± {100 * margin:.0f} %" if unit else f", within ± {margin:g}"
+    rows = [("published", f"{claim.published} ({claim.source})")]
+    if claim.undefined:
+        rows += [("not defined", claim.undefined), ("confounds", claim.control)]
     else:
-        whom = f"{compared.treated} against {compared.null:.10g}"
-        whom += f"; full size only: the recipe `{compared.recipe}` as it stands" if compared.recipe else ""
-    where = LAYERS.get(measure.layers, measure.layers)
-    if " of " in where:
-        where = f"layer {where}"
-    elif measure.kind == "last":
-        where = "the last step"
-    elif measure.table == "evaluation":
-        where = "the whole text"
-    rows = [
-        ("published", f"{claim.published} ({claim.source})"),
-        ("direction", claim.direction + (f", within ± {100 * claim.margin:.0f} %" if claim.margin else "")),
-        ("models", whom),
-        ("measure", f"{measure.name}; {where}; a {claim.scale}"),
-        ("source", f"`{measure.table}.csv`, `{measure.column}`"),
-        ("beside it", "; ".join(other.name for other in claim.beside)),
-        ("control models", "; ".join(_against(claim, i) for i in range(len(claim.against)))),
-        ("confounds", claim.control),
-        ("to read", claim.why),
-    ]
+        rows += [
+            ("direction", direction),
+            ("models", _models(claim.compared)),
+            ("measure", f"{measure.name}; {_where(measure)}; a {claim.scale}"),
+            ("source", f"`{measure.table}.csv`, `{measure.column}`"),
+            ("beside it", "; ".join(other.name for other in claim.beside)),
+            ("control models", "; ".join(_against(claim, i) for i in range(len(claim.against)))),
+            ("confounds", claim.control),
+            ("to read", claim.why),
+        ]
     lines = [f"### {claim.claim}\n", "| | |", "|---|---|"]
     lines += [f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in rows if text]
     return "\n".join(lines) + "\n"
+
+
+def _models(compared: Compared) -> str:
+    """Which models are compared, by role."""
+    if compared.pairs:
+        return "pairs " + ", ".join(f"{a} and {b}" for a, b in compared.pairs)
+    if compared.among:
+        return f"{compared.take} over {', '.join(compared.among)}, against {compared.null:.10g}"
+    if compared.weights:
+        terms = (f"{weight:+g} × {role}".replace("-", "−", weight < 0) for role, weight in compared.weights.items())
+        return f"{', '.join(terms)}; the sum against {compared.null:.10g}"
+    if compared.reference:
+        return f"{compared.treated} against {compared.reference}"
+    said = f"{compared.treated} against {compared.null:.10g}"
+    return said + (f"; full size only: the recipe `{compared.recipe}` as it stands" if compared.recipe else "")
+
+
+def _where(measure: Measure) -> str:
+    """Which layers, step or row a measure is read at."""
+    if " of " in measure.layers:
+        return f"layer {measure.layers}"
+    if measure.kind == "last":
+        return "the last step"
+    if measure.table in NAMED_ROWS:
+        return f"the row {next(iter(measure.where.values()))}"
+    return "the whole text" if measure.table == "evaluation" else LAYERS[measure.layers]
 
 
 def _against(claim: Claim, index: int) -> str:

@@ -22,7 +22,10 @@ VERDICTS = {
     "not enough seeds": ("…", "none"),
     "not measured": ("–", "none"),
     "full size only": ("□", "none"),
+    "not defined": ("∅", "none"),
 }
+HOLDS = ("reproduced", "same direction")
+UNJUDGED = ("not measured", "not defined")
 # what the page knows of a claim; others are ignored
 TEXTS = ("claim", "published", "measured", "measure", "control", "why", "source_table", "source_rows")
 TEXTS = (*TEXTS, "published_in", "interval", "claim_id")
@@ -31,7 +34,14 @@ INTERVALS = {
     "welch": "over seeds, unpaired",
     "own": "of the measure itself, not over seeds",
 }
-GROUPS = {"janus": "Janus", "kotodama": "Kotodama", "recurrent": "Recurrent"}
+GROUPS = MappingProxyType(
+    {
+        "janus-small": "Project Janus: pressure on attention maps (Janus-Small)",
+        "janus-ii": "Janus II: pressure on heads’ outputs, opened with SAEs and ablation",
+        "kotodama": "Kotodama: Muon, cellular automata, attention residuals",
+        "recurrent": "Recurrent-golf: depth recurrence",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,18 @@ class Group:
     title: str
     measured: tuple[dict[str, str], ...]
     unmeasured: tuple[dict[str, str], ...]
+
+    @property
+    def held(self) -> str:
+        """How many hold of those that are published, and how many were measured: "5 of 26 hold; 24 measured"."""
+        n = len(self.measured) + len(self.unmeasured)
+        n_held = sum(row["verdict"] in HOLDS for row in self.measured)
+        return f"{n_held} of {n} hold; {len(self.measured)} measured"
+
+    @property
+    def counts(self) -> list[dict[str, str]]:
+        """How often each verdict was given, as `verdict_counts`."""
+        return verdict_counts([self])
 
 
 def ledger_groups(study: Study) -> list[Group]:
@@ -54,8 +76,8 @@ def ledger_groups(study: Study) -> list[Group]:
 
 def _group(title: str, rows: Sequence[Mapping[str, Any]]) -> Group:
     shown = [claim_texts(row) for row in rows]
-    unmeasured = tuple(row for row in shown if row["verdict"] == "not measured")
-    measured = tuple(row for row in shown if row["verdict"] != "not measured")
+    unmeasured = tuple(row for row in shown if row["verdict"] in UNJUDGED)
+    measured = tuple(row for row in shown if row["verdict"] not in UNJUDGED)
     return Group(GROUPS.get(title, title.capitalize()), measured, unmeasured)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from fake_study import write_fake_study
 
+from reports.ledger import ledger_groups
 from reports.page import REFERENCE, SECTIONS, Shown, duration, name_panels, show_section, write_report
 from reports.study import read_study
 from reports.tables import MADE, read_csv
@@ -130,6 +131,23 @@ def test_the_ledger_comes_first_in_words_marks_and_links(page):
     assert "[0.0200, 0.180]" in text  # a difference is given as it is
     assert "1 claim not measured in this study" in text
     assert "<script>window.pwned" not in page
+
+
+def test_the_ledger_counts_what_holds_of_each_paper(page, study_copy):
+    papers = re.search(r'<table class="findings" id="papers".*?</table>', page, re.DOTALL)
+    assert papers
+    held = re.findall(r"\d+ of \d+ hold; \d+ measured", papers[0])
+    assert held == ["1 of 3 hold; 3 measured", "1 of 2 hold; 1 measured"]
+    assert papers[0].count('class="mark"') == 5
+    rows = [("a", "not defined"), ("a", "reproduced"), ("a", "same direction"), ("b", "full size only")]
+    lines = ["claim,published,measured,verdict,group", *(f"x,1,–,{verdict},{group}" for group, verdict in rows)]
+    (study_copy / "claims.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    first, second = ledger_groups(read_study(study_copy))
+    assert (first.held, second.held) == ("2 of 3 hold; 2 measured", "0 of 1 hold; 1 measured")
+    assert [row["verdict"] for row in first.unmeasured] == ["not defined"]
+    assert [(item["verdict"], item["count"]) for item in first.counts] == [
+        ("reproduced", "1"), ("same direction", "1"), ("not defined", "1")
+    ]  # fmt: skip
 
 
 def test_a_ledger_that_lacks_columns_says_which(study_copy):

@@ -12,7 +12,11 @@ from workbench.data.remarks import Case, Change, Layers, Number, Remark
 from workbench.runs import read_toml, shorten
 from workbench.runs.records import Frozen, describe_errors
 
-EMBEDDED_CLAIMS = Path(__file__).parent / "claims.toml"
+PUBLISHED = Path(__file__).parent / "published"
+# in the order of the ledger; the base of a claim stands above it, in its file or in one before
+EMBEDDED_CLAIMS = tuple(
+    PUBLISHED / f"{name}.toml" for name in ("remarks", "janus_small", "janus_ii", "kotodama", "recurrent")
+)
 REMARKS = "remarks"  # the table of a file that holds no claim, but the remarks that claims name
 OF_PAIRS = ("divergence", "components")  # kinds of measure
 Parsed = TypeVar("Parsed", bound=Frozen)
@@ -22,25 +26,39 @@ class Measure(Frozen):
     """Which number of a model and seed a claim is about: rows of one table, reduced."""
 
     name: str = Field(description="in words, as the ledger says it", min_length=1)
-    kind: Literal["rows", "ends", "last", "top head", "at top head", "divergence", "components"] = Field(
+    kind: Literal[
+        "rows", "ends", "last", "last over first", "top head", "at top head", "depth", "crossover", "divergence",
+        "components",
+    ] = Field(
         default="rows",
         description="rows: reduce a column over rows; ends: that of the last layer over that of the first; last: that "
-        "of the last step; top head: the largest, with its interval over sequences; at top head: that of the head "
-        "whose zero ablation costs most, by ablation_results; divergence: of attention over MLP spectra of pairs; "
-        "components: |cos| of pairs over its baseline",
+        "of the last step; last over first: that of the last step over that at the start of the last phase (the last "
+        "of the phase before, else the first of all); top head: the largest, with its interval over sequences; at top "
+        "head: that of the head whose zero ablation costs most, by ablation_results; depth: (layer + ½) / layers of "
+        "the head of the largest, .5 on the mean of heads at random; crossover: 1 where treated − reference changes "
+        "its sign once over depth, from − to +, −1 from + to −, else 0; divergence: of attention over MLP spectra of "
+        "pairs; components: |cos| of pairs over its baseline",
+    )  # fmt: skip
+    table: str = Field(default="", description="name of the table, as in the column contract")
+    column: str = Field(
+        default="", description="name of the column; of the training log's, without the layer: stable_rank.W_Q"
     )
-    table: str = Field(description="name of the table, as in the column contract")
-    column: str = Field(description="name of the column")
     where: dict[str, str | float | tuple[str, ...]] = Field(
         default_factory=dict, description='column -> value, or values, that rows must have; l1 = "middle": of the sweep'
+    )
+    per: dict[str, str | float | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="column -> value, or values: the number is then its ratio to that of the rows with these in place "
+        "of where's",
     )
     layers: Layers = Field(
         default="all",
         min_length=1,
         description='all, first, last, first third, last third, or "9 of 12": the layer at that share of the depth',
     )
-    reduce: Literal["mean", "geometric mean", "standard deviation", "maximum"] = Field(
-        default="mean", description="over a model's and seed's rows"
+    reduce: Literal["mean", "geometric mean", "standard deviation", "maximum", "sum", "gini"] = Field(
+        default="mean",
+        description="over a model's and seed's rows; gini: 0 where all are alike, (n − 1) / n where one of n has all",
     )
     unit: Literal["percent", "factor", "points", "plain"] = Field(
         default="percent",
@@ -58,6 +76,15 @@ class Compared(Frozen):
     pairs: tuple[tuple[str, str], ...] = Field(
         default=(), description="instead of both: roles of pairs that one number is measured on, averaged over them"
     )
+    among: tuple[str, ...] = Field(
+        default=(), description="instead of both: roles of models, all of which the study must have; see take"
+    )
+    take: Literal["", "range", "maximum"] = Field(
+        default="", description="with among: the largest − smallest of the models' values, seed by seed, or the largest"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="instead of both: role -> weight of its value in a sum, seed by seed"
+    )
     recipe: str = Field(
         default="",
         description="where null is an absolute figure of one model: the training recipe of that model, full size; any "
@@ -66,18 +93,21 @@ class Compared(Frozen):
 
     @model_validator(mode="after")
     def _names_someone(self) -> Compared:
-        if bool(self.treated) == bool(self.pairs):
-            raise ValueError("treated: expected a role, or pairs, and not both")
-        if self.pairs and self.reference:
-            raise ValueError("reference: pairs are compared with the null; expected none")
-        if self.recipe and (self.pairs or self.reference):
-            raise ValueError(f"recipe: got {self.recipe!r}; expected none where two models are compared")
+        if sum(map(bool, (self.treated, self.pairs, self.among, self.weights))) != 1:
+            raise ValueError("treated: expected a role, or pairs, among or weights, and one of them alone")
+        if self.reference and not self.treated:
+            raise ValueError("reference: pairs, among and weights are compared with the null; expected none")
+        if bool(self.among) != bool(self.take) or len(self.among) == 1:
+            raise ValueError(f"among: got {list(self.among)} with take = {self.take!r}; expected two roles and a take")
+        if self.recipe and (self.reference or not self.treated):
+            raise ValueError(f"recipe: got {self.recipe!r}; expected none where several models are compared")
         return self
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Every role named, once."""
-        named = [role for pair in self.pairs for role in pair] or [self.reference, self.treated]
+        named = [role for pair in self.pairs for role in pair] or [*self.among, *self.weights]
+        named = named or [self.reference, self.treated]
         return tuple(dict.fromkeys(role for role in named if role))
 
 
@@ -110,14 +140,17 @@ class Claim(Frozen):
 
     Raises:
         ValueError: (pydantic's ValidationError) for unknown or unfit fields, an effect on the other side of 0 than its
-            direction, a margin of anything but likeness, a scale that its unit does not fit, and a measure or a remark
-            on models that it does not compare.
+            direction, a margin of anything but likeness, a scale that its unit does not fit, a measure or a remark on
+            models that it does not compare, and no measure without a reason.
     """
 
     id: str = Field(description="short name, that of its table in the file", pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
-    group: str = Field(description="whose claim: janus, kotodama …", min_length=1)
+    group: str = Field(description="whose claim: janus-ii, kotodama …", min_length=1)
     claim: str = Field(description="in one sentence, without a full stop", min_length=1)
     published: str = Field(description="the published figure as text", min_length=1)
+    undefined: str = Field(
+        default="", description="why there is nothing to measure, in sentences: then the verdict is not defined"
+    )
     effect: float | None = Field(
         default=None,
         description="the published figure as a number: treated / reference − 1, or treated − reference; none: only its "
@@ -154,15 +187,14 @@ class Claim(Frozen):
             raise ValueError(f"effect: got {self.effect:g} of a ratio; expected more than −1")
         if self.measure.unit not in {"ratio": ("percent", "factor"), "difference": ("points", "plain")}[self.scale]:
             raise ValueError(f"measure.unit: got {self.measure.unit!r} of a {self.scale}; expected one that fits")
-        if (self.measure.kind in OF_PAIRS) != bool(self.compared.pairs):
-            raise ValueError(
-                f"measure.kind: got {self.measure.kind!r}; expected {' or '.join(OF_PAIRS)} of pairs alone"
-            )
+        self._refuse_unfit_kind()
         if self.scale == "ratio" and not self.compared.reference and self.compared.null <= 0:
             raise ValueError(f"compared.null: got {self.compared.null:g} for a ratio; expected more than 0")
         possible: tuple[str, ...] = ("effect", "treated", "each")
         if self.compared.pairs:
             possible = ("pair", "ratio between seeds")
+        elif not self.compared.treated:
+            possible = ("effect",)
         elif self.compared.reference:
             possible = (*possible, "reference", "pair", "effect at matched l0")
         for i, remark in enumerate(self.remarks):
@@ -173,6 +205,20 @@ class Claim(Frozen):
                         f"{', '.join(possible)}"
                     )
         return self
+
+    def _refuse_unfit_kind(self) -> None:
+        kind, is_measured = self.measure.kind, not self.undefined
+        for name, value in (("table", self.measure.table), ("column", self.measure.column)):
+            if is_measured and not value:
+                raise ValueError(f"measure.{name}: got none; expected one, or undefined: why there is no measure")
+        if (kind in OF_PAIRS) != bool(self.compared.pairs):
+            raise ValueError(f"measure.kind: got {kind!r}; expected {' or '.join(OF_PAIRS)} of pairs alone")
+        if kind == "crossover" and not (self.compared.reference and self.scale == "difference"):
+            raise ValueError("measure.kind: a crossover is a difference of two models; expected a reference, and scale")
+        if self.against and not self.compared.treated:
+            raise ValueError("against: got models beside pairs, among or weights; expected them beside a treated model")
+        if kind == "depth" and self.scale != "difference":
+            raise ValueError(f"scale: got {self.scale!r} of a depth, which is a share; expected 'difference'")
 
 
 # what a key may be called, at any depth
@@ -201,7 +247,7 @@ def collect_claims(files: Sequence[str | Path] = ()) -> tuple[Claim, ...]:
     return tuple(found.values())
 
 
-def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
+def read_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
     """The claims of a TOML file, a table each; the published ones that come with the package unless told otherwise.
 
     The table `remarks` holds no claim, but remarks that claims name. A claim with `base = "other"` holds only what
@@ -212,25 +258,27 @@ def read_claims(path: str | Path = EMBEDDED_CLAIMS) -> tuple[Claim, ...]:
     """
     remarks: dict[str, Remark] = {}
     tables: dict[str, dict[str, Any]] = {}
-    claims: list[Claim] = []
-    for file in dict.fromkeys((EMBEDDED_CLAIMS, Path(path))):
-        own = _read_tables(file)
-        for name, table in _tables_of(own.pop(REMARKS, {}), file, f"{REMARKS}.").items():
-            remarks[name] = _parse(Remark, table, file, f"{REMARKS}.{name}")
-        claims = []
-        for name, table in own.items():
-            tables[name] = _with_base(table, tables, file, name)
-            claims.append(_parse(Claim, tables[name] | {"id": name}, file, name, remarks))
+    published = [claim for file in EMBEDDED_CLAIMS for claim in _read_file(file, remarks, tables)]
+    if path is None:
+        return tuple(published)
+    claims = _read_file(Path(path), remarks, tables)
+    if not claims:
+        raise ValueError(f"claims: {path} is empty; expected a table [name] for each claim")
     return tuple(claims)
 
 
-def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
+def _read_file(path: Path, remarks: dict[str, Remark], tables: dict[str, dict[str, Any]]) -> list[Claim]:
+    """The claims of one file; its remarks and tables are added to those that are known."""
     if not path.is_file():
         raise ValueError(f"claims: no file {str(path)!r}; expected a TOML file of claims")
-    tables = _tables_of(read_toml(path, "claims"), path)
-    if not set(tables) - {REMARKS}:
-        raise ValueError(f"claims: {path} is empty; expected a table [name] for each claim")
-    return tables
+    own = _tables_of(read_toml(path, "claims"), path)
+    for name, table in _tables_of(own.pop(REMARKS, {}), path, f"{REMARKS}.").items():
+        remarks[name] = _parse(Remark, table, path, f"{REMARKS}.{name}")
+    claims = []
+    for name, table in own.items():
+        tables[name] = _with_base(table, tables, path, name)
+        claims.append(_parse(Claim, tables[name] | {"id": name}, path, name, remarks))
+    return claims
 
 
 def _tables_of(found: Any, path: Path, where: str = "") -> dict[str, dict[str, Any]]:

@@ -40,7 +40,7 @@ def _values(evidence: Evidence) -> str:
     compared = evidence.claim.compared
     if compared.recipe:
         return f", {_figure(evidence.treated.mean)} against {_figure(compared.null)}"
-    if not compared.reference:
+    if not evidence.reference.values:
         return ""
     means = (reading.mean for reading in (evidence.reference, evidence.treated))
     return ", " + " → ".join(f"{mean:.3g}".replace("-", "−") for mean in means)
@@ -91,7 +91,7 @@ def place(measure: Measure, reading: Reading) -> str:
     """Where a measure was read: " at layer 2 of 4", with the l1 of SAEs; nothing for all layers."""
     layers = reading.layers
     text = ""
-    if layers and measure.kind == "rows" and len(layers) < reading.n_layers:
+    if layers and measure.kind in ("rows", "last over first") and len(layers) < reading.n_layers:
         named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"
         text = f" at {named} of {reading.n_layers}"
     return text + (f", l1 {reading.chosen['l1']:g}" if "l1" in reading.chosen else "")

@@ -1,6 +1,6 @@
 """The claims ledger: every published claim held against a study's tables, a row each.
 
-Which claims, in `workbench/data/claims.toml`; what they measure, in `measures`; effects and intervals, in `effects`;
+Which claims, in `workbench/data/published`; what they measure, in `measures`; effects and intervals, in `effects`;
 the rules of the verdicts, in `verdicts`; the sentences, in `claim_text` and `remarks`.
 """
 
@@ -31,11 +31,12 @@ def judge_claims(
 ) -> pd.DataFrame:
     """claims.csv's rows: each claim with its published figure, what the tables hold, and the verdict.
 
-    A claim whose roles, tables, columns or rows are missing is `not measured`, and `why` says what is missing. One on
-    an absolute figure of a model that the study does not have is `full size only` and has no effect. Columns beyond the
-    contract's: claim_id, group, reference and treated (roles; of pairs, the firsts and the seconds), direction, scale;
-    effect and published_effect, in the unit of ci_low and ci_high (ratio: treated / reference − 1; difference: treated
-    − reference); margin; reference_value and treated_value (means over seeds); interval (paired, welch, own or none);
+    A claim whose roles, tables, columns or rows are missing is `not measured`, and `why` says what is missing; one
+    whose measure was never published is `not defined`. One on an absolute figure of a model that the study does not
+    have is `full size only` and has no effect. Columns beyond the contract's: claim_id, group, reference and treated
+    (roles; of pairs, the firsts and the seconds; of several models, all as treated), direction, scale; effect and
+    published_effect, in the unit of ci_low and ci_high (ratio: treated / reference − 1; difference: treated −
+    reference); margin; reference_value and treated_value (means over seeds); interval (paired, welch, own or none);
     why; source_rows (which rows of source_table); published_in.
 
     Args:
@@ -54,10 +55,12 @@ def _row(evidence: Evidence) -> dict[str, Any]:
     published = None if claim.effect is None else working(claim.effect, claim.scale)
     margin = None if claim.margin is None else working(claim.margin, claim.scale)
     verdict = judge(effect, published, SIDES[claim.direction], margin, evidence.chance)
+    if claim.undefined:
+        verdict = "not defined"
     if evidence.is_other_size and effect.is_known:
         verdict, effect = "full size only", Effect(math.nan, None, effect.n, "none")
     low, high = effect.bounds or (math.nan, math.nan)
-    pairs = claim.compared.pairs
+    pairs, several = claim.compared.pairs, (*claim.compared.among, *claim.compared.weights)
     return {
         "claim": claim.claim,
         "published": claim.published,
@@ -72,7 +75,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "claim_id": claim.id,
         "group": claim.group,
         "reference": "; ".join(first for first, _ in pairs) or claim.compared.reference,
-        "treated": "; ".join(second for _, second in pairs) or claim.compared.treated,
+        "treated": "; ".join([second for _, second in pairs] or several) or claim.compared.treated,
         "direction": claim.direction,
         "scale": claim.scale,
         "effect": shown(effect.estimate, claim.scale),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from workbench.study.measures import (
     divergence_ratio,
     part_divergence,
     ratio_bounds,
+    read_crossover,
     read_measure,
     spectra,
     top_heads,
@@ -71,7 +72,7 @@ def gather(
     as_published: models trained by the recipe of their name as it stands.
     """
     nothing = Evidence(claim, tables, roles)
-    if nothing.missing_roles:
+    if claim.undefined or nothing.missing_roles:
         return nothing
     if claim.compared.pairs:
         reading, n_pairs = read_pairs(claim, tables, roles)
@@ -110,6 +111,12 @@ def compare(
 ) -> tuple[Reading, Reading, Effect]:
     """Readings of reference and treated on a measure, and the effect between them on the claim's scale."""
     models = [roles[role] for role in compared.roles]
+    if measure.kind == "crossover":
+        found = read_crossover(tables, measure, *models)
+        return Reading({}), found, effect_over_seeds(compared.null, found.values, claim.scale)
+    if not compared.treated:
+        found = combine(compared, [read_measure(tables, measure, model, models) for model in models])
+        return Reading({}), found, effect_over_seeds(compared.null, found.values, claim.scale)
     treated = read_measure(tables, measure, models[-1], models)
     if not compared.reference:
         return Reading({}), treated, effect_over_seeds(compared.null, treated.values, claim.scale)
@@ -118,6 +125,22 @@ def compare(
     if measure.kind == "top head":
         own = ratio_bounds(*(top_heads(tables, measure, model) for model in models))
     return reference, treated, effect_over_seeds(reference.values, treated.values, claim.scale, own)
+
+
+def combine(compared: Compared, readings: Sequence[Reading]) -> Reading:
+    """One number of several models, in the order of the roles, seed by seed over the seeds that all of them have: their
+    range, their maximum, or their weighted sum; nan where one is undefined."""
+    seeds = sorted(set.intersection(*(set(reading.values) for reading in readings)))
+    if not seeds:
+        return Reading({})
+    rows = np.array([[reading.values[seed] for reading in readings] for seed in seeds])
+    if compared.weights:
+        numbers = rows @ np.array(list(compared.weights.values()))
+    elif compared.take == "range":
+        numbers = rows.max(axis=1) - rows.min(axis=1)
+    else:
+        numbers = rows.max(axis=1)
+    return replace(readings[0], values=dict(zip(seeds, map(float, numbers), strict=True)), pooled=())
 
 
 def by_chance(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> float | None:

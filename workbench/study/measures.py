@@ -7,14 +7,18 @@ max(1, n // 3) of them. Layer −1, the embedding, is none of them.
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+import probes
 from sae.metrics import match_l0
 from workbench.analyses.sae_train.settings import shown_l1
 from workbench.data.claims import Measure
@@ -27,6 +31,7 @@ Bounds = tuple[float, float]
 ATTENTION, MLP = ("W_Q", "W_K", "W_V", "W_O"), ("W_gate", "W_in", "W_out")
 # in these tables head −1 is a whole layer, an MLP or all heads together, which no claim is about
 SINGLE_HEADS = ("sae_training_results", "ablation_results", "content_share")
+LADDER = "ladder"  # whose models are the rungs of one: recurrent-golf-07
 # what says which head of a model is its top one
 TOP_HEAD = Measure(
     name="largest impact of a head", table="ablation_results", column="impact_pct", where={"kind": "zero"}
@@ -58,6 +63,9 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
 
     models: every model of the comparison, whose rows together say which l1 is the middle one of a sweep.
     """
+    if measure.per:
+        return _ratio_of_rows(tables, measure, model, models)
+    tables = by_layer(tables, measure)
     df = rows_of(tables, measure.table, measure.where, models)
     chosen = {name: float(df[name].iloc[0]) for name, value in measure.where.items() if value == "middle" and len(df)}
     n_layers = count_layers(tables, measure.table, model)
@@ -69,11 +77,24 @@ def read_measure(tables: Tables, measure: Measure, model: str, models: Sequence[
         own = own[own["layer"].isin(layers)]
     if measure.kind == "at top head":
         own = _at_top_head(tables, own, model)
-    reduce = {"ends": _ends, "last": _last, "top head": _over("maximum")}.get(measure.kind, _over(measure.reduce))
+    if measure.kind == "depth":
+        own = _depth_of_top_head(own, measure.column, n_layers)
+    reduce = REDUCERS.get(measure.kind, _over(measure.reduce))
     values = dict.fromkeys(sorted(map(int, own["seed"])), math.nan)
     known = own.dropna(subset=[measure.column]).sort_values("seed", kind="stable")
     values |= {int(seed): reduce(rows, measure.column) for seed, rows in known.groupby("seed")}
     return Reading(values, layers, n_layers, chosen, tuple(map(float, known[measure.column])))
+
+
+def _ratio_of_rows(tables: Tables, measure: Measure, model: str, models: Sequence[str]) -> Reading:
+    """The measure over the same of the rows that `per` names; nan where that is 0 or not there."""
+    rows = (measure.where, measure.where | measure.per)
+    parts = [measure.model_copy(update={"where": where, "per": {}}) for where in rows]
+    above, below = (read_measure(tables, part, model, models) for part in parts)
+    values = {
+        seed: value / below.values[seed] if below.values.get(seed) else math.nan for seed, value in above.values.items()
+    }
+    return replace(above, values=values, pooled=())
 
 
 def change(measure: Measure, by: Change) -> Measure:
@@ -90,10 +111,29 @@ def rows_of(tables: Tables, table: str, where: Mapping[str, Any], models: Sequen
     df: Frame = tables.get(table)
     if df is None or "model" not in df:
         return pd.DataFrame(columns=["model", "seed", "layer"])
+    if table == LADDER:
+        df = df.assign(model=df["model"].astype("str").str.replace(r"-\d+$", "", regex=True))
     df = df[df["model"].isin(list(models))]
     if table in SINGLE_HEADS and "head" in df:
         df = df[df["head"] >= 0]
     return _holding(df, where)
+
+
+def layer_columns(log: Frame, name: str) -> dict[int, str]:
+    """Layer -> the column `<name>.<layer>` of the training log, in the order of layers."""
+    pairs = [(str(column), *str(column).rpartition(".")[::2]) for column in log.columns]
+    return dict(sorted((int(layer), column) for column, own, layer in pairs if own == name and layer.isdigit()))
+
+
+def by_layer(tables: Tables, measure: Measure) -> Tables:
+    """The tables, with the columns `<column>.<layer>` that the measure's may have made one of its name, a row for each
+    layer that has a value."""
+    df: Frame = tables.get(measure.table)
+    if df is None or measure.column in df or not (columns := layer_columns(df, measure.column)):
+        return tables
+    keys = [name for name in ("model", "seed", "phase", "step") if name in df]
+    parts = [df[keys].assign(layer=layer, **{measure.column: df[own]}) for layer, own in columns.items()]
+    return {**tables, measure.table: pd.concat(parts, ignore_index=True).dropna(subset=[measure.column])}
 
 
 def _holding(df: Frame, where: Mapping[str, Any]) -> Frame:
@@ -146,6 +186,8 @@ def _over(reduce: str) -> Callable[[Frame, str], float]:
         "geometric mean": geometric,
         "standard deviation": np.std,
         "maximum": np.max,
+        "sum": np.sum,
+        "gini": _gini,
     }
     return lambda rows, name: float(reducers[reduce](rows[name].to_numpy(dtype=np.float64)))
 
@@ -157,9 +199,33 @@ def _ends(rows: Frame, column: str) -> float:
     return last / first if len(by_layer) > 1 and first else math.nan
 
 
+def _gini(values: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probes.ConstantInputWarning)  # nan is an undefined measure in the ledger
+        return probes.gini(values)
+
+
 def _last(rows: Frame, column: str) -> float:
     """The value of the last step; nan in a table without steps."""
     return float(rows.sort_values("step", kind="stable")[column].iloc[-1]) if "step" in rows else math.nan
+
+
+def _last_over_first(rows: Frame, column: str) -> float:
+    """The value of the last step over that at the start of the last phase: the last of the phases before, else the
+    first of all; means where a step has several rows; nan for a single step, and in a table without steps."""
+    if "step" not in rows:
+        return math.nan
+    phases = rows["phase"] if "phase" in rows else pd.Series("", index=rows.index)
+    by_step = rows.assign(phase=phases).groupby("step").agg({column: "mean", "phase": "last"})
+    before = by_step.loc[by_step["phase"] != by_step["phase"].iloc[-1], column]
+    first = float(before.iloc[-1] if len(before) else by_step[column].iloc[0])
+    return float(by_step[column].iloc[-1]) / first if len(by_step) > 1 and first else math.nan
+
+
+# kinds of measure that reduce rows in a way of their own; the others by `reduce`
+REDUCERS: Mapping[str, Callable[[Frame, str], float]] = MappingProxyType(
+    {"ends": _ends, "last": _last, "last over first": _last_over_first, "top head": _over("maximum")}
+)
 
 
 # --- the top head
@@ -183,6 +249,13 @@ def _at_top_head(tables: Tables, rows: Frame, model: str) -> Frame:
     return rows.merge(top[place].drop_duplicates(), on=place)
 
 
+def _depth_of_top_head(rows: Frame, column: str, n_layers: int) -> Frame:
+    """One row per seed: (layer + ½) / n_layers of the head of largest value, in the column's place."""
+    known = rows[rows[column].notna()]
+    top = known.loc[known.groupby("seed")[column].idxmax()]
+    return top.assign(**{column: (top["layer"] + 0.5) / n_layers})
+
+
 def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:
     """Smallest and largest log-ratio that the two top heads' 95 % intervals over sequences allow (one seed only); wider
     than a 95 % interval of the ratio, so that what it excludes is excluded with confidence."""
@@ -195,6 +268,34 @@ def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:
     if a_low <= 0 or b_high <= 0:  # the reference's impact may be nothing: no ratio is excluded
         return -math.inf, math.inf
     return (math.log(b_low / a_high) if b_low > 0 else -math.inf), math.log(b_high / a_low)
+
+
+# --- two models, layer by layer
+
+
+def read_crossover(tables: Tables, measure: Measure, reference: str, treated: str) -> Reading:
+    """Seed -> 1 where treated − reference changes its sign once over the treated model's layers, from − to +; −1 from +
+    to −; 0 where it never does or more often. Layers without a difference have no sign. Of seeds that both have."""
+    models = (reference, treated)
+    depths = [count_layers(tables, measure.table, model) for model in models]
+    df = rows_of(tables, measure.table, measure.where, models)
+    if not all(depths) or not {measure.column, "seed", "layer"} <= set(df.columns):
+        return Reading({})
+    means = df.dropna(subset=[measure.column]).groupby(["model", "seed", "layer"])[measure.column].mean().to_dict()
+    values = {}
+    for seed in sorted({seed for model, seed, _ in means if model == treated}):
+        differences = [
+            means[treated, seed, layer] - means[reference, seed, other]
+            for layer in range(depths[1])
+            if (treated, seed, layer) in means
+            and (reference, seed, other := matching_layer(layer, depths[1], depths[0])) in means
+        ]
+        if differences:
+            signs = [math.copysign(1.0, value) for value in differences if value]
+            n_changes = sum(a != b for a, b in itertools.pairwise(signs))
+            values[int(seed)] = signs[-1] if n_changes == 1 else 0.0
+    chosen = {name: float(df[name].iloc[0]) for name, value in measure.where.items() if value == "middle" and len(df)}
+    return Reading(values, tuple(range(depths[1])), depths[1], chosen)
 
 
 # --- pairs of models

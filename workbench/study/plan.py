@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.data.claims import collect_claims
 from workbench.data.text_windows import MAX_N_CTX
 from workbench.extend import BYTES_PER_TOKEN, Analysis, Cost, Documents, Settings, TextSize
 from workbench.models.config import ModelConfig, parse_dtype
 from workbench.models.costs import loading_bytes, weights_bytes
 from workbench.models.load import load_config, resolve_device, resolve_devices
 from workbench.runs.memory import planned_bytes
+from workbench.study.claim_checks import collect_checked
 from workbench.study.jobs import TRAIN, left_out, plan_jobs
 from workbench.study.measuring import Request
 from workbench.study.over_training import follow
@@ -114,7 +114,7 @@ def plan(
     for each, and every one may come to take as much. A ladder's trainings are counted as one of the whole model.
     """
     settings = load_study(recipe, with_given(overrides, seeds, claims))
-    collect_claims(settings.claims)
+    collect_checked(settings)
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
     device = resolve_device(device)
     trainings = {own.name: plan_training(own, device=device) for own in recipes}

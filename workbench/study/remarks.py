@@ -13,7 +13,7 @@ from workbench.data.remarks import OPERATORS, UNITS, Case, Number, Remark, names
 from workbench.study.claim_text import in_unit
 from workbench.study.effects import effect_over_seeds, shown
 from workbench.study.evidence import Evidence, compare
-from workbench.study.measures import change, choose_layers, matched_l0, read_measure, rows_of_pairs
+from workbench.study.measures import by_layer, change, choose_layers, matched_l0, read_measure, rows_of_pairs
 
 Value = Any  # a number, those of several seeds in a list, or a role
 
@@ -21,12 +21,15 @@ Value = Any  # a number, those of several seeds in a list, or a role
 def why(evidence: Evidence) -> str:
     """How to read the outcome, or what is missing."""
     claim, table = evidence.claim, evidence.claim.measure.table
+    if claim.undefined:
+        return claim.undefined
     if evidence.missing_roles:
         return f"The study has no model in the role of {', '.join(evidence.missing_roles)}."
     if not evidence.effect.is_known:
         if table not in evidence.tables:
             return f"The study has no {table}.csv."
-        missing = [name for name in (claim.measure.column, *claim.measure.where) if name not in evidence.tables[table]]
+        present = by_layer(evidence.tables, claim.measure)[table]
+        missing = [name for name in (claim.measure.column, *claim.measure.where) if name not in present]
         if missing:
             return f"{table}.csv has no column {missing[0]}."
         if not evidence.treated.values or (claim.compared.reference and not evidence.reference.values):

@@ -18,8 +18,8 @@ from reports.contract import declared
 from reports.study_tables import STUDY_TABLES, split_telemetry
 from workbench.analyses import BUILT_IN, find_analysis
 from workbench.runs import shorten
-from workbench.study.measures import Frame, Tables
-from workbench.study.summaries import FIRST, LAST, MIDDLE, SUMMARIES, layer_at, layer_columns, single_heads, table_of
+from workbench.study.measures import Frame, Tables, layer_columns
+from workbench.study.summaries import FIRST, LAST, MIDDLE, SUMMARIES, layer_at, single_heads, table_of
 
 MAX_INDICES = 80  # singular values of a spectrum that are averaged; the first and the last are among them
 NUMBER = r"\d[\d.eE+\-]*"

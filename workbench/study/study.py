@@ -18,10 +18,10 @@ from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import write_table
 from workbench.analyses import figures_of_tables, loaded_plugins
-from workbench.data.claims import collect_claims
 from workbench.models.load import load, resolve_device
 from workbench.runs import ENV, atomic_write, open_run, read_config, read_json, sha256_file
 from workbench.runs.directory import reopen
+from workbench.study.claim_checks import collect_checked
 from workbench.study.claims import judge_claims
 from workbench.study.effects import write_effects
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
@@ -88,7 +88,7 @@ def study(
         Interrupted: a training was interrupted and its state saved; resume continues.
     """
     settings = load_study(recipe, with_given(overrides, seeds, claims))
-    collect_claims(settings.claims)
+    collect_checked(settings)
     device = resolve_device(device)
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
@@ -183,7 +183,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
         if roles:
-            claims = collect_claims(context.recipe.claims)
+            claims = collect_checked(context.recipe)
             tables["claims"] = judge_claims(tables, roles, claims, as_published(context))
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from workbench.study.measures import Frame, Tables, choose_layers
+from workbench.study.measures import Frame, Tables, choose_layers, layer_columns
 
 KEYS = ["model", "seed"]
 FIRST, MIDDLE, LAST = "first", "14 of 28", "last"
@@ -75,12 +75,6 @@ def logged(tables: Tables, name: str, at: str = "") -> pd.DataFrame:
     else:
         found = rows.assign(value=rows[name])
     return found[columns].dropna(subset=["value"]).sort_values("step", kind="stable")
-
-
-def layer_columns(log: Frame, name: str) -> dict[int, str]:
-    """Layer -> the column `<name>.<layer>` of the log, in the order of layers."""
-    pairs = [(str(column), *str(column).rpartition(".")[::2]) for column in log.columns]
-    return dict(sorted((int(layer), column) for column, own, layer in pairs if own == name and layer.isdigit()))
 
 
 def at_depth(rows: Frame, columns: dict[int, str], at: str) -> pd.Series:

@@ -2,6 +2,7 @@
 
 With e the effect (see `effects`) and p the published effect on the same scale:
 
+    not defined        the measure of the published figure was never published: no study measures it
     not measured       the tables do not have the measure, or it is undefined
     full size only     it is measured, but the published figure is an absolute one of one model, and the study's is
                        not that one: another recipe, or other settings, text or length of training
@@ -29,8 +30,9 @@ from workbench.study.effects import Effect
 TIE = 1e-9  # relative; |e| this close to half the published effect is half of it
 
 Verdict = Literal[
-    "reproduced", "same direction", "not seen", "reversed", "not measured", "full size only", "not enough seeds"
-]
+    "reproduced", "same direction", "not seen", "reversed", "not measured", "full size only", "not enough seeds",
+    "not defined",
+]  # fmt: skip
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 
 

@@ -486,6 +486,7 @@ def _traces(points):
 def test_parallelism_rows_equal_the_probe(found):
     result, (means, _), _ = found
     rows = result.antonym_parallelism.query("model == 'a' and layer == 1").set_index("n_removed")
+    assert (rows["excess_over_null"] == rows["parallelism"] - rows["null_mean"]).all()
     states = means["antonyms"][:, 2]
     for k in (0, 1):
         single = probes.pair_parallelism(states[:8], states[8:], n_removed_components=k)

@@ -12,12 +12,15 @@ import tomli_w
 from studies_for_tests import tiny, write_place
 from typer.testing import CliRunner
 
-from reports.tables import read_table
+from reports.contract import declared
+from reports.tables import MADE, find_tables, read_table
 from workbench.analyses.ablate.load_bearing import LOAD_BEARING_UP_TO
 from workbench.cli.app import app
 from workbench.data.claims import collect_claims, read_claims
 from workbench.runs import sha256_file, verify_manifest
+from workbench.study.claim_checks import collect_checked
 from workbench.study.claims import judge_claims
+from workbench.study.recipe import StudyRecipe
 from workbench.study.study import study
 
 PAGE = Path(__file__).parents[3] / "docs" / "claims.md"
@@ -179,6 +182,71 @@ def test_a_wrong_file_is_refused_by_file_claim_and_field(old, new, said, tmp_pat
         read_claims(tmp_path / "mine.toml")
     assert str(caught.value).startswith(f"claims: {tmp_path / 'mine.toml'}: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"topology_stats"', '"topology_stat"', "measure.table: got 'topology_stat'; expected one of topology_stats"),
+        (
+            '"mean_cos"',
+            '"mean_coss"',
+            "measure: got the column 'mean_coss' of topology_stats; expected one of mean_cos",
+        ),
+        (
+            'measure.where = { basis = "residual" }',
+            'measure.where = { bases = "z" }',
+            "measure: got the column 'bases' of topology_stats; expected one of basis",
+        ),
+        ('name = "on z"', 'name = "on z", column = "cos"', "beside.0: got the column 'cos' of topology_stats"),
+        (
+            'column = "rank_utilization", where = { basis = "z" }',
+            'column = "rank_use", where = { basis = "z" }',
+            "remarks.0.numbers.before: got the column 'rank_use' of topology_stats; expected one of rank_utilization",
+        ),
+        ('treated = "adaptive"', 'treated = "adaptve"', "role: got 'adaptve'; expected one of adaptive"),
+        ('direction = "falls"\n', "", "[heads-write-apart] direction: Field required"),
+    ],
+)
+def test_names_that_are_not_there_are_refused_before_anything_is_trained(
+    old, new, said, made, monkeypatch, tmp_path
+) -> None:
+    assert old in example()
+    monkeypatch.chdir(made.parent)
+    (tmp_path / "typo.toml").write_text(example().replace(old, new, 1), encoding="utf-8")
+    for end in ("--dry-run", ""):
+        typed = f"study tiny.toml --out other --device cpu --claims {tmp_path / 'typo.toml'} {end}"
+        found = RUN.invoke(app, typed.split())
+        assert found.exit_code == 1, found.output
+        (line,) = found.stderr.splitlines()
+        assert f"typo.toml: [heads-write-apart] {said.removeprefix('[heads-write-apart] ')}" in line
+    assert not (made.parent / "other").exists()
+
+
+def test_roles_of_other_studies_and_columns_of_the_log_are_no_typos(tmp_path) -> None:
+    other = example().replace('treated = "adaptive"', 'treated = "lang-ddv1"')
+    logged = example().replace('"topology_stats"', '"train_log"').replace('"mean_cos"', '"sigma_z.0"')
+    logged = logged.replace('{ basis = "residual" }', "{}").replace(
+        'beside = [{ name = "on z", where = { basis = "z" } }]', ""
+    )
+    for text in (other, logged.replace('remarks = ["dimensions"]', "")):
+        (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+        roles = {"control": "tiny", "mine": "tiny"}
+        recipe = StudyRecipe(name="a", models=("tiny",), roles=roles, claims=(str(tmp_path / "a.toml"),))
+        assert [claim.id for claim in collect_checked(recipe)][-2:] == OWN
+    mine = example().replace('treated = "adaptive"', 'treated = "mine"')
+    (tmp_path / "a.toml").write_text(mine, encoding="utf-8")
+    assert [claim.id for claim in collect_checked(recipe)][-2:] == OWN
+
+
+def test_tables_have_the_columns_that_their_analyses_declare(made, recurrent_study) -> None:
+    """What is written and not declared would be refused of a claim as a typo."""
+    left = {"train_log", *MADE, "baselines"}  # with columns of layers, places or their own
+    for directory in (made, recurrent_study):
+        for name in find_tables(directory).keys() - left:
+            table = declared()[name]
+            known = {*table.leading, *(column.name for column in table.trailing)}
+            assert {*read_table(directory, name).columns} <= known, name
 
 
 def test_the_bound_of_a_load_bearing_head_is_the_analysis_s() -> None:

@@ -108,7 +108,13 @@ def test_every_study_that_ships_can_be_planned(name) -> None:
     assert recipe.description
     jobs = plan_jobs(recipe)
     assert {job.kind for job in jobs} == {"train", *recipe.analyses}
-    assert left_out(recipe) == []
+    plain = [
+        model for model in recipe.models if model.startswith("recurrent-plain")
+    ]  # beside the recurrent model alone
+    expected = [
+        f"No {verb} of {own}: it has no depth recurrence." for verb in ("ladder", "mechanisms") for own in plain
+    ]
+    assert left_out(recipe) == expected
 
 
 def test_settings_reach_the_study_and_every_model(place) -> None:
@@ -351,7 +357,7 @@ def test_a_model_is_as_published_where_nothing_of_its_recipe_is_changed(place) -
         recipe = load_study(name, overrides)
         return module.as_published(Context(recipe, tuple(recipe.train_recipes()), place))
 
-    assert found("recurrent") == {"recurrent-golf"}
+    assert found("recurrent") == {"recurrent-golf", "recurrent-plain"}
     assert found("recurrent", {"train.phases.0.n_steps": 100}) == frozenset()
     assert found(place / "tiny.toml") == frozenset()
 

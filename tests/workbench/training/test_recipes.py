@@ -61,8 +61,8 @@ def test_every_recipe_loads_under_its_own_name_and_reads_back(name):
     assert parse_recipe(tomllib.loads(tomli_w.dumps(settings))) == recipe
     if name.endswith("-nano"):
         assert recipe.data.source == recipe.data.tokenizer == "embedded"
-        # the recurrent one keeps its three passes over three blocks
-        assert recipe.model.n_layers in (range(4, 7) if recipe.model.extensions.recurrence is None else (9,))
+        # the recurrent ones keep their three passes over three blocks, and the plain one beside them as many layers
+        assert recipe.model.n_layers in ((9,) if name.startswith("recurrent-") else range(4, 7))
         assert (recipe.model.d_model, recipe.model.d_vocab) == (128, 4096)
         assert recipe.model.n_ctx in (128, 256)
 
@@ -512,3 +512,15 @@ def test_a_recipe_cannot_change():
     with pytest.raises(ValueError, match="frozen"):
         parse_recipe(TINY).name = "other"  # type: ignore[misc]
     assert isinstance(parse_recipe(TINY), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("recurrent-nano", "recurrent-plain-nano"), ("recurrent-golf", "recurrent-plain")]
+)
+def test_nine_plain_layers_have_the_parameters_of_the_recurrent_model(name, other) -> None:
+    recurrent, plain = load_recipe(name), load_recipe(other)
+    sizes = [HookedLM(recipe.model, seed=None).n_parameters() for recipe in (recurrent, plain)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.005)
+    assert plain.model.extensions.recurrence is None
+    assert plain.phases[0].interventions == ()
+    assert (plain.data, plain.phases[0].n_steps) == (recurrent.data, recurrent.phases[0].n_steps)

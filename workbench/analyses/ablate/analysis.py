@@ -246,7 +246,14 @@ ablate = Analysis(
                 Column("kl", "KL(base‖ablated) of the next-token prediction", unit="nats"),
                 Column("n_tokens", "predictions", kind="integer"),
             ],
-            trailing=[Column("component", "head, layer or mlp", kind="text"), Column("dtype", kind="text")],
+            trailing=[
+                Column("component", "head, layer or mlp", kind="text"),
+                Column("dtype", kind="text"),
+                Column("n_sequences", kind="integer"),
+                Column("n_ctx", "tokens per sequence", kind="integer"),
+                Column("estimate_pct", "impact_pct by the gradient alone", unit="% of the base loss"),
+                Column("error_pct", "measured error of a dtype narrower than float32", unit="% of the base loss"),
+            ],
             meaning="One ablated head; head -1 is all heads together or, by component, the MLP. stderr is paired over "
             "sequences, ci_low and ci_high a 95 % bootstrap interval over sequences.",
         ),

@@ -89,6 +89,7 @@ probe = Analysis(
                 Column("r_spelling", "of the states with the spelling"),
                 Column("r_target_spelling", "of the topology with the spelling"),
                 Column("n_ties", "permutations that tie with the observed r", kind="integer"),
+                Column("is_exact", "whether all permutations were taken"),
                 Column("distance", "between states: euclidean or cosine", kind="text"),
                 Column("n_templates", kind="integer"),
                 Column("n_outlying", "states longer than 3 times the median", kind="integer"),
@@ -159,7 +160,10 @@ probe = Analysis(
                 Column("q", "Benjamini–Hochberg over all rows of the table"),
                 Column("n_permutations", kind="integer"),
             ],
-            trailing=[Column("min_p", "smallest p that the permutations allow")],
+            trailing=[
+                Column("min_p", "smallest p that the permutations allow"),
+                Column("excess_over_null", "parallelism − null_mean"),
+            ],
             meaning="How parallel the differences of a set's n pairs are, n_removed leading components taken out.",
         ),
         Table(

@@ -395,6 +395,7 @@ def parallelism_table(
                         | {"set": one.name, "n": found.n, "layer": layer, "n_removed": n_removed}
                         | {"parallelism": found.statistic, "null_mean": found.null_mean, "null_std": found.null_std}
                         | {"p": found.pvalue, "n_permutations": found.n_resamples, "min_p": found.min_pvalue}
+                        | {"excess_over_null": found.statistic - found.null_mean}
                     )
     table = pd.DataFrame(rows)
     if len(table):

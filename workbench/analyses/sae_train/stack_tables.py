@@ -19,6 +19,7 @@ from workbench.analyses.sae_train.alarms import Alarm
 from workbench.analyses.sae_train.evaluation import LeftOut, SpliceLosses, recovered
 from workbench.analyses.sae_train.plan import Plan
 
+RARE = 1e-3  # density below which a living feature is rare
 NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
 
 
@@ -116,6 +117,7 @@ class StackRows:
                 "near_copy_share": share_above(neighbours[dictionary], NEAR_COPY),
                 "fvu_over_random": own_ratio,
                 "is_adequate": adequate,
+                "rare_fraction": share_rare(own.density),
             }
             parts.append(pd.DataFrame(self.keys() | columns))
         table = pd.concat(parts, ignore_index=True)
@@ -148,6 +150,12 @@ class StackRows:
                 f"{l1:g}): near-copies of few directions; expected fewer features (expansion) or a lower l1",
                 stacklevel=3,
             )
+
+
+def share_rare(density: Float[Tensor, "n_saes d_sae"]) -> Float[Tensor, "n_saes"]:
+    """Share of each SAE's living features that fire on less than `RARE` of the tokens; nan where none lives."""
+    living = torch.where(density > 0, density, torch.nan)
+    return torch.where(living.isnan(), torch.nan, (living < RARE).double()).nanmean(dim=1)
 
 
 def share_above(values: Float[Tensor, "n_saes d_sae"], limit: float) -> Float[Tensor, "n_saes"]:

@@ -84,7 +84,12 @@ topology = Analysis(
                 Column("utilization_b"),
                 Column("n_eff", "n_parameters of a · utilization_a / utilization_b", unit="parameters"),
             ],
-            trailing=[Column("layer_a", kind="integer"), Column("layer_b", kind="integer")],
+            trailing=[
+                Column("layer_a", kind="integer"),
+                Column("layer_b", kind="integer"),
+                Column("n_parameters_no_embedding", kind="integer"),
+                Column("n_eff_no_embedding", "n_eff of these", unit="parameters"),
+            ],
             meaning="The size at which a model that fills its heads as b does would fill as many dimensions as a; "
             "layer -1 is the mean over layers. n_parameters_no_embedding and n_eff_no_embedding follow.",
         ),
