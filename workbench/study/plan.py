@@ -133,9 +133,9 @@ def plan(
 
 
 def _plan_analyses(settings: StudyRecipe, recipes: Mapping[str, Any], device: str) -> Sequence[dict[str, Any]]:
-    """The facts of each analysis of each model."""
+    """The facts of each analysis of each model, the same for every seed."""
     facts = []
-    for job in plan_jobs(settings):
+    for job in plan_jobs(settings.model_copy(update={"n_seeds": 1})):
         if job.kind == TRAIN:
             continue
         analysis = next(own for own in settings.opened_with() if own.name == job.kind)
