@@ -54,7 +54,10 @@ def pages_fingerprint() -> str:
     """The digest of what merges tables, judges published claims and draws pages, plug-ins' figures among it."""
     folders = [Path(importlib.import_module("reports").__path__[0]), ROOTS["workbench"] / "study"]
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in PAGE_FILES)
-    files += [EMBEDDED_CLAIMS, *(EMBEDDED_CLAIMS.with_name(name) for name in ("claims.py", "remarks.py"))]
+    files += [
+        EMBEDDED_CLAIMS,
+        *(EMBEDDED_CLAIMS.with_name(name) for name in ("claims.py", "remarks.py", "papers.py", "papers.toml")),
+    ]
     lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
     lines += [f"{own.name} {fingerprint(own)}\n" for own in all_analyses()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -19,6 +19,7 @@ from workbench.study.jobs import TRAIN, left_out, plan_jobs
 from workbench.study.measuring import Request
 from workbench.study.over_training import follow
 from workbench.study.recipe import StudyRecipe, load_study
+from workbench.study.sizes import check_sizes
 from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
 from workbench.training.recipe import apply_overrides, load_recipe, phase_model
@@ -116,6 +117,7 @@ def plan(
     settings = load_study(recipe, with_given(overrides, seeds, claims))
     collect_claims(settings.claims)
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
+    check_sizes(settings, recipes)
     device = resolve_device(device)
     trainings = {own.name: plan_training(own, device=device) for own in recipes}
     found = [*trainings.values(), *_plan_analyses(settings, {own.name: own for own in recipes}, device)]
