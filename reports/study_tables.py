@@ -132,7 +132,7 @@ SIZE_SLOPES = Table(
         *_numbers("predicted_low predicted_high published_effect"),
         *_texts("heading claim group scale unit"),
     ],
-    meaning="A claim's effect over the sizes of a study: the slope with its 95 % interval over seeds, the straight line "
+    meaning="A claim's effect over a study's sizes: the slope with its 95 % interval over seeds, the straight line "
     "at the published size with the 95 % prediction interval of one more model there, and where it is heading.",
     is_shown=False,
 )

@@ -2,8 +2,8 @@
 
 Size is x = log10 of the parameters without token and position tables and without the unembedding
 (`n_parameters_no_embedding`, as in effective_size.csv), of the largest of the models that a claim compares. The effect
-y is on its working scale, a logarithm for ratios. Seeds that have it at every size count; each has its own least-squares
-line, and the mean of these is the line of all.
+y is on its working scale, a logarithm for ratios. Seeds that have it at every size where it was measured count; each
+has its own least-squares line, and the mean of these is the line of all.
 
     slope         mean of the seeds' slopes, per factor of ten in parameters; with three or more seeds its 95 % interval
                   by Student's t on them
