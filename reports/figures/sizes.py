@@ -86,5 +86,5 @@ def _set_axes(fig: Draft, own: pd.DataFrame, line: pd.DataFrame, unit: str, wher
     room = PADDING * ((max(marks) - min(marks)) or 1.0)
     fig.update_yaxes(range=[min(marks) - room, max(marks) + room], **where)
     if unit != "plain":
-        fig.update_yaxes(tickformat="+.0%", **where)
+        fig.update_yaxes(tickformat="+.2~%", **where)
     fig.update_xaxes(type="log", title_text="parameters", dtick=1, tickformat=".0s", **where)

@@ -18,13 +18,13 @@ MANY = 1000  # per cent of change from which on a ratio is given as a factor
 
 def over_size(study: Study) -> list[Drawing]:
     """Return the figure of the claims that have an effect at some size; nothing without any."""
-    known = study.tables["claims_by_size"].dropna(subset=["effect"])
+    known = _known(study)
     return [("", figures.effects_over_size(known, _slopes(study)))] if len(known) else []
 
 
 def size_grids(study: Study) -> list[Grid]:
     """Return the claims' slopes with where they are heading, and their effects and verdicts size by size."""
-    known, slopes = study.tables["claims_by_size"].dropna(subset=["effect"]), _slopes(study)
+    known, slopes = _known(study), _slopes(study)
     grids = []
     if len(slopes):
         columns = (
@@ -39,6 +39,10 @@ def size_grids(study: Study) -> list[Grid]:
         cells = tuple(_effect_cell(by_size[size]) if size in by_size else Cell(MISSING) for size in sizes)
         rows.append((_headers(own.iloc[0].to_dict()), cells))
     return [*grids, Grid("Effects", (), ("paper", "claim"), tuple(map(str, sizes)), tuple(rows), is_wide=True)]
+
+
+def _known(study: Study) -> pd.DataFrame:
+    return study.tables["claims_by_size"].dropna(subset=["effect"])
 
 
 def _slopes(study: Study) -> pd.DataFrame:
@@ -70,8 +74,11 @@ def _effect_cell(row: dict) -> Cell:
 
 
 def _interval(low: float, high: float, unit: str) -> str:
-    known = math.isfinite(low) and math.isfinite(high)
-    return f"[{effect_text(low, unit)}, {effect_text(high, unit)}]" if known else ""
+    """Return an interval, its unit once where both ends have the same; nothing where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    (first, _, one), (last, _, other) = (effect_text(value, unit).partition(" ") for value in (low, high))
+    return f"[{first}, {last}]{f' {one}' if one else ''}" if one == other else f"[{first} {one}, {last} {other}]"
 
 
 def effect_text(value: float, unit: str) -> str:
@@ -110,6 +117,7 @@ SIZES = Section(
                 "A bar much longer than what the marks span runs out of its panel; {size-slopes} has all."
             ),
             uses=("size_slopes",),
+            counted=lambda study: {"": _known(study)},
             is_core=False,
         ),
         Panel(
@@ -128,6 +136,7 @@ SIZES = Section(
                 "neither. Not corrected for the number of claims."
             ),
             uses=("size_slopes",),
+            counted=lambda study: {"": _known(study)},
             is_table=True,
             is_core=False,
         ),

@@ -49,9 +49,14 @@ def on_meta(cfg: ModelConfig) -> HookedLM:
 
 
 @lru_cache(maxsize=4)
+def _made_once(cfg: Any) -> HookedLM:
+    return on_meta(cfg)
+
+
 def counted(cfg: ModelConfig) -> HookedLM:
     """As `on_meta`, made once for each configuration: to count in, not to change."""
-    return on_meta(cfg)
+    hashable: Any = cfg  # as a frozen record is, though its type does not say so
+    return _made_once(hashable)
 
 
 def without_numbers(cfg: ModelConfig) -> HookedLM:

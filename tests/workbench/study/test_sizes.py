@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,11 +76,12 @@ def test_the_slopes_interval_holds_where_seeds_have_slopes_of_their_own() -> Non
 def test_the_line_is_least_squares_over_all_seeds_and_sizes() -> None:
     effects = simulate(0.3, 0.1, 0.2, n_draws=1)[0]
     line = fit_line(X, effects)
-    oracle = scipy.stats.linregress(np.tile(X, 3), effects.ravel())
+    oracle: Any = scipy.stats.linregress(np.tile(X, 3), effects.ravel())
     assert line.slope == pytest.approx(oracle.slope)
     assert line.at(PUBLISHED_X) == pytest.approx(oracle.intercept + oracle.slope * PUBLISHED_X)
     assert line.residual / math.sqrt(line.spread) == pytest.approx(oracle.stderr)
-    by_seed = [scipy.stats.linregress(X, own).slope for own in effects]
+    lines: list[Any] = [scipy.stats.linregress(X, own) for own in effects]
+    by_seed = [own.slope for own in lines]
     interval = scipy.stats.t.interval(0.95, 2, np.mean(by_seed), scipy.stats.sem(by_seed))
     assert line.slope_bounds == pytest.approx(interval)
 
@@ -260,7 +262,7 @@ def test_the_ledger_by_size_is_the_planted_line(place) -> None:
     }
     slopes = tables["size_slopes"].set_index("claim_id")
     assert list(slopes.index) == ["janus-correlation-3", "janus-correlation-6", "janus-correlation-9"]
-    row = slopes.loc["janus-correlation-9"]
+    row: Any = slopes.loc["janus-correlation-9"]
     assert row["slope"] == pytest.approx(-0.05, abs=1e-3)
     assert row["ci_low"] < row["slope"] < row["ci_high"]
     assert row["predicted"] == pytest.approx(math.expm1(0.1 - 0.05 * PUBLISHED_X), abs=2e-3)
