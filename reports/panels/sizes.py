@@ -70,7 +70,7 @@ def _slope_row(row: dict) -> tuple[tuple[str, str], tuple[Cell, ...]]:
 def _effect_cell(row: dict) -> Cell:
     unit = str(row["unit"])
     bounds = _interval(row["ci_low"], row["ci_high"], unit)
-    return Cell(effect_text(row["effect"], unit), f"{bounds} {row['verdict']}".strip())
+    return Cell(effect_text(row["effect"], unit), "; ".join(filter(None, (bounds, str(row["verdict"])))))
 
 
 def _interval(low: float, high: float, unit: str) -> str:

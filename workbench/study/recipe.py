@@ -87,6 +87,12 @@ class StudyRecipe(Frozen):
         for name in sizes:
             if not name or not set(name) <= set(SIZE_LETTERS):
                 raise ValueError(f"got a size {shorten(repr(name))}; expected letters, digits, '.', '_' and '-'")
+            for key, value in sizes[name].items():
+                if isinstance(value, dict) and "." not in key:
+                    raise ValueError(
+                        f"{shorten(name)}: got a table {shorten(repr(key))}; expected paths in quotes, such as "
+                        '"model.d_model" = 64'
+                    )
         return sizes
 
     @field_validator("settings")
@@ -168,7 +174,9 @@ class StudyRecipe(Frozen):
         has = {key: [has_setting(own, key) for own in recipes] for key in self.sizes[size]}
         for key, known in has.items():
             if key == "name" or not any(known):
-                raise ValueError(f"sizes.{size}: got {shorten(repr(key))}; expected a setting that a model has")
+                raise ValueError(
+                    f"sizes.{shorten(size)}: got {shorten(repr(key))}; expected a setting that a model has"
+                )
         found = []
         for i, own in enumerate(recipes):
             if AT in own.name:
@@ -177,7 +185,7 @@ class StudyRecipe(Frozen):
             try:
                 found.append(apply_overrides(own, {"name": f"{own.name}{AT}{size}"} | changes))
             except ValueError as error:
-                raise ValueError(f"sizes.{size}: {error}") from None
+                raise ValueError(f"sizes.{shorten(size)}: {error}") from None
         return found
 
     def size_of(self, model: str) -> str:
@@ -249,9 +257,11 @@ def _replace(data: dict[str, Any], key: str, value: Any) -> None:
         data[head] = data.get(head, {}) | {rest: value}
     elif head == "sizes":
         size, _, setting = rest.partition(".")
-        if not setting:
-            raise ValueError(f"set {shorten(key)}: names no setting; expected sizes.SIZE.KEY")
-        data[head] = data.get(head, {}) | {size: data.get(head, {}).get(size, {}) | {setting: value}}
+        tables = data.get(head, {})
+        below = tables.get(size, {}) if isinstance(tables, dict) else None
+        if not setting or not isinstance(below, dict):
+            raise ValueError(f"set {shorten(key)}: names no setting of a size; expected sizes.SIZE.KEY")
+        data[head] = tables | {size: below | {setting: value}}
     else:
         raise ValueError(f"set {key}: {head!r} is a single value; expected a key that exists")
 

@@ -188,6 +188,7 @@ def test_sizes_can_be_set_by_path(place) -> None:
     [
         ({"small": {"model.widht": 8}}, r"sizes.small: got 'model.widht'; expected a setting that a model has"),
         ({"small": {"name": "other"}}, r"sizes.small: got 'name'; expected a setting that a model has"),
+        ({"small": {"model": {"d_model": 8}}}, r"sizes: small: got a table 'model'; expected paths in quotes"),
         ({"small": {"model.d_model": 0}}, r"sizes.small: set: model.d_model: .*greater than"),
         ({"a@b": {}}, r"tiny.toml: sizes: got a size 'a@b'; expected letters, digits"),
         ({"a/b": {}}, r"tiny.toml: sizes: got a size 'a/b'; expected letters, digits"),
@@ -216,8 +217,9 @@ def test_a_model_whose_name_holds_the_sign_is_refused(place) -> None:
 
 
 def test_set_names_a_size_and_a_setting(place) -> None:
-    with pytest.raises(ValueError, match=r"set sizes.small: names no setting; expected sizes.SIZE.KEY"):
-        load_study(place / "tiny.toml", {"sizes.small": 3})
+    for given in ({"sizes.small": 3}, {"sizes": 3, "sizes.small.model.d_model": 8}):
+        with pytest.raises(ValueError, match=r"set sizes.small.*: names no setting of a size; expected sizes.SIZE.KEY"):
+            load_study(place / "tiny.toml", given)
 
 
 def test_a_dry_run_counts_every_size(place) -> None:
