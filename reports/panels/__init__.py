@@ -11,6 +11,6 @@ from reports.panels.sizes import SIZES
 from reports.panels.text import TEXT
 from reports.panels.training import TRAINING
 
-SECTIONS = (SIZES, PAPER, TOPOLOGY, INTERVENTIONS, LINEAGE, TRAINING, ATTENTION, CONCEPTS, RECURRENT, TEXT)
+SECTIONS = (PAPER, TOPOLOGY, SIZES, INTERVENTIONS, LINEAGE, TRAINING, ATTENTION, CONCEPTS, RECURRENT, TEXT)
 
 __all__ = ["SECTIONS", "Drawing", "Panel", "Section"]
