@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fake_study import write_sizes
 
-from reports.panels.sizes import SIZES, effect_text
+from reports.panels.sizes import effect_text, over_size, size_grids
 from reports.study import read_study, short_names
 
 
@@ -16,8 +18,9 @@ def study(tmp_path):
 
 
 def test_the_figure_holds_effects_line_and_published_figure(study) -> None:
-    ((_, figure),) = SIZES.panels[0].draw(study)
-    by_name: dict[str, list] = {}
+    ((_, drawn),) = over_size(study)
+    figure: Any = drawn
+    by_name: dict[str, list[Any]] = {}
     for trace in figure.data:
         by_name.setdefault(trace.name, []).append(trace)
     assert [len(by_name[name]) for name in ("measured", "straight line", "predicted", "published")] == [3] * 4
@@ -34,7 +37,7 @@ def test_the_figure_holds_effects_line_and_published_figure(study) -> None:
 
 
 def test_the_tables_hold_slopes_effects_and_verdicts(study) -> None:
-    slopes, effects = SIZES.panels[1].draw(study)
+    slopes, effects = size_grids(study)
     headers, cells = slopes.rows[0]
     assert headers == ("Janus", "The cosine falls")
     assert [(cell.text, cell.note) for cell in cells] == [

@@ -12,7 +12,7 @@ has its own least-squares line, and the mean of these is the line of all.
                       ŷ(x₀) ± t(.975, S·K − 2) · s · √(1 + 1/(S·K) + (x₀ − x̄)²/(S·Σ(x_k − x̄)²))
 
                   of S seeds and K sizes of mean x̄, s² the residual variance around the line of all, S·K − 2 degrees of
-                  freedom (Draper & Smith 1998, eq. 1.4.12)
+                  freedom (Seber & Lee 2003, section 5.3)
 
 Both take effects to be independent from seed to seed and size to size, and the prediction one variance at all sizes and
 a relation that stays straight as far as x₀, which no study of smaller sizes can test.
