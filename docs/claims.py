@@ -10,7 +10,7 @@ from reports.ledger import GROUPS
 from workbench.data.claims import Against, Beside, Claim, Compared, Measure, read_claims
 from workbench.data.remarks import Case, Number, Remark
 from workbench.runs.records import Frozen
-from workbench.study import effects, measures, verdicts
+from workbench.study import effects, measures, sizes, verdicts
 
 PAGE = Path(__file__).parent / "claims.md"
 HEAD = """# Claims
@@ -18,8 +18,9 @@ HEAD = """# Claims
 Written by `make docs` from `workbench/data/published` and the rules in the code. A study whose recipe names `roles`
 (which model stands for which one of the published claims) writes `claims.csv`: one row for each claim below, with the
 measured effect, its 95 % interval over seeds, n, the verdict, the rows it was read from (`source_table`,
-`source_rows`), and what speaks for or against reading it as published (`control`, `why`). A claim that the study's
-models or tables do not cover is `not measured`, and its `why` says what is missing; one whose measure was never
+`source_rows`), and what speaks for or against reading it as published (`control`, `why`). A study of several sizes
+writes `claims_by_size.csv` and `size_slopes.csv` too, and its `claims.csv` is that of the largest. A claim that the
+study's models or tables do not cover is `not measured`, and its `why` says what is missing; one whose measure was never
 published is `not defined`. The page of a study counts for each paper how many of its claims hold: are `reproduced`, or
 go in the `same direction`.
 
@@ -106,7 +107,7 @@ LAYERS = {
 def render() -> str:
     """The page: the rules, then a section a claim."""
     # a reader of the page sees the rules as the code states them
-    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (effects, verdicts, measures)]
+    rules = [f"```text\n{(module.__doc__ or '').strip()}\n```\n" for module in (effects, verdicts, measures, sizes)]
     sections = [HEAD, *rules, OWN, *map(_fields, RECORDS)]
     claims = read_claims()
     sections.append(_count(claims))

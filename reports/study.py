@@ -33,6 +33,7 @@ RECORD_TYPES = MappingProxyType(
     }
 )
 
+AT = "@"  # between a model's name and that of its size
 MODEL_COLUMNS = ("model", "model_a", "model_b")
 MAX_NAME = 28  # letters of a short name: more overlap in the figures
 
@@ -162,13 +163,14 @@ def order_models(record: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) 
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Return each model's name without the dash-separated words that all of them begin or end with.
+    """Return each model's name without the dash-separated words that all of them begin or end with; its size stays.
 
     `janus-v3-control-nano`, `janus-v3-adaptive-nano` become `control`, `adaptive`; a single model keeps its name. What
     is still longer than `MAX_NAME` loses its middle, unless two would then be alike.
     """
-    words = [model.split("-") for model in models]
-    if len(models) < 2:
+    bases = list(dict.fromkeys(model.partition(AT)[0] for model in models))
+    words = [base.split("-") for base in bases]
+    if len(bases) < 2:
         return {model: model for model in models}
     shortest = min(len(parts) for parts in words)
     end = 0  # the end first: "nano" says less than what a name begins with
@@ -177,9 +179,10 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     start = 0
     while start < shortest - end - 1 and len({parts[start] for parts in words}) == 1:
         start += 1
-    names = {model: "-".join(parts[start : len(parts) - end]) for model, parts in zip(models, words, strict=True)}
-    cut = {model: name if len(name) <= MAX_NAME else f"{name[:16]}…{name[-11:]}" for model, name in names.items()}
-    return cut if len(set(cut.values())) == len(set(names.values())) else names
+    names = {base: "-".join(parts[start : len(parts) - end]) for base, parts in zip(bases, words, strict=True)}
+    cut = {base: name if len(name) <= MAX_NAME else f"{name[:16]}…{name[-11:]}" for base, name in names.items()}
+    names = cut if len(set(cut.values())) == len(set(names.values())) else names
+    return {model: names[(parts := model.partition(AT))[0]] + parts[1] + parts[2] for model in models}
 
 
 def problems(study: Study, needs: Mapping[str, Sequence[str]]) -> list[str]:

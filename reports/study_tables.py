@@ -104,4 +104,36 @@ CLAIMS = Table(
     meaning="The ledger: a published claim, what was measured, and the verdict.",
     is_shown=False,
 )
-STUDY_TABLES = (TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS)
+CLAIMS_BY_SIZE = Table(
+    "claims_by_size",
+    ("claim_id", "size"),
+    [
+        Column("n_parameters", "of the largest model compared, without embeddings", unit="parameters", kind="integer"),
+        Column("effect", "of a ratio treated / reference − 1, of a difference treated − reference"),
+        *_numbers("ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        *_texts("interval verdict"),
+        Column("line", "the straight line's value at that size, in the effect's unit"),
+        *_texts("claim group scale unit"),
+    ],
+    meaning="A published claim at one size of the study's models.",
+    is_shown=False,
+)
+SIZE_SLOPES = Table(
+    "size_slopes",
+    ("claim_id",),
+    [
+        Column("slope", "of the effect on its working scale (a logarithm for ratios), per factor of ten in parameters"),
+        *_numbers("ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        Column("n_sizes", kind="integer"),
+        Column("published_params", "of the published model, without embeddings", unit="parameters"),
+        Column("predicted", "the straight line's value there, in the effect's unit"),
+        *_numbers("predicted_low predicted_high published_effect"),
+        *_texts("heading claim group scale unit"),
+    ],
+    meaning="A claim's effect over a study's sizes: the slope with its 95 % interval over seeds, the straight line "
+    "at the published size with the 95 % prediction interval of one more model there, and where it is heading.",
+    is_shown=False,
+)
+STUDY_TABLES = (TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS, CLAIMS_BY_SIZE, SIZE_SLOPES)

@@ -312,6 +312,15 @@ class Merged:
     """where files that are no table may be written"""
     configs: Mapping[str, ModelConfig]
     """model -> its configuration, the reference first"""
+    references: Mapping[str, str] = field(default_factory=dict)
+    """model -> the one that it is compared with, in a study of several sizes the first of its size; empty: the first"""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(reference, model) of every model that has another to be compared with, in their order."""
+        first = next(iter(self.configs))
+        found = [(self.references.get(name, first), name) for name in self.configs]
+        return [pair for pair in found if pair[0] != pair[1]]
 
 
 # --- the record

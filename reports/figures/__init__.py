@@ -39,6 +39,7 @@ from reports.figures.saes import (
     pareto,
     stability,
 )
+from reports.figures.sizes import effects_over_size
 from reports.figures.small_multiples import measure_by_layer
 from reports.figures.spectra import spectra_over_index
 from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
@@ -63,6 +64,7 @@ __all__ = [
     "crystallisation_layers",
     "dimension_by_points",
     "effective_dimension",
+    "effects_over_size",
     "feature_density",
     "fvu_by_layer",
     "head_entropy_gallery",

@@ -130,6 +130,7 @@ def write_fake_study(
         write_further(directory, rng, runs, n_layers, n_heads)
         write_recurrent(directory, rng, seeds, models[0])
         write_factorial(directory)
+        write_sizes(directory)
     (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
     write_effects(directory)
     return directory
@@ -440,6 +441,26 @@ def write_factorial(directory: Path) -> None:
             value *= scale
             rows.append((measure, term, value, value - half, value + half, n, 0.9 * value, stated))
     write_rows(rows, directory, "factorial")
+
+
+def write_sizes(directory: Path) -> None:
+    """Write three claims at three sizes: one with a line, one of a group without a published size, one of one seed."""
+    rows, slopes = [], []
+    for k, (claim, group, unit) in enumerate(
+        (("cosine", "janus", "percent"), ("rank", "mine", "factor"), ("mass", "janus", "points"))
+    ):
+        said = (f"The {claim} falls", group, "difference" if unit == "points" else "ratio", unit)
+        half, n = (np.nan, 1) if claim == "mass" else (0.05, 3)
+        for i, size in enumerate(("small", "mid", "large")):
+            effect = -0.1 * (k + 1) - 0.02 * i
+            numbers = (effect, effect - half, effect + half, n, "paired" if n == 3 else "none", "not seen", effect)
+            rows.append((claim, size, 200_000 * 4**i, *numbers, *said))
+        at = (np.nan,) * 4 if group == "mine" else (37_755_392, -0.3, -0.6, 12.0)
+        slopes.append(
+            (claim, -0.05, -0.05 - half, -0.05 + half, n, 3, *at, -0.4, "" if group == "mine" else "flat", *said)
+        )
+    write_rows(rows, directory, "claims_by_size")
+    write_rows(slopes, directory, "size_slopes")
 
 
 def write_recurrent(directory: Path, rng: np.random.Generator, seeds: Sequence[int], model: str) -> None:

@@ -171,6 +171,12 @@ class Claim(Frozen):
     )
     why: str = Field(default="", description="how to read any outcome, in sentences behind the remarks")
     source: str = Field(description="where the figure was published", min_length=1)
+    published_params: int | None = Field(
+        default=None,
+        description="parameters of the published model without embeddings, to which the line over a study's sizes is "
+        "drawn out; none: those of the paper of its group, where that is one of `papers.toml`",
+        ge=1,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Claim:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,6 +48,17 @@ def on_meta(cfg: ModelConfig) -> HookedLM:
         return HookedLM(cfg.model_copy(update={"device": "meta"}), seed=None)
 
 
+@lru_cache(maxsize=4)
+def _made_once(cfg: Any) -> HookedLM:
+    return on_meta(cfg)
+
+
+def counted(cfg: ModelConfig) -> HookedLM:
+    """As `on_meta`, made once for each configuration: to count in, not to change."""
+    hashable: Any = cfg  # as a frozen record is, though its type does not say so
+    return _made_once(hashable)
+
+
 def without_numbers(cfg: ModelConfig) -> HookedLM:
     """The model of `cfg` for what does not depend on weights: theirs are whatever lay in memory, or, of a large model,
     on meta, whose operations torch takes seconds to load."""
@@ -56,13 +68,13 @@ def without_numbers(cfg: ModelConfig) -> HookedLM:
 
 def weights_bytes(cfg: ModelConfig) -> int:
     """Bytes of all parameters in the model's dtype."""
-    return on_meta(cfg).n_parameters() * cfg.dtype.itemsize
+    return counted(cfg).n_parameters() * cfg.dtype.itemsize
 
 
 def loading_bytes(configs: Sequence[ModelConfig]) -> int:
     """The host's peak while models come out of files, one after another: all weights, and the tensor that is being
     copied from its file."""
-    largest = max(p.numel() * cfg.dtype.itemsize for cfg in configs for p in on_meta(cfg).parameters())
+    largest = max(p.numel() * cfg.dtype.itemsize for cfg in configs for p in counted(cfg).parameters())
     return sum(weights_bytes(cfg) for cfg in configs) + largest
 
 
@@ -78,7 +90,7 @@ def forward_flops(cfg: ModelConfig, n_windows: int, n_ctx: int, *, unembedded: i
     unembedded: tokens that logits are made of; all by default.
     """
     n_tokens = n_windows * n_ctx
-    model = on_meta(cfg)
+    model = counted(cfg)
     in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
     attention = 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * (n_ctx + 1)
     logits = 2.0 * cfg.d_model * cfg.d_vocab * (n_tokens if unembedded is None else unembedded)

@@ -46,8 +46,12 @@ def judge_claims(
         as_published: models trained by the package's recipe of their name, with nothing of it changed.
     """
     chosen = read_claims() if claims is None else claims
-    rows = [_row(gather(claim, tables, roles, as_published)) for claim in chosen]
-    return pd.DataFrame(rows, columns=pd.Index([*CLAIMS.leading, *TRAILING]))
+    return claim_rows([gather(claim, tables, roles, as_published) for claim in chosen])
+
+
+def claim_rows(found: Sequence[Evidence]) -> pd.DataFrame:
+    """The rows of `judge_claims`, of evidence."""
+    return pd.DataFrame([_row(one) for one in found], columns=pd.Index([*CLAIMS.leading, *TRAILING]))
 
 
 def _row(evidence: Evidence) -> dict[str, Any]:

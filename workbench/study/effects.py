@@ -28,7 +28,7 @@ import pandas as pd
 import scipy
 
 from reports.contract import declared
-from reports.study import leave_out_infinite, order_models, read_record
+from reports.study import AT, leave_out_infinite, order_models, read_record
 from reports.tables import COLUMNS, MADE, MIN_SEEDS, find_tables, read_csv, write_table
 from workbench.data.lineage import read_lineage
 from workbench.study.measures import Bounds, Frame
@@ -73,12 +73,7 @@ def effect_over_seeds(
     Args:
         own: the measure's own 95 % interval on the working scale, used where seeds are too few.
     """
-    ours = _working(treated, scale)
-    if isinstance(reference, Mapping):
-        theirs = _working(reference, scale)
-    else:
-        constant = _working({0: reference}, scale)
-        theirs = dict.fromkeys(ours, constant[0]) if constant else {}
+    theirs, ours = _both(reference, treated, scale)
     common = sorted(set(ours) & set(theirs))
     differences = [ours[seed] - theirs[seed] for seed in common]
     if len(common) >= MIN_SEEDS:
@@ -91,6 +86,30 @@ def effect_over_seeds(
         return UNKNOWN
     estimate = np.mean(differences) if common else np.mean(list(ours.values())) - np.mean(list(theirs.values()))
     return _rounded(Effect(float(estimate), own, len(common) or n, "none" if own is None else "own"))
+
+
+def seed_effects(
+    reference: Mapping[int, float] | float, treated: Mapping[int, float], scale: Scale
+) -> dict[int, float]:
+    """Seed -> its own effect on the working scale, of the seeds that both models have; values as `effect_over_seeds`
+    takes them.
+
+    >>> seed_effects({0: 1.0, 1: 2.0, 2: 5.0}, {0: 1.5, 1: 2.0}, "difference")
+    {0: 0.5, 1: 0.0}
+    """
+    theirs, ours = _both(reference, treated, scale)
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))}
+
+
+def _both(
+    reference: Mapping[int, float] | float, treated: Mapping[int, float], scale: Scale
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Values of both models on the working scale; a number that has no seeds is every seed's."""
+    ours = _working(treated, scale)
+    if isinstance(reference, Mapping):
+        return _working(reference, scale), ours
+    constant = _working({0: reference}, scale)
+    return (dict.fromkeys(ours, constant[0]) if constant else {}), ours
 
 
 def _working(values: Mapping[int, float], scale: Scale) -> dict[int, float]:
@@ -133,8 +152,11 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Bounds:
 
 
 def shown(value: float, scale: Scale) -> float:
-    """A number of the working scale as tables show it: a ratio r as r − 1, a difference as it is."""
-    return math.expm1(value) if scale == "ratio" else value
+    """A number of the working scale as tables show it: a ratio r as r − 1, infinite above e⁷⁰⁰; a difference as it
+    is."""
+    if scale == "ratio":
+        return math.inf if value > 700 else math.expm1(value)  # expm1 refuses what no float can hold
+    return value
 
 
 def working(value: float, scale: Scale) -> float:
@@ -167,7 +189,12 @@ def write_effects(directory: str | Path) -> tuple[Path, Path]:
     models = order_models(record, {name: df for name, df in tables.items() if name != "ladder"})
     roles = {str(role): str(model) for role, model in record.get("roles", {}).items()}
     values = list(seed_values(tables, roles))
-    effects = effect_rows(values, comparisons(models, roles))
+    sizes = {str(model["name"]): str(model.get("size", "")) for model in record.get("models", ()) if "name" in model}
+    compared: list[Comparison] = []
+    for size in dict.fromkeys(sizes.get(name, "") for name in models):
+        own = [name for name in models if sizes.get(name, "") == size]
+        compared += comparisons(own, {role: f"{name}{AT}{size}" if size else name for role, name in roles.items()})
+    effects = effect_rows(values, compared)
     return write_table(effects, directory, "effects"), write_table(mean_rows(values), directory, "seed_means")
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from sae.architectures import architecture_names, find_architecture
 from workbench.analyses import all_analyses
 from workbench.data.claims import EMBEDDED_CLAIMS
+from workbench.data.papers import PAPERS
 from workbench.extend import Analysis
 from workbench.training.interventions import make_interventions
 from workbench.training.recipe import Recipe
@@ -54,7 +55,8 @@ def pages_fingerprint() -> str:
     """The digest of what merges tables, judges published claims and draws pages, plug-ins' figures among it."""
     folders = [Path(importlib.import_module("reports").__path__[0]), ROOTS["workbench"] / "study"]
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in PAGE_FILES)
-    files += [*EMBEDDED_CLAIMS, *(ROOTS["workbench"] / "data" / name for name in ("claims.py", "remarks.py"))]
+    names = ("claims.py", "remarks.py", "papers.py")
+    files += [*EMBEDDED_CLAIMS, PAPERS, *(ROOTS["workbench"] / "data" / name for name in names)]
     lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files]
     lines += [f"{own.name} {fingerprint(own)}\n" for own in all_analyses()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reports.study import AT
 from workbench.analyses import load_plugin
 from workbench.extend import Analysis
 from workbench.study.recipe import StudyRecipe
@@ -100,9 +101,12 @@ def plan_jobs(recipe: StudyRecipe) -> list[PlannedJob]:
 
 
 def paired(recipe: StudyRecipe, recipes: Sequence[Recipe]) -> list[tuple[str, str]]:
-    """The pairs that are compared, in the order of the study's models: each with the reference, and those it names."""
+    """The pairs that are compared, in the order of the study's models: each with the reference of its size, the first,
+    and those it names, at every size."""
     names = [own.name for own in recipes]
-    asked = {*((names[0], name) for name in names[1:]), *recipe.pairs}
+    asked = {(first, name) for name, first in recipe.references(names).items() if name != first}
+    ends = [f"{AT}{size}" for size in recipe.sizes] or [""]
+    asked |= {(first + end, second + end) for first, second in recipe.pairs for end in ends}
     return [(first, second) for second in names for first in names if (first, second) in asked]
 
 

@@ -34,7 +34,10 @@ def merge_tables(jobs: Sequence[PlannedJob], context: Context) -> dict[str, pd.D
         if analysis.merge is not None:
             directories = tuple(context.directory / job.name for job in own)
             settings = context.recipe.settings_of(analysis.name)
-            tables |= analysis.merge(Merged(dict(tables), settings, directories, context.directory, configs))
+            references = context.recipe.references(list(configs))
+            tables |= analysis.merge(
+                Merged(dict(tables), settings, directories, context.directory, configs, references)
+            )
     if "train_log" in tables:
         tables["baselines"] = _baselines(context)
     return tables

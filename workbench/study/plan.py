@@ -19,6 +19,7 @@ from workbench.study.jobs import TRAIN, left_out, plan_jobs
 from workbench.study.measuring import Request
 from workbench.study.over_training import follow
 from workbench.study.recipe import StudyRecipe, load_study
+from workbench.study.sizes import check_sizes
 from workbench.study.study import with_given  # what it loads counts among the bytes in memory
 from workbench.training.plan import plan as plan_training
 from workbench.training.recipe import apply_overrides, load_recipe, phase_model
@@ -116,6 +117,7 @@ def plan(
     settings = load_study(recipe, with_given(overrides, seeds, claims))
     collect_checked(settings)
     recipes, n_seeds, jobs = settings.train_recipes(), settings.n_seeds, plan_jobs(settings)
+    check_sizes(settings, recipes)
     device = resolve_device(device)
     trainings = {own.name: plan_training(own, device=device) for own in recipes}
     found = [*trainings.values(), *_plan_analyses(settings, {own.name: own for own in recipes}, device)]
@@ -133,9 +135,9 @@ def plan(
 
 
 def _plan_analyses(settings: StudyRecipe, recipes: Mapping[str, Any], device: str) -> Sequence[dict[str, Any]]:
-    """The facts of each analysis of each model."""
+    """The facts of each analysis of each model, the same for every seed."""
     facts = []
-    for job in plan_jobs(settings):
+    for job in plan_jobs(settings.model_copy(update={"n_seeds": 1})):
         if job.kind == TRAIN:
             continue
         analysis = next(own for own in settings.opened_with() if own.name == job.kind)

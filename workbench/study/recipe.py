@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from reports.study import AT
 from workbench.analyses import find_analysis
 from workbench.extend import Analysis, Settings
 from workbench.runs import read_toml, shorten
 from workbench.runs.records import Frozen, describe_errors
 from workbench.training.boundaries import resolve_boundaries
-from workbench.training.recipe import RECIPES, Recipe, apply_overrides, load_recipe
+from workbench.training.recipe import RECIPES, Recipe, apply_overrides, has_setting, load_recipe
 
 STUDIES = RECIPES / "studies"
 DEFAULT = "janus-nano"
 DEFAULT_ANALYSES = ("sae-train", "ablate", "topology", "attention", "atlas", "match")
+SIZE_LETTERS = f"{string.ascii_letters}{string.digits}._-"
 # keys of older recipes -> what to write now
 MOVED = {
     "sae_l1": "[settings.sae-train] l1 = …",
@@ -40,6 +43,11 @@ class StudyRecipe(Frozen):
     n_seeds: int = Field(default=1, description="trainings of each model, from seeds 0, 1, …", ge=1)
     train: dict[str, Any] = Field(
         default_factory=dict, description="settings replaced in every training recipe, by path"
+    )
+    sizes: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="name of a size -> settings replaced in the training recipes that have them, by path; each model "
+        "is then trained at each size, as MODEL@SIZE, and pairs are of one size",
     )
     analyses: tuple[str, ...] = Field(
         default=DEFAULT_ANALYSES, description="what every model is opened with, by name", min_length=1
@@ -72,6 +80,20 @@ class StudyRecipe(Frozen):
     @classmethod
     def _names_analyses(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(find_analysis(name).name for name in names)
+
+    @field_validator("sizes")
+    @classmethod
+    def _names_sizes(cls, sizes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in sizes:
+            if not name or not set(name) <= set(SIZE_LETTERS):
+                raise ValueError(f"got a size {shorten(repr(name))}; expected letters, digits, '.', '_' and '-'")
+            for key, value in sizes[name].items():
+                if isinstance(value, dict) and "." not in key:
+                    raise ValueError(
+                        f"{shorten(name)}: got a table {shorten(repr(key))}; expected paths in quotes, such as "
+                        '"model.d_model" = 64'
+                    )
+        return sizes
 
     @field_validator("settings")
     @classmethod
@@ -121,13 +143,14 @@ class StudyRecipe(Frozen):
         return find_analysis(analysis).settings.model_validate(self.settings.get(analysis, {}))
 
     def train_recipes(self) -> list[Recipe]:
-        """The training recipes of the models, in order, with the study's settings.
+        """The training recipes of the models, in order and size by size, with the study's settings.
 
         Raises:
-            ValueError: a recipe that does not exist, a setting that none or not all of them have, two of one name, a
-                role for a model that is not there, or a pair of such, of one model, or the wrong way round.
+            ValueError: a recipe that does not exist, a setting that none or not all of them have, one of a size that
+                none has, two of one name, a role for a model that is not there, or a pair of such, of one model, or
+                the wrong way round.
         """
-        recipes = [resolve_boundaries(apply_overrides(load_recipe(name), self.train)) for name in self.models]
+        recipes = [apply_overrides(load_recipe(name), self.train) for name in self.models]
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
             raise ValueError(f"models: their recipes are called {names}; expected each name once")
@@ -143,7 +166,40 @@ class StudyRecipe(Frozen):
                     f"pairs: got {shorten(repr(list(pair)))}; expected two of the models in their order, "
                     f"{', '.join(names)}"
                 )
-        return recipes
+        sized = [own for size in self.sizes for own in self._at_size(recipes, size)] if self.sizes else recipes
+        return [resolve_boundaries(own) for own in sized]
+
+    def _at_size(self, recipes: list[Recipe], size: str) -> list[Recipe]:
+        """The training recipes at a size, each with those of its settings that it has."""
+        has = {key: [has_setting(own, key) for own in recipes] for key in self.sizes[size]}
+        for key, known in has.items():
+            if key == "name" or not any(known):
+                raise ValueError(
+                    f"sizes.{shorten(size)}: got {shorten(repr(key))}; expected a setting that a model has"
+                )
+        found = []
+        for i, own in enumerate(recipes):
+            if AT in own.name:
+                raise ValueError(f"sizes: got a model {shorten(repr(own.name))}; expected no {AT!r} in its name")
+            changes = {key: value for key, value in self.sizes[size].items() if has[key][i]}
+            try:
+                found.append(apply_overrides(own, {"name": f"{own.name}{AT}{size}"} | changes))
+            except ValueError as error:
+                raise ValueError(f"sizes.{shorten(size)}: {error}") from None
+        return found
+
+    def size_of(self, model: str) -> str:
+        """The size of a model of that name in the tables; "" in a study without sizes."""
+        return model.partition(AT)[2] if self.sizes else ""
+
+    def references(self, models: Sequence[str]) -> dict[str, str]:
+        """Model -> the one that it is compared with: the first of its size."""
+        first: dict[str, str] = {}
+        return {name: first.setdefault(self.size_of(name), name) for name in models}
+
+    def roles_at(self, size: str) -> dict[str, str]:
+        """Role -> the model's name in the tables, at a size; "" in a study without sizes."""
+        return {role: f"{name}{AT}{size}" if size else name for role, name in self.roles.items()}
 
 
 def study_names() -> list[str]:
@@ -155,8 +211,8 @@ def load_study(source: str | Path | StudyRecipe | None, overrides: Mapping[str, 
     """The study of that name or TOML file (none: the default one), with settings replaced.
 
     overrides: paths to values; "train.KEY" is KEY of every training recipe ({"train.phases.0.n_steps": 10}),
-    "settings.ANALYSIS.KEY" a setting of an analysis ({"settings.sae-train.batch_size": 256}), other keys are the
-    study's own.
+    "settings.ANALYSIS.KEY" a setting of an analysis ({"settings.sae-train.batch_size": 256}), "sizes.SIZE.KEY" KEY of
+    the training recipes at a size, other keys are the study's own.
 
     Raises:
         ValueError: a study that does not exist, is not TOML, or has an unknown or unfit key.
@@ -199,6 +255,13 @@ def _replace(data: dict[str, Any], key: str, value: Any) -> None:
         data[head] = own | {name: own.get(name, {}) | {setting: value}}
     elif head in ("train", "roles"):
         data[head] = data.get(head, {}) | {rest: value}
+    elif head == "sizes":
+        size, _, setting = rest.partition(".")
+        tables = data.get(head, {})
+        below = tables.get(size, {}) if isinstance(tables, dict) else None
+        if not setting or not isinstance(below, dict):
+            raise ValueError(f"set {shorten(key)}: names no setting of a size; expected sizes.SIZE.KEY")
+        data[head] = tables | {size: below | {setting: value}}
     else:
         raise ValueError(f"set {key}: {head!r} is a single value; expected a key that exists")
 

@@ -16,6 +16,7 @@ import torch
 
 from reports.atlas import write_atlas
 from reports.page import write_report
+from reports.study import AT
 from reports.tables import write_table
 from workbench.analyses import figures_of_tables, loaded_plugins
 from workbench.models.load import load, resolve_device
@@ -32,8 +33,9 @@ from workbench.study.merge import merge_tables
 from workbench.study.recipe import StudyRecipe, load_study
 from workbench.study.reuse import RECORD as RECORD_OF_JOBS
 from workbench.study.reuse import content_hashes, read_pages_record, read_record, write_pages_record
+from workbench.study.sizes import check_sizes, judge_sizes, largest_size, notes_on_sizes
 from workbench.study.tabulate import tabulate_run
-from workbench.training.recipe import load_recipe, recipe_names
+from workbench.training.recipe import Recipe, load_recipe, recipe_names
 from workbench.training.training_data import open_feed
 
 ATLAS, RECORD = "atlas.html", "study.json"
@@ -93,6 +95,7 @@ def study(
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"threads: got {n_threads}; expected at least 1")
     jobs, trainings = plan_jobs(settings), tuple(settings.train_recipes())
+    check_sizes(settings, trainings)
     config = describe_config(settings)
     context = Context(
         settings, trainings, Path(out), device, None if cache is None else Path(cache),
@@ -116,7 +119,8 @@ def study(
 
 def describe_config(settings: StudyRecipe) -> dict[str, Any]:
     """What a study's config.toml says."""
-    absent = None if settings.claims else {"claims"}  # so that studies from before there were any can be resumed
+    # so that studies from before there were any can be resumed
+    absent = {name for name in ("claims", "sizes") if not getattr(settings, name)}
     return {"verb": "study", "recipe": settings.model_dump(mode="json", exclude=absent)}
 
 
@@ -179,12 +183,15 @@ def make_executor(
 
 def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     """Write tables, ledger, study.json and pages of what is done into the study's directory."""
-    directory, roles = context.directory, context.recipe.roles
+    directory, recipe = context.directory, context.recipe
     with threads(context.n_threads):
         tables = merge_tables(outcome.done, context)
-        if roles:
-            claims = collect_checked(context.recipe)
-            tables["claims"] = judge_claims(tables, roles, claims, as_published(context))
+        if recipe.roles:
+            claims, roles = collect_checked(recipe), recipe.roles_at(largest_size(recipe, context.trainings))
+            if recipe.sizes:
+                tables |= judge_sizes(tables, recipe, context.trainings, claims)
+            else:
+                tables["claims"] = judge_claims(tables, roles, claims, as_published(context))
             tables |= {"factorial": found} if len(found := factorial(tables, roles)) else {}
     for name, table in tables.items():
         write_table(table, directory, name)
@@ -242,10 +249,11 @@ def describe_study(outcome: Outcome, context: Context, command: str) -> dict[str
 
 
 def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
-    model = load(context.directory / job.name, "cpu")
+    model, size = load(context.directory / job.name, "cpu"), context.recipe.size_of(job.model)
     return {
         "name": job.model,
-        "recipe": job.model,
+        "recipe": job.model.removesuffix(f"{AT}{size}") if size else job.model,
+        **({"size": size} if size else {}),
         "seed": job.seed,
         "n_parameters": model.n_parameters(),
         "n_parameters_no_embedding": model.n_parameters(embeddings=False),
@@ -267,12 +275,12 @@ def notes_of_failure(outcome: Outcome) -> list[str]:
 
 def notes(context: Context) -> list[str]:
     """Sentences that a reader of the page needs beside its figures."""
-    recipe, own = context.recipe, context.trainings[0]
-    n_steps, s = sum(phase.n_steps for phase in own.phases), "s" * (own.model.n_layers > 1)
+    recipe = context.recipe
+    trained = " ".join(map(_describe_training, _one_of_each_size(context)))
     said = [
-        f"{own.name} has {own.model.n_layers} layer{s} of width {own.model.d_model} and was trained for {n_steps:,} "
-        "steps. Where sizes, steps and text differ from the papers’, a finding not seen here is not refuted there."
+        f"{trained} Where sizes, steps and text differ from the papers’, a finding not seen here is not refuted there."
     ]
+    said += notes_on_sizes(recipe, context.trainings)
     if recipe.roles:
         said.append(
             "The ledger’s layers correspond to the published models’ by (layer + 1) / layers. A verdict asks for a "
@@ -289,6 +297,19 @@ def notes(context: Context) -> list[str]:
     for analysis in recipe.opened_with():
         said += analysis.notes(recipe.settings_of(analysis.name))
     return said
+
+
+def _one_of_each_size(context: Context) -> list[Recipe]:
+    references = context.recipe.references([own.name for own in context.trainings])
+    return [own for own in context.trainings if references[own.name] == own.name]
+
+
+def _describe_training(own: Recipe) -> str:
+    n_steps, s = sum(phase.n_steps for phase in own.phases), "s" * (own.model.n_layers > 1)
+    return (
+        f"{own.name} has {own.model.n_layers} layer{s} of width {own.model.d_model} and was trained for {n_steps:,} "
+        "steps."
+    )
 
 
 def device_name(context: Context) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.data.nca_sampler import block_bytes
 from workbench.data.tokenizer import is_local
 from workbench.extend import Cost
-from workbench.models.costs import forward_flops, on_meta
+from workbench.models.costs import counted, forward_flops
 from workbench.models.load import resolve_device
 from workbench.runs.memory import planned_bytes
 from workbench.training.footprint import bytes_of_phase
@@ -35,7 +35,7 @@ def plan(recipe: Recipe, *, device: str = "auto", dtype: str = "auto") -> dict[s
     cost = cost_of_training(recipe, device, dtype)
     on_host = cost.bytes_in_memory + (0 if "bytes_on_device" in libraries else cost.bytes_on_device)
     added = {"bytes_in_memory": int(on_host), "bytes_on_device": int(cost.bytes_on_device)}
-    model = on_meta(phase_model(recipe, -1))
+    model = counted(phase_model(recipe, -1))
     tokens = _tokens(recipe)
     return {
         "recipe": recipe.name,
@@ -63,7 +63,7 @@ def cost_of_training(recipe: Recipe, device: str = "cpu", dtype: str = "auto") -
         flops += 3 * forward_flops(cfg, 1, cfg.n_ctx) * n_tokens / cfg.n_ctx
         drawn = block_bytes(automata(phase), cfg.n_ctx, device) if phase.kind == "nca" else 0
         held = max(held, drawn + bytes_of_phase(recipe, index, autocast) * itemsize // 4)
-        sizes = {name: p.numel() for name, p in on_meta(cfg).named_parameters()}
+        sizes = {name: p.numel() for name, p in counted(cfg).named_parameters()}
         n_moments = sum((1 if phase.optimizer.muon and is_hidden_matrix(name) else 2) * n for name, n in sizes.items())
         saved = max(saved, itemsize * (sum(sizes.values()) + n_moments))
     kept, n_checkpoints = _count_checkpoints(recipe)

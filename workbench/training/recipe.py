@@ -361,6 +361,15 @@ def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     return parse_recipe(data, source="set")
 
 
+def has_setting(recipe: Recipe, key: str) -> bool:
+    """Whether `apply_overrides` knows that path in a recipe, whatever the value."""
+    try:
+        _set(recipe.model_dump(mode="json"), key.split("."), None, key)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """(key, value) of "key=value": the value as TOML reads it (10, 1e-3, true, [0, 2]), "none", or the bare word.
 

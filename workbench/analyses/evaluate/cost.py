@@ -14,7 +14,7 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """A batch of windows and a chunk of its logits. Sliding windows read a text once for every `stride` tokens; int8
     weights are another model, which is packed and unpacked through copies, and read as often."""
     from workbench.analyses.evaluate.bits import STRIDE, TOKENS_TOGETHER
-    from workbench.models.costs import forward_bytes, forward_flops, loss_bytes, on_meta, weights_bytes
+    from workbench.models.costs import counted, forward_bytes, forward_flops, loss_bytes, weights_bytes
 
     n_ctx, weights = text.n_ctx, weights_bytes(cfg)
     n_together = max(n_ctx, min(TOKENS_TOGETHER, text.n_tokens))
@@ -23,5 +23,5 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     flops = sum(forward_flops(cfg, n, n_ctx, unembedded=text.n_tokens) for n in (text.n_windows, n_sliding))
     if not settings.use_int8:
         return Cost(flops=flops, bytes_on_device=weights + held)
-    packed = on_meta(cfg).n_parameters()  # a byte each, at most
+    packed = counted(cfg).n_parameters()  # a byte each, at most
     return Cost(2 * flops, bytes_in_memory=3 * packed, bytes_on_device=2 * weights + held, bytes_on_disk=packed)

@@ -67,11 +67,10 @@ def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
     if is_one or is_kept:
         density, l1 = tables["sae_density"], shown_l1(own.coefficients_of(kind))
         tables["sae_density"] = density.loc[(density["l1"] == l1) & (density["sae_seed"] == own.seeds[0])]
-    (reference, first), *others = merged.configs.items()
-    present = set(results["model"])
-    names = [name for name, cfg in others if share_heads(first, cfg) and {reference, name} <= present]
-    if max(len(own.l1), len(own.k or ())) > 1 and names:
-        found = [compare_at_matched_l0(results, reference, name) for name in names]
+    configs, present = merged.configs, set(results["model"])
+    pairs = [pair for pair in merged.pairs if share_heads(*(configs[name] for name in pair)) and {*pair} <= present]
+    if max(len(own.l1), len(own.k or ())) > 1 and pairs:
+        found = [compare_at_matched_l0(results, *pair) for pair in pairs]
         tables["sae_matched_l0"] = pd.concat(found, ignore_index=True)
     return tables
 

@@ -14,9 +14,9 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """One matrix at a time in float64, and as many bytes twice more while it is decomposed; singular values, as numbers
     and as text. A decomposition of rows × columns takes about 4 rows · columns · min(rows, columns) operations."""
     from workbench.analyses.spectra.weights import weight_matrices
-    from workbench.models.costs import on_meta, weights_bytes
+    from workbench.models.costs import counted, weights_bytes
 
-    shapes = [tuple(matrix.shape) for block in on_meta(cfg).blocks for matrix in weight_matrices(block).values()]
+    shapes = [tuple(matrix.shape) for block in counted(cfg).blocks for matrix in weight_matrices(block).values()]
     largest = max(rows * columns for rows, columns in shapes)
     n_values = sum(min(shape) for shape in shapes)
     flops = 4.0 * sum(rows * columns * min(rows, columns) for rows, columns in shapes)

@@ -38,13 +38,16 @@ def check(job: Job) -> None:
 
 
 def merge(merged: Merged) -> Mapping[str, pd.DataFrame]:
-    """effective_size: every further model against the reference of the same seed."""
+    """effective_size: every further model against its reference of the same seed."""
+    import pandas as pd
+
     from workbench.analyses.topology.heads import Size, effective_sizes
 
-    stats, reference = merged.tables["topology_stats"], next(iter(merged.configs))
+    stats = merged.tables["topology_stats"]
     sizes = {name: Size.of(cfg) for name, cfg in merged.configs.items()}
     found = effective_sizes(stats, [sizes[name] for name in stats.drop_duplicates(["model", "seed"])["model"]])
-    is_told = (found["model_b"] == reference) & (found["model_a"] != reference) & (found["seed_a"] == found["seed_b"])
+    compared = pd.MultiIndex.from_frame(found[["model_b", "model_a"]]).isin(merged.pairs)
+    is_told = compared & (found["seed_a"] == found["seed_b"])
     return {"effective_size": found[is_told]} if is_told.any() else {}
 
 

@@ -20,7 +20,7 @@ from reports.tables import COLUMNS
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.bridge import GenericConfig
 from workbench.models.checks import checked_tokens, choose, device_of, matching_layer, run_hooked
-from workbench.models.costs import on_meta
+from workbench.models.costs import counted
 from workbench.models.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
 from workbench.models.streams import stream
 from workbench.models.writes import write_factor
@@ -84,7 +84,7 @@ class Size:
         """The size of a model of this configuration."""
         if isinstance(cfg, GenericConfig):
             return cls(cfg.n_parameters, cfg.n_parameters_no_embedding, cfg.n_layers)
-        model = on_meta(cfg)
+        model = counted(cfg)
         return cls(model.n_parameters(), model.n_parameters(embeddings=False), cfg.n_layers)
 
 
