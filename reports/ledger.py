@@ -29,7 +29,7 @@ TEXTS = (*TEXTS, "published_in", "interval", "claim_id")
 INTERVALS = {
     "paired": "over seeds, paired",
     "welch": "over seeds, unpaired",
-    "own": "of the measure itself, not over seeds",
+    "own": "over the text alone, not over seeds",
 }
 GROUPS = {"janus": "Janus", "kotodama": "Kotodama", "recurrent": "Recurrent"}
 
@@ -78,10 +78,12 @@ def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
     texts = {key: cell_text(row.get(key)) for key in TEXTS}
     bounds = interval_text(row.get("ci_low"), row.get("ci_high"), str(row.get("scale", "")))
     n = row.get("n")
+    seeds = {1: "of one seed", 2: "of two seeds"}.get(n, "") if texts["interval"] == "own" and bounds else ""
     return {
         **texts,
         **marked(cell_text(row.get("verdict")).strip()),
         "bounds": bounds,
+        "few": seeds,
         "interval": INTERVALS.get(texts["interval"], "") if bounds else "",
         "n": thousands(n) if isinstance(n, int | float) and math.isfinite(n) else "",
         "control": "" if texts["control"] == MISSING else texts["control"],
