@@ -25,15 +25,16 @@ def jackknife_stderr(left_out: Float[np.ndarray, "*n group"]) -> Float64[np.ndar
 
     Source: Kott 2001, "The delete-a-group jackknife", Journal of Official Statistics 17, 521–526; Efron and Stein 1981.
 
+    >>> import numpy as np
     >>> float(jackknife_stderr(np.array([1.0, 2.0, 3.0])).round(4))
     1.1547
     """
     values = np.asarray(left_out, dtype=np.float64)
-    g = values.shape[-1] if values.ndim else 0
+    g = values.shape[-1]
     if g < 2:
         raise ValueError(f"jackknife: got {g} groups; expected at least 2")
     deviations = values - values.mean(axis=-1, keepdims=True)
-    return np.sqrt((g - 1) / g * np.square(deviations).sum(axis=-1))
+    return np.asarray(np.sqrt((g - 1) / g * np.square(deviations).sum(axis=-1)))
 
 
 def jackknife_interval(estimate: float, left_out: Float[np.ndarray, " group"]) -> ConfidenceInterval:

@@ -41,7 +41,7 @@ def why(evidence: Evidence) -> str:
             f"stands; {evidence.model(claim.compared.treated)} is another or was trained otherwise."
         )
     remarks = [say_remark(remark, evidence) for remark in claim.remarks]
-    return " ".join(text for text in (only, why_no_interval(evidence), *remarks, claim.why) if text)
+    return " ".join(text for text in (only, *remarks, why_no_interval(evidence), claim.why) if text)
 
 
 def why_no_interval(evidence: Evidence) -> str:

@@ -55,7 +55,8 @@ def test_a_sweep_with_seeds_writes_every_table(small):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "s")
     names = {
-        "sae", "sae_training_results.csv", "sae_training_results_blocks.csv", "sae_density.csv", "sae_curves.csv", "sae_pareto.csv", "sae_stability.csv",
+        "sae", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv", "sae_pareto.csv", "sae_stability.csv",
+        "sae_training_results_blocks.csv",
         "sae_alarms.csv", "config.toml", "datapackage.json", "env.json", "manifest.json",
     }  # fmt: skip
     assert {p.name for p in Path("s").iterdir()} == names

@@ -13,8 +13,6 @@ from workbench.extend import Analysis, Column, Integers, Job, Merged, Settings, 
 if TYPE_CHECKING:
     import pandas as pd
 
-RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
-
 
 class TopologySettings(Settings):
     """Which layers."""
@@ -70,7 +68,15 @@ topology = Analysis(
                 Column("rank_utilization", "nuclear_rank over the width of z", unit="1"),
                 Column("n_tokens", kind="integer"),
             ],
-            blocks=["max_cos", "mean_cos", *RANKS],
+            blocks=[
+                "max_cos",
+                "mean_cos",
+                "nuclear_rank",
+                "effective_rank",
+                "stable_rank",
+                "participation_ratio",
+                "rank_utilization",
+            ],
             meaning="Redundancy of a layer's heads in a basis (z, pattern, residual); ranks are of the concatenated z.",
         ),
         Table(

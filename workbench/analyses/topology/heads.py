@@ -19,7 +19,6 @@ from torch import Tensor
 
 from probes import SmallSampleWarning, ranks_of_spectrum
 from reports.tables import COLUMNS
-from workbench.analyses.topology.analysis import RANKS
 from workbench.data.blocks import N_BLOCKS, block_numbers, block_runs, without_each
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.bridge import GenericConfig
@@ -30,6 +29,7 @@ from workbench.models.streams import stream
 from workbench.models.writes import write_factor
 
 MIN_TOKENS = 4096  # below, ranks of the concatenated z are undefined (nan)
+RANKS = ("nuclear_rank", "effective_rank", "stable_rank", "participation_ratio", "rank_utilization")
 PAPER_LAYER = (6, 12)  # layer, from 0, of how many: where the paper takes its effective size
 SIZES = {"n_parameters": "n_eff", "n_parameters_no_embedding": "n_eff_no_embedding"}
 SIZE_COLUMNS = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")  # behind the contract's
