@@ -37,7 +37,8 @@ def block_bounds(
         effects.append(effect_over_seeds(reference if compared.reference else compared.null, treated, scale).estimate)
     if len(effects) < MIN_BLOCKS or not all(map(math.isfinite, effects)):
         return None
-    return tuple(jackknife_interval(estimate, np.array(effects)))
+    low, high = jackknife_interval(estimate, np.array(effects))
+    return low, high
 
 
 def tables_without(tables: Tables, measure: Measure, models: list[str]) -> Iterator[Tables]:

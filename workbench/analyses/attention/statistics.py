@@ -103,7 +103,7 @@ def attention_tables(
         "n_repeated": n_repeated if has_repeats else 0,
     }  # fmt: skip
     parts = []
-    columns = {what: list(without_each(own, np.add)) for what, own in sums.items()}
+    columns = {what: list(without_each(list(own), np.add)) for what, own in sums.items()}
     for block in range(len(columns["entropy"])):
         n_left = len(tokens) - numbers.count(block)
         left = _of_text({what: own[block] / n_left for what, own in columns.items()}, n_ctx)
