@@ -78,7 +78,7 @@ def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
     texts = {key: cell_text(row.get(key)) for key in TEXTS}
     bounds = interval_text(row.get("ci_low"), row.get("ci_high"), str(row.get("scale", "")))
     n = row.get("n")
-    seeds = {1: "of one seed", 2: "of two seeds"}.get(n, "") if texts["interval"] == "own" and bounds else ""
+    seeds = ("of one seed" if n == 1 else "of two seeds") if texts["interval"] == "own" and bounds else ""
     return {
         **texts,
         **marked(cell_text(row.get("verdict")).strip()),
