@@ -14,7 +14,7 @@ import tomli_w
 from studies_for_tests import TABLES, context_of, tables_of, write_place
 from typer.testing import CliRunner
 
-from reports.tables import COLUMNS, read_table
+from reports.tables import COLUMNS, find_tables, read_table
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.atlas.features import atlas_features
 from workbench.analyses.sae_train.head_saes import find_stack, one_a_slot
