@@ -40,7 +40,7 @@ def jackknife_stderr(left_out: Float[np.ndarray, "*n group"]) -> Float64[np.ndar
 def jackknife_interval(estimate: float, left_out: Float[np.ndarray, " group"]) -> ConfidenceInterval:
     """The 95 % interval estimate ± t(.975, g − 1) · `jackknife_stderr`; nan where one of the values is.
 
-    Simulated coverage with 16 groups, 2,000 draws each (tests/probes/test_jackknife.py): a mean, a logarithm of a ratio
+    Simulated coverage with 16 groups, 1,500 draws each (tests/probes/test_jackknife.py): a mean, a logarithm of a ratio
     of means and a nuclear rank, .93–.97.
 
     Raises:
