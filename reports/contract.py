@@ -19,7 +19,7 @@ _TEXTS += " direction position method circuit member target probe form control l
 _PLACES = (
     "seed seed_a seed_b sae_seed other_seed layer layer_a layer_b head head_a head_b head_i head_j feature step lag"
 )
-_PLACES += " pc place rung n_removed n_points permutation_seed"
+_PLACES += " pc place rung n_removed n_points permutation_seed block"
 # by which rows are told apart and figures laid out: a row without a whole number there is at no place at all
 PLACES = frozenset(_PLACES.split())
 _COUNTS = "n n_ctx n_sequences stride"
@@ -58,10 +58,39 @@ class Table:
     """known columns that may be missing"""
     is_shown: bool = True
     """whether the page shows it where no panel of the page's own does"""
+    blocks: Sequence[str] = ()
+    """names of columns that are averages over a text; the table `twin` has them with each block of the text left out"""
+    is_of_weights: bool = False
+    """whether its numbers follow from weights alone, so that no text gives them an interval"""
 
     def __post_init__(self) -> None:
-        for name in ("key", "columns", "trailing"):
+        for name in ("key", "columns", "trailing", "blocks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        known = {own.name for own in (*self.columns, *self.trailing)}
+        if unknown := [name for name in self.blocks if name not in known]:
+            raise ValueError(f"table {self.name}: got blocks of {unknown[0]!r}; expected columns of the table")
+
+    @property
+    def twin(self) -> Table | None:
+        """The contract of `<name>_blocks.csv`: the same rows once for each block of the text, and of each the columns
+        `blocks` with that block left out; None for a table that has none.
+
+        >>> twin = Table("gap", ("model", "seed"), [Column("gap"), Column("n_tokens")], blocks=["gap"]).twin
+        >>> twin.name, twin.leading
+        ('gap_blocks', ('model', 'seed', 'block', 'gap'))
+        """
+        if not self.blocks:
+            return None
+        every = (*self.columns, *self.trailing)
+        return Table(
+            f"{self.name}_blocks",
+            (*self.key, "block"),
+            [own for own in every if own.name in self.blocks],
+            f"`{self.name}.csv` with one block of the text left out, numbered from 0: what intervals of a single seed "
+            "are made of. Missing for fewer than 8 sequences.",
+            trailing=[own for own in every if own.name not in self.blocks],
+            is_shown=False,
+        )
 
     @property
     def leading(self) -> tuple[str, ...]:
@@ -72,6 +101,11 @@ class Table:
         """What a column holds; None for one that the contract does not know, which holds what it looks like."""
         known: dict[str, Kind] = {own.name: own.kind for own in (*self.columns, *self.trailing)}
         return known.get(column) or KEYS.get(column)
+
+
+def with_twins(tables: Iterable[Table]) -> tuple[Table, ...]:
+    """The tables, behind each that has one its twin."""
+    return tuple(own for table in tables for own in (table, table.twin) if own is not None)
 
 
 def over_training(table: Table) -> Table:

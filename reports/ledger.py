@@ -32,7 +32,7 @@ TEXTS = (*TEXTS, "published_in", "interval", "claim_id")
 INTERVALS = {
     "paired": "over seeds, paired",
     "welch": "over seeds, unpaired",
-    "own": "of the measure itself, not over seeds",
+    "own": "over the text alone, not over seeds",
 }
 GROUPS = MappingProxyType(
     {
@@ -100,10 +100,12 @@ def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
     texts = {key: cell_text(row.get(key)) for key in TEXTS}
     bounds = interval_text(row.get("ci_low"), row.get("ci_high"), str(row.get("scale", "")))
     n = row.get("n")
+    seeds = ("of one seed" if n == 1 else "of two seeds") if texts["interval"] == "own" and bounds else ""
     return {
         **texts,
         **marked(cell_text(row.get("verdict")).strip()),
         "bounds": bounds,
+        "few": seeds,
         "interval": INTERVALS.get(texts["interval"], "") if bounds else "",
         "n": thousands(n) if isinstance(n, int | float) and math.isfinite(n) else "",
         "control": "" if texts["control"] == MISSING else texts["control"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.contract import Column, Table
+from reports.contract import Column, Table, with_twins
 
 
 def _numbers(names: str, unit: str = "") -> list[Column]:
@@ -29,6 +29,7 @@ TRAIN_LOG = Table(
     ],
     meaning="One logged step. What the interventions report follows (vsm.lambda, vsm.loss, vsm.sigma, …), then columns "
     "of layers (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and last held_out_perplexity, exp(held_out_loss).",
+    blocks=["held_out_loss"],
 )
 
 
@@ -136,4 +137,6 @@ SIZE_SLOPES = Table(
     "at the published size with the 95 % prediction interval of one more model there, and where it is heading.",
     is_shown=False,
 )
-STUDY_TABLES = (TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS, CLAIMS_BY_SIZE, SIZE_SLOPES)
+STUDY_TABLES = with_twins(
+    (TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS, CLAIMS_BY_SIZE, SIZE_SLOPES)
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -108,6 +109,12 @@ class MetricSums:
         self._squared_error += other._squared_error
         self._n_active += other._n_active
         self._n_tokens = n
+
+    def __add__(self, other: MetricSums) -> MetricSums:
+        """Sums of what both have seen. Raises ValueError as `merge`."""
+        total = copy.deepcopy(self)
+        total.merge(other)
+        return total
 
     def result(self) -> SAEMetrics:
         """Measures of all tokens so far."""

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from reports.contract import Column, Table
+from reports.contract import Column, Table, with_twins
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -340,6 +340,7 @@ class Analysis:
     """one sentence, what it measures"""
     settings: type[Settings]
     tables: Sequence[Table]
+    """those that are given, and behind each that declares `blocks` its twin"""
     measure: Callable[[Job], Tables]
     """the tables of the job's models; what is no table it writes into job.directory"""
     reads: Windows | Documents | None = None
@@ -383,6 +384,7 @@ class Analysis:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
             raise ValueError(f"analysis: got the name {self.name!r}; expected lower-case words joined by dashes")
+        object.__setattr__(self, "tables", with_twins(self.tables))
         if self.over_training:
             self._check_over_training()
         own = {

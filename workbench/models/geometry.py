@@ -102,15 +102,22 @@ class HeadRedundancy:
         scale: Float[Tensor, "batch pos 1"] | None = None,
     ) -> None:
         """Count one batch in; scale: what a norm behind attention divides by."""
-        moment = second_moment(z)
-        self.moment = moment if self.moment is None else self.moment + moment
+        self.moment = add_sums(self.moment, second_moment(z))
         if scale is not None:
-            scaled = second_moment(exact(z) / exact(scale)[..., None])
-            self.scaled = scaled if self.scaled is None else self.scaled + scaled
+            self.scaled = add_sums(self.scaled, second_moment(exact(z) / exact(scale)[..., None]))
         self.n_tokens += z.shape[0] * z.shape[1]
         if pattern is not None:
-            gram = gram_pattern(pattern)
-            self.pattern = gram if self.pattern is None else self.pattern + gram
+            self.pattern = add_sums(self.pattern, gram_pattern(pattern))
+
+    def __add__(self, other: HeadRedundancy) -> HeadRedundancy:
+        """What both have counted."""
+        total = HeadRedundancy()
+        total.moment, total.scaled, total.pattern = (
+            add_sums(*own)
+            for own in ((self.moment, other.moment), (self.scaled, other.scaled), (self.pattern, other.pattern))
+        )
+        total.n_tokens = self.n_tokens + other.n_tokens
+        return total
 
     def cosines(
         self, basis: str, W_O: Float[Tensor, "head d_head d_model"] | None = None
@@ -131,6 +138,13 @@ class HeadRedundancy:
         if W_O is None:
             raise ValueError("cosines on residual: got no W_O; expected the layer's W_O [head, d_head, d_model]")
         return cosines(gram_residual(self.moment if self.scaled is None else self.scaled, W_O))
+
+
+def add_sums(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The sum of two running sums, of which one that holds nothing yet is None."""
+    if first is None or second is None:
+        return first if second is None else second
+    return first + second
 
 
 def exact(x: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def sureness(effect: Effect, unit: str) -> str:
     """How many seeds, and the interval: "3 seeds: 95 % interval over seeds −70.1 % to −50.2 %"."""
     if effect.bounds is None:
         return f"{_seeds(effect.n)}: no interval"
-    over = {"paired": "over seeds", "welch": "over unpaired seeds", "own": "over sequences"}[effect.basis]
+    over = {"paired": "over seeds", "welch": "over unpaired seeds", "own": "over the text alone"}[effect.basis]
     low, high = (say(bound, unit) for bound in effect.bounds)
     return f"{_seeds(effect.n)}: 95 % interval {over} {low} to {high}"
 

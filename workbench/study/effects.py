@@ -10,7 +10,9 @@ over seeds and its 95 % interval
 
     paired       with three or more seeds that both models have: Student's t on the seeds' own e
     welch        else, with three or more seeds of each model: Welch's t on the two groups
-    own          else, where the measure has an interval of its own (over sequences): that one
+    own          else, where the text that was read gives the measure one: that one. By the jackknife over blocks of
+                 text (`left_out`), of a top head's impact by its bootstrap over sequences. It says what other text
+                 would change, and nothing of other seeds
     none         else
 """
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.data.claims import Claim, Compared, Measure
 from workbench.study.effects import UNKNOWN, Effect, effect_over_seeds
+from workbench.study.left_out import block_bounds
 from workbench.study.measures import (
     Reading,
     Tables,
@@ -118,13 +119,16 @@ def compare(
         found = combine(compared, [read_measure(tables, measure, model, models) for model in models])
         return Reading({}), found, effect_over_seeds(compared.null, found.values, claim.scale)
     treated = read_measure(tables, measure, models[-1], models)
-    if not compared.reference:
-        return Reading({}), treated, effect_over_seeds(compared.null, treated.values, claim.scale)
-    reference = read_measure(tables, measure, models[0], models)
-    own = None
-    if measure.kind == "top head":
-        own = ratio_bounds(*(top_heads(tables, measure, model) for model in models))
-    return reference, treated, effect_over_seeds(reference.values, treated.values, claim.scale, own)
+    reference = read_measure(tables, measure, models[0], models) if compared.reference else Reading({})
+    values = reference.values if compared.reference else compared.null
+    effect = effect_over_seeds(values, treated.values, claim.scale)
+    if effect.is_known and effect.basis == "none":
+        if measure.kind == "top head" and compared.reference:
+            own = ratio_bounds(*(top_heads(tables, measure, model) for model in models))
+        else:
+            own = block_bounds(measure, compared, tables, roles, claim.scale, effect.estimate)
+        effect = effect_over_seeds(values, treated.values, claim.scale, own)
+    return reference, treated, effect
 
 
 def combine(compared: Compared, readings: Sequence[Reading]) -> Reading:

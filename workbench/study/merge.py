@@ -23,7 +23,7 @@ def merge_tables(jobs: Sequence[PlannedJob], context: Context) -> dict[str, pd.D
 
     jobs: those that are done.
     """
-    tables = join_tables([_read(job, context, ("train_log",)) for job in jobs if job.kind == TRAIN])
+    tables = join_tables([_read(job, context, ("train_log", "train_log_blocks")) for job in jobs if job.kind == TRAIN])
     configs = {own.name: phase_model(own, -1) for own in context.trainings}
     for analysis in context.recipe.opened_with():
         own = [job for job in jobs if job.kind == analysis.name]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from reports.contract import declared
 from workbench.data.remarks import OPERATORS, UNITS, Case, Number, Remark, names_in
 from workbench.study.claim_text import in_unit
 from workbench.study.effects import effect_over_seeds, shown
@@ -43,7 +44,22 @@ def why(evidence: Evidence) -> str:
             f"stands; {evidence.model(claim.compared.treated)} is another or was trained otherwise."
         )
     remarks = [say_remark(remark, evidence) for remark in claim.remarks]
-    return " ".join(text for text in (only, *remarks, claim.why) if text)
+    return " ".join(text for text in (only, *remarks, why_no_interval(evidence), claim.why) if text)
+
+
+def why_no_interval(evidence: Evidence) -> str:
+    """Why an effect has no interval beside too few seeds; nothing of one that has."""
+    if evidence.effect.bounds is not None:
+        return ""
+    table, column = evidence.claim.measure.table, evidence.claim.measure.column
+    contract = declared().get(table)
+    if contract is not None and contract.is_of_weights:
+        return f"{table}.csv is of weights alone, which no other text would change: only seeds give an interval."
+    if contract is None or contract.twin is None or column not in contract.blocks:
+        return f"{table}.csv has no values of {column} by blocks of text, so that only seeds give an interval."
+    if contract.twin.name not in evidence.tables:
+        return f"The study has no {contract.twin.name}.csv, as with fewer than 8 sequences, so no interval over text."
+    return f"Without one of the blocks of text in {contract.twin.name}.csv the effect is undefined: no interval."
 
 
 def say_remark(remark: Remark, evidence: Evidence) -> str:

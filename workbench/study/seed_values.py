@@ -180,6 +180,7 @@ def _sources_of_plugins(tables: Tables) -> Iterator[Source]:
     """Yield what the tables of analyses of a user's own are averaged by: their key; every column of numbers."""
     known = {table.name for name in BUILT_IN for table in find_analysis(name).tables}
     known |= {table.name for table in STUDY_TABLES}
+    known |= {own.twin.name for own in declared().values() if own.twin is not None}  # its rows are no measurements
     for name, table in declared().items():
         if name in tables and name not in known and "model" in table.key:
             measures = tuple(own.name for own in table.columns if own.kind == "number")

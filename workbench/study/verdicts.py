@@ -10,7 +10,8 @@ With e the effect (see `effects`) and p the published effect on the same scale:
     not seen           the interval contains 0, or, where known, is not wholly beyond what seeds of one model give
     reversed           the interval lies on the other side of 0 than p
     reproduced         the interval lies on p's side, over three or more seeds, and |e| ≥ |p|/2
-    same direction     the interval lies on p's side, otherwise
+    same direction     the interval lies on p's side, otherwise; so always of one or two seeds, whose interval is the
+                       measure's own: it is over the text that was read, and another seed may turn the effect
 
 A claim published without a figure has only a direction: reproduced then requires no size. A claim of likeness (two
 things agree: p is 0 or near it) comes with a margin, which is chosen here: reproduced if the interval lies within ±

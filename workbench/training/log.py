@@ -7,11 +7,16 @@ import hashlib
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from reports.tables import COLUMNS
+import pandas as pd
+
+from reports.contract import declared
+from reports.tables import COLUMNS, write_table
+from workbench.data.blocks import block_numbers, without_each
 from workbench.runs import naming
 
 NAME = "train_log.csv"
@@ -71,6 +76,17 @@ class TrainLog:
             while left:  # a file that is not buffered may take less than it is given
                 left = left[self._file.write(left) :]
         self._digest.update(line)
+
+
+def write_left_out(directory: Path, row: Mapping[str, Any], sums: Sequence[float], n_windows: int) -> None:
+    """Write train_log_blocks.csv: the held-out loss of a row of the log without each block of the n_windows windows, of
+    each of which `sums` has the sum; nothing for fewer than 8 windows."""
+    sizes = Counter(block_numbers(n_windows))
+    left = [total / (n_windows - sizes[block]) for block, total in enumerate(without_each(list(sums), float.__add__))]
+    if left:
+        place = {name: row[name] for name in declared()["train_log"].key}
+        twin = [place | {"block": block, "held_out_loss": loss} for block, loss in enumerate(left)]
+        write_table(pd.DataFrame(twin), directory, "train_log_blocks")
 
 
 def _cell(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.data.blocks import block_numbers, block_runs
 from workbench.models import HookedLM
 from workbench.training.prescription import Moment, Prescription, report
 
@@ -60,16 +62,24 @@ def objective(
     return Objective(total, loss.detach(), report(terms))
 
 
-@torch.no_grad()
 def held_out_loss(model: HookedLM, held_out: Batch, batch_size: int) -> float:
     """Mean next-token loss in nats over all windows, in the weights' own precision: bfloat16 logits would bias it."""
-    total, windows = 0.0, held_out.tokens
-    for start in range(0, len(windows), batch_size):
-        rows = slice(start, start + batch_size)
-        # every window has as many scored tokens as the others, so the mean of windows is the mean of tokens
-        mask = None if held_out.mask is None else held_out.mask[rows]
-        total += float(model(windows[rows], return_type="loss", loss_mask=mask)) * len(windows[rows])
-    return total / len(windows)
+    return math.fsum(block_sums(model, held_out, batch_size)) / len(held_out.tokens)
+
+
+@torch.no_grad()
+def block_sums(model: HookedLM, held_out: Batch, batch_size: int) -> list[float]:
+    """Of each block of the windows (`workbench.data.blocks`), the sum over its windows of their mean losses."""
+    windows = held_out.tokens
+    sums: dict[int, float] = {}
+    for block, own in block_runs(block_numbers(len(windows))):
+        sums[block] = 0.0
+        for start in range(own.start, own.stop, batch_size):
+            rows = slice(start, min(start + batch_size, own.stop))
+            # every window has as many scored tokens as the others, so the mean of windows is the mean of tokens
+            mask = None if held_out.mask is None else held_out.mask[rows]
+            sums[block] += float(model(windows[rows], return_type="loss", loss_mask=mask)) * len(windows[rows])
+    return list(sums.values())
 
 
 def precision(device_type: str, autocast: torch.dtype | None) -> AbstractContextManager:

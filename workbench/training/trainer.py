@@ -20,10 +20,10 @@ from workbench.models.cross_entropy import perplexity
 from workbench.training.boundaries import freeze
 from workbench.training.gradients import Gradients, RecordedGradients
 from workbench.training.interrupts import Interrupted, StopRequest
-from workbench.training.log import TrainLog
+from workbench.training.log import TrainLog, write_left_out
 from workbench.training.log_sinks import Write
 from workbench.training.monitor import measure, monitor_columns
-from workbench.training.objective import Objective, held_out_loss, reproducible
+from workbench.training.objective import Objective, block_sums, reproducible
 from workbench.training.optimizers import Optimizer
 from workbench.training.prescription import Moment, Prescription, seed_of
 from workbench.training.progress import Meter
@@ -261,8 +261,11 @@ class Trainer:
     def _log_row(self, row: dict[str, Any], model: HookedLM, *, with_held_out: bool, with_monitor: bool) -> None:
         """Measure `model` and append the row."""
         if with_held_out:
-            row["held_out_loss"] = held_out_loss(model, self._held_out, self.phase.batch_size)
+            sums = block_sums(model, self._held_out, self.phase.batch_size)
+            row["held_out_loss"] = math.fsum(sums) / len(self._held_out.tokens)
             row["held_out_perplexity"] = perplexity(row["held_out_loss"])
+            if self.position.step == sum(own.n_steps for own in self.recipe.phases) and self._held_out.mask is None:
+                write_left_out(self.directory, row, sums, len(self._held_out.tokens))
         if with_monitor:
             row |= measure(model, self._probe.tokens, self.recipe.monitor)
         self._log.write(row)

@@ -17,7 +17,14 @@ from sae import SAEConfig, StackedSAE, TrainConfig, Trainer, check_model
 from sae import architectures as sae_architectures
 from workbench.analyses.sae_train import evaluation as sae_evaluation
 from workbench.analyses.sae_train import head_saes, stack_training
-from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, measure, random_control, recovered, splice
+from workbench.analyses.sae_train.evaluation import (
+    BLOCK_TOKENS,
+    measure,
+    random_control,
+    recovered,
+    splice,
+    splice_sequences,
+)
 from workbench.analyses.sae_train.head_saes import (
     HeadSaeJob,
     evenly_spaced,
@@ -823,10 +830,10 @@ def test_a_kill_while_measuring_trains_no_step_again(model, tokens, held_out, tm
     def dies(*_, **__):
         raise MemoryError("killed")
 
-    monkeypatch.setattr(head_saes, "splice", dies)
+    monkeypatch.setattr(head_saes, "splice_sequences", dies)
     with pytest.raises(MemoryError):
         sae_train(model, tokens, out=tmp_path / "run", **arguments)
-    monkeypatch.setattr(head_saes, "splice", splice)
+    monkeypatch.setattr(head_saes, "splice_sequences", splice_sequences)
     monkeypatch.setattr(Trainer, "step", dies)
     sae_train(model, tokens, out=tmp_path / "run", resume=True, **arguments)
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")

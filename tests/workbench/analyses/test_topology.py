@@ -67,7 +67,7 @@ def test_cosines_equal_a_double_loop_over_whole_vectors(kind):
 
 def test_statistics_are_of_the_cosines_off_the_diagonal():
     model = small_model("janus-v3")
-    stats, pairs = topology_tables(model, tokens_for(model, 3))
+    stats, pairs, _ = topology_tables(model, tokens_for(model, 3))
     for row in stats.itertuples():
         at = pairs[(pairs["layer"] == row.layer) & (pairs["basis"] == row.basis) & (pairs["head_i"] != pairs["head_j"])]
         np.testing.assert_allclose([row.max_cos, row.mean_cos], [at["cos"].abs().max(), at["cos"].abs().mean()])
@@ -106,9 +106,9 @@ def test_a_dead_head_takes_the_way_that_squares_nothing(monkeypatch):
     with torch.no_grad():
         model.blocks[1].attn.W_V[2] = 0
     used = []
-    by_qr = topology_module._spectra_by_qr
+    by_qr = topology_module._triangles_of_z
     monkeypatch.setattr(
-        topology_module, "_spectra_by_qr", lambda m, t, layers: used.extend(layers) or by_qr(m, t, layers)
+        topology_module, "_triangles_of_z", lambda m, t, layers: used.extend(layers) or by_qr(m, t, layers)
     )
     stats = topology(model, tokens)
     assert used == [1]

@@ -56,6 +56,7 @@ def test_a_sweep_with_seeds_writes_every_table(small):
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "s")
     names = {
         "sae", "sae_training_results.csv", "sae_density.csv", "sae_curves.csv", "sae_pareto.csv", "sae_stability.csv",
+        "sae_training_results_blocks.csv",
         "sae_alarms.csv", "config.toml", "datapackage.json", "env.json", "manifest.json",
     }  # fmt: skip
     assert {p.name for p in Path("s").iterdir()} == names
@@ -92,15 +93,15 @@ def test_special_tokens_are_included_where_asked(small):
 def test_a_killed_run_of_two_models_trains_no_finished_stack_again(place, small, monkeypatch):
     both = [*small, "--ckpt", place / "shallow-other", "--layer", 0, "--n-train-tokens", 480, "--l1", "1,4"]
     assert call("sae-train", *both, "--out", "whole").exit_code == 0
-    splice, n_calls = head_saes.splice, []
+    splice, n_calls = head_saes.splice_sequences, []
 
     def dies_at_the_second(*given, **settings):
         n_calls.append(1)
         return splice(*given, **settings) if len(n_calls) == 1 else 1 / 0
 
-    monkeypatch.setattr(head_saes, "splice", dies_at_the_second)
+    monkeypatch.setattr(head_saes, "splice_sequences", dies_at_the_second)
     assert call("sae-train", *both, "--out", "cut").exit_code == 1
-    monkeypatch.setattr(head_saes, "splice", splice)
+    monkeypatch.setattr(head_saes, "splice_sequences", splice)
     monkeypatch.setattr(StackTraining, "step", lambda *_, **__: 1 / 0)
     result = call("sae-train", *both, "--out", "cut", "--resume")
     assert result.exit_code == 0, result.output

@@ -59,13 +59,13 @@ def test_the_example_of_the_page_is_judged_behind_the_published_claims(made) -> 
         )
         change = alike["tiny-adaptive"] / alike["tiny-control"] - 1
         assert rows.loc[claim_id, "effect"] == pytest.approx(change)
-        assert rows.loc[claim_id, "verdict"] == "not enough seeds"
+        assert rows.loc[claim_id, "interval"] == "own"
         assert used["tiny-adaptive"] > 0.9 * used["tiny-control"]
         said = f"They are no less alike here: {alike['tiny-control']:.3f} → {alike['tiny-adaptive']:.3f}."
         if change < 0:
             shares = [100 * used[name] for name in ("tiny-adaptive", "tiny-control")]
             said = "They use {:.1f} % of their dimensions, the reference {:.1f} %.".format(*shares)
-        assert rows.loc[claim_id, "why"] == said
+        assert rows.loc[claim_id, "why"].startswith(said)
     assert "; on z " in rows.loc[OWN[0], "measured"]
     assert "Heads under pressure write less alike" in (made / "report.html").read_text(encoding="utf-8")
 
@@ -88,7 +88,8 @@ def test_the_first_case_that_holds_is_said(cos, used, said, tmp_path) -> None:
     table = pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "mean_cos", "rank_utilization"])
     claim = read_claims(tmp_path / "a.toml")[0]
     (row,) = judge_claims({"topology_stats": table}, {"control": "a", "adaptive": "b"}, [claim]).to_dict("records")
-    assert row["why"] == said
+    missing = "The study has no topology_stats_blocks.csv, as with fewer than 8 sequences, so no interval over text."
+    assert row["why"] == f"{said} {missing}"
 
 
 def test_a_ledger_is_drawn_anew_where_its_file_has_changed_and_only_then(made) -> None:

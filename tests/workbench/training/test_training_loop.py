@@ -127,7 +127,8 @@ def test_a_run_leaves_what_it_should(text, tmp_path):
     out = run(language(text), tmp_path / "run")
     assert out == tmp_path / "run"
     assert sorted(p.name for p in out.iterdir()) == [
-        "config.toml", "env.json", "latest", "manifest.json", "step_00000008", "step_00000012", "train_log.csv",
+        "config.toml", "datapackage.json", "env.json", "latest", "manifest.json", "step_00000008", "step_00000012",
+        "train_log.csv", "train_log_blocks.csv",
     ]  # fmt: skip
     assert (out / "latest").read_text() == "step_00000012\n"
     assert sorted(p.name for p in (out / "step_00000012").iterdir()) == [

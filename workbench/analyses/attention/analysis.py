@@ -21,18 +21,19 @@ def check(job: Job) -> None:
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
-    """Both tables, each from its own pass over the tokens."""
+    """The tables, mean maps from a pass of their own over the tokens."""
     from workbench.analyses.attention.patterns import attention_patterns
-    from workbench.analyses.attention.statistics import attention as measure_heads
+    from workbench.analyses.attention.statistics import attention_tables
 
     subject, own = job.subject, job.settings
-    stats = measure_heads(
+    stats, left_out = attention_tables(
         subject.model, job.tokens, own.layers, seed=job.seed, name=subject.name, n_repeated=own.n_repeated,
         on_progress=job.progress,
     )  # fmt: skip
     named = {"seed": subject.seed, "name": subject.name}
     maps = attention_patterns(subject.model, job.tokens, own.layers, window=own.window, **named)
-    return {"attention_stats": stats.assign(seed=subject.seed), "attention_patterns": maps}
+    twin = {"attention_stats_blocks": left_out.assign(seed=subject.seed)} if len(left_out) else {}
+    return {"attention_stats": stats.assign(seed=subject.seed), "attention_patterns": maps} | twin
 
 
 attention = Analysis(
@@ -59,6 +60,7 @@ attention = Analysis(
                 Column("n_half", "random tokens, each said twice", unit="tokens", kind="integer"),
                 Column("n_repeated", "sequences of them", kind="integer"),
             ],
+            blocks=["entropy", "entropy_share", "bos_mass"],
             meaning="Where one head looks.",
         ),
         Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from workbench.analyses.attention.settings import N_REPEATED
+from workbench.data.blocks import block_numbers, block_runs, without_each
 from workbench.models.activations import special_ids
 from workbench.models.checks import checked_tokens, choose, device_of, run_hooked
 
@@ -51,6 +52,22 @@ def attention(
     Raises:
         ValueError: layers out of range, none, or without an attention map; tokens that do not fit; n_repeated below 0.
     """
+    own: dict[str, Any] = {"seed": seed, "name": name, "n_repeated": n_repeated, "on_progress": on_progress}
+    return attention_tables(model, tokens, layers, **own)[0]
+
+
+def attention_tables(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | int | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    n_repeated: int = N_REPEATED,
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of `attention`, and attention_stats_blocks: what it says of the text, without each block of the
+    sequences, from the same pass; no rows for fewer than 8 sequences."""
     tokens = checked_tokens("attention", model, tokens)
     if n_repeated < 0:
         raise ValueError(f"n_repeated: got {n_repeated}; expected 0 or more")
@@ -59,35 +76,46 @@ def attention(
     has_repeats = n_repeated > 0 and n_half >= 2
     total = tokens.numel() + (2 * n_half * n_repeated if has_repeats else 0)
     progress = _Progress(on_progress, total)
-    text = _mean_over_sequences(model, tokens, chosen, {"entropy": entropy, "bos_mass": bos_mass}, progress)
+    numbers = block_numbers(len(tokens))
+    sums = _sum_blocks(model, tokens, numbers, chosen, {"entropy": entropy, "bos_mass": bos_mass}, progress)
+    text = {what: own.sum(0) / len(tokens) for what, own in sums.items()}
     repeats: dict[str, Float64[np.ndarray, "layer head"]] = {}
     if has_repeats:
         said_twice = repeated_random_tokens(model, n_repeated, n_half, seed)
         readers = {"induction": induction, "previous_token": previous_token}
-        repeats = _mean_over_sequences(model, said_twice, chosen, readers, progress)
-    ceiling = np.log(np.arange(1, n_ctx + 1)).mean()
-    bos_uniform = (1 / np.arange(2, n_ctx + 1)).mean() if n_ctx > 1 else np.nan
+        found = _sum_blocks(model, said_twice, (0,) * n_repeated, chosen, readers, progress)
+        repeats = {what: own.sum(0) / n_repeated for what, own in found.items()}
     n_heads = model.cfg.n_heads
     undefined = np.full((len(chosen), n_heads), np.nan)
-    share = text["entropy"] / ceiling if n_ctx > 1 else undefined
-    return pd.DataFrame(
-        {
-            "model": name or model.cfg.model_name,
-            "seed": seed,
-            "layer": np.repeat(chosen, n_heads),
-            "head": np.tile(np.arange(n_heads), len(chosen)),
-            "entropy": text["entropy"].ravel(),
-            "entropy_share": share.ravel(),
-            "bos_mass": text["bos_mass"].ravel(),
-            "n_ctx": n_ctx,
-            "n_tokens": tokens.numel(),
-            "bos_uniform": bos_uniform,
-            "induction": repeats.get("induction", undefined).ravel(),
-            "previous_token": repeats.get("previous_token", undefined).ravel(),
-            "n_half": n_half if has_repeats else 0,
-            "n_repeated": n_repeated if has_repeats else 0,
-        }
-    )
+    place = {
+        "model": name or model.cfg.model_name,
+        "seed": seed,
+        "layer": np.repeat(chosen, n_heads),
+        "head": np.tile(np.arange(n_heads), len(chosen)),
+    }
+    stats = place | _of_text(text, n_ctx) | {
+        "n_ctx": n_ctx,
+        "n_tokens": tokens.numel(),
+        "bos_uniform": (1 / np.arange(2, n_ctx + 1)).mean() if n_ctx > 1 else np.nan,
+        "induction": repeats.get("induction", undefined).ravel(),
+        "previous_token": repeats.get("previous_token", undefined).ravel(),
+        "n_half": n_half if has_repeats else 0,
+        "n_repeated": n_repeated if has_repeats else 0,
+    }  # fmt: skip
+    parts = []
+    columns = {what: list(without_each(list(own), np.add)) for what, own in sums.items()}
+    for block in range(len(columns["entropy"])):
+        n_left = len(tokens) - numbers.count(block)
+        left = _of_text({what: own[block] / n_left for what, own in columns.items()}, n_ctx)
+        parts.append(pd.DataFrame(place | {"block": block} | left))
+    return pd.DataFrame(stats), pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _of_text(means: Mapping[str, Float64[np.ndarray, "layer head"]], n_ctx: int) -> dict[str, np.ndarray]:
+    """The columns that a text gives, of means over its sequences."""
+    ceiling = np.log(np.arange(1, n_ctx + 1)).mean()
+    share = means["entropy"] / ceiling if n_ctx > 1 else np.full_like(means["entropy"], np.nan)
+    return {"entropy": means["entropy"].ravel(), "entropy_share": share.ravel(), "bos_mass": means["bos_mass"].ravel()}
 
 
 def repeated_random_tokens(model: Any, n: int, n_half: int, seed: int) -> Int64[Tensor, "n pos"]:
@@ -139,17 +167,24 @@ class _Progress:
             self.tell(self.done / self.total)
 
 
-def _mean_over_sequences(
-    model: Any, tokens: Tensor, layers: Sequence[int], readers: dict[str, Reader], progress: _Progress
-) -> dict[str, Float64[np.ndarray, "layer head"]]:
-    """Mean over sequences of what each reader says of each layer's map."""
-    n_heads = model.cfg.n_heads
-    sums = {what: torch.zeros(len(layers), n_heads, dtype=torch.float64) for what in readers}
+def _sum_blocks(
+    model: Any,
+    tokens: Tensor,
+    numbers: Sequence[int],
+    layers: Sequence[int],
+    readers: dict[str, Reader],
+    progress: _Progress,
+) -> dict[str, Float64[np.ndarray, "block layer head"]]:
+    """What each reader says of each layer's map, summed over the sequences of each block."""
+    n_heads, done = model.cfg.n_heads, 0
+    shape = (max(numbers) + 1, len(layers), n_heads)
+    sums = {what: torch.zeros(shape, dtype=torch.float64) for what in readers}
 
     def reader(row: int) -> Callable[[Tensor, object], None]:
         def read(pattern: Tensor, hook: object) -> None:
-            for what, function in readers.items():
-                sums[what][row] += function(pattern)
+            for block, own in block_runs(numbers[done : done + len(pattern)]):
+                for what, function in readers.items():
+                    sums[what][block, row] += function(pattern[own])
 
         return read
 
@@ -158,5 +193,6 @@ def _mean_over_sequences(
     with torch.no_grad():
         for part in tokens.split(batch_size):
             run_hooked(model, part.to(device_of(model)), hooks, stop_at_layer=max(layers) + 1, return_type=None)
+            done += len(part)
             progress.add(part.numel())
-    return {what: (total / len(tokens)).numpy() for what, total in sums.items()}
+    return {what: total.numpy() for what, total in sums.items()}

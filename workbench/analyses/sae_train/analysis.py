@@ -40,7 +40,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     return measure_in(job.directory, open_training(job))
 
 
-SHOWN = ("sae_training_results", "sae_density", "sae_stability")
+SHOWN = ("sae_training_results", "sae_training_results_blocks", "sae_density", "sae_stability")
 
 
 def shown_kind(settings: Any) -> Kind:
@@ -166,6 +166,7 @@ sae_train = Analysis(
                 *_KIND,
                 _ACTIVATION,
             ],
+            blocks=["l0", "mse", "fvu", "dead_fraction", "ce_base", "ce_spliced", "ce_zero", "ce_recovered"],
             meaning="One SAE, or a control of it; head -1 is the whole hook. Measured without position 0 and "
             "special tokens.",
         ),

@@ -65,6 +65,13 @@ class _Stack:
 
         return 4 * self.config.n_saes * BLOCK_TOKENS * (5 * self.config.d_sae + 3 * self.width)
 
+    def sums_bytes(self) -> int:
+        """The sums of each block of the text in both dictionaries, and as many behind those that are left out of one;
+        in float64."""
+        from workbench.data.blocks import N_BLOCKS
+
+        return 8 * 3 * N_BLOCKS * self.config.n_saes * (self.config.d_sae + self.config.d_target)
+
     def spliced_bytes(self, cfg: ModelConfig, n_ctx: int) -> int:
         """What is held of the sequences that reconstructions are spliced into."""
         from workbench.analyses.ablate.engine import bytes_per_sequence
@@ -103,7 +110,8 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     # saved: copies as tensors, as bytes and as the file
     training = 4 * 3 * n_weights + max(stepping, 3 * 4 * 3 * n_weights)
     measuring = 4 * 2 * n_weights + max(
-        max(own.control_bytes(), collected + own.block_bytes(), own.spliced_bytes(cfg, n_ctx)) for own in stacks
+        max(own.control_bytes(), collected + own.block_bytes() + own.sums_bytes(), own.spliced_bytes(cfg, n_ctx))
+        for own in stacks
     )
     on_host, n_passes = 0, -(-n_train // n_ctx)
     buffer = settings.buffer_tokens * a_token * n_ctx // max(1, n_ctx - (not settings.include_special))

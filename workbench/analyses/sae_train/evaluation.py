@@ -7,6 +7,8 @@ Two controls stand beside every SAE: `random`, a dictionary of random directions
 
 from __future__ import annotations
 
+import functools
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ from workbench.analyses.ablate.engine import (
     sequence_means,
 )
 from workbench.analyses.ablate.generic import losses_and_kl
+from workbench.data.blocks import block_numbers, block_runs, without_each
 from workbench.models import HookedLM
 from workbench.models.activations import EVERYWHERE, Positions, Slot, at, collect, collect_groups, special_ids
 from workbench.models.checks import device_of, is_whole, run_hooked
@@ -69,6 +72,28 @@ class Spliced(NamedTuple):
     loss: Float64[Tensor, "round slot sequence"]
     kl: Float64[Tensor, "round slot sequence"] | None
     """KL(base‖spliced); None where it was not asked for"""
+
+    def of(self, is_kept: Bool[Tensor, " sequence"]) -> Spliced:
+        """The same of some of the sequences."""
+        kl = None if self.kl is None else self.kl[..., is_kept]
+        return Spliced(self.base[is_kept], self.loss[..., is_kept], kl)
+
+    def losses(self, names: Sequence[str], n_ctx: int) -> SpliceLosses:
+        """Means over the sequences, of n_ctx tokens each. names: of the dictionaries, in their order."""
+        n_each = (len(self.loss) - 1) // len(names)
+        means, errors = self.loss.mean(dim=-1), _standard_error(self.loss - self.base)
+        spliced, spliced_error = (
+            dict(zip(names, rearrange(own[1:], "(stack each) slot -> stack (slot each)", each=n_each), strict=True))
+            for own in (means, errors)
+        )
+        n_tokens = len(self.base) * n_ctx
+        return SpliceLosses(n_tokens, float(self.base.mean()), means[0], spliced, errors[0], spliced_error)
+
+    def losses_without_blocks(self, names: Sequence[str], n_ctx: int) -> list[SpliceLosses]:
+        """`losses` without each block of the sequences; nothing for fewer than 8."""
+        numbers = torch.tensor(block_numbers(len(self.base)))
+        n = int(numbers.max()) + 1
+        return [self.of(numbers != block).losses(names, n_ctx) for block in range(n)] if n > 1 else []
 
 
 def forward_batches(tokens: Int[Tensor, "n n_ctx"], n_tokens: int = FORWARD_TOKENS) -> list[Int[Tensor, "rows n_ctx"]]:
@@ -128,33 +153,48 @@ class Measured:
         self.left_out = left_out
         self._index, self._dictionaries = torch.as_tensor(slot_index), dictionaries
         self._shuffled, self._generator = shuffled, generator
-        self._sums = {name: MetricSums(stack.config, device_of(stack)) for name, stack in dictionaries.items()}
+        self._sums: dict[str, list[MetricSums]] = {name: [] for name in dictionaries}  # of each block of the text
         if shuffled is not None:
-            self._sums["shuffled"] = MetricSums(dictionaries[shuffled].config, device_of(dictionaries[shuffled]))
+            self._sums["shuffled"] = [_no_sums(dictionaries[shuffled])]
 
     def update(
         self,
         everything: Sequence[Float[Tensor, "slot tokens width"]],
         is_counted: Bool[Tensor, "batch pos"],
         is_shuffled: bool,
+        numbers: Sequence[int],
     ) -> None:
         """Take the activations of a batch, a group each, at all its positions; is_shuffled: the shuffled control takes
-        them, too."""
+        them, too. numbers: the block of the text of each sequence."""
         counted = [at(is_counted, own) for own in everything]
+        rows = torch.repeat_interleave(torch.tensor(numbers), is_counted.sum(dim=1)).tolist()
         for name, stack in self._dictionaries.items():
-            _add(self._sums[name], stack, counted, self._index)
+            own = self._sums[name]
+            own += [_no_sums(stack) for _ in range(max(numbers) + 1 - len(own))]
+            _add(own, stack, counted, self._index, rows)
         if self.left_out is not None:
             self.left_out.update(everything, is_counted, self._dictionaries, self._index)
         if self._shuffled is not None and is_shuffled:
             assert self._generator is not None
             mixed = [shuffle_coordinates(own, self._generator) for own in counted]
-            _add(self._sums["shuffled"], self._dictionaries[self._shuffled], mixed, self._index)
+            sums = self._sums["shuffled"]
+            _add(sums, self._dictionaries[self._shuffled], mixed, self._index, [0] * mixed[0].shape[1])
 
     def finish(self) -> dict[str, SAEMetrics]:
         """The measures of every dictionary, on the CPU."""
+        sums = {name: functools.reduce(operator.add, own) for name, own in self._sums.items()}
         if self.left_out is not None:
-            self.left_out.finish(self._sums)
-        return {name: own.result().cpu() for name, own in self._sums.items()}
+            self.left_out.finish(sums)
+        return {name: own.result().cpu() for name, own in sums.items()}
+
+    def without_blocks(self) -> list[dict[str, SAEMetrics]]:
+        """The measures of every dictionary without each block of the text; nothing for fewer than 8 sequences. The
+        shuffled control, which reads part of the tokens, has none."""
+        left_out = [without_each(self._sums[name], operator.add) for name in self._dictionaries]
+        return [
+            {name: own.result().cpu() for name, own in zip(self._dictionaries, sums, strict=True)}
+            for sums in zip(*left_out, strict=True)
+        ]
 
 
 @torch.no_grad()
@@ -170,11 +210,14 @@ def measure_together(
     batches = forward_batches(tokens)
     stride = -(-tokens.numel() // SHUFFLED_TOKENS)
     read = list(dict.fromkeys(group for part in parts for group in part.groups))
+    numbers, done = block_numbers(len(tokens)), 0
     for number, batch in enumerate(batches):
         found = dict(zip(read, collect_groups(model, batch, read, number), strict=True))
         is_counted = positions.of(batch)
         for part in parts:
-            part.update([found[group] for group in part.groups], is_counted, number % stride == 0)
+            own = [found[group] for group in part.groups]
+            part.update(own, is_counted, number % stride == 0, numbers[done : done + len(batch)])
+        done += len(batch)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
     return [part.finish() for part in parts]
@@ -212,7 +255,7 @@ class LeftOut:
         left_out = [at(~is_counted, own) for own in everything]
         self.n_left_out += left_out[0].shape[1]
         for name, stack in dictionaries.items():
-            _add(self._left_out[name], stack, left_out, index)
+            _add([self._left_out[name]], stack, left_out, index, [0] * left_out[0].shape[1])
 
     def finish(self, sums: Mapping[str, MetricSums]) -> None:
         """Take the sums of the positions that are measured."""
@@ -228,19 +271,29 @@ class LeftOut:
         return everywhere[self._slot_index], left_out[self._slot_index]
 
 
+def _no_sums(stack: StackedSAE) -> MetricSums:
+    return MetricSums(stack.config, device_of(stack))
+
+
 def _add(
-    sums: MetricSums,
+    sums: Sequence[MetricSums],
     stack: StackedSAE,
     given: Sequence[Float[Tensor, "slot tokens width"]],
     index: Int[Tensor, "n_saes"],
+    numbers: Sequence[int],
 ) -> None:
-    """Add what is reconstructed, the last one given, beside the reconstruction of the first."""
-    for blocks in zip(*map(_blocks, given), strict=True):
-        own = [block[index] for block in blocks]
-        sums.update(own[-1], *stack(own[0]))
+    """Add what is reconstructed, the last one given, beside the reconstruction of the first. numbers: of each token,
+    which of the sums it is added to."""
+    done = 0
+    for pieces in zip(*map(_pieces, given), strict=True):
+        own = [piece[index] for piece in pieces]
+        acts, recon = stack(own[0])
+        for number, at_once in block_runs(numbers[done : done + acts.shape[1]]):
+            sums[number].update(own[-1][:, at_once], acts[:, at_once], recon[:, at_once])
+        done += acts.shape[1]
 
 
-def _blocks(x: Float[Tensor, "slot tokens d_in"]) -> tuple[Float[Tensor, "slot block d_in"], ...]:
+def _pieces(x: Float[Tensor, "slot tokens d_in"]) -> tuple[Float[Tensor, "slot piece d_in"], ...]:
     """The tokens in order, as many together as are encoded at once."""
     return x.split(BLOCK_TOKENS if x.device.type == "cpu" else x.shape[1], dim=1)
 
@@ -254,7 +307,7 @@ def random_control(
 ) -> StackedSAE:
     """Random directions as sparse on x as the trained stack is; a generator per SAE draws them. y: what transcoders
     reconstruct."""
-    n_active = torch.stack([(stack.encode(block) > 0).sum(dim=(1, 2)) for block in _blocks(x)]).sum(dim=0)
+    n_active = torch.stack([(stack.encode(block) > 0).sum(dim=(1, 2)) for block in _pieces(x)]).sum(dim=0)
     # a dead SAE's control still has to be one: one activation in all the tokens
     l0 = (n_active.double() / x.shape[1]).clamp(1 / x.shape[1], stack.config.d_sae - 1 / x.shape[1])
     return random_dictionary(stack.config, x, l0.tolist(), generators, y=y)
@@ -282,16 +335,10 @@ def splice(
     slot_index: the slot of each SAE; as many SAEs for every slot, slot by slot. outs: of transcoders, the slot in each
     one's layer that is reconstructed from it, and replaced.
     """
-    n_each = len(slot_index) // len(slots)
     found = splice_sequences(
         model, tokens, slots, slot_index, dictionaries, on_progress, positions=positions, outs=outs
     )
-    means, errors = found.loss.mean(dim=-1), _standard_error(found.loss - found.base)
-    spliced, spliced_error = (
-        dict(zip(dictionaries, rearrange(own[1:], "(stack each) slot -> stack (slot each)", each=n_each), strict=True))
-        for own in (means, errors)
-    )
-    return SpliceLosses(tokens.numel(), float(found.base.mean()), means[0], spliced, errors[0], spliced_error)
+    return found.losses(list(dictionaries), tokens.shape[1])
 
 
 @torch.no_grad()

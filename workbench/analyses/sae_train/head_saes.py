@@ -27,9 +27,10 @@ from workbench.analyses.sae_train.evaluation import (
     CONTROL_TOKENS,
     LeftOut,
     Measured,
+    Spliced,
     measure_together,
     random_control,
-    splice,
+    splice_sequences,
 )
 from workbench.analyses.sae_train.plan import CONTROL, SHUFFLE, Plan, make_plans, parse_settings
 from workbench.analyses.sae_train.settings import HeadSaeSettings, hooks_of, read_l1
@@ -349,10 +350,16 @@ class HeadSaeJob:
         ]  # fmt: skip
         tell = lambda share: self.on_progress(0.7 + 0.1 * share)  # noqa: E731
         metrics = measure_together(self.model, self.held_out, parts, tell, positions=self.plans[0].positions)
-        found = list(zip(of_stacks, parts, metrics, range(len(parts)), strict=True))
+        spliced = [
+            self._splice(plan, own, number)
+            for number, (plan, own) in enumerate(zip(self.plans, of_stacks, strict=True))
+        ]
+        found = list(zip(of_stacks, parts, metrics, spliced, strict=True))
         results = self._join(lambda rows, own: self._results(rows, *own), found)
         trained = [own["trained"] for own in metrics]
         tables = {"sae_training_results": results, "sae_density": self._join(StackRows.density, trained)}
+        if len(left_out := self._join(self._without_blocks, list(zip(parts, spliced, strict=True)))):
+            tables["sae_training_results_blocks"] = left_out
         if any(len(group) > 1 for group in swept(results)):
             tables["sae_pareto"] = pareto_table(results)
         if len(set(self.plans[0].seeds)) > 1:
@@ -360,15 +367,12 @@ class HeadSaeJob:
             tables["sae_stability"] = self._join(self._stability, pairs)
         return tables
 
-    def _results(
-        self, rows: StackRows, own: dict[str, StackedSAE], part: Measured, metrics: dict[str, SAEMetrics], number: int
-    ) -> pd.DataFrame:
-        """sae_training_results of one stack, the number-th."""
-        plan, n = rows.plan, len(self.plans)
-        n_sequences = max(1, self.settings.n_ce_tokens // self.held_out.shape[1])
-        losses = splice(
+    def _splice(self, plan: Plan, own: dict[str, StackedSAE], number: int) -> Spliced:
+        """What the loss is with the reconstructions of one stack, the number-th, and of its random control."""
+        n = len(self.plans)
+        return splice_sequences(
             self.model,
-            evenly_spaced(self.held_out, n_sequences),
+            evenly_spaced(self.held_out, max(1, self.settings.n_ce_tokens // self.held_out.shape[1])),
             plan.slots,
             plan.slot_index,
             own,
@@ -376,6 +380,25 @@ class HeadSaeJob:
             positions=plan.positions,
             outs=plan.outs,
         )
+
+    def _without_blocks(self, rows: StackRows, own: tuple[Measured, Spliced]) -> pd.DataFrame:
+        """sae_training_results_blocks of one stack. Blocks of the sequences whose loss is measured, fewer than those
+        whose activations are, lie in the same stretches of the text."""
+        part, spliced = own
+        metrics = part.without_blocks()
+        losses = spliced.losses_without_blocks(list(metrics[0]), self.held_out.shape[1]) if metrics else []
+        return rows.without_blocks(metrics, losses if len(losses) == len(metrics) else [None] * len(metrics))
+
+    def _results(
+        self,
+        rows: StackRows,
+        own: dict[str, StackedSAE],
+        part: Measured,
+        metrics: dict[str, SAEMetrics],
+        spliced: Spliced,
+    ) -> pd.DataFrame:
+        """sae_training_results of one stack."""
+        losses = spliced.losses(list(own), self.held_out.shape[1])
         found = {
             name: neighbour_cosines(stack.W_dec.detach(), metrics[name].density > 0).cpu()
             for name, stack in own.items()

@@ -81,11 +81,10 @@ class StackRows:
     ) -> pd.DataFrame:
         """sae_training_results: a row for every SAE and each of its controls."""
         n_outlying, n_outlying_left_out = left_out.count_outlying()
-        zero = losses.zero[self.plan.slot_index]
         ratio = fvu_over_random(metrics["trained"].fvu, metrics["random"].fvu)
         parts = []
         for dictionary, own in metrics.items():
-            unknown = torch.full_like(zero, torch.nan)
+            unknown = torch.full_like(own.l0, torch.nan)
             spliced = losses.spliced.get(dictionary, unknown)
             # of the trained alone: a control is not judged by itself, nor on activations that the random one never saw
             own_ratio = ratio if dictionary == "trained" else torch.full_like(ratio, torch.nan)
@@ -93,14 +92,7 @@ class StackRows:
             columns = {
                 "d_in": self.plan.config.d_in,
                 "d_sae": own.density.shape[1],
-                "l0": own.l0,
-                "mse": own.mse,
-                "fvu": own.fvu,
-                "dead_fraction": own.dead_fraction,
-                "ce_base": losses.base,
-                "ce_spliced": spliced,
-                "ce_zero": zero,
-                "ce_recovered": recovered(losses.base, zero, spliced),
+                **self._of_text(own, losses, dictionary),
                 "n_train_tokens": 0 if dictionary == "random" else n_train_tokens,
                 "n_eval_tokens": own.n_tokens,
                 "dictionary": dictionary,
@@ -123,6 +115,31 @@ class StackRows:
         table = pd.concat(parts, ignore_index=True)
         first = list(COLUMNS["sae_training_results"])
         return table.reindex(columns=[*first, *(column for column in table if column not in first)])
+
+    def _of_text(self, own: SAEMetrics, losses: SpliceLosses | None, dictionary: str) -> dict[str, Any]:
+        """The columns that are averages over held-out text; losses: None where they are unknown."""
+        columns: dict[str, Any] = {"l0": own.l0, "mse": own.mse, "fvu": own.fvu, "dead_fraction": own.dead_fraction}
+        if losses is None:
+            return columns | dict.fromkeys(("ce_base", "ce_spliced", "ce_zero", "ce_recovered"), torch.nan)
+        zero = losses.zero[self.plan.slot_index]
+        spliced = losses.spliced.get(dictionary, torch.full_like(zero, torch.nan))
+        columns |= {"ce_base": losses.base, "ce_spliced": spliced, "ce_zero": zero}
+        return columns | {"ce_recovered": recovered(losses.base, zero, spliced)}
+
+    def without_blocks(
+        self, metrics: Sequence[Mapping[str, SAEMetrics]], losses: Sequence[SpliceLosses | None]
+    ) -> pd.DataFrame:
+        """sae_training_results_blocks: a row for every SAE, its random control, and each block of the text; losses:
+        None where there are fewer sequences than blocks."""
+        about = {"d_sae": self.plan.config.d_sae, "hook": self.plan.kind.hook}
+        parts = [
+            pd.DataFrame(
+                self.keys() | {"block": block, "dictionary": name, **self._of_text(own, spliced, name), **about}
+            )
+            for block, (of_block, spliced) in enumerate(zip(metrics, losses, strict=True))
+            for name, own in of_block.items()
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def density(self, metrics: SAEMetrics) -> pd.DataFrame:
         """sae_density: the bins of every SAE that hold a feature."""

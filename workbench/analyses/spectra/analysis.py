@@ -47,6 +47,7 @@ spectra = Analysis(
             ],
             trailing=[Column("n_singular_values", "the largest that a rank can be", kind="integer")],
             meaning="The four ranks of one weight matrix (W_Q W_K W_V W_O W_gate W_in W_out), heads side by side.",
+            is_of_weights=True,
         ),
         Table(
             "singular_values",
@@ -55,6 +56,7 @@ spectra = Analysis(
                 Column("singular_values", "JSON list in descending order, nine significant digits each", kind="text")
             ],
             meaning="All singular values of one weight matrix.",
+            is_of_weights=True,
         ),
         Table(
             "rank_budget",
@@ -66,6 +68,7 @@ spectra = Analysis(
             ],
             meaning="Stable rank of one kind of matrix over a part of the depth: all, early, middle, late (thirds) or "
             "last half.",
+            is_of_weights=True,
         ),
     ],
     measure=measure,

@@ -21,13 +21,14 @@ class TopologySettings(Settings):
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
-    """Both tables from one pass over the tokens."""
+    """All tables from one pass over the tokens."""
     from workbench.analyses.topology.heads import topology_tables
 
     own = job.subject
     settings = {"seed": own.seed, "name": own.name, "on_progress": job.progress}
-    stats, cosines = topology_tables(own.model, job.tokens, job.settings.layers, **settings)
-    return {"topology_stats": stats, "head_cosines": cosines}
+    stats, cosines, left_out = topology_tables(own.model, job.tokens, job.settings.layers, **settings)
+    twin = {"topology_stats_blocks": left_out} if len(left_out) else {}
+    return {"topology_stats": stats, "head_cosines": cosines} | twin
 
 
 def check(job: Job) -> None:
@@ -69,6 +70,15 @@ topology = Analysis(
                 Column("participation_ratio", "(Σλ)²/Σλ² of the covariance of z"),
                 Column("rank_utilization", "nuclear_rank over the width of z", unit="1"),
                 Column("n_tokens", kind="integer"),
+            ],
+            blocks=[
+                "max_cos",
+                "mean_cos",
+                "nuclear_rank",
+                "effective_rank",
+                "stable_rank",
+                "participation_ratio",
+                "rank_utilization",
             ],
             meaning="Redundancy of a layer's heads in a basis (z, pattern, residual); ranks are of the concatenated z.",
         ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from probes import SmallSampleWarning, ranks_of_spectrum
 from reports.tables import COLUMNS
+from workbench.data.blocks import N_BLOCKS, block_numbers, block_runs, without_each
 from workbench.models import HookedLM, ModelConfig
 from workbench.models.bridge import GenericConfig
 from workbench.models.checks import checked_tokens, choose, device_of, matching_layer, run_hooked
 from workbench.models.costs import counted
-from workbench.models.geometry import BASES, HeadRedundancy, exact, max_abs_cos, mean_abs_cos
+from workbench.models.geometry import BASES, HeadRedundancy, add_sums, exact, max_abs_cos, mean_abs_cos
 from workbench.models.streams import stream
 from workbench.models.writes import write_factor
 
@@ -31,6 +34,7 @@ PAPER_LAYER = (6, 12)  # layer, from 0, of how many: where the paper takes its e
 SIZES = {"n_parameters": "n_eff", "n_parameters_no_embedding": "n_eff_no_embedding"}
 SIZE_COLUMNS = ("layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding")  # behind the contract's
 MAP_ELEMENTS = 1 << 22  # attention weights of one layer held at once: 32 MiB in float64
+BLOCK_BYTES = 1 << 31  # that second moments of blocks may take; a model of more has no topology_stats_blocks
 GRAM_TOLERANCE = 1e-8  # relative error of Σσ below which singular values come from the second moment
 
 
@@ -146,15 +150,17 @@ def topology_tables(
     seed: int = 0,
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables of `topology` and `head_cosines` from one pass over the tokens."""
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The tables of `topology` and `head_cosines` from one pass over the tokens, and topology_stats_blocks: the first
+    without each block of the sequences (no rows for fewer than 8 sequences, or where a model's second moments of all
+    blocks would take more than 2 GiB)."""
     tokens = checked_tokens("topology", model, tokens)
     chosen = choose("layers", layers, model.cfg.n_layers)
     heads = read_heads(model, tokens, chosen, on_progress)
     spectra = _spectra(model, tokens, heads)
     keys = {"model": name or model.cfg.model_name, "seed": seed}
-    stats, pairs = [], []
-    writers = {layer: _writer(model, layer, measured) for layer, measured in heads.items()}
+    stats, pairs, left_out = [], [], []
+    writers = {layer: _writer(model, layer, blocks[0]) for layer, blocks in heads.items()}
     if unknown := [layer for layer, writer in writers.items() if writer is None]:
         warnings.warn(
             f"topology: what heads write to the stream is not z W_O in layers {unknown} of {keys['model']}; basis "
@@ -162,17 +168,27 @@ def topology_tables(
             ResidualWarning,
             stacklevel=3,
         )
-    for layer, measured in heads.items():
-        ranks = _ranks(spectra[layer], measured) if spectra else dict.fromkeys(RANKS, math.nan)
-        writer = writers[layer]
-        for basis in BASES if writer is not None else BASES[:-1]:
-            cos = measured.redundancy.cosines(basis, writer)
-            place = keys | {"layer": layer, "basis": basis}
-            extremes = {"max_cos": max_abs_cos(cos), "mean_cos": mean_abs_cos(cos)}
-            stats.append(place | extremes | ranks | {"n_tokens": tokens.numel()})
-            for i, row in enumerate(cos.tolist()):
-                pairs += [place | {"head_i": i, "head_j": j, "cos": value} for j, value in enumerate(row)]
-    return pd.DataFrame(stats), pd.DataFrame(pairs)
+    for layer, blocks in heads.items():
+        for number, measured in enumerate(_whole_and_left_out(blocks), start=-1):
+            ranks = _ranks(spectra[layer][number + 1], measured) if spectra else dict.fromkeys(RANKS, math.nan)
+            for basis in BASES if writers[layer] is not None else BASES[:-1]:
+                cos = measured.redundancy.cosines(basis, writers[layer])
+                place = keys | {"layer": layer, "basis": basis}
+                extremes = {"max_cos": max_abs_cos(cos), "mean_cos": mean_abs_cos(cos)}
+                own = place | extremes | ranks | {"n_tokens": measured.redundancy.n_tokens}
+                if number >= 0:
+                    left_out.append(own | {"block": number})
+                    continue
+                stats.append(own)
+                for i, row in enumerate(cos.tolist()):
+                    pairs += [place | {"head_i": i, "head_j": j, "cos": value} for j, value in enumerate(row)]
+    return pd.DataFrame(stats), pd.DataFrame(pairs), pd.DataFrame(left_out)
+
+
+def _whole_and_left_out(blocks: Sequence[LayerHeads]) -> Iterator[LayerHeads]:
+    """Yield the sums of all blocks, then those without each one."""
+    yield functools.reduce(operator.add, blocks)
+    yield from without_each(blocks, operator.add)
 
 
 class LayerHeads:
@@ -190,8 +206,14 @@ class LayerHeads:
     ) -> None:
         """Count one batch in."""
         self.redundancy.add(z, pattern, scale)
-        total = exact(z).sum((0, 1)).flatten()
-        self.sum = total if self.sum is None else self.sum + total
+        self.sum = add_sums(self.sum, exact(z).sum((0, 1)).flatten())
+
+    def __add__(self, other: LayerHeads) -> LayerHeads:
+        """What both have counted."""
+        total = LayerHeads()
+        total.redundancy = self.redundancy + other.redundancy
+        total.sum = add_sums(self.sum, other.sum)
+        return total
 
     def moment(self) -> Float64[np.ndarray, "width width"]:
         """Σ over tokens of z zᵀ, z all heads laid end to end."""
@@ -215,9 +237,10 @@ def read_heads(
     tokens: Int[Tensor, "n n_ctx"],
     layers: Sequence[int],
     on_progress: Callable[[float], None] | None = None,
-) -> dict[int, LayerHeads]:
-    """Running sums of the heads of each layer over all tokens; one map of one layer is held at a time."""
-    heads = {layer: LayerHeads() for layer in layers}
+) -> dict[int, list[LayerHeads]]:
+    """Running sums of the heads of each layer over the tokens of each block; one map of one layer is held at a time."""
+    numbers = blocks_for(model.cfg, len(tokens), len(layers))
+    heads = {layer: [LayerHeads() for _ in range(numbers[-1] + 1)] for layer in layers}
     maps = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
     outputs = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
     scales = _norms_behind(model, layers)
@@ -229,7 +252,8 @@ def read_heads(
         def count(tensor: Tensor, hook: object) -> None:
             pending[layer][what] = tensor
             if len(pending[layer]) == 2 + (layer in scales):  # whichever this model passes last
-                heads[layer].add(**pending[layer])
+                for block, rows in block_runs(numbers[done : done + len(tensor)]):
+                    heads[layer][block].add(**{name: own[rows] for name, own in pending[layer].items()})
                 pending[layer].clear()
 
         return count
@@ -246,6 +270,13 @@ def read_heads(
             if on_progress is not None:
                 on_progress(done / len(tokens))
     return heads
+
+
+def blocks_for(cfg: Any, n_sequences: int, n_layers: int) -> tuple[int, ...]:
+    """The block of each sequence; a single one where the second moments of all blocks would take more than
+    BLOCK_BYTES."""
+    is_held = 8 * N_BLOCKS * n_layers * (cfg.n_heads * cfg.d_head) ** 2 <= BLOCK_BYTES
+    return block_numbers(n_sequences) if is_held else (0,) * n_sequences
 
 
 def _writer(model: Any, layer: int, measured: LayerHeads) -> Float[Tensor, "head d_head d_model"] | None:
@@ -273,8 +304,11 @@ def _norms_behind(model: Any, layers: Sequence[int]) -> dict[int, str]:
 # --- ranks
 
 
-def _spectra(model: Any, tokens: Tensor, heads: dict[int, LayerHeads]) -> dict[int, Float64[np.ndarray, " k"]] | None:
-    """Singular values of the concatenated z by layer, or None, with a warning, for too few tokens."""
+def _spectra(
+    model: Any, tokens: Tensor, heads: dict[int, list[LayerHeads]]
+) -> dict[int, list[Float64[np.ndarray, " k"]]] | None:
+    """Singular values of the concatenated z by layer, of all tokens and then without each block, or None, with a
+    warning, for too few tokens."""
     if tokens.numel() < MIN_TOKENS:
         warnings.warn(
             f"topology: {tokens.numel()} tokens; expected at least {MIN_TOKENS} for the ranks of z, which are left nan",
@@ -282,10 +316,17 @@ def _spectra(model: Any, tokens: Tensor, heads: dict[int, LayerHeads]) -> dict[i
             stacklevel=4,
         )
         return None
-    spectra = {layer: sigma_of_moment(measured.moment(), tokens.numel()) for layer, measured in heads.items()}
-    lost = [layer for layer, sigma in spectra.items() if sigma is None]
-    again = _spectra_by_qr(model, tokens, lost) if lost else {}
-    return {layer: again[layer] if sigma is None else sigma for layer, sigma in spectra.items()}
+    spectra = {
+        layer: [sigma_of_moment(own.moment(), own.redundancy.n_tokens) for own in _whole_and_left_out(blocks)]
+        for layer, blocks in heads.items()
+    }
+    lost = [layer for layer, found in spectra.items() if any(sigma is None for sigma in found)]
+    triangles = _triangles_of_z(model, tokens, lost) if lost else {}
+    again = {layer: [_sigma_of_rows(own), *_sigmas_without(own)] for layer, own in triangles.items()}
+    return {
+        layer: [again[layer][i] if sigma is None else sigma for i, sigma in enumerate(found)]
+        for layer, found in spectra.items()
+    }
 
 
 def sigma_of_moment(moment: Float64[np.ndarray, "width width"], n_rows: int) -> Float64[np.ndarray, " width"] | None:
@@ -304,17 +345,32 @@ def sigma_of_moment(moment: Float64[np.ndarray, "width width"], n_rows: int) -> 
 
 
 @torch.no_grad()
-def _spectra_by_qr(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, Float64[np.ndarray, " k"]]:
-    """Singular values without squaring them: R of a QR decomposition carried from batch to batch, then its SVD. As many
-    as z is wide, or as there are tokens where these are fewer."""
+def _triangles_of_z(model: Any, tokens: Tensor, layers: Sequence[int]) -> dict[int, list[Float64[Tensor, "k width"]]]:
+    """By layer and block, R of a QR decomposition of z carried from batch to batch: what keeps its singular values
+    without squaring them."""
     names = {layer: f"blocks.{layer}.attn.hook_z" for layer in layers}
-    triangles: dict[int, Tensor] = {}
+    numbers, done = blocks_for(model.cfg, len(tokens), len(layers)), 0
+    found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
     for batch in stream(model, tokens, list(names.values())):
+        n = len(next(iter(batch.values())))
         for layer, name in names.items():
-            rows = exact(rearrange(batch[name], "batch pos head d_head -> (batch pos) (head d_head)")).cpu()
-            above = [triangles[layer]] if layer in triangles else []
-            triangles[layer] = torch.linalg.qr(torch.cat([*above, rows]), mode="r").R
-    return {layer: torch.linalg.svdvals(triangle).numpy() for layer, triangle in triangles.items()}
+            for block, rows in block_runs(numbers[done : done + n]):
+                own = exact(rearrange(batch[name][rows], "batch pos head d_head -> (batch pos) (head d_head)")).cpu()
+                above = [found[layer][block]] if block in found[layer] else []
+                found[layer][block] = torch.linalg.qr(torch.cat([*above, own]), mode="r").R
+        done += n
+    return {layer: [own[block] for block in sorted(own)] for layer, own in found.items()}
+
+
+def _sigma_of_rows(parts: Sequence[Float64[Tensor, "k width"]]) -> Float64[np.ndarray, " k"]:
+    """Singular values of rows, one part below the other: as many as they are wide, or as there are rows."""
+    return torch.linalg.svdvals(torch.cat(list(parts))).numpy()
+
+
+def _sigmas_without(parts: Sequence[Float64[Tensor, "k width"]]) -> list[Float64[np.ndarray, " k"]]:
+    """Singular values without the rows of each part."""
+    lists = without_each([[own] for own in parts], operator.add)
+    return [_sigma_of_rows(own) for own in lists]
 
 
 def _ranks(sigma: Float64[np.ndarray, " k"], measured: LayerHeads) -> dict[str, float]:
