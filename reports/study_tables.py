@@ -137,6 +137,4 @@ SIZE_SLOPES = Table(
     "at the published size with the 95 % prediction interval of one more model there, and where it is heading.",
     is_shown=False,
 )
-STUDY_TABLES = with_twins(
-    (TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS, CLAIMS_BY_SIZE, SIZE_SLOPES)
-)
+STUDY_TABLES = with_twins((TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS, CLAIMS_BY_SIZE, SIZE_SLOPES))

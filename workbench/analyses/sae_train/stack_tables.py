@@ -85,7 +85,6 @@ class StackRows:
         parts = []
         for dictionary, own in metrics.items():
             unknown = torch.full_like(own.l0, torch.nan)
-            spliced = losses.spliced.get(dictionary, unknown)
             # of the trained alone: a control is not judged by itself, nor on activations that the random one never saw
             own_ratio = ratio if dictionary == "trained" else torch.full_like(ratio, torch.nan)
             adequate = is_adequate(own.l0, own_ratio, self.plan.config.d_in)
