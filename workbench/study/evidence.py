@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from workbench.study.measures import (
     divergence_ratio,
     part_divergence,
     ratio_bounds,
-    read_crossover,
-    read_measure,
+    read_compared,
     spectra,
     top_heads,
 )
@@ -111,40 +110,16 @@ def compare(
     claim: Claim, measure: Measure, compared: Compared, tables: Tables, roles: Mapping[str, str]
 ) -> tuple[Reading, Reading, Effect]:
     """Readings of reference and treated on a measure, and the effect between them on the claim's scale."""
-    models = [roles[role] for role in compared.roles]
-    if measure.kind == "crossover":
-        found = read_crossover(tables, measure, *models)
-        return Reading({}), found, effect_over_seeds(compared.null, found.values, claim.scale)
-    if not compared.treated:
-        found = combine(compared, [read_measure(tables, measure, model, models) for model in models])
-        return Reading({}), found, effect_over_seeds(compared.null, found.values, claim.scale)
-    treated = read_measure(tables, measure, models[-1], models)
-    reference = read_measure(tables, measure, models[0], models) if compared.reference else Reading({})
-    values = reference.values if compared.reference else compared.null
+    reference, treated = read_compared(tables, measure, compared, roles)
+    values = compared.null if reference is None else reference.values
     effect = effect_over_seeds(values, treated.values, claim.scale)
     if effect.is_known and effect.basis == "none":
         if measure.kind == "top head" and compared.reference:
-            own = ratio_bounds(*(top_heads(tables, measure, model) for model in models))
+            own = ratio_bounds(*(top_heads(tables, measure, roles[role]) for role in compared.roles))
         else:
             own = block_bounds(measure, compared, tables, roles, claim.scale, effect.estimate)
         effect = effect_over_seeds(values, treated.values, claim.scale, own)
-    return reference, treated, effect
-
-
-def combine(compared: Compared, readings: Sequence[Reading]) -> Reading:
-    """One number of several models, in the order of the roles, seed by seed over the seeds that all of them have: their
-    range, their maximum, or their weighted sum; nan where one is undefined."""
-    seeds = sorted(set.intersection(*(set(reading.values) for reading in readings)))
-    if not seeds:
-        return Reading({})
-    rows = np.array([[reading.values[seed] for reading in readings] for seed in seeds])
-    if compared.weights:
-        numbers = rows @ np.array(list(compared.weights.values()))
-    elif compared.take == "range":
-        numbers = rows.max(axis=1) - rows.min(axis=1)
-    else:
-        numbers = rows.max(axis=1)
-    return replace(readings[0], values=dict(zip(seeds, map(float, numbers), strict=True)), pooled=())
+    return reference or Reading({}), treated, effect
 
 
 def by_chance(claim: Claim, tables: Tables, roles: Mapping[str, str]) -> float | None:

@@ -18,23 +18,26 @@ from reports.contract import declared
 from workbench.data.blocks import MIN_BLOCKS
 from workbench.data.claims import Compared, Measure
 from workbench.study.effects import Scale, effect_over_seeds
-from workbench.study.measures import Bounds, Tables, read_measure
+from workbench.study.measures import Bounds, Tables, read_compared
 
 
 def block_bounds(
     measure: Measure, compared: Compared, tables: Tables, roles: Mapping[str, str], scale: Scale, estimate: float
 ) -> Bounds | None:
     """The 95 % interval of an effect by the jackknife over blocks of text, on the effect's working scale; None where
-    the measure has no values by block, or is undefined without one of them.
+    the measure has no values by block, is undefined without one of them, or jumps (a crossover), which no jackknife
+    holds for.
 
     estimate: the effect itself.
     """
+    if measure.kind == "crossover":
+        return None
     models = [roles[role] for role in compared.roles]
     effects = []
     for without in tables_without(tables, measure, models):
-        treated = read_measure(without, measure, models[-1], models).values
-        reference: Any = read_measure(without, measure, models[0], models).values
-        effects.append(effect_over_seeds(reference if compared.reference else compared.null, treated, scale).estimate)
+        reference, treated = read_compared(without, measure, compared, roles)
+        values = compared.null if reference is None else reference.values
+        effects.append(effect_over_seeds(values, treated.values, scale).estimate)
     if len(effects) < MIN_BLOCKS or not all(map(math.isfinite, effects)):
         return None
     low, high = jackknife_interval(estimate, np.array(effects))

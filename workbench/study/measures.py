@@ -21,7 +21,7 @@ import pandas as pd
 import probes
 from sae.metrics import match_l0
 from workbench.analyses.sae_train.settings import shown_l1
-from workbench.data.claims import Measure
+from workbench.data.claims import Compared, Measure
 from workbench.data.remarks import Change, Number
 from workbench.models.checks import matching_layer
 
@@ -271,6 +271,36 @@ def ratio_bounds(reference: Frame, treated: Frame) -> Bounds | None:
 
 
 # --- two models, layer by layer
+
+
+def read_compared(
+    tables: Tables, measure: Measure, compared: Compared, roles: Mapping[str, str]
+) -> tuple[Reading | None, Reading]:
+    """Readings of reference and treated; no reference where one number is held against the claim's null: that of a
+    single model, of several together, or of two as a crossover. Of pairs of models, see below."""
+    models = [roles[role] for role in compared.roles]
+    if measure.kind == "crossover":
+        return None, read_crossover(tables, measure, *models)
+    readings = [read_measure(tables, measure, model, models) for model in models]
+    if not compared.treated:
+        return None, combine(compared, readings)
+    return (readings[0] if compared.reference else None), readings[-1]
+
+
+def combine(compared: Compared, readings: Sequence[Reading]) -> Reading:
+    """One number of several models, in the order of the roles, seed by seed over the seeds that all of them have: their
+    range, their maximum, or their weighted sum; nan where one is undefined."""
+    seeds = sorted(set.intersection(*(set(reading.values) for reading in readings)))
+    if not seeds:
+        return Reading({})
+    rows = np.array([[reading.values[seed] for reading in readings] for seed in seeds])
+    if compared.weights:
+        numbers = rows @ np.array(list(compared.weights.values()))
+    elif compared.take == "range":
+        numbers = rows.max(axis=1) - rows.min(axis=1)
+    else:
+        numbers = rows.max(axis=1)
+    return replace(readings[0], values=dict(zip(seeds, map(float, numbers), strict=True)), pooled=())
 
 
 def read_crossover(tables: Tables, measure: Measure, reference: str, treated: str) -> Reading:

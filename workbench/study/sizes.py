@@ -235,8 +235,7 @@ def _fit(evidence: Mapping[str, Evidence], places: Mapping[str, int]) -> Line | 
         compared = own.claim.compared
         if not own.effect.is_known or own.is_other_size:
             continue
-        reference = own.reference.values if compared.reference else compared.null
-        found.append(seed_effects(reference, own.treated.values, own.claim.scale))
+        found.append(seed_effects(own.reference.values or compared.null, own.treated.values, own.claim.scale))
         x.append(math.log10(places[size]))
     seeds = sorted(set.intersection(*map(set, found))) if found else []
     if len(set(x)) < 2 or not seeds:

@@ -56,6 +56,19 @@ def test_one_seed_never_reproduces_and_three_need_no_blocks() -> None:
     assert judged(tables(seeds=(0, 1, 2), shift=0.5))["interval"] == "paired"
 
 
+def test_what_several_models_give_together_has_an_interval_too() -> None:
+    given = tables()
+    compared = CLAIMS["kotodama-losses"].compared.model_copy(update={"among": ("control", "adaptive")})
+    claim = CLAIMS["janus-rank"].model_copy(update={"compared": compared, "scale": "difference", "beside": ()})
+    (row,) = judge_claims(given, ROLES, [claim]).to_dict("records")
+    twin = given["topology_stats_blocks"]
+    at = twin[twin["layer"] == int(row["source_rows"].split()[0].removeprefix("layer="))]
+    a, b = (at[at["model"] == name]["nuclear_rank"].to_numpy() for name in "ab")
+    wanted = jackknife_interval(row["effect"], np.abs(a - b))
+    np.testing.assert_allclose([row["ci_low"], row["ci_high"]], wanted, rtol=1e-9)
+    assert row["interval"] == "own"
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -293,6 +293,18 @@ def test_headings_of_the_ledger(place) -> None:
         assert tables["size_slopes"]["heading"].tolist() == [heading]
 
 
+def test_what_two_models_give_together_has_a_line_over_sizes(place) -> None:
+    recipe = sized(place, **SIZES)
+    planned = planted(recipe, -0.05, -0.1)
+    given = {"sae_training_results": planned["topology_stats"].drop(columns="basis")}
+    df = given["sae_training_results"].assign(dictionary="trained", l1=2.0, head=0)
+    turns = df["model"].str.contains("adaptive") & (df["layer"] == 1)
+    given["sae_training_results"] = df.assign(l0=df["max_cos"].where(~turns, 1.0))
+    claim = next(own for own in read_claims() if own.id == "janus-l0-crossover")
+    (row,) = judge_sizes(given, recipe, recipe.train_recipes(), [claim])["size_slopes"].to_dict("records")
+    assert (row["slope"], row["n"], row["n_sizes"], row["predicted"]) == pytest.approx((0.0, 3, 3, 1.0))
+
+
 def test_a_group_without_a_published_size_has_a_slope_alone(place) -> None:
     recipe = sized(place, **SIZES)
     claim = next(own for own in read_claims() if own.id == "janus-correlation-9").model_copy(update={"group": "mine"})
