@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from reports.contract import declare
+from reports.contract import Table, declare, declared
 from workbench.extend import Analysis, Intervention, interventions_of
 
 GROUP = "workbench"  # of the entry points by which installed packages announce theirs
@@ -66,6 +66,12 @@ def all_analyses() -> list[Analysis]:
     for name in analysis_names():
         visit(name)
     return list(ordered.values())
+
+
+def known_tables() -> Mapping[str, Table]:
+    """The tables of the study and of all analyses, plug-ins' among them, by name."""
+    all_analyses()  # declares them
+    return declared()
 
 
 def figures_of_tables() -> dict[str, Sequence[Callable[..., Any]]]:

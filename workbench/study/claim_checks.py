@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
-from reports.contract import Table, declared
 from reports.study_tables import TRAIN_LOG
-from workbench.analyses import all_analyses
+from workbench.analyses import known_tables
 from workbench.data.claims import Claim, collect_claims, read_claims
 from workbench.data.remarks import Change, Number
 from workbench.runs import shorten
@@ -56,12 +55,6 @@ def check_claim(claim: Claim, where: str, roles: Collection[str] = ()) -> None:
             if column not in present and not is_logged:
                 said = _nearest(column, present)
                 raise ValueError(f"{where} {field}: got the column {shorten(repr(column))} of {table}; {said}")
-
-
-def known_tables() -> Mapping[str, Table]:
-    """The tables of the study and of all analyses, plug-ins' among them, by name."""
-    all_analyses()  # declares them
-    return declared()
 
 
 @lru_cache(maxsize=1)

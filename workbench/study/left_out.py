@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from probes.jackknife import jackknife_interval
-from reports.contract import declared
+from workbench.analyses import known_tables
 from workbench.data.blocks import MIN_BLOCKS
 from workbench.data.claims import Compared, Measure
 from workbench.study.effects import Scale, effect_over_seeds
@@ -47,7 +47,7 @@ def block_bounds(
 def tables_without(tables: Tables, measure: Measure, models: list[str]) -> Iterator[Tables]:
     """Yield the tables as they are without each block of the text that all these models read, those of a measure's
     table; nothing where its column has no values by block."""
-    contract = declared().get(measure.table)
+    contract = known_tables().get(measure.table)
     if contract is None or contract.twin is None or measure.column not in contract.blocks:
         return
     twin: Any = tables.get(contract.twin.name)

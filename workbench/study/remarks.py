@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.contract import declared
+from workbench.analyses import known_tables
 from workbench.data.remarks import OPERATORS, UNITS, Case, Number, Remark, names_in
 from workbench.study.claim_text import in_unit
 from workbench.study.effects import effect_over_seeds, shown
@@ -52,13 +52,16 @@ def why_no_interval(evidence: Evidence) -> str:
     if evidence.effect.bounds is not None:
         return ""
     table, column = evidence.claim.measure.table, evidence.claim.measure.column
-    contract = declared().get(table)
+    contract = known_tables().get(table)
     if contract is not None and contract.is_of_weights:
         return f"{table}.csv is of weights alone, which no other text would change: only seeds give an interval."
     if contract is None or contract.twin is None or column not in contract.blocks:
         return f"{table}.csv has no values of {column} by blocks of text, so that only seeds give an interval."
     if contract.twin.name not in evidence.tables:
-        return f"The study has no {contract.twin.name}.csv, as with fewer than 8 sequences, so no interval over text."
+        return (
+            f"The study has no {contract.twin.name}.csv, which is not written of fewer than 8 sequences nor where its "
+            "sums would take too much memory: no interval over text."
+        )
     return f"Without one of the blocks of text in {contract.twin.name}.csv the effect is undefined: no interval."
 
 

@@ -72,7 +72,10 @@ def test_what_several_models_give_together_has_an_interval_too() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda twin: None, "The study has no topology_stats_blocks.csv, as with fewer than 8 sequences"),
+        (
+            lambda twin: None,
+            "The study has no topology_stats_blocks.csv, which is not written of fewer than 8 sequences",
+        ),
         (lambda twin: twin[twin["block"] < 7], "Without one of the blocks of text"),
         (lambda twin: twin[(twin["model"] == "a") | (twin["block"] < 9)], "Without one of the blocks of text"),
         (lambda twin: twin[twin["model"] == "a"], "Without one of the blocks of text"),

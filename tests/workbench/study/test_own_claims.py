@@ -88,7 +88,10 @@ def test_the_first_case_that_holds_is_said(cos, used, said, tmp_path) -> None:
     table = pd.DataFrame(rows, columns=["model", "seed", "layer", "basis", "mean_cos", "rank_utilization"])
     claim = read_claims(tmp_path / "a.toml")[0]
     (row,) = judge_claims({"topology_stats": table}, {"control": "a", "adaptive": "b"}, [claim]).to_dict("records")
-    missing = "The study has no topology_stats_blocks.csv, as with fewer than 8 sequences, so no interval over text."
+    missing = (
+        "The study has no topology_stats_blocks.csv, which is not written of fewer than 8 sequences nor where its "
+        "sums would take too much memory: no interval over text."
+    )
     assert row["why"] == f"{said} {missing}"
 
 
