@@ -447,7 +447,7 @@ def write_sizes(directory: Path) -> None:
     """Write three claims at three sizes: one with a line, one of a group without a published size, one of one seed."""
     rows, slopes = [], []
     for k, (claim, group, unit) in enumerate(
-        (("cosine", "janus", "percent"), ("rank", "mine", "factor"), ("mass", "janus", "points"))
+        (("cosine", "janus-ii", "percent"), ("rank", "mine", "factor"), ("mass", "janus-ii", "points"))
     ):
         said = (f"The {claim} falls", group, "difference" if unit == "points" else "ratio", unit)
         half, n = (np.nan, 1) if claim == "mass" else (0.05, 3)
@@ -498,11 +498,35 @@ def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> No
     claims = [
         ("Inter-head correlation falls", "−60.3 % at layer 9", "−95 % on z at layer 3", -0.97, -0.92, 3, "reproduced")
         + ("mean_cos", "topology_stats", "mean_cos on the residual contributions")
-        + ("janus-correlation", "janus", "ratio", -0.95, -0.603, "paired", HOSTILE_WHY, "layer=3 basis=z"),
+        + ("janus-correlation", "janus-ii", "ratio", -0.95, -0.603, "paired", HOSTILE_WHY, "layer=3 basis=z"),
         ("Rank expands mid-network", "+9.0 % at layer 6", "−31 %", -0.35, -0.27, 3, "reversed")
-        + ("nuclear_rank", "topology_stats", "", "janus-rank", "janus", "ratio", -0.31, 0.09, "paired", "", "layer=1"),
+        + (
+            "nuclear_rank",
+            "topology_stats",
+            "",
+            "janus-rank",
+            "janus-ii",
+            "ratio",
+            -0.31,
+            0.09,
+            "paired",
+            "",
+            "layer=1",
+        ),
         ("The top head's impact is 2.54 times", "2.54 ×", "0.49 ×", -0.8, 0.4, 3, "not seen")
-        + ("impact_pct", "ablation_results", "", "janus-top", "janus", "ratio", -0.51, 1.54, "paired", "", "kind=zero"),
+        + (
+            "impact_pct",
+            "ablation_results",
+            "",
+            "janus-top",
+            "janus-ii",
+            "ratio",
+            -0.51,
+            1.54,
+            "paired",
+            "",
+            "kind=zero",
+        ),
         ("Years are ordered by time", ".21 → .60", "+.1", 0.02, 0.18, 3, "same direction")
         + (
             "partial_r",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fake_study import write_sizes
 
+from reports.ledger import GROUPS
 from reports.panels.sizes import effect_text, over_size, size_grids
 from reports.study import read_study, short_names
 
@@ -39,7 +40,7 @@ def test_the_figure_holds_effects_line_and_published_figure(study) -> None:
 def test_the_tables_hold_slopes_effects_and_verdicts(study) -> None:
     slopes, effects = size_grids(study)
     headers, cells = slopes.rows[0]
-    assert headers == ("Janus", "The cosine falls")
+    assert headers == (GROUPS["janus-ii"], "The cosine falls")
     assert [(cell.text, cell.note) for cell in cells] == [
         ("−0.050", "[−0.100, 0.000]"), ("3", ""), ("37,755,392", ""), ("−30.0 %", "[−60.0 %, 13.0 ×]"), ("−40.0 %", ""),
         ("flat", ""),

@@ -111,4 +111,4 @@ def test_faults_are_named(tmp_path, act, message):
 def test_every_model_table_leads_with_model():
     for name, columns in COLUMNS.items():
         assert len(set(columns)) == len(columns), name
-        assert columns[0] in {"model", "model_a", "name", "claim", "measure", "table"}, name
+        assert columns[0] in {"model", "model_a", "name", "claim", "claim_id", "measure", "table"}, name

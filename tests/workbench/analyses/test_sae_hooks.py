@@ -83,7 +83,7 @@ def test_one_forward_feeds_all_hooks(model, tokens, held_out, monkeypatch):
     n = {}
     for hooks in (("hook_resid_post",), ("hook_resid_post", "hook_resid_pre", "hook_mlp_out")):
         n_calls.clear()
-        monkeypatch.setattr("workbench.analyses.sae_train.head_saes.splice", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("workbench.analyses.sae_train.head_saes.splice_sequences", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sae_train(model, tokens, [1], held_out=held_out, hook=hooks, **QUICK)
         watched = [len(given[2]) for given in n_calls]
