@@ -27,9 +27,10 @@ TRAIN_LOG = Table(
             for basis in ("z", "pattern", "residual")
         ),
     ],
+    trailing=[Column("held_out_perplexity", "exp(held_out_loss)")],
     meaning="One logged step. What the interventions report follows (vsm.lambda, vsm.loss, vsm.sigma, …), then columns "
-    "of layers (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and last held_out_perplexity, exp(held_out_loss).",
-    blocks=["held_out_loss"],
+    "of layers (sigma_z.{layer}, nuclear_rank.W_O.{layer}, …), and the trailing columns last.",
+    blocks=["held_out_loss", "held_out_perplexity"],
 )
 
 

@@ -85,7 +85,10 @@ def write_left_out(directory: Path, row: Mapping[str, Any], sums: Sequence[float
     left = [total / (n_windows - sizes[block]) for block, total in enumerate(without_each(list(sums), float.__add__))]
     if left:
         place = {name: row[name] for name in declared()["train_log"].key}
-        twin = [place | {"block": block, "held_out_loss": loss} for block, loss in enumerate(left)]
+        twin = [
+            place | {"block": block, "held_out_loss": loss, "held_out_perplexity": math.exp(loss)}
+            for block, loss in enumerate(left)
+        ]
         write_table(pd.DataFrame(twin), directory, "train_log_blocks")
 
 

@@ -35,8 +35,8 @@ Path.replace = replace_or_die
 app.main()
 """
 FILES = (
-    "ablation_results.csv", "ablation_summary.csv", "ablation_pairs.csv", "sequence_losses.safetensors",
-    "pair_losses.safetensors",
+    "ablation_results.csv", "ablation_results_blocks.csv", "ablation_summary.csv", "ablation_pairs.csv",
+    "sequence_losses.safetensors", "pair_losses.safetensors",
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from models_for_tests import small_model, tokens_for
 
 from sae.config import SAEConfig
 from sae.stack import StackedSAE
+from workbench.analyses.ablate.ablation import ablation_table, iterate_ablation, without_blocks
+from workbench.analyses.ablate.records import join
 from workbench.analyses.attention.statistics import attention_tables
 from workbench.analyses.sae_train import evaluation
 from workbench.analyses.sae_train.evaluation import Measured, measure_together, splice_sequences
@@ -71,6 +73,21 @@ def test_a_model_too_wide_for_its_blocks_has_none(monkeypatch) -> None:
     again, _, none = topology_tables(model, tokens_for(model, 16, 16))
     assert not len(none)
     np.testing.assert_allclose(again["nuclear_rank"], stats["nuclear_rank"], rtol=1e-12)
+
+
+def test_ablation(model) -> None:
+    tokens = tokens_for(model, 21, 16)
+    parts = {"components": ("head", "layer", "mlp"), "has_estimate": False}
+    twin = without_blocks(join(list(iterate_ablation(model, tokens, **parts))))
+    assert sorted(set(twin["block"])) == list(range(16))
+    columns = ["base_loss", "ablated_loss", "impact_pct", "kl"]
+    for block in (0, 7, 15):
+        losses = join(list(iterate_ablation(model, without(tokens, block), **parts)))
+        wanted = ablation_table(losses, 16, kind="zero", seed=0, name="a", n_bootstrap=100)
+        own = twin[twin["block"] == block]
+        assert own[["layer", "head"]].to_numpy().tolist() == wanted[["layer", "head"]].to_numpy().tolist()
+        np.testing.assert_allclose(own[columns], wanted[columns], **EXACT)
+    assert not len(without_blocks(join(list(iterate_ablation(model, tokens[:7], **parts)))))
 
 
 @pytest.mark.parametrize("n", [8, 21])

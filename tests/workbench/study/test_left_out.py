@@ -69,6 +69,28 @@ def test_what_several_models_give_together_has_an_interval_too() -> None:
     assert row["interval"] == "own"
 
 
+@pytest.mark.parametrize(("noise", "verdict"), [(0.01, "same direction"), (4.0, "not seen")])
+def test_of_a_measure_that_jumps_blocks_are_drawn(noise, verdict) -> None:
+    rng = np.random.default_rng(1)
+    impacts = np.array([0.2, 0.1, 1.0, 0.9])  # the top head lies at depth .625, nearly at .875
+    of_block = impacts + rng.normal(0, noise, (16, 4))
+    of_block += impacts - of_block.mean(axis=0)
+    place = {"model": "b", "seed": 0, "kind": "zero", "head": 0}
+    rows = [place | {"layer": layer, "impact_pct": own} for layer, own in enumerate(impacts)]
+    twin = [
+        place | {"layer": layer, "block": i, "impact_pct": np.delete(of_block[:, layer], i).mean()}
+        for i in range(16)
+        for layer in range(4)
+    ]
+    given = {"ablation_results": pd.DataFrame(rows), "ablation_results_blocks": pd.DataFrame(twin)}
+    (row,) = judge_claims(given, ROLES, [CLAIMS["janus-top-head-depth"]]).to_dict("records")
+    assert (row["effect"], row["interval"], row["verdict"]) == (pytest.approx(0.125), "own", verdict)
+    if verdict == "not seen":
+        shares = of_block[rng.integers(16, size=(20_000, 16))].mean(axis=1).argmax(axis=1)
+        low, high = np.quantile((shares + 0.5) / 4 - 0.5, [0.025, 0.975])
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -21,6 +21,7 @@ from workbench.analyses.ablate.impacts import check_bootstrap, impacts, summariz
 from workbench.analyses.ablate.load_bearing import load_bearing
 from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, is_narrow, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
+from workbench.data.blocks import block_numbers
 from workbench.models.checks import check_hooks, check_read, checked_tokens, choose, device_of, is_whole, run_watched
 from workbench.models.costs import MEMORY_BUDGET_BYTES
 from workbench.models.streams import stream
@@ -150,6 +151,20 @@ def ablation_table(
             "error_pct": np.nan if errors is None else errors,
         }
     )
+
+
+def without_blocks(losses: SequenceLosses) -> pd.DataFrame:
+    """ablation_results_blocks' rows but for model, seed and kind: what the table says of each part without each block
+    of the sequences; none of fewer than 8 sequences."""
+    numbers = np.array(block_numbers(len(losses.base)))
+    parts = []
+    for block in range(numbers.max() + 1 if numbers.max() else 0):
+        kept = numbers != block
+        base, ablated = losses.base.numpy()[kept].mean(), losses.ablated.numpy()[:, kept].mean(1)
+        columns = {"base_loss": base, "ablated_loss": ablated, "impact_pct": 100 * (ablated - base) / base}
+        place = {"layer": losses.layers.numpy(), "head": losses.heads.numpy(), "block": block}
+        parts.append(pd.DataFrame(place | columns | {"kl": losses.kl.numpy()[:, kept].mean(1)}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def summary_table(table: pd.DataFrame, losses: SequenceLosses, seed: int = 0) -> pd.DataFrame:

@@ -157,7 +157,7 @@ def tabulate(job: Job) -> Mapping[str, pd.DataFrame]:
     import torch
     from safetensors.torch import load_file
 
-    from workbench.analyses.ablate.ablation import ablation_table, summary_table
+    from workbench.analyses.ablate.ablation import ablation_table, summary_table, without_blocks
     from workbench.analyses.ablate.pairs import PairLosses, pairs_table
     from workbench.analyses.ablate.records import SequenceLosses
 
@@ -168,6 +168,9 @@ def tabulate(job: Job) -> Mapping[str, pd.DataFrame]:
     table = ablation_table(losses, n_ctx, seed=job.seed, **about, dtype=dtype, errors=errors)
     table = table.assign(seed=job.subject.seed)
     tables = {"ablation_results": table, "ablation_summary": summary_table(table, losses, job.seed)}
+    if len(left_out := without_blocks(losses)):
+        place = {"model": job.subject.name, "seed": job.subject.seed, "kind": job.settings.kind}
+        tables["ablation_results_blocks"] = left_out.assign(**place)
     if (job.directory / PAIR_LOSSES).is_file():
         pairs = pairs_table(PairLosses(**load_file(job.directory / PAIR_LOSSES)), n_ctx, seed=job.seed, **about)
         tables["ablation_pairs"] = pairs.assign(seed=job.subject.seed)
@@ -256,6 +259,7 @@ ablate = Analysis(
             ],
             meaning="One ablated head; head -1 is all heads together or, by component, the MLP. stderr is paired over "
             "sequences, ci_low and ci_high a 95 % bootstrap interval over sequences.",
+            blocks=["base_loss", "ablated_loss", "impact_pct", "kl"],
         ),
         Table(
             "ablation_pairs",

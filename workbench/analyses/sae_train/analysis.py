@@ -166,7 +166,10 @@ sae_train = Analysis(
                 *_KIND,
                 _ACTIVATION,
             ],
-            blocks=["l0", "mse", "fvu", "dead_fraction", "ce_base", "ce_spliced", "ce_zero", "ce_recovered"],
+            blocks=[
+                *("l0", "mse", "fvu", "dead_fraction", "ce_base", "ce_spliced", "ce_zero", "ce_recovered"),
+                "rare_fraction",
+            ],
             meaning="One SAE, or a control of it; head -1 is the whole hook. Measured without position 0 and "
             "special tokens.",
         ),

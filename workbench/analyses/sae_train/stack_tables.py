@@ -133,7 +133,9 @@ class StackRows:
         about = {"d_sae": self.plan.config.d_sae, "hook": self.plan.kind.hook}
         parts = [
             pd.DataFrame(
-                self.keys() | {"block": block, "dictionary": name, **self._of_text(own, spliced, name), **about}
+                self.keys()
+                | {"block": block, "dictionary": name, **self._of_text(own, spliced, name)}
+                | {"rare_fraction": share_rare(own.density), **about}
             )
             for block, (of_block, spliced) in enumerate(zip(metrics, losses, strict=True))
             for name, own in of_block.items()
