@@ -87,7 +87,7 @@ class Table:
             (*self.key, "block"),
             [own for own in every if own.name in self.blocks],
             f"`{self.name}.csv` with one block of the text left out, numbered from 0: what intervals of a single seed "
-            "are made of. Missing for fewer than 8 sequences.",
+            "are made of. Missing for fewer than 8 sequences or documents.",
             trailing=[own for own in every if own.name not in self.blocks],
             is_shown=False,
         )

@@ -1,7 +1,8 @@
 """The text of a measurement in blocks of whole sequences, each of which is left out once.
 
 Blocks are of consecutive sequences, as equal in number as can be: neighbouring windows of one document are alike, and
-stay together. Two models that read the same text have the same blocks.
+stay together. Two models that read the same text have the same blocks. Documents that are read each by itself are
+sequences too.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def why_no_interval(evidence: Evidence) -> str:
         return f"{table}.csv has no values of {column} by blocks of text, so that only seeds give an interval."
     if contract.twin.name not in evidence.tables:
         return (
-            f"The study has no {contract.twin.name}.csv, which is not written of fewer than 8 sequences nor where its "
-            "sums would take too much memory: no interval over text."
+            f"The study has no {contract.twin.name}.csv, which is not written of fewer than 8 sequences or documents "
+            "nor where its sums would take too much memory: no interval over text."
         )
     return f"Without one of the blocks of text in {contract.twin.name}.csv the effect is undefined: no interval."
 

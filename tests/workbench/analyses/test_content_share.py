@@ -24,6 +24,7 @@ from workbench.analyses.content_share.permutations import LabelledTokens, permut
 from workbench.analyses.content_share.share import ContentShareWarning, FeatureContexts, content_share, feature_shares
 from workbench.analyses.content_share.words import IS_NEITHER, WordedDocument, cut_windows, word_documents
 from workbench.analyses.text_quality.tagging import PlacedWord, TaggerMissing
+from workbench.data.blocks import block_numbers
 from workbench.models.activations import Positions, Slot, choose_slots, collect, special_ids
 from workbench.study import measuring
 
@@ -230,6 +231,58 @@ def test_a_naive_loop_finds_the_same_contexts(kind, monkeypatch) -> None:
             assert head.share == pytest.approx(np.mean(own) if own else np.nan, nan_ok=True)
 
 
+# --- without each block of documents
+
+
+@pytest.mark.parametrize(
+    ("n", "n_contexts", "min_activations", "min_documents"),
+    [(8, 20, 5, 3), (19, 4, 40, 3), (37, 30, 5, 30), (37, 6, 90, 3), (8, 1, 5, 4)],
+)
+def test_values_by_block_are_those_of_the_documents_that_are_left(
+    model, n, n_contexts, min_activations, min_documents
+) -> None:
+    """More contexts than documents and fewer; features that count in the text and not without some of its blocks;
+    documents without a token, and equal ones."""
+    texts = [*documents_of(n - 3, 40), "", "the cat", "the cat"]
+    slots = choose_slots(model.cfg)
+    sae = stack_for(model, slots, d_sae=6)
+    with torch.no_grad():
+        sae.b_enc.fill_(-0.1)
+    counts: dict[str, Any] = {"min_activations": min_activations, "min_documents": min_documents}
+    counts |= {"n_contexts": n_contexts, **LAST}
+    found = content_share(model, sae, texts, **counts)
+    twin, n_features = found["content_share_blocks"], []
+    numbers = np.array(block_numbers(n))
+    assert sorted(set(twin["block"])) == list(range(min(16, n)))
+    for block, own in twin.groupby("block"):
+        left = [text for text, number in zip(texts, numbers, strict=True) if number != block]
+        wanted = content_share(model, sae, left, **counts)["content_share"]
+        columns = ["layer", "head", "share", "text_rate", "excess", "n_features"]
+        np.testing.assert_allclose(own[columns], wanted[columns], rtol=0, atol=1e-10)
+        n_features.append(wanted["n_features"].sum())
+    assert twin["share"].notna().any()
+    assert len(set(n_features)) > 1, "in some blocks a feature counts that does not in others"
+
+
+def test_fewer_than_eight_documents_have_no_values_by_block(model) -> None:
+    sae = stack_for(model, choose_slots(model.cfg), d_sae=6)
+    tables = lambda texts: sorted(content_share(model, sae, texts, **LAST))  # noqa: E731
+    assert tables(documents_of(7)) == ["content_share", "content_share_features"]
+    assert "content_share_blocks" in tables([*documents_of(7), ""])
+
+
+def test_blocks_are_of_the_documents_given(model, monkeypatch) -> None:
+    """A model without a token for some documents has the blocks of one that reads them all."""
+    sae, texts = stack_for(model, choose_slots(model.cfg), d_sae=6), documents_of(20)
+    counts: dict[str, Any] = {"min_activations": 5, "min_documents": 2, **LAST}
+    twin = content_share(model, sae, [*texts[:5], "", *texts[6:-1], ""], **counts)["content_share_blocks"]
+    numbers = np.array(block_numbers(20))
+    for block in (numbers[5], numbers[-1], 7):
+        left = [text for i, text in enumerate(texts) if i not in (5, 19) and numbers[i] != block]
+        wanted = content_share(model, sae, left, **counts)["content_share"]
+        np.testing.assert_allclose(twin[twin["block"] == block]["share"], wanted["share"], rtol=0, atol=1e-10)
+
+
 # --- the null
 
 
@@ -259,7 +312,7 @@ def test_random_firing_gives_false_alarms_at_the_stated_rate(n_features) -> None
     for rate in rng.uniform(0.3, 0.8, 12):
         label = np.where(rng.random(80) < 0.2, IS_NEITHER, rng.random(80) < rate).astype(int)
         word = np.repeat(np.arange(80), np.where(label == 1, rng.integers(1, 5, 80), 1))
-        documents.append(WordedDocument(word.copy(), word, label[word], ("w",) * 80))
+        documents.append(WordedDocument(word.copy(), word, label[word], ("w",) * 80, len(documents)))
     chosen = np.array(list(itertools.product(range(n_heads), range(n_features))))
     feature, document = (own.flatten() for own in np.meshgrid(range(len(chosen)), range(12), indexing="ij"))
     sizes = np.array([len(own.ids) for own in documents])
@@ -271,7 +324,7 @@ def test_random_firing_gives_false_alarms_at_the_stated_rate(n_features) -> None
     contexts = FeatureContexts(chosen, feature, document, place, label)
     windows = cut_windows(documents, 16)
     no, none = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.float64)
-    peaks = Peaks(no, no.long(), no.long(), none, none, windows.is_token)
+    peaks = Peaks((0,) * 12, no, no.long(), no.long(), none[None], none[None], windows.is_token)
     shares = feature_shares(contexts)
     tokens = module.labelled_tokens(contexts, shares, documents, windows, peaks, n_heads)
     observed, null = permute_labels(tokens, 399, rng)
@@ -305,6 +358,8 @@ def test_the_job_writes_what_the_function_gives(model, tmp_path) -> None:
     assert table["p"].tolist() == found["p"].tolist()
     assert set(table["layer"]) == {1}
     assert len(read_table(out, "content_share_features")) > 0
+    twin = read_table(out, "content_share_blocks")
+    assert len(twin) == len(set(twin["block"])) * len(table)
     said: Any = find_analysis("content-share").facts
     assert 0 < said(out)["text_rate"] < 1
     traces: Any = draw_content_share(table).data

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from probes.jackknife import jackknife_interval
 from workbench.study.claims import judge_claims
 
 CONTROL, ADAPTIVE = "janus-v3-control-nano", "janus-v3-adaptive-nano"
@@ -199,6 +200,25 @@ def test_content_shares_are_read_at_a_layer_and_at_the_top_head() -> None:
     rows = ledger({"content_share": content(shares)})
     assert rows["janus-content-top-head"]["verdict"] == "not measured", "no ablation says which head it is"
     assert rows["janus-content"]["verdict"] == "reproduced"
+
+
+def test_one_seed_of_content_shares_has_an_interval_over_documents() -> None:
+    """Shares without each of 16 blocks a little apart, as much in both models but for a tenth of it."""
+    shares = {(ADAPTIVE, 2, 0): 0.9, (ADAPTIVE, 0, 1): 0.8}
+    whole = content(shares, seeds=(0,))
+    moves = np.random.default_rng(0).normal(0, 0.01, 16)
+    twin = pd.concat(
+        whole.assign(block=i, share=whole["share"] + move * np.where(whole["model"] == ADAPTIVE, 1.1, 1.0))
+        for i, move in enumerate(moves)
+    )
+    given = {"content_share": whole, "ablation_results": ablation([1.8, 0.4], [0.5, 0.9], 0.02, (0,), (1.0,))}
+    rows = ledger(given | {"content_share_blocks": twin})
+    for name in ("janus-content", "janus-content-top-head"):
+        row = rows[name]
+        wanted = jackknife_interval(row["effect"], 0.1 * moves)
+        assert (row["verdict"], row["interval"], row["n"]) == ("same direction", "own", 1)
+        assert row["ci_high"] - row["ci_low"] == pytest.approx(wanted.high - wanted.low)
+        assert ledger(given)[name]["verdict"] == "not enough seeds"
 
 
 def test_whole_layers_and_mlps_are_no_heads(tables) -> None:

@@ -89,8 +89,8 @@ def test_the_first_case_that_holds_is_said(cos, used, said, tmp_path) -> None:
     claim = read_claims(tmp_path / "a.toml")[0]
     (row,) = judge_claims({"topology_stats": table}, {"control": "a", "adaptive": "b"}, [claim]).to_dict("records")
     missing = (
-        "The study has no topology_stats_blocks.csv, which is not written of fewer than 8 sequences nor where its "
-        "sums would take too much memory: no interval over text."
+        "The study has no topology_stats_blocks.csv, which is not written of fewer than 8 sequences or documents nor "
+        "where its sums would take too much memory: no interval over text."
     )
     assert row["why"] == f"{said} {missing}"
 

@@ -50,7 +50,8 @@ def check(job: Job) -> None:
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
-    """Both tables, from one pass over the documents; empty where there is no tagger."""
+    """The tables, from one pass over the documents; empty where there is no tagger, without values by block of fewer
+    than 8 documents."""
     import pandas as pd
 
     from workbench.analyses.content_share import share
@@ -63,6 +64,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     return {
         table.name: found[table.name] if len(found[table.name].columns) else pd.DataFrame(columns=list(table.leading))
         for table in content_share.tables
+        if table.name in found
     }
 
 
@@ -116,6 +118,7 @@ content_share = Analysis(
                 Column("tagger", "pipeline that tagged the words", kind="text"),
                 *_SAE,
             ],
+            blocks=["share", "text_rate", "excess"],
             meaning="The features of one head's SAE; head -1 is the whole hook. share, its interval and p are empty "
             "for a head without a feature that fires often enough. The interval is a 95 % bootstrap over features.",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from workbench.extend import BYTES_PER_TOKEN, Cost, TextSize
@@ -17,11 +18,12 @@ TAGGED = 3300  # bytes for each of a document's characters while it is tagged, m
 
 def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """Of SAEs as sae-train makes them by default, one for each head: activations of a batch; the peaks of every feature
-    while they are sorted; the tagger, and a document in it; a document's permuted labels, the text counted as one of
-    twenty documents.
+    while they are sorted, those that stand in for a block's among them, and counts by block; the tagger, and a document
+    in it; a document's permuted labels, the text counted as one of twenty documents.
     """
     from workbench.analyses.content_share.peaks import ACTS_HELD, DOCUMENTS_TOGETHER
     from workbench.analyses.sae_train.settings import HeadSaeSettings
+    from workbench.data.blocks import N_BLOCKS
     from workbench.models.checks import choose
     from workbench.models.costs import forward_bytes, forward_flops, weights_bytes
 
@@ -31,7 +33,8 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     n_tokens = min(text.n_tokens, max(text.n_ctx, min(4096, ACTS_HELD // n_features)))
     acts = 4 * n_tokens * n_features
     collected = 3 * 4 * n_tokens * n_saes * cfg.d_head + forward_bytes(cfg, n_tokens)
-    peaks = n_features * (settings.n_contexts + DOCUMENTS_TOGETHER) * (4 + 8 + 8) * 2
+    n_kept = settings.n_contexts + math.ceil(N_DOCUMENTS / N_BLOCKS)
+    peaks = n_features * ((n_kept + DOCUMENTS_TOGETHER) * (4 + 8 + 8) + N_BLOCKS * (8 + 8)) * 2
     stack = 4 * 2 * n_features * cfg.d_head
     permuted = settings.n_permutations * LABELLED * text.n_tokens / N_DOCUMENTS * (1 + 1 + 8)
     tagged = TAGGED * BYTES_PER_TOKEN * text.n_tokens / N_DOCUMENTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,12 @@ from workbench.analyses.content_share.permutations import LabelledTokens, LabelN
 from workbench.analyses.content_share.words import IS_CONTENT, IS_NEITHER, DocumentWindows, WordedDocument
 from workbench.analyses.feature_effects.effects import chosen_saes
 from workbench.analyses.text_quality.tagging import TaggerMissing
+from workbench.data.blocks import block_numbers
 from workbench.data.text_windows import window_length
 from workbench.models.activations import Positions, special_ids
 from workbench.models.sae_places import saes_by_hook, stack_slots
 
 N_WORDS = 10  # of a feature's contexts, those whose word its row names
-TABLES = ("content_share", "content_share_features")
 
 
 class ContentShareWarning(UserWarning):
@@ -65,7 +65,8 @@ def content_share(
     name: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables content_share, a row per head (−1: the whole hook), and content_share_features.
+    """The tables content_share, a row per head (−1: the whole hook), content_share_features, and of 8 documents or more
+    content_share_blocks.
 
     A feature counts that fires on min_activations tokens and in min_documents documents. Its contexts are its strongest
     token in each of the n_contexts documents in which it is strongest. share of a feature: content / (content +
@@ -73,7 +74,8 @@ def content_share(
     with the 95 % bootstrap interval over them (nan for one). text_rate: content / (content + function) over all tokens
     of the text; excess: share − text_rate. null_mean, excess_over_null, null_std, p: labels of the content and function
     words' tokens permuted within each document, features and contexts as they are; two-sided. q: Benjamini–Hochberg
-    over the rows.
+    over the rows. content_share_blocks: share, text_rate and excess without each block of the texts, as if its
+    documents were not read.
     All is of the positions that the SAEs are meant for. Content is a class of words and not meaning.
 
     Args:
@@ -101,16 +103,17 @@ def content_share(
         if tagger is not None:
             raise
         warnings.warn(f"content-share: not measured: {error}", ContentShareWarning, stacklevel=2)
-        return {table: pd.DataFrame() for table in TABLES}
+        return {table: pd.DataFrame() for table in ("content_share", "content_share_features")}
     documents = words.word_documents(model, texts, tagged)
     if not documents:
         raise ValueError("texts: got documents without a token; expected text")
     tell = on_progress or (lambda share: None)
-    windows = words.cut_windows(documents, window_length(model, None))
+    windows, numbers = words.cut_windows(documents, window_length(model, None)), block_numbers(len(texts))
     positions = Positions(special_ids(model), bool(sae.info.include_special))
     slots = stack_slots(own)
-    peaks = find_peaks(model, own, slots, windows, n_contexts, positions, lambda done: tell(0.7 * done))
-    contexts = choose_contexts(peaks, documents, min_activations, min_documents)
+    blocks = [numbers[document.number] for document in documents]
+    peaks = find_peaks(model, own, slots, windows, n_contexts, blocks, positions, lambda done: tell(0.7 * done))
+    contexts = choose_contexts(peaks, documents, **counts)
     shares = feature_shares(contexts)
     tokens = labelled_tokens(contexts, shares, documents, windows, peaks, len(slots))
     null = permute_labels(tokens, n_permutations, np.random.default_rng([seed, 0]), lambda done: tell(0.7 + 0.3 * done))
@@ -122,10 +125,10 @@ def content_share(
         n_documents=len(documents), n_tokens=int(peaks.is_counted.sum()), tagger=title, **_sources(own)
     )
     features = feature_table(own, contexts, shares, peaks, documents)
-    return {
-        table: rows.assign(**about)[[*about, *rows.columns]]
-        for table, rows in zip(TABLES, (heads_found, features), strict=True)
-    }
+    found = {"content_share": heads_found, "content_share_features": features}
+    if (n_blocks := max(numbers) + 1) > 1:
+        found["content_share_blocks"] = block_table(own, peaks, documents, windows, n_blocks, counts)
+    return {table: rows.assign(**about)[[*about, *rows.columns]] for table, rows in found.items()}
 
 
 def check_counts(
@@ -150,22 +153,36 @@ def checked_texts(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def choose_contexts(
-    peaks: Peaks, documents: Sequence[WordedDocument], min_activations: int, min_documents: int
+    peaks: Peaks,
+    documents: Sequence[WordedDocument],
+    *,
+    n_contexts: int,
+    min_activations: int,
+    min_documents: int,
+    without: int | None = None,
 ) -> FeatureContexts:
-    """The contexts of the features that fire on min_activations tokens and in min_documents documents."""
-    is_chosen = (peaks.n_active >= min_activations) & (peaks.n_documents >= min_documents)
-    chosen = is_chosen.nonzero().numpy()
+    """The n_contexts strongest contexts of the features that fire on min_activations tokens and in min_documents
+    documents, those of the block `without` left out."""
+    kept = [block for block in range(len(peaks.n_active)) if block != without]
+    is_often = peaks.n_active[kept].sum(0) >= min_activations
+    is_chosen = is_often & (peaks.n_documents[kept].sum(0) >= min_documents)
     document = peaks.documents[is_chosen].numpy()
-    feature, rank = np.nonzero(document >= 0)
+    is_context = (document >= 0) & np.array([block != without for block in peaks.blocks])[document]
+    feature, rank = np.nonzero(is_context & (is_context.cumsum(axis=1) <= n_contexts))
     document, place = document[feature, rank], peaks.places[is_chosen].numpy()[feature, rank]
-    label = np.array([documents[d].label[t] for d, t in zip(document, place, strict=True)], dtype=np.int64)
-    return FeatureContexts(chosen, feature, document, place, label)
+    start = np.cumsum([0, *(len(own.label) for own in documents)])
+    label = np.concatenate([own.label for own in documents])[start[document] + place]
+    return FeatureContexts(is_chosen.nonzero().numpy(), feature, document, place, label)
 
 
 def feature_shares(contexts: FeatureContexts) -> Float64[np.ndarray, " feature"]:
     """content / (content + function) over each feature's contexts; nan where there is neither."""
-    n_content, n_labelled = _counts(contexts)
-    return np.divide(n_content, n_labelled, out=np.full(len(n_content), np.nan), where=n_labelled > 0)
+    return _ratio(*_counts(contexts))
+
+
+def _ratio(part: Any, whole: Any) -> np.ndarray:
+    """part / whole, nan where that is of nothing."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole > 0))
 
 
 def _counts(contexts: FeatureContexts) -> tuple[np.ndarray, np.ndarray]:
@@ -271,11 +288,43 @@ def feature_table(
             "n_content": n_content,
             "n_function": n_labelled - n_content,
             "n_contexts": np.bincount(contexts.feature, minlength=len(contexts.chosen)),
-            "n_activations": peaks.n_active.numpy()[index, contexts.chosen[:, 1]].astype(np.int64),
-            "n_documents": peaks.n_documents.numpy()[index, contexts.chosen[:, 1]].astype(np.int64),
+            "n_activations": peaks.n_active.sum(0).numpy()[index, contexts.chosen[:, 1]].astype(np.int64),
+            "n_documents": peaks.n_documents.sum(0).numpy()[index, contexts.chosen[:, 1]].astype(np.int64),
             "words": [json.dumps(own, ensure_ascii=False) for own in said],
         }
     )
+
+
+def block_table(
+    sae: StackedSAE,
+    peaks: Peaks,
+    documents: Sequence[WordedDocument],
+    windows: DocumentWindows,
+    n_blocks: int,
+    counts: Mapping[str, int],
+) -> pd.DataFrame:
+    """A row per head and block: what the documents of all other blocks give; nan where they have no labelled token, or
+    the head no feature that counts among them. Features are chosen anew, and contexts taken up behind those left out.
+
+    counts: n_contexts, min_activations, min_documents.
+    """
+    slots, blocks = stack_slots(sae), np.array(peaks.blocks)
+    labels = [own.label[at] for own, at in zip(documents, _counted(windows, peaks, documents), strict=True)]
+    n_content = np.array([(own == IS_CONTENT).sum() for own in labels])
+    n_labelled = np.array([(own != IS_NEITHER).sum() for own in labels])
+    place = {"layer": [slot.layer for slot in slots], "head": [slot.column for slot in slots]}
+    parts = []
+    for block in range(n_blocks):
+        contexts = choose_contexts(peaks, documents, **counts, without=block)
+        shares = feature_shares(contexts)
+        known = ~np.isnan(shares)
+        index = contexts.chosen[known, 0]
+        n_features, total = (np.bincount(index, own, len(slots)) for own in (None, shares[known]))
+        share = _ratio(total, n_features)
+        rate = float(_ratio(n_content[blocks != block].sum(), n_labelled[blocks != block].sum()))
+        columns = {"block": block, "share": share, "text_rate": rate, "excess": share - rate}
+        parts.append(pd.DataFrame(place | columns | {"n_features": n_features}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _sources(sae: StackedSAE) -> dict[str, list[Any]]:

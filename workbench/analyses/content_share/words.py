@@ -36,6 +36,8 @@ class WordedDocument:
     """IS_CONTENT, IS_FUNCTION or IS_NEITHER"""
     words: tuple[str, ...]
     """as the text has them"""
+    number: int
+    """of the document among the texts given, those without a token included"""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def word_documents(
     encoder, lead = text_encoder(tokenizer), begin_ids(tokenizer)
     found = []
     encoded = encoder.encode_batch(list(texts), add_special_tokens=False)
-    for text, words, encoding in zip(texts, tagged, encoded, strict=True):
+    for number, (text, words, encoding) in enumerate(zip(texts, tagged, encoded, strict=True)):
         if not encoding.ids:
             continue
         starts = [word.start for word in words]
@@ -88,7 +90,11 @@ def word_documents(
         label = [IS_NEITHER if i < 0 else label_of(words[i].pos) for i in own]
         found.append(
             WordedDocument(
-                np.array([*lead, *encoding.ids]), np.array(own), np.array(label), tuple(word.text for word in words)
+                np.array([*lead, *encoding.ids]),
+                np.array(own),
+                np.array(label),
+                tuple(word.text for word in words),
+                number,
             )
         )
     return tuple(found)
