@@ -223,7 +223,7 @@ def test_tables_are_made_again_from_what_the_jobs_keep(place, tmp_path) -> None:
     amend_manifest(made / job, ["ablation_results.csv"])
     amend_manifest(made, [tables[0], tables[3], f"{job}/manifest.json"])
     assert (made / tables[3]).read_bytes() != before[tables[3]]
-    assert tabulate_study(made) == ["ablation_results", "ablation_summary"]
+    assert tabulate_study(made) == ["ablation_results", "ablation_results_blocks", "ablation_summary"]
     assert {name: (made / name).read_bytes() for name in tables} == before
     after = json.loads((made / "study.json").read_text())
     for key in ("created", "device", "models", "timings", "versions"):
