@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread per process, checked shapes, the places of helpers, `--figures`."""
+"""Shared by all tests: one thread per process, checked shapes, the places of helpers, a cache, `--figures`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ WITH_ARRAYS = (
     *(f"workbench.{name}" for name in ("analyses", "data", "models", "training")),
 )
 jaxtyping.install_import_hook(WITH_ARRAYS, "shapes_for_tests.check_shapes")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Packed tokens go to a directory of the tests' own, also in subprocesses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

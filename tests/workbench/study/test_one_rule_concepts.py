@@ -25,7 +25,10 @@ from workbench.data.text_windows import spread_windows
 from workbench.models.load import load
 from workbench.study.study import study
 
-pytestmark = pytest.mark.filterwarnings("ignore::probes.ProbeWarning")  # few words, few points
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::probes.ProbeWarning"),
+    pytest.mark.usefixtures("cache"),
+]  # few words, few points
 RUNS = [f"tiny-{name}-seed{seed}" for seed in (0, 1) for name in ("control", "adaptive")]
 SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {"n_tokens": 192, "n_repeated": 3},
@@ -47,13 +50,6 @@ def place(tmp_path_factory) -> Path:
     (place / "concepts.toml").write_text(tomli_w.dumps(concepts))
     SETTINGS["probe"] |= {"concepts": str(place / "concepts.toml"), "template": ["a {X}", "of {X},"]}
     return place
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ from workbench.study import job_runners
 from workbench.study.job_runners import run_job
 from workbench.study.study import study
 
-pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning"),
+    pytest.mark.usefixtures("cache"),
+]
 SIZES = {
     "small": {"model.d_model": 8, "phases.0.n_steps": 2},
     "large": {"model.n_layers": 3, "phases.0.n_steps": 3, "phases.0.interventions.vsm.steering": 1.0},
@@ -38,13 +41,6 @@ def place(tmp_path_factory) -> Path:
     own = tiny(place) | {"analyses": list(settings), "settings": settings, "sizes": SIZES, "n_seeds": 3}
     (place / "tiny.toml").write_text(tomli_w.dumps(own))
     return place
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,10 @@ from workbench.training import Interrupted, load_recipe
 from workbench.training.training_data import open_feed
 
 # too few held-out tokens for ranks, in the smallest studies
-pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning"),
+    pytest.mark.usefixtures("cache"),
+]
 RUN = CliRunner()
 
 
@@ -48,13 +51,6 @@ class Killed(BaseException):
 def place(tmp_path_factory) -> Path:
     """A text, its tokenizer, two training recipes of it and a study of both."""
     return write_place(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A small text and a cache of the tests' own, for tests that train."""
+"""A small text for tests that train."""
 
 from __future__ import annotations
 
@@ -21,11 +21,3 @@ def text(tmp_path_factory) -> Path:
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_bpe((row["text"] for row in rows), 300).save(str(folder / "tokenizer.json"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Packed tokens go to a directory of the tests' own, also in subprocesses."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
