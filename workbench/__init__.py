@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.analyses.ablate.ablation import ablate
     from workbench.analyses.ablate.pairs import ablate_pairs
-    from workbench.analyses.attention.patterns import attention_patterns
     from workbench.analyses.attention.statistics import attention
+    from workbench.analyses.attention_patterns.patterns import attention_patterns
     from workbench.analyses.attribute.attribution import attribute
     from workbench.analyses.compare.comparison import compare
     from workbench.analyses.content_share.share import content_share
@@ -50,7 +50,6 @@ _WHERE = MappingProxyType(
         "ablate_pairs": "workbench.analyses.ablate.pairs:ablate_pairs",
         "analysis_tokens": "workbench.data.text_windows:analysis_tokens",
         "attached": "workbench.models.attached:attached",
-        "attention_patterns": "workbench.analyses.attention.patterns:attention_patterns",
         "build": "workbench.training:build",
         "direct_logit_attribution": "workbench.models.direct_attribution:direct_logit_attribution",
         "export": "workbench.models.interop:export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ VERBS = {
     "ablate pairs": ("ablate --ckpt grouped --data text.txt --n-sequences 6 --pairs within", 1e-2, 2e-4),
     "topology": ("topology --ckpt model --data text.txt --n-sequences 6", 1e-3, 1e-4),
     "attention": ("attention --ckpt grouped --data text.txt --n-tokens 288", 1e-3, 1e-4),
+    "attention-patterns": ("attention-patterns --ckpt grouped --data text.txt --n-tokens 288", 1e-3, 1e-3),
     "evaluate": ("evaluate --ckpt model --data text.txt --n-bytes 4000 --stride 16", 1e-3, 1e-4),
     "probe": (
         "probe --ckpt model --concepts concepts.toml --sets things --data text.txt "
@@ -69,6 +71,9 @@ def assert_same(tables: dict[str, pd.DataFrame], others: dict[str, pd.DataFrame]
             if pd.api.types.is_float_dtype(mine):
                 near = np.isclose(theirs, mine, rtol=rtol, atol=atol, equal_nan=True)
                 assert near.all(), f"{name}.{column}: {mine[~near].tolist()[:4]}, {theirs[~near].tolist()[:4]}"
+            elif column in ("pattern", "weights"):  # JSON of rounded weights
+                numbers = [np.hstack([np.hstack(json.loads(cell)) for cell in own]) for own in (mine, theirs)]
+                np.testing.assert_allclose(*numbers, atol=atol, err_msg=f"{name}.{column}")
             else:
                 assert mine.tolist() == theirs.tolist(), f"{name}.{column}"
 

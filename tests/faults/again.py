@@ -13,6 +13,7 @@ from pathlib import Path
 STAGES = {
     "topology": "topology --ckpt model --data text.txt --n-tokens 576 --out {out}",
     "attention": "attention --ckpt model --data text.txt --n-tokens 576 --set n_repeated=4 --out {out}",
+    "attention patterns": "attention-patterns --ckpt model --data text.txt --n-tokens 576 --out {out}",
     "evaluate": "evaluate --ckpt model --data text.txt --stride 24 --n-bytes 3000 --out {out}",
     "compare": "compare model twin --data text.txt --n-sequences 12 --out {out}",
     "text quality": "text-quality --ckpt model --prompts prompts.toml --recall recall.toml --battery none "

@@ -22,7 +22,8 @@ LITTLE = " ".join(
     f"--set settings.{setting}"
     for setting in (
         "sae-train.n_train_tokens=20480", "sae-train.n_ce_tokens=256", "sae-train.n_eval_tokens=8192",
-        "ablate.n_tokens=512", "topology.n_tokens=4096", "attention.n_tokens=4096", "atlas.n_tokens=8192",
+        "ablate.n_tokens=512", "topology.n_tokens=4096", "attention.n_tokens=4096", "attention-patterns.n_tokens=4096",
+        "atlas.n_tokens=8192",
     )
 )  # fmt: skip
 # a step of each of the ladder's seventeen trainings
@@ -41,6 +42,7 @@ COMMANDS = {
     "patch": "patch --ckpt train --layers 0,1 --n-bootstrap 100",
     "topology": "topology --ckpt train --n-tokens 8192",
     "attention": "attention --ckpt train --n-tokens 4096",
+    "attention-patterns": "attention-patterns --ckpt train --n-tokens 4096",
     "evaluate": "evaluate --ckpt train --n-bytes 40000",
     "probe": "probe --ckpt train --n-permutations 99",
     "spectra": "spectra --ckpt train",

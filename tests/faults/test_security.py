@@ -186,6 +186,7 @@ for name in MADE:
     ground.run(name)
 more = ["hooks --ckpt {model}", "recipes", "generate --ckpt {model} the", "report {study}", "atlas {study}",
         "attention --ckpt {model} --data {text.txt} --n-tokens 96 --out {cache}/a",
+        "attention-patterns --ckpt {model} --data {text.txt} --n-tokens 96 --out {cache}/p",
         "compare {model} {twin} --data {text.txt} --n-sequences 8 --out {cache}/c",
         "evaluate --ckpt {model} --data {text.txt} --stride 24 --out {cache}/e",
         "export --ckpt {model} --to transformer-lens --out {cache}/t",

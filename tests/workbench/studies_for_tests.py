@@ -18,8 +18,9 @@ from workbench.study.recipe import load_study
 WORDS = "the a king queen forest river stone walked sang slept under over bright dark and then home away"
 MODEL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 4, "d_mlp": 24, "n_ctx": 16, "d_vocab": 300}
 TABLES = (
-    "ablation_results", "ablation_summary", "attention_patterns", "attention_stats", "baselines",
-    "feature_atlas", "head_cosines", "sae_density", "sae_training_results", "topology_stats", "train_log",
+    "ablation_results", "ablation_summary", "attention_examples", "attention_patterns", "attention_sentences",
+    "attention_stats", "baselines", "feature_atlas", "head_cosines", "head_kinds", "sae_density",
+    "sae_training_results", "topology_stats", "train_log",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def tiny(place: Path) -> dict[str, Any]:
         "roles": {"control": "tiny-control", "adaptive": "tiny-adaptive"},
         "settings": {
             "sae-train": saes,
-            **{name: {"n_tokens": 256} for name in ("ablate", "topology", "attention")},
+            **{name: {"n_tokens": 256} for name in ("ablate", "topology", "attention", "attention-patterns")},
             "atlas": {"n_tokens": 256, "n_contexts": 2},
         },
     }

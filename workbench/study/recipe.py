@@ -20,7 +20,7 @@ from workbench.training.recipe import RECIPES, Recipe, apply_overrides, has_sett
 
 STUDIES = RECIPES / "studies"
 DEFAULT = "janus-nano"
-DEFAULT_ANALYSES = ("sae-train", "ablate", "topology", "attention", "atlas", "match")
+DEFAULT_ANALYSES = ("sae-train", "ablate", "topology", "attention", "attention-patterns", "atlas", "match")
 SIZE_LETTERS = f"{string.ascii_letters}{string.digits}._-"
 # keys of older recipes -> what to write now
 MOVED = {

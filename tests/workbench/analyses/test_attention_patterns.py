@@ -9,8 +9,8 @@ import pytest
 import torch
 from models_for_tests import small_model, tokens_for
 
-from workbench.analyses.attention import patterns as module
-from workbench.analyses.attention.patterns import attention_patterns
+from workbench.analyses.attention_patterns import patterns as module
+from workbench.analyses.attention_patterns.patterns import attention_patterns
 from workbench.models.transformer_lens import to_hooked_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

@@ -29,8 +29,8 @@ from workbench import runs
 from workbench.analyses.ablate import ablation
 from workbench.analyses.ablate.ablation import ablate
 from workbench.analyses.ablate.analysis import AblateSettings
-from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
+from workbench.analyses.attention_patterns.patterns import attention_patterns
 from workbench.analyses.topology.heads import topology_tables
 from workbench.cli.app import VERBS, app
 from workbench.cli.errors import describe, guarded, show_warning
@@ -121,18 +121,22 @@ def test_topology_takes_several_models(place, subject):
 
 def test_attention_writes_what_the_functions_return(place):
     arguments = ["--ckpt", place / "model", "--data", place / "text.txt", "--n-tokens", 6 * 24, "--layers", "1"]
-    result = call("attention", *arguments, "--n-repeated", 3, "--window", 8)
+    result = call("attention", *arguments, "--n-repeated", 3)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(Path.cwd() / "runs" / "attention")
     same(read_table("runs/attention", "attention_stats"), attention(*read(place), [1], n_repeated=3))
-    same(read_table("runs/attention", "attention_patterns"), attention_patterns(*read(place), [1], window=8))
-    for more, code, message in (
-        (["--layers", 9], 1, "layers: got 9; expected 0…2"),
-        (["--n-repeated", -1], 2, "--n-repeated"),
-        (["--window", 1], 2, "--window"),
-        (["--n-sequences", 6], 2, "--n-sequences"),
+    assert call("attention-patterns", *arguments, "--window", 8).exit_code == 0
+    same(read_table("runs/attention-patterns", "attention_patterns"), attention_patterns(*read(place), [1], window=8))
+    for verb, more, code, message in (
+        ("attention", ["--layers", 9], 1, "layers: got 9; expected 0…2"),
+        ("attention-patterns", ["--layers", 9], 1, "layers: got 9; expected 0…2"),
+        ("attention", ["--n-repeated", -1], 2, "--n-repeated"),
+        ("attention-patterns", ["--window", 1], 2, "--window"),
+        ("attention-patterns", ["--max-tokens", 1], 2, "--max-tokens"),
+        ("attention-patterns", ["--sentence", " "], 2, "sentence: got one without a word; expected text"),
+        ("attention", ["--n-sequences", 6], 2, "--n-sequences"),
     ):
-        failed = call("attention", *arguments, *more, "--out", "x")
+        failed = call(verb, *arguments, *more, "--out", "x")
         assert (failed.exit_code, message in failed.stderr) == (code, True), failed.output
         assert not list(Path().glob("x*"))
 
@@ -247,6 +251,7 @@ def test_train_makes_a_run_that_the_other_verbs_know_by_name_and_seed(place):
         ["ablate", "--pairs", "within"],
         ["topology"],
         ["attention"],
+        ["attention-patterns"],
     ],
 )
 def test_a_dry_run_plans_and_writes_nothing(place, verb):
@@ -294,7 +299,9 @@ def test_a_killed_ablation_goes_on_and_comes_out_the_same(subject, monkeypatch):
         assert Path("cut", name).read_bytes() == Path("whole", name).read_bytes()
 
 
-@pytest.mark.parametrize("verb", [["ablate"], ["topology"], ["attention"], ["harvest", "--layers", "0"]])
+@pytest.mark.parametrize(
+    "verb", [["ablate"], ["topology"], ["attention"], ["attention-patterns"], ["harvest", "--layers", "0"]]
+)
 def test_a_finished_run_is_checked_and_shown_again(place, subject, verb):
     if verb[0] == "harvest":
         subject = harvested(place)

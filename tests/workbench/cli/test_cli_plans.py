@@ -34,6 +34,7 @@ def call(*arguments):
         "ablate",
         "topology",
         "attention",
+        "attention-patterns",
         "spectra",
         "harvest",
         "evaluate",
@@ -89,7 +90,9 @@ def cost_of(name: str, cfg: ModelConfig, text: TextSize, **settings) -> Cost:
     return analysis.cost(cfg, analysis.settings(**settings), text)
 
 
-@pytest.mark.parametrize("name", ["ablate", "topology", "attention", "spectra", "compare", "probe", "evaluate"])
+@pytest.mark.parametrize(
+    "name", ["ablate", "topology", "attention", "attention-patterns", "spectra", "compare", "probe", "evaluate"]
+)
 def test_a_larger_model_takes_more(place, name):
     cfg, _ = load_config(place / "model")
     wide = cfg.model_copy(update={"d_model": 64 * cfg.d_model, "d_mlp": 64 * cfg.d_mlp})

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from probes import benjamini_hochberg
 from reports.tables import read_table
 from workbench.analyses import find_analysis
-from workbench.analyses.attention.patterns import attention_patterns
 from workbench.analyses.attention.statistics import attention
+from workbench.analyses.attention_patterns.patterns import attention_patterns
 from workbench.analyses.compare.comparison import compare
 from workbench.analyses.probe.analysis import TESTED
 from workbench.analyses.spectra.weights import matrix_spectra, spectra_tables
@@ -32,6 +32,7 @@ pytestmark = [
 RUNS = [f"tiny-{name}-seed{seed}" for seed in (0, 1) for name in ("control", "adaptive")]
 SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {"n_tokens": 192, "n_repeated": 3},
+    "attention-patterns": {"n_tokens": 192},
     "spectra": {},
     "compare": {"n_sequences": 8},
     "probe": {"n_points": 60, "n_permutations": 29, "n_stability_permutations": 20, "sets": "tens,years_x,small"},
@@ -79,14 +80,14 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.glob("*.csv"))}
 
 
-@pytest.mark.parametrize("name", ["attention", "spectra", "probe"])
+@pytest.mark.parametrize("name", ["attention", "attention-patterns", "spectra", "probe"])
 def test_the_verb_on_a_model_and_its_job_write_the_same(name, made, tmp_path) -> None:
     found = files_of(run(name, tmp_path / "out", made / "models" / RUNS[3]))
     assert found == files_of(made / name / RUNS[3])
     assert set(found) <= {f"{table.name}.csv" for table in find_analysis(name).tables}
 
 
-@pytest.mark.parametrize("name", ["attention", "spectra", "probe"])
+@pytest.mark.parametrize("name", ["attention", "attention-patterns", "spectra", "probe"])
 def test_the_verb_on_all_models_and_the_study_write_the_same(name, made, tmp_path) -> None:
     found = files_of(run(name, tmp_path / "out", *(made / "models" / own for own in RUNS)))
     assert found == {file: (made / file).read_bytes() for file in found}

@@ -34,6 +34,7 @@ STEPS = [1, 2, 3, 4]
 FEW = {
     "ablate": ["--n-tokens", "64", "--n-bootstrap", "100"],
     "attention": ["--n-tokens", "64", "--n-repeated", "1"],
+    "attention-patterns": ["--n-tokens", "64", "--n-sentences", "1"],
     "evaluate": ["--n-bytes", "900"],
     "probe": [
         "--sets", "things", "--concepts", "concepts.toml", "--template", "{X}", "--n-permutations", "9",

@@ -36,7 +36,7 @@ from workbench.training import Interrupted, load_recipe
 pytestmark = pytest.mark.filterwarnings("ignore:topology. .* tokens:probes.SmallSampleWarning")
 FEW = {"analyses": ["attention", "compare", "spectra"], "roles": {}}
 FEW_TABLES = (
-    "attention_patterns", "attention_stats", "eigenspectra_divergence", "pc_cosine", "rank_budget", "singular_values",
+    "attention_stats", "eigenspectra_divergence", "head_kinds", "pc_cosine", "rank_budget", "singular_values",
     "train_log", "weight_spectra",
 )  # fmt: skip
 RUN = CliRunner()

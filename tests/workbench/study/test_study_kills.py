@@ -20,7 +20,18 @@ from reports.tables import read_csv, read_table
 from workbench.study.reuse import read_record
 
 pytestmark = pytest.mark.slow
-ANALYSES = ["sae-train", "ablate", "topology", "attention", "atlas", "match", "spectra", "probe", "evaluate"]
+ANALYSES = [
+    "sae-train",
+    "ablate",
+    "topology",
+    "attention",
+    "attention-patterns",
+    "atlas",
+    "match",
+    "spectra",
+    "probe",
+    "evaluate",
+]
 PROBE = {"settings.probe.n_permutations": 19, "settings.probe.n_points": 64}
 SETTINGS = {"analyses": ANALYSES, **PROBE, "train.model.n_ctx": 48}
 EXECUTORS = (("--executor", "ray"), ("--executor", "processes", "--jobs", "2"))

@@ -1,4 +1,4 @@
-"""Where heads look: entropy, mass on position 0, scores on repeated tokens, and mean maps of some layers."""
+"""Where heads look: entropy, mass on position 0, scores on repeated tokens, kinds of heads."""
 
 from workbench.analyses.attention.analysis import attention
 

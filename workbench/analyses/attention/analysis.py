@@ -1,4 +1,4 @@
-"""The record of `attention`: where every head looks, and mean maps of some layers."""
+"""The record of `attention`: where every head looks, and of what kind it is."""
 
 from __future__ import annotations
 
@@ -21,25 +21,20 @@ def check(job: Job) -> None:
 
 
 def measure(job: Job) -> Mapping[str, pd.DataFrame]:
-    """The tables, mean maps from a pass of their own over the tokens."""
-    from workbench.analyses.attention.patterns import attention_patterns
-    from workbench.analyses.attention.statistics import attention_tables
+    """The tables, from one pass over the tokens and one over random tokens said twice."""
+    from workbench.analyses.attention.statistics import measure_attention
 
     subject, own = job.subject, job.settings
-    stats, left_out = attention_tables(
+    found = measure_attention(
         subject.model, job.tokens, own.layers, seed=job.seed, name=subject.name, n_repeated=own.n_repeated,
         on_progress=job.progress,
     )  # fmt: skip
-    named = {"seed": subject.seed, "name": subject.name}
-    maps = attention_patterns(subject.model, job.tokens, own.layers, window=own.window, **named)
-    twin = {"attention_stats_blocks": left_out.assign(seed=subject.seed)} if len(left_out) else {}
-    return {"attention_stats": stats.assign(seed=subject.seed), "attention_patterns": maps} | twin
+    return {name: table.assign(seed=subject.seed) for name, table in found.items() if len(table)}
 
 
 attention = Analysis(
     name="attention",
-    summary="Entropy, mass on position 0, induction score and previous-token score of every head; mean maps of some "
-    "layers.",
+    summary="Entropy, mass on position 0, induction score, previous-token score and kind of every head.",
     settings=AttentionSettings,
     reads=Windows(n_tokens=16_384),
     tables=[
@@ -64,15 +59,18 @@ attention = Analysis(
             meaning="Where one head looks.",
         ),
         Table(
-            "attention_patterns",
-            key=("model", "seed", "layer", "head"),
+            "head_kinds",
+            key=("model", "seed", "layer", "head", "measure"),
             columns=[
-                Column("n_ctx", "first tokens of each window that are read", unit="tokens", kind="integer"),
-                Column("n_sequences", "windows", kind="integer"),
-                Column("rest", "mean attention from queries ≥ 1 that is not on position 0"),
-                Column("pattern", "JSON: a list per query from 1, of a share per key from 1", kind="text"),
+                Column("value", "of the measure"),
+                Column("uniform", "what attention spread evenly over the past has"),
+                Column("z", "value − mean over the model's heads, over their standard deviation", unit="1"),
+                Column("threshold", "value from which on a head is of the kind that the measure names"),
+                Column("is_kind", "1 for the first measure, in this order, that reaches its threshold", kind="integer"),
             ],
-            meaning="A head's mean map over windows without position 0, its rows made to sum to 1.",
+            meaning="What kind of head one is, by thresholds: induction, previous token, position 0, local (mean "
+            "attention to the four latest positions), spread evenly. No row with is_kind 1: of none of these.",
+            is_shown=False,
         ),
     ],
     measure=measure,

@@ -7,19 +7,14 @@ from pydantic import Field
 from workbench.extend import Integers, Settings
 
 N_REPEATED = 16  # sequences of repeated random tokens
-WINDOW = 32  # positions of a mean map
 
 
 class AttentionSettings(Settings):
-    """Which layers, and on how much made-up text and how long maps."""
+    """Which layers, and on how much made-up text."""
 
-    layers: Integers | None = Field(
-        default=None,
-        description="layers, such as 0,2,5-7; by default all, and of mean maps the first, the middle and the last",
-    )
+    layers: Integers | None = Field(default=None, description="layers, such as 0,2,5-7; by default all")
     n_repeated: int = Field(
         default=N_REPEATED,
         description="sequences of random tokens, each said twice, for the induction and previous-token scores; 0: none",
         ge=0,
     )
-    window: int = Field(default=WINDOW, description="tokens of each window that mean maps are of, at most", ge=2)

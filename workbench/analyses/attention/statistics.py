@@ -1,8 +1,9 @@
-"""Where heads look: entropy, mass on position 0, and the two scores on repeated random tokens."""
+"""Where heads look: entropy, mass on position 0, the two scores on repeated random tokens, and kinds of heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ from workbench.models.checks import checked_tokens, choose, device_of, run_hooke
 
 MAP_ELEMENTS = 1 << 21  # attention weights of one layer held at once; more gain nothing on a CPU
 MAX_REPEAT = 128  # tokens of the repeated half, at most
+N_LATEST = 4  # positions that count as local
+# measure -> value from which on a head is of the kind that it names, the first that holds. Even attention has less than
+# a tenth of each but of local_mass on short windows, and of entropy_share, where it is 1
+THRESHOLDS: Mapping[str, float] = MappingProxyType(
+    {"induction": 0.3, "previous_token": 0.3, "bos_mass": 0.5, "local_mass": 0.5, "entropy_share": 0.95}
+)
 Reader = Callable[[Float[Tensor, "batch head query key"]], Float64[Tensor, " head"]]
 
 
@@ -68,6 +75,22 @@ def attention_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of `attention`, and attention_stats_blocks: what it says of the text, without each block of the
     sequences, from the same pass; no rows for fewer than 8 sequences."""
+    own: dict[str, Any] = {"seed": seed, "name": name, "n_repeated": n_repeated, "on_progress": on_progress}
+    found = measure_attention(model, tokens, layers, **own)
+    return found["attention_stats"], found["attention_stats_blocks"]
+
+
+def measure_attention(
+    model: Any,
+    tokens: Int[Tensor, "n n_ctx"],
+    layers: Sequence[int] | int | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    n_repeated: int = N_REPEATED,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The tables of `attention_tables` and head_kinds by name, from one pass over the tokens."""
     tokens = checked_tokens("attention", model, tokens)
     if n_repeated < 0:
         raise ValueError(f"n_repeated: got {n_repeated}; expected 0 or more")
@@ -77,7 +100,7 @@ def attention_tables(
     total = tokens.numel() + (2 * n_half * n_repeated if has_repeats else 0)
     progress = _Progress(on_progress, total)
     numbers = block_numbers(len(tokens))
-    sums = _sum_blocks(model, tokens, numbers, chosen, {"entropy": entropy, "bos_mass": bos_mass}, progress)
+    sums = _sum_blocks(model, tokens, numbers, chosen, TEXT_READERS, progress)
     text = {what: own.sum(0) / len(tokens) for what, own in sums.items()}
     repeats: dict[str, Float64[np.ndarray, "layer head"]] = {}
     if has_repeats:
@@ -93,6 +116,7 @@ def attention_tables(
         "layer": np.repeat(chosen, n_heads),
         "head": np.tile(np.arange(n_heads), len(chosen)),
     }
+    local = {"local_mass": text["local_mass"].ravel()}
     stats = place | _of_text(text, n_ctx) | {
         "n_ctx": n_ctx,
         "n_tokens": tokens.numel(),
@@ -108,7 +132,45 @@ def attention_tables(
         n_left = len(tokens) - numbers.count(block)
         left = _of_text({what: own[block] / n_left for what, own in columns.items()}, n_ctx)
         parts.append(pd.DataFrame(place | {"block": block} | left))
-    return pd.DataFrame(stats), pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return {
+        "attention_stats": pd.DataFrame(stats),
+        "attention_stats_blocks": pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(),
+        "head_kinds": head_kinds(pd.DataFrame(stats | local)),
+    }
+
+
+def head_kinds(stats: pd.DataFrame) -> pd.DataFrame:
+    """The rows of head_kinds.csv, one per head and measure of `THRESHOLDS`: of what kind each head is.
+
+    uniform is what attention spread evenly over the past has: 1 of entropy_share, bos_uniform of bos_mass, over T
+    tokens (1/T) Σ_q min(n, q + 1) / (q + 1) of local_mass (n = `N_LATEST` latest positions), and on n_half tokens said
+    twice (1/(2 n_half − 1)) Σ_{q ≥ 1} 1/(q + 1) of previous_token, (1/n_half) Σ_i 1/(n_half + i + 1) of induction.
+    z = (value − mean) / s over the heads that are given, s with n − 1; nan for one head, or where all are alike.
+    is_kind: 1 for the first measure whose value reaches its threshold.
+
+    Args:
+        stats: of one model, the columns of attention_stats and local_mass.
+    """
+    n_ctx, n_half = int(stats["n_ctx"].iloc[0]), int(stats["n_half"].iloc[0])
+    even = 1 / np.arange(1, max(n_ctx, 2 * n_half) + 1)  # of query q to each key
+    uniform = {
+        "induction": even[n_half : 2 * n_half].mean() if n_half else np.nan,
+        "previous_token": even[1 : 2 * n_half].mean() if n_half else np.nan,
+        "bos_mass": float(stats["bos_uniform"].iloc[0]),
+        "local_mass": np.minimum(1, N_LATEST * even[:n_ctx]).mean(),
+        "entropy_share": 1.0,
+    }
+    parts, is_open = [], np.ones(len(stats), dtype=bool)
+    for measure, threshold in THRESHOLDS.items():
+        values = stats[measure].to_numpy(dtype=float)
+        spread = values.std(ddof=1) if len(values) > 1 else 0.0
+        is_kind = is_open & (values >= threshold)
+        is_open &= ~is_kind
+        z = (values - values.mean()) / spread if spread > 0 else np.full_like(values, np.nan)
+        own = {"measure": measure, "value": values, "uniform": uniform[measure], "z": z, "threshold": threshold}
+        parts.append(stats[["model", "seed", "layer", "head"]].assign(**own, is_kind=is_kind.astype(int)))
+    order = pd.concat(parts).sort_values(["layer", "head"], kind="stable")
+    return order.reset_index(drop=True)
 
 
 def _of_text(means: Mapping[str, Float64[np.ndarray, "layer head"]], n_ctx: int) -> dict[str, np.ndarray]:
@@ -145,6 +207,13 @@ def bos_mass(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, 
     return pattern[:, :, 1:, 0].cpu().double().mean(-1).sum(0)
 
 
+def local_mass(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, " head"]:
+    """Σ over sequences of the mean attention from each query to the `N_LATEST` latest positions, its own among them."""
+    n = pattern.shape[-1]
+    latest = [pattern.diagonal(-back, -2, -1).cpu().double().sum(-1) for back in range(min(N_LATEST, n))]
+    return torch.stack(latest).sum(0).sum(0) / n
+
+
 def induction(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, " head"]:
     """Σ over sequences of the mean attention from token i of the second half to token i + 1 of the first."""
     n_half = pattern.shape[-1] // 2
@@ -155,6 +224,11 @@ def induction(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor,
 def previous_token(pattern: Float[Tensor, "batch head query key"]) -> Float64[Tensor, " head"]:
     """Σ over sequences of the mean attention from queries ≥ 1 to the token before."""
     return pattern.diagonal(-1, -2, -1).cpu().double().mean(-1).sum(0)
+
+
+TEXT_READERS: Mapping[str, Reader] = MappingProxyType(
+    {"entropy": entropy, "bos_mass": bos_mass, "local_mass": local_mass}
+)
 
 
 class _Progress:
@@ -172,7 +246,7 @@ def _sum_blocks(
     tokens: Tensor,
     numbers: Sequence[int],
     layers: Sequence[int],
-    readers: dict[str, Reader],
+    readers: Mapping[str, Reader],
     progress: _Progress,
 ) -> dict[str, Float64[np.ndarray, "block layer head"]]:
     """What each reader says of each layer's map, summed over the sequences of each block."""

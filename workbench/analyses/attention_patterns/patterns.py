@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from workbench.analyses.attention.settings import WINDOW
 from workbench.analyses.attention.statistics import MAP_ELEMENTS
+from workbench.analyses.attention_patterns.settings import WINDOW
 from workbench.models.checks import checked_tokens, choose, device_of, middle_layer, run_hooked
 
 N_DIGITS = 3  # decimals of a share
