@@ -15,9 +15,9 @@ from reports.bundle import pack, pack_json, render_page
 from reports.contract import declared
 from reports.figures import ablation_strip
 from reports.figures.style import PALETTE
-from reports.head_rows import head_rows
-from reports.page import figure_json, tables_of_panels
-from reports.study import leave_out_infinite, read_record, short_names
+from reports.heads import HEADS, has_heads
+from reports.page import figure_json
+from reports.study import leave_out_infinite, read_record, read_study, short_names
 from reports.table_cells import count_range
 from reports.tables import find_tables, missing_columns, read_contracts, read_csv, unplaced
 
@@ -28,6 +28,7 @@ SCRIPTS = (
     "atlas_data.js",
     "atlas_search.js",
     "characters.js",
+    "head_address.js",
     "atlas_view.js",
     "atlas_plots.js",
     "atlas.js",
@@ -90,7 +91,8 @@ def write_atlas(source: str | Path | Mapping[str, pd.DataFrame], out: str | Path
         n_models=len(names),
         n_tokens=n_tokens,
         report="report.html" if has_report else "",
-        page_data=pack_json(page_data | {"known": known_heads(beside) if beside is not None and has_report else []}),
+        heads=HEADS if beside is not None and has_heads(read_study(beside)) else "",
+        page_data=pack_json(page_data),
         atlas_data=pack(encode_atlas(table, {"title": title, "names": names, "n_tokens": n_tokens})),
     )
 
@@ -137,15 +139,6 @@ def read_tables(source: str | Path | Mapping[str, pd.DataFrame]) -> tuple[dict[s
     wanted = ("feature_atlas", "ablation_results", "feature_effects", "sae_training_results")
     paths = {name: path for name, path in find_tables(source).items() if name in wanted}
     return {name: read_csv(path) for name, path in paths.items()}, read_record(Path(source) / "study.json")
-
-
-def known_heads(source: str | Path) -> list[str]:
-    """Return the heads, as model|layer|head, of which the study's report has rows besides its own panels'."""
-    contracts, own = read_contracts(source), tables_of_panels()
-    paths = {name: path for name, path in find_tables(source).items() if name in contracts and name not in own}
-    shown = [name for name in paths if contracts[name].is_shown and {"head", "head_a"} & {*contracts[name].leading}]
-    tables = {name: read_csv(paths[name]) for name in shown if paths[name].stat().st_size}
-    return list(head_rows(tables, contracts, list(tables)))
 
 
 def order(record: Mapping[str, Any], models: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""What the tables of a study say of each head, so that a page leads from a head to its rows."""
+"""What the tables of a study say of each head: the row of the largest measure in each table, in words."""
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,8 @@ from reports.table_cells import significant
 
 # columns of a head -> what the head is in such a row
 ROLES = {("layer", "head"): "", ("layer_a", "head_a"): "sender", ("layer_b", "head_b"): "receiver"}
-Rows = Mapping[str, list[tuple[str, str]]]  # "model|layer|head" -> (table, what its strongest row says)
+Place = tuple[str, str, int, int]  # model, seed ("" where a table tells none), layer, head
+Rows = Mapping[Place, list[tuple[str, str]]]  # of each head (table, what its strongest row says)
 
 
 def head_rows(tables: Mapping[str, pd.DataFrame], contracts: Mapping[str, Table], names: Collection[str]) -> Rows:
@@ -22,7 +24,7 @@ def head_rows(tables: Mapping[str, pd.DataFrame], contracts: Mapping[str, Table]
     The measure is the first number of the table's contract that has a value. Tables without models or heads say
     nothing, and those of features are the atlas's.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
+    found: dict[Place, list[tuple[str, str]]] = {}
     for name in names:
         table = contracts[name]
         for place, role in ROLES.items():
@@ -35,16 +37,23 @@ def head_rows(tables: Mapping[str, pd.DataFrame], contracts: Mapping[str, Table]
                     break
             else:
                 continue
+            keys = ["model", *(["seed"] if "seed" in df else []), *place]
             order = df[measure].abs().sort_values(ascending=False, kind="stable").index
-            top = df.loc[order].drop_duplicates(["model", *place]).sort_index()
-            n = df.groupby(["model", *place]).size()
+            top = df.loc[order].drop_duplicates(keys).sort_index()
+            n = df.groupby(keys).size()
             for row in top.to_dict("records"):
-                key = (row["model"], int(row[place[0]]), int(row[place[1]]))
-                said = _say(
-                    {str(name): value for name, value in row.items()}, table, measure, {*place}, role, int(n[key])
+                count = int(n[tuple(row[key] for key in keys)])
+                said = _say({str(key): value for key, value in row.items()}, table, measure, {*place}, role, count)
+                seed = seed_name(row["seed"]) if "seed" in df else ""
+                found.setdefault((str(row["model"]), seed, int(row[place[0]]), int(row[place[1]])), []).append(
+                    (name, said)
                 )
-                found.setdefault("|".join(map(str, key)), []).append((name, said))
     return found
+
+
+def seed_name(seed: object) -> str:
+    """Return a seed as addresses and rows name it, whatever its column's type."""
+    return f"{seed:g}" if isinstance(seed, numbers.Real) else str(seed)
 
 
 def _measures(table: Table, df: pd.DataFrame) -> list[str]:
@@ -66,7 +75,8 @@ def _say(row: Mapping[str, Any], table: Table, measure: str, place: set[str], ro
     words = [role] * bool(role) + [
         f"{own.replace('_', ' ')} {row[own]}" if isinstance(row[own], int) else str(row[own])
         for own in table.key
-        if own not in place | {"model"} and own in row
+        if own not in place | {"model", "seed"} and own in row
     ]
     largest = f", the largest of {n} rows" if n > 1 else ""
-    return f"{measure.replace('_', ' ')} {significant(value, 2)}{interval} ({', '.join(words)}){largest}"
+    where = f" ({', '.join(words)})" if words else ""
+    return f"{measure.replace('_', ' ')} {significant(value, 2)}{interval}{where}{largest}"

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from reports.bundle import pack_json, render_page
 from reports.continuations import Continuations
-from reports.head_rows import head_rows
+from reports.heads import HEADS, has_heads
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
 from reports.panels import SECTIONS, Drawing, Panel, Section
@@ -30,7 +30,7 @@ from reports.tables import MADE, MIN_SEEDS
 # a table whose gzip is larger is named on the page and not carried by it
 MAX_EMBEDDED_BYTES = 600_000
 
-SCRIPTS = ("unpack.js", "theme.js", "plots.js", "characters.js", "continuations.js", "report.js")
+SCRIPTS = ("unpack.js", "theme.js", "plots.js", "characters.js", "continuations.js", "head_address.js", "report.js")
 STYLES = ("base.css", "report.css")
 
 REFERENCE = re.compile(r"\{([a-z0-9-]+)\}")  # a panel's key in the text of another
@@ -83,8 +83,6 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
     numbers = {item.panel.key: item.number for _, shown in sections for item in shown}
     sections = [(section, [name_panels(item, numbers) for item in shown]) for section, shown in sections]
     groups = ledger_groups(study)
-    drawn = {item.panel.key: item for section, shown in sections if section.key == "others" for item in shown}
-    heads = head_rows(rest.tables, study.contracts, [name for name in drawn if not drawn[name].problems])
     has_atlas = "feature_atlas" in study.paths or (out.parent / "atlas.html").is_file()
     return render_page(
         "report.html.j2",
@@ -105,13 +103,11 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
         absent=[] if followed else absent_panels(study),
         sources=source_rows(study),
         atlas="atlas.html" if has_atlas else "",
-        has_heads=bool(heads),
+        heads=HEADS if has_heads(study) else "",
         page_data=pack_json(
             {
                 "figures": payload,
                 "names": {short: name for name, short in study.names.items()},
-                "heads": heads,
-                "panels": {key: f"{item.number}, {item.panel.title}" for key, item in drawn.items()},
             }
         ),
     )

@@ -17,7 +17,8 @@ N_PAIRS = 12  # pairs of heads that are shown of each model
 def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
     """Return the loss increase by ablated head, a panel a layer, with 95 % intervals; one scale for all layers.
 
-    Each mark carries [model, layer, head] as its custom data: what a page needs to open that head's features.
+    Each mark carries [model, layer, head] as its custom data: what a page needs, with the
+    seed in its trace's meta, to lead to that head.
     """
     df = of_heads(ablation_results, kind)
     layers, names = sorted_layers(df), models_of(df, models)
@@ -80,6 +81,7 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell) -> None:
         legendgroup=run.model,
         showlegend=run.is_first,
         customdata=[[run.model, int(layer), int(head)] for layer, head in places],
+        meta={"seed": str(run.seed)},
         text=[signed(impact, 3) for impact in rows["impact_pct"]],
         hovertemplate=f"{label(run.model)}, seed {run.seed}<br>"
         "layer %{customdata[1]}, head %{customdata[2]}: %{text} %<extra></extra>",

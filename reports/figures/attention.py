@@ -46,6 +46,7 @@ def head_entropy_gallery(
         trace = heatmap(
             z=table.to_numpy(dtype=float).tolist(), x=[int(head) for head in table.columns],
             y=[int(layer) for layer in table.index], coloraxis="coloraxis", xgap=1, ygap=1, hovertemplate=hover,
+            meta={"head": {"model": name, "seed": str(df["seed"].iloc[0])}},  # layer and head: row and column
         )  # fmt: skip
         fig.add_trace(trace, **where)
         ticks = [int(head) for head in table.columns]
@@ -87,7 +88,9 @@ def _add_map(fig: Draft, row: Any, where: Cell) -> None:
     positions = list(range(1, len(z) + 1))
     hover = f"layer {row.layer}, head {row.head}<br>query %{{y}}, key %{{x}}: %{{z:.3f}}<extra></extra>"
     padded = [[*keys, *[None] * (len(z) - len(keys))] for keys in z]
-    fig.add_trace(heatmap(z=padded, x=positions, y=positions, coloraxis="coloraxis", hovertemplate=hover), **where)
+    meta = {"head": {"model": row.model, "seed": str(row.seed), "layer": int(row.layer), "head": int(row.head)}}
+    trace = heatmap(z=padded, x=positions, y=positions, coloraxis="coloraxis", hovertemplate=hover, meta=meta)
+    fig.add_trace(trace, **where)
     plain = {"showgrid": False, "showline": False, "ticks": "", "tickvals": [1, len(z)], "constrain": "domain"}
     fig.update_xaxes(**plain, **where)
     square_with = f"x{fig.suffix(**where)}"
@@ -105,11 +108,14 @@ def bos_mass_by_layer(
     is_dotted = attention_stats["model"].nunique() <= MAX_BANDED
     for run in runs_of(attention_stats, models) if is_dotted else ():
         rows = run.rows.dropna(subset=["bos_mass"])
+        places = list(zip(rows["layer"], rows["head"], strict=True))
         dots = scatter(
             x=rows["layer"].tolist(), y=rows["bos_mass"].tolist(), mode="markers",
             legendgroup=run.model, showlegend=False,
             marker={"color": run.colour, "symbol": run.symbol, "size": 4, "opacity": 0.4},
-            text=[f"layer {layer}, head {head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)],
+            text=[f"layer {layer}, head {head}" for layer, head in places],
+            customdata=[[run.model, int(layer), int(head)] for layer, head in places],
+            meta={"seed": str(run.seed)},
             hovertemplate=f"{label(run.model)}, seed {run.seed}<br>%{{text}}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
         fig.add_trace(dots)

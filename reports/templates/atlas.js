@@ -19,7 +19,6 @@ async function start() {
   atlas = readAtlas(bytes);
   index = buildIndex(atlas);
   heads = new Map(pageData.heads.map(([model, seed, layer, head, impact, low, high]) => [[model, seed, layer, head].join("|"), { impact, low, high }]));
-  for (const head of pageData.known) knownHeads.add(head);
   for (const [model, seed, layer, head, l0, ratio] of pageData.inadequate) inadequateSaes.set([model, seed, layer, head].join("|"), { l0, ratio });
   colours = pageData.colours;
   byId("stronger").hidden = !atlas.has_stronger;

@@ -1,6 +1,5 @@
 // Turns features into elements. Strings reach the page as text nodes only.
 
-const knownHeads = new Set(); // model|layer|head of which the study's report has rows
 const inadequateSaes = new Map(); // model|seed|layer|head -> l0 and fvu over a random dictionary's
 const MARKS = ["●", "◆", "■", "▲", "✚", "✖"];
 
@@ -137,11 +136,9 @@ function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = f
   }
   const sae = inadequateSaes.get([atlas.models[atlas.model[row]], atlas.seeds[atlas.seed[row]], atlas.layer[row], atlas.head[row]].join("|"));
   if (sae) addFact("this head’s SAE is inadequate:", `l0 ${formatNumber(sae.l0)}, fvu ${formatNumber(sae.ratio)} of a random dictionary’s`);
-  const place = { model: atlas.models[atlas.model[row]], layer: atlas.layer[row], head: atlas.head[row] };
-  if (knownHeads.has(Object.values(place).join("|"))) {
-    const link = element("a", { href: `report.html#${new URLSearchParams(place)}` }, "what else is known of this head");
-    facts.append(element("li", {}, link));
-  }
+  const place = { model: atlas.models[atlas.model[row]], seed: atlas.seeds[atlas.seed[row]], layer: atlas.layer[row], head: atlas.head[row] };
+  const address = place.head < 0 ? null : headAddress(place);
+  if (address) facts.append(element("li", {}, element("a", { href: address }, "this head’s page")));
   card.append(facts);
   card.append(contextList(atlas, row, reach));
   card.append(logitLists(atlas, row));

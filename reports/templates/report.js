@@ -5,19 +5,12 @@ async function start() {
   startPlots();
   startSources();
   startSorting();
-  const { figures, names, heads, panels } = await unpackJson("page-data");
+  startHeads();
+  const { figures, names } = await unpackJson("page-data");
   startVariants(figures);
   await startContinuations(names);
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-  await drawAll(figures, (head) => leadFrom(head, { names, heads, panels }));
-  const openAddressed = () => {
-    const given = new URLSearchParams(location.hash.slice(1));
-    if (!given.has("head")) return;
-    const short = Object.keys(names).find((name) => names[name] === given.get("model")) ?? given.get("model");
-    showHead([short, given.get("layer"), given.get("head")], { names, heads, panels });
-  };
-  addEventListener("hashchange", openAddressed);
-  openAddressed();
+  await drawAll(figures);
   document.documentElement.dataset.ready = "yes";
 }
 
@@ -25,7 +18,7 @@ const figureOf = (figures, place) => figures[place.dataset.figure][Number(place.
 
 // First what is in view, then everything else, so that printing finds all figures drawn. One of many variants is drawn
 // when it is chosen.
-async function drawAll(figures, onHead) {
+async function drawAll(figures) {
   const places = [...document.querySelectorAll(".plot-scroll:not(.on-demand[hidden]) > .plot")];
   const near = (place) => {
     const box = place.getBoundingClientRect();
@@ -33,44 +26,41 @@ async function drawAll(figures, onHead) {
   };
   for (const place of [...places.filter(near), ...places.filter((place) => !near(place))]) {
     await drawFigure(place, figureOf(figures, place));
-    if (place.dataset.figure === "ablation") place.on("plotly_click", ({ points }) => onHead(points[0].customdata));
+    place.on("plotly_click", ({ points }) => openHead(points[0]));
     await new Promise((resolve) => setTimeout(resolve));
   }
 }
 
-// The features of a head in the atlas; nothing without one.
-function atlasAddress([model, layer, head], names) {
-  const address = document.getElementById("atlas-address")?.textContent;
-  return address && `${address}#${new URLSearchParams({ model: names[model] ?? model, layer, head })}`;
-}
-
-// From a head to all that is known of it: its rows where there are any, else its features.
-function leadFrom(head, known) {
-  if (showHead(head, known)) return;
-  const address = atlasAddress(head, known.names);
+// A mark of one head leads to that head's page: its customdata are [model, layer, head], its trace's meta holds the seed;
+// or meta holds `head`, whose layer is the row, and whose head the column, of a map where they are not said.
+function openHead({ customdata, data, x, y }) {
+  const place = data.meta?.head ? { layer: y, head: x, ...data.meta.head } : headOf(customdata, data.meta?.seed);
+  const address = place && headAddress(place);
   if (address) location.href = address;
 }
 
-function showHead(head, { names, heads, panels }) {
-  const rows = heads[head.join("|")];
-  if (!rows) return false;
-  const dialog = document.getElementById("one-head");
-  dialog.querySelector("h2").textContent = `${head[0]}, layer ${head[1]}, head ${head[2]}`;
-  const list = dialog.querySelector("ul");
-  list.replaceChildren();
-  const add = (address, name, text = "") => {
-    const [item, link] = [document.createElement("li"), document.createElement("a")];
-    link.href = address;
-    link.textContent = name;
-    link.addEventListener("click", () => dialog.close());
-    item.append(link, text);
-    list.append(item);
-  };
-  for (const [table, said] of rows) add(`#${table}`, panels[table], `: ${said}`);
-  const address = atlasAddress(head, names);
-  if (address) add(address, "Its features, in the atlas");
-  if (!dialog.open) dialog.showModal();
-  return true;
+function headOf(customdata, seed) {
+  if (!Array.isArray(customdata) || customdata.length < 3 || !Number.isInteger(customdata[2])) return null;
+  const [model, layer, head] = customdata;
+  return { model, seed, layer, head };
+}
+
+// In a table with columns model, layer and head, the head's number leads to its page.
+function startHeads() {
+  for (const table of document.querySelectorAll("table.grid")) {
+    const names = [...table.tHead.rows[table.tHead.rows.length - 1].cells].map((cell) => cell.textContent.trim());
+    const places = ["model", "seed", "layer", "head"].map((name) => names.indexOf(name));
+    if (places.some((place, i) => place < 0 && i !== 1)) continue;
+    for (const { cells } of table.tBodies[0].rows) {
+      const [model, seed, layer, head] = places.map((place) => cells[place]?.textContent.trim());
+      const address = Number(head) >= 0 && headAddress({ model, seed, layer, head });
+      if (!address) continue;
+      const link = document.createElement("a");
+      link.href = address;
+      link.textContent = head;
+      cells[places[3]].replaceChildren(link);
+    }
+  }
 }
 
 function startVariants(figures) {
@@ -86,7 +76,7 @@ function startVariants(figures) {
 
 function showVariant(place, figures) {
   if (place.dataset.drawn) globalThis.Plotly.Plots.resize(place);
-  else drawFigure(place, figureOf(figures, place));
+  else drawFigure(place, figureOf(figures, place)).then(() => place.on("plotly_click", ({ points }) => openHead(points[0])));
 }
 
 // A click on a column's name orders the rows by it, another one the other way round.

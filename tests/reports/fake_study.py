@@ -412,6 +412,7 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
     write_rows(budget, directory, "rank_budget")
     write_rows(attention, directory, "attention_stats")
     write_rows(maps, directory, "attention_patterns")
+    write_examples(directory, runs, n_layers, n_heads)
     write_rows(spectra, directory, "weight_spectra")
     write_rows(dimension, directory, "intrinsic_dimension")
     write_rows(curve, directory, "intrinsic_dimension_curve")
@@ -427,6 +428,30 @@ def write_attention_and_spectra(directory: Path, rng: np.random.Generator, runs,
                 parts += [(*pair, part, rng.uniform(0.05, 0.1) * k, 8, seed) for part, k in PARTS.items()]
         write_rows(rows, directory, "pc_cosine", "seed")
         write_rows(parts, directory, "eigenspectra_divergence", "seed")
+
+
+def write_examples(directory: Path, runs, n_layers: int, n_heads: int) -> None:
+    """Write the kinds of heads, and their maps of two sentences of hostile tokens."""
+    rng = np.random.default_rng(7)
+    sentences = [[clean(HOSTILE[i]) for i in rng.permutation(len(HOSTILE))[:n]] for n in (9, 14)]
+    kinds, maps, texts = [], [], []
+    for model, seed in runs:
+        for number, tokens in enumerate(sentences):
+            kind = ("sentence", "said twice")[number]
+            texts.append((model, seed, number, kind, 1, len(tokens), json.dumps(tokens), json.dumps([3] * len(tokens))))
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                values = rng.random(5)
+                place = (model, seed, layer, head)
+                chosen = int(np.argmax(values > 0.6)) if (values > 0.6).any() else -1
+                for i, measure in enumerate(("induction", "previous_token", "bos_mass", "local_mass", "entropy_share")):
+                    kinds.append((*place, measure, values[i], 0.1 + 0.1 * i, 4 * values[i] - 2, 0.6, int(i == chosen)))
+                for number, tokens in enumerate(sentences):
+                    rows = [rng.dirichlet(np.full(q + 1, 0.4)).round(4).tolist() for q in range(len(tokens))]
+                    maps.append((*place, number, len(tokens), json.dumps(rows)))
+    write_rows(kinds, directory, "head_kinds")
+    write_rows(maps, directory, "attention_examples")
+    write_rows(texts, directory, "attention_sentences")
 
 
 def write_factorial(directory: Path) -> None:

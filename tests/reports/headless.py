@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from reports.atlas import write_atlas
+from reports.heads import write_heads
 from reports.page import write_report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -70,4 +71,5 @@ def pages(made_study, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("pages")
     write_report(made_study, directory / "report.html")
     write_atlas(made_study, directory / "atlas.html")
+    write_heads(made_study, directory / "heads.html")
     return directory

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_study import HOSTILE, clean, feature_atlas, write_fake_study, write_head_rows
+from fake_study import HOSTILE, clean, feature_atlas, write_fake_study
 from headless import Tab
 
 from reports.atlas import write_atlas
+from reports.heads import write_heads
 from reports.page import write_report
 from reports.tables import read_contracts, read_csv, read_table, write_table
 from workbench.study.effects import write_effects
@@ -90,61 +91,6 @@ def test_a_long_list_of_variants_is_drawn_on_demand(tab, made_study, tmp_path):
     figure.locator("select").select_option("7")
     figure.locator(".plot[data-variant='7'][data-drawn]").wait_for()
     assert figure.locator(".plot:visible").get_attribute("data-variant") == "7"
-
-
-def test_report_leads_from_a_head_to_its_features(tab, pages):
-    tab.open(pages / "report.html")
-    tab.page.locator("#ablation").scroll_into_view_if_needed()
-    plot = tab.page.locator("#ablation .plot")
-    target = plot.evaluate("plot => plot.data[0].customdata[1]")
-    with tab.page.expect_navigation(url="**/atlas.html#*"):
-        plot.evaluate("plot => plot.emit('plotly_click', { points: [{ customdata: plot.data[0].customdata[1] }] })")
-    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
-    assert target[0] == "control"
-    assert all(text.startswith(f"●control L{target[1]} H{target[2]} ") for text in keys(tab))
-
-
-@pytest.fixture
-def with_causes(made_study, tmp_path) -> Path:
-    """The made-up study with rows of patching and necessity of one head."""
-    study = shutil.copytree(made_study, tmp_path / "causes", ignore=shutil.ignore_patterns("*.html"))
-    write_head_rows(study, "janus-v3-control-nano", 1, 2)
-    write_report(study)
-    write_atlas(study, study / "atlas.html")
-    return study
-
-
-def test_report_leads_from_a_head_to_its_rows_and_its_features(tab, with_causes):
-    tab.open(with_causes / "report.html")
-    plot, dialog = tab.page.locator("#ablation .plot"), tab.page.locator("#one-head")
-    click = "(plot, head) => plot.emit('plotly_click', { points: [{ customdata: head }] })"
-    plot.evaluate(click, ["control", 1, 2])
-    assert dialog.locator("h2").inner_text() == "control, layer 1, head 2"
-    items = dialog.locator("li").all_inner_texts()
-    assert len(items) == 3
-    assert "recovery 0.44 [0.40, 0.50] (seed 0, ioi, z, denoise, end), the largest of 2 rows" in items[0]
-    targets = [link.get_attribute("href") for link in dialog.locator("a").all()]
-    assert all(tab.page.locator(target).count() == 1 for target in targets[:2])
-    assert violations(tab) == []
-    dialog.locator("a").first.click()
-    assert not dialog.is_visible()
-    assert tab.page.url.endswith("#patching")
-    with tab.page.expect_navigation(url="**/atlas.html#*"):  # of a head without rows: its features, as before
-        plot.evaluate(click, ["control", 0, 1])
-
-
-def test_atlas_leads_from_a_feature_to_the_rows_of_its_head(tab, with_causes):
-    tab.open(with_causes / "atlas.html", "#model=janus-v3-control-nano&layer=0&head=1")
-    tab.page.locator(".opener").first.click()
-    assert tab.page.locator(".facts a").count() == 0
-    tab.open(with_causes / "atlas.html", "#model=janus-v3-control-nano&layer=1&head=2&page=1")
-    tab.page.reload()
-    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
-    tab.page.locator(".opener").first.click()
-    with tab.page.expect_navigation(url="**/report.html#*"):
-        tab.page.locator(".facts a").first.click()
-    tab.page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
-    assert tab.page.locator("#one-head h2").inner_text() == "control, layer 1, head 2"
 
 
 def test_continuations_are_read_side_by_side(tab, pages, made_study):
@@ -521,11 +467,22 @@ def spoil(study: Path, out: Path, strings: list[str]) -> Path:
 KINDS = {
     "basis": ("z", "pattern", "residual"), "kind": ("zero",), "dictionary": ("trained", "random", "shuffled"),
     "topology": ("ordinal", "cyclic"), "part": ("attention", "mlp"), "log10_density_bin": (), "name": (),
-    "measure": ("trajectory_consistency", "lag_decay", "gini"), "matrix": ("W_Q", "W_O"), "source_table": (),
+    "measure": ("trajectory_consistency", "lag_decay", "gini", "induction", "local_mass"),
+    "matrix": ("W_Q", "W_O"), "source_table": (),
 }  # fmt: skip
 KNOWN_WORDS = frozenset((column, value) for column, values in KINDS.items() for value in values)
 JSON_COLUMNS = frozenset(
-    ("top_contexts", "logit_promoted", "logit_suppressed", "neighbours", "match", "log10_density_bin")
+    (
+        "top_contexts",
+        "logit_promoted",
+        "logit_suppressed",
+        "neighbours",
+        "match",
+        "log10_density_bin",
+        "weights",
+        "tokens",
+        "ids",
+    )
 )
 
 
@@ -535,6 +492,7 @@ def test_no_text_of_any_table_becomes_markup_or_script(tab, made_study, tmp_path
     assert len(strings) >= 200
     study = spoil(made_study, tmp_path / "spoilt", strings)
     sources = {"report": write_report(study), "atlas": write_atlas(study, study / "atlas.html")}
+    sources["heads"] = write_heads(study)
     for name, path in sources.items():
         tab.open(path)
         if name == "report":
@@ -542,6 +500,10 @@ def test_no_text_of_any_table_becomes_markup_or_script(tab, made_study, tmp_path
             assert tab.page.locator("#topology table.grid").count() > 0
             for option in range(tab.page.locator(".prompt option").count()):
                 tab.page.locator(".prompt").select_option(index=option)
+        elif name == "heads":
+            assert tab.page.locator(".card canvas").count() > 0
+            for option in range(tab.page.locator("#sentence option").count()):
+                tab.page.locator("#sentence").select_option(index=option)
         else:
             tab.page.locator("#state").select_option("all")
             for opener in tab.page.locator(".opener").all()[:12]:

@@ -19,12 +19,15 @@ def report(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a study's report from its CSV files alone, replacing an older one."""
+    """Draw a study's report and the page of its attention heads from its CSV files alone, replacing older ones."""
+    from reports.heads import HEADS, write_heads
     from reports.page import write_report
     from workbench.analyses import figures_of_tables
 
     check_tables(directory)
     check_page(out)
     page = write_report(directory, out, figures_of_tables())
-    amend_page(directory, page)
-    output.report(as_json=as_json, out=page)
+    heads = write_heads(directory, page.with_name(HEADS))
+    for written in (page, *([heads] if heads else [])):
+        amend_page(directory, written)
+    output.report(as_json=as_json, out=page, facts={"heads": heads} if heads else {})

@@ -99,7 +99,7 @@ def study(
         command=shlex.join(["workbench", *sys.argv[1:]]),
         show=None if as_json else progress,
     )
-    pages = {page: path / f"{page}.html" for page in ("report", "atlas")}
+    pages = {page: path / f"{page}.html" for page in ("report", "heads", "atlas")}
     report(as_json=as_json, out=path, facts={page: file for page, file in pages.items() if file.is_file()})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from reports.atlas import write_atlas
+from reports.heads import write_heads
 from reports.page import write_report
 from reports.study import AT
 from reports.tables import write_table
@@ -61,8 +62,9 @@ def study(
     command: str = "",
     show: Show | None = None,
 ) -> Path:
-    """The study's directory: report.html, study.json, every table merged over models and seeds, atlas.html where there
-    are features, and each job's own run directory (`models/<name>-seed<k>/`, `saes/…`, `ablation/…` and so on).
+    """The study's directory: report.html, heads.html where there are attention heads, atlas.html where there are
+    features, study.json, every table merged over models and seeds, and each job's own run directory
+    (`models/<name>-seed<k>/`, `saes/…`, `ablation/…` and so on).
 
     Args:
         recipe: a study's name or TOML file; by default Control and Adaptive nano on the embedded text.
@@ -201,6 +203,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     if tables:
         write_effects(directory)
         write_report(directory, figures=figures_of_tables())
+        write_heads(directory)
     if "feature_atlas" in tables:
         write_atlas(directory, directory / ATLAS)
 

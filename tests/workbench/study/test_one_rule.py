@@ -48,6 +48,7 @@ def made(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(module, "write_report", lambda directory, **given: None)
+        patch.setattr(module, "write_heads", lambda directory: None)
         recipe = tiny(place) | {"analyses": list(SETTINGS), "settings": SETTINGS, "roles": {}}
         (place / "every.toml").write_text(tomli_w.dumps(recipe))
         yield study(place / "every.toml", place / "made", seeds=1, device="cpu")

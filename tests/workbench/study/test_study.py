@@ -389,6 +389,7 @@ def no_pages():
     """Pages are drawn in other tests; here they would only take time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "write_report", lambda directory, **given: None)
+        patch.setattr(module, "write_heads", lambda directory: None)
         patch.setattr(module, "write_atlas", lambda directory, out: None)
         yield
 
@@ -398,6 +399,7 @@ def one_seed(place):
     """Digests of the tables of the study with one seed that nothing stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "write_report", lambda directory, **given: None)
+        patch.setattr(module, "write_heads", lambda directory: None)
         patch.setattr(module, "write_atlas", lambda directory, out: None)
         return tables_of(study(place / "tiny.toml", place / "one-seed", device="cpu"))
 

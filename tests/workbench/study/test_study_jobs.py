@@ -53,6 +53,7 @@ def surroundings(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(module, "write_report", lambda directory, **given: None)
+        patch.setattr(module, "write_heads", lambda directory: None)
         patch.setattr(module, "write_atlas", lambda directory, out: None)
         yield
 
