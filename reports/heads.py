@@ -17,7 +17,7 @@ from reports.head_rows import ROLES, Place, head_rows, seed_name
 from reports.panels import SECTIONS
 from reports.panels.checkpoints import tables_over_training
 from reports.study import Study, read_study
-from reports.table_cells import significant
+from reports.table_cells import count_range, significant
 from reports.tables import read_csv
 
 HEADS = "heads.html"
@@ -70,6 +70,7 @@ def write_heads(directory: str | Path, out: str | Path | None = None) -> Path | 
         "names": dict(study.names),
         "heads": [[_full(study, model), seed, layer, head] for model, seed, layer, head in places],
         "measures": _measures(study, places),
+        "counts": _counts(study),
         "kinds": _kinds(study, places),
         "ablation": _ablation(study, places),
         "rows": _rows(study, places),
@@ -164,6 +165,16 @@ def _measures(study: Study, places: list[Place]) -> list[dict[str, Any]]:
             record["nats"] = [stats.get(place, {}).get("entropy") for place in places]
         found.append(record)
     return found
+
+
+def _counts(study: Study) -> str:
+    """What the measures are of, in a sentence; nothing where the table does not say."""
+    df = study.tables.get("attention_stats", pd.DataFrame())
+    n = {name: count_range(df[name]) for name in ("n_tokens", "n_ctx", "n_repeated", "n_half") if name in df}
+    said = f"n = {n['n_tokens']} held-out tokens in windows of {n['n_ctx']}" if {"n_tokens", "n_ctx"} <= {*n} else ""
+    if {"n_repeated", "n_half"} <= {*n}:
+        said += f"; induction and previous token: {n['n_repeated']} sequences of {n['n_half']} random tokens said twice"
+    return f"{said}. Rank: 1 for the largest." if said else "Rank: 1 for the largest."
 
 
 def _kinds(study: Study, places: list[Place]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ function nameElement(head) {
   return [mark, ` ${head.short}${seed} `, element("b", {}, `layer ${head.layer}, head ${head.head}`)];
 }
 
+const placeOf = (head) => `${head.short}, seed ${head.seed}, layer ${head.layer}, head ${head.head}`;
+
 // What a reader takes away in one line: kind, and what its removal costs.
 function summaryElement(head) {
   const kind = kindOf(head);
@@ -90,7 +92,7 @@ function measuresElement(head) {
   for (const ablation of data.ablation) body.append(impactRow(head, ablation));
   const names = ["Measure", "This head", "Even", "z", "Rank", "All heads of the model"];
   const row = element("tr", {}, ...names.map((name, i) => element("th", { scope: "col", class: i > 0 && i < 5 ? "num" : undefined }, name)));
-  return scrolling("Measures of this head", element("table", { class: "measures" }, element("thead", {}, row), body));
+  return element("div", {}, scrolling(`Measures of ${placeOf(head)}`, element("table", { class: "measures" }, element("thead", {}, row), body)), element("p", { class: "note" }, data.counts));
 }
 
 function measureRow(head, { title, meaning, value, uniform, z, nats, key }) {
@@ -188,7 +190,7 @@ function featuresElement(head) {
   };
   const names = element("tr", {}, ...["Feature", "Top token", "Max act", "Density"].map((name, i) => element("th", { scope: "col", class: i > 1 ? "num" : undefined }, name)));
   const table = element("table", { class: "plain" }, element("thead", {}, names), element("tbody", {}, ...features.map(row)));
-  return element("div", {}, scrolling("Strongest features", table), all);
+  return element("div", {}, scrolling(`Strongest features of ${placeOf(head)}`, table), all);
 }
 
 const scrolling = (label, child) => element("div", { class: "table-scroll", role: "region", tabindex: "0", "aria-label": label }, child);
