@@ -21,7 +21,8 @@ NOT_SHOWN = {
     "sae_pareto": {"on_front", *SAES},
     "sae_training_results": {
         "n_train_tokens", "explained_variance", "ce_zero_stderr", "ce_spliced_stderr", "fvu_with_special",
-        "n_left_out", "n_outlying", "n_outlying_left_out", "neighbour_cosine", "near_copy_share", "rare_fraction", *SAES,
+        "n_left_out", "n_outlying", "n_outlying_left_out", "neighbour_cosine", "near_copy_share", "rare_fraction",
+        *SAES,
     },
 }  # fmt: skip
 # drawn by analyses' own figures or shown whole; not written by default
