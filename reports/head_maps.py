@@ -66,18 +66,20 @@ def _read_sentences(df: pd.DataFrame) -> dict[tuple[str, str], list[Sentence]]:
 
 def _read_weights(df: pd.DataFrame, sentences: dict[tuple[str, str], list[Sentence]]) -> Maps:
     df, notes = _few_enough(df, sentences)
-    places, parts = [], []
     order = df.sort_values(["layer", "head", "sentence"], kind="stable")
-    for _, rows in order.groupby(["model", "seed", "layer", "head"], sort=False):
-        model, seed, layer, head = (rows[name].iloc[0] for name in ("model", "seed", "layer", "head"))
-        own = sentences.get((str(model), seed_name(seed)), [])
-        if len(rows) != len(own):
+    texts: dict[Place, list[object]] = {}
+    for model, seed, layer, head, text in order[["model", "seed", "layer", "head", "weights"]].itertuples(index=False):
+        texts.setdefault((str(model), seed_name(seed), int(layer), int(head)), []).append(text)
+    parts = []
+    for (model, seed, layer, head), own in texts.items():
+        wanted = sentences.get((model, seed), [])
+        if len(own) != len(wanted):
             raise ValueError(
-                f"attention_examples.csv: layer {layer}, head {head} has {len(rows)} sentences; expected {len(own)}"
+                f"attention_examples.csv: layer {layer}, head {head} has {len(own)} sentences; expected {len(wanted)}"
             )
-        for text, sentence in zip(rows["weights"], own, strict=True):
+        for text, sentence in zip(own, wanted, strict=True):
             parts.append(_triangle(text, len(sentence["tokens"]), f"layer {layer}, head {head}"))
-        places.append((str(model), seed_name(seed), int(layer), int(head)))
+    places = list(texts)
     return Maps(sentences, places, np.concatenate(parts) if parts else np.zeros(0, np.uint16), notes)
 
 

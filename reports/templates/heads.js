@@ -43,7 +43,10 @@ function listen() {
     const by = { j: 1, k: -1 }[event.key];
     if (by) step(by);
   });
-  addEventListener("beforeprint", () => setOpen(true));
+  addEventListener("beforeprint", () => {
+    setOpen(true);
+    for (const canvas of document.querySelectorAll(".card canvas")) if (!canvas.repaint) canvas.draw();
+  });
   addEventListener("afterprint", () => setOpen(false));
 }
 
@@ -139,15 +142,20 @@ function show() {
   fillSentences();
   byId("pair").replaceChildren(...[state.one, state.two].filter(Boolean).map(articleElement));
   byId("pair").classList.toggle("two", state.two !== null);
-  byId("gallery-of").replaceChildren(...galleryTitle());
-  byId("gallery-groups").replaceChildren(galleryElement(state.one, state));
+  showGallery();
   document.title = `${state.one.short}, layer ${state.one.layer}, head ${state.one.head}`;
   performance.measure("head", { start: started, end: performance.now() });
 }
 
-function galleryTitle() {
-  const [mark, name] = nameElement(state.one);
-  return [mark, name];
+// The gallery changes with the model and what of its maps is shown, not with the head; its thumbnails follow the head.
+function showGallery() {
+  const { model, seed } = state.one;
+  const key = JSON.stringify([model, seed, state.sentence, state.isWithoutFirst]);
+  if (byId("gallery-groups").dataset.of === key) return;
+  byId("gallery-groups").dataset.of = key;
+  byId("gallery-of").replaceChildren(...nameElement(state.one).slice(0, 2));
+  byId("gallery-groups").replaceChildren(galleryElement(state.one, state));
+  drawWhenSeen(byId("gallery-groups").querySelectorAll("canvas"));
 }
 
 function articleElement(head) {

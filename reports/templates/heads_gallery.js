@@ -31,14 +31,32 @@ function ruleOf({ meaning, threshold, uniform, value }, own) {
   return `${what[0].toUpperCase()}${what.slice(1)}; at least ${threshold}${even === null ? "" : `, where attention spread evenly has ${formatNumber(even)}`}; ${range}.`;
 }
 
+// Thumbnails are painted when they come near; for paper all are.
+let whenSeen;
+
+function drawWhenSeen(canvases) {
+  whenSeen?.disconnect();
+  const observer = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      observer.unobserve(target);
+      target.draw();
+    }
+  }, { rootMargin: "400px" });
+  for (const canvas of canvases) observer.observe(canvas);
+  whenSeen = observer;
+}
+
 function cardElement(head, measure, state) {
   const link = element("a", { href: headAddress(head), class: "card" });
   const sentences = sentencesOf(head);
   if (sentences.length) {
     const canvas = element("canvas", { "aria-hidden": "true" });
     const draw = () => paint(canvas, mapOf(head, Math.min(state.sentence, sentences.length - 1), state.isWithoutFirst), true);
-    canvas.repaint = draw;
-    draw();
+    canvas.draw = () => {
+      canvas.repaint = draw;
+      draw();
+    };
     link.append(canvas);
   }
   link.append(element("b", {}, `L${head.layer} H${head.head}`));
