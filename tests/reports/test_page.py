@@ -177,7 +177,8 @@ def test_only_the_pages_own_scripts_may_run(page):
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
     sources = re.search(r"script-src ([^;]*)", policy)[1].split()
-    scripts = [re.search(r'<script type="module">(.*?)</script>', page, flags=re.DOTALL)[1]]
+    opened = ('<script id="early">', '<script type="module">')
+    scripts = [re.search(f"{start}(.*?)</script>", page, flags=re.DOTALL)[1] for start in opened]
     scripts.append(unpack(page, "plotly-source").decode("utf-8"))
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     assert sources == [f"'sha256-{digest}'" for digest in hashes]
