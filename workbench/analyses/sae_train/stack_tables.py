@@ -20,6 +20,7 @@ from workbench.analyses.sae_train.evaluation import LeftOut, SpliceLosses, recov
 from workbench.analyses.sae_train.plan import Plan
 
 RARE = 1e-3  # density below which a living feature is rare
+DENSE = 0.1  # density above which a feature is dense: it fires on more than every tenth token
 NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
 
 
@@ -109,6 +110,7 @@ class StackRows:
                 "fvu_over_random": own_ratio,
                 "is_adequate": adequate,
                 "rare_fraction": share_rare(own.density),
+                "dense_fraction": share_above(torch.where(own.density > 0, own.density, torch.nan), DENSE),
             }
             parts.append(pd.DataFrame(self.keys() | columns))
         table = pd.concat(parts, ignore_index=True)
