@@ -32,7 +32,7 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
         n_heads = of_layer.groupby("model")["head"].nunique().max()
         fig.update_xaxes(tickvals=list(range(1, n_heads + 1))[:: max(1, -(-n_heads // 8))], **where)
         if index + 4 >= len(layers):
-            fig.update_xaxes(title_text="rank of the head in its layer", **where)
+            fig.update_xaxes(title_text="rank in the layer", **where)
         if where["col"] == 1:
             fig.update_yaxes(title_text="loss increase (%)", **where)
     return fig.figure()
@@ -54,7 +54,7 @@ def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[s
         _add_heads(fig, run, run.rows["layer"].map(start) + ranks(run.rows) - 1 + offset, {})
     ticks = [start[layer] + (n_heads - 1) / 2 for layer in layers]
     fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="")
-    fig.update_xaxes(title_text="heads by layer, each model’s in the order of their impact")
+    fig.update_xaxes(title_text="heads by layer, largest impact first")
     fig.update_yaxes(title_text="loss increase (%)")
     return fig.figure()
 

@@ -14,10 +14,10 @@ from reports.figures.style import MUTED, groups_of, label, sorted_layers
 CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
 CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
 TITLES = {
-    "l0": "L0 (active features per token)",
-    "dense_fraction": "features that fire on more than .1 of the tokens",
-    "near_copy_share": "features with a near-copy",
-    "fvu": "FVU, beside the controls",
+    "l0": "L0",
+    "dense_fraction": "share of dense features",
+    "near_copy_share": "share of near-copies",
+    "fvu": "FVU",
 }
 
 

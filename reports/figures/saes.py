@@ -118,6 +118,7 @@ def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = No
             fig.update_yaxes(title_text="features", **where)
         if index + 4 >= len(layers):
             fig.update_xaxes(title_text="density", **where)
+    fig.layout["meta"]["x_name"] = "log10 density"
     return fig.figure()
 
 

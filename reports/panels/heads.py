@@ -405,10 +405,10 @@ TOPOLOGY = Section(
             needing("sae_training_results", "model seed layer head l0 fvu", "seed_means"),
             health,
             ("n_eval_tokens", "held-out tokens per SAE"),
-            "Small marks are heads, lines their mean. Shares are of features that fire at all; a near-copy has a "
-            "decoder row within a cosine of .9 of another’s. Grey: a random dictionary as sparse as the trained one, "
-            "and the trained one on activations whose coordinates were shuffled over tokens. FVU: fraction of variance "
-            "unexplained.",
+            "Small marks are heads, lines their mean. L0: active features per token. Dense: fires on more than .1 of "
+            "the tokens. Near-copy: its decoder row has a cosine above .9 with another’s. Both are shares of the "
+            "features that fire at all. FVU: fraction of variance unexplained; grey, a random dictionary as sparse as "
+            "the trained one, and the trained one on activations whose coordinates were shuffled over tokens.",
             counted=dictionary_counts,
             gaps=without_health,
             warns=lambda study: warn_adequacy(figures.of_heads(study.tables["sae_training_results"])),

@@ -5,9 +5,13 @@ const MAX_VALUES = 300; // rows of the table; the CSV has all
 const plain = (text) =>
   String(text ?? "").replace(/<br>/g, " ").replace(/<[^>]*>/g, "").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 
+// Of places such as layers, marks of several models stand a little apart: the place is what is meant.
 function onAxis(axis, value) {
-  const i = axis.tickvals && axis.ticktext ? [...axis.tickvals].indexOf(value) : -1;
-  return i < 0 ? value : plain(axis.ticktext[i]);
+  const places = [...(axis.tickvals ?? [])];
+  const place = typeof value === "number" && places.length && places.every(Number.isInteger) ? Math.round(value) : value;
+  const i = axis.ticktext ? places.indexOf(place) : -1;
+  if (i >= 0) return plain(axis.ticktext[i]);
+  return axis.ticktext ? value : place;
 }
 
 // {columns, rows}: what is drawn in each panel, series by series; of marks with an interval its ends.
@@ -34,7 +38,7 @@ function valuesOf(plot) {
     });
   });
   const measured = rows.filter((row) => isValue(row[2]) && isValue(row[isMap ? 4 : 3]));
-  const columns = ["panel", "series", titleOf("x") ?? "x", titleOf("y") ?? "y", ...(isMap ? ["value"] : ["low", "high", "mark"])];
+  const columns = ["panel", "series", layout.meta?.x_name ?? titleOf("x") ?? "x", titleOf("y") ?? "y", ...(isMap ? ["value"] : ["low", "high", "mark"])];
   const used = columns.map((_, k) => measured.some((row) => row[k] !== ""));
   const kept = (row) => row.filter((_, k) => used[k]);
   return { columns: kept(columns), rows: measured.map(kept) };

@@ -127,10 +127,7 @@ def test_more_active_features_than_dimensions_lie_above_a_level(study, drawn):
 
 def test_health_shows_the_shares_of_dense_features_and_of_copies(study, drawn):
     titles = [note.text for note in drawn["sae-health"].layout.annotations][:4]
-    assert titles == [
-        "L0 (active features per token)", "features that fire on more than .1 of the tokens",
-        "features with a near-copy", "FVU, beside the controls",
-    ]  # fmt: skip
+    assert titles == ["L0", "share of dense features", "share of near-copies", "FVU"]
     lines = [trace for trace in drawn["sae-health"].data if trace.name in study.models and "lines" in trace.mode]
     for axis, values in {"x2": [0.1, 0.2], "x3": [0.015, 0.015]}.items():
         assert [list(line.y) for line in lines if line.xaxis == axis] == [pytest.approx(values)] * 2
