@@ -63,7 +63,7 @@ def say_sinks(study: Study) -> list[str]:
     df = study.tables["attention_stats"].dropna(subset=["bos_mass"])
     if df.empty:
         return []
-    sinks, top = df[df["bos_mass"] > SINK], df.loc[df["bos_mass"].idxmax()]
+    sinks, top = df[df["bos_mass"] > SINK], df.sort_values("bos_mass").iloc[-1]
     share = df["bos_uniform"].dropna().unique() if "bos_uniform" in df else ()
     even = f"; uniform attention would give {share[0]:.3f}" if len(share) == 1 else ""
     largest = f"the largest is {top['bos_mass']:.2f}, {top['model']} L{top['layer']} H{top['head']}{even}"

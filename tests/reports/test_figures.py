@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from reports.figures.saes import of_dictionary
 from reports.figures.style import DARK, PALETTE, label
 from reports.figures.training import thin
 from reports.panels import SECTIONS
+from reports.panels.attention import say_sinks
 from reports.panels.heads import say_matched, say_sides
 from reports.panels.interventions import change_grids, summary
 from reports.study import read_study
@@ -457,3 +459,26 @@ def test_names_cannot_become_markup():
     fig = figures.ablation_profile(df, "zero")
     assert fig.data[0].name == label(name)
     assert "<b onclick" not in fig.data[0].hovertemplate
+
+
+def test_heads_stand_in_the_order_of_their_impact_within_their_model():
+    columns = ["model", "seed", "layer", "head", "kind", "impact_pct", "ci_low", "ci_high"]
+    rows = [("a", 0, 0, head, "zero", impact, impact - 1, impact + 1) for head, impact in enumerate([1.0, 9.0, 4.0])]
+    rows += [("b", 0, 0, head, "zero", impact, np.nan, np.nan) for head, impact in enumerate([3.0, 2.0, np.nan])]
+    first, second = figures.ablation_profile(pd.DataFrame(rows, columns=columns), "zero").data
+    assert [round(x + 0.15) for x in first.x] == [3, 1, 2]
+    assert [round(x - 0.15) for x in second.x] == [1, 2, 3]
+    assert first.text[1] == "+9.000 % [+8.000, +10.000]"
+    assert second.text[0] == "+3.000 %"
+
+
+def test_a_sink_is_said_to_be_there_or_not(study):
+    def said(masses):
+        df = pd.DataFrame({"model": ["a", "a", "b"], "layer": 0, "head": [0, 1, 0], "bos_mass": masses})
+        return say_sinks(replace(study, tables={"attention_stats": df.assign(bos_uniform=0.03)}))
+
+    assert said([0.1, 0.2, 0.05]) == [
+        "No attention sink: no head puts more than 0.3 of its attention on position 0 (the largest is 0.20, a L0 H1; "
+        "uniform attention would give 0.030)."
+    ]
+    assert said([0.1, 0.5, np.nan])[0].startswith("Attention sinks: 1 of 2 heads of a put more than 0.3")

@@ -110,7 +110,7 @@ class StackRows:
                 "fvu_over_random": own_ratio,
                 "is_adequate": adequate,
                 "rare_fraction": share_rare(own.density),
-                "dense_fraction": share_above(torch.where(own.density > 0, own.density, torch.nan), DENSE),
+                "dense_fraction": share_dense(own.density),
             }
             parts.append(pd.DataFrame(self.keys() | columns))
         table = pd.concat(parts, ignore_index=True)
@@ -176,6 +176,11 @@ def share_rare(density: Float[Tensor, "n_saes d_sae"]) -> Float[Tensor, "n_saes"
     """Share of each SAE's living features that fire on less than `RARE` of the tokens; nan where none lives."""
     living = torch.where(density > 0, density, torch.nan)
     return torch.where(living.isnan(), torch.nan, (living < RARE).double()).nanmean(dim=1)
+
+
+def share_dense(density: Float[Tensor, "n_saes d_sae"]) -> Float[Tensor, "n_saes"]:
+    """Share of each SAE's living features that fire on more than `DENSE` of the tokens; nan where none lives."""
+    return share_above(torch.where(density > 0, density, torch.nan), DENSE)
 
 
 def share_above(values: Float[Tensor, "n_saes d_sae"], limit: float) -> Float[Tensor, "n_saes"]:
