@@ -34,6 +34,22 @@ def say_adequacy(results: pd.DataFrame) -> list[str]:
     return [f"adequate SAEs ({RULE}): {said[0]}", *said[1:]]
 
 
+def warn_adequacy(results: pd.DataFrame) -> list[str]:
+    """Return, a sentence for each l1 that has any, how many SAEs are inadequate and where; nothing where none is."""
+    judged = judged_saes(results)
+    said = []
+    for l1, rows in judged.groupby("l1", dropna=False) if "l1" in judged else [("", judged)]:
+        left = rows[~rows["is_adequate"].astype(bool)]
+        if len(left):
+            at = f"At λ₁ = {l1:g}, " if isinstance(l1, float) and l1 == l1 else ""  # nan is not itself
+            places = "; ".join(f"{model} {name_places(own)}" for model, own in left.groupby("model", sort=False))
+            said.append(
+                f"{at}{len(left)} of {len(rows)} SAEs are inadequate: {places}. Do not read their features as features "
+                f"of the head (expected {RULE})."
+            )
+    return said
+
+
 def _say_model(model: str, rows: pd.DataFrame) -> str:
     left = rows[~rows["is_adequate"].astype(bool)]
     counted = f"{model} {len(rows) - len(left)} of {len(rows)}"

@@ -24,6 +24,7 @@ from reports.figures.style import DARK
 from reports.tables import replace_surrogates, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
+EARLY = "theme_early.js"  # the one script that runs before the first paint
 
 
 def pack(data: bytes) -> str:
@@ -55,12 +56,13 @@ def render_page(template: str, out: Path, *, scripts: Sequence[str], styles: Seq
     """
     script = "\n".join(read_asset(name) for name in scripts)
     style = "\n".join(read_asset(name) for name in styles)
-    assert "</script" not in script.lower(), scripts
+    early = read_asset(EARLY)
+    assert "</script" not in (script + early).lower(), scripts
     assert "</style" not in style.lower(), styles
     policy = "; ".join(
         (
             "default-src 'none'",
-            f"script-src {hash_source(script)} {hash_source(get_plotlyjs())}",
+            f"script-src {hash_source(early)} {hash_source(script)} {hash_source(get_plotlyjs())}",
             "style-src 'unsafe-inline'",  # plotly.js styles its own SVG; styles cannot fetch: no source is allowed
             "img-src data: blob:",
             "base-uri 'none'",
@@ -72,6 +74,7 @@ def render_page(template: str, out: Path, *, scripts: Sequence[str], styles: Seq
         .get_template(template)
         .render(
             policy=policy,
+            early=Markup(early),
             script=Markup(script),
             style=Markup(style),
             plotly=packed_plotly(),

@@ -30,7 +30,10 @@ from reports.tables import MADE, MIN_SEEDS
 # a table whose gzip is larger is named on the page and not carried by it
 MAX_EMBEDDED_BYTES = 600_000
 
-SCRIPTS = ("unpack.js", "theme.js", "plots.js", "characters.js", "continuations.js", "head_address.js", "report.js")
+SCRIPTS = (
+    "unpack.js", "theme.js", "plots.js", "marks.js", "values.js", "navigation.js", "characters.js", "continuations.js",
+    "head_address.js", "report.js",
+)  # fmt: skip
 STYLES = ("base.css", "report.css")
 
 REFERENCE = re.compile(r"\{([a-z0-9-]+)\}")  # a panel's key in the text of another
@@ -55,6 +58,8 @@ class Shown:
     problems: tuple[str, ...]
     facts: str  # n, seeds
     sources: tuple[str, ...]
+    says: tuple[str, ...] = ()
+    warns: tuple[str, ...] = ()
 
 
 def write_report(directory: str | Path, out: str | Path | None = None, figures: Figures | None = None) -> Path:
@@ -142,6 +147,8 @@ def show_section(study: Study, section: Section, counts: dict[str, int], payload
                 tuple(faults) or (() if drawings else ("Its tables hold no row that it could show.",)),
                 "" if faults else panel_facts(study, panel),
                 tuple(name for name in (*panel.needs, *panel.uses) if name in study.paths),
+                says=() if faults else tuple(panel.says(study)),
+                warns=() if faults else tuple(panel.warns(study)),
             )
         )
     return shown

@@ -48,6 +48,11 @@ def pick_places(found: Places, name: str, table: str, measure: str, by: Sequence
     return pd.concat(picked) if picked else pd.DataFrame(columns=[*by, *COLUMNS[name][2:]])
 
 
+def as_means(effects: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of effects.csv as rows of seed_means.csv, whose mean is the effect; without the seeds' own values."""
+    return effects.rename(columns={"effect": "mean"}).assign(seeds="", values="")
+
+
 def seeds_behind(means: pd.DataFrame) -> list[str]:
     """Return the seeds that have a value in any of the rows."""
     return list(dict.fromkeys(seed for cell in means["seeds"] for seed in str(cell).split()))

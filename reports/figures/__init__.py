@@ -29,10 +29,10 @@ from reports.figures.concepts import (
 from reports.figures.interventions import changes
 from reports.figures.lineage import beside_published, rank_over_phase
 from reports.figures.recurrent import ladder, mechanism_bars
+from reports.figures.sae_health import sae_health
 from reports.figures.saes import (
     at_l1,
     feature_density,
-    fvu_by_layer,
     l0_by_layer,
     matched_l0,
     of_heads,
@@ -42,7 +42,7 @@ from reports.figures.saes import (
 from reports.figures.sizes import effects_over_size
 from reports.figures.small_multiples import measure_by_layer
 from reports.figures.spectra import spectra_over_index
-from reports.figures.topology import cosine_heatmaps, rank_by_layer, redundancy_by_layer
+from reports.figures.topology import cosine_heatmaps, redundancy_by_layer
 from reports.figures.training import (
     loss_curves,
     monitor_over_steps,
@@ -66,7 +66,6 @@ __all__ = [
     "effective_dimension",
     "effects_over_size",
     "feature_density",
-    "fvu_by_layer",
     "head_entropy_gallery",
     "head_maps",
     "intrinsic_dimension",
@@ -85,12 +84,12 @@ __all__ = [
     "pc_alignment",
     "pressure_and_redundancy",
     "telemetry_over_steps",
-    "rank_by_layer",
     "rank_over_phase",
     "ranks_over_steps",
     "raw_against_partial",
     "raw_beside_partial",
     "redundancy_by_layer",
+    "sae_health",
     "spectra_divergence",
     "spectra_over_index",
     "stability",

@@ -17,8 +17,8 @@ N_PAIRS = 12  # pairs of heads that are shown of each model
 def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
     """Return the loss increase by ablated head, a panel a layer, with 95 % intervals; one scale for all layers.
 
-    Each mark carries [model, layer, head] as its custom data: what a page needs, with the
-    seed in its trace's meta, to lead to that head.
+    The heads of each model stand in the order of their impact: those of two models do not correspond. Each mark carries
+    [model, layer, head] as its custom data: what a page needs, with the seed in its trace's meta, to lead to that head.
     """
     df = of_heads(ablation_results, kind)
     layers, names = sorted_layers(df), models_of(df, models)
@@ -28,18 +28,19 @@ def ablation_profile(ablation_results: pd.DataFrame, kind: str, models: Sequence
         of_layer = df[df["layer"] == layer]
         for run in runs_of(of_layer, models):
             offset = 0.3 * (names.index(run.model) - (len(names) - 1) / 2)
-            _add_heads(fig, run, run.rows["head"] + offset, where)
-        heads = sorted({int(head) for head in of_layer["head"]})
-        fig.update_xaxes(tickvals=heads[:: max(1, -(-len(heads) // 8))], **where)
+            _add_heads(fig, run, ranks(run.rows) + offset, where)
+        n_heads = of_layer.groupby("model")["head"].nunique().max()
+        fig.update_xaxes(tickvals=list(range(1, n_heads + 1))[:: max(1, -(-n_heads // 8))], **where)
         if index + 4 >= len(layers):
-            fig.update_xaxes(title_text="head", **where)
+            fig.update_xaxes(title_text="rank in the layer", **where)
         if where["col"] == 1:
             fig.update_yaxes(title_text="loss increase (%)", **where)
     return fig.figure()
 
 
 def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:
-    """Return the loss increase of all heads in one panel, layer behind layer; custom data as in `ablation_profile`."""
+    """Return the loss increase of all heads in one panel, layer behind layer; order and custom data as in
+    `ablation_profile`."""
     df = of_heads(ablation_results, kind)
     layers, names = sorted_layers(df), models_of(df, models)
     n_heads = int(df["head"].max()) + 1 if len(df) else 1
@@ -50,9 +51,10 @@ def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[s
         fig.add_vline(x=start[layer] - 1, line={"color": GRID, "width": 1})
     for run in runs_of(df, models):
         offset = 0.3 * (names.index(run.model) - (len(names) - 1) / 2)
-        _add_heads(fig, run, run.rows["layer"].map(start) + run.rows["head"] + offset, {})
+        _add_heads(fig, run, run.rows["layer"].map(start) + ranks(run.rows) - 1 + offset, {})
     ticks = [start[layer] + (n_heads - 1) / 2 for layer in layers]
-    fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="", title_text="head, by layer")
+    fig.update_xaxes(tickvals=ticks, ticktext=[f"L{layer}" for layer in layers], ticks="")
+    fig.update_xaxes(title_text="heads by layer, largest impact first")
     fig.update_yaxes(title_text="loss increase (%)")
     return fig.figure()
 
@@ -60,6 +62,12 @@ def ablation_strip(ablation_results: pd.DataFrame, kind: str, models: Sequence[s
 def of_heads(ablation_results: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the rows of one kind of ablation that are of single heads: whole layers and MLPs have head -1."""
     return ablation_results[(ablation_results["kind"] == kind) & (ablation_results["head"] >= 0)]
+
+
+def ranks(rows: pd.DataFrame) -> pd.Series:
+    """Return each head's place in its layer by impact, the largest first, from 1; heads without an impact last."""
+    order = rows.groupby("layer")["impact_pct"].rank(method="first", ascending=False, na_option="bottom")
+    return order.astype(int)
 
 
 def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell) -> None:
@@ -70,6 +78,8 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell) -> None:
         error = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
         error |= {"thickness": 1.2, "width": 0, "color": run.colour}
     places = zip(rows["layer"], rows["head"], strict=True)
+    bounds = rows.reindex(columns=["ci_low", "ci_high"]).itertuples(index=False, name=None)
+    known = zip(rows["impact_pct"], bounds, strict=True)
     trace = scatter(
         x=x.tolist(),
         y=rows["impact_pct"].tolist(),
@@ -82,11 +92,15 @@ def _add_heads(fig: Draft, run: Run, x: pd.Series, where: Cell) -> None:
         showlegend=run.is_first,
         customdata=[[run.model, int(layer), int(head)] for layer, head in places],
         meta={"seed": str(run.seed)},
-        text=[signed(impact, 3) for impact in rows["impact_pct"]],
+        text=[f"{signed(impact, 3)} %{_between(*ends)}" for impact, ends in known],
         hovertemplate=f"{label(run.model)}, seed {run.seed}<br>"
-        "layer %{customdata[1]}, head %{customdata[2]}: %{text} %<extra></extra>",
+        "layer %{customdata[1]}, head %{customdata[2]}: %{text}<extra></extra>",
     )
     fig.add_trace(trace, **where)
+
+
+def _between(low: float, high: float) -> str:
+    return f" [{signed(low, 3)}, {signed(high, 3)}]" if low == low else ""  # nan is not itself
 
 
 def pair_interactions(ablation_pairs: pd.DataFrame, kind: str, models: Sequence[str] | None = None) -> go.Figure:

@@ -23,6 +23,7 @@ from reports.figures.figure_builder import (
 )
 from reports.figures.small_multiples import by_layer
 from reports.figures.style import SEQUENTIAL, groups_of, label, models_of, runs_of, sorted_layers
+from reports.measure_names import name_measure
 
 MAP_COLUMNS = 6  # maps side by side, at most
 MAP_DARKEST = 0.5  # share from which on a cell is darkest: of the first queries, with few keys, all are large
@@ -54,7 +55,7 @@ def head_entropy_gallery(
         fig.update_xaxes(title_text="head" if is_last else None, tickvals=ticks[:: max(1, len(ticks) // 8)], **where)
         fig.update_yaxes(title_text="layer" if where["col"] == 1 else None, autorange="reversed", **where)
         fig.update_yaxes(showgrid=False, tickvals=layers[:: -(-len(layers) // 14)], **where)
-    bar = {"title": {"text": "entropy share"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
+    bar = {"title": {"text": "of the ceiling"}, "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}}
     scale = [list(stop) for stop in SEQUENTIAL]
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
     return fig.figure()
@@ -139,9 +140,7 @@ def weight_ranks(means: pd.DataFrame, models: Sequence[str] | None = None, measu
             add_mean(fig, group, "layer", where=where, n_models=n_models)
         layer_axis(fig, sorted_layers(df), **where)
         fig.update_xaxes(title_text="layer" if index + 4 >= len(matrices) else None, **where)
-        fig.update_yaxes(
-            rangemode="tozero", title_text=measure.replace("_", " ") if where["col"] == 1 else None, **where
-        )
+        fig.update_yaxes(rangemode="tozero", title_text=name_measure(measure) if where["col"] == 1 else None, **where)
     return fig.figure()
 
 
@@ -149,7 +148,7 @@ def text_measures(text_quality: pd.DataFrame, models: Sequence[str] | None = Non
     """Return every measure of sampled text with its 95 % interval, a panel a measure, a mark a model."""
     measures = list(dict.fromkeys(text_quality["measure"]))
     names = models_of(text_quality, models)
-    fig, cells = facets([label(measure.replace("_", " ")) for measure in measures], columns=4, height=130)
+    fig, cells = facets([label(name_measure(measure)) for measure in measures], columns=4, height=130)
     for measure, where in zip(measures, cells, strict=True):
         df = text_quality[text_quality["measure"] == measure]
         for run in runs_of(df, models):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.comparisons import pair_names
 from reports.figures.figure_builder import (
     MAX_BANDED,
     Cell,
     Draft,
+    add_level,
     add_mean,
     add_run,
     facets,
@@ -23,9 +22,6 @@ from reports.figures.figure_builder import (
 )
 from reports.figures.style import AXIS, MUTED, Run, groups_of, label, models_of, runs_of, sorted_layers
 from reports.seed_means import each_seed
-
-CONTROLS = {"random": "random dictionary", "shuffled": "shuffled activations"}
-CONTROL_DASHES = {"random": "dash", "shuffled": "dot"}
 
 
 def of_heads(sae_results: pd.DataFrame) -> pd.DataFrame:
@@ -48,42 +44,27 @@ def of_dictionary(sae_results: pd.DataFrame, dictionary: str) -> pd.DataFrame:
 def l0_by_layer(
     sae_results: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None
 ) -> go.Figure:
-    """Return the l0 of the trained SAEs by layer: a small mark a head, a line through their mean.
+    """Return the l0 of the trained SAEs by layer: a small mark a head, a line through their mean, a level at the width
+    of what they read.
 
     means: of l0 over heads and seeds, by model, dictionary, l1 and layer.
     """
     fig = single()
     df = of_dictionary(at_l1(sae_results, l1), "trained")
-    _add_layers(fig, df, of_dictionary(at_l1(means, l1), "trained"), "l0", models)
+    add_layers(fig, df, of_dictionary(at_l1(means, l1), "trained"), "l0", models)
+    add_width(fig, df)
     layer_axis(fig, sorted_layers(df))
-    fig.update_yaxes(title_text="l0 (features a token)", rangemode="tozero")
+    fig.update_yaxes(title_text="L0 (active features per token)", rangemode="tozero")
     return fig.figure()
 
 
-def fvu_by_layer(
-    sae_results: pd.DataFrame, means: pd.DataFrame, models: Sequence[str] | None = None, l1: float | None = None
-) -> go.Figure:
-    """Return the fraction of variance unexplained by layer, beside the control dictionaries (grey means).
-
-    means: of fvu over heads and seeds, by model, dictionary, l1 and layer.
-    """
-    fig = single()
-    df, means = at_l1(sae_results, l1), at_l1(means, l1)
-    _add_layers(fig, of_dictionary(df, "trained"), of_dictionary(means, "trained"), "fvu", models)
-    for dictionary, name in CONTROLS.items():
-        for run in groups_of(of_dictionary(means, dictionary), models):
-            mean = run.rows.sort_values("layer", kind="stable")
-            hover = f"{name}, {label(run.model)}<br>layer %{{x}}: %{{y:.4g}}<extra></extra>"
-            line = {"color": MUTED, "width": 1.4, "dash": CONTROL_DASHES[dictionary]}
-            marker = {"color": MUTED, "symbol": run.symbol, "size": 5}
-            trace = scatter(
-                x=mean["layer"].tolist(), y=mean["mean"].tolist(), name=name, legendgroup=dictionary,
-                mode="lines+markers", line=line, marker=marker, hovertemplate=hover,
-            )  # fmt: skip
-            fig.add_trace(trace)
-    layer_axis(fig, sorted_layers(df))
-    fig.update_yaxes(title_text="fvu", rangemode="tozero")
-    return fig.figure()
+def add_width(fig: Draft, df: pd.DataFrame, **where: int) -> None:
+    """Add the level above which more features are active than what is read has dimensions, where all SAEs have one."""
+    if "d_in" in df and df["d_in"].nunique() == 1:
+        is_head = (df["head"] >= 0).all()
+        add_level(
+            fig, float(df["d_in"].iloc[0]), f"{'d_head' if is_head else 'width'} = {df['d_in'].iloc[0]:g}", **where
+        )
 
 
 def at_l1(rows: pd.DataFrame, l1: float | None) -> pd.DataFrame:
@@ -91,8 +72,16 @@ def at_l1(rows: pd.DataFrame, l1: float | None) -> pd.DataFrame:
     return rows if l1 is None else rows[rows["l1"] == l1]
 
 
-def _add_layers(fig: Draft, df: pd.DataFrame, means: pd.DataFrame, measure: str, models: Sequence[str] | None) -> None:
-    order = models_of(df, models)
+def add_layers(
+    fig: Draft,
+    df: pd.DataFrame,
+    means: pd.DataFrame,
+    measure: str,
+    models: Sequence[str] | None,
+    where: Cell | None = None,
+) -> None:
+    """Add a measure of SAEs by layer: a small mark a head where the models can be told apart, a line their mean."""
+    order, where = models_of(df, models), where or {}
     for run in runs_of(df, models) if len(order) <= MAX_BANDED else ():
         rows = run.rows.dropna(subset=[measure])
         offset = 0.08 * (order.index(run.model) - (len(order) - 1) / 2)
@@ -105,10 +94,10 @@ def _add_layers(fig: Draft, df: pd.DataFrame, means: pd.DataFrame, measure: str,
             marker={"color": run.colour, "symbol": run.symbol, "size": 4, "opacity": 0.4}, showlegend=False,
             legendgroup=run.model, hovertemplate="%{text}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
-        fig.add_trace(dots)
+        fig.add_trace(dots, **where)
     for group in groups_of(means, models):
         offset = 0.08 * (order.index(group.model) - (len(order) - 1) / 2)
-        add_mean(fig, group, "layer", where={}, offset=offset, n_models=len(order))
+        add_mean(fig, group, "layer", where=where, offset=offset, n_models=len(order))
 
 
 def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = None) -> go.Figure:
@@ -129,25 +118,47 @@ def feature_density(sae_density: pd.DataFrame, models: Sequence[str] | None = No
             fig.update_yaxes(title_text="features", **where)
         if index + 4 >= len(layers):
             fig.update_xaxes(title_text="density", **where)
+    fig.layout["meta"]["x_name"] = "log10 density"
     return fig.figure()
 
 
 def _add_density(fig: Draft, run: Run, dead: float, width: float, where: Cell) -> None:
     counts = run.rows.groupby("edge")["n_features"].sum().sort_index()
     alive = counts[(counts.index != dead) & (counts > 0)]
-    is_behind_gap = np.diff(alive.index, prepend=np.nan) > 1.5 * width  # a line across empty bins would show features
-    x = [[None, at] if gap else [at] for at, gap in zip(alive.index + width / 2, is_behind_gap, strict=True)]
-    y = [[None, n] if gap else [n] for n, gap in zip(alive, is_behind_gap, strict=True)]
     name = f"{label(run.model)}, seed {run.seed}<br>"
     hover = f"{name}density 10<sup>%{{x:.2f}}</sup>: %{{y}} features<extra></extra>"
-    add_run(fig, run, chain.from_iterable(x), chain.from_iterable(y), where=where, hovertemplate=hover,
-            marker={"color": run.colour, "symbol": run.symbol, "size": 4})  # fmt: skip
+    steps = _steps(alive, width)
+    line = {"color": run.colour, "width": 1.6, "dash": run.dash}
+    if steps:
+        add_run(
+            fig,
+            run,
+            *zip(*steps, strict=True),
+            where=where,
+            mode="lines",
+            line=line,
+            hoverinfo="skip",
+            hovertemplate=None,
+        )
+    dots = {"color": run.colour, "symbol": run.symbol, "size": 3}
+    centres = alive.index + width / 2
+    add_run(fig, run, centres, alive, where=where, show=False, mode="markers", marker=dots, hovertemplate=hover)
     if counts.get(dead, 0) > 0:
         marker = {"color": run.colour, "symbol": f"{run.symbol}-open", "size": 9, "line": {"width": 1.6}}
         hover = f"{name}%{{y}} features never fire<extra></extra>"
-        add_run(
-            fig, run, [dead], [counts[dead].item()], where=where, mode="markers", marker=marker, hovertemplate=hover
-        )
+        n_dead = [counts[dead].item()]
+        add_run(fig, run, [dead], n_dead, where=where, mode="markers", marker=marker, hovertemplate=hover)
+
+
+def _steps(counts: pd.Series, width: float) -> list[tuple[float | None, float | None]]:
+    """Return the outline of a histogram: each bin's count from edge to edge, a gap where a bin is empty."""
+    steps: list[tuple[float | None, float | None]] = []
+    for edge, n in zip(counts.index.tolist(), counts.tolist(), strict=True):
+        last = steps[-1][0] if steps else None
+        if last is not None and edge > last + width / 2:
+            steps.append((None, None))
+        steps += [(edge, n), (edge + width, n)]
+    return steps
 
 
 def _decades(edges: np.ndarray, dead: float) -> dict:
@@ -171,8 +182,8 @@ def pareto(l0: pd.DataFrame, fvu: pd.DataFrame, models: Sequence[str] | None = N
         for run in runs_of(df[df["layer"] == layer], models):
             curve = run.rows.sort_values("value_l0")
             add_run(fig, run, curve["value_l0"], curve["value_fvu"], where=where)
-        fig.update_xaxes(title_text="l0" if index + 4 >= len(layers) else None, **where)
-        fig.update_yaxes(title_text="fvu" if where["col"] == 1 else None, **where)
+        fig.update_xaxes(title_text="L0" if index + 4 >= len(layers) else None, **where)
+        fig.update_yaxes(title_text="FVU" if where["col"] == 1 else None, **where)
     return fig.figure()
 
 
@@ -205,16 +216,16 @@ def stability(
 
 
 def matched_l0(panels: Mapping[str, pd.DataFrame], layers: Sequence[int]) -> go.Figure:
-    """Return by layer the difference of two models at equal l0; a line per pair.
+    """Return by layer the difference of two models in each measure, a panel each; a line per pair.
 
     Args:
         panels: title -> means over seeds, by model_a, model_b and layer.
         layers: those that were compared, also the ones without a common l0, whose place stays empty.
     """
-    fig, cells = facets([f"difference in {title}" for title in panels], columns=2, height=230)
+    fig, cells = facets(list(panels), columns=3, height=230)
     for means, where in zip(panels.values(), cells, strict=True):
         fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
-        df = means.assign(model=pair_names(means))
+        df = means.assign(model=[f"{b} − {a}" for a, b in zip(means["model_a"], means["model_b"], strict=True)])
         for group in groups_of(df):
             add_mean(fig, group, "layer", where=where, n_models=df["model"].nunique())
         layer_axis(fig, layers, **where)

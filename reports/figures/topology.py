@@ -1,8 +1,8 @@
-"""Figures of head redundancy and rank: cosines between heads, their means by layer, nuclear rank by layer."""
+"""Figures of head redundancy: cosines between heads, and their means by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ def cosine_heatmaps(
 ) -> go.Figure:
     """Return the head-by-head cosines of one basis: a row of panels a model, a column a layer, one colour scale.
 
-    The diagonal, 1 by definition, is left blank, so that the scale spans the cosines between different heads.
+    The diagonal, 1 by definition, is grey and not a colour of the scale, which spans the cosines between different
+    heads.
     `seed` picks one seed; by default the first that each model has.
     """
     df = head_cosines[head_cosines["basis"] == basis]
@@ -41,9 +42,11 @@ def cosine_heatmaps(
         rows = df[(df["model"] == model) & (df["layer"] == layer)]
         rows = rows[rows["seed"] == (rows["seed"].iloc[0] if seed is None and len(rows) else seed)]
         _add_heatmap(fig, rows, model, where, is_leftmost=where["col"] == 1)
+        if model == names[-1]:
+            fig.update_xaxes(title={"text": "head", "font": {"size": 11, "color": INK}, "standoff": 2}, **where)
     scale = [list(stop) for stop in DIVERGING]
     bar = {"title": {"text": "cos"}, "thickness": 10, "len": 0.8, "outlinewidth": 0, "tickfont": {"size": 11}}
-    fig.update_layout(coloraxis={"colorscale": scale, "cmin": -span, "cmax": span, "colorbar": bar})
+    fig.update_layout(coloraxis={"colorscale": scale, "cmin": -span, "cmax": span, "colorbar": bar}, plot_bgcolor=AXIS)
     return fig.figure()
 
 
@@ -54,12 +57,16 @@ def _add_heatmap(fig: Draft, rows: pd.DataFrame, model: str, where: Cell, *, is_
     heads = [int(head) for head in square.columns]
     hover = f"{label(model)}<br>heads %{{y}}, %{{x}}: %{{z:.4f}}<extra></extra>"
     fig.add_trace(
-        heatmap(z=z.tolist(), x=heads, y=heads, coloraxis="coloraxis", hovertemplate=hover, xgap=0.5, ygap=0.5),
+        heatmap(z=z.tolist(), x=heads, y=heads, coloraxis="coloraxis", hovertemplate=hover),
         **where,
     )
     ticks = {"tickvals": heads[:: max(1, (len(heads) + 3) // 4)], "ticks": "", "showgrid": False, "showline": False}
     fig.update_xaxes(**ticks, constrain="domain", **where)
-    ticks["title"] = {"text": label(model) if is_leftmost else None, "font": {"size": 11, "color": INK}, "standoff": 4}
+    ticks["title"] = {
+        "text": f"{label(model)}: head" if is_leftmost else None,
+        "font": {"size": 11, "color": INK},
+        "standoff": 4,
+    }
     square_with = f"x{fig.suffix(**where)}"  # one unit of heads is as high as wide
     fig.update_yaxes(**ticks, autorange="reversed", constrain="domain", scaleanchor=square_with, **where)
 
@@ -78,15 +85,4 @@ def redundancy_by_layer(means: pd.DataFrame, models: Sequence[str] | None = None
             add_mean(fig, group, "layer", where=where, n_models=df["model"].nunique())
         layer_axis(fig, layers, **where)
         fig.update_yaxes(rangemode="tozero", title_text="mean |cos| between heads" if index == 0 else None, **where)
-    return fig.figure()
-
-
-def rank_by_layer(panels: Mapping[str, pd.DataFrame], models: Sequence[str] | None = None) -> go.Figure:
-    """Return ranks of the concatenated z by layer, a panel an entry: title -> means over seeds, by model and layer."""
-    fig, cells = facets(list(panels), columns=2, height=230)
-    for means, where in zip(panels.values(), cells, strict=True):
-        for group in groups_of(means, models):
-            add_mean(fig, group, "layer", where=where, n_models=means["model"].nunique())
-        layer_axis(fig, sorted_layers(means), **where)
-        fig.update_yaxes(rangemode="tozero", linecolor=AXIS, **where)
     return fig.figure()

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.figures.figure_builder import MAX_BANDED, add_level, add_mean, add_run, facets, single
+from reports.figures.figure_builder import MAX_BANDED, Cell, Draft, add_level, add_mean, add_run, facets, single
 from reports.figures.style import AXIS, groups_of, label, runs_of, sorted_layers
+from reports.measure_names import name_measure
 
 
 def loss_curves(
@@ -18,25 +19,46 @@ def loss_curves(
     held_out: pd.DataFrame,
     baselines: pd.DataFrame | None,
     models: Sequence[str] | None = None,
+    differences: pd.DataFrame | None = None,
 ) -> go.Figure:
-    """Return held-out loss over steps (marks) with the baselines as level lines; of few models also training loss.
+    """Return held-out loss over steps (marks) with the baselines as level lines; of few models also training loss; and,
+    beside curves that would coincide, how far each lies above its reference.
 
-    Steps count from the first of the log given. held_out: means over seeds, by model and step.
+    Steps count from the first of the log given. held_out: means over seeds, by model and step. differences: the same of
+    model_b − model_a, by both models and step.
     """
-    fig = single(height=400)
+    has_two = differences is not None and len(differences) > 0
+    if differences is not None and has_two:
+        fig, (where, beside) = facets(["held-out loss", "difference of held-out loss"], columns=2, height=300)
+    else:
+        fig, where, beside = single(height=400), {}, {}
     log, n_models = since(train_log, train_log), train_log["model"].nunique()
     for run in runs_of(log, models) if n_models <= MAX_BANDED else ():
         rows = thin(run.rows)
         line = {"color": run.colour, "width": 1, "dash": "solid"}
-        add_run(fig, run, rows["x"], rows["loss"], where={}, show=False, mode="lines", line=line, opacity=0.4)
+        add_run(fig, run, rows["x"], rows["loss"], where=where, show=False, mode="lines", line=line, opacity=0.4)
     for group in groups_of(since(held_out, train_log), models):
-        add_mean(fig, replace(group, rows=thin(group.rows)), "x", where={}, n_models=n_models)
+        add_mean(fig, replace(group, rows=thin(group.rows)), "x", where=where, n_models=n_models)
     if baselines is not None:
         for name, nats in zip(baselines["name"], baselines["nats"], strict=True):
-            add_level(fig, float(nats), f"{name} {nats:.2f}")
-    fig.update_xaxes(title_text="step")
-    fig.update_yaxes(title_text="loss (nats a token)")
+            add_level(fig, float(nats), f"{name} {nats:.2f}", row=1, col=1)
+    fig.update_xaxes(title_text="step", **where)
+    fig.update_yaxes(title_text="loss (nats per token)", **where)
+    if differences is not None and has_two:
+        _add_differences(fig, since(differences.assign(model=differences["model_b"]), train_log), models, beside)
     return fig.figure()
+
+
+def _add_differences(fig: Draft, differences: pd.DataFrame, models: Sequence[str] | None, where: Cell) -> None:
+    fig.add_hline(0, {"color": AXIS, "width": 1}, **where)
+    n_models = differences["model_b"].nunique()
+    for group in groups_of(differences, models):
+        for reference, rows in group.rows.groupby("model_a", sort=False):
+            name = f"{group.model} − {reference}"
+            own = replace(group, rows=thin(rows))
+            add_mean(fig, own, "x", where=where, n_models=n_models, name=label(name), legendgroup=name)
+    fig.update_xaxes(title_text="step", **where)
+    fig.update_yaxes(title_text="nats per token", **where)
 
 
 def pressure_and_redundancy(
@@ -75,14 +97,14 @@ def monitor_over_steps(
 ) -> go.Figure:
     """Return one weight monitor over steps, a panel a layer; means over seeds, by model, layer and step."""
     panels = {f"layer {layer}": means[means["layer"] == layer] for layer in sorted_layers(means)}
-    return over_steps(train_log, panels, name, models, columns=4, height=160, is_shared=True)
+    return over_steps(train_log, panels, name_measure(name), models, columns=4, height=160, is_shared=True)
 
 
 def ranks_over_steps(
     train_log: pd.DataFrame, panels: Mapping[str, pd.DataFrame], rank: str, models: Sequence[str] | None = None
 ) -> go.Figure:
     """Return one rank of the weight matrices over steps, mean over layers, a panel a matrix, as in `over_steps`."""
-    return over_steps(train_log, panels, rank.replace("_", " "), models, columns=4, height=160)
+    return over_steps(train_log, panels, name_measure(rank), models, columns=4, height=160)
 
 
 def over_steps(

@@ -6,9 +6,11 @@ import json
 
 from reports import figures, lineage
 from reports.figures.style import models_of
+from reports.measure_names import name_measure
 from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants
 from reports.study import Study
 
+SINK = 0.3  # share of attention on position 0 above which a head is a sink (Gu et al. 2024)
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank", "participation_ratio")
 
 
@@ -56,6 +58,23 @@ def bos_mass(study: Study) -> list[Drawing]:
     return [("", figures.bos_mass_by_layer(study.tables["attention_stats"], means, study.models))]
 
 
+def say_sinks(study: Study) -> list[str]:
+    """Return which heads are attention sinks, or that none is, with the largest share that position 0 gets."""
+    df = study.tables["attention_stats"].dropna(subset=["bos_mass"])
+    if df.empty:
+        return []
+    sinks, top = df[df["bos_mass"] > SINK], df.sort_values("bos_mass").iloc[-1]
+    share = df["bos_uniform"].dropna().unique() if "bos_uniform" in df else ()
+    even = f"; uniform attention would give {share[0]:.3f}" if len(share) == 1 else ""
+    largest = f"the largest is {top['bos_mass']:.2f}, {top['model']} L{top['layer']} H{top['head']}{even}"
+    if sinks.empty:
+        return [f"No attention sink: no head puts more than {SINK} of its attention on position 0 ({largest})."]
+    counts = ", ".join(
+        f"{len(own)} of {(df['model'] == model).sum()} heads of {model}" for model, own in sinks.groupby("model")
+    )
+    return [f"Attention sinks: {counts} put more than {SINK} of their attention on position 0 ({largest})."]
+
+
 def divergences(study: Study) -> list[Drawing]:
     """Return how far two models' spectra lie apart."""
     means = study.means("eigenspectra_divergence", "divergence", "model_a", "model_b", "part")
@@ -66,7 +85,7 @@ def weight_ranks(study: Study) -> list[Drawing]:
     """Return the weights' ranks by layer, a variant a rank."""
     found = {rank: study.means("weight_spectra", rank, "model", "matrix", "layer") for rank in RANKS}
     return [
-        (rank.replace("_", " "), figures.weight_ranks(means, study.models, rank))
+        (name_measure(rank), figures.weight_ranks(means, study.models, rank))
         for rank, means in found.items()
         if len(means)
     ]
@@ -90,8 +109,7 @@ ATTENTION = Section(
         Panel(
             "entropy",
             "Head entropies",
-            "Heads of strong colour attend broadly, faint ones to few tokens. Specialised heads show as contrast in a "
-            "row.",
+            "Strong colour: heads that attend broadly. Faint: heads that attend to few tokens.",
             needing("attention_stats", "model seed layer head entropy_share"),
             entropies,
             ("n_tokens", "tokens"),
@@ -118,8 +136,7 @@ ATTENTION = Section(
         Panel(
             "head-spread",
             "Head entropy and its spread over heads, by layer",
-            "A spread that is large in layer 0 and small behind it is what NCA pre-training is said to leave: heads "
-            "that specialise in the first layer.",
+            "A large spread in a layer: heads that specialise there.",
             needing("attention_stats", "model seed layer head entropy", "seed_means"),
             spreads,
             ("n_tokens", "tokens"),
@@ -129,20 +146,20 @@ ATTENTION = Section(
         Panel(
             "bos",
             "Attention to position 0, by layer",
-            "High means that heads rest on the first token: an attention sink.",
+            "A head that spends much of its attention on position 0, whatever stands there, is an attention sink.",
             needing("attention_stats", "model seed layer head bos_mass", "seed_means"),
             bos_mass,
             ("n_tokens", "tokens"),
             "Mean over queries from position 1; lines are means over heads. Small marks, where four models or fewer "
             "share the figure, are heads.",
             interval="a band",
+            says=say_sinks,
             is_core=False,
         ),
         Panel(
             "divergence",
             "Do two models’ spectra differ in attention or in the MLP?",
-            "Attention marks to the right of the MLP’s are interventions that reach attention and leave the MLP’s "
-            "spectra alone: three to four times further in the report.",
+            "Attention far to the right of the MLP: the intervention changed attention weights and little else.",
             needing("eigenspectra_divergence", "model_a model_b part divergence", "seed_means"),
             divergences,
             ("n", "matrices"),
@@ -160,7 +177,7 @@ ATTENTION = Section(
         Panel(
             "spectra",
             "Rank of the weight matrices, by layer",
-            "Where models differ in attention matrices and agree in the MLP, the intervention stayed where it acted.",
+            "Models that differ in attention matrices and agree in the MLP: the intervention stayed where it acted.",
             needing("weight_spectra", "model seed layer matrix nuclear_rank", "seed_means"),
             weight_ranks,
             is_core=False,
@@ -168,8 +185,7 @@ ATTENTION = Section(
         Panel(
             "singular-values",
             "Whole spectra of the weight matrices",
-            "A line that falls steeply and then lies low is a matrix of few directions; two lines that fall alike are "
-            "spectra that no rank would tell apart.",
+            "A line that falls steeply: a matrix of few directions.",
             needing("singular_values", "model seed layer matrix singular_values", "seed_means"),
             spectra,
             detail="Every singular value over the largest, in order, at three depths, the middle one that of 14 of 28; "

@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 
 from reports import figures, paper_tables
-from reports.adequacy import say_adequacy
+from reports.adequacy import say_adequacy, warn_adequacy
 from reports.figures.saes import of_dictionary
 from reports.figures.style import sorted_layers
 from reports.figures.topology import BASES
 from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants, without_numbers
+from reports.seed_means import as_means
 from reports.study import Study
+from reports.table_cells import significant
 
+HEALTH = ("l0", "dense_fraction", "near_copy_share", "fvu")
 EFFECTIVE = "model_a seed_a model_b seed_b layer_a layer_b utilization_a utilization_b n_eff"  # columns of N_eff
 NO_PAIRS = "No layer has two heads that can be compared."
 
@@ -41,11 +44,8 @@ def redundancy(study: Study) -> list[Drawing]:
 
 def ranks(study: Study) -> list[Drawing]:
     """Return nuclear rank by layer."""
-    found = {
-        title: study.means("topology_stats", measure, "model", "basis", "layer").query("basis == 'z'")
-        for measure, title in (("nuclear_rank", "nuclear rank of z"), ("rank_utilization", "share of the width"))
-    }
-    return [("", figures.rank_by_layer({title: means for title, means in found.items() if len(means)}, study.models))]
+    means = study.means("topology_stats", "nuclear_rank", "model", "basis", "layer").query("basis == 'z'")
+    return [("", figures.measure_by_layer(means, "nuclear rank of z", study.models))]
 
 
 def l0(study: Study) -> list[Drawing]:
@@ -55,11 +55,22 @@ def l0(study: Study) -> list[Drawing]:
     return [(name, figures.l0_by_layer(df, means, study.models, l1)) for name, l1 in l1_variants(df)]
 
 
-def fvu(study: Study) -> list[Drawing]:
-    """Return fvu by layer, a variant an l1."""
+def health(study: Study) -> list[Drawing]:
+    """Return the health of SAEs by layer, a variant an l1."""
     df = figures.of_heads(study.tables["sae_training_results"])
-    means = study.means("sae_training_results", "fvu", "model", "layer")
-    return [(name, figures.fvu_by_layer(df, means, study.models, l1)) for name, l1 in l1_variants(df)]
+    found = {name: study.means("sae_training_results", name, "model", "layer") for name in HEALTH if name in df}
+    means = {name: own for name, own in found.items() if len(own)}
+    return [(name, figures.sae_health(df, means, study.models, l1)) for name, l1 in l1_variants(df)]
+
+
+def without_health(study: Study) -> list[str]:
+    """Return which of the measures of health the study's table or its means lack, as those of earlier versions do."""
+    df = study.tables["sae_training_results"]
+    return [
+        f"no {'column ' if name not in df else 'means of '}{name}"
+        for name in HEALTH
+        if name not in df or study.means("sae_training_results", name, "model", "layer").empty
+    ]
 
 
 def of_dictionaries(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -137,7 +148,7 @@ def topology_counts(study: Study) -> dict[str, pd.DataFrame]:
 def l1_variants(df: pd.DataFrame) -> list[tuple[str, float | None]]:
     """Return (name, l1) of each coefficient of a sweep; one unnamed variant with every row where there is no sweep."""
     values = sorted(df["l1"].dropna().unique()) if "l1" in df else []
-    return [(f"l1 {value:g}", float(value)) for value in values] if len(values) > 1 else [("", None)]
+    return [(f"λ₁ = {value:g}", float(value)) for value in values] if len(values) > 1 else [("", None)]
 
 
 def pareto(study: Study) -> list[Drawing]:
@@ -177,12 +188,50 @@ def stability(study: Study) -> list[Drawing]:
 
 
 def matched(study: Study) -> list[Drawing]:
-    """Return the differences of two models' SAEs at equal l0."""
-    panels = {
-        title: study.means("sae_matched_l0", f"{measure}_difference", "model_a", "model_b", "layer")
-        for title, measure in (("fvu", "fvu"), ("loss recovered", "ce_recovered"))
+    """Return the differences of two models' SAEs at equal λ₁ and at equal L0, a variant an l1."""
+    at_l0 = {
+        measure: study.means("sae_matched_l0", f"{measure}_difference", "model_a", "model_b", "layer")
+        for measure in ("fvu", "ce_recovered")
     }
-    return [("", figures.matched_l0(panels, sorted_layers(study.tables["sae_matched_l0"])))]
+    layers = sorted_layers(study.tables["sae_matched_l0"])
+    drawings = []
+    for l1, at_l1 in fvu_at_l1(study):
+        panels = {
+            f"FVU at equal λ₁ = {l1:g}": at_l1, "FVU at equal L0": at_l0["fvu"],
+            "loss recovered at equal L0": at_l0["ce_recovered"],
+        }  # fmt: skip
+        drawings.append((f"λ₁ = {l1:g}", figures.matched_l0(panels, layers)))
+    panels = {"FVU at equal L0": at_l0["fvu"], "loss recovered at equal L0": at_l0["ce_recovered"]}
+    return drawings or [("", figures.matched_l0(panels, layers))]
+
+
+def fvu_at_l1(study: Study) -> list[tuple[float, pd.DataFrame]]:
+    """Return (l1, differences in fvu by model_a, model_b and layer, in the columns of seed_means) of each l1."""
+    df = study.effects("sae_training_results", "fvu", "layer", "l1")
+    df = df[df["dictionary"] == "trained"] if "dictionary" in df else df
+    df = as_means(df)
+    return [(float(str(l1)), rows) for l1, rows in df.groupby("l1")]
+
+
+def say_matched(study: Study) -> list[str]:
+    """Return, of each pair of models, on which side of 0 its differences in fvu are at equal l1 and at equal l0."""
+    matched = study.means("sae_matched_l0", "fvu_difference", "model_a", "model_b", "layer")
+    parts = [(f"at equal λ₁ = {l1:g}", rows) for l1, rows in fvu_at_l1(study)] + [("at equal L0", matched)]
+    said: dict[tuple[str, str], list[str]] = {}
+    for at, rows in parts:
+        for (a, b), own in rows.groupby(["model_a", "model_b"], sort=False):
+            known = own["mean"].dropna()
+            if len(known):
+                said.setdefault((str(a), str(b)), []).append(f"{at} {say_sides(known)}")
+    return [f"FVU of {b} − {a}: {'; '.join(parts)}." for (a, b), parts in said.items()]
+
+
+def say_sides(values: pd.Series) -> str:
+    """Return in how many layers values are below 0 and above, and their range."""
+    n_below, n_above = int((values < 0).sum()), int((values > 0).sum())
+    side, n = ("lower", n_below) if n_below >= n_above else ("higher", n_above)
+    ends = dict.fromkeys(significant(end, 2) for end in (values.min(), values.max()))
+    return f"{side} in {n} of {len(values)} layers ({' to '.join(ends)})"
 
 
 def pairs(study: Study) -> list[Drawing]:
@@ -229,12 +278,11 @@ PAPER = Section(
         Panel(
             "heatmaps",
             "Cosine between heads, layer by layer",
-            "Fainter panels are less redundant heads. Look whether the second model’s panels are fainter on all three "
-            "bases or on z alone.",
+            "Fainter panels: less redundant heads. Fainter on z alone: the basis changed, not what the heads write.",
             needing("head_cosines", "model seed layer basis head_i head_j cos"),
             heatmaps,
             ("n_tokens", "held-out tokens"),
-            "Diagonal left blank; one colour scale for all panels of a basis.",
+            "The diagonal, 1 by definition, is grey; one colour scale for all panels of a basis.",
             counted=topology_counts,
             faults=no_pairs,
             is_first_seed=True,
@@ -257,25 +305,23 @@ PAPER = Section(
         ),
         Panel(
             "l0",
-            "Active features a token (l0), by layer",
-            "Compare the lines layer by layer, but only where fvu ({fvu}) is alike: a lower l0 bought with a higher "
-            "fvu is no gain.",
+            "L0, active features per token, by layer",
+            "A lower L0 is a gain only where FVU ({sae-health}) is no higher.",
             needing("sae_training_results", "model seed layer head l0", "seed_means"),
             l0,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Small marks are heads, lines their mean.",
+            "Small marks are heads, lines their mean. Dotted: as many active features as z has dimensions.",
             counted=trained_counts,
         ),
         Panel(
             "density",
             "How often features fire",
-            "A shift to the left means rarer, more specific features; the open marks on the far left count features "
-            "that never fire.",
+            "Further left: features that fire more rarely. Open marks on the far left: features that never fire.",
             needing("sae_density", "model seed layer head log10_density_bin n_features"),
             density,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Share of held-out tokens on which a feature is active; both axes logarithmic; heads of a layer summed; no "
-            "line crosses a bin without features. Seeds after the first are fainter.",
+            "Density is the share of held-out tokens on which a feature is active; a step is one bin, a gap an empty "
+            "one; both axes logarithmic; heads of a layer summed. Seeds after the first are fainter.",
             counted=trained_counts,
             faults=without_bins,
             is_by_seed=True,
@@ -299,12 +345,12 @@ PAPER = Section(
         Panel(
             "ablation",
             "Loss increase when a head is removed",
-            "A head whose load-bearing p in ablation_summary is at most .05 stands apart from its layer; a head "
-            "below zero is one without which the model does better, if its interval leaves out zero.",
+            "One mark far above the rest of its layer is a load-bearing head; many alike share the work.",
             needing("ablation_results", "model seed layer head kind impact_pct"),
             ablation,
             ("n_tokens", "held-out tokens, the same for all heads"),
-            "Bars are 95 % bootstrap intervals over sequences. Heads of two seeds do not correspond: no means.",
+            "Each model’s heads stand in the order of their impact, since heads of two models or seeds do not "
+            "correspond; point at a mark for its head. Bars: 95 % bootstrap intervals over sequences.",
             counted=kind_counts("ablation_results"),
             is_by_seed=True,
         ),
@@ -320,19 +366,18 @@ TOPOLOGY = Section(
         Panel(
             "redundancy",
             "Mean |cos| between heads, by layer and basis",
-            "The residual contribution (right) does not change under a rotation of the value basis; the left panel "
-            "does. A gap that is there on the left only is a matter of basis.",
+            "A gap between models on z that is not there on the residual contribution is a matter of basis.",
             needing("topology_stats", "model seed layer basis mean_cos", "seed_means"),
             redundancy,
             ("n_tokens", "held-out tokens"),
-            "Every panel has its own scale, from 0.",
+            "The residual contribution does not change under a rotation of the value basis; z does. Every panel has "
+            "its own scale, from 0.",
             faults=without_numbers("topology_stats", "mean_cos", NO_PAIRS),
         ),
         Panel(
             "ranks",
             "Nuclear rank of the concatenated z, by layer",
-            "Higher means that the heads together use more directions. The paper’s rank rises mid-network under "
-            "pressure.",
+            "Higher: the heads together use more directions. The paper’s rank rises mid-network under pressure.",
             needing("topology_stats", "model seed layer basis nuclear_rank", "seed_means"),
             ranks,
             ("n_tokens", "held-out tokens"),
@@ -354,42 +399,47 @@ TOPOLOGY = Section(
             is_core=False,
         ),
         Panel(
-            "fvu",
-            "Variance that the SAEs leave unexplained (fvu), by layer",
-            "Lower is better. The grey lines are dictionaries that learned nothing, or nothing about tokens: only the "
-            "distance to them counts.",
-            needing("sae_training_results", "model seed layer head fvu", "seed_means"),
-            fvu,
-            ("n_eval_tokens", "held-out tokens an SAE"),
-            "Small marks are heads, lines their mean.",
+            "sae-health",
+            "Are the SAEs’ features features? Their health by layer",
+            "Healthy: L0 far below the dotted line, few dense features, no near-copies, FVU far below the controls.",
+            needing("sae_training_results", "model seed layer head l0 fvu", "seed_means"),
+            health,
+            ("n_eval_tokens", "held-out tokens per SAE"),
+            "Small marks are heads, lines their mean. L0: active features per token. Dense: fires on more than .1 of "
+            "the tokens. Near-copy: its decoder row has a cosine above .9 with another’s. Both are shares of the "
+            "features that fire at all. FVU: fraction of variance unexplained; grey, a random dictionary as sparse as "
+            "the trained one, and the trained one on activations whose coordinates were shuffled over tokens.",
             counted=dictionary_counts,
+            gaps=without_health,
+            warns=lambda study: warn_adequacy(figures.of_heads(study.tables["sae_training_results"])),
         ),
         Panel(
             "pareto",
-            "fvu against l0 over a sweep of l1",
-            "At the same l0, the lower curve has the features that explain more.",
+            "FVU against L0 over a sweep of λ₁",
+            "At the same L0, the lower curve reconstructs better.",
             needing("sae_training_results", "model seed layer head l0 fvu l1", "seed_means"),
             pareto,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Means over heads. Seeds after the first are fainter.",
+            "Means over heads, a mark for each λ₁. Seeds after the first are fainter.",
             counted=trained_counts,
             is_core=False,
             is_by_seed=True,
         ),
         Panel(
             "matched",
-            "Two models’ SAEs at equal l0",
-            "Below 0 on the left, the second model’s activations are explained better by as many features; a "
-            "difference at equal l1 that is gone here was one of sparsity.",
+            "Two models’ SAEs at equal λ₁ and at equal L0",
+            "Below 0, the second model’s SAEs reconstruct better at the same L0; a gap that appears only at equal λ₁ "
+            "reflects sparsity.",
             needing(
                 "sae_matched_l0", "model_a model_b seed layer fvu_difference ce_recovered_difference", "seed_means"
             ),
             matched,
             ("n_eval_tokens", "held-out tokens an SAE"),
-            "Second − first, means over the range of l0 that both sweeps of l1 reach. At each l1, fvu is the mean over "
-            "heads; loss recovered is Σ(zeroed − spliced) / Σ(zeroed − base) of the losses, over heads.",
+            "Second − first. At equal L0: means over the range of L0 that both sweeps of λ₁ reach. At each λ₁, FVU is "
+            "the mean over heads; loss recovered is Σ(zeroed − spliced) / Σ(zeroed − base) of the losses, over heads.",
             counted=matched_counts,
             gaps=without_common_l0,
+            says=say_matched,
             uses=("sae_training_results",),
             is_core=False,
         ),

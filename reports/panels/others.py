@@ -47,7 +47,7 @@ def _panel(table: Table, figures: Sequence[Callable[[pd.DataFrame], go.Figure]])
 
     return Panel(
         table.name,
-        table.name.replace("_", " "),
+        table.name.replace("_", " ").capitalize(),
         table.meaning,
         {table.name: table.leading},
         draw,

@@ -37,6 +37,8 @@ class Panel:
     counted: Callable[[Study], Mapping[str, pd.DataFrame]] | None = None  # name -> rows of n; all of the first table
     gaps: Callable[[Study], Sequence[str]] = lambda study: ()  # what of its tables it cannot show, in words
     faults: Callable[[Study], Sequence[str]] = lambda study: ()  # what else keeps it from being drawn, in sentences
+    says: Callable[[Study], Sequence[str]] = lambda study: ()  # what its tables show, in sentences
+    warns: Callable[[Study], Sequence[str]] = lambda study: ()  # what a reader must know before using what it shows
     is_table: bool = False
     is_first_seed: bool = False  # draws each model's first seed only
     interval: str = INTERVAL  # how the interval over seeds is drawn

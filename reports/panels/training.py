@@ -5,17 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from reports import figures, paper_tables
+from reports.measure_names import name_measure
 from reports.panels.panel import Drawing, Panel, Section, needing, without_column
+from reports.seed_means import as_means
 from reports.study import Study
 from reports.study_tables import split_telemetry
 
 RANKS = ("nuclear_rank", "stable_rank", "effective_rank")
-PRESSURES = {
-    "vsm.lambda": "pressure λ",
-    "sigma_z": "σ on z",
-    "sigma_pattern": "σ on the attention pattern",
-    "sigma_residual": "σ on the residual",
-}
+PRESSURES = ("vsm.lambda", "sigma_z", "sigma_pattern", "sigma_residual")
 
 
 def losses(study: Study) -> list[Drawing]:
@@ -27,6 +24,7 @@ def losses(study: Study) -> list[Drawing]:
     phases = list(dict.fromkeys(log["phase"])) if "phase" in log else [""]
     parts = {phase: log[log["phase"] == phase] for phase in phases} if len(phases) > 1 else {"": log}
     means = study.means("train_log", "held_out_loss", "model", "step")
+    apart = as_means(study.effects("train_log", "held_out_loss", "step"))
     # another phase has another vocabulary: the baselines are those of the text, which is trained last
     return [
         (
@@ -34,6 +32,7 @@ def losses(study: Study) -> list[Drawing]:
             figures.loss_curves(
                 part, means[means["phase"] == phase] if phase else means,
                 baselines if phase in ("", phases[-1]) else None, study.models,
+                apart[apart["phase"] == phase] if phase and "phase" in apart else apart,
             ),
         )
         for phase, part in reversed(parts.items())
@@ -44,7 +43,9 @@ def pressure(study: Study) -> list[Drawing]:
     """Return λ and σ over steps."""
     log = study.tables["train_log"]
     panels = {
-        title: study.means("train_log", name, "model", "step") for name, title in PRESSURES.items() if name in log
+        name_measure(name.removeprefix("vsm.")): study.means("train_log", name, "model", "step")
+        for name in PRESSURES
+        if name in log
     }
     return [("", figures.pressure_and_redundancy(log, panels, study.models))]
 
@@ -56,7 +57,7 @@ def telemetry(study: Study) -> list[Drawing]:
     measured = study.measures("train_log")
     for column in log.columns:
         if (parts := split_telemetry(str(column))) and column in measured:
-            found.setdefault(parts[0], {})[parts[1]] = study.means("train_log", column, "model", "step")
+            found.setdefault(parts[0], {})[name_measure(parts[1])] = study.means("train_log", column, "model", "step")
     return [(name, figures.telemetry_over_steps(log, panels, study.models)) for name, panels in found.items()]
 
 
@@ -64,7 +65,8 @@ def monitors(study: Study) -> list[Drawing]:
     """Return every weight monitor over steps, a variant each."""
     log = study.tables["train_log"]
     means = {name: study.means("train_log", name, "model", "layer", "step") for name in study.measures("train_log")}
-    return [(name, figures.monitor_over_steps(log, own, name, study.models)) for name, own in means.items() if len(own)]
+    drawn = {name: figures.monitor_over_steps(log, own, name, study.models) for name, own in means.items() if len(own)}
+    return [(name_measure(name), figure) for name, figure in drawn.items()]
 
 
 def rank_trajectories(study: Study) -> list[Drawing]:
@@ -74,7 +76,7 @@ def rank_trajectories(study: Study) -> list[Drawing]:
         names = [name for name in study.measures("train_log") if name.startswith(f"{rank}.")]
         panels = {name.partition(".")[2]: study.means("train_log", name, "model", "step") for name in names}
         if panels:
-            drawings.append((rank.replace("_", " "), figures.ranks_over_steps(log, panels, rank, study.models)))
+            drawings.append((name_measure(rank), figures.ranks_over_steps(log, panels, rank, study.models)))
     return drawings
 
 
@@ -90,17 +92,16 @@ TRAINING = Section(
             needing("train_log", "model seed step loss", "seed_means"),
             losses,
             detail=(
-                "Marks: held-out text, of which the cross-entropies of a unigram and a bigram model are drawn too. "
-                "Thin, where four models or fewer share the figure: training batches. Steps count from the start of "
-                "the phase."
+                "Marks: held-out text, whose unigram and bigram cross-entropies are the dotted lines. Thin, where four "
+                "models or fewer share the figure: training batches. Right: held-out loss minus that of the reference, "
+                "paired by seed; above 0 is worse. Steps count from the start of the phase."
             ),
             uses=("baselines",),
         ),
         Panel(
             "losses",
             "Final held-out loss beside the baselines",
-            "A difference between models holds the noise of their seeds: one seed of each does not say what the "
-            "pressure costs.",
+            "One seed: the difference includes seed noise.",
             {**needing("train_log", "model seed step held_out_loss"), **needing("baselines", "name nats")},
             paper_tables.loss_grids,
             ("n_tokens", "held-out tokens"),
@@ -114,8 +115,7 @@ TRAINING = Section(
         Panel(
             "pressure",
             "Pressure λ and redundancy σ over steps",
-            "A controller sees σ of what is pressed on (z, unless a recipe says otherwise). The other two show whether "
-            "anything else followed.",
+            "The pressure acts on one σ (on z, unless a recipe says otherwise); did the others follow?",
             needing("train_log", "model seed step sigma_z", "seed_means"),
             pressure,
             detail=(
@@ -126,13 +126,12 @@ TRAINING = Section(
         Panel(
             "telemetry",
             "What the interventions report over training",
-            "A term that falls while its weight stands is being met; one that does not move is too weak, or cannot be "
-            "met.",
+            "A term that falls is being met; one that does not move is too weak, or cannot be met.",
             needing("train_log", "model seed step", "seed_means"),
             telemetry,
             detail=(
-                "loss is the intervention's term as it enters the loss, its weight included; the other names are its "
-                "own. Means over micro-batches and over the steps since the row before; every panel has its own scale."
+                "The term of the loss includes its weight. Means over micro-batches and over the steps since the row "
+                "before; every panel has its own scale."
             ),
             of_two="a line is their mean",
             is_core=False,
@@ -140,21 +139,17 @@ TRAINING = Section(
         Panel(
             "rank-trajectories",
             "Ranks of the weight matrices over training",
-            "Lines that part early and stay apart are models whose weights went different ways; look at W_O, whose "
-            "rank NCA pre-training is said to keep.",
+            "Lines that part early and stay apart: models whose weights went different ways.",
             needing("train_log", "model seed step", "seed_means"),
             rank_trajectories,
-            detail=(
-                "Means over layers. Where a model has several phases, 0 is the start of the last one (language); what "
-                "lies left of it is pre-training."
-            ),
+            detail=("Means over layers. Where a model has several phases, 0 is the start of the last one."),
             of_two="a line is their mean",
             is_core=False,
         ),
         Panel(
             "monitors",
             "Heads and weights over training",
-            "Falling entropies are heads that settle on few tokens, falling ranks weights on few directions.",
+            "Falling entropy: heads settle on few tokens. Falling rank: weights settle on few directions.",
             needing("train_log", "model seed step", "seed_means"),
             monitors,
             of_two="a line is their mean",

@@ -5,6 +5,7 @@ const PLOT_CONFIG = {
   modeBarButtons: [["toImage", "resetScale2d"]],
   showSendToCloud: false,
   plotlyServerURL: "",
+  displayModeBar: matchMedia("(hover: none)").matches ? false : "hover", // where nothing hovers it would stay, grey
   displaylogo: false, // a link to its makers
   typesetMath: false, // names may hold dollars
   responsive: true,
@@ -33,11 +34,16 @@ function loadPlotly() {
 }
 
 async function drawFigure(element, figure) {
-  const Plotly = await loadPlotly();
+  await loadPlotly();
+  drawNow(element, figure);
+}
+
+// Drawn when it returns; plotly.js has to be loaded.
+function drawNow(element, figure) {
   const { data, layout } = inTheme(figure, isDark());
   drawnFigures.set(element, figure);
   element.style.minWidth = `${PANEL_WIDTH * (layout.meta?.columns ?? 1.6)}px`;
-  await Plotly.react(element, data, layout, PLOT_CONFIG);
+  globalThis.Plotly.react(element, data, layout, PLOT_CONFIG);
   element.dataset.drawn = "yes";
 }
 

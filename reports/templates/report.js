@@ -1,33 +1,75 @@
-// The study's page: draws figures as they come near, switches variants, hands out the tables, leads to the atlas.
+// The study's page: draws figures when they are seen, hands out the tables, leads to the atlas.
 
 async function start() {
+  loadPlotly(); // the longest wait of all: begun first
   startTheme();
   startPlots();
+  startContents();
   startSources();
   startSorting();
+  startFolds();
   startHeads();
   const { figures, names } = await unpackJson("page-data");
-  startVariants(figures);
+  const queue = new FigureQueue(figures);
+  startVariants(queue);
+  startMarks();
+  startValues(queue);
+  startLinks();
   await startContinuations(names);
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-  await drawAll(figures);
+  await queue.drawAll();
   document.documentElement.dataset.ready = "yes";
 }
 
-const figureOf = (figures, place) => figures[place.dataset.figure][Number(place.dataset.variant)];
+// The figures that are not drawn yet. Those near the window come first, then the others while nothing else happens, last
+// the variants that are not shown, so that printing finds all drawn. One of many variants is drawn when it is chosen.
+class FigureQueue {
+  constructor(figures) {
+    this.figures = figures;
+    this.waiting = new Set(document.querySelectorAll(".plot-scroll:not(.on-demand[hidden]) > .plot"));
+    this.near = new Set();
+    const watcher = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) this.near[isIntersecting ? "add" : "delete"](target);
+    }, { rootMargin: "100%" });
+    for (const place of this.waiting) {
+      place.style.minHeight = `${this.figureOf(place).layout.height ?? 0}px`; // nothing moves when it is drawn
+      watcher.observe(place);
+    }
+    addEventListener("beforeprint", () => globalThis.Plotly && [...this.waiting].forEach((place) => this.draw(place)));
+  }
 
-// First what is in view, then everything else, so that printing finds all figures drawn. One of many variants is drawn
-// when it is chosen.
-async function drawAll(figures) {
-  const places = [...document.querySelectorAll(".plot-scroll:not(.on-demand[hidden]) > .plot")];
-  const near = (place) => {
-    const box = place.getBoundingClientRect();
-    return box.width > 0 && box.bottom > 0 && box.top < 2 * innerHeight;
-  };
-  for (const place of [...places.filter(near), ...places.filter((place) => !near(place))]) {
-    await drawFigure(place, figureOf(figures, place));
+  figureOf(place) {
+    return this.figures[place.dataset.figure][Number(place.dataset.variant)];
+  }
+
+  next() {
+    const waiting = [...this.waiting];
+    const near = waiting.find((place) => this.near.has(place));
+    return [near ?? waiting.find((place) => place.checkVisibility()) ?? waiting[0], Boolean(near)];
+  }
+
+  async drawAll() {
+    await loadPlotly();
+    while (this.waiting.size) {
+      const [place, isNear] = this.next();
+      if (!isNear) await new Promise((resolve) => requestIdleCallback(resolve, { timeout: 100 }));
+      this.draw(this.waiting.has(place) ? place : this.next()[0]);
+      await new Promise((resolve) => setTimeout(resolve)); // what was clicked meanwhile
+    }
+  }
+
+  // Needs plotly.js; nothing where there is nothing left to draw.
+  draw(place) {
+    if (!place || place.dataset.drawn) return;
+    this.waiting.delete(place);
+    drawNow(place, this.figureOf(place));
     place.on("plotly_click", ({ points }) => openHead(points[0]));
-    await new Promise((resolve) => setTimeout(resolve));
+  }
+
+  async show(place) {
+    await loadPlotly();
+    if (place.dataset.drawn) globalThis.Plotly.Plots.resize(place);
+    else this.draw(place);
   }
 }
 
@@ -61,22 +103,6 @@ function startHeads() {
       cells[places[3]].replaceChildren(link);
     }
   }
-}
-
-function startVariants(figures) {
-  for (const set of document.querySelectorAll(".variants")) {
-    set.addEventListener("change", ({ target }) => {
-      for (const place of set.parentElement.querySelectorAll(".plot-scroll")) {
-        place.hidden = place.dataset.variant !== target.value;
-        if (!place.hidden) showVariant(place.querySelector(".plot"), figures);
-      }
-    });
-  }
-}
-
-function showVariant(place, figures) {
-  if (place.dataset.drawn) globalThis.Plotly.Plots.resize(place);
-  else drawFigure(place, figureOf(figures, place)).then(() => place.on("plotly_click", ({ points }) => openHead(points[0])));
 }
 
 // A click on a column's name orders the rows by it, another one the other way round.
@@ -119,10 +145,15 @@ const fileOf = (name) => (name.includes(".") ? name : `${name}.csv`);
 
 async function download(name) {
   const type = name.includes(".") ? "application/jsonl" : "text/csv";
-  const address = URL.createObjectURL(new Blob([await unpackBytes(`csv-${name}`)], { type }));
+  hand(new Blob([await unpackBytes(`csv-${name}`)], { type }), fileOf(name));
+}
+
+// Gives the reader a file.
+function hand(blob, file) {
+  const address = URL.createObjectURL(blob);
   const link = document.createElement("a");
   link.href = address;
-  link.download = fileOf(name);
+  link.download = file;
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

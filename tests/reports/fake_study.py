@@ -201,14 +201,15 @@ def write_saes(directory: Path, rng: np.random.Generator, runs, n_layers, n_head
                         losses, n_tokens = (nan, nan, nan, nan), 28_672
                     else:
                         n_tokens = 131_072
-                    rows.append((*sae, *losses, 1_000_000, n_tokens, dictionary, 4096))
+                    rows.append((*sae, *losses, 1_000_000, n_tokens, dictionary, 4096, 0.01 * head, 0.1 + 0.1 * layer))
                 alive = 0 if empty else d_sae - rng.binomial(d_sae, 0.1)
                 bins = np.floor(rng.normal(-2.3 + 0.1 * layer, 0.7, alive).clip(-5, -0.01) * 4) / 4
                 values, counts = np.unique(bins, return_counts=True)
                 labels = [*(f"{value:g}" for value in values), "dead"]
                 for label, count in zip(labels, [*counts, d_sae - alive], strict=True):
                     densities.append((model, seed, layer, head, label, int(count)))
-    write_rows(rows, directory, "sae_training_results", "dictionary", "n_ce_tokens")
+    trailing = ("dictionary", "n_ce_tokens", "near_copy_share", "dense_fraction")
+    write_rows(rows, directory, "sae_training_results", *trailing)
     write_rows(densities, directory, "sae_density")
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 from page_numbers import Report, decimals, means
+
+from reports.measure_names import name_measure
+from reports.table_cells import percent_change, significant
 
 
 def check_heatmaps(report: Report) -> None:
@@ -25,14 +29,21 @@ def check_heatmaps(report: Report) -> None:
 
 
 def check_sae_lines(report: Report) -> None:
-    for key, column in (("l0", "l0"), ("fvu", "fvu")):
+    measures = ("l0", "dense_fraction", "near_copy_share", "fvu")
+    for key, columns in (("l0", ("l0",)), ("sae-health", [name for name in measures if name in report.saes])):
         for plot in report.plots(key):
             df = report.saes[report.saes["l1"] == float(plot["name"].split()[-1])] if plot["name"] else report.saes
             trained = df[df["dictionary"] == "trained"]
-            wanted = {(0, model, layer): y for (model, layer), y in means(trained, ["model", "layer"], column).items()}
+            wanted = {
+                (panel, model, layer): y
+                for panel, column in enumerate(columns)
+                for (model, layer), y in means(trained, ["model", "layer"], column).items()
+            }
             report.lines(f"{key} {plot['name']}", plot, wanted)
-            heads, controls = {}, {}
+            heads, controls, column = {}, {}, columns[-1]
             for trace in plot["data"]:
+                if trace["mode"] == "markers" and int(trace["xaxis"][1:] or 1) != len(columns):
+                    continue
                 if trace["mode"] == "markers":
                     places = [re.search(r"layer (\d+), head (\d+)", text).groups() for text in trace["text"]]
                     shown = zip(places, trace["y"], strict=True)
@@ -43,7 +54,7 @@ def check_sae_lines(report: Report) -> None:
                     controls |= {(trace["name"].split()[0], model, layer): y for layer, y in shown}
             own = trained.set_index(["model", "layer", "head"])[column].to_dict()
             report.tally.see_all(f"{key} heads {plot['name']}", heads, own)
-            if key == "fvu":
+            if key == "sae-health":
                 others = df[df["dictionary"] != "trained"]
                 report.tally.see_all("fvu controls", controls, means(others, ["dictionary", "model", "layer"], "fvu"))
 
@@ -63,10 +74,9 @@ def check_density(report: Report) -> None:
         shown = {}
         for trace in plot["data"]:
             layer = layers[int(trace["xaxis"][1:] or 1) - 1]
-            for x, y in zip(trace["x"], trace["y"], strict=True):
-                if y is not None:
-                    edge = "dead" if trace["mode"] == "markers" else round(x - width / 2, 9)
-                    shown[layer, trace["name"], edge] = y
+            for x, y in zip(trace["x"], trace["y"], strict=True) if trace["mode"] == "markers" else ():
+                edge = "dead" if trace["marker"]["symbol"].endswith("-open") else round(x - width / 2, 9)
+                shown[layer, trace["name"], edge] = y
         report.tally.see_all("density", shown, wanted)
 
 
@@ -83,7 +93,8 @@ def check_ablation(report: Report) -> None:
                 report.tally.see(f"ablation {seen[-1]}", y, row["impact_pct"])
                 report.tally.see(f"ablation {seen[-1]} high", y + above, row["ci_high"])
                 report.tally.see(f"ablation {seen[-1]} low", y - below, row["ci_low"])
-                report.tally.see(f"ablation {seen[-1]} hover", text, decimals(row["impact_pct"], 3, is_signed=True))
+                impact, *ends = (decimals(row[c], 3, is_signed=True) for c in ("impact_pct", "ci_low", "ci_high"))
+                report.tally.see(f"ablation {seen[-1]} hover", text, f"{impact} % [{ends[0]}, {ends[1]}]")
         report.tally.see("ablation heads", sorted(seen), sorted(df.index))
 
 
@@ -94,11 +105,8 @@ def check_topology_lines(report: Report) -> None:
         own = means(df, ["basis", "model", "layer"], "mean_cos")
         report.lines("redundancy", plot, {(panels.index(b), model, layer): y for (b, model, layer), y in own.items()})
     for plot in report.plots("ranks"):
-        wanted = {}
-        for panel, column in enumerate(("nuclear_rank", "rank_utilization")):
-            own = means(df[df["basis"] == "z"], ["model", "layer"], column)
-            wanted |= {(panel, model, layer): y for (model, layer), y in own.items()}
-        report.lines("ranks", plot, wanted)
+        own = means(df[df["basis"] == "z"], ["model", "layer"], "nuclear_rank")
+        report.lines("ranks", plot, {(0, model, layer): y for (model, layer), y in own.items()})
 
 
 def check_pareto(report: Report) -> None:
@@ -118,12 +126,19 @@ def check_matched(report: Report) -> None:
     df = report.csv["sae_matched_l0"]
     columns = ("fvu_difference", "ce_recovered_difference")
     wanted = {
-        (panel, f"{row['model_a']} – {row['model_b']}", row["layer"]): row[column]
-        for panel, column in enumerate(columns)
+        (panel, f"{row['model_b']} − {row['model_a']}", row["layer"]): row[column]
+        for panel, column in enumerate(columns, 1)
         for _, row in df.iterrows()
     }
+    first, *others = report.models
+    trained = report.saes[report.saes["dictionary"] == "trained"]
     for plot in report.plots("matched"):
-        report.lines("matched", plot, wanted)
+        l1 = float(plot["name"].split()[-1]) if plot["name"] else report.l1
+        fvu = means(trained[trained["l1"] == l1], ["model", "layer"], "fvu")
+        for (model, layer), y in fvu.items():
+            if model in others and (first, layer) in fvu:
+                wanted[0, f"{model} − {first}", layer] = round(y - fvu[first, layer], 11)
+        report.lines("matched", rounded(plot, "x"), wanted)
     for _, row in df[df["fvu_difference"].isna()].iterrows():
         said = f"{row['model_a']} – {row['model_b']}, seed {row['seed']}, layer {row['layer']}: "
         report.tally.see(f"matched gap {said}", said in report.page["facts"]["matched"], True)
@@ -133,9 +148,12 @@ def check_training(report: Report) -> None:
     log = report.csv["train_log"]
     for plot in report.plots("loss"):
         held_out = log.dropna(subset=["held_out_loss"])
-        report.lines(
-            "loss", plot, {(0, m, x): y for (m, x), y in means(held_out, ["model", "step"], "held_out_loss").items()}
-        )
+        by_step, first = means(held_out, ["model", "step"], "held_out_loss"), report.models[0]
+        wanted = {(0, m, x): y for (m, x), y in by_step.items()}
+        for model, x in by_step:
+            if model != first and (first, x) in by_step:
+                wanted[1, f"{model} − {first}", x] = round(by_step[model, x] - by_step[first, x], 11)
+        report.lines("loss", rounded(plot, "x2"), wanted)
         batches = {}
         for trace in plot["data"]:
             if trace.get("opacity") == 0.4:
@@ -143,15 +161,18 @@ def check_training(report: Report) -> None:
                 batches |= {(trace["legendgroup"], x): y for x, y in pairs if y is not None}
         report.tally.see_all("loss of batches", batches, means(log, ["model", "step"], "loss"))
         baselines = report.csv["baselines"]
-        report.tally.see_all("loss levels", dict(enumerate(plot["levels"])), dict(enumerate(baselines["nats"])))
+        report.tally.see_all(
+            "loss levels", dict(enumerate(plot["levels"][: len(baselines)])), dict(enumerate(baselines["nats"]))
+        )
         texts = [f"{name} {nats:.2f}" for name, nats in zip(baselines["name"], baselines["nats"], strict=True)]
-        report.tally.see_all("loss names", dict(enumerate(plot["titles"])), dict(enumerate(texts)))
+        report.tally.see_all("loss names", dict(enumerate(plot["titles"][-len(texts) :])), dict(enumerate(texts)))
     for plot in report.plots("pressure"):
         columns = ("vsm.lambda", "sigma_z", "sigma_pattern", "sigma_residual")
         report.lines("pressure", plot, over_steps(log, {i: [column] for i, column in enumerate(columns)}))
     for plot in report.plots("telemetry"):
         intervention = plot["name"] or next(c.rpartition(".")[0] for c in log if not c[-1].isdigit() and "." in c)
-        own = {i: [f"{intervention}.{title}"] for i, title in enumerate(plot["titles"])}
+        columns = {name_measure(c.rpartition(".")[2]): c for c in log if c.startswith(f"{intervention}.")}
+        own = {i: [columns[title]] for i, title in enumerate(plot["titles"])}
         report.lines(f"telemetry {intervention}", plot, over_steps(log, own))
     for plot in report.plots("rank-trajectories"):
         rank = plot["name"].replace(" ", "_") if plot["name"] else "nuclear_rank"
@@ -161,8 +182,17 @@ def check_training(report: Report) -> None:
         own = {i: [c for c in log if c.startswith(f"{rank}.{matrix}.")] for i, matrix in names.items()}
         report.lines(f"rank-trajectories {rank}", plot, over_steps(log, own))
     for plot in report.plots("monitors"):
-        own = {i: [f"{plot['name']}.{title.split()[1]}"] for i, title in enumerate(plot["titles"])}
+        names = {name_measure(c.rpartition(".")[0]): c.rpartition(".")[0] for c in log if c[-1].isdigit() and "." in c}
+        own = {i: [f"{names[plot['name']]}.{title.split()[1]}"] for i, title in enumerate(plot["titles"])}
         report.lines(f"monitors {plot['name']}", plot, over_steps(log, own))
+
+
+def rounded(plot: Mapping[str, Any], axis: str) -> Mapping[str, Any]:
+    """The plot with the panel of an axis rounded to what is left of effects, which have 12 decimals."""
+    for trace in plot["data"]:
+        if trace["xaxis"] == axis:
+            trace["y"] = [round(y, 11) for y in trace["y"]]
+    return plot
 
 
 def over_steps(log: pd.DataFrame, panels: Mapping[int, list[str]]) -> dict[tuple[int, str, float], float]:
@@ -199,7 +229,7 @@ def check_attention(report: Report) -> None:
 
 
 def check_changes(report: Report) -> None:
-    """One mark a measure: the second model's number less the first's."""
+    """A row a measure: the first model's number, the second's less it, and that in per cent."""
     csv, heads = report.csv, "head >= 0 and kind == 'zero'"
     log = csv["train_log"].dropna(subset=["held_out_loss"]).sort_values("step")
     values = {"held-out loss": log.groupby("model")["held_out_loss"].last()}
@@ -214,13 +244,21 @@ def check_changes(report: Report) -> None:
     attention = csv["attention_stats"]
     first = attention[attention["layer"] == 0].groupby("model")["entropy"]
     values |= {"layer-0 head entropy, mean": first.mean(), "layer-0 head entropy, std": first.std(ddof=0)}
-    for plot in report.plots("interventions"):
-        shown = {title: trace["x"] for title, trace in zip(plot["titles"], plot["data"], strict=True)}
+    for table in report.tables("relative-changes"):
         reference, treated = report.models
-        wanted = {title: of_model[treated] - of_model[reference] for title, of_model in values.items()}
-        known = {title: change for title, change in wanted.items() if not math.isnan(change)}
-        drawn = {title: round(x[0], 11) for title, x in shown.items() if title in wanted}  # effects have 12 decimals
-        report.tally.see_all("interventions", drawn, {title: round(change, 11) for title, change in known.items()})
+        wanted = {}
+        for title, of_model in values.items():
+            before, change = of_model[reference], of_model[treated] - of_model[reference]
+            if not math.isnan(change):
+                sign = "+" if round(change, 12) > 0 else ""
+                cells = (
+                    significant(before),
+                    sign + significant(round(change, 12)),
+                    percent_change(before + change, before),
+                )
+                wanted[name_measure(title)] = cells
+        shown = {headers[0]: tuple(text for text, _ in cells) for headers, cells in table["rows"]}
+        report.tally.see_all("changes", {name: shown.get(name) for name in wanted}, wanted)
 
 
 def check_layers_of_others(report: Report) -> None:
@@ -257,7 +295,7 @@ def check_layers_of_others(report: Report) -> None:
 # panel -> the measure whose means over seeds are its lines
 DRAWN_MEANS = {
     "redundancy": ("topology_stats", "mean_cos"), "bos": ("attention_stats", "bos_mass"),
-    "l0": ("sae_training_results", "l0"), "fvu": ("sae_training_results", "fvu"),
+    "l0": ("sae_training_results", "l0"), "sae-health": ("sae_training_results", ""),
     "loss": ("train_log", "held_out_loss"),
     "crystallisation": ("concept_mantel", "r"), "spectra": ("weight_spectra", ""), "monitors": ("train_log", ""),
     "rank-trajectories": ("train_log", ""),
@@ -266,7 +304,7 @@ DRAWN_MEANS = {
 
 
 def check_made_tables(report: Report) -> None:
-    """Every point of a line is a mean of seed_means.csv, every change an effect of effects.csv."""
+    """Every point of a line is a mean of seed_means.csv."""
     made = report.csv["seed_means"]
     for key, (table, measure) in DRAWN_MEANS.items():
         own = made[(made["table"] == table) & ((made["measure"] == measure) | (measure == ""))]
@@ -278,12 +316,6 @@ def check_made_tables(report: Report) -> None:
                         report.tally.see(
                             f"seed-means {key} {trace['name']}", bool((abs(known - y) < 1e-12).any()), True
                         )
-    effects = report.csv["effects"].fillna({"comparison": ""})
-    for plot in report.plots("interventions"):
-        for title, trace in zip(plot["titles"], plot["data"], strict=True):
-            own = effects[effects["measure"].str.replace("_", " ") == title.replace("_", " ")]
-            own = own[own[["layer", "basis"]].isna().all(axis=1)]
-            report.tally.see_all(f"effects {title}", dict(enumerate(trace["x"])), dict(enumerate(own["effect"])))
 
 
 def check_legends(report: Report) -> None:

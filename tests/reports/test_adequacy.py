@@ -9,7 +9,7 @@ from html import unescape
 import numpy as np
 import pandas as pd
 
-from reports.adequacy import MAX_NAMED, atlas_adequacy, name_places, say_adequacy
+from reports.adequacy import MAX_NAMED, atlas_adequacy, name_places, say_adequacy, warn_adequacy
 from reports.atlas import write_atlas
 from reports.page import write_report
 from reports.tables import read_table, write_table
@@ -52,6 +52,13 @@ def test_each_model_and_l1_is_counted_and_its_heads_named() -> None:
     assert said.endswith(": control 4 of 4, adaptive 2 of 4 (not L0 H1, L1 H0)")
     sweep = say_adequacy(results(l1=(2.0, 4.0)))
     assert ["".join(re.findall(r"at l1 (\d) control 4 of 4", own)) for own in sweep] == ["2", "4"]
+
+
+def test_a_reader_is_warned_of_inadequate_saes_and_of_no_others() -> None:
+    assert warn_adequacy(results()) == []
+    (said,) = warn_adequacy(results(adaptive={(0, 1), (1, 0)}))
+    assert said.startswith("At λ₁ = 2, 2 of 8 SAEs are inadequate: adaptive L0 H1, L1 H0. Do not read")
+    assert len(warn_adequacy(results(l1=(2.0, 4.0), control={(0, 0)}))) == 2
 
 
 def test_where_none_is_adequate_no_head_is_named() -> None:

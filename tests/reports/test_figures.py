@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,11 @@ from reports.figures.saes import of_dictionary
 from reports.figures.style import DARK, PALETTE, label
 from reports.figures.training import thin
 from reports.panels import SECTIONS
-from reports.panels.interventions import summary
+from reports.panels.attention import say_sinks
+from reports.panels.heads import say_matched, say_sides
+from reports.panels.interventions import change_grids, summary
 from reports.study import read_study
+from reports.table_cells import percent_change, significant
 
 NO_CURVES = pd.DataFrame(columns=["model", "set", "layer", "mean"])
 
@@ -84,7 +88,9 @@ def test_heatmaps_take_one_seed(tmp_path):
 @pytest.mark.parametrize("measure", ["l0", "fvu"])
 def test_lines_run_through_the_mean_over_heads(study, drawn, measure):
     df = of_dictionary(study.tables["sae_training_results"], "trained")
-    lines = [trace for trace in drawn[measure].data if "lines" in trace.mode and trace.name in study.models]
+    name, axis = ("l0", "x") if measure == "l0" else ("sae-health", "x4")
+    known = [trace for trace in drawn[name].data if trace.xaxis == axis and trace.name in study.models]
+    lines = [trace for trace in known if "lines" in trace.mode]
     assert [trace.name for trace in lines] == study.models
     for trace in lines:
         for layer in (0, 1):
@@ -111,10 +117,28 @@ def test_uniform_attention_is_a_level():
     ] == [0.03]
 
 
+def test_more_active_features_than_dimensions_lie_above_a_level(study, drawn):
+    for name in ("l0", "sae-health"):
+        level = [shape for shape in drawn[name].layout.shapes if shape.xref == "x domain"]
+        assert [shape.y0 for shape in level] == [16]
+        assert "d_head = 16" in [note.text for note in drawn[name].layout.annotations]
+    unequal = study.tables["sae_training_results"].assign(d_in=lambda df: 16 + df["layer"])
+    means = study.means("sae_training_results", "l0", "model", "layer")
+    assert figures.l0_by_layer(unequal, means).layout.shapes == ()
+
+
+def test_health_shows_the_shares_of_dense_features_and_of_copies(study, drawn):
+    titles = [note.text for note in drawn["sae-health"].layout.annotations][:4]
+    assert titles == ["L0", "share of dense features", "share of near-copies", "FVU"]
+    lines = [trace for trace in drawn["sae-health"].data if trace.name in study.models and "lines" in trace.mode]
+    for axis, values in {"x2": [0.1, 0.2], "x3": [0.015, 0.015]}.items():
+        assert [list(line.y) for line in lines if line.xaxis == axis] == [pytest.approx(values)] * 2
+
+
 def test_controls_are_grey_and_named_once(drawn):
-    named = [trace.name for trace in drawn["fvu"].data if trace.showlegend is not False]
+    named = [trace.name for trace in drawn["sae-health"].data if trace.showlegend is not False]
     assert sorted(named) == ["adaptive", "control", "random dictionary", "shuffled activations"]
-    grey = {trace.line.color for trace in drawn["fvu"].data if trace.name in ("random dictionary",)}
+    grey = {trace.line.color for trace in drawn["sae-health"].data if trace.name in ("random dictionary",)}
     assert grey.isdisjoint(PALETTE)
 
 
@@ -122,19 +146,21 @@ def test_densities_sum_heads_and_keep_the_dead_apart(study, drawn):
     df = study.tables["sae_density"]
     alive = sum(row.n_features for row in df.itertuples() if row.log10_density_bin != "dead")
     dead = sum(row.n_features for row in df.itertuples() if row.log10_density_bin == "dead")
-    lines = [trace for trace in drawn["density"].data if "lines" in trace.mode]
-    drawn_alive = sum(n for trace in lines for n in trace.y if n is not None)
-    drawn_dead = sum(sum(trace.y) for trace in drawn["density"].data if trace.mode == "markers")
-    assert (drawn_alive, drawn_dead) == (alive, dead)
+    counts = dict.fromkeys((False, True), 0)
+    for trace in (trace for trace in drawn["density"].data if trace.mode == "markers"):
+        counts[str(trace.marker.symbol).endswith("-open")] += sum(trace.y)
+    assert counts == {False: alive, True: dead}
     assert alive + dead == 2 * 2 * 4 * 24  # models, layers, heads, features
 
 
-def test_no_line_of_densities_runs_across_bins_without_features():
+def test_densities_are_steps_and_an_empty_bin_is_empty():
     bins = {"-4.25": 3, "-4": 2, "-2.5": 7, "-2.25": 0, "-2": 1, "dead": 4}
     df = pd.DataFrame({"model": "a", "seed": 0, "layer": 0, "head": 0, "log10_density_bin": list(bins)})
-    line, dead = figures.feature_density(df.assign(n_features=list(bins.values()))).data
-    assert line.x == (-4.125, -3.875, None, -2.375, None, -1.875)
-    assert line.y == (3, 2, None, 7, None, 1)
+    line, marks, dead = figures.feature_density(df.assign(n_features=list(bins.values()))).data
+    assert line.x == (-4.25, -4, -4, -3.75, None, -2.5, -2.25, None, -2, -1.75)
+    assert line.y == (3, 3, 2, 2, None, 7, 7, None, 1, 1)
+    assert line.hoverinfo == "skip"
+    assert (marks.x, marks.y) == ((-4.125, -3.875, -2.375, -1.875), (3, 2, 7, 1))
     assert dead.y == (4,)
 
 
@@ -160,9 +186,18 @@ def test_strip_places_no_two_marks_on_each_other(drawn):
 
 
 def test_losses_stand_beside_both_baselines(drawn):
-    levels = sorted(shape.y0 for shape in drawn["loss"].layout.shapes)
+    levels = sorted(shape.y0 for shape in drawn["loss"].layout.shapes if shape.yref == "y")
     assert levels == [4.6501, 6.6349]
-    assert {note.text for note in drawn["loss"].layout.annotations} == {"unigram 6.63", "bigram 4.65"}
+    assert {note.text for note in drawn["loss"].layout.annotations} >= {"unigram 6.63", "bigram 4.65"}
+
+
+def test_the_difference_of_losses_stands_beside_curves_that_coincide(study, drawn):
+    log = study.tables["train_log"].dropna(subset=["held_out_loss"])
+    by_step = log.pivot_table(index="step", columns="model", values="held_out_loss")
+    (trace,) = [trace for trace in drawn["loss"].data if trace.xaxis == "x2"]
+    assert trace.name == "adaptive − control"
+    assert list(trace.x) == by_step.index.tolist()
+    assert list(trace.y) == pytest.approx((by_step["adaptive"] - by_step["control"]).tolist(), abs=1e-11)
 
 
 def test_one_legend_entry_a_model(drawn):
@@ -314,7 +349,14 @@ def test_stability_stands_beside_random_directions(study, drawn):
         means = [df[(df["model"] == model) & (df["layer"] == layer)]["stability"].mean() for layer in (0, 1)]
         assert list(trace.y) == pytest.approx(means)
     assert list(traces[-1].y) == pytest.approx([0.45, 0.45])
-    assert [list(trace.y) for trace in drawn["matched"].data] == [[0.0, 0.01], [0.0, -0.02]]
+    saes = study.tables["sae_training_results"].query("dictionary == 'trained'")
+    fvu = saes.pivot_table(index="layer", columns="model", values="fvu")
+    wanted = [(fvu["adaptive"] - fvu["control"]).tolist(), [0.0, 0.01], [0.0, -0.02]]
+    assert [list(trace.y) for trace in drawn["matched"].data] == [pytest.approx(own, abs=1e-11) for own in wanted]
+    assert say_matched(study) == [
+        f"FVU of adaptive − control: at equal λ₁ = 0.03 {say_sides(pd.Series(wanted[0]))}; "
+        "at equal L0 higher in 1 of 2 layers (0 to 0.010)."
+    ]
 
 
 def test_the_strongest_pairs_of_heads_are_shown_with_their_intervals(study, drawn):
@@ -331,11 +373,15 @@ def test_changes_are_differences_of_means_and_filled_where_seeds_agree(study, dr
     (effect,) = study.effects("topology_stats", "mean |cos|, residual").to_dict("records")
     assert (effect["model_a"], effect["model_b"]) == ("control", "adaptive")
     assert (effect["effect"], effect["n"]) == (pytest.approx(means["adaptive"] - means["control"], abs=1e-12), 1)
-    ((_, figure),) = summary(study)
-    titles = [note.text for note in figure.layout.annotations]
-    assert {"held-out loss", "SAE l0", "largest head impact (%)", "nuclear rank of W_O, layer 0"} <= set(titles)
-    assert figure.data[titles.index("mean |cos|, residual")].x == (effect["effect"],)
-    assert {symbol for trace in figure.data for symbol in trace.marker.symbol} == {"circle-open"}
+    assert summary(study) == []  # of few comparisons a table
+    (grid,) = change_grids(study)
+    rows = {name: [cell.text for cell in cells] for (name,), cells in grid.rows}
+    assert {"held-out loss", "L0 of the SAEs", "nuclear rank of W_O, layer 0"} <= set(rows)
+    sign = "+" * (effect["effect"] > 0)
+    assert rows["mean |cos| between heads, residual contribution"] == [
+        significant(means["control"]), f"{sign}{significant(effect['effect'])}",
+        percent_change(means["adaptive"], means["control"]),
+    ]  # fmt: skip
     rows = [("a → b", "x", 1.0, 0.5, 1.5, 3), ("a → c", "x", -1.0, -2.5, 0.5, 3)]
     columns = ["comparison", "measure", "effect", "ci_low", "ci_high", "n"]
     (trace,) = figures.changes(pd.DataFrame(rows, columns=columns)).data
@@ -387,7 +433,7 @@ def test_an_empty_sae_is_drawn():
     df = pd.DataFrame(rows, columns=["model", "seed", "layer", "head", "l0", "fvu", "dictionary"])
     l0, fvu = (average(df, column, "model", "dictionary", "layer") for column in ("l0", "fvu"))
     assert list(figures.l0_by_layer(df, l0).data[-1].y) == [0.0]
-    figures.fvu_by_layer(df, fvu).to_json()
+    figures.sae_health(df, {"l0": l0, "fvu": fvu}).to_json()
     dead = pd.DataFrame({"model": ["m"], "seed": [0], "layer": [0], "head": [0]})
     dead = dead.assign(log10_density_bin=["dead"], n_features=[32])
     assert [list(trace.y) for trace in figures.feature_density(dead).data] == [[], [32]]
@@ -413,3 +459,26 @@ def test_names_cannot_become_markup():
     fig = figures.ablation_profile(df, "zero")
     assert fig.data[0].name == label(name)
     assert "<b onclick" not in fig.data[0].hovertemplate
+
+
+def test_heads_stand_in_the_order_of_their_impact_within_their_model():
+    columns = ["model", "seed", "layer", "head", "kind", "impact_pct", "ci_low", "ci_high"]
+    rows = [("a", 0, 0, head, "zero", impact, impact - 1, impact + 1) for head, impact in enumerate([1.0, 9.0, 4.0])]
+    rows += [("b", 0, 0, head, "zero", impact, np.nan, np.nan) for head, impact in enumerate([3.0, 2.0, np.nan])]
+    first, second = figures.ablation_profile(pd.DataFrame(rows, columns=columns), "zero").data
+    assert [round(x + 0.15) for x in first.x] == [3, 1, 2]
+    assert [round(x - 0.15) for x in second.x] == [1, 2, 3]
+    assert first.text[1] == "+9.000 % [+8.000, +10.000]"
+    assert second.text[0] == "+3.000 %"
+
+
+def test_a_sink_is_said_to_be_there_or_not(study):
+    def said(masses):
+        df = pd.DataFrame({"model": ["a", "a", "b"], "layer": 0, "head": [0, 1, 0], "bos_mass": masses})
+        return say_sinks(replace(study, tables={"attention_stats": df.assign(bos_uniform=0.03)}))
+
+    assert said([0.1, 0.2, 0.05]) == [
+        "No attention sink: no head puts more than 0.3 of its attention on position 0 (the largest is 0.20, a L0 H1; "
+        "uniform attention would give 0.030)."
+    ]
+    assert said([0.1, 0.5, np.nan])[0].startswith("Attention sinks: 1 of 2 heads of a put more than 0.3")

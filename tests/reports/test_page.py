@@ -67,14 +67,14 @@ def test_a_panel_calls_another_by_the_number_that_it_has_on_this_page(made_study
     panels = {panel.key: panel for section in SECTIONS for panel in section.panels}
     referring = {panel.key: REFERENCE.findall(panel.read + panel.detail) for panel in panels.values()}
     assert {name for names in referring.values() for name in names} <= set(panels)
-    assert referring["l0"] == ["fvu"]
+    assert referring["l0"] == ["sae-health"]
 
     def said(directory) -> tuple[str, str]:
-        """The number of the figure of fvu, and what the figure of l0 calls it."""
+        """The number of the figure of the SAEs' health, and what the figure of l0 calls it."""
         page = write_report(directory, tmp_path / "report.html").read_text(encoding="utf-8")
-        title = r"(Figure \d+)\. Variance that the SAEs leave unexplained"
+        title = r"(Figure \d+)\. Are the SAEs’ features features"
         own = re.search(title, visible(page))
-        return own[1] if own else "", re.search(r"only where fvu \(([^)]*)\) is alike", visible(page))[1]
+        return own[1] if own else "", re.search(r"only where FVU \(([^)]*)\) is no higher", visible(page))[1]
 
     number, called = said(study_copy)
     assert number == called != ""
@@ -92,8 +92,8 @@ def test_a_panel_calls_another_by_the_number_that_it_has_on_this_page(made_study
 def test_a_panel_that_was_left_out_is_called_by_no_number():
     panel = next(panel for section in SECTIONS for panel in section.panels if panel.key == "l0")
     shown = Shown(panel, "Figure 2", (), (), None, (), "", ())
-    assert "only where fvu (not drawn here) is alike" in name_panels(shown, {"l0": "Figure 2"}).panel.read
-    assert "only where fvu (Figure 7) is alike" in name_panels(shown, {"fvu": "Figure 7"}).panel.read
+    assert "only where FVU (not drawn here) is no" in name_panels(shown, {"l0": "Figure 2"}).panel.read
+    assert "only where FVU (Figure 7) is no" in name_panels(shown, {"sae-health": "Figure 7"}).panel.read
 
 
 def test_a_study_of_earlier_versions_says_what_it_lacks(study_copy):
@@ -177,7 +177,8 @@ def test_only_the_pages_own_scripts_may_run(page):
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
     sources = re.search(r"script-src ([^;]*)", policy)[1].split()
-    scripts = [re.search(r'<script type="module">(.*?)</script>', page, flags=re.DOTALL)[1]]
+    opened = ('<script id="early">', '<script type="module">')
+    scripts = [re.search(f"{start}(.*?)</script>", page, flags=re.DOTALL)[1] for start in opened]
     scripts.append(unpack(page, "plotly-source").decode("utf-8"))
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     assert sources == [f"'sha256-{digest}'" for digest in hashes]
@@ -215,8 +216,8 @@ def test_a_missing_column_is_named(study_copy):
     path = study_copy / "sae_training_results.csv"
     read_csv(path).drop(columns=["fvu"]).to_csv(path, index=False)
     text = " ".join(visible(write_report(study_copy).read_text(encoding="utf-8")).split())
-    assert text.count("sae_training_results.csv lacks the column fvu.") == 2  # Table 2 and the fvu figure
-    assert "Active features a token (l0), by layer." in text
+    assert text.count("sae_training_results.csv lacks the column fvu.") == 2  # Table 2 and the health figure
+    assert "L0, active features per token, by layer." in text
 
 
 def test_each_table_can_be_the_only_one(made_study, tmp_path):
@@ -276,8 +277,8 @@ def test_a_sweep_of_l1_is_shown_value_by_value(study_copy):
     page = write_report(study_copy).read_text(encoding="utf-8")
     text = " ".join(visible(page).split())
     assert "(a) l0, l1 0.03" in text
-    assert "Figure 2 shows l1 0.03 l1 0.06" in text
-    assert "fvu against l0 over a sweep of l1." in text
+    assert "Figure 2 shows λ₁ = 0.03 λ₁ = 0.06" in text
+    assert "FVU against L0 over a sweep of λ₁." in text
     assert len(json.loads(unpack(page, "page-data"))["figures"]["l0"]) == 2
 
 
@@ -287,7 +288,7 @@ def test_many_variants_are_a_list(study_copy):
     df.assign(**{f"rank_{name}.0": 1.0 for name in "abcdefg"}).to_csv(path, index=False)
     write_effects(study_copy)
     page = write_report(study_copy).read_text(encoding="utf-8")
-    assert '<option value="8">rank_g</option>' in page
+    assert '<option value="8">rank g</option>' in page
 
 
 def test_without_a_record_the_tables_speak_alone(study_copy):

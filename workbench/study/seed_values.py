@@ -124,6 +124,7 @@ SOURCES = (
         ("max_cos", "mean_cos", "nuclear_rank", "rank_utilization"),
     ),
     Source("sae_training_results", SAES, ("l0", "mse", "fvu", "dead_fraction"), single_heads),
+    Source("sae_training_results", SAES, ("near_copy_share", "dense_fraction"), single_heads),
     Source("sae_training_results", SAES, ("ce_recovered",), with_recovery, (*SAES[::3], *COSTS)),
     Source("sae_stability", ("model", "l1", "layer"), ("stability", "share_above"), single_heads),
     Source("sae_stability", ("l1", "layer"), ("stability_random", "share_random"), single_heads),
@@ -234,7 +235,7 @@ def over_steps(tables: Tables) -> Iterator[SeedValues]:
     for name in (*LOGGED, *of_interventions):
         if name in log:
             rows = log[[*by, "seed"]].assign(value=log[name]).dropna(subset=["value"])
-            yield SeedValues("train_log", name, by, rows, is_compared=False)
+            yield SeedValues("train_log", name, by, rows, is_compared=name == "held_out_loss")
     for name in dict.fromkeys(own for own, layer in pairs if layer.isdigit() and own not in LOGGED):
         columns = layer_columns(log, name)
         parts = [log[[*by, "seed"]].assign(layer=layer, value=log[column]) for layer, column in columns.items()]

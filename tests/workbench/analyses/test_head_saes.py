@@ -34,7 +34,7 @@ from workbench.analyses.sae_train.head_saes import (
 )
 from workbench.analyses.sae_train.plan import make_plans, train_config
 from workbench.analyses.sae_train.settings import HeadSaeSettings
-from workbench.analyses.sae_train.stack_tables import share_rare
+from workbench.analyses.sae_train.stack_tables import share_dense, share_rare
 from workbench.analyses.sae_train.stack_training import fold_scale, input_scale
 from workbench.models.activations import (
     Positions,
@@ -925,5 +925,12 @@ def test_the_job_reads_as_many_tokens_as_it_is_given(model, tokens, held_out) ->
 def test_rare_features_are_a_share_of_the_living() -> None:
     density = torch.tensor([[0.0, 5e-4, 1e-3, 0.2], [0.0, 0.0, 2e-4, 9e-4], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     found = share_rare(density)
+    assert found[:2].tolist() == [pytest.approx(1 / 3), 1.0]
+    assert found[2].isnan()
+
+
+def test_dense_features_are_a_share_of_the_living() -> None:
+    density = torch.tensor([[0.0, 5e-4, 0.1, 0.2], [0.0, 0.0, 0.3, 0.9], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    found = share_dense(density)
     assert found[:2].tolist() == [pytest.approx(1 / 3), 1.0]
     assert found[2].isnan()

@@ -110,13 +110,29 @@ def test_effects_are_paired_by_seed_where_both_models_have_it(study):
     assert (row["n"], row["interval"], math.isnan(row["ci_low"])) == (2, "none", True)
 
 
+def test_held_out_losses_are_compared_step_by_step(tmp_path):
+    rows = [
+        (model, seed, step, 4.0 - 0.01 * step + 0.001 * seed * step + 0.002 * step * (model == "y"))
+        for model in ("x", "y") for seed in range(3) for step in (0, 10)
+    ]  # fmt: skip
+    log = pd.DataFrame(rows, columns=["model", "seed", "step", "held_out_loss"])
+    log = log.reindex(columns=list(COLUMNS["train_log"])).assign(phase="language")
+    write_table(log, tmp_path, "train_log")
+    write_effects(tmp_path)
+    found = read_table(tmp_path, "effects").query("measure == 'held_out_loss'")
+    assert found["step"].astype(int).tolist() == [0, 10]
+    assert found["effect"].tolist() == pytest.approx([0.0, 0.02], abs=1e-11)
+    assert found["ci_high"].tolist() == pytest.approx([0.0, 0.02], abs=1e-11)
+    assert set(found["interval"]) == {"paired"}
+
+
 def test_no_column_of_a_place_has_the_name_of_a_number():
     leading = {*COLUMNS["effects"], *COLUMNS["seed_means"]} - {"model_a", "model_b"}
     assert not leading & {name for source in SOURCES for name in source.by}
     for source in SOURCES:
         assert {*source.by, *source.measures} - {"entropy_std", "place", "i", "decay"} <= {
             *COLUMNS[source.table], *OPTIONAL, "layer_a", "layer_b", "n_parameters_no_embedding", "n_eff_no_embedding",
-            "perplexity",
+            "perplexity", "near_copy_share", "dense_fraction",
         }, source.table  # fmt: skip
 
 

@@ -163,6 +163,7 @@ sae_train = Analysis(
                 Column("fvu_over_random", "fvu / fvu of the random control at equal l0; of trained SAEs", unit="1"),
                 Column("is_adequate", "whether l0 ≤ d_in / 3 and fvu_over_random ≤ .75; of trained SAEs"),
                 Column("rare_fraction", "living features that fire on less than 1e-3 of the tokens", unit="1"),
+                Column("dense_fraction", "living features that fire on more than .1 of the tokens", unit="1"),
                 *_KIND,
                 _ACTIVATION,
             ],

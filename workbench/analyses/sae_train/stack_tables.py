@@ -20,6 +20,7 @@ from workbench.analyses.sae_train.evaluation import LeftOut, SpliceLosses, recov
 from workbench.analyses.sae_train.plan import Plan
 
 RARE = 1e-3  # density below which a living feature is rare
+DENSE = 0.1  # density above which a feature is dense: it fires on more than every tenth token
 NEAR_COPY = 0.9  # cosine with another feature's decoder row above which a feature is its near-copy
 
 
@@ -109,6 +110,7 @@ class StackRows:
                 "fvu_over_random": own_ratio,
                 "is_adequate": adequate,
                 "rare_fraction": share_rare(own.density),
+                "dense_fraction": share_dense(own.density),
             }
             parts.append(pd.DataFrame(self.keys() | columns))
         table = pd.concat(parts, ignore_index=True)
@@ -174,6 +176,11 @@ def share_rare(density: Float[Tensor, "n_saes d_sae"]) -> Float[Tensor, "n_saes"
     """Share of each SAE's living features that fire on less than `RARE` of the tokens; nan where none lives."""
     living = torch.where(density > 0, density, torch.nan)
     return torch.where(living.isnan(), torch.nan, (living < RARE).double()).nanmean(dim=1)
+
+
+def share_dense(density: Float[Tensor, "n_saes d_sae"]) -> Float[Tensor, "n_saes"]:
+    """Share of each SAE's living features that fire on more than `DENSE` of the tokens; nan where none lives."""
+    return share_above(torch.where(density > 0, density, torch.nan), DENSE)
 
 
 def share_above(values: Float[Tensor, "n_saes d_sae"], limit: float) -> Float[Tensor, "n_saes"]:
