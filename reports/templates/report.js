@@ -5,6 +5,8 @@ async function start() {
   startPlots();
   startSources();
   startSorting();
+  startGlossary();
+  startFolds();
   const { figures, names, heads, panels } = await unpackJson("page-data");
   startVariants(figures);
   await startContinuations(names);
