@@ -20,6 +20,7 @@ _PLACES = (
     "seed seed_a seed_b sae_seed other_seed layer layer_a layer_b head head_a head_b head_i head_j feature step lag"
 )
 _PLACES += " pc place rung n_removed n_points permutation_seed block sentence"
+_TEXTS += " quantity where"  # of comparisons with another study
 # by which rows are told apart and figures laid out: a row without a whole number there is at no place at all
 PLACES = frozenset(_PLACES.split())
 _COUNTS = "n n_ctx n_sequences stride"

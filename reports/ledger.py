@@ -32,8 +32,9 @@ TEXTS = (*TEXTS, "published_in", "interval", "claim_id")
 INTERVALS = {
     "paired": "over seeds, paired",
     "welch": "over seeds, unpaired",
-    "own": "over the text alone, not over seeds",
+    "own": "over the text alone",
 }
+SUFFIXES = {"percent": " %", "factor": " ×", "points": " points", "plain": ""}
 GROUPS = MappingProxyType(
     {
         "janus-small": "Project Janus: pressure on attention maps (Janus-Small)",
@@ -66,12 +67,14 @@ class Group:
 
 
 def ledger_groups(study: Study) -> list[Group]:
-    """Return the ledger by group, in the table's order; nothing without a usable claims table."""
+    """Return the ledger by group, those with measured claims first, else in the table's order; nothing without a
+    usable claims table."""
     if problems(study, NEEDS):
         return []
     rows = [{str(key): value for key, value in row.items()} for row in study.tables["claims"].to_dict("records")]
     titles = list(dict.fromkeys(str(row.get("group") or "") for row in rows))
-    return [_group(title, [row for row in rows if str(row.get("group") or "") == title]) for title in titles]
+    groups = [_group(title, [row for row in rows if str(row.get("group") or "") == title]) for title in titles]
+    return sorted(groups, key=lambda group: not group.measured)  # stable: what was measured comes first
 
 
 def _group(title: str, rows: Sequence[Mapping[str, Any]]) -> Group:
@@ -96,20 +99,59 @@ def marked(verdict: str) -> dict[str, str]:
 
 
 def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a claim as texts; what it does not say is empty."""
+    """Return a claim as texts, published and measured figure in one unit; what it does not say is empty."""
     texts = {key: cell_text(row.get(key)) for key in TEXTS}
-    bounds = interval_text(row.get("ci_low"), row.get("ci_high"), str(row.get("scale", "")))
+    unit = unit_of(row)
+    bounds = interval_text(row.get("ci_low"), row.get("ci_high"), unit)
     n = row.get("n")
     seeds = ("of one seed" if n == 1 else "of two seeds") if texts["interval"] == "own" and bounds else ""
+    published = figure_text(row.get("published_effect"), unit)
+    figure = cell_text(row.get("figure")) if bounds and published else ""
     return {
         **texts,
         **marked(cell_text(row.get("verdict")).strip()),
+        "published_figure": published,
+        "measured_figure": figure_text(row.get("effect"), unit),
         "bounds": bounds,
+        "against": f"{figure} {published}" if figure else "",
+        "means": means_text(row.get("reference_value"), row.get("treated_value")),
         "few": seeds,
         "interval": INTERVALS.get(texts["interval"], "") if bounds else "",
-        "n": thousands(n) if isinstance(n, int | float) and math.isfinite(n) else "",
+        "n": f"{thousands(n)} {'seed' if n == 1 else 'seeds'}" if is_known(n) and n else "",
         "control": "" if texts["control"] == MISSING else texts["control"],
     }
+
+
+def unit_of(row: Mapping[str, Any]) -> str:
+    """Return the unit of a claim's figures; of an earlier version's table, which does not say it, that of its scale."""
+    return cell_text(row.get("unit")) or ("percent" if row.get("scale") == "ratio" else "plain")
+
+
+def is_known(value: Any) -> bool:
+    """Return whether a cell holds a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def figure_text(value: Any, unit: str) -> str:
+    """Return an effect in its unit; nothing for what is not known.
+
+    >>> figure_text(1.54, "factor"), figure_text(-0.603, "percent"), figure_text(0.2, "points")
+    ('2.54 ×', '−60.3 %', '+20.0 points')
+    """
+    return f"{_number(value, unit)}{SUFFIXES[unit]}" if is_known(value) else ""
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "factor":
+        return significant(1 + value)
+    scale = 1 if unit == "plain" else 100
+    digits = 3 if unit == "plain" else 1 if abs(scale * value) < 1000 else 0
+    return signed(scale * value, digits)
+
+
+def means_text(reference: Any, treated: Any) -> str:
+    """Return both models' values, or the one that there is; nothing without."""
+    return " → ".join(significant(float(value)) for value in (reference, treated) if is_known(value))
 
 
 def cell_text(value: Any) -> str:
@@ -119,14 +161,14 @@ def cell_text(value: Any) -> str:
     return significant(value) if isinstance(value, float) else str(value)
 
 
-def interval_text(low: Any, high: Any, scale: str) -> str:
-    """Return an interval; of a ratio in per cent of change. Nothing where it is not there or undefined."""
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (low, high)):
-        return ""
-    if scale == "ratio":
-        digits = 1 if max(abs(low), abs(high)) < 10 else 0
-        return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}] %"
-    return f"[{significant(float(low))}, {significant(float(high))}]"
+def interval_text(low: Any, high: Any, unit: str) -> str:
+    """Return an interval as it stands behind a figure of that unit. Nothing where it is not there or undefined.
+
+    >>> interval_text(-0.38, 0.18, "factor"), interval_text(-0.97, -0.92, "percent")
+    ('[0.620, 1.18]', '[−97.0, −92.0]')
+    """
+    ends = [value for value in (low, high) if is_known(value)]
+    return f"[{', '.join(_number(value, unit) for value in ends)}]" if len(ends) == 2 else ""
 
 
 def drawn_in(sections: Sequence[tuple[Any, Sequence[Any]]]) -> dict[str, tuple[str, str]]:

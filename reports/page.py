@@ -14,8 +14,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.against import compare_with_old
 from reports.bundle import pack_json, render_page
+from reports.conclusions import conclude, introduce, limits
 from reports.continuations import Continuations
+from reports.glossary import Glossary
 from reports.heads import HEADS, has_heads
 from reports.ledger import NEEDS as LEDGER_NEEDS
 from reports.ledger import drawn_in, ledger_groups, verdict_counts
@@ -23,6 +26,7 @@ from reports.panels import SECTIONS, Drawing, Panel, Section
 from reports.panels.checkpoints import tables_over_training, training_section
 from reports.panels.others import Figures, other_section
 from reports.seed_means import FORMULA
+from reports.setup import describe_setup
 from reports.study import Study, problems, read_study
 from reports.table_cells import Grid, count_parts, name_seeds, thousands
 from reports.tables import MADE, MIN_SEEDS
@@ -32,9 +36,9 @@ MAX_EMBEDDED_BYTES = 600_000
 
 SCRIPTS = (
     "unpack.js", "theme.js", "plots.js", "marks.js", "values.js", "navigation.js", "characters.js", "continuations.js",
-    "head_address.js", "report.js",
+    "glossary.js", "head_address.js", "report.js",
 )  # fmt: skip
-STYLES = ("base.css", "report.css")
+STYLES = ("base.css", "report.css", "conclusions.css")
 
 REFERENCE = re.compile(r"\{([a-z0-9-]+)\}")  # a panel's key in the text of another
 
@@ -98,6 +102,12 @@ def write_report(directory: str | Path, out: str | Path | None = None, figures: 
         notes=[*(as_text(note) for note in study.record.get("notes", ())), *study.notes],
         facts=describe(study.record),
         models=model_rows(study),
+        setup=describe_setup(study),
+        intro=introduce(study),
+        conclusions=conclude(study),
+        limits=limits(study),
+        glossary=Glossary(),
+        against=compare_with_old(study),
         ledger=groups,
         ledger_problems=problems(study, LEDGER_NEEDS) if "claims" in study.paths else [],
         counts=verdict_counts(groups),

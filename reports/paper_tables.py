@@ -6,15 +6,16 @@ in per cent of the reference model, which is the study's first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 import pandas as pd
 
 from reports.figures.saes import of_dictionary, of_heads
 from reports.figures.style import models_of
-from reports.seed_means import each_seed, mean_cell
+from reports.seed_means import each_seed, interval, mean_cell
 from reports.study import Study
-from reports.table_cells import MISSING, Cell, Grid, fixed, percent_change, signed, significant
+from reports.table_cells import MISSING, Cell, Grid, fixed, p_text, percent_change, signed, thousands
 from reports.tables import missing_columns
 
 BASIS_TITLES = {
@@ -23,11 +24,18 @@ BASIS_TITLES = {
     "residual": "(c) Cosine between heads, on the residual contribution",
 }
 SAE_MEASURES = {
-    "l0": ("(a) l0", 2, 1.0),
-    "mse": ("(b) mse", 4, 1.0),
-    "fvu": ("(c) fvu", 3, 1.0),
-    "dead_fraction": ("(d) dead features (%)", 1, 100.0),
-    "ce_recovered": ("(e) cross-entropy recovered", 3, 1.0),
+    "l0": ("(a) L0", 2),
+    "mse": ("(b) mse", 4),
+    "fvu": ("(c) FVU", 3),
+    "dead_fraction": ("(d) dead features", 0),
+    "ce_recovered": ("(e) cross-entropy recovered", 3),
+}
+WITH_ERRORS = ("dead_fraction", "ce_recovered")  # measures of Table 2 that show their standard errors
+SUMMARY_TITLES = {
+    "gini": "Gini of the impacts",
+    "load_bearing_p": "p of the top head (load-bearing)",
+    "rank_correlation": "rank correlation of estimates with impacts",
+    "top_margin": "top head − runner-up (% of the loss)",
 }
 # of effective_size.csv: title, column, scale and digits
 EFFECTIVE = (
@@ -110,11 +118,19 @@ def by_place(values: pd.DataFrame) -> dict[Hashable, float]:
     return values.set_index(["model", "seed", "layer"])["value"].to_dict()
 
 
-def compared(values: list[float | None], digits: int) -> list[Cell]:
-    """Return a cell a model, and behind every model but the first its difference from the first."""
-    cells = [Cell(fixed(values[0], digits))]
-    for value in values[1:]:
-        cells += [Cell(fixed(value, digits)), Cell(percent_change(value, values[0]), is_difference=True)]
+def compared(
+    values: list[float | None], digits: int, errors: list[str] | None = None, *, is_count: bool = False
+) -> list[Cell]:
+    """Return a cell a model, and behind every model but the first its difference from the first: in per cent of it, of
+    counts in their number. errors: what stands behind each value in small type."""
+    notes = errors or [""] * len(values)
+    reference = values[0]
+    cells = [Cell(fixed(reference, digits), notes[0])]
+    for value, note in zip(values[1:], notes[1:], strict=True):
+        change = percent_change(value, reference)
+        if is_count:
+            change = signed(None if value is None or reference is None else value - reference, 0)
+        cells += [Cell(fixed(value, digits), note), Cell(change, is_difference=True)]
     return cells
 
 
@@ -138,8 +154,8 @@ def sae_grids(study: Study) -> list[Grid]:
     df, at = shown_saes(study)
     present = [name for name in DICTIONARIES if not of_dictionary(df, name).empty]
     return [
-        _sae_grid(study, df, measure, title + at, digits, scale, present)
-        for measure, (title, digits, scale) in SAE_MEASURES.items()
+        _sae_grid(study, df, measure, title + at, digits, present)
+        for measure, (title, digits) in SAE_MEASURES.items()
         if not missing_columns(df.columns, (measure, *(COSTS if measure == "ce_recovered" else ())))
     ]
 
@@ -151,29 +167,49 @@ def shown_saes(study: Study) -> tuple[pd.DataFrame, str]:
     if len(sweep) < 2:
         return df, ""
     middle = sweep[(len(sweep) - 1) // 2]
-    return df[df["l1"] == middle], f", l1 {middle:g}"
+    return df[df["l1"] == middle], f" at λ₁ = {middle:g}"
 
 
-def _sae_grid(
-    study: Study, df: pd.DataFrame, measure: str, title: str, digits: int, scale: float, present: list[str]
-) -> Grid:
+def _sae_grid(study: Study, df: pd.DataFrame, measure: str, title: str, digits: int, present: list[str]) -> Grid:
     models, seeds = models_of(df, study.models), list(dict.fromkeys(df["seed"]))
     means = study.means("sae_training_results", measure, "model", "layer")
     means = means[means["l1"].isin(df["l1"].unique())] if "l1" in means else means
     values = {name: by_place(each_seed(of_dictionary(means, name))) for name in present}
+    errors = text_errors(study, measure, df) if measure in WITH_ERRORS else {}
+    is_count = measure == "dead_fraction"
+    sizes = count_features(df) if is_count else {}
+    totals = sorted(set(sizes.values()))
+    title += f", of {thousands(totals[0])}" if len(totals) == 1 else ""
     rows = []
     for layer in sorted(set(df["layer"])):
         for seed in seeds:
             cells = []
             for name in present:
-                found = [values[name].get((model, str(seed), layer)) for model in models]
-                of_models = [None if value is None else scale * value for value in found]
-                plain = [Cell(fixed(value, digits)) for value in of_models]
-                cells += compared(of_models, digits) if name == "trained" else plain
+                places = [(model, str(seed), layer) for model in models]
+                scales = [sizes.get(place, math.nan) if is_count else 1.0 for place in places]
+                found = [values[name].get(place) for place in places]
+                own = [None if value is None else scale * value for value, scale in zip(found, scales, strict=True)]
+                spread = [scale * errors.get(place, math.nan) for place, scale in zip(places, scales, strict=True)]
+                notes = [f"± {fixed(error, max(digits, 1))}" if error == error else "" for error in spread]
+                plain = [Cell(fixed(value, digits)) for value in own]
+                cells += compared(own, digits, notes, is_count=is_count) if name == "trained" else plain
             rows.append((row_headers(layer, seed, seeds), tuple(cells)))
     columns = [compared_columns(models) if name == "trained" else models for name in present]
     groups = tuple((name, len(names)) for name, names in zip(present, columns, strict=True))
     return Grid(title, groups, header_names(seeds), tuple(name for names in columns for name in names), tuple(rows))
+
+
+def count_features(df: pd.DataFrame) -> dict[Hashable, float]:
+    """Return (model, seed, layer) -> the features of the layer's SAEs together."""
+    rows = of_dictionary(df, "trained").assign(seed=df["seed"].astype("str"))
+    return rows.groupby(["model", "seed", "layer"])["d_sae"].sum().to_dict() if "d_sae" in rows else {}
+
+
+def text_errors(study: Study, measure: str, df: pd.DataFrame) -> dict[Hashable, float]:
+    """Return (model, seed, layer) -> the standard error over blocks of text of a measure of trained SAEs."""
+    errors = of_dictionary(study.errors("sae_training_results", measure, "model", "layer"), "trained")
+    errors = errors[errors["l1"].isin(df["l1"].unique())] if "l1" in errors else errors
+    return errors.assign(seed=errors["seed"].astype("str")).set_index(["model", "seed", "layer"])["stderr"].to_dict()
 
 
 def ablation_grids(study: Study) -> list[Grid]:
@@ -251,17 +287,29 @@ def summary_grids(study: Study) -> list[Grid]:
         means = means[means["kind"] == df["kind"].iloc[0]]
         rows = []
         for layer in sorted(set(own["layer"]), key=lambda layer: (layer < 0, layer)):
-            # a p is each seed's own: a mean of them says nothing
-            write = each_cell if str(measure).endswith("_p") else lambda values: mean_cell(values, 3)
-            cells = [write(means[(means["layer"] == layer) & (means["model"] == model)]) for model in models]
+            at = own[own["layer"] == layer]
+            cells = []
+            for model in models:
+                rows_of_seeds = at[at["model"] == model]
+                is_own = str(measure).endswith("_p") or (measure == "top_margin" and len(rows_of_seeds) == 1)
+                over_seeds = means[(means["layer"] == layer) & (means["model"] == model)]
+                cells.append(each_cell(rows_of_seeds) if is_own else mean_cell(over_seeds, 3))
             rows.append((("all" if layer < 0 else str(int(layer)),), tuple(cells)))
-        grids.append(Grid(str(measure).replace("_", " "), (), ("layer",), tuple(models), tuple(rows)))
+        title = SUMMARY_TITLES.get(str(measure), str(measure).replace("_", " "))
+        grids.append(Grid(title, (), ("layer",), tuple(models), tuple(rows)))
     return grids
 
 
-def each_cell(means: pd.DataFrame) -> Cell:
-    """Return every seed's value side by side, with three digits however small it is."""
-    return Cell(" / ".join(significant(value) for value in each_seed(means)["value"]) or MISSING)
+def each_cell(rows: pd.DataFrame) -> Cell:
+    """Return every seed's value side by side: of a p, of which a mean says nothing, with its floor; of a margin with
+    the interval of its own."""
+    if (rows["measure"] == "top_margin").all() and len(rows):
+        row = rows.iloc[0]
+        has_interval = pd.notna(row.get("ci_low")) and pd.notna(row.get("ci_high"))
+        return Cell(fixed(row["value"], 3), interval(row["ci_low"], row["ci_high"], 3) if has_interval else "")
+    floors = rows["n_permutations"] if "n_permutations" in rows else [None] * len(rows)
+    texts = [p_text(p, n) for p, n in zip(rows["value"], floors, strict=True)]
+    return Cell(" / ".join(text.removeprefix("p = ").removeprefix("p ") for text in texts) or MISSING)
 
 
 def loss_grids(study: Study) -> list[Grid]:

@@ -72,6 +72,10 @@ class Study:
         """Differences between models of a table's measure, as `means`; `comparison` is empty but for steps."""
         return pick_places(self._effects, "effects", table, measure, by)
 
+    def errors(self, table: str, measure: str, *by: str) -> pd.DataFrame:
+        """Standard errors over blocks of the text of a measure, as `means`: seed, value, stderr, n_blocks."""
+        return pick_places(self._errors, "text_errors", table, measure, by)
+
     @cached_property
     def contracts(self) -> Mapping[str, Table]:
         """What each table's columns hold."""
@@ -80,6 +84,10 @@ class Study:
     @cached_property
     def _means(self) -> Places:
         return split_places(self.tables.get("seed_means", pd.DataFrame()), "seed_means")
+
+    @cached_property
+    def _errors(self) -> Places:
+        return split_places(self.tables.get("text_errors", pd.DataFrame()), "text_errors")
 
     @cached_property
     def _effects(self) -> Places:

@@ -89,6 +89,65 @@ SEED_MEANS = Table(
     "seeds. The columns that name the place (model, layer, …) follow.",
     is_shown=False,
 )
+TEXT_ERRORS = Table(
+    "text_errors",
+    ("table", "measure"),
+    [
+        Column("seed", kind="integer"),
+        Column("value", "of that seed"),
+        Column("stderr", "jackknife standard error over blocks of the text"),
+        Column("n_blocks", kind="integer"),
+    ],
+    meaning="How far other text would move a measure of one model and seed at one place, whose columns (model, layer, "
+    "…) follow; of measures whose table has values by block.",
+    is_shown=False,
+)
+FINDINGS = Table(
+    "findings",
+    ("table", "measure", "comparison", "model_a", "model_b"),
+    [
+        *_numbers("value_a value_b"),
+        Column("effect", "value_b − value_a, mean over seeds"),
+        *_numbers("ci_low ci_high"),
+        Column("n", "seeds", kind="integer"),
+        Column("interval", "what the 95 % interval rests on: paired, welch, own (the text alone) or none", kind="text"),
+        Column(
+            "at_least",
+            "the end of the interval nearer to 0, over the larger of |value_a| and |value_b|; 0 where it holds 0",
+            unit="1",
+        ),
+        Column("at_most", "the end farther from 0, over the same", unit="1"),
+        *_texts("label unit"),
+    ],
+    meaning="Two models compared by one number each, with an interval over seeds, else over blocks of the text where "
+    "the table has values by block: what the page's conclusions are chosen from.",
+    is_shown=False,
+)
+AGAINST = Table(
+    "against",
+    ("table", "measure", "quantity", "comparison", "model_a", "model_b", "where"),
+    [
+        *_numbers("old new"),
+        Column("difference", "new − old, means over seeds"),
+        *_numbers("ci_low ci_high"),
+        Column("n_old", "seeds", kind="integer"),
+        Column("n_new", "seeds", kind="integer"),
+        Column("interval", "what the 95 % interval rests on: welch, own (the text alone) or none", kind="text"),
+        Column("p", "two-sided, of no difference", unit="1"),
+        Column("q", "p adjusted by Benjamini and Hochberg over all rows that have one", unit="1"),
+        Column("changed", "yes: the interval excludes 0 and q ≤ .05; empty where a difference has no p", kind="text"),
+    ],
+    meaning="What `report --against` finds: a measure of one model (quantity value, of model_b) or of two (quantity "
+    "effect, model_b − model_a) in an earlier study and in this one.",
+    is_shown=False,
+)
+AGAINST_SETUP = Table(
+    "against_setup",
+    ("name",),
+    _texts("old new differs"),
+    meaning="How the two studies of against.csv were made; of settings of recipes only those that differ.",
+    is_shown=False,
+)
 CLAIMS = Table(
     "claims",
     ("claim",),
@@ -102,6 +161,9 @@ CLAIMS = Table(
         *_texts("claim_id group reference treated direction scale"),
         *_numbers("effect published_effect margin reference_value treated_value"),
         *_texts("interval why source_rows published_in"),
+        Column("unit", "of effects as the page shows them: percent, factor, points or plain", kind="text"),
+        Column("figure", "where the 95 % interval lies: holds or excludes the published effect", kind="text"),
+        Column("published_params", "of the published model, without embeddings", unit="parameters"),
     ],
     meaning="The ledger: a published claim, what was measured, and the verdict.",
     is_shown=False,
@@ -138,4 +200,19 @@ SIZE_SLOPES = Table(
     "at the published size with the 95 % prediction interval of one more model there, and where it is heading.",
     is_shown=False,
 )
-STUDY_TABLES = with_twins((TRAIN_LOG, BASELINES, FACTORIAL, EFFECTS, SEED_MEANS, CLAIMS, CLAIMS_BY_SIZE, SIZE_SLOPES))
+STUDY_TABLES = with_twins(
+    (
+        TRAIN_LOG,
+        BASELINES,
+        FACTORIAL,
+        EFFECTS,
+        SEED_MEANS,
+        TEXT_ERRORS,
+        FINDINGS,
+        AGAINST,
+        AGAINST_SETUP,
+        CLAIMS,
+        CLAIMS_BY_SIZE,
+        SIZE_SLOPES,
+    )
+)

@@ -91,3 +91,18 @@ def count_parts(parts: Mapping[str, Iterable[float]], unit: str) -> str:
 def name_seeds(seeds: Sequence[object]) -> str:
     """Return the seeds of a figure in words."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(str(seed) for seed in seeds)}"
+
+
+def p_text(p: float | None, n_permutations: float | None = None) -> str:
+    """Return a p: "p = .012", or "p ≤ .0005" where no permutation reached the statistic, so that p is the least that so
+    many permutations can give, 1 / (n + 1); a dash for None and for what is not finite.
+
+    >>> p_text(0.0005, 1999), p_text(0.0125, 1999), p_text(0.0005)
+    ('p ≤ .0005', 'p = .013', 'p = .00050')
+    """
+    if p is None or not math.isfinite(p):
+        return MISSING
+    is_floor = n_permutations is not None and n_permutations > 0 and p * (n_permutations + 1) <= 1 + 1e-9
+    text = f"{p:.1g}" if is_floor else f"{p:.2g}"
+    text = fixed(p, max(0, (1 if is_floor else 2) - 1 - math.floor(math.log10(p)))) if 0 < p < 1 else text
+    return f"p {'≤' if is_floor else '='} {text.removeprefix('0') if 0 < p < 1 else text}"

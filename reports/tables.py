@@ -51,7 +51,14 @@ class _Leading(Mapping[str, tuple[str, ...]]):
 COLUMNS: Mapping[str, tuple[str, ...]] = _Leading()
 
 MIN_SEEDS = 3  # of an interval over seeds
-MADE = ("effects", "seed_means")  # tables that a study makes of its other ones
+MADE = (
+    "effects",
+    "seed_means",
+    "text_errors",
+    "findings",
+    "against",
+    "against_setup",
+)  # tables that a study makes of its other ones
 
 UNPLACED = (("crystallisation", "layer"),)  # a set without any r above 0 has no such layer
 

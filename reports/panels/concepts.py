@@ -8,7 +8,7 @@ from reports import figures, lineage
 from reports.figures.style import models_of
 from reports.panels.panel import Drawing, Panel, Section, needing, seed_variants, without_numbers
 from reports.study import Study
-from reports.table_cells import MISSING, Cell, Grid, fixed, significant, thousands
+from reports.table_cells import MISSING, Cell, Grid, fixed, p_text, significant, thousands
 
 
 def dimensions(study: Study) -> list[Drawing]:
@@ -93,14 +93,19 @@ def _stability_cells(rows: pd.DataFrame) -> tuple[Cell, ...]:
     if not is_pooled.any():
         return (Cell(MISSING),) * 4
     pooled = rows[is_pooled].iloc[0]
-    singles = ", ".join(significant(p, 2) for p in rows[~is_pooled]["p"])
+    singles = ", ".join(_bare(p, n) for p, n in rows.loc[~is_pooled, ["p", "n_permutations"]].itertuples(index=False))
     interval = f"[{significant(pooled['p_low'], 2)}, {significant(pooled['p_high'], 2)}]"
     return (
         Cell(fixed(pooled["value"], 3)),
         Cell(singles or MISSING),
-        Cell(significant(pooled["p"], 2), "" if pd.isna(pooled["p"]) else interval),
+        Cell(_bare(pooled["p"], pooled["n_permutations"]), "" if pd.isna(pooled["p"]) else interval),
         Cell(thousands(pooled["n_permutations"])),
     )
+
+
+def _bare(p: float, n_permutations: float) -> str:
+    """Return a p without its name, for a column of them."""
+    return p_text(p, n_permutations).removeprefix("p = ").removeprefix("p ")
 
 
 def points(study: Study) -> list[Drawing]:

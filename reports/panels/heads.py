@@ -274,6 +274,7 @@ PAPER = Section(
             "width.",
             is_table=True,
             is_by_seed=True,
+            is_folded=True,
         ),
         Panel(
             "heatmaps",
@@ -297,7 +298,8 @@ PAPER = Section(
             ("n_eval_tokens", "held-out tokens an SAE"),
             "Means over heads, (e) of sums over them. mse is per dimension in the squared unit of z: it compares only "
             "where z has one size; fvu is its share of the variance. Controls: a random dictionary of the same "
-            "size, the same SAE on shuffled activations, of which no cross-entropy is measured.",
+            "size, the same SAE on shuffled activations, of which no cross-entropy is measured. ± is the jackknife "
+            "standard error over blocks of the text; dead features are counted over the layer’s SAEs.",
             counted=table_counts,
             gaps=lambda study: say_adequacy(figures.of_heads(study.tables["sae_training_results"])),
             is_table=True,
@@ -329,8 +331,8 @@ PAPER = Section(
         Panel(
             "ablation-table",
             "The heads that cost most to remove",
-            "The paper finds one load-bearing head, in Adaptive. Brackets that do not overlap tell two heads apart; "
-            "where they do, the order is open, and the load-bearing p of ablation_summary tests the top head.",
+            "The paper finds one load-bearing head, in Adaptive. Whether the first head matters more than the second "
+            "is in {ablation-summary}: their difference with its paired interval, and the p of the top head.",
             needing("ablation_results", "model seed layer head kind impact_pct", "seed_means"),
             paper_tables.ablation_grids,
             ("n_tokens", "held-out tokens, the same for all heads"),
@@ -470,7 +472,9 @@ TOPOLOGY = Section(
             "Gini passes its ceiling where impacts below 0 cancel others, and is no share then; a dash: they sum to "
             "nothing positive. Rank correlation is of measured impacts with their first-order estimates, over all "
             "heads. p, given for each seed, is that of the head of largest impact; null: the heads of a layer are "
-            "exchangeable in each sequence; adjusted for all heads of all layers; never below 1 / (permutations + 1).",
+            "exchangeable in each sequence; adjusted for all heads of all layers; ≤ marks the least that so many "
+            "permutations can give. Top head − runner-up is paired over sequences, its interval a bootstrap of both "
+            "together; one that holds 0 leaves the order open.",
             counted=summary_counts,
             is_table=True,
             is_core=False,

@@ -44,6 +44,7 @@ class Panel:
     interval: str = INTERVAL  # how the interval over seeds is drawn
     of_two: str = "the line is their mean, each a faint mark"  # how two seeds are
     is_by_seed: bool = False  # a row, or a variant, a seed
+    is_folded: bool = False  # a table that a figure shows too, opened by a click
     is_core: bool = True  # where it cannot be drawn, the page says why; others are left out with their table
 
 

@@ -85,7 +85,9 @@ function startLinks() {
     const isFound = !name || Boolean(target);
     notice.textContent = isFound ? "" : `This report has nothing at the address #${name}: it may be of another study.`;
     if (!isFound) notice.scrollIntoView({ block: "center" });
-    for (let fold = target && target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    const folds = target ? [...target.querySelectorAll("details.fold")] : [];
+    for (let fold = target && target.closest("details"); fold; fold = fold.parentElement.closest("details")) folds.push(fold);
+    for (const fold of folds) fold.open = true;
     if (target) target.scrollIntoView();
   };
   addEventListener("hashchange", follow);

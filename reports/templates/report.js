@@ -7,6 +7,7 @@ async function start() {
   startContents();
   startSources();
   startSorting();
+  startGlossary();
   startFolds();
   startHeads();
   const { figures, names } = await unpackJson("page-data");

@@ -15,6 +15,7 @@ import pandas as pd
 from reports.contract import declared
 from reports.tables import COLUMNS, write_table
 from workbench.study.effects import write_effects
+from workbench.study.findings import write_findings
 
 BASES = ("z", "pattern", "residual")
 PARTS = {"attention": 3.5, "mlp": 1.0, "all": 2.0}
@@ -133,6 +134,7 @@ def write_fake_study(
         write_sizes(directory)
     (directory / "study.json").write_text(json.dumps(study_record(models, seeds), indent=1), encoding="utf-8")
     write_effects(directory)
+    write_findings(directory)
     return directory
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,18 @@ def two_digits(value: float) -> str:
     return decimals(value, 1 - math.floor(math.log10(value)))
 
 
-def beside(values: list[float], digits: int) -> list[str]:
-    """The cells of a measure: the reference's, then each other model's with its change in per cent."""
+def beside(values: list[float], digits: int, notes: Sequence[str] = ("",) * 9, *, is_count: bool = False) -> list[str]:
+    """The cells of a measure: the reference's, then each other model's with its change in per cent, of counts in their
+    number; behind each value its note."""
     reference, *others = values
-    cells = [decimals(reference, digits)]
-    for value in others:
+    cells = [decimals(reference, digits) + notes[0]]
+    for value, note in zip(others, notes[1:], strict=False):
+        if is_count:
+            cells += [decimals(value, digits) + note, decimals(value - reference, 0, is_signed=True)]
+            continue
         change = math.nan if reference == 0 or math.isnan(reference) else 100 * (value - reference) / abs(reference)
         text = decimals(change, 1 if abs(change) < 1000 else 0, is_signed=True)
-        cells += [decimals(value, digits), text if text == "–" else f"{text} %"]
+        cells += [decimals(value, digits) + note, text if text == "–" else f"{text} %"]
     return cells
 
 
@@ -123,6 +127,12 @@ class Report:
             self.saes = self.csv["sae_training_results"].query("head >= 0")
             sweep = sorted(self.saes["l1"].unique())
             self.l1 = sweep[(len(sweep) - 1) // 2]
+
+    def error(self, measure: str, model: str, layer: int) -> float:
+        """The standard error over blocks of a measure of a layer's trained SAEs; nan where there is none."""
+        df = self.csv["text_errors"].query("table == 'sae_training_results' and dictionary == 'trained'")
+        own = df[(df["measure"] == measure) & (df["model"] == model) & (df["layer"] == layer) & (df["l1"] == self.l1)]
+        return float(own["stderr"].iloc[0]) if len(own) else math.nan
 
     def tables(self, panel: str) -> list[dict[str, Any]]:
         return [table for table in self.page["tables"] if table["panel"] == panel]
@@ -193,11 +203,11 @@ def check_effective_size_table(report: Report) -> None:
 
 
 def check_sae_table(report: Report) -> None:
-    kinds = {"(a)": ("l0", 2, 1), "(b)": ("mse", 4, 1), "(c)": ("fvu", 3, 1), "(d)": ("dead_fraction", 1, 100)}
+    kinds = {"(a)": ("l0", 2, 1), "(b)": ("mse", 4, 1), "(c)": ("fvu", 3, 1), "(d)": ("dead_fraction", 0, 1)}
     kinds["(e)"] = ("", 3, 1)
     df = report.saes[report.saes["l1"] == report.l1]
     for table in report.tables("saes"):
-        column, digits, scale = kinds[table["caption"][:3]]
+        column, digits, _ = kinds[table["caption"][:3]]
 
         def value(model: str, layer: int, kind: str, column: str = column) -> float:
             own = df[(df["model"] == model) & (df["layer"] == layer) & (df["dictionary"] == kind)]
@@ -207,11 +217,23 @@ def check_sae_table(report: Report) -> None:
             cost = (known["ce_zero"] - known["ce_base"]).sum()
             return float((known["ce_zero"] - known["ce_spliced"]).sum() / cost) if cost > 0 else math.nan
 
-        def wanted(headers: tuple[str, ...], value: Any = value, digits: int = digits, scale: int = scale) -> list[str]:
+        def wanted(
+            headers: tuple[str, ...], value: Any = value, digits: int = digits, column: str = column
+        ) -> list[str]:
             layer, cells = int(headers[0]), []
+            scale = 1
+            if column == "dead_fraction":
+                own = df[(df["layer"] == layer) & (df["dictionary"] == "trained") & (df["model"] == report.models[0])]
+                scale = int(own["d_sae"].sum())
             for kind in ("trained", "random", "shuffled"):
                 values = [scale * value(model, layer, kind) for model in report.models]
-                cells += beside(values, digits) if kind == "trained" else [decimals(v, digits) for v in values]
+                if kind == "trained":
+                    errors = [scale * report.error(column or "ce_recovered", model, layer) for model in report.models]
+                    is_shown = column in ("", "dead_fraction")
+                    notes = [f" ± {decimals(e, max(digits, 1))}" if is_shown and e == e else "" for e in errors]
+                    cells += beside(values, digits, notes, is_count=column == "dead_fraction")
+                else:
+                    cells += [decimals(v, digits) for v in values]
             return cells
 
         report.rows_of("saes", table, wanted)
@@ -232,16 +254,30 @@ def check_ablation_table(report: Report) -> None:
         report.rows_of("ablation-table", table, wanted)
 
 
+SUMMARIES = {
+    "Gini": "gini",
+    "p of the top head": "load_bearing_p",
+    "rank correlation": "rank_correlation",
+    "top head − runner-up": "top_margin",
+}
+
+
 def check_summary_table(report: Report) -> None:
     df = report.csv["ablation_summary"].query("kind == 'zero'")
     for table in report.tables("ablation-summary"):
-        measure = table["caption"].replace(" ", "_")
-        own = df[df["measure"] == measure].set_index(["layer", "model"])["value"]
-        write = three_digits if measure == "load_bearing_p" else lambda value: decimals(value, 3)
+        (measure,) = (own for title, own in SUMMARIES.items() if table["caption"].startswith(title))
+        own = df[df["measure"] == measure].set_index(["layer", "model"])
 
-        def wanted(headers: tuple[str, ...], own: pd.Series = own, write: Any = write) -> list[str]:
+        def write(row: pd.Series, measure: str = measure) -> str:
+            if measure == "load_bearing_p":
+                is_least = row["value"] <= (1 + 1e-9) / (row["n_permutations"] + 1)
+                return f"≤ {row['value']:.4f}".replace("0.", ".") if is_least else two_digits(row["value"])[1:]
+            note = f" [{decimals(row['ci_low'], 3)}, {decimals(row['ci_high'], 3)}]" if measure == "top_margin" else ""
+            return decimals(row["value"], 3) + note
+
+        def wanted(headers: tuple[str, ...], own: pd.DataFrame = own, write: Any = write) -> list[str]:
             layer = -1 if headers[0] == "all" else int(headers[0])
-            return [write(own[layer, model]) for model in report.models]
+            return [write(own.loc[(layer, model)]) for model in report.models]
 
         report.rows_of("ablation-summary", table, wanted)
 
@@ -320,21 +356,36 @@ def check_stability_table(report: Report) -> None:
 # --- the ledger, the captions, the list of tables
 
 
+def in_unit(value: float, unit: str) -> str:
+    """An effect as the ledger writes it in a unit, without the unit's name."""
+    if unit == "factor":
+        return three_digits(1 + value) if value > -1 else decimals(1 + value, 0)
+    scale = 1 if unit == "plain" else 100
+    return decimals(scale * value, 3 if scale == 1 else 1 if abs(scale * value) < 1000 else 0, is_signed=True)
+
+
 def check_claims(report: Report) -> None:
-    df = report.csv["claims"].set_index("claim_id").fillna({"measured": "", "published": ""})
+    df = report.csv["claims"].set_index("claim_id").fillna({"measured": "", "published": "", "unit": "", "figure": ""})
+    suffixes = {"percent": " %", "factor": " ×", "points": " points", "plain": ""}
     for key, row in df.iterrows():
-        shown = report.page["claims"][key]
-        report.tally.see(f"ledger {key} published", shown["Published"].startswith(row["published"]), True)
-        report.tally.see(f"ledger {key} measured", shown["Measured here"].startswith(row["measured"] or "–"), True)
-        report.tally.see(f"ledger {key} n", shown["n"], f"{row['n']:,}")
-        report.tally.see(f"ledger {key} verdict", shown["Verdict"].endswith(row["verdict"]), True)
-        bounds = "–"
-        if math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"]) and row["scale"] == "ratio":
-            ends = [100 * row["ci_low"], 100 * row["ci_high"]]
-            digits = 1 if max(map(abs, ends)) < 1000 else 0
-            bounds = "[" + ", ".join(decimals(end, digits, is_signed=True) for end in ends) + "] %"
-        if bounds != "–" or not math.isfinite(row["ci_low"]):
-            report.tally.see(f"ledger {key} interval", shown["95 % interval"].startswith(bounds), True)
+        shown, unit = report.page["claims"][key], row["unit"]
+        published = (
+            "" if math.isnan(row["published_effect"]) else in_unit(row["published_effect"], unit) + suffixes[unit]
+        )
+        seeds = f"{row['n']:,} seed{'s' if row['n'] != 1 else ''}" if row["n"] else "–"
+        report.tally.see(f"ledger {key} published", shown["Published"].startswith(published + row["published"]), True)
+        report.tally.see(f"ledger {key} n", shown["n"].startswith(seeds), True)
+        report.tally.see(f"ledger {key} verdict", shown["Verdict"].endswith((row["verdict"], "of one seed")), True)
+        if math.isnan(row["effect"]):
+            continue
+        figure = in_unit(row["effect"], unit) + suffixes[unit]
+        if math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"]):
+            figure += f" [{', '.join(in_unit(row[end], unit) for end in ('ci_low', 'ci_high'))}]"
+            if row["figure"]:
+                is_held = row["ci_low"] <= row["published_effect"] <= row["ci_high"]
+                report.tally.see(f"ledger {key} figure", row["figure"], "holds" if is_held else "excludes")
+                figure += f", {row['figure']} {published}"
+        report.tally.see(f"ledger {key} measured", shown["Measured here"][: len(figure)], figure)
     measures = {"mean |cos| on z": "mean_cos", "nuclear rank of z": "nuclear_rank", "l0": "l0"}
     for key, row in df.iterrows() if "reference_value" in df else ():
         column = measures.get(row["measure"])
@@ -349,6 +400,8 @@ def check_claims(report: Report) -> None:
             found = own[own["model"] == model][column].mean()
             report.tally.see(f"ledger {key} {end}", float(row[f"{end}_value"]), float(found))
             report.tally.see(f"ledger {key} {end} as written", f"{found:.3g}" in row["measured"], True)
+            written = report.page["claims"][key]["Measured here"]
+            report.tally.see(f"ledger {key} {end} as shown", three_digits(float(found)) in written, True)
         change = (
             own[own["model"] == report.models[1]][column].mean() / own[own["model"] == report.models[0]][column].mean()
         )

@@ -46,7 +46,7 @@ def test_table_2_holds_means_over_heads_beside_the_controls(study):
     grids = paper_tables.sae_grids(study)
     df = study.tables["sae_training_results"]
     for grid, (measure, scale, digits) in zip(
-        grids[:4], [("l0", 1, 2), ("mse", 1, 4), ("fvu", 1, 3), ("dead_fraction", 100, 1)], strict=True
+        grids[:4], [("l0", 1, 2), ("mse", 1, 4), ("fvu", 1, 3), ("dead_fraction", 4 * 24, 0)], strict=True
     ):
         assert grid.groups == (("trained", 3), ("random", 2), ("shuffled", 2))
         for (layer,), cells in grid.rows:
@@ -197,8 +197,9 @@ def test_ablation_in_one_number_is_a_mean_over_seeds_but_every_seeds_own_p(tmp_p
     write_effects(tmp_path)
     grids = {grid.title: grid for grid in paper_tables.summary_grids(read_study(tmp_path))}
     half = 4.302653 * 0.1 / 3**0.5
-    assert [headers for headers, _ in grids["gini"].rows] == [("0",), ("1",)]
-    cell = grids["gini"].rows[0][1][0]
+    gini, correlation = grids["Gini of the impacts"], grids["rank correlation of estimates with impacts"]
+    assert [headers for headers, _ in gini.rows] == [("0",), ("1",)]
+    cell = gini.rows[0][1][0]
     assert (cell.text, cell.note) == ("0.100", f"[−{half - 0.1:.3f}, {half + 0.1:.3f}]")
-    assert grids["load bearing p"].rows[0][1][0].text == "0.200 / 0.210 / 0.220"
-    assert (grids["rank correlation"].rows[0][0], grids["rank correlation"].rows[0][1][0].text) == (("all",), "0.500")
+    assert grids["p of the top head (load-bearing)"].rows[0][1][0].text == ".20 / .21 / .22"
+    assert (correlation.rows[0][0], correlation.rows[0][1][0].text) == (("all",), "0.500")

@@ -131,5 +131,5 @@ def test_a_table_of_saes_without_costs_still_shows_the_other_measures(study_copy
     path = study_copy / "sae_training_results.csv"
     pd.read_csv(path).drop(columns="ce_base").to_csv(path, index=False)
     page = write_report(study_copy).read_text(encoding="utf-8")
-    assert "(c) fvu" in page
+    assert "(c) FVU" in page
     assert "(e) cross-entropy recovered" not in page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.table_cells import count_parts, fixed, name_seeds, percent_change, signed, significant
+from reports.table_cells import count_parts, fixed, name_seeds, p_text, percent_change, signed, significant
 
 NAN = float("nan")
 
@@ -84,3 +84,22 @@ def test_counts_of_parts_are_named_where_they_differ():
 def test_name_seeds():
     assert name_seeds([3]) == "seed 3"
     assert name_seeds([0, 1, 2]) == "seeds 0, 1, 2"
+
+
+@pytest.mark.parametrize(
+    ("p", "n", "text"),
+    [
+        (1 / 2000, 1999, "p ≤ .0005"),
+        (1 / 1000, 999, "p ≤ .001"),
+        (2 / 2000, 1999, "p = .0010"),
+        (0.0005, None, "p = .00050"),
+        (0.0005, NAN, "p = .00050"),
+        (0.049, 999, "p = .049"),
+        (0.5, 999, "p = .50"),
+        (1.0, 999, "p = 1"),
+        (NAN, 999, "–"),
+        (None, None, "–"),
+    ],
+)
+def test_a_p_at_the_floor_of_its_permutations_is_a_bound(p, n, text):
+    assert p_text(p, n) == text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from workbench.data.claims import Claim
 from workbench.runs import read_toml
 from workbench.runs.records import Frozen
 
@@ -26,3 +27,10 @@ class Paper(Frozen):
 def read_papers() -> Mapping[str, Paper]:
     """Group of claims -> the paper's model."""
     return {group: Paper.model_validate(own) for group, own in read_toml(PAPERS, "papers").items()}
+
+
+def published_size(claim: Claim) -> int | None:
+    """Parameters without embeddings of the model that a claim is about: its own figure, else that of its group's paper;
+    None where neither is known."""
+    paper = read_papers().get(claim.group)
+    return claim.published_params or (paper.n_parameters if paper else None)

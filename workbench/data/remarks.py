@@ -34,6 +34,7 @@ Of = Literal[
 OF_MODELS = ("reference", "treated", "each", "pair")
 OWN = ("effect", "reference", "treated")
 UNITS = ("percent", "factor", "points", "plain")
+FORMATS = (*UNITS, "p")  # p: "≤ .0005" where it is the least that the permutations can give
 NAME = r"[a-z][a-z0-9_]*"
 OPERATORS = MappingProxyType({"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge})
 CONDITION = re.compile(rf"({NAME})(?: (<=?|>=?) ({NAME}|-?\d*\.?\d+))?")
@@ -100,13 +101,13 @@ def names_in(text: str) -> list[str]:
     """
     found = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(text) if name is not None]
     for name, spec in found:
-        if spec not in UNITS:
+        if spec not in FORMATS:
             try:
                 format(1.0, spec)
             except ValueError:
                 raise ValueError(
                     f"got {shorten(f'{{{name}:{spec}}}')}; expected a format of Python's for numbers, or one of "
-                    f"{', '.join(UNITS)}"
+                    f"{', '.join(FORMATS)}"
                 ) from None
     return [name for name, _ in found]
 

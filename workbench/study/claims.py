@@ -14,6 +14,7 @@ import pandas as pd
 
 from reports.study_tables import CLAIMS
 from workbench.data.claims import Claim, read_claims
+from workbench.data.papers import published_size
 from workbench.study import claim_text, remarks
 from workbench.study.effects import Effect, shown, working
 from workbench.study.evidence import Evidence, gather
@@ -37,7 +38,8 @@ def judge_claims(
     (roles; of pairs, the firsts and the seconds; of several models, all as treated), direction, scale; effect and
     published_effect, in the unit of ci_low and ci_high (ratio: treated / reference − 1; difference: treated −
     reference); margin; reference_value and treated_value (means over seeds); interval (paired, welch, own or none);
-    why; source_rows (which rows of source_table); published_in.
+    why; source_rows (which rows of source_table); published_in; unit (percent, factor, points or plain); figure, that
+    is whether the interval holds or excludes the published effect; published_params (of the published model).
 
     Args:
         tables: a study's tables by name, all models and seeds merged.
@@ -64,6 +66,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
     if evidence.is_other_size and effect.is_known:
         verdict, effect = "full size only", Effect(math.nan, None, effect.n, "none")
     low, high = effect.bounds or (math.nan, math.nan)
+    size = published_size(claim)
     pairs, several = claim.compared.pairs, (*claim.compared.among, *claim.compared.weights)
     return {
         "claim": claim.claim,
@@ -91,6 +94,9 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "why": remarks.why(evidence),
         "source_rows": source_rows(evidence),
         "published_in": claim.source,
+        "unit": claim.measure.unit,
+        "figure": "" if published is None or effect.bounds is None else ("excludes", "holds")[low <= published <= high],
+        "published_params": math.nan if size is None else size,
     }
 
 

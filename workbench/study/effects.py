@@ -29,9 +29,9 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from reports.contract import declared
+from reports.contract import Table
 from reports.study import AT, leave_out_infinite, order_models, read_record
-from reports.tables import COLUMNS, MADE, MIN_SEEDS, find_tables, read_csv, write_table
+from reports.tables import COLUMNS, MADE, MIN_SEEDS, find_tables, read_contracts, read_csv, write_table
 from workbench.data.lineage import read_lineage
 from workbench.study.measures import Bounds, Frame
 from workbench.study.seed_values import SeedValues, seed_values
@@ -169,11 +169,20 @@ def working(value: float, scale: Scale) -> float:
 # --- the tables of a study
 
 
-def write_effects(directory: str | Path) -> tuple[Path, Path]:
-    """Write effects.csv and seed_means.csv into a study's directory, from its CSVs and study.json alone.
+@dataclass(frozen=True)
+class Measured:
+    """What a study measured, as its directory has it."""
 
-    Returns:
-        Their paths.
+    tables: dict[str, pd.DataFrame]
+    """those with rows, without the ones that are made of others"""
+    roles: dict[str, str]
+    """role -> model"""
+    compared: list[Comparison]
+    """which models have an effect"""
+
+
+def read_measured(directory: str | Path) -> Measured:
+    """The tables, roles and comparisons of a study's directory, from its CSVs and study.json alone.
 
     Raises:
         ValueError: no known table, or text in one where numbers are expected.
@@ -186,29 +195,35 @@ def write_effects(directory: str | Path) -> tuple[Path, Path]:
     paths = {name: path for name, path in found.items() if name not in (*MADE, "feature_atlas")}
     read = {name: read_csv(path) for name, path in paths.items() if path.stat().st_size}
     tables, _ = leave_out_infinite({name: df for name, df in read.items() if len(df)})  # one without rows has no types
+    contracts = read_contracts(directory)
     for name, df in tables.items():
-        _check_numbers(name, df)
+        _check_numbers(contracts[name], df)
     models = order_models(record, {name: df for name, df in tables.items() if name != "ladder"})
     roles = {str(role): str(model) for role, model in record.get("roles", {}).items()}
-    values = list(seed_values(tables, roles))
     sizes = {str(model["name"]): str(model.get("size", "")) for model in record.get("models", ()) if "name" in model}
     compared: list[Comparison] = []
     for size in dict.fromkeys(sizes.get(name, "") for name in models):
         own = [name for name in models if sizes.get(name, "") == size]
         compared += comparisons(own, {role: f"{name}{AT}{size}" if size else name for role, name in roles.items()})
-    effects = effect_rows(values, compared)
+    return Measured(tables, roles, compared)
+
+
+def write_effects(directory: str | Path) -> tuple[Path, Path]:
+    """Write effects.csv and seed_means.csv into a study's directory. Returns their paths. Raises as `read_measured`."""
+    measured = read_measured(directory)
+    values = list(seed_values(measured.tables, measured.roles))
+    effects = effect_rows(values, measured.compared)
     return write_table(effects, directory, "effects"), write_table(mean_rows(values), directory, "seed_means")
 
 
-def _check_numbers(name: str, df: Frame) -> None:
-    table = declared()[name]
+def _check_numbers(table: Table, df: Frame) -> None:
     for column in table.leading:
         if (
             column in df
             and table.kind(column) in ("number", "integer")
             and not pd.api.types.is_numeric_dtype(df[column])
         ):
-            raise ValueError(f"{name}.csv: got text in the column {column}; expected numbers")
+            raise ValueError(f"{table.name}.csv: got text in the column {column}; expected numbers")
 
 
 def comparisons(models: Sequence[str], roles: Mapping[str, str]) -> list[Comparison]:

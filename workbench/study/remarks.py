@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from reports.table_cells import p_text
 from workbench.analyses import known_tables
+from workbench.analyses.ablate.load_bearing import N_PERMUTATIONS
 from workbench.data.remarks import OPERATORS, UNITS, Case, Number, Remark, names_in
 from workbench.study.claim_text import in_unit
 from workbench.study.effects import effect_over_seeds, shown
@@ -96,6 +98,8 @@ class _Sentence(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, list):
             return ", ".join(self.format_field(one, format_spec) for one in value)
+        if format_spec == "p":
+            return p_text(value, N_PERMUTATIONS)
         return in_unit(value, format_spec) if format_spec in UNITS else format(value, format_spec)
 
 

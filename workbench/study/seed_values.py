@@ -19,7 +19,18 @@ from reports.study_tables import STUDY_TABLES, split_telemetry
 from workbench.analyses import BUILT_IN, find_analysis
 from workbench.runs import shorten
 from workbench.study.measures import Frame, Tables, layer_columns
-from workbench.study.summaries import FIRST, LAST, MIDDLE, SUMMARIES, layer_at, single_heads, table_of
+from workbench.study.summaries import (
+    FIRST,
+    FURTHER,
+    LAST,
+    MIDDLE,
+    SUMMARIES,
+    Summary,
+    layer_at,
+    mean_of,
+    single_heads,
+    table_of,
+)
 
 MAX_INDICES = 80  # singular values of a spectrum that are averaged; the first and the last are among them
 NUMBER = r"\d[\d.eE+\-]*"
@@ -169,7 +180,7 @@ def seed_values(tables: Tables, roles: Mapping[str, str]) -> Iterator[SeedValues
         rows = summary.read(tables).rename("value").reset_index()
         if len(rows):
             yield SeedValues(summary.table, summary.name, ("model",), rows, is_compared=True)
-    for source in (*SOURCES, *_sources_of_plugins(tables)):
+    for source in (*SOURCES, *sources_of_plugins(tables)):
         df = tables.get(source.table)
         if df is not None and len(df):
             yield from read_source(source, df)
@@ -177,7 +188,7 @@ def seed_values(tables: Tables, roles: Mapping[str, str]) -> Iterator[SeedValues
     yield from over_steps(tables)
 
 
-def _sources_of_plugins(tables: Tables) -> Iterator[Source]:
+def sources_of_plugins(tables: Tables) -> Iterator[Source]:
     """Yield what the tables of analyses of a user's own are averaged by: their key; every column of numbers."""
     known = {table.name for name in BUILT_IN for table in find_analysis(name).tables}
     known |= {table.name for table in STUDY_TABLES}
@@ -186,6 +197,17 @@ def _sources_of_plugins(tables: Tables) -> Iterator[Source]:
         if name in tables and name not in known and "model" in table.key:
             measures = tuple(own.name for own in table.columns if own.kind == "number")
             yield Source(name, tuple(key for key in table.key if key != "seed"), measures)
+
+
+def every_summary(tables: Tables) -> Iterator[Summary]:
+    """Yield the numbers that models are compared by: one per model and seed of each measure."""
+    yield from SUMMARIES
+    yield from FURTHER
+    for source in sources_of_plugins(tables):
+        for name in source.measures:
+            yield Summary(
+                name, source.table, mean_of(source.table, name), f"{name} of {source.table}, mean of all rows"
+            )
 
 
 def read_source(source: Source, df: Frame) -> Iterator[SeedValues]:

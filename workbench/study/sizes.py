@@ -44,7 +44,7 @@ import pandas as pd
 from reports.study import AT
 from reports.tables import COLUMNS, MIN_SEEDS
 from workbench.data.claims import Claim
-from workbench.data.papers import read_papers
+from workbench.data.papers import published_size
 from workbench.models.costs import counted
 from workbench.study.claims import SIDES, claim_rows
 from workbench.study.effects import quantile, seed_effects, shown, student, working
@@ -259,8 +259,7 @@ def _row(claim: Claim, size: str, n: int, judged: pd.Series, line: Line | None) 
 def _slope_row(claim: Claim, line: Line) -> dict[str, Any]:
     """A claim's slope, and the line at its published size."""
     low, high = line.slope_bounds or (math.nan, math.nan)
-    paper = read_papers().get(claim.group)
-    n = claim.published_params or (paper.n_parameters if paper else None)
+    n = published_size(claim)
     at, heading = [math.nan] * 3, ""
     if n is not None:
         x = math.log10(n)

@@ -28,6 +28,7 @@ from workbench.study.claims import judge_claims
 from workbench.study.effects import write_effects
 from workbench.study.executors import Executor, InProcess, Outcome, Show, run_jobs, threads
 from workbench.study.factorial import factorial
+from workbench.study.findings import write_findings
 from workbench.study.fingerprint import pages_fingerprint
 from workbench.study.jobs import TRAIN, Context, PlannedJob, left_out, plan_jobs
 from workbench.study.merge import merge_tables
@@ -202,6 +203,7 @@ def write_pages(outcome: Outcome, context: Context, command: str) -> None:
     atomic_write(directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if tables:
         write_effects(directory)
+        write_findings(directory)
         write_report(directory, figures=figures_of_tables())
         write_heads(directory)
     if "feature_atlas" in tables:
@@ -260,6 +262,7 @@ def _describe_model(job: PlannedJob, context: Context) -> dict[str, Any]:
         "seed": job.seed,
         "n_parameters": model.n_parameters(),
         "n_parameters_no_embedding": model.n_parameters(embeddings=False),
+        **{name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model", "n_ctx")},
         "seconds": _seconds(job, context),
     }
 

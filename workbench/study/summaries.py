@@ -27,6 +27,12 @@ class Summary:
     name: str
     table: str
     read: Read
+    label: str = ""
+    """what a sentence calls it; none: its name"""
+    unit: str = ""
+    """of the value; share: shown in per cent"""
+    is_smooth: bool = True
+    """whether the jackknife over blocks of text holds: not of a largest value"""
 
 
 def no_values() -> pd.Series:
@@ -194,19 +200,20 @@ def largest_impact(tables: Tables) -> pd.Series:
 
 
 def _mantel(name: str, of_set: str, column: str = "r") -> Summary:
-    return Summary(name, "concept_mantel", mean_at("concept_mantel", column, MIDDLE, set=of_set))
+    read = mean_at("concept_mantel", column, MIDDLE, set=of_set)
+    return Summary(name, "concept_mantel", read, f"Mantel {name}, mid-layer")
 
 
-def _attention(name: str, column: str, at: str, monitor: str, how: str = "mean") -> Summary:
-    return Summary(name, "attention_stats", mean_at("attention_stats", column, at, monitor=monitor, how=how))
+def _attention(name: str, column: str, at: str, monitor: str, how: str = "mean", label: str = "") -> Summary:
+    return Summary(name, "attention_stats", mean_at("attention_stats", column, at, monitor=monitor, how=how), label)
 
 
-def _topology(name: str, column: str, basis: str) -> Summary:
-    return Summary(name, "topology_stats", mean_of("topology_stats", column, basis=basis))
+def _topology(name: str, column: str, basis: str, label: str) -> Summary:
+    return Summary(name, "topology_stats", mean_of("topology_stats", column, basis=basis), label)
 
 
 SUMMARIES: tuple[Summary, ...] = (
-    Summary("held-out loss", "train_log", final("held_out_loss")),
+    Summary("held-out loss", "train_log", final("held_out_loss"), unit="nats"),
     Summary("held-out perplexity", "train_log", final("held_out_perplexity")),
     Summary(
         "nuclear rank of W_O, layer 0",
@@ -214,10 +221,28 @@ SUMMARIES: tuple[Summary, ...] = (
         mean_at("weight_spectra", "nuclear_rank", FIRST, monitor="nuclear_rank.W_O", matrix="W_O"),
     ),
     Summary("nuclear rank of W_Q, mean over layers", "weight_spectra", mean_rank("W_Q")),
-    Summary("start of the last phase", "train_log", rank_at_start),
-    Summary("end of training", "train_log", rank_at_end),
-    _attention("layer-0 head entropy, mean", "entropy", FIRST, "head_entropy"),
-    _attention("layer-0 head entropy, std", "entropy", FIRST, "head_entropy_std", "std"),
+    Summary(
+        "start of the last phase",
+        "train_log",
+        rank_at_start,
+        "mid-layer stable rank of W_Q at the start of the last phase",
+    ),
+    Summary("end of training", "train_log", rank_at_end, "mid-layer stable rank of W_Q at the end of training"),
+    _attention(
+        "layer-0 head entropy, mean",
+        "entropy",
+        FIRST,
+        "head_entropy",
+        label="attention entropy of layer 0, mean of heads",
+    ),
+    _attention(
+        "layer-0 head entropy, std",
+        "entropy",
+        FIRST,
+        "head_entropy_std",
+        "std",
+        "attention entropy of layer 0, standard deviation over heads",
+    ),
     _attention("first-layer BOS mass", "bos_mass", FIRST, "bos_mass"),
     _attention("mid-layer BOS mass", "bos_mass", MIDDLE, "bos_mass"),
     _attention("last-layer BOS mass", "bos_mass", LAST, "bos_mass"),
@@ -233,12 +258,25 @@ SUMMARIES: tuple[Summary, ...] = (
     _mantel("r of years", "years_1990"),
     _mantel("partial r of years", "years_1990", "partial_r"),
     _mantel("partial r², years", "years_1990", "r2"),
-    _topology("mean |cos| on z", "mean_cos", "z"),
-    _topology("mean |cos|, residual", "mean_cos", "residual"),
-    _topology("nuclear rank of z", "nuclear_rank", "z"),
-    Summary("SAE l0", "sae_training_results", mean_of_saes("l0")),
-    Summary("SAE fvu", "sae_training_results", mean_of_saes("fvu")),
-    Summary("largest head impact (%)", "ablation_results", largest_impact),
+    _topology("mean |cos| on z", "mean_cos", "z", "mean |cos| between heads on z"),
+    _topology("mean |cos|, residual", "mean_cos", "residual", "mean |cos| between heads in what they write"),
+    _topology("nuclear rank of z", "nuclear_rank", "z", "nuclear rank of the concatenated z"),
+    Summary("SAE l0", "sae_training_results", mean_of_saes("l0"), "L0 of the SAEs", "features per token"),
+    Summary("SAE fvu", "sae_training_results", mean_of_saes("fvu"), "FVU of the SAEs"),
+    Summary(
+        "largest head impact (%)",
+        "ablation_results",
+        largest_impact,
+        "largest impact of a head on the loss",
+        "%",
+        is_smooth=False,
+    ),
     Summary("effective dimension", "concept_geometry", mean_of("concept_geometry", "effective_dim")),
     Summary("bits per byte", "evaluation", mean_of("evaluation", "bits_per_byte", weights="stored", windows="plain")),
+)
+# what findings have beside these
+FURTHER: tuple[Summary, ...] = (
+    _topology("mean |cos|, pattern", "mean_cos", "pattern", "mean |cos| between attention patterns"),
+    Summary("dead features", "sae_training_results", mean_of_saes("dead_fraction"), "share of dead features", "share"),
+    Summary("content share", "content_share", mean_of("content_share", "share"), "content share of features", "share"),
 )

@@ -11,7 +11,7 @@ from scipy import stats
 
 from probes import ConstantInputWarning
 from workbench.analyses.ablate.ablation import ablation_table, iterate_ablation, summary_table
-from workbench.analyses.ablate.impacts import attribution_agreement, impact_gini, impacts
+from workbench.analyses.ablate.impacts import attribution_agreement, impact_gini, impacts, top_margin
 from workbench.analyses.ablate.load_bearing import load_bearing, load_bearing_over_models, standing_apart
 from workbench.analyses.ablate.records import join
 
@@ -263,7 +263,9 @@ def test_sequences_and_models_as_replicates(pool):
 def test_the_summary_holds_each_measure_once(pool):
     table = ablation_table(pool, 12, kind="mean", seed=7, name="m", n_bootstrap=100)
     found = summary_table(table, pool)
-    assert list(found.columns) == ["model", "seed", "kind", "layer", "measure", "value", "n"]
+    columns = ["model", "seed", "kind", "layer", "measure", "value", "n", "ci_low", "ci_high", "n_permutations"]
+    assert list(found.columns) == columns
+    assert set(found.loc[found["measure"] == "load_bearing_p", "n_permutations"]) == {1999}
     assert not found.duplicated(["layer", "measure"]).any()
     value = found.set_index(["measure", "layer"])["value"]
     p = load_bearing(pool).set_index(["layer", "head"])["p"]
@@ -276,3 +278,31 @@ def test_the_summary_holds_each_measure_once(pool):
     ginis = summary_table(positive, pool).query("measure == 'gini'")
     np.testing.assert_allclose(ginis["value"], impact_gini(positive)["gini"])
     assert np.isnan(value["rank_correlation", -1]), "no estimate was taken"
+    impact = table.sort_values("impact_pct", ascending=False)
+    assert value["top_margin", -1] == pytest.approx(impact["impact_pct"].iloc[0] - impact["impact_pct"].iloc[1])
+
+
+def test_the_margin_of_the_top_head_is_paired_over_sequences() -> None:
+    """Of two heads that share what a sequence costs, the difference is known far better than either impact."""
+    rng = np.random.default_rng(0)
+    base, shared = rng.normal(4, 0.3, 400), rng.normal(0, 1, 400)
+    first = base + 1.0 + shared + rng.normal(0, 0.01, 400)
+    second = base + 0.9 + shared + rng.normal(0, 0.01, 400)
+    ablated = np.stack([second, first, base])
+    margin, low, high = top_margin(base, ablated, np.random.default_rng(1))
+    assert margin == pytest.approx(100 * (first.sum() - second.sum()) / base.sum(), rel=1e-12)
+    # the standard error of a mean of differences of two independent parts of .01 each, by the mean base loss
+    spread = 1.96 * 100 * np.sqrt(2) * 0.01 / np.sqrt(400) / base.mean()
+    assert (high - low) / 2 == pytest.approx(spread, rel=0.15)
+    of_one = impacts(base, ablated, np.random.default_rng(2))
+    assert of_one.ci_high[1] - of_one.ci_low[1] > 20 * (high - low)
+    assert (low, high) == top_margin(base, ablated[::-1], np.random.default_rng(1))[1:]  # whichever row comes first
+
+
+def test_a_margin_takes_two_heads_and_an_interval_two_sequences() -> None:
+    with pytest.raises(ValueError, match=r"top_margin: got 1 ablations; expected at least 2"):
+        top_margin(np.ones(3), np.ones((1, 3)), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"n_bootstrap: got 5; expected at least 100"):
+        top_margin(np.ones(3), np.ones((2, 3)), np.random.default_rng(0), 5)
+    margin, low, high = top_margin(np.array([2.0]), np.array([[3.0], [2.5]]), np.random.default_rng(0))
+    assert (margin, np.isnan(low), np.isnan(high)) == (25.0, True, True)

@@ -157,7 +157,7 @@ def test_the_top_head_is_a_ratio_with_the_intervals_of_both(tables) -> None:
         columns=["model", "seed", "kind", "layer", "measure", "value"],
     )
     row = ledger(tables | {"ablation_summary": tested})["janus-top-head"]
-    assert "control in 1 of 1 seeds (p 0.0005); adaptive in 0 of 1 seeds (p 0.06)." in row["why"]
+    assert "control in 1 of 1 seeds (p ≤ .0005); adaptive in 0 of 1 seeds (p = .060)." in row["why"]
     greater = tables | {"ablation_results": ablation([1.0, 0.4], [2.5, 0.5], 0.02)}
     assert ledger(greater)["janus-top-head"]["verdict"] == "same direction"  # one seed never reproduces
     noisy = tables | {"ablation_results": ablation([1.84, 0.4], [0.9, 0.5], 0.8)}

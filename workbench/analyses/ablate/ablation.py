@@ -17,8 +17,8 @@ from torch import Tensor
 
 from workbench.analyses.ablate.engine import Sizes, ablate_batch, plan_sizes
 from workbench.analyses.ablate.generic import ablate_batch_generic, plan_generic
-from workbench.analyses.ablate.impacts import check_bootstrap, impacts, summarize
-from workbench.analyses.ablate.load_bearing import load_bearing
+from workbench.analyses.ablate.impacts import Margin, check_bootstrap, impacts, summarize, top_margin
+from workbench.analyses.ablate.load_bearing import N_PERMUTATIONS, load_bearing
 from workbench.analyses.ablate.precision import N_CHECKED, as_float32, in_precision, is_narrow, measure_errors
 from workbench.analyses.ablate.records import COMPONENTS, Part, Replacements, SequenceLosses, join
 from workbench.data.blocks import block_numbers
@@ -167,12 +167,31 @@ def without_blocks(losses: SequenceLosses) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def summary_table(table: pd.DataFrame, losses: SequenceLosses, seed: int = 0) -> pd.DataFrame:
+def summary_table(
+    table: pd.DataFrame, losses: SequenceLosses, seed: int = 0, *, n_bootstrap: int = 2000
+) -> pd.DataFrame:
     """ablation_summary's rows of one model: `summarize`, with the load-bearing test wherever it is defined, that is
-    with two sequences and two heads per layer at least."""
+    with two sequences and two heads per layer at least, and with margins wherever there are two heads."""
     n_heads = sum(part.component == "head" and part.layer == losses.parts[0].layer for part in losses.parts)
     is_defined = len(losses.base) > 1 and n_heads > 1
-    return summarize(table, load_bearing(losses, seed) if is_defined else None)
+    tested = load_bearing(losses, seed) if is_defined else None
+    return summarize(table, tested, head_margins(losses, seed, n_bootstrap), N_PERMUTATIONS)
+
+
+def head_margins(losses: SequenceLosses, seed: int = 0, n_bootstrap: int = 2000) -> dict[int, Margin]:
+    """Layer -> `top_margin` of its heads, and under −1 that of all heads; of two heads or more."""
+    rng = np.random.default_rng(seed)
+    heads = [i for i, part in enumerate(losses.parts) if part.component == "head"]
+    layers = [int(losses.layers[i]) for i in heads]
+    groups = {
+        layer: [i for i, own in zip(heads, layers, strict=True) if own == layer] for layer in dict.fromkeys(layers)
+    }
+    base, ablated = losses.base.numpy(), losses.ablated.numpy()
+    return {
+        layer: Margin(*top_margin(base, ablated[rows], rng, n_bootstrap))
+        for layer, rows in {**groups, -1: heads}.items()
+        if len(rows) > 1
+    }
 
 
 def iterate_ablation(

@@ -167,7 +167,8 @@ def tabulate(job: Job) -> Mapping[str, pd.DataFrame]:
     about = {"kind": job.settings.kind, "name": job.subject.name, "n_bootstrap": job.settings.n_bootstrap}
     table = ablation_table(losses, n_ctx, seed=job.seed, **about, dtype=dtype, errors=errors)
     table = table.assign(seed=job.subject.seed)
-    tables = {"ablation_results": table, "ablation_summary": summary_table(table, losses, job.seed)}
+    summarized = summary_table(table, losses, job.seed, n_bootstrap=job.settings.n_bootstrap)
+    tables = {"ablation_results": table, "ablation_summary": summarized}
     if len(left_out := without_blocks(losses)):
         place = {"model": job.subject.name, "seed": job.subject.seed, "kind": job.settings.kind}
         tables["ablation_results_blocks"] = left_out.assign(**place)
@@ -277,7 +278,13 @@ ablate = Analysis(
             "ablation_summary",
             key=("model", "seed", "kind", "layer", "measure"),
             columns=[Column("value"), Column("n", "heads", kind="integer")],
-            meaning="measure is gini, load_bearing_p or rank_correlation; layer -1 is all layers.",
+            trailing=[
+                Column("ci_low", "95 % interval of a margin over sequences"),
+                Column("ci_high"),
+                Column("n_permutations", "of a p, which is 1 / (n_permutations + 1) at least", kind="integer"),
+            ],
+            meaning="measure is gini, load_bearing_p, rank_correlation or top_margin (impact of the top head minus the "
+            "runner-up's, in % of the base loss, paired over sequences); layer -1 is all layers.",
         ),
     ],
     measure=measure,
