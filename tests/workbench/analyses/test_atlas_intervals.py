@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.analyses.atlas.intervals import N_BINS, N_INTERVALS, SpreadKeeper, shuffled, unshuffled
+from workbench.analyses.atlas.intervals import N_BINS, N_INTERVALS, Spread, SpreadKeeper, shuffled, unshuffled
 
 N_SAES, D_SAE, N_CTX, RADIUS = 3, 5, 6, 2
 
@@ -24,7 +24,7 @@ def random_acts(seed: int, batch: int = 40) -> torch.Tensor:
     return acts
 
 
-def keep(acts: torch.Tensor, sizes: list[int]) -> object:
+def keep(acts: torch.Tensor, sizes: list[int]) -> Spread:
     keeper, first = SpreadKeeper(N_SAES, D_SAE, RADIUS), 0
     for size in sizes:
         part = acts[:, first : first + size]

@@ -79,8 +79,8 @@ atlas = Analysis(
                 Column("match", "JSON [model, head, feature, correlation] in the same layer", kind="text"),
                 Column(
                     "histogram",
-                    'JSON {"zero": tokens, "width": of a bin, "counts": [tokens]} of the activations: bin i holds those from '
-                    "i · width to (i + 1) · width, 0 apart; empty for a feature that never fires",
+                    'JSON {"zero": tokens, "width": of a bin, "counts": [tokens]} of the activations: bin i holds '
+                    "those from i · width to (i + 1) · width, 0 apart; empty for a feature that never fires",
                     kind="text",
                 ),
                 Column(

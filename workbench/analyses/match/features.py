@@ -59,7 +59,8 @@ def match_features(
     index = torch.tensor([unique.index(slot) for slot in slots])
     device = device_of(sae_a)
     layers = layers_of(slots)
-    sums = [PairSums.zeros(1, *(len(own) * sae.config.d_sae for sae in (sae_a, sae_b)), device) for own in layers]
+    d_a, d_b = sae_a.config.d_sae, sae_b.config.d_sae
+    sums = [PairSums.zeros(1, len(own) * d_a, len(own) * d_b, device) for own in layers]
     batches = forward_batches(tokens)
     for number, batch in enumerate(batches):
         is_counted = positions.of(batch)
@@ -73,10 +74,10 @@ def match_features(
     found: tuple[dict[int, Matches], dict[int, Matches]] = ({}, {})
     for own, of_layer in zip(layers, sums, strict=True):
         r = of_layer.correlations()[0].cpu()
-        for matches, table, other in ((found[0], r, sae_b), (found[1], r.mT, sae_a)):
-            best = _best(table, own, other.config.d_sae)
-            matches |= dict(zip(own, best, strict=True))
-    return tuple([matches[k] for k in range(len(slots))] for matches in found)  # pyright: ignore[reportReturnType]
+        for matches, table, d_sae in ((found[0], r, d_b), (found[1], r.mT, d_a)):
+            matches.update(zip(own, _best(table, own, d_sae), strict=True))
+    in_a, in_b = ([matches[k] for k in range(len(slots))] for matches in found)
+    return in_a, in_b
 
 
 def layers_of(slots: Sequence[Slot]) -> list[list[int]]:
