@@ -29,6 +29,7 @@ SCRIPTS = (
     "atlas_search.js",
     "characters.js",
     "atlas_view.js",
+    "atlas_sheet.js",
     "atlas_plots.js",
     "atlas.js",
 )
