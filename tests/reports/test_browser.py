@@ -307,7 +307,7 @@ def test_a_token_shows_the_activation_that_its_table_has(tab, tmp_path):
     table = feature_atlas(np.random.default_rng(0), ("solo",), 1, 1, 2, 1, 4, hostile=False, empty=False).iloc[:1]
     table = table.assign(max_act=5.234912, density=0.1, dead=False, top_contexts=json.dumps(contexts))
     logits = json.dumps([[" x", 0.3], [" y", -0.0004]])
-    table = table.assign(logit_promoted=logits, neighbours="[[1, -0.001]]", match="[]")
+    table = table.assign(logit_promoted=logits, neighbours="[[1, -0.001]]", match="[]", interval_contexts="[]")
     table = pd.concat([table, table.assign(feature=1)])
     rows = pd.DataFrame({"model": "solo", "seed": 0, "layer": 0, "head": 0, "kind": "zero"}, index=[0])
     rows = rows.assign(impact_pct=-0.001, ci_low=-0.004, ci_high=0.021)
