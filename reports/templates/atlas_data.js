@@ -24,7 +24,6 @@ function readAtlas(bytes) {
   atlas.firstPromoted = offsetsOf(atlas.logit_promoted_n);
   atlas.firstSuppressed = offsetsOf(atlas.logit_suppressed_n);
   if (atlas.neighbour_n) atlas.firstNeighbour = offsetsOf(atlas.neighbour_n);
-  atlas.activeScale = Float64Array.from(atlas.active_decimals, (decimals) => 10 ** decimals);
   atlas.firstInterval = offsetsOf(atlas.n_contexts.map((n, row) => n - atlas.n_strongest[row]));
   if (atlas.histogram_n) atlas.firstBin = offsetsOf(atlas.histogram_n);
   atlas.shortNames = header.models.map((model) => header.names[model] ?? model);

@@ -48,7 +48,7 @@ function* buildIndex(atlas, index) {
   const ofTokens = new Uint32Array(vocabulary.length);
   for (const token of line) ofTokens[token] += 1;
   index.firstPlace = offsetsOf(ofTokens);
-  index.places = fillLists(index.firstPlace, line, line.length, (i) => i);
+  index.places = fillLists(index.firstPlace, line);
   yield;
   yield* indexActivations(atlas, index);
 }
@@ -69,15 +69,23 @@ function* indexActivations(atlas, index) {
     if (own % 16384 === 0) yield;
   }
   index.firstActive = offsetsOf(counts);
-  index.actives = fillLists(index.firstActive, place, place.length, (i) => i);
-  index.contextOf = context;
+  yield;
+  const order = fillLists(index.firstActive, place);
+  yield;
+  index.activeContext = new Uint32Array(order.length); // in the order of places, as a search reads them
+  index.activeValue = new Float64Array(order.length); // nan: not measured
+  for (let i = 0; i < order.length; i += 1) {
+    index.activeContext[i] = context[order[i]];
+    index.activeValue[i] = decimalOf(atlas, "active", order[i], index.rowOf[index.activeContext[i]]);
+    if (i % 65536 === 0) yield;
+  }
 }
 
-// Items by list, in order: `offsets` says where each list begins, `lists[i]` which of them takes item i.
-function fillLists(offsets, lists, size, item) {
-  const [next, filled] = [offsets.slice(), new Uint32Array(size)];
-  for (let i = 0; i < size; i += 1) {
-    filled[next[lists[i]]] = item(i);
+// 0, 1, 2 … by list: `offsets` says where each list begins, `lists[i]` which of them takes i.
+function fillLists(offsets, lists) {
+  const [next, filled] = [offsets.slice(), new Uint32Array(lists.length)];
+  for (let i = 0; i < lists.length; i += 1) {
+    filled[next[lists[i]]] = i;
     next[lists[i]] += 1;
   }
   return filled;
@@ -164,19 +172,21 @@ function findHits(atlas, index, query, mode) {
 }
 
 function activeHits(atlas, index, { firsts, lasts }, hits) {
-  const { context_start: starts, context_n_tokens: sizes, active_value: values, missing } = atlas;
+  const { context_start: starts, context_n_tokens: sizes } = atlas;
+  const { firstActive, activeContext, activeValue, rowOf } = index;
   for (let match = 0; match < firsts.length; match += 1) {
     const [first, last] = [firsts[match], lasts[match]];
-    for (let i = index.firstActive[first]; i < index.firstActive[last + 1]; i += 1) {
-      const active = index.actives[i];
-      const context = index.contextOf[active];
-      if (starts[context] > first || last >= starts[context] + sizes[context] || values[active] === missing) continue;
-      const row = index.rowOf[context];
-      const value = values[active] / atlas.activeScale[row];
-      if (value < hits.value[row] || (value === hits.value[row] && context >= hits.context[row])) continue;
-      hits.value[row] = value;
-      hits.context[row] = context;
-      hits.place[row] = starts[context] + atlas.active_place[active];
+    for (let place = first; place <= last; place += 1) {
+      for (let i = firstActive[place]; i < firstActive[place + 1]; i += 1) {
+        const context = activeContext[i];
+        const value = activeValue[i];
+        if (starts[context] > first || last >= starts[context] + sizes[context]) continue;
+        const row = rowOf[context];
+        if (!(value > hits.value[row] || (value === hits.value[row] && context < hits.context[row]))) continue;
+        hits.value[row] = value;
+        hits.context[row] = context;
+        hits.place[row] = place;
+      }
     }
   }
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 N_BINS = 32  # of a feature's range, which ends at the least power of two above its largest activation
 N_INTERVALS = 8  # of the same range, for contexts
-ELEMENTS_AT_ONCE = 1 << 20  # activations whose places are listed at once: the list of a dense feature is long
+ELEMENTS_AT_ONCE = 1 << 19  # activations whose places are listed at once: the list of a dense feature is long
 MODULUS = 1 << 32  # places of tokens are shuffled within these, and lie below it
 MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)  # of MurmurHash3's 32-bit finalizer (Appleby 2011)
 
