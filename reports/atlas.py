@@ -30,6 +30,7 @@ SCRIPTS = (
     "characters.js",
     "head_address.js",
     "atlas_view.js",
+    "atlas_sheet.js",
     "atlas_plots.js",
     "atlas.js",
 )

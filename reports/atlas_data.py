@@ -33,14 +33,17 @@ LARGEST, MISSING = 2**31 - 1, -(2**31)  # of a number in units of its last decim
 class Columns:
     """The arrays as they grow, feature by feature. Counts are stored, not offsets: small numbers pack better."""
 
-    n_contexts: list[int] = field(default_factory=list)  # a feature
+    n_contexts: list[int] = field(default_factory=list)  # a feature: the strongest, then those of intervals
+    n_strongest: list[int] = field(default_factory=list)  # a feature: how many of them are the strongest
+    interval_low: list[float] = field(default_factory=list)  # a context of an interval: where that begins
+    interval_high: list[float] = field(default_factory=list)  # and where it ends
     window: list[int] = field(default_factory=list)  # a context: which of the windows
     peak: list[int] = field(default_factory=list)  # a context: place of the strongest token in its window
     value: list[float] = field(default_factory=list)  # a context: its activation at the peak
     n_active: list[int] = field(default_factory=list)  # a context: how many of its tokens are active
     active_place: list[int] = field(default_factory=list)  # an active token: its place in the window
     active_value: list[float] = field(default_factory=list)  # an active token: its activation; nan: not measured
-    has_stronger: bool = False  # whether some token of a context is stronger than the context's peak
+    has_stronger: bool = False  # whether some token of a strongest context is stronger than the context's peak
     windows: dict[tuple[str, ...], int] = field(default_factory=dict)  # tokens of a window -> its number
 
 
@@ -84,8 +87,11 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
         raise ValueError(f"feature_atlas: {broken[0]} is no whole number in some row; expected one in each")
     vocabulary, columns = Vocabulary(), Columns()
     models, seeds = list(dict.fromkeys(df["model"])), seeds_of(df)
-    for row, text in enumerate(df["top_contexts"]):
-        add_contexts(columns, read_cell(text, "top_contexts", row), row)
+    of_intervals = df["interval_contexts"] if "interval_contexts" in df else [""] * len(df)
+    for row, (text, of_interval) in enumerate(zip(df["top_contexts"], of_intervals, strict=True)):
+        add_contexts(
+            columns, read_cell(text, "top_contexts", row), read_cell(of_interval, "interval_contexts", row), row
+        )
     top_tokens = [vocabulary.number(token) for token in df["top_token"]]
     logits = {name: read_pairs(df, name) for name in ("logit_promoted", "logit_suppressed")}
     numbered = {name: [vocabulary.number(token) for row in rows for token, _ in row] for name, rows in logits.items()}
@@ -103,7 +109,7 @@ def encode_atlas(table: pd.DataFrame, extra: Mapping[str, Any]) -> bytes:
         arrays |= {f"{name}_n": fit([len(pairs) for pairs in logits[name]])}
         arrays |= {f"{name}_token": fit(new[np.array(tokens, dtype=np.int64)])}
         arrays |= decimal_arrays(name, *flat(logits[name]))
-    arrays |= relation_arrays(df, models)
+    arrays |= relation_arrays(df, models) | histogram_arrays(df)
     header = {
         "models": models,
         "seeds": seeds,
@@ -139,14 +145,15 @@ def read_cell(text: object, column: str, row: int) -> list[Any]:
     return value
 
 
-def add_contexts(columns: Columns, contexts: list[Any], row: int) -> None:
-    """Add a feature's contexts.
+def add_contexts(columns: Columns, strongest: list[Any], of_intervals: list[Any], row: int) -> None:
+    """Add a feature's contexts: its strongest, then those of intervals of its activations.
 
     Raises:
-        ValueError: if a context lacks tokens or acts, or has unlike numbers of them.
+        ValueError: if a context lacks tokens or acts, has unlike numbers of them, or one of an interval has no bounds.
     """
-    columns.n_contexts.append(len(contexts))
-    for context in contexts:
+    columns.n_contexts.append(len(strongest) + len(of_intervals))
+    columns.n_strongest.append(len(strongest))
+    for place, context in enumerate([*strongest, *of_intervals]):
         if not isinstance(context, dict) or not isinstance(context.get("tokens"), list):
             raise ValueError(
                 f"feature_atlas: a context of row {row} has no list of tokens; expected tokens, acts, peak, value"
@@ -172,11 +179,19 @@ def add_contexts(columns: Columns, contexts: list[Any], row: int) -> None:
             )
         columns.peak.append(peak)
         columns.value.append(context.get("value", known[peak]))
-        columns.has_stronger |= max(known) > known[peak]
+        columns.has_stronger |= place < len(strongest) and max(known) > known[peak]
         shown = {place: act for place, act in enumerate(acts) if act is None or act > 0}
         columns.n_active.append(len(shown))
         columns.active_place += shown.keys()
         columns.active_value += [math.nan if act is None else act for act in shown.values()]
+    for context in of_intervals:
+        low, high = context.get("low"), context.get("high")
+        if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high:
+            raise ValueError(
+                f"feature_atlas: an interval of row {row} is from {low!r} to {high!r}; expected two numbers, low < high"
+            )
+        columns.interval_low.append(low)
+        columns.interval_high.append(high)
 
 
 def decimal_arrays(name: str, values: Sequence[float], counts: Sequence[int]) -> dict[str, np.ndarray]:
@@ -250,6 +265,9 @@ def context_arrays(columns: Columns) -> dict[str, np.ndarray]:
     n_active = np.bincount(feature, columns.n_active, len(columns.n_contexts))
     return {
         "n_contexts": fit(columns.n_contexts),
+        "n_strongest": fit(columns.n_strongest),
+        "interval_low": np.array(columns.interval_low, dtype=np.float64),
+        "interval_high": np.array(columns.interval_high, dtype=np.float64),
         "context_peak": fit(columns.peak),
         "context_n_active": fit(columns.n_active),
         "active_place": fit(columns.active_place),
@@ -269,11 +287,56 @@ def relation_arrays(df: pd.DataFrame, models: list[str]) -> dict[str, np.ndarray
     if "match" in df:
         numbers = {model: number for number, model in enumerate(models)}
         matches = [read_cell(text, "match", row) for row, text in enumerate(df["match"])]
-        known = [match if len(match) == 3 and match[0] in numbers else None for match in matches]
+        # of a table made before matches were of the whole layer: the same head
+        matches = [
+            [own[0], head, *own[1:]] if len(own) == 3 else own for own, head in zip(matches, df["head"], strict=True)
+        ]
+        known = [match if len(match) == 4 and match[0] in numbers else None for match in matches]
         arrays["match_model"] = np.array([numbers[match[0]] if match else -1 for match in known], dtype=np.int16)
-        arrays["match_feature"] = fit([int(match[1]) if match else 0 for match in known])
-        arrays |= decimal_arrays("match", [float(match[2]) if match else 0.0 for match in known], [1] * len(known))
+        arrays["match_head"] = np.array([int(match[1]) if match else 0 for match in known], dtype=np.int16)
+        arrays["match_feature"] = fit([int(match[2]) if match else 0 for match in known])
+        arrays |= decimal_arrays("match", [float(match[3]) if match else 0.0 for match in known], [1] * len(known))
     return arrays
+
+
+def histogram_arrays(df: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the bins of each feature's activations, where the table has them: tokens by bin of a width, and at 0.
+
+    Raises:
+        ValueError: if a cell is no histogram.
+    """
+    if "histogram" not in df:
+        return {}
+    found = [read_histogram(text, row) for row, text in enumerate(df["histogram"])]
+    return {
+        "histogram_n": fit([len(counts) for _, _, counts in found]),
+        "histogram_zero": fit([zero for zero, _, _ in found]),
+        "histogram_width": np.array([width for _, width, _ in found], dtype=np.float64),
+        "histogram_count": fit([count for _, _, counts in found for count in counts]),
+    }
+
+
+def read_histogram(text: object, row: int) -> tuple[int, float, list[int]]:
+    """Return (tokens at 0, width of a bin, tokens by bin) of a cell; no bins for an empty one.
+
+    Raises:
+        ValueError: if the cell is something else; the row counts from 0, without the header.
+    """
+    if not isinstance(text, str) or not text:
+        return 0, 0.0, []
+    try:
+        cell = json.loads(text)
+        zero, width, counts = cell["zero"], cell["width"], cell["counts"]
+        is_right = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in [zero, *counts])
+        is_right &= isinstance(width, int | float) and math.isfinite(width) and width > 0
+    except (ValueError, TypeError, LookupError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            f"feature_atlas: histogram of row {row} is {str(text)[:60]!r}; expected JSON with zero, width and counts, "
+            "whole numbers of tokens and a width above 0"
+        )
+    return zero, float(width), counts
 
 
 def fit(values: Any) -> np.ndarray:

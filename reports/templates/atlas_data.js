@@ -24,6 +24,8 @@ function readAtlas(bytes) {
   atlas.firstPromoted = offsetsOf(atlas.logit_promoted_n);
   atlas.firstSuppressed = offsetsOf(atlas.logit_suppressed_n);
   if (atlas.neighbour_n) atlas.firstNeighbour = offsetsOf(atlas.neighbour_n);
+  atlas.firstInterval = offsetsOf(atlas.n_contexts.map((n, row) => n - atlas.n_strongest[row]));
+  if (atlas.histogram_n) atlas.firstBin = offsetsOf(atlas.histogram_n);
   atlas.shortNames = header.models.map((model) => header.names[model] ?? model);
   atlas.rowOf = new Map();
   for (let row = 0; row < atlas.size; row += 1) atlas.rowOf.set(keyOf(atlas, row), row);
@@ -43,9 +45,9 @@ function keyOf(atlas, row) {
   return [models[atlas.model[row]], seeds[atlas.seed[row]], atlas.layer[row], atlas.head[row], atlas.feature[row]].join("|");
 }
 
-// The same layer, head and seed, another feature, and maybe another model.
-function siblingOf(atlas, row, model, feature) {
-  const key = [atlas.models[model], atlas.seeds[atlas.seed[row]], atlas.layer[row], atlas.head[row], feature].join("|");
+// The same layer and seed, another feature, and maybe another model or head.
+function siblingOf(atlas, row, model, head, feature) {
+  const key = [atlas.models[model], atlas.seeds[atlas.seed[row]], atlas.layer[row], head, feature].join("|");
   return atlas.rowOf.get(key) ?? -1;
 }
 
@@ -70,7 +72,8 @@ function logitsOf(atlas, row, name) {
   const list = [];
   for (let i = first[row]; i < first[row + 1]; i += 1) {
     const value = decimalOf(atlas, name, i, row);
-    list.push({ token: atlas.vocabulary[atlas[`${name}_token`][i]], value });
+    const number = atlas[`${name}_token`][i];
+    list.push({ token: atlas.vocabulary[number], number, value });
   }
   return list;
 }
@@ -81,15 +84,31 @@ function neighboursOf(atlas, row) {
   for (let i = atlas.firstNeighbour[row]; i < atlas.firstNeighbour[row + 1]; i += 1) {
     const feature = atlas.neighbour_feature[i];
     const cosine = decimalOf(atlas, "neighbour", i, row);
-    list.push({ feature, cosine, row: siblingOf(atlas, row, atlas.model[row], feature) });
+    list.push({ feature, cosine, row: siblingOf(atlas, row, atlas.model[row], atlas.head[row], feature) });
   }
   return list;
 }
 
 function matchOf(atlas, row) {
   if (!atlas.match_model || atlas.match_model[row] < 0) return null;
-  const other = siblingOf(atlas, row, atlas.match_model[row], atlas.match_feature[row]);
-  return other < 0 ? null : { row: other, score: decimalOf(atlas, "match", row, row) };
+  const other = siblingOf(atlas, row, atlas.match_model[row], atlas.match_head[row], atlas.match_feature[row]);
+  return other < 0 ? null : { row: other, correlation: decimalOf(atlas, "match", row, row) };
+}
+
+// The activations of a feature in bins, [low, high) each but for 0, which stands apart; null where they were not kept.
+function histogramOf(atlas, row) {
+  if (!atlas.histogram_n?.[row]) return null;
+  const width = atlas.histogram_width[row];
+  const counts = atlas.histogram_count.subarray(atlas.firstBin[row], atlas.firstBin[row + 1]);
+  return { zero: atlas.histogram_zero[row], bins: Array.from(counts, (count, i) => ({ low: i * width, high: (i + 1) * width, count })) };
+}
+
+// The interval of activations from which a context was drawn; null for one of the strongest.
+function intervalOf(atlas, row, context) {
+  const place = context - atlas.firstContext[row] - atlas.n_strongest[row];
+  if (place < 0) return null;
+  const at = atlas.firstInterval[row] + place;
+  return { low: atlas.interval_low[at], high: atlas.interval_high[at] };
 }
 
 // What ablating a feature does to the loss, in nats per token: exact with its interval, or by the gradient alone.

@@ -7,19 +7,38 @@ let isOverviewReady = false;
 
 async function startOverview(profile) {
   startPlots();
+  startTables();
   if (profile) {
     byId("profile").hidden = false;
     await drawFigure(byId("profile-plot"), profile);
     const models = new Map(atlas.models.map((model, i) => [atlas.shortNames[i], model]));
     byId("profile-plot").on("plotly_click", ({ points }) => {
       const [model, layer, head] = points[0].customdata;
-      change({ ...DEFAULT_VIEW, model: models.get(model) ?? "", layer: String(layer), head: String(head) });
+      change({ ...DEFAULT_VIEW, ...pinsOf(view), model: models.get(model) ?? "", layer: String(layer), head: String(head) });
       byId("filters").scrollIntoView({ block: "start" });
     });
   }
   isOverviewReady = true;
   await drawHistogram();
   byId("histogram-plot").on("plotly_selected", keepRange);
+}
+
+// What the two plots show, as tables; the profile's lead to the features of a head as its marks do.
+function startTables() {
+  const ofHeads = () => [...heads].map(([key, impact]) => {
+    const [model, seed, layer, head] = key.split("|");
+    const button = element("button", { type: "button", class: "quiet" }, `L${layer} H${head}`);
+    button.addEventListener("click", () => change({ ...DEFAULT_VIEW, ...pinsOf(view), model, seed: atlas.seeds.length > 1 ? seed : "", layer, head }));
+    const index = atlas.models.indexOf(model);
+    return [index < 0 ? model : atlas.shortNames[index], seed, button, impactText(impact)];
+  });
+  if (heads.size) byId("profile-table").append(tableFold(["model", "seed", "features of", "loss increase"], ofHeads));
+  const ofDensities = () => {
+    const counts = atlas.models.map((_, model) => countDensities(model));
+    const bins = counts[0]?.map((_, bin) => [`10^${trueMinus(String(LOWEST + bin * BIN))}`, ...counts.map((own) => formatCount(own[bin]))]) ?? [];
+    return bins.filter((cells) => cells.slice(1).some((cell) => cell !== "0"));
+  };
+  byId("histogram-table").append(tableFold(["density from", ...atlas.shortNames], ofDensities));
 }
 
 function keepRange(event) {
@@ -45,6 +64,7 @@ function countDensities(model) {
 }
 
 function drawHistogram() {
+  byId("histogram-table").firstChild.dispatchEvent(new Event("refresh"));
   const x = Array.from({ length: Math.round(-LOWEST / BIN) }, (_, bin) => LOWEST + (bin + 0.5) * BIN);
   const data = atlas.models.map((_, model) => ({
     type: "scatter",

@@ -28,6 +28,9 @@ function tokenElement(text, { act = 0, largest = 0, isPeak = false, isHit = fals
   return node;
 }
 
+const grouping = new Intl.NumberFormat("en");
+const formatCount = (count) => grouping.format(count);
+
 // A number's text with a true minus, which no zero has.
 const trueMinus = (text) => (Number(text) === 0 ? text.replace("-", "") : text.replaceAll("-", "−"));
 
@@ -53,12 +56,13 @@ function formatDensity(value) {
   return value >= 5e-5 ? `${(100 * value).toFixed(2)} %` : `${(100 * value).toExponential(0)} %`.replaceAll("-", "−");
 }
 
-function contextElement(atlas, row, context, reach, { isPreview = false } = {}) {
+// A context's tokens; hits: what a search found, whose tokens are outlined; preview: one line from before that place.
+function contextElement(atlas, row, context, { hits = null, previewOf = -1 } = {}) {
   const { start, tokens, acts, peak } = contextOf(atlas, row, context);
-  const line = element("div", { class: isPreview ? "tokens preview" : "tokens", dir: "ltr" });
-  const from = isPreview ? Math.max(0, peak - 7) : 0;
+  const line = element("div", { class: previewOf >= 0 ? "tokens preview" : "tokens", dir: "ltr" });
+  const from = previewOf >= 0 ? Math.max(0, previewOf - 7) : 0;
   if (from > 0) line.append("…");
-  const hits = hitTokens(reach, start, tokens.length);
+  const found = hitTokens(hits?.reach, start, tokens.length);
   let plain = ""; // neighbours without colour share one element: a page has hundreds of them
   const flush = () => {
     if (plain) line.append(tokenElement(plain));
@@ -66,10 +70,10 @@ function contextElement(atlas, row, context, reach, { isPreview = false } = {}) 
   };
   for (let i = from; i < tokens.length; i += 1) {
     const text = atlas.vocabulary[tokens[i]];
-    if (acts[i] === 0 && i !== peak && !hits.has(i) && text !== "") plain += text;
+    if (acts[i] === 0 && i !== peak && !found.has(i) && text !== "") plain += text;
     else {
       flush();
-      line.append(tokenElement(text, { act: acts[i], largest: atlas.max_act[row], isPeak: i === peak, isHit: hits.has(i) }));
+      line.append(tokenElement(text, { act: acts[i], largest: atlas.max_act[row], isPeak: i === peak, isHit: found.has(i) }));
     }
   }
   flush();
@@ -79,11 +83,20 @@ function contextElement(atlas, row, context, reach, { isPreview = false } = {}) 
 // The places, within a context, of the tokens that a search found.
 function hitTokens(reach, start, size) {
   const hits = new Set();
-  for (let i = 0; reach !== null && i < size; i += 1) {
+  for (let i = 0; reach && i < size; i += 1) {
     if (reach[start + i] === reach[start + i + 1] || reach[start + i] >= start + size) continue;
     for (let j = i; j <= reach[start + i] - start; j += 1) hits.add(j);
   }
   return hits;
+}
+
+// The tokens that a feature promotes or suppresses, in one line, those found outlined.
+function logitPreview(atlas, row, hits) {
+  const line = element("div", { class: "tokens preview logit-preview", dir: "ltr" });
+  for (const { token, number } of logitsOf(atlas, row, hits.mode === "promotes" ? "logit_promoted" : "logit_suppressed")) {
+    line.append(tokenElement(token, { isHit: hits.isNamed[number] === 1 }), " ");
+  }
+  return line;
 }
 
 function nameElement(atlas, row) {
@@ -95,11 +108,18 @@ function nameElement(atlas, row) {
   return [mark, element("span", {}, `${atlas.shortNames[model]}${seed} `), element("b", {}, `L${atlas.layer[row]} ${head} #${atlas.feature[row]}`)];
 }
 
-function rowElement(atlas, row, reach) {
-  const context = reach ? matchingContext(atlas, reach, row) : atlas.n_contexts[row] ? atlas.firstContext[row] : -1;
+function previewElement(atlas, row, hits) {
+  if (hits?.isNamed) return logitPreview(atlas, row, hits);
+  if (!hits && !atlas.n_contexts[row]) return "";
+  const context = hits ? hits.context[row] : atlas.firstContext[row];
+  const previewOf = hits ? hits.place[row] - atlas.context_start[context] : atlas.context_peak[context];
+  return contextElement(atlas, row, context, { hits, previewOf });
+}
+
+function rowElement(atlas, row, hits) {
   const opener = element("button", { type: "button", class: "opener", "aria-expanded": "false" }, ...nameElement(atlas, row));
   const isDead = atlas.dead[row] === 1;
-  const node = element(
+  return element(
     "tr",
     { class: "feature", "data-row": row },
     element("th", { scope: "row" }, opener),
@@ -109,92 +129,9 @@ function rowElement(atlas, row, reach) {
     element("td", {}, isDead
       ? element("span", { class: "dead-word" }, "dead")
       : element("div", { class: "tokens preview" }, tokenElement(atlas.vocabulary[atlas.top_token[row]]))),
-    element("td", {}, context >= 0 ? contextElement(atlas, row, context, reach, { isPreview: true }) : ""),
+    hits ? element("td", { class: "num hit-value", "data-label": hits.isNamed ? "logit" : "on the hit" }, hits.isNamed ? formatLogit(hits.value[row]) : formatNumber(hits.value[row])) : null,
+    element("td", {}, previewElement(atlas, row, hits)),
   );
-  return node;
 }
 
-function cardElement(atlas, row, heads, reach, { title = "", onOpen, isMatch = false } = {}) {
-  const card = element("article", { class: "card" }, element("h2", {}, title, ...nameElement(atlas, row)));
-  const facts = element("ul", { class: "facts" });
-  const addFact = (name, text) => facts.append(element("li", {}, `${name} `, element("b", {}, text)));
-  addFact("density", formatDensity(atlas.density[row]));
-  addFact("max", formatNumber(atlas.max_act[row]));
-  addFact("mean", formatNumber(atlas.mean_act[row]));
-  const effect = effectOf(atlas, row);
-  if (effect) {
-    const [value, low, high] = [effect.value, effect.low, effect.high].map((number) => (number > 0 ? "+" : "") + formatNumber(number));
-    const interval = Number.isNaN(effect.low) ? "" : ` [${low}, ${high}]`;
-    addFact("removing this feature", effect.isExact ? `${value} nats per token${interval}` : `about ${value} nats per token, by the gradient`);
-  }
-  const impactOf = (seed) => heads.get([atlas.models[atlas.model[row]], seed, atlas.layer[row], atlas.head[row]].join("|"));
-  const head = impactOf(atlas.seeds[atlas.seed[row]]) ?? impactOf("");
-  if (head) {
-    const [low, high] = [head.low, head.high].map((bound) => bound?.toFixed(2));
-    const interval = low && high ? ` [${trueMinus(low)}, ${trueMinus(high)}]` : "";
-    addFact("removing this head", `${head.impact === null ? "–" : signed(head.impact.toFixed(2))} %${interval}`);
-  }
-  const sae = inadequateSaes.get([atlas.models[atlas.model[row]], atlas.seeds[atlas.seed[row]], atlas.layer[row], atlas.head[row]].join("|"));
-  if (sae) addFact("this head’s SAE is inadequate:", `l0 ${formatNumber(sae.l0)}, fvu ${formatNumber(sae.ratio)} of a random dictionary’s`);
-  const place = { model: atlas.models[atlas.model[row]], seed: atlas.seeds[atlas.seed[row]], layer: atlas.layer[row], head: atlas.head[row] };
-  const address = place.head < 0 ? null : headAddress(place);
-  if (address) facts.append(element("li", {}, element("a", { href: address }, "this head’s page")));
-  card.append(facts);
-  card.append(contextList(atlas, row, reach));
-  card.append(logitLists(atlas, row));
-  if (!isMatch) card.append(neighbourList(atlas, row, onOpen) ?? "");
-  else card.append(element("p", {}, openButton("Open this feature", row, onOpen)));
-  return card;
-}
-
-function contextList(atlas, row, reach) {
-  if (!atlas.n_contexts[row]) {
-    const where = atlas.dead[row] ? `on none of the ${atlas.n_tokens && `${atlas.n_tokens} held-out `}tokens of this atlas` : "at the first position of sequences alone, where nothing stands before it to read";
-    return element("p", { class: "nothing" }, `No context: this feature fired ${where}.`);
-  }
-  const list = element("ol", { class: "contexts" });
-  for (let context = atlas.firstContext[row]; context < atlas.firstContext[row + 1]; context += 1) {
-    const { value } = contextOf(atlas, row, context);
-    list.append(element("li", {}, element("span", { class: "num" }, formatNumber(value)), contextElement(atlas, row, context, reach)));
-  }
-  return list;
-}
-
-function logitLists(atlas, row) {
-  const lists = element("div", { class: "logits" });
-  for (const [name, title] of [["logit_promoted", "Promotes"], ["logit_suppressed", "Suppresses"]]) {
-    const entries = logitsOf(atlas, row, name);
-    if (!entries.length) continue;
-    const list = element("ul");
-    const largest = Math.max(...entries.map(({ value }) => Math.abs(value)));
-    for (const { token, value } of entries) {
-      const number = element("span", { class: "num" }, formatLike(value, largest));
-      list.append(element("li", {}, element("span", { class: "tokens" }, tokenElement(token)), number));
-    }
-    lists.append(element("section", {}, element("h3", {}, title), list));
-  }
-  return lists;
-}
-
-function neighbourList(atlas, row, onOpen) {
-  const neighbours = neighboursOf(atlas, row).filter((neighbour) => neighbour.row >= 0);
-  if (!neighbours.length) return null;
-  const buttons = neighbours.map(({ row: other, feature, cosine }) => openButton(`#${feature} · ${trueMinus(cosine.toFixed(2))}`, other, onOpen));
-  return element("div", { class: "near" }, element("h3", {}, "Nearest decoders in this head"), ...buttons);
-}
-
-function openButton(text, row, onOpen) {
-  const button = element("button", { type: "button", class: "quiet" }, text);
-  button.addEventListener("click", () => onOpen(row));
-  return button;
-}
-
-function sheetElement(atlas, row, heads, reach, onOpen) {
-  const match = matchOf(atlas, row);
-  const sheet = element("div", { class: match ? "sheet pair" : "sheet" }, cardElement(atlas, row, heads, reach, { onOpen }));
-  if (match) {
-    const title = `Best match, score ${trueMinus(match.score.toFixed(2))}: `;
-    sheet.append(cardElement(atlas, match.row, heads, reach, { title, onOpen, isMatch: true }));
-  }
-  return sheet;
-}
+const formatLogit = (value) => signed(formatLike(value, Math.abs(value)));

@@ -42,11 +42,13 @@ SHEET = """key => new Promise(resolve => {
         words(fact.firstChild), words(fact.querySelector("b")),
       ])),
       contexts: [...card.querySelectorAll(".contexts li")].map(item => ({
-        value: words(item.querySelector(".num")),
+        value: words(item.querySelector(".num span")),
+        interval: words(item.querySelector("small") ?? document.createElement("small")),
         titles: [...item.querySelectorAll(".tok")].map(token => token.title).filter(title => title),
         peaks: item.querySelectorAll(".peak").length,
       })),
-      logits: [...card.querySelectorAll(".logits section")].map(numbers),
+      logits: [...card.querySelectorAll("section.logits")].map(numbers),
+      bins: [...card.querySelectorAll(".histogram title")].map(words),
       near: [...card.querySelectorAll(".near button")].map(words),
       match: match ? words(match.querySelector("h2")).split(":")[0] : "",
     });
@@ -108,7 +110,7 @@ def compare_sheet(tally: Tally, sheet: Mapping[str, Any], row: Any, impacts: pd.
         bounds = f"[{fixed(own['ci_low'], 2)}, {fixed(own['ci_high'], 2)}]"
         facts["removing this head"] = f"{decimals(own['impact_pct'], 2, is_signed=True)} % {bounds}"
     tally.see_all(f"facts {where}", sheet["facts"], facts)
-    contexts = json.loads(row.top_contexts or "[]")
+    contexts = json.loads(row.top_contexts or "[]") + json.loads(row.interval_contexts or "[]")
     tally.see(f"contexts {where}", len(sheet["contexts"]), len(contexts))
     for shown, context in zip(sheet["contexts"], contexts, strict=True):
         titles = [
@@ -117,6 +119,8 @@ def compare_sheet(tally: Tally, sheet: Mapping[str, Any], row: Any, impacts: pd.
             if act != 0
         ]
         tally.see(f"values {where}", shown["value"], activation(context["value"]))
+        bounds = [activation(context[bound]) for bound in ("low", "high") if bound in context]
+        tally.see(f"interval {where}", shown["interval"], "–".join(bounds))
         tally.see(f"peaks {where}", shown["peaks"], 1)
         tally.see_all(f"tokens {where}", dict(enumerate(shown["titles"])), dict(enumerate(titles)))
     for name, texts in zip(("logit_promoted", "logit_suppressed"), sheet["logits"], strict=False):
@@ -127,13 +131,23 @@ def compare_sheet(tally: Tally, sheet: Mapping[str, Any], row: Any, impacts: pd.
     near = [f"#{feature} · {fixed(cosine, 2)}" for feature, cosine in json.loads(row.neighbours or "[]")]
     tally.see_all(f"neighbours {where}", dict(enumerate(sheet["near"])), dict(enumerate(near)))
     if row.match:
-        score = json.loads(row.match)
-        tally.see(f"match {where}", sheet["match"], f"Best match, score {fixed(score[2], 2)}" if score else "")
+        found = json.loads(row.match)
+        is_shown = found and found[3] >= 0.5
+        wanted = f"Best match in this layer, correlation {fixed(found[3], 2)}" if is_shown else ""
+        tally.see(f"match {where}", sheet["match"], wanted)
+    histogram = json.loads(row.histogram or '{"counts": []}')
+    bins = {
+        i: f"{activation(i * histogram['width'])} to {activation((i + 1) * histogram['width'])}: "
+        f"{count:,} token{'' if count == 1 else 's'}"
+        for i, count in enumerate(histogram["counts"])
+    }
+    tally.see_all(f"bins {where}", dict(enumerate(sheet["bins"])), bins)
 
 
 def read_atlas_table(directory: Path) -> pd.DataFrame:
     """feature_atlas.csv with its texts as they are."""
     text = ("model", "top_token", "top_contexts", "logit_promoted", "logit_suppressed", "neighbours", "match")
+    text += ("histogram", "interval_contexts")
     return pd.read_csv(
         directory / "feature_atlas.csv",
         dtype=dict.fromkeys(text, str),

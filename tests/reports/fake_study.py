@@ -288,7 +288,7 @@ def feature_atlas(
             found = [] if dead else make_contexts(rng, stream, tokens, occurrences[top], n_contexts, context_length)
             values = [context["value"] for context in found]
             neighbours = [[int(rng.integers(d_sae)), round(cos, 4)] for cos in sorted(rng.uniform(0.2, 0.9, 5))[::-1]]
-            match = [other, int(rng.integers(d_sae)), round(float(rng.uniform(0, 1)), 4)] if other else None
+            match = [other, head, int(rng.integers(d_sae)), round(float(rng.uniform(0, 1)), 4)] if other else None
             rows.append(
                 {
                     "model": model,
@@ -306,6 +306,8 @@ def feature_atlas(
                     "dead": dead,
                     "neighbours": json.dumps(neighbours),
                     "match": json.dumps(match),
+                    "histogram": make_histogram(found),
+                    "interval_contexts": json.dumps([own | {"low": 0.0, "high": 64.0} for own in found[-1:]]),
                 }
             )
     return pd.DataFrame(rows)
@@ -335,6 +337,15 @@ def make_contexts(rng, stream, tokens, places, n_contexts: int, length: int) -> 
             }
         )
     return sorted(contexts, key=lambda context: -context["value"])
+
+
+def make_histogram(contexts: list[dict]) -> str:
+    """Return the bins of the activations that the contexts show; empty without any."""
+    acts = [act for context in contexts for act in context["acts"] if act > 0]
+    if not acts:
+        return ""
+    counts = np.bincount((np.array(acts) / 0.25).astype(int))
+    return json.dumps({"zero": 1000, "width": 0.25, "counts": counts.tolist()})
 
 
 def make_logits(rng: np.random.Generator, tokens: list[str], sign: int) -> str:

@@ -53,11 +53,15 @@ def test_numbers_of_features_come_back(table, atlas):
 
 
 def test_contexts_come_back_token_by_token(table, atlas):
-    context = active = 0
-    for row, text in enumerate(table["top_contexts"]):
-        contexts = json.loads(text)
-        assert atlas["n_contexts"][row] == len(contexts)
-        for wanted in contexts:
+    context = active = interval = 0
+    for row, cells in enumerate(zip(table["top_contexts"], table["interval_contexts"], strict=True)):
+        strongest, of_intervals = map(json.loads, cells)
+        assert atlas["n_contexts"][row] == len(strongest) + len(of_intervals)
+        assert atlas["n_strongest"][row] == len(strongest)
+        for own in of_intervals:
+            assert (atlas["interval_low"][interval], atlas["interval_high"][interval]) == (own["low"], own["high"])
+            interval += 1
+        for wanted in [*strongest, *of_intervals]:
             start, size = atlas["context_start"][context], atlas["context_n_tokens"][context]
             tokens = [atlas["vocabulary"][token] for token in atlas["line_token"][start : start + size]]
             assert tokens == [replace_surrogates(token) for token in wanted["tokens"]]
@@ -92,10 +96,33 @@ def test_neighbours_and_matches_come_back(table, atlas):
             assert atlas["neighbour_feature"][at] == feature
             assert number(atlas, "neighbour", at, row) == cosine
             at += 1
-        model, feature, cosine = json.loads(match)
+        model, head, feature, cosine = json.loads(match)
         assert atlas["models"][atlas["match_model"][row]] == model
+        assert atlas["match_head"][row] == head
         assert atlas["match_feature"][row] == feature
         assert number(atlas, "match", row, row) == cosine
+
+
+def test_histograms_come_back(table, atlas):
+    at = 0
+    for row, cell in enumerate(table["histogram"]):
+        histogram = json.loads(cell or '{"zero": 0, "width": 0, "counts": []}')
+        n = int(atlas["histogram_n"][row])
+        assert atlas["histogram_count"][at : at + n].tolist() == histogram["counts"]
+        assert (atlas["histogram_zero"][row], atlas["histogram_width"][row]) == (histogram["zero"], histogram["width"])
+        at += n
+    assert at == len(atlas["histogram_count"]) > 0
+
+
+def test_a_table_made_before_bins_and_layer_wide_matches_is_read(table):
+    """Its matches name no head: they are of the feature's own."""
+    old = table.drop(columns=["histogram", "interval_contexts"])
+    matches = [json.loads(cell) for cell in table["match"]]
+    own = decode(encode_atlas(old.assign(match=[json.dumps([m, f, r]) for m, _, f, r in matches]), {}))
+    assert "histogram_n" not in own
+    assert own["n_strongest"].tolist() == own["n_contexts"].tolist()
+    assert own["match_head"].tolist() == table["head"].tolist()
+    assert own["match_feature"].tolist() == [feature for _, _, feature, _ in matches]
 
 
 def test_frequent_tokens_have_small_numbers(atlas):
@@ -188,6 +215,14 @@ def test_a_dead_feature_of_all_heads_has_no_context():
         ({"top_contexts": '[{"tokens": ["a"], "acts": [1], "value": null}]'}, r"acts or a value that are no numbers"),
         ({"logit_promoted": '["a"]'}, r"logit_promoted of row 0 holds no pairs"),
         ({"neighbours": "[[1, 2, 3]]"}, r"neighbours of row 0 holds no pairs"),
+        ({"histogram": "[1]"}, r"histogram of row 0 is '\[1\]'; expected JSON with zero, width and counts"),
+        ({"histogram": '{"zero": 1, "width": 0, "counts": []}'}, r"histogram of row 0 is"),
+        ({"histogram": '{"zero": 1, "width": 1, "counts": [0.5]}'}, r"histogram of row 0 is"),
+        (
+            {"interval_contexts": '[{"tokens": ["a"], "acts": [1], "low": 2, "high": 2}]'},
+            r"an interval of row 0 is from 2 to 2; expected two numbers, low < high",
+        ),
+        ({"interval_contexts": '[{"tokens": ["a"], "acts": [1]}]'}, r"an interval of row 0 is from None to None"),
     ],
 )
 def test_malformed_cells_are_named(cells, message):

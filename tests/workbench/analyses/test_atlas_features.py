@@ -249,10 +249,34 @@ def test_the_table_has_a_row_a_feature_and_goes_through_the_page(model, sae, tok
         assert not shown or max(shown)[0] == pytest.approx(largest, abs=1e-4)
     assert "null" in "".join(table["top_contexts"]), "and some windows reach position 0"
     assert row["top_token"] == f"[{int(tokens[sequence, peak])}]"
+    check_spread(row, contexts, own)
     dead = table.iloc[0]
+    assert (dead["histogram"], json.loads(dead["interval_contexts"])) == ("", [])
     assert bool(dead["dead"])
     assert (dead["density"], dead["max_act"], dead["mean_act"], dead["top_token"]) == (0, 0, 0, "")
     assert json.loads(dead["top_contexts"]) == []
+
+
+def check_spread(row, top: list[dict], acts: torch.Tensor) -> None:
+    """A feature's cells of bins and of intervals against its activations [sequence pos], 0 at position 0."""
+    histogram = json.loads(row["histogram"])
+    width, fires = histogram["width"], acts[acts > 0].double()
+    edges = width * np.arange(len(histogram["counts"]) + 1)
+    assert 16 * width <= row["max_act"] < 32 * width
+    assert histogram["counts"] == np.histogram(fires, edges)[0].tolist()
+    assert histogram["zero"] + len(fires) == row["n_tokens"] == acts[:, 1:].numel()
+    contexts = json.loads(row["interval_contexts"])
+    assert contexts
+    assert [own["low"] for own in contexts] == sorted((own["low"] for own in contexts), reverse=True)
+    for own in contexts:
+        assert own["high"] - own["low"] == 4 * width
+        assert own["low"] <= own["value"] + 1e-4
+        assert own["value"] - 1e-4 < own["high"]
+        assert own["acts"][own["peak"]] == own["value"]
+    shown = {round(own["low"] / (4 * width)) for own in contexts}
+    filled = set((fires / (4 * width)).long().tolist())
+    in_top = {int(own["value"] // (4 * width)) for own in top}
+    assert shown <= filled <= shown | in_top, "an interval has a context of its own unless the one drawn is a top one"
 
 
 def test_small_activations_keep_their_digits(model, sae, tokens) -> None:
@@ -378,7 +402,7 @@ def test_every_byte_has_one_sign() -> None:
 # --- matches
 
 
-def test_matches_are_the_largest_correlations(model, tokens) -> None:
+def test_matches_are_the_largest_correlations_within_the_layer(model, tokens) -> None:
     other = small_model("janus-v3", seed=8, n_layers=2)
     slots = choose_slots(model.cfg, [0, 1], [0, 3])
     a, b = stack_for(model, slots), stack_for(other, slots, seed=3, d_sae=9)
@@ -386,29 +410,38 @@ def test_matches_are_the_largest_correlations(model, tokens) -> None:
     acts_a, acts_b = (
         acts_of(m, s, tokens)[:, :, 1:].flatten(1, 2).double().numpy() for m, s in ((model, a), (other, b))
     )
-    for k in range(len(slots)):
-        with np.errstate(invalid="ignore"):
-            r = np.corrcoef(acts_a[k].T, acts_b[k].T)[:12, 12:]
-        for found, table in ((ours[k], r), (theirs[k], r.T)):
-            for feature, row in enumerate(table):
+    n_other_heads = 0
+    for k, slot in enumerate(slots):
+        for found, own, others in ((ours[k], acts_a[k], acts_b), (theirs[k], acts_b[k], acts_a)):
+            same = [j for j in range(len(slots)) if slots[j].layer == slot.layer]
+            with np.errstate(invalid="ignore"):
+                r = {j: np.corrcoef(own.T, others[j].T)[: own.shape[1], own.shape[1] :] for j in same}
+            for feature in range(own.shape[1]):
+                row = np.concatenate([r[j][feature] for j in same])
+                value, sae = float(found.correlations[feature]), int(found.saes[feature])
                 if np.isnan(row).all():
-                    assert np.isnan(float(found[0][feature]))
+                    assert np.isnan(value)
                     continue
-                assert float(found[0][feature]) == pytest.approx(np.nanmax(row), abs=1e-5)
-                assert row[int(found[1][feature])] == pytest.approx(np.nanmax(row), abs=1e-5)
-    cells = match_cells(ours, "other")
+                assert value == pytest.approx(np.nanmax(row), abs=1e-5)
+                assert r[sae][feature, int(found.features[feature])] == pytest.approx(np.nanmax(row), abs=1e-5)
+                n_other_heads += sae != k
+    assert n_other_heads > 0
+    cells = match_cells(ours, "other", slots)
     assert cells[0] == "", "a dead feature has no match"
-    name, feature, r = json.loads(cells[5])
-    assert (name, feature) == ("other", int(ours[0][1][5]))
-    assert r == pytest.approx(float(ours[0][0][5]), abs=1e-4)
+    assert json.loads(cells[5]) == [
+        "other", slots[int(ours[0].saes[5])].head, int(ours[0].features[5]),
+        pytest.approx(float(ours[0].correlations[5]), abs=1e-4),
+    ]  # fmt: skip
 
 
 def test_a_model_matches_itself_feature_by_feature(model, sae, tokens) -> None:
     ours, _ = match_features(model, sae, model, sae, tokens)
-    for k, (values, features) in enumerate(ours):
-        alive = ~values.isnan()
-        assert features[alive].tolist() == torch.arange(12)[alive].tolist(), k
-        torch.testing.assert_close(values[alive], torch.ones_like(values[alive]), atol=1e-6, rtol=0)
+    for k, own in enumerate(ours):
+        alive = ~own.correlations.isnan()
+        assert own.features[alive].tolist() == torch.arange(12)[alive].tolist(), k
+        assert set(own.saes[alive].tolist()) == {k}
+        one = torch.ones_like(own.correlations[alive])
+        torch.testing.assert_close(own.correlations[alive], one, atol=1e-6, rtol=0)
 
 
 def test_correlations_keep_their_digits_over_many_tokens() -> None:

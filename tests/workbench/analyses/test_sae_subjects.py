@@ -274,10 +274,10 @@ def test_features_and_matches_of_every_subject(subject, tokens) -> None:
         effects = set(table["logit_promoted"])
         # there a norm stands between what the heads write and the stream
         assert (effects == {"[]"}) == (hook == "z" and kind in ("gemma2", "gemma3", "olmo2"))
-        for values, features in match_features(model, stack, model, stack, tokens)[0]:
-            alive = ~values.isnan()
-            torch.testing.assert_close(values[alive], torch.ones_like(values[alive]), atol=1e-5, rtol=0)
-            assert features.shape == values.shape
+        for own in match_features(model, stack, model, stack, tokens)[0]:
+            alive = own.correlations[~own.correlations.isnan()]
+            torch.testing.assert_close(alive, torch.ones_like(alive), atol=1e-5, rtol=0)
+            assert own.features.shape == own.saes.shape == own.correlations.shape
 
 
 @every_subject

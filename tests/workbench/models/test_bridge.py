@@ -259,7 +259,7 @@ def check_saes(given: Given) -> None:
     match = read_table(given.run("match", *pair, subject=False), "match")
     found = [json.loads(cell) for cell in match["match"] if cell]
     assert found
-    assert all(cell[2] == pytest.approx(1, abs=1e-3) for cell in found), "with itself"
+    assert all(cell[3] == pytest.approx(1, abs=1e-3) for cell in found), "with itself"
 
 
 def check_atlas(given: Given, saes: Path, layer: int, head: int, counted: torch.Tensor) -> None:

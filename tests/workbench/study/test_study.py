@@ -304,8 +304,9 @@ def test_matches_name_the_other_model_in_both_directions(made) -> None:
         own = features[features["model"] == model]
         found = [json.loads(cell) for cell in own["match"] if cell]
         assert found
-        assert {name for name, _, _ in found} == {other}
-        assert all(0 <= feature < 12 and -1 <= r <= 1 for _, feature, r in found)
+        assert {name for name, *_ in found} == {other}
+        n_heads = own["head"].nunique()
+        assert all(0 <= head < n_heads and 0 <= feature < 12 and -1 <= r <= 1 for _, head, feature, r in found)
         # a feature without a match does not fire, here or there
         assert (own.loc[own["match"] == "", "density"] < 1).all()
 

@@ -76,7 +76,19 @@ atlas = Analysis(
                 Column("seed", kind="integer"),
                 Column("dead", "whether it fires on no token"),
                 Column("neighbours", "JSON [[feature, cosine]] of the same head", kind="text"),
-                Column("match", "JSON [model, feature, correlation] in the same layer and head", kind="text"),
+                Column("match", "JSON [model, head, feature, correlation] in the same layer", kind="text"),
+                Column(
+                    "histogram",
+                    'JSON {"zero": tokens, "width": of a bin, "counts": [tokens]} of the activations: bin i holds '
+                    "those from i · width to (i + 1) · width, 0 apart; empty for a feature that never fires",
+                    kind="text",
+                ),
+                Column(
+                    "interval_contexts",
+                    'JSON as of top_contexts, with "low" and "high": one context from each interval of the range of '
+                    "activations",
+                    kind="text",
+                ),
                 Column("l1", "sparsity coefficient"),
                 Column("sae_seed", kind="integer"),
                 Column("n_tokens", "of which density is the share", kind="integer"),
@@ -90,7 +102,7 @@ atlas = Analysis(
     page=draw,
     notes=lambda settings: (
         "The atlas shows the first seed and, of a sweep, the middle l1, the sparser of two. A feature’s match in the "
-        "other model is the one of the same layer and head whose activations correlate most on the same tokens; heads "
-        "of two models do not correspond, so low values are no surprise.",
+        "other model is the one of the same layer, of any head, whose activations correlate most with its own on the "
+        "same tokens; the atlas shows it from a correlation of .5.",
     ),
 )

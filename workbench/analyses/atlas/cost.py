@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     """Of SAEs as sae-train makes them by default, one for each head: activations of a batch, laid out by sequence;
-    the contexts of every feature; the logits that an SAE's decoder rows write."""
+    the contexts and bins of every feature; the logits that an SAE's decoder rows write."""
     from workbench.analyses.atlas.features import ACTS_HELD
+    from workbench.analyses.atlas.intervals import ELEMENTS_AT_ONCE, N_BINS, N_INTERVALS
     from workbench.analyses.sae_train.settings import HeadSaeSettings
     from workbench.models.costs import forward_bytes, forward_flops, weights_bytes
 
@@ -23,6 +24,8 @@ def cost(cfg: ModelConfig, settings: Any, text: TextSize) -> Cost:
     acts = 4 * n_tokens * n_features
     stack = 4 * 2 * n_features * cfg.d_head
     contexts = n_features * settings.n_contexts * (3 * 4 * width + 5 * 8)
+    contexts += 8 * 8 * min(ELEMENTS_AT_ONCE, n_tokens * n_features)  # their places, bins and order, were all above 0
+    contexts += n_features * (8 * N_BINS + N_INTERVALS * (4 * width + 2 * 8))
     logits = 4 * cfg.d_vocab * (2 * cfg.d_model + d_sae)
     collected = 4 * 4 * n_tokens * n_saes * cfg.d_head + forward_bytes(cfg, n_tokens)
     flops = forward_flops(cfg, text.n_windows, text.n_ctx, unembedded=0)

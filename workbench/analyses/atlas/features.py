@@ -18,6 +18,14 @@ from torch import Tensor
 from sae.metrics import nearest_features
 from sae.stack import StackedSAE, check_model
 from sae.top_activations import TopActivations
+from workbench.analyses.atlas.intervals import (
+    N_BINS,
+    N_INTERVALS,
+    Contexts,
+    Spread,
+    SpreadKeeper,
+    windows_around,
+)  # fmt: skip
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
 from workbench.analyses.spectra.weights import own_weight
 from workbench.models import HookedLM
@@ -38,21 +46,6 @@ DIGITS = 4  # of activations in contexts and of logit effects, where they are le
 
 
 @dataclass(frozen=True)
-class Contexts:
-    """The sequences in which each feature fires most, one window of each around its strongest token."""
-
-    values: Float[Tensor, "n_saes d_sae k"]
-    """activation at the peak, largest first; 0 where there are fewer sequences"""
-    sequences: Int[Tensor, "n_saes d_sae k"]
-    """row of the tokens; −1 where the value is 0"""
-    peaks: Int[Tensor, "n_saes d_sae k"]
-    """position of the strongest token (the first of equals)"""
-    windows: Float[Tensor, "n_saes d_sae k width"]
-    """activations from peak − radius to peak + radius; 0 beyond the sequence's ends, nan at positions that do not
-    count"""
-
-
-@dataclass(frozen=True)
 class FeatureSums:
     """What one pass over the tokens leaves of every feature."""
 
@@ -63,6 +56,10 @@ class FeatureSums:
     total: Float64[Tensor, "n_saes d_sae"]
     """sum of its activations"""
     contexts: Contexts
+    """the sequences in which it fires most, one window of each around the strongest token (the first of equals),
+    strongest first"""
+    spread: Spread
+    """its activations in bins, and contexts of weaker ones"""
 
 
 def atlas_features(
@@ -140,6 +137,8 @@ def atlas_features(
             "dead": (n_active == 0).tolist(),
             "neighbours": _neighbour_cells(cosines, nearest, k, sae.config.d_sae),
             "match": "",
+            "histogram": _histogram_cells(sums.spread, sums.n_tokens, k),
+            "interval_contexts": _interval_cells(sums, tokens, decode, k, radius),
             "l1": source.l1,
             "sae_seed": source.seed,
             "n_tokens": sums.n_tokens,
@@ -173,9 +172,8 @@ def scan(
     index = torch.tensor([unique.index(slot) for slot in slots])
     n_saes, d_sae, n_ctx = len(slots), sae.config.d_sae, tokens.shape[1]
     device = device_of(sae)
-    n_active = torch.zeros(n_saes, d_sae, dtype=torch.float64, device=device)
-    total = torch.zeros_like(n_active)
-    keeper = ContextKeeper(sae, n_contexts, radius)
+    total = torch.zeros(n_saes, d_sae, dtype=torch.float64, device=device)
+    keeper, spreads = ContextKeeper(sae, n_contexts, radius), SpreadKeeper(n_saes, d_sae, radius, device)
     n_counted = 0
     batches = forward_batches(tokens, max(n_ctx, min(4096, ACTS_HELD // (n_saes * d_sae))))
     for number, batch in enumerate(batches):
@@ -188,12 +186,14 @@ def scan(
             own = sae.encode(block[index]).float()  # sums of bfloat16 activations would keep 8 bits of theirs
             own[:, ~counts] = 0
             out.copy_(own)
-            n_active += own.sign().sum(dim=1).double()  # activations are never negative
             total += own.sum(dim=1).double()
-        keeper.update(rearrange(acts, "sae (batch pos) feature -> sae batch pos feature", pos=n_ctx), is_counted)
+        acts = rearrange(acts, "sae (batch pos) feature -> sae batch pos feature", pos=n_ctx)
+        keeper.update(acts, is_counted)
+        spreads.update(acts, is_counted)
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    return FeatureSums(n_counted, n_active.cpu(), total.cpu(), keeper.contexts())
+    spread = spreads.spread(n_ctx)
+    return FeatureSums(n_counted, spread.counts.sum(dim=-1).double(), total.cpu(), keeper.contexts(), spread)
 
 
 class ContextKeeper:
@@ -227,14 +227,8 @@ class ContextKeeper:
         row = new[sae, feature, rank] - before
         peak = where[sae, row, feature]
         self._peaks[sae, feature, rank] = peak
-        offsets = torch.arange(-self._radius, self._radius + 1, device=acts.device)
-        position = peak.unsqueeze(-1) + offsets
-        is_inside = (position >= 0) & (position < acts.shape[2])
-        position = position.clamp(0, acts.shape[2] - 1)
-        window = acts[sae[:, None], row[:, None], position, feature[:, None]]
-        if is_counted is not None:
-            window = torch.where(is_counted[row[:, None], position], window, torch.nan)
-        self._windows[sae, feature, rank] = torch.where(is_inside, window, 0).float()
+        window = windows_around(acts, is_counted, sae, row, peak, feature, self._radius)
+        self._windows[sae, feature, rank] = window
 
     def contexts(self) -> Contexts:
         """What is kept so far, on the CPU."""
@@ -390,25 +384,60 @@ def _top_tokens(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str]
 
 
 def _context_cells(contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int) -> list[str]:
+    found = _context_lists(contexts, tokens, decode, k, radius, contexts.values[k, :, 0])
+    return [json.dumps([own for own in of_feature if own], ensure_ascii=False) for of_feature in found]
+
+
+def _interval_cells(sums: FeatureSums, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int) -> list[str]:
+    """Contexts of the intervals with their bounds, the highest first, without those among the strongest."""
+    own, top = sums.spread.contexts, sums.contexts
+    places, shown = (torch.stack([of.sequences[k], of.peaks[k]], dim=-1).tolist() for of in (own, top))
+    found = _context_lists(own, tokens, decode, k, radius, top.values[k, :, 0])
+    widths = (sums.spread.widths[k] * (N_BINS // N_INTERVALS)).tolist()
+    cells = []
+    for contexts, of_feature, of_top, width in zip(found, places, shown, widths, strict=True):
+        kept = [
+            context | {"low": interval * width, "high": (interval + 1) * width}
+            for interval, context in enumerate(contexts)
+            if context and of_feature[interval] not in of_top
+        ]
+        cells.append(json.dumps(kept[::-1], ensure_ascii=False))
+    return cells
+
+
+def _context_lists(
+    contexts: Contexts, tokens: Tensor, decode: Callable[[int], str], k: int, radius: int, largest: Float[Tensor, "n"]
+) -> list[list[dict[str, Any] | None]]:
+    """The contexts of each feature of an SAE as JSON has them; None where there is none. largest: its activation, which
+    gives the digits."""
     sequences, peaks = contexts.sequences[k].tolist(), contexts.peaks[k].tolist()
-    largest = contexts.values[k, :, 0]
     windows, values = _rounded(contexts.windows[k], largest), _rounded(contexts.values[k], largest)
     ids, n_ctx = tokens.tolist(), tokens.shape[1]
+
+    def context(sequence: int, peak: int, window: list[float], value: float) -> dict[str, Any]:
+        start, stop = max(0, peak - radius), min(n_ctx, peak + radius + 1)
+        return {
+            "tokens": [decode(token) for token in ids[sequence][start:stop]],
+            "acts": [act if act == act else None for act in window[start - peak + radius : stop - peak + radius]],
+            "peak": peak - start,
+            "value": value,
+        }
+
+    return [
+        [context(*own) if own[0] >= 0 else None for own in zip(*of_feature, strict=True)]
+        for of_feature in zip(sequences, peaks, windows, values, strict=True)
+    ]
+
+
+def _histogram_cells(spread: Spread, n_tokens: int, k: int) -> list[str]:
+    """JSON {"zero": tokens, "width": of a bin, "counts": tokens by bin, to the last that holds one}; empty for a
+    feature that never fires."""
     cells = []
-    for of_feature in zip(sequences, peaks, windows, values, strict=True):
-        found = []
-        for sequence, peak, window, value in zip(*of_feature, strict=True):
-            if sequence < 0:
-                continue
-            start, stop = max(0, peak - radius), min(n_ctx, peak + radius + 1)
-            context = {
-                "tokens": [decode(token) for token in ids[sequence][start:stop]],
-                "acts": [act if act == act else None for act in window[start - peak + radius : stop - peak + radius]],
-                "peak": peak - start,
-                "value": value,
-            }
-            found.append(context)
-        cells.append(json.dumps(found, ensure_ascii=False))
+    for width, counts in zip(spread.widths[k].tolist(), spread.counts[k].tolist(), strict=True):
+        while counts and not counts[-1]:
+            counts.pop()
+        cell = {"zero": n_tokens - sum(counts), "width": width, "counts": counts}
+        cells.append(json.dumps(cell) if counts else "")
     return cells
 
 

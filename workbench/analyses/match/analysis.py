@@ -43,6 +43,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     import pandas as pd
 
     from workbench.analyses.match.features import match_cells, match_features
+    from workbench.models.sae_places import stack_slots
 
     first, second = job.models
     own = shown_stack(job, 1)
@@ -55,7 +56,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
             for feature in range(own.config.d_sae)
         ]
         part = pd.DataFrame(keys, columns=["model", "other", "layer", "head", "feature"])
-        parts.append(part.assign(match=match_cells(matches, other)))
+        parts.append(part.assign(match=match_cells(matches, other, stack_slots(own))))
     return {"match": pd.concat(parts, ignore_index=True)}
 
 
@@ -82,10 +83,14 @@ match = Analysis(
             "match",
             key=("model", "other", "layer", "head", "feature"),
             columns=[
-                Column("match", "JSON [other model, feature, correlation]; empty for one that never fires", kind="text")
+                Column(
+                    "match",
+                    "JSON [other model, head, feature, correlation]; empty for one that never fires",
+                    kind="text",
+                )
             ],
-            meaning="One feature of a model, and the feature of the other model's SAE of the same layer and head whose "
-            "activations correlate most with its own.",
+            meaning="One feature of a model, and the feature of the other model's SAEs of the same layer, of any head, "
+            "whose activations correlate most with its own.",
             is_shown=False,
         )
     ],

@@ -15,10 +15,21 @@ from torch import Tensor
 from sae.stack import StackedSAE, check_model
 from workbench.analyses.atlas.features import DIGITS, stack_positions
 from workbench.analyses.sae_train.evaluation import BLOCK_TOKENS, forward_batches
-from workbench.models.activations import at, collect
+from workbench.models.activations import Slot, at, collect
 from workbench.models.checks import checked_tokens, device_of
 from workbench.models.sae_places import stack_slots
 from workbench.models.weights import weights_sha256
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The best match of each feature of one SAE."""
+
+    correlations: Float64[Tensor, " d_sae"]
+    """nan for a feature without a match"""
+    saes: Int[Tensor, " d_sae"]
+    """place of the other feature's SAE in the other stack"""
+    features: Int[Tensor, " d_sae"]
 
 
 @torch.no_grad()
@@ -29,14 +40,13 @@ def match_features(
     sae_b: StackedSAE,
     tokens: Int[Tensor, "n_sequences n_ctx"],
     on_progress: Callable[[float], None] | None = None,
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """(matches of a's features in b, of b's in a): (correlations, features) [d_sae] of each SAE in the stack's order.
+) -> tuple[list[Matches], list[Matches]]:
+    """(matches of a's features in b, of b's in a), of each SAE in the stack's order.
 
-    The match of a feature is the feature of the other model's SAE of the same layer and head whose activations
-    correlate most (Pearson) with its own on the same tokens, at the positions that both SAEs are meant for. Two models
-    share no basis, so decoder rows cannot be
-    compared; nor does one model's head h correspond to the other's, so a low correlation says only that this head has
-    no such feature. A feature that never fires has correlation nan.
+    The match of a feature is the feature of the other model's SAEs of the same layer, whichever head they read, whose
+    activations correlate most (Pearson) with its own on the same tokens, at the positions that both SAEs are meant for.
+    Two models share no basis, so decoder rows cannot be compared; nor does one model's head h correspond to the
+    other's. A feature that never fires has correlation nan.
 
     Raises:
         ValueError: models of different vocabularies, or stacks that do not read the same layers and heads.
@@ -48,17 +58,32 @@ def match_features(
     unique = list(dict.fromkeys(slots))
     index = torch.tensor([unique.index(slot) for slot in slots])
     device = device_of(sae_a)
-    sums = PairSums.zeros(len(slots), sae_a.config.d_sae, sae_b.config.d_sae, device)
+    layers = layers_of(slots)
+    d_a, d_b = sae_a.config.d_sae, sae_b.config.d_sae
+    sums = [PairSums.zeros(1, len(own) * d_a, len(own) * d_b, device) for own in layers]
     batches = forward_batches(tokens)
     for number, batch in enumerate(batches):
         is_counted = positions.of(batch)
         x_a, x_b = (at(is_counted, collect(model, batch, unique, number)) for model in (model_a, model_b))
         for block_a, block_b in zip(x_a.split(BLOCK_TOKENS, dim=1), x_b.split(BLOCK_TOKENS, dim=1), strict=True):
-            sums.update(sae_a.encode(block_a[index]), sae_b.encode(block_b[index]).to(device))
+            acts_a, acts_b = sae_a.encode(block_a[index]), sae_b.encode(block_b[index]).to(device)
+            for own, of_layer in zip(layers, sums, strict=True):
+                of_layer.update(*(rearrange(acts[own], "sae t f -> 1 t (sae f)") for acts in (acts_a, acts_b)))
         if on_progress is not None:
             on_progress((number + 1) / len(batches))
-    r = sums.correlations().cpu()
-    return _best(r), _best(rearrange(r, "sae a b -> sae b a"))
+    found: tuple[dict[int, Matches], dict[int, Matches]] = ({}, {})
+    for own, of_layer in zip(layers, sums, strict=True):
+        r = of_layer.correlations()[0].cpu()
+        for matches, table, d_sae in ((found[0], r, d_b), (found[1], r.mT, d_a)):
+            matches.update(zip(own, _best(table, own, d_sae), strict=True))
+    in_a, in_b = ([matches[k] for k in range(len(slots))] for matches in found)
+    return in_a, in_b
+
+
+def layers_of(slots: Sequence[Slot]) -> list[list[int]]:
+    """The places, in a stack, of the SAEs that read one hook: all heads of a layer together."""
+    hooks = list(dict.fromkeys(slot.hook_name for slot in slots))
+    return [[k for k, slot in enumerate(slots) if slot.hook_name == hook] for hook in hooks]
 
 
 @dataclass
@@ -117,16 +142,23 @@ def check_pair(model_a: Any, sae_a: StackedSAE, model_b: Any, sae_b: StackedSAE)
         raise ValueError("match: the stacks read different hooks or heads; expected the same, in the same order")
 
 
-def match_cells(matches: Sequence[tuple[Tensor, Tensor]], other: str) -> list[str]:
-    """The column match of feature_atlas, in the table's order of SAEs: JSON [other model, feature, correlation], or
-    empty where there is none."""
+def match_cells(matches: Sequence[Matches], other: str, slots: Sequence[Slot]) -> list[str]:
+    """The column match of feature_atlas, in the table's order of SAEs: JSON [other model, head, feature, correlation],
+    or empty where there is none. slots: what the other model's SAEs read."""
     cells = []
-    for values, features in matches:
-        for value, feature in zip(values.tolist(), features.tolist(), strict=True):
-            cells.append(json.dumps([other, feature, round(value, DIGITS)]) if value == value else "")
+    for own in matches:
+        for value, sae, feature in zip(
+            own.correlations.tolist(), own.saes.tolist(), own.features.tolist(), strict=True
+        ):
+            cell = [other, slots[sae].column, feature, round(value, DIGITS)]
+            cells.append(json.dumps(cell) if value == value else "")
     return cells
 
 
-def _best(r: Float64[Tensor, "n_saes a b"]) -> list[tuple[Tensor, Tensor]]:
-    values, features = r.nan_to_num(nan=-2.0).max(dim=-1)
-    return [(torch.where(v > -2, v, torch.nan), f) for v, f in zip(values, features, strict=True)]
+def _best(r: Float64[Tensor, "a b"], saes: Sequence[int], d_sae: int) -> list[Matches]:
+    """The largest correlation of each row, SAE by SAE; columns are the features of these SAEs, d_sae of each."""
+    values, columns = r.nan_to_num(nan=-2.0).max(dim=-1)
+    values = torch.where(values > -2, values, torch.nan)
+    which = torch.tensor(saes)[columns // d_sae]
+    parts = (own.chunk(len(saes)) for own in (values, which, columns % d_sae))
+    return [Matches(*own) for own in zip(*parts, strict=True)]
