@@ -457,7 +457,10 @@ KINDS = {
 }  # fmt: skip
 KNOWN_WORDS = frozenset((column, value) for column, values in KINDS.items() for value in values)
 JSON_COLUMNS = frozenset(
-    "top_contexts interval_contexts histogram logit_promoted logit_suppressed neighbours match log10_density_bin weights tokens ids".split()
+    (
+        *("top_contexts", "interval_contexts", "histogram", "logit_promoted", "logit_suppressed", "neighbours"),
+        *("match", "log10_density_bin", "weights", "tokens", "ids"),
+    )
 )
 
 
