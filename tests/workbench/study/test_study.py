@@ -234,7 +234,7 @@ def test_models_of_different_texts_are_not_matched(place, tmp_path) -> None:
 def test_everything_is_there_and_whole(made) -> None:
     for name in TABLES:
         assert set(COLUMNS[name]) <= set(read_table(made, name)), name
-    for page in ("report.html", "atlas.html"):
+    for page in ("report.html", "heads.html", "atlas.html"):
         assert (made / page).stat().st_size > 10_000
     verify_manifest(made)
     for job in plan_jobs(load_study(made / "config.toml")):
@@ -474,8 +474,8 @@ def test_progress_is_told_job_by_job(place, tmp_path) -> None:
 
     one = {"models": [str(place / "control.toml")], "roles": {}, "settings.sae-train.l1": [1.0]}
     out = study(place / "tiny.toml", tmp_path / "out", device="cpu", overrides=one, show=show)
-    assert labels[0] == "[2/6] ablate/tiny-control-seed0"
-    assert len(labels) == 5
+    assert labels[0] == "[2/7] ablate/tiny-control-seed0"
+    assert len(labels) == 6
     record = json.loads((out / "study.json").read_text())
     assert not (out / "claims.csv").exists()
     assert any("One seed" in note for note in record["notes"])
@@ -499,7 +499,7 @@ def test_the_verb_makes_the_study_and_says_where(place, tmp_path, monkeypatch) -
     shutil.copytree("out", "copy", ignore=shutil.ignore_patterns("*.html", "models", "sae-train"))
     assert RUN.invoke(app, ["report", "copy"]).exit_code == 0
     assert RUN.invoke(app, ["atlas", "copy"]).exit_code == 0
-    for page in ("report.html", "atlas.html"):
+    for page in ("report.html", "heads.html", "atlas.html"):
         assert Path("copy", page).read_bytes() == Path("out", page).read_bytes()
     assert RUN.invoke(app, ["report", "nowhere"]).exit_code == 1
 

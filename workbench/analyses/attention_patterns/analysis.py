@@ -31,6 +31,7 @@ def measure(job: Job) -> Mapping[str, pd.DataFrame]:
     job.progress(0.7)
     asked = {"sentence": own.sentence, "n_sentences": own.n_sentences, "max_tokens": own.max_tokens}
     sentences, examples = attention_examples(model, find_examples(model, job.tokens, **asked), own.layers, **named)
+    job.progress(1.0)
     return {"attention_sentences": sentences, "attention_patterns": maps, "attention_examples": examples}
 
 
