@@ -36,6 +36,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "mean |cos| on z": "mean |cos| between heads, z",
         "mean |cos|, residual": "mean |cos| between heads, residual contribution",
         "largest head impact (%)": "largest loss increase by removing a head (%)",
+        "bits_per_byte": "bits per byte",
+        "delta_bits": "change in bits per byte",
         "loop_rate": "share of sampled texts that loop",
     }
 )

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from reports.figures.figure_builder import Draft, error_bars, facets, scatter, single
 from reports.figures.style import AXIS, BLUE, MUTED, groups_of, label, seeds_of
+from reports.measure_names import name_measure
 from reports.table_cells import name_seeds, signed
 
 
@@ -26,7 +27,7 @@ def ladder(table: pd.DataFrame, bits: pd.DataFrame, changes: pd.DataFrame) -> go
         if column == "delta_bits":
             fig.add_vline(0, {"color": AXIS, "width": 1}, **where)
         add_rows(fig, table, means, column, places, where)
-        fig.update_xaxes(title_text=column.replace("_", " "), showgrid=True, **where)
+        fig.update_xaxes(title_text=name_measure(column), showgrid=True, **where)
         ticks = {"tickvals": list(places.values()), "ticktext": [label(name) for name in rungs["mechanism"]]}
         fig.update_yaxes(**ticks, ticks="", range=[-0.6, len(places) - 0.4], **where)
     return fig.figure()

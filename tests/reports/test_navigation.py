@@ -68,6 +68,7 @@ def test_a_figure_has_its_values_as_a_table_and_a_csv(tab, pages, made_study):
     tab.open(pages / "report.html")
     fold = tab.page.locator("#redundancy details.values")
     fold.locator("summary").click()
+    fold.locator("tbody tr").first.wait_for()
     rows = fold.locator("tbody tr").all()
     df = read_table(made_study, "topology_stats")
     assert len(rows) == len(df) == 12
