@@ -32,6 +32,8 @@ LOSSES = ("held-out loss", "held-out perplexity", "bits per byte")
 N_MOVED = 3  # measures that the first sentence names
 N_MODELS = 4  # comparisons that it names
 N_CONTRADICTED = 2
+# never one without the other: a change of basis within heads moves the first and not the second
+COMPANIONS = {"mean |cos| on z": "mean |cos|, residual"}
 BASES = {"paired": "over seeds", "welch": "over seeds", "own": "over the text alone"}
 
 
@@ -94,8 +96,16 @@ def say_moved(found: pd.DataFrame, is_named: bool) -> list[str]:
     for pair in pairs[:N_MODELS]:
         own = _of_pair(moved, pair)
         shown = pd.concat([own.drop_duplicates("table"), own]).drop_duplicates(["table", "measure"]).head(n_each)
+        shown = _with_companions(shown, _of_pair(found, pair))
         clauses.append(_named(pair, is_named) + "; ".join(map(_say_change, _rows(shown))))
     return _joined(clauses, len(pairs))
+
+
+def _with_companions(shown: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows, each with its companion behind it, moved or not."""
+    names = dict.fromkeys(name for own in shown["measure"] for name in (own, COMPANIONS.get(own)) if name)
+    rows = found[found["measure"].isin(list(names))].drop_duplicates("measure").set_index("measure", drop=False)
+    return rows.loc[[name for name in names if name in rows.index]]
 
 
 def say_unmoved(found: pd.DataFrame, is_named: bool) -> list[str]:
@@ -153,7 +163,7 @@ def say_top_heads(study: Study) -> list[str]:
         text = f"{model} L{top['layer']:g}H{top['head']:g}: loss {signed(top['impact_pct'], 2)} % without it"
         text += _say_lead(by_measure.get("top_margin"))
         if tested := by_measure.get("load_bearing_p"):
-            text += f"; more than its layer by chance, {p_text(tested['value'], tested.get('n_permutations'))}"
+            text += f"; above the heads of its layer, {p_text(tested['value'], tested.get('n_permutations'))}"
         clauses.append(text)
     return _joined(clauses, len(models))
 

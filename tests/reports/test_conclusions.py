@@ -63,6 +63,15 @@ def test_what_moved_is_ranked_by_the_least_change_that_its_interval_allows(tmp_p
     )
 
 
+def test_redundancy_on_z_is_never_said_without_that_of_what_heads_write(tmp_path):
+    rows = [
+        finding("mean |cos| on z", (1.0, 0.2), -0.8, -0.85, -0.75, label="on z"),
+        finding("mean |cos|, residual", (1.0, 1.1), 0.1, -0.4, 0.6, label="what they write"),
+    ]
+    moved = said(study_of(tmp_path, rows))["What moved"]
+    assert moved.endswith("what they write: 1.00 → 1.10, +10.0 % (difference +0.100 [−0.400, 0.600]).")
+
+
 def test_only_a_narrow_interval_that_holds_0_says_that_nothing_moved(tmp_path):
     rows = [
         finding("still", (1.0, 1.001), 0.001, -0.02, 0.022),
