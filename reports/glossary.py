@@ -34,7 +34,8 @@ def read_glossary() -> Mapping[str, Term]:
 @cache
 def _pattern() -> re.Pattern[str]:
     words = sorted(read_glossary(), key=len, reverse=True)  # "nuclear rank" before "rank"
-    return re.compile(rf"(?<![\w|.])(?:{'|'.join(map(re.escape, words))})(?![\w|(]|\.\w)")
+    # "L0 H3" is a head of layer 0 and no L0
+    return re.compile(rf"(?<![\w|.])(?:{'|'.join(map(re.escape, words))})(?![\w|(]|\.\w| H\d)")
 
 
 class Glossary:

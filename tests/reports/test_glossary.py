@@ -26,6 +26,8 @@ def test_a_term_is_marked_once_a_section():
 def test_only_whole_words_are_terms():
     assert marked("nuclear rank of z, L0 at λ₁ = 2") == ["nuclear rank", "z", "L0", "λ₁"]
     assert marked("zig-zag, l0_high, ranked SAEs, hook_z, sae_training_results.csv") == ["SAEs"]
+    assert marked("control L0 H3, which has an L0 of 4") == ["L0"]
+    assert str(Glossary().marker()("control L0 H3, an L0 of 4")).startswith("control L0 H3, an <a")
 
 
 def test_what_is_around_a_term_is_escaped():
