@@ -25,7 +25,7 @@ BASIS_TITLES = {
 }
 SAE_MEASURES = {
     "l0": ("(a) L0", 2),
-    "mse": ("(b) mse", 4),
+    "mse": ("(b) mse", 5),
     "fvu": ("(c) FVU", 3),
     "dead_fraction": ("(d) dead features", 0),
     "ce_recovered": ("(e) cross-entropy recovered", 3),

@@ -203,7 +203,7 @@ def check_effective_size_table(report: Report) -> None:
 
 
 def check_sae_table(report: Report) -> None:
-    kinds = {"(a)": ("l0", 2, 1), "(b)": ("mse", 4, 1), "(c)": ("fvu", 3, 1), "(d)": ("dead_fraction", 0, 1)}
+    kinds = {"(a)": ("l0", 2, 1), "(b)": ("mse", 5, 1), "(c)": ("fvu", 3, 1), "(d)": ("dead_fraction", 0, 1)}
     kinds["(e)"] = ("", 3, 1)
     df = report.saes[report.saes["l1"] == report.l1]
     for table in report.tables("saes"):
