@@ -88,7 +88,8 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str, *, is_over_t
     """Return the path of `<directory>/<name>.csv`, written whole or not at all.
 
     The leading columns of `COLUMNS[name]` come first, then the others in the order they have. Floats keep every digit
-    that tells them apart; the index is not written; lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+    that tells them apart, and columns of integers are written as such also where cells are empty; the index is not
+    written; lone surrogates, which UTF-8 cannot hold, become U+FFFD.
 
     is_over_training: the table has several checkpoints of each model, told apart by the column `step`.
 
@@ -103,7 +104,7 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str, *, is_over_t
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     trailing = [column for column in df.columns if column not in table.leading]
-    ordered = df[[*table.leading, *trailing]]
+    ordered = _with_integers(df[[*table.leading, *trailing]], table)
     text = ordered.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # a carriage return is quoted only where it ends lines; unquoted it would split its row
         text = ordered.to_csv(index=False, lineterminator="\r\n")
@@ -111,6 +112,16 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str, *, is_over_t
     write_atomically(path, replace_surrogates(text).encode("utf-8"))
     _note_contract(directory, table, list(ordered.columns))
     return path
+
+
+def _with_integers(df: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Return the rows with whole numbers as integers where the contract says so: pandas makes floats of a column with
+    an empty cell."""
+    floats = [column for column in df.select_dtypes("float") if table.kind(column) == "integer"]
+    whole = [
+        column for column in floats if (df[column].dropna() % 1 == 0).all() and not (df[column].abs() > 2**53).any()
+    ]
+    return df.astype(dict.fromkeys(whole, "Int64"))
 
 
 def _note_contract(directory: Path, table: Table, columns: Sequence[str]) -> None:

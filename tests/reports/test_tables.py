@@ -41,6 +41,19 @@ def test_missing_number_is_nan_and_back(tmp_path):
     assert math.isnan(read_table(tmp_path, "baselines")["nats"][0])
 
 
+def test_integers_are_written_as_such_beside_empty_cells(tmp_path):
+    layers = [0.0, float("nan"), 11.0]
+    row = {column: [1.5] * 3 for column in COLUMNS["seed_means"]}
+    for column, values, written in (
+        ("layer", layers, ["0", "", "11"]),
+        ("layer", [0.5, *layers[1:]], ["0.5", "", "11.0"]),  # not whole: as it is
+        ("layer", [float("inf"), *layers[1:]], ["inf", "", "11.0"]),
+        ("mean", layers, ["0.0", "", "11.0"]),  # a number
+    ):
+        path = write_table(pd.DataFrame(row | {column: values}), tmp_path, "seed_means")
+        assert list(pd.read_csv(path, dtype=str, keep_default_na=False)[column]) == written
+
+
 def test_text_columns_stay_text(tmp_path):
     columns = {column: ["0"] * len(HOSTILE) for column in COLUMNS["feature_atlas"]}
     df = pd.DataFrame({**columns, "top_token": HOSTILE, "feature": range(len(HOSTILE))})

@@ -176,5 +176,6 @@ def summarize(
         rows.append((layer, "top_margin", own.value, n, own.low, own.high, None))
     first = {name: ablation_results[name].iloc[0] for name in ("model", "seed", "kind")}
     columns = [*first, "layer", "measure", "value", "n", "ci_low", "ci_high", "n_permutations"]
-    found = pd.DataFrame([(*first.values(), *row) for row in rows], columns=pd.Index(columns))
-    return found.astype({"n_permutations": "Int64"})
+    return pd.DataFrame([(*first.values(), *row) for row in rows], columns=pd.Index(columns)).astype(
+        {"n_permutations": float}
+    )
