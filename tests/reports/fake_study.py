@@ -6,7 +6,7 @@ No number here was measured. Everything follows from one seed, so a test that fa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -595,7 +595,18 @@ def write_text_and_claims(directory: Path, rng: np.random.Generator, runs) -> No
             "",
         ),
     ]
-    write_rows(claims, directory, "claims", *trailing)
+    units = {"janus-top": "factor", "kotodama-years": "plain"}
+    write_rows(
+        [(*row, *in_one_unit(row, trailing, units)) for row in claims], directory, "claims", *trailing, "unit", "figure"
+    )
+
+
+def in_one_unit(row: tuple, trailing: Sequence[str], units: Mapping[str, str]) -> tuple[str, str]:
+    """The unit of a claim, by its id, and what its interval does to the published figure."""
+    own = dict(zip([*COLUMNS["claims"], *trailing], row, strict=True))
+    is_known = own["ci_low"] == own["ci_low"] and own["published_effect"] == own["published_effect"]
+    figure = ("excludes", "holds")[own["ci_low"] <= own["published_effect"] <= own["ci_high"]] if is_known else ""
+    return units.get(own["claim_id"], "percent"), figure
 
 
 def write_continuations(directory: Path, rng: np.random.Generator, runs) -> None:

@@ -130,7 +130,10 @@ class Report:
 
     def error(self, measure: str, model: str, layer: int) -> float:
         """The standard error over blocks of a measure of a layer's trained SAEs; nan where there is none."""
-        df = self.csv["text_errors"].query("table == 'sae_training_results' and dictionary == 'trained'")
+        df = self.csv["text_errors"].query("table == 'sae_training_results'")
+        if df.empty:  # without tables by block the columns of places are not there
+            return math.nan
+        df = df[df["dictionary"] == "trained"]
         own = df[(df["measure"] == measure) & (df["model"] == model) & (df["layer"] == layer) & (df["l1"] == self.l1)]
         return float(own["stderr"].iloc[0]) if len(own) else math.nan
 
@@ -270,7 +273,7 @@ def check_summary_table(report: Report) -> None:
 
         def write(row: pd.Series, measure: str = measure) -> str:
             if measure == "load_bearing_p":
-                is_least = row["value"] <= (1 + 1e-9) / (row["n_permutations"] + 1)
+                is_least = row["value"] <= (1 + 1e-9) / (row.get("n_permutations", math.nan) + 1)
                 return f"≤ {row['value']:.4f}".replace("0.", ".") if is_least else two_digits(row["value"])[1:]
             note = f" [{decimals(row['ci_low'], 3)}, {decimals(row['ci_high'], 3)}]" if measure == "top_margin" else ""
             return decimals(row["value"], 3) + note
@@ -343,10 +346,11 @@ def check_stability_table(report: Report) -> None:
         def wanted(headers: tuple[str, ...], key: tuple[str, str] = (name, measure)) -> list[str]:
             own = df.loc[(*key, headers[0], int(headers[1]))]
             pooled = own.loc[-1]
-            by_seed = ", ".join(two_digits(p) for p in own.drop(-1)["p"])
+            p, *by_seed = (two_digits(p).removeprefix("0") for p in own["p"].loc[[-1, *own.index.drop(-1)]])
+            by_seed = ", ".join(by_seed)
             limits = f"[{two_digits(pooled['p_low'])}, {two_digits(pooled['p_high'])}]"
             return [
-                decimals(pooled["value"], 3), by_seed, f"{two_digits(pooled['p'])} {limits}",
+                decimals(pooled["value"], 3), by_seed, f"{p} {limits}",
                 f"{int(pooled['n_permutations']):,}",
             ]  # fmt: skip
 

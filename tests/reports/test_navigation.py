@@ -56,7 +56,7 @@ def test_marks_are_reached_by_keyboard_and_read_out(tab, pages, made_study):
         assert said(tab).startswith(f"control, seed 0, layer 0, head {row.head}: {row.impact_pct:+.3f} %")
     tab.page.keyboard.press("ArrowDown")
     assert said(tab).startswith("adaptive, seed 0, layer 0, head 0:")
-    with tab.page.expect_navigation(url="**/atlas.html#*"):
+    with tab.page.expect_navigation(url="**/heads.html#*"):
         tab.page.keyboard.press("Enter")
     tab.open(pages / "report.html")
     tab.page.locator("#entropy .plot").focus()
