@@ -35,7 +35,7 @@ ANALYSES = [
 PROBE = {"settings.probe.n_permutations": 19, "settings.probe.n_points": 64}
 SETTINGS = {"analyses": ANALYSES, **PROBE, "train.model.n_ctx": 48}
 EXECUTORS = (("--executor", "ray"), ("--executor", "processes", "--jobs", "2"))
-N_JOBS = 2 * 9 + 1
+N_JOBS = 2 * 10 + 1
 N_KILLS = 3
 PATIENCE_S = 300
 
