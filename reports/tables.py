@@ -117,7 +117,7 @@ def write_table(df: pd.DataFrame, directory: str | Path, name: str, *, is_over_t
 def _with_integers(df: pd.DataFrame, table: Table) -> pd.DataFrame:
     """Return the rows with whole numbers as integers where the contract says so: pandas makes floats of a column with
     an empty cell."""
-    floats = [column for column in df.select_dtypes("float") if table.kind(column) == "integer"]
+    floats = [column for column in map(str, df.select_dtypes("float")) if table.kind(column) == "integer"]
     whole = [
         column for column in floats if (df[column].dropna() % 1 == 0).all() and not (df[column].abs() > 2**53).any()
     ]
