@@ -111,6 +111,7 @@ def _with_companions(shown: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
 def say_unmoved(found: pd.DataFrame, is_named: bool) -> list[str]:
     """Return the measures whose interval holds 0 and leaves little room for a change, the narrowest first."""
     is_null = (found["at_least"] == 0) & (found["at_most"] <= NARROW) & ~found["measure"].isin(LOSSES)
+    is_null &= found["at_most"] > 0  # what is equal in every seed is so by construction, as weights before training
     nulls = found[is_null].sort_values("at_most")
     pairs, clauses = _pairs(nulls), []
     for pair in pairs[:N_MODELS]:
@@ -234,7 +235,7 @@ def say_size(study: Study) -> str:
     published = sorted(set(claims.loc[~claims["verdict"].isin(UNJUDGED), "published_params"].dropna()))
     if not published:
         return ""
-    ends = " to ".join(f"{size / 1e6:.1f} M" for size in dict.fromkeys((published[0], published[-1])))
+    ends = " to ".join(dict.fromkeys(f"{size / 1e6:.1f} M" for size in (published[0], published[-1])))
     share = significant(100 * max(known) / published[-1], 2)
     return f"Size: {max(known) / 1e6:.2f} M parameters without embeddings against {ends} published ({share} %)."
 

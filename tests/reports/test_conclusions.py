@@ -75,6 +75,7 @@ def test_redundancy_on_z_is_never_said_without_that_of_what_heads_write(tmp_path
 def test_only_a_narrow_interval_that_holds_0_says_that_nothing_moved(tmp_path):
     rows = [
         finding("still", (1.0, 1.001), 0.001, -0.02, 0.022),
+        finding("equal by construction", (1.0, 1.0), 0.0, 0.0, 0.0),
         finding("wide", (1.0, 1.0), 0.0, -0.5, 0.5),
         finding("just moved", (1.0, 1.02), 0.02, 0.001, 0.039),
     ]
