@@ -28,6 +28,7 @@ SCRIPTS = (
     "atlas_data.js",
     "atlas_search.js",
     "characters.js",
+    "elements.js",
     "head_address.js",
     "atlas_view.js",
     "atlas_sheet.js",
@@ -167,7 +168,7 @@ def ablation_data(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) 
     interval = {"ci_low", "ci_high"} <= set(df.columns)
     has_seeds = "seed" in df and "seed" in tables["feature_atlas"]
     if not has_seeds and "seed" in df and df["seed"].nunique() > 1:
-        df = df.iloc[:0]  # nobody can say which of its seeds the features are of
+        df = df.iloc[:0]  # which of its seeds the features are of is not said
     seeds = df["seed"] if has_seeds else [""] * len(df)  # "": of any
     numbers = [df[column] if interval else [None] * len(df) for column in ("ci_low", "ci_high")]
     columns = (df["model"], seeds, df["layer"], df["head"], df["impact_pct"], *numbers)

@@ -22,8 +22,8 @@ from reports.tables import read_csv
 
 HEADS = "heads.html"
 SCRIPTS = (
-    "unpack.js", "theme.js", "characters.js", "head_address.js", "heads_data.js", "heads_view.js", "heads_maps.js",
-    "heads_gallery.js", "heads.js",
+    "unpack.js", "theme.js", "characters.js", "elements.js", "head_address.js", "heads_data.js", "heads_view.js",
+    "heads_maps.js", "heads_gallery.js", "heads.js",
 )  # fmt: skip
 STYLES = ("base.css", "heads.css")
 N_FEATURES = 8  # strongest features that are named of a head

@@ -1,17 +1,6 @@
-// Turns features into elements. Strings reach the page as text nodes only.
+// Turns features into elements.
 
 const inadequateSaes = new Map(); // model|seed|layer|head -> l0 and fvu over a random dictionary's
-const MARKS = ["●", "◆", "■", "▲", "✚", "✖"];
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "class") node.className = value;
-    else if (value !== undefined) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
 
 function tokenElement(text, { act = 0, largest = 0, isPeak = false, isHit = false } = {}) {
   const node = element("span", { class: `tok${isPeak ? " peak" : ""}${isHit ? " hit" : ""}` });
@@ -30,12 +19,6 @@ function tokenElement(text, { act = 0, largest = 0, isPeak = false, isHit = fals
 
 const grouping = new Intl.NumberFormat("en");
 const formatCount = (count) => grouping.format(count);
-
-// A number's text with a true minus, which no zero has.
-const trueMinus = (text) => (Number(text) === 0 ? text.replace("-", "") : text.replaceAll("-", "−"));
-
-// The same with a plus where it is above 0 as written.
-const signed = (text) => (Number(text) > 0 ? `+${text}` : trueMinus(text));
 
 function formatNumber(value, digits = 3) {
   if (!Number.isFinite(value)) return "–";

@@ -1,16 +1,4 @@
-// Turns what is known of a head into elements. Strings reach the page as text nodes only.
-
-const MARKS = ["●", "◆", "■", "▲", "✚", "✖"];
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "class") node.className = value;
-    else if (value !== undefined) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
+// Turns what is known of a head into elements.
 
 function drawing(tag, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -18,9 +6,6 @@ function drawing(tag, attributes = {}, ...children) {
   node.append(...children);
   return node;
 }
-
-const trueMinus = (text) => (Number(text) === 0 ? text.replace("-", "") : text.replaceAll("-", "−"));
-const signed = (text) => (Number(text) > 0 ? `+${text}` : trueMinus(text));
 
 // Three significant digits, without exponents where a reader would not want them.
 function formatNumber(value, digits = 3) {

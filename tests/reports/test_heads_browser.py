@@ -44,7 +44,7 @@ def test_without_an_address_the_head_that_costs_most_is_shown(tab, pages, made_s
 @pytest.mark.parametrize(
     ("fragment", "said"),
     [
-        ("#model=nobody&layer=0&head=0", "no model nobody; the study has control, adaptive"),
+        ("#model=absent&layer=0&head=0", "no model absent; the study has control, adaptive"),
         ("#model=control&layer=9&head=0", "no layer 9 in it; there are 0, 1"),
         ("#model=control&layer=0&head=99", "no head 99 in it; there are 0, 1, 2, 3"),
         ("#model=control&layer=0&head=0&beside=x", "no head x to stand beside"),
