@@ -19,9 +19,9 @@ import pandas as pd
 from probes.jackknife import jackknife_interval
 from reports.study_tables import FINDINGS
 from reports.tables import write_table
-from workbench.analyses import known_tables
 from workbench.data.blocks import MIN_BLOCKS
 from workbench.study.effects import Comparison, Effect, effect_over_seeds, read_measured
+from workbench.study.left_out import blocks_in_common
 from workbench.study.measures import Bounds, Tables
 from workbench.study.seed_values import every_summary
 from workbench.study.summaries import Summary
@@ -106,13 +106,5 @@ def bounds_over_blocks(
 def tables_without(summary: Summary, tables: Tables, models: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the tables with the rows of the summary's table that leave out one block after the other of the text that
     these models read; nothing where the table has none of them, or where the number jumps."""
-    contract = known_tables().get(summary.table)
-    twin: Any = None if contract is None or contract.twin is None else tables.get(contract.twin.name)
-    if twin is None or not summary.is_smooth or not {"model", "seed", "block"} <= set(twin.columns):
-        return
-    twin = twin[twin["model"].isin(models)]
-    blocks = [frozenset(own["block"]) for _, own in twin.groupby(["model", "seed"])]
-    if set(twin["model"]) != {*models} or len({*blocks}) != 1:
-        return
-    for _, rows in twin.groupby("block", sort=True):
-        yield {**tables, summary.table: rows.drop(columns="block")}
+    blocks = blocks_in_common(summary.table, tables, models) if summary.is_smooth else []
+    yield from ({**tables, summary.table: rows} for rows in blocks)

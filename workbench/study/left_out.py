@@ -61,17 +61,35 @@ def rows_without(tables: Tables, measure: Measure, models: Sequence[str]) -> lis
     """The rows of a measure's table without each block of the text that all these models read; none where its column
     has no values by block."""
     contract = known_tables().get(measure.table)
-    if contract is None or contract.twin is None or measure.column not in contract.blocks:
+    if contract is None or measure.column not in contract.blocks:
         return []
-    twin: Any = tables.get(contract.twin.name)
-    if twin is None or twin.empty:
+    found = blocks_in_common(measure.table, tables, models)
+    return found if len(set(map(len, found))) == 1 else []
+
+
+def blocks_in_common(table: str, tables: Tables, models: Sequence[str]) -> list[pd.DataFrame]:
+    """The rows of a table without each block of the text that all these models read; none where the table has no twin,
+    or their blocks differ."""
+    twin = twin_of(table, tables)
+    if twin is None:
         return []
     twin = twin[twin["model"].isin(list(models))]
-    blocks = [set(own["block"]) for _, own in twin.groupby(["model", "seed"])]
-    if len(set(twin["model"])) < len(set(models)) or any(own != blocks[0] for own in blocks):
+    blocks = {frozenset(own["block"]) for _, own in twin.groupby(["model", "seed"])}
+    if set(twin["model"]) != {*models} or len(blocks) != 1:
         return []
-    found = [rows.drop(columns="block") for _, rows in twin.groupby("block", sort=True)]
-    return found if len(set(map(len, found))) == 1 else []
+    return without_each_block(twin)
+
+
+def twin_of(table: str, tables: Tables) -> Any:
+    """The twin of a table, its rows by block of text; None where the table has none or the study has not written it."""
+    contract = known_tables().get(table)
+    twin = None if contract is None or contract.twin is None else tables.get(contract.twin.name)
+    return twin if twin is not None and {"model", "seed", "block"} <= set(twin.columns) else None
+
+
+def without_each_block(twin: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of a twin, one table per block."""
+    return [rows.drop(columns="block") for _, rows in twin.groupby("block", sort=True)]
 
 
 def drawn(blocks: Sequence[pd.DataFrame], column: str) -> Iterator[pd.DataFrame]:

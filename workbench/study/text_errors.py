@@ -8,15 +8,14 @@ after the other, at every place and for each seed on its own; the error is the j
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from probes.jackknife import jackknife_stderr
 from reports.study_tables import TEXT_ERRORS
-from workbench.analyses import known_tables
 from workbench.data.blocks import MIN_BLOCKS
+from workbench.study.left_out import twin_of, without_each_block
 from workbench.study.measures import Tables
 from workbench.study.seed_values import SOURCES, SeedValues, Source, every_summary, read_source, sources_of_plugins
 from workbench.study.summaries import Summary
@@ -50,7 +49,7 @@ def without_blocks(tables: Tables) -> Iterator[Without]:
 
 
 def _of_source(source: Source, tables: Tables) -> Iterator[Without]:
-    blocks = list(_blocks(source.table, tables))
+    blocks = _blocks(source.table, tables)
     without: dict[str, list[SeedValues]] = {}
     for rows in blocks:
         for own in read_source(source, rows):
@@ -65,18 +64,15 @@ def _of_summary(summary: Summary, tables: Tables) -> Iterator[Without]:
     def read(rows: pd.DataFrame) -> pd.DataFrame:
         return summary.read({**tables, summary.table: rows}).rename("value").reset_index()
 
-    if blocks := list(_blocks(summary.table, tables)):
+    if blocks := _blocks(summary.table, tables):
         own = SeedValues(summary.table, summary.name, ("model",), read(tables[summary.table]), is_compared=True)
         yield own, _aligned(own, [read(rows) for rows in blocks])
 
 
-def _blocks(table: str, tables: Tables) -> Iterator[Any]:
-    """Yield the rows of a table without each block; nothing where the study has none."""
-    contract = known_tables().get(table)
-    twin: Any = None if contract is None or contract.twin is None else tables.get(contract.twin.name)
-    if twin is not None and table in tables and "block" in twin:
-        for _, rows in twin.groupby("block", sort=True):
-            yield rows.drop(columns="block")
+def _blocks(table: str, tables: Tables) -> list[pd.DataFrame]:
+    """The rows of a table without each block; none where the study has no such rows."""
+    twin = twin_of(table, tables)
+    return without_each_block(twin) if twin is not None and table in tables else []
 
 
 def _aligned(own: SeedValues, without: list[pd.DataFrame]) -> np.ndarray:

@@ -13,7 +13,7 @@ from sae.config import SAEConfig
 from sae.stack import StackedSAE
 from workbench.analyses.ablate.ablation import ablation_table, iterate_ablation, without_blocks
 from workbench.analyses.ablate.records import join
-from workbench.analyses.attention.statistics import attention_tables
+from workbench.analyses.attention.statistics import measure_attention
 from workbench.analyses.sae_train import evaluation
 from workbench.analyses.sae_train.evaluation import Measured, measure_together, splice_sequences
 from workbench.analyses.topology import heads as topology_module
@@ -93,11 +93,12 @@ def test_ablation(model) -> None:
 @pytest.mark.parametrize("n", [8, 21])
 def test_attention(model, n) -> None:
     tokens = tokens_for(model, n, 16)
-    stats, twin = attention_tables(model, tokens)
+    found = measure_attention(model, tokens)
+    stats, twin = found["attention_stats"], found["attention_stats_blocks"]
     columns = ["entropy", "entropy_share", "bos_mass"]
     assert len(twin) == min(16, n) * len(stats)
     for block in (0, 4, max(twin["block"])):
-        wanted, _ = attention_tables(model, without(tokens, block))
+        wanted = measure_attention(model, without(tokens, block))["attention_stats"]
         np.testing.assert_allclose(twin[twin["block"] == block][columns], wanted[columns], **EXACT)
 
 
@@ -105,7 +106,7 @@ def test_fewer_than_eight_sequences_have_no_twin(model, tmp_path, monkeypatch) -
     monkeypatch.setattr(topology_module, "MIN_TOKENS", 1)
     tokens = tokens_for(model, 7, 16)
     assert not len(topology_tables(model, tokens)[2])
-    assert not len(attention_tables(model, tokens)[1])
+    assert not len(measure_attention(model, tokens)["attention_stats_blocks"])
     write_left_out(tmp_path, {}, block_sums(model, Batch(tokens), 2), 7)
     assert not list(tmp_path.iterdir())
 

@@ -60,24 +60,7 @@ def attention(
         ValueError: layers out of range, none, or without an attention map; tokens that do not fit; n_repeated below 0.
     """
     own: dict[str, Any] = {"seed": seed, "name": name, "n_repeated": n_repeated, "on_progress": on_progress}
-    return attention_tables(model, tokens, layers, **own)[0]
-
-
-def attention_tables(
-    model: Any,
-    tokens: Int[Tensor, "n n_ctx"],
-    layers: Sequence[int] | int | None = None,
-    *,
-    seed: int = 0,
-    name: str | None = None,
-    n_repeated: int = N_REPEATED,
-    on_progress: Callable[[float], None] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of `attention`, and attention_stats_blocks: what it says of the text, without each block of the
-    sequences, from the same pass; no rows for fewer than 8 sequences."""
-    own: dict[str, Any] = {"seed": seed, "name": name, "n_repeated": n_repeated, "on_progress": on_progress}
-    found = measure_attention(model, tokens, layers, **own)
-    return found["attention_stats"], found["attention_stats_blocks"]
+    return measure_attention(model, tokens, layers, **own)["attention_stats"]
 
 
 def measure_attention(
@@ -90,7 +73,8 @@ def measure_attention(
     n_repeated: int = N_REPEATED,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables of `attention_tables` and head_kinds by name, from one pass over the tokens."""
+    """The tables of one pass over the tokens by name: that of `attention`; attention_stats_blocks, what it says of the
+    text without each block of the sequences (no rows for fewer than 8 sequences); head_kinds."""
     tokens = checked_tokens("attention", model, tokens)
     if n_repeated < 0:
         raise ValueError(f"n_repeated: got {n_repeated}; expected 0 or more")
