@@ -123,8 +123,9 @@ def claim_texts(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def unit_of(row: Mapping[str, Any]) -> str:
-    """Return the unit of a claim's figures; of an earlier version's table, which does not say it, that of its scale."""
-    return cell_text(row.get("unit")) or ("percent" if row.get("scale") == "ratio" else "plain")
+    """Return the unit of a claim's figures; of a table that says none, or one that is not known, that of its scale."""
+    unit = cell_text(row.get("unit"))
+    return unit if unit in SUFFIXES else "percent" if row.get("scale") == "ratio" else "plain"
 
 
 def is_known(value: Any) -> bool:
