@@ -20,7 +20,7 @@ import pandas as pd
 
 from reports.adequacy import judged_saes
 from reports.figures.style import models_of
-from reports.ledger import HOLDS, UNJUDGED, figure_text, interval_text
+from reports.ledger import HOLDS, UNJUDGED, figure_text, interval_text, unit_of
 from reports.paper_tables import of_one_kind
 from reports.study import Study, problems
 from reports.study_tables import FINDINGS
@@ -195,9 +195,9 @@ def say_claims(study: Study) -> list[str]:
     text = f"{n_held} of the {len(judged)} claims that could be measured hold at least in direction ({given})."
     against = judged[(judged["figure"] == "excludes") & ~judged["verdict"].isin(HOLDS)]
     said = [
-        f"“{row['claim']}”, {figure_text(row['effect'], row['unit'])} "
-        f"{interval_text(row['ci_low'], row['ci_high'], row['unit'])}, "
-        f"excludes {figure_text(row['published_effect'], row['unit'])}"
+        f"“{row['claim']}”, {figure_text(row['effect'], unit_of(row))} "
+        f"{interval_text(row['ci_low'], row['ci_high'], unit_of(row))}, "
+        f"excludes {figure_text(row['published_effect'], unit_of(row))}"
         for row in _rows(against.head(N_CONTRADICTED))
     ]
     n_more = len(against) - len(said)
